@@ -1,0 +1,32 @@
+# Two commands: `make demo` shows the whole way, `make test` proves it. `make check test` is the gate.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: install demo test check clean
+
+install: $(STAMP)
+
+# torch goes first and alone: resolved together with the rest, it is replaced by a build of several gigabytes.
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[build,openvino,dev]' -c constraints.txt
+	@touch $@
+
+demo: install
+	$(BIN)/python -m quad.evaluate.demo
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/python tools/sizes.py src tests tools
+
+clean:
+	rm -rf out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,0 +1,5 @@
+"""`python -m quad` is the `quad` command."""
+
+from quad.cli.main import main
+
+main()

@@ -1,0 +1,61 @@
+"""The house keeps its walls: what may be loaded on a device, and that every verb is documented."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from quad.cli.main import app
+
+ROOT = Path(__file__).parents[1]
+NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
+DEVICE_ROOMS = [room for room in ("quad.core", "quad.runtime", "quad.delivery") if importlib.util.find_spec(room)]
+
+
+def _loaded(code: str) -> set[str]:
+    """Top-level modules that a fresh interpreter has loaded after `code`."""
+    script = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=120)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("room", DEVICE_ROOMS)
+def test_device_rooms_load_no_training_framework(room: str) -> None:
+    # Vendor engines are walked too: they may import their vendor only when opened.
+    walk = f"for module in pkgutil.walk_packages(room.__path__, '{room}.'): importlib.import_module(module.name)"
+    assert not _loaded(f"import importlib, pkgutil\nimport {room} as room\n{walk}") & NOT_ON_A_DEVICE
+
+
+def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
+    assert not _loaded("import quad\nassert quad.QuadPipeline.from_pretrained") & NOT_ON_A_DEVICE
+
+
+def test_the_command_line_itself_is_light() -> None:
+    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime"})
+
+
+def _verbs() -> list[str]:
+    return [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+
+
+def test_there_are_verbs() -> None:
+    assert {"build", "run", "inspect"} <= set(_verbs())
+
+
+@pytest.mark.parametrize("verb", _verbs())
+def test_every_verb_and_option_is_documented(verb: str) -> None:
+    from typer.main import get_command
+
+    text = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## quad (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert verb in sections
+    command = get_command(app).commands[verb]  # type: ignore[attr-defined]
+    options = [name for parameter in command.params for name in parameter.opts if name.startswith("--") and name != "--help"]
+    missing = [name for name in options if f"`{name}" not in sections[verb]]
+    assert not missing
