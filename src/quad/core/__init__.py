@@ -1,0 +1,1 @@
+"""The vocabulary of quad: what every room may import. NumPy, msgspec and safetensors only."""

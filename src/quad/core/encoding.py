@@ -1,0 +1,99 @@
+"""Encodings: how the real numbers of one tensor become integers, and back. Source: method.md section 1, Eq. 4-7."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+MIN_SCALE = 1e-8
+
+_DTYPES: dict[tuple[int, bool], type[np.integer]] = {
+    (8, True): np.int8,
+    (8, False): np.uint8,
+    (16, True): np.int16,
+    (16, False): np.uint16,
+    (32, True): np.int32,
+}
+
+
+class Encoding(msgspec.Struct, frozen=True):
+    """Affine encoding of one tensor.
+
+    Args:
+        bits: 8, 16 or 32.
+        signed: integers are two's complement; symmetric encodings use `[-qmax, qmax]` only.
+        symmetric: zero point is 0 and the range is `+-max|T|`.
+        scale: one entry, or one per channel.
+        zero_point: as many entries as `scale`.
+        axis: the channel axis, None per tensor.
+    """
+
+    bits: int
+    signed: bool
+    symmetric: bool
+    scale: tuple[float, ...]
+    zero_point: tuple[int, ...]
+    axis: int | None = None
+
+    @property
+    def dtype(self) -> np.dtype:
+        return np.dtype(_DTYPES[self.bits, self.signed])
+
+    @property
+    def qmin(self) -> int:
+        info = np.iinfo(self.dtype)
+        return -int(info.max) if self.symmetric and self.signed else int(info.min)
+
+    @property
+    def qmax(self) -> int:
+        return int(np.iinfo(self.dtype).max)
+
+    def broadcast(self, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Scale and zero point shaped to broadcast against a tensor of `ndim` axes."""
+        scale = np.asarray(self.scale, dtype=np.float32)
+        zero = np.asarray(self.zero_point, dtype=np.int64)
+        if self.axis is None:
+            return scale.reshape(()), zero.reshape(())
+        shape = [1] * ndim
+        shape[self.axis] = -1
+        return scale.reshape(shape), zero.reshape(shape)
+
+    def quantize(self, tensor: NDArray[np.floating]) -> NDArray[np.integer]:
+        """Eq. 6: `clamp(round(T / s) + z, qmin, qmax)`, ties to even, in float32 as engines do."""
+        scale, zero = self.broadcast(tensor.ndim)
+        q = np.rint(tensor.astype(np.float32) / scale) + zero
+        clipped: NDArray[np.integer] = np.clip(q, self.qmin, self.qmax).astype(self.dtype)
+        return clipped
+
+    def dequantize(self, integers: NDArray[np.integer]) -> NDArray[np.float32]:
+        """Eq. 7: `s (q - z)`."""
+        scale, zero = self.broadcast(integers.ndim)
+        return ((integers.astype(np.int64) - zero).astype(np.float32) * scale).astype(np.float32)
+
+
+def encode_range(low: NDArray[np.floating] | float, high: NDArray[np.floating] | float, *, bits: int, signed: bool,
+                 symmetric: bool, axis: int | None = None) -> Encoding:  # fmt: skip
+    """The encoding of a range: Eq. 4 and 5.
+
+    Zero is forced into the range, so that zero adapters and zero padding are exact, and `s >= 1e-8`.
+
+    Args:
+        low, high: scalars, or arrays `(channels,)` with `axis`.
+
+    Raises:
+        ValueError: a bound is NaN or infinite.
+    """
+    lo = np.minimum(np.atleast_1d(np.asarray(low, dtype=np.float64)), 0.0)
+    hi = np.maximum(np.atleast_1d(np.asarray(high, dtype=np.float64)), 0.0)
+    if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
+        raise ValueError("range holds NaN or Inf")
+    probe = Encoding(bits, signed, symmetric, (1.0,), (0,))
+    if symmetric:
+        scale = np.maximum(np.maximum(-lo, hi) / probe.qmax, MIN_SCALE)
+        zero = np.zeros_like(scale)
+    else:
+        scale = np.maximum((hi - lo) / (probe.qmax - probe.qmin), MIN_SCALE)
+        zero = np.clip(np.rint(probe.qmin - lo / scale), probe.qmin, probe.qmax)
+    scales = tuple(float(s) for s in scale.astype(np.float32))
+    return Encoding(bits, signed, symmetric, scales, tuple(int(z) for z in zero), axis)

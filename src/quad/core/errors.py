@@ -1,0 +1,58 @@
+"""The error tree, split by who can mend it.
+
+    QuadError                 exit 1
+    |-- InputError            exit 1   the file or value that was given is wrong
+    |   `-- UsageError        exit 2   the call itself is wrong: unknown task, bad option value
+    |-- UnsupportedError      exit 1   well-formed, but not something quad can do
+    |-- RefusedError          exit 3   given things do not belong together or are not what they claim to be
+    |   |-- VerificationError exit 3   a digest, signature or format check failed
+    |   `-- CompatibilityError exit 3  made for other slots, another profile or another target
+    `-- BackendError          exit 1   an engine, a toolchain or the disk failed
+
+A message is one line: where, expected, found, what to do next.
+"""
+
+from __future__ import annotations
+
+
+class QuadError(Exception):
+    """Root of all errors that quad raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(QuadError):
+    """What the user gave is wrong; the message says how to mend it."""
+
+
+class UsageError(InputError):
+    """The call is wrong: an unknown name or a value outside its range."""
+
+    exit_code = 2
+
+
+class UnsupportedError(QuadError):
+    """The input is well-formed, but beyond what quad does."""
+
+
+class RefusedError(QuadError):
+    """Refused on purpose: running it could give wrong results."""
+
+    exit_code = 3
+
+
+class VerificationError(RefusedError):
+    """A digest, a format version or a path is not what the manifest promises."""
+
+
+class CompatibilityError(RefusedError):
+    """Two things that were made for different slots, profiles or targets."""
+
+
+class BackendError(QuadError):
+    """An engine, a toolchain or the operating system failed."""
+
+
+def mismatch(where: str, expected: object, found: object, then: str) -> str:
+    """The one-line form of every message: where, expected, found, what to do next."""
+    return f"{where}: expected {expected}, found {found}; {then}"

@@ -1,0 +1,81 @@
+"""Writing whole or not at all, and never leaving a directory by a name."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from quad.core.errors import BackendError, InputError, VerificationError
+
+
+def inside(root: Path, name: str) -> Path:
+    """The file `name` below `root`.
+
+    Raises:
+        VerificationError: the name is absolute, climbs out, or goes through a link out of `root`.
+    """
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+        raise VerificationError(f"{root}: expected file names inside the directory, found {name!r}; the manifest is not to be trusted")
+    path = root / pure
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise VerificationError(f"{root}: {name!r} is a link out of the directory; the manifest is not to be trusted")
+    return path
+
+
+def _disk_error(where: Path, error: OSError) -> BackendError:
+    reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
+    return BackendError(f"{where}: cannot write ({reason}); nothing was written, free some space or choose another place")
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole: to a temporary name beside it, then rename.
+
+    Raises:
+        BackendError: the disk is full or the place cannot be written to.
+    """
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise _disk_error(path, error) from error
+
+
+@contextmanager
+def new_directory(final: Path, marker: str) -> Iterator[Path]:
+    """A temporary directory that becomes `final` when the block ends well, and vanishes when it does not.
+
+    An existing `final` is replaced only if it holds a file `marker` (it is one of ours) or is empty.
+
+    Raises:
+        InputError: `final` exists and is something else.
+        BackendError: the disk is full or the place cannot be written to.
+    """
+    if final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir()))):
+        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another -o")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
+    except OSError as error:
+        raise _disk_error(final, error) from error
+    try:
+        yield stage
+        stage.chmod(0o755)
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(stage, final)
+    except OSError as error:
+        raise _disk_error(final, error) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,37 @@
+"""The profile: the encodings of every weight, slot and activation, one for all adapters. Source: method.md section 3.
+
+Tensors are named by what they are, not by where a compiler puts them:
+`<module path>.weight`, `<module path>.in` (the activation a Conv or Linear reads), `<attention path>.q|k|v|p`
+(operands of the two attention matmuls, p after softmax), `<slot path>.lora_A`, `<slot path>.lora_B` and
+`<slot path>.lora_mid` (A x).
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from quad.core.digests import digest
+from quad.core.encoding import Encoding
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """Encodings by component and tensor name, with how they came to be.
+
+    Args:
+        encodings: component -> tensor name -> encoding.
+        mode: pooled | anchor | unified, or float where nothing is quantized.
+        anchor: the adapter whose ranges rule, where mode is `anchor`.
+        parents: digests of what the profile was made from (base, adapters, slots).
+    """
+
+    encodings: dict[str, dict[str, Encoding]]
+    mode: str = "pooled"
+    anchor: str | None = None
+    parents: dict[str, str] = {}
+
+    @property
+    def digest(self) -> str:
+        return digest(self)
+
+    def component(self, name: str) -> dict[str, Encoding]:
+        return self.encodings.get(name, {})
