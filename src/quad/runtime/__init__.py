@@ -1,0 +1,36 @@
+"""On the device: open a bundle, swap adapters, make pictures. No torch; engines are imported when chosen."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from quad.runtime.adapters import AdapterStore as AdapterStore
+    from quad.runtime.bundle import Bundle as Bundle
+    from quad.runtime.bundle import open_bundle as open_bundle
+    from quad.runtime.engine import Engine as Engine
+    from quad.runtime.engine import Session as Session
+    from quad.runtime.output import PipelineOutput as PipelineOutput
+    from quad.runtime.pipeline import QuadPipeline as QuadPipeline
+
+_LAZY = {
+    "AdapterStore": "quad.runtime.adapters",
+    "Bundle": "quad.runtime.bundle",
+    "open_bundle": "quad.runtime.bundle",
+    "Engine": "quad.runtime.engine",
+    "Session": "quad.runtime.engine",
+    "PipelineOutput": "quad.runtime.output",
+    "QuadPipeline": "quad.runtime.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """PEP 562: the room's public names, imported on first use."""
+    if name not in _LAZY:
+        raise AttributeError(f"module 'quad.runtime' has no attribute {name!r}")
+    return getattr(importlib.import_module(_LAZY[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_LAZY])

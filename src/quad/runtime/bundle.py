@@ -1,0 +1,134 @@
+"""Opening a bundle: nothing in it is trusted by its name."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from quad.core.digests import canonical_json, file_digest
+from quad.core.errors import InputError, VerificationError, mismatch
+from quad.core.files import inside
+from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+
+COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
+AGAIN = "fetch or build the bundle again"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: where it is, what it says, and what its graph's inputs mean."""
+
+    root: Path
+    manifest: BundleManifest
+    slots: SlotTable
+    profile: Profile
+
+    def path(self, name: str) -> Path:
+        """A shipped file by its name in the manifest.
+
+        Raises:
+            VerificationError: the manifest does not list it.
+        """
+        if name not in self.manifest.files:
+            raise VerificationError(mismatch(f"{self.root / BUNDLE_FILE}", f"an entry for {name}", "none", AGAIN))
+        return inside(self.root, name)
+
+    def graph(self, component: str) -> Path:
+        """The graph file of a component."""
+        return self.path(self.manifest.components[component].file)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        return self.path(TOKENIZER_FILE)
+
+    def adapter_files(self, name: str) -> tuple[Path, Path]:
+        """`adapter.json` and `adapter.safetensors` of a shipped adapter."""
+        return self.path(f"adapters/{name}/adapter.json"), self.path(f"adapters/{name}/adapter.safetensors")
+
+
+def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
+    """Open a bundle directory and check that it is what its manifest says.
+
+    Args:
+        path: the directory.
+        verify: compare the digest of every file; False checks only the manifest, the slots and the profile.
+
+    Raises:
+        InputError: there is no bundle at `path`.
+        VerificationError: unknown format version, a changed or missing file, or a name that leaves the directory.
+    """
+    root = Path(path)
+    manifest = _read_manifest(root)
+    _check_listed(root, manifest)
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
+    slots = _decode(inside(root, SLOTS_FILE), SlotTable)
+    profile = _decode(inside(root, PROFILE_FILE), Profile)
+    for parent, found in (("slots", slots.digest), ("profile", profile.digest)):
+        expected = manifest.parents.get(parent, "none")
+        if expected != found:
+            raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", found[:8], AGAIN))
+    return Bundle(root, manifest, slots, profile)
+
+
+def _read_manifest(root: Path) -> BundleManifest:
+    """`bundle.json`: version first, then the seal, so that a newer format is told apart from a damaged file."""
+    path = root / BUNDLE_FILE
+    if not path.is_file():
+        found = "no such directory" if not root.exists() else "none"
+        raise InputError(mismatch(str(root), f"a bundle directory with {BUNDLE_FILE}", found, "make one with quad build MODEL -o BUNDLE"))
+    text = path.read_bytes()
+    try:
+        version = json.loads(text).get("format_version")
+    except (ValueError, AttributeError) as error:
+        raise VerificationError(mismatch(str(path), "a JSON object", "something else", AGAIN)) from error
+    if version != FORMAT_VERSION:
+        then = "update quad or build the bundle again"
+        raise VerificationError(mismatch(str(path), f"format version {FORMAT_VERSION}", repr(version), then))
+    manifest = _decode(path, BundleManifest)
+    if not manifest.sha256:
+        raise VerificationError(mismatch(str(path), "a sealed manifest", "no sha256", AGAIN))
+    if canonical_json(seal(manifest)) != text.rstrip(b"\n"):
+        raise VerificationError(mismatch(str(path), f"the manifest sealed {manifest.sha256[:8]}", "another text", AGAIN))
+    return manifest
+
+
+def _decode(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise VerificationError(mismatch(str(path), f"a {kind.__name__}", f"something else ({error})", AGAIN)) from error
+
+
+def _check_listed(root: Path, manifest: BundleManifest) -> None:
+    """Every file that will be opened must have a digest."""
+    needed = [SLOTS_FILE, PROFILE_FILE, TOKENIZER_FILE]
+    for component in COMPONENTS:
+        if component not in manifest.components:
+            raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"a component {component}", sorted(manifest.components), AGAIN))
+    for part in manifest.components.values():
+        needed += [part.file, *part.data_files]
+    for name in manifest.adapters:
+        needed += [f"adapters/{name}/adapter.json", f"adapters/{name}/adapter.safetensors"]
+    missing = [name for name in needed if name not in manifest.files]
+    if missing:
+        raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", "a digest for every file", f"none for {', '.join(missing)}", AGAIN))
+
+
+def _check_file(root: Path, name: str, sha256: str | None) -> None:
+    path = inside(root, name)
+    if not path.is_file():
+        raise VerificationError(mismatch(str(root), f"a file {name}", "none", AGAIN))
+    if sha256 is None:
+        return
+    found = file_digest(path)
+    if found != sha256:
+        raise VerificationError(mismatch(str(path), f"digest {sha256[:8]}", found[:8], f"the file was changed or damaged, {AGAIN}"))

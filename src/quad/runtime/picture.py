@@ -1,0 +1,163 @@
+"""Any input picture, and the square the graph reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from quad.core.errors import InputError, mismatch
+
+PictureSource = Image.Image | NDArray[Any] | str | Path
+MAX_PIXELS = 100_000_000
+_WIDE_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
+
+
+def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
+    """A picture as given by the user, wholly read and turned upright; its mode is as it comes.
+
+    Args:
+        source: PIL picture, array `(H, W)` or `(H, W, 1|3|4)` of uint8, bool or float in [0, 1], or a file's path.
+        where: what to call it in a message.
+
+    Raises:
+        InputError: it is no picture, is damaged, or too large.
+    """
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, np.ndarray):
+        return _from_array(source, where)
+    if not isinstance(source, str | Path):
+        raise InputError(mismatch(where, "a picture or a file's path", type(source).__name__, "open it with PIL first"))
+    try:
+        data = Path(source).read_bytes()
+    except OSError as error:
+        raise InputError(mismatch(f"{where} {source}", "a picture file", error.strerror or "none", "check the path")) from error
+    try:
+        with Image.open(BytesIO(data)) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                found = f"{picture.width}x{picture.height}"
+                raise InputError(mismatch(f"{where} {source}", f"at most {MAX_PIXELS} pixels", found, "make it smaller"))
+            picture.load()
+            return ImageOps.exif_transpose(picture)
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise many kinds, and bomb warnings may be errors
+        reason = "something else" if isinstance(error, UnidentifiedImageError) else f"a damaged one ({error})"
+        raise InputError(mismatch(f"{where} {source}", "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
+
+
+def _from_array(array: NDArray[Any], where: str) -> Image.Image:
+    flat = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+    if 0 in flat.shape or not (flat.ndim == 2 or (flat.ndim == 3 and flat.shape[-1] in (3, 4))):
+        raise InputError(mismatch(where, "an array (H, W) or (H, W, 3)", f"shape {array.shape}", "transpose or slice it"))
+    if flat.dtype == np.bool_:
+        flat = flat.astype(np.uint8) * 255
+    elif np.issubdtype(flat.dtype, np.floating):
+        if not (np.isfinite(flat).all() and flat.min() >= 0 and flat.max() <= 1):
+            raise InputError(mismatch(where, "floats in [0, 1]", f"{flat.min()} to {flat.max()}", "scale it"))
+        flat = np.rint(flat * 255).astype(np.uint8)
+    if flat.dtype != np.uint8:
+        raise InputError(mismatch(where, "uint8, bool or float", str(array.dtype), "convert it"))
+    return Image.fromarray(np.ascontiguousarray(flat))
+
+
+def to_rgb(picture: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The picture as uint8 `(H, W, 3)`; transparent parts are laid on white, which a note says."""
+    if picture.mode in _WIDE_MODES:
+        grey = np.asarray(picture, np.float64)
+        top = 1.0 if grey.max() <= 1 else 255.0 if grey.max() <= 255 else 65535.0
+        level = np.rint(np.clip(grey / top, 0, 1) * 255).astype(np.uint8)
+        return np.repeat(level[..., None], 3, axis=2), ()
+    if not picture.has_transparency_data:
+        return np.asarray(picture.convert("RGB"), np.uint8), ()
+    layered = picture.convert("RGBA")
+    ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+    flat = np.asarray(Image.alpha_composite(ground, layered).convert("RGB"), np.uint8)
+    clear = np.asarray(layered)[..., 3].min() < 255
+    return flat, ("image: its transparent parts were laid on white",) if clear else ()
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a picture lies in the graph's square; boxes are (left, top, right, bottom) in pixels.
+
+    Args:
+        source: the part of the picture that is read.
+        square: where it lies in the square; the rest repeats its edge.
+        width, height: of the whole picture.
+        size: side of the square.
+    """
+
+    source: tuple[int, int, int, int]
+    square: tuple[int, int, int, int]
+    width: int
+    height: int
+    size: int
+
+    @property
+    def is_identity(self) -> bool:
+        return self.width == self.height == self.size
+
+    def forward(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """uint8 `(H, W, 3)` into the square `(size, size, 3)`."""
+        left, top, right, bottom = self.square
+        small = _resize(_crop(picture, self.source), right - left, bottom - top, Image.Resampling.LANCZOS)
+        return np.pad(small, (*self._margins(), (0, 0)), mode="edge")
+
+    def forward_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """A mask `(H, W)` into the square: a pixel is inside when any part of it is."""
+        left, top, right, bottom = self.square
+        cut = np.asarray(_crop(mask, self.source), np.float32)
+        small = _resize_plane(cut, right - left, bottom - top, Image.Resampling.BOX)
+        return np.pad(small > 0, self._margins())
+
+    def back(self, square: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Planes `(size, size, C)` of the square laid over the picture, `(H, W, C)`; zero where the square does not reach."""
+        left, top, right, bottom = self.source
+        part = _crop(square, self.square)
+        planes = [_resize_plane(part[..., c], right - left, bottom - top, Image.Resampling.BICUBIC) for c in range(part.shape[-1])]
+        whole = np.zeros((self.height, self.width, len(planes)), np.float32)
+        whole[top:bottom, left:right] = np.stack(planes, axis=-1)
+        return whole
+
+    def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        left, top, right, bottom = self.square
+        return ((top, self.size - bottom), (left, self.size - right))
+
+
+def fit_whole(width: int, height: int, size: int) -> Fit:
+    """The whole picture, centred in the square."""
+    scale = size / max(width, height)
+    w, h = max(1, round(width * scale)), max(1, round(height * scale))
+    left, top = (size - w) // 2, (size - h) // 2
+    return Fit((0, 0, width, height), (left, top, left + w, top + h), width, height, size)
+
+
+def fit_centre(width: int, height: int, size: int) -> Fit:
+    """The picture's centre square, filling the square."""
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return Fit((left, top, left + side, top + side), (0, 0, size, size), width, height, size)
+
+
+def _crop(array: NDArray[Any], box: tuple[int, int, int, int]) -> NDArray[Any]:
+    left, top, right, bottom = box
+    return array[top:bottom, left:right]
+
+
+def _resize(picture: NDArray[np.uint8], width: int, height: int, how: Image.Resampling) -> NDArray[np.uint8]:
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), how), np.uint8)
+
+
+def _resize_plane(plane: NDArray[np.float32], width: int, height: int, how: Image.Resampling) -> NDArray[np.float32]:
+    if plane.shape == (height, width):
+        return plane
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((width, height), how), np.float32)

@@ -1,0 +1,75 @@
+"""Prompts to token ids, and what of a prompt the model cannot read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer as Encoder
+
+from quad.core.errors import VerificationError, mismatch
+from quad.core.manifest import TextSpec
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One prompt as the text encoder reads it.
+
+    Args:
+        ids: int64 `(1, length)`, filled up with the pad id.
+        unknown: words of the prompt outside the vocabulary, in order, each once.
+        dropped: tokens that did not fit into `length`.
+    """
+
+    ids: NDArray[np.int64]
+    unknown: tuple[str, ...] = ()
+    dropped: int = 0
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should be told, one line each."""
+        lines = []
+        if self.unknown:
+            words = ", ".join(repr(word) for word in self.unknown)
+            lines.append(f"prompt: this model does not know {words}; it reads them as unknown words")
+        if self.dropped:
+            lines.append(f"prompt: {self.dropped} tokens beyond the first {self.ids.shape[1]} were not read")
+        return tuple(lines)
+
+
+class Tokenizer:
+    """A `tokenizer.json` with a fixed length."""
+
+    def __init__(self, path: Path, text: TextSpec) -> None:
+        """Read the file.
+
+        Raises:
+            VerificationError: it is no tokenizer file.
+        """
+        try:
+            self._encoder = Encoder.from_file(str(path))
+        except Exception as error:  # the library raises the bare class
+            raise VerificationError(mismatch(str(path), "a tokenizer", f"something else ({error})", "build the bundle again")) from error
+        self._text = text
+        self._encoder.no_padding()
+        self._encoder.enable_truncation(max_length=text.length)
+        unknown = getattr(self._encoder.model, "unk_token", None)
+        self._unknown_id = None if unknown is None else self._encoder.token_to_id(unknown)
+
+    def __call__(self, prompt: str) -> Tokens:
+        """Ids of a prompt, with the words that have none."""
+        encoding = self._encoder.encode(prompt)
+        ids = np.full((1, self._text.length), self._text.pad_id, dtype=np.int64)
+        ids[0, : len(encoding.ids)] = encoding.ids
+        parts = [encoding, *encoding.overflowing]
+        words = [
+            prompt[start:stop]
+            for part in parts
+            for token, (start, stop) in zip(part.ids, part.offsets, strict=True)
+            if token == self._unknown_id and stop > start
+        ]
+        special = sum(encoding.special_tokens_mask)
+        dropped = sum(max(len(part.ids) - special, 0) for part in encoding.overflowing)
+        return Tokens(ids, tuple(dict.fromkeys(words)), dropped)

@@ -1,0 +1,128 @@
+"""Adapters: who fits, who is refused and with which words, and exact sums on the lattice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError
+from quad.core.manifest import AdapterManifest
+from quad.core.pack import write_pack
+from quad.runtime import AdapterStore, open_bundle
+from quad.runtime.mix import weights_of
+
+Ink = tuple[AdapterManifest, dict[str, NDArray[Any]]]
+
+
+@pytest.fixture
+def store(tiny_bundle: Path) -> AdapterStore:
+    return AdapterStore(open_bundle(tiny_bundle))
+
+
+def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
+    assert store.names == ("transform", "removal", "sketch")
+    assert store.size_bytes() == 0
+    first = store.buffers("removal")
+    assert store.size_bytes() == sum(a.nbytes for a in first.values()) > 0
+    assert store.buffers("removal") is first
+    store.drop("removal")
+    assert store.size_bytes() == 0
+    assert "removal" in store.names
+
+
+def test_unknown_name_lists_known_ones(store: AdapterStore) -> None:
+    with pytest.raises(UsageError, match="one of transform, removal, sketch, found 'ink'"):
+        store.buffers("ink")
+
+
+def test_pack_and_directory_give_the_same(store: AdapterStore, tiny_bundle: Path, ink: Ink, tmp_path: Path) -> None:
+    write_pack(tmp_path / "ink.qpack", *ink)
+    assert store.load(tmp_path / "ink.qpack") == "ink"
+    assert store.load(tiny_bundle / "adapters/sketch", "again") == "again"
+    for name, array in ink[1].items():
+        np.testing.assert_array_equal(store.buffers("ink")[name], array)
+        np.testing.assert_array_equal(store.buffers("again")[name], store.buffers("sketch")[name])
+    store.drop("ink")
+    assert "ink" not in store.names
+
+
+@pytest.mark.parametrize("parent", ["slots", "profile"])
+def test_adapter_of_another_bundle(store: AdapterStore, ink: Ink, tmp_path: Path, parent: str) -> None:
+    manifest = msgspec.structs.replace(ink[0], parents=ink[0].parents | {parent: "3f2a" * 16})
+    write_pack(tmp_path / "ink.qpack", manifest, ink[1])
+    text = rf"^adapter 'ink' was packed for {parent} 3f2a3f2a, bundle 'phone' has \w{{8}}: run quad adapt phone ink=ink.safetensors$"
+    with pytest.raises(CompatibilityError, match=text):
+        store.load(tmp_path / "ink.qpack")
+    assert "ink" not in store.names
+
+
+@pytest.mark.parametrize("change", ["dtype", "shape", "missing"])
+def test_tensors_that_are_not_the_slots(store: AdapterStore, ink: Ink, tmp_path: Path, change: str) -> None:
+    tensors = dict(ink[1])
+    array = tensors.pop("mid.to_q.lora_A")
+    if change != "missing":
+        tensors["mid.to_q.lora_A"] = array.astype(np.int8) if change == "dtype" else array[:2]
+    write_pack(tmp_path / "ink.qpack", ink[0], tensors)
+    with pytest.raises(VerificationError, match=r"adapter 'ink'.*pack it again"):
+        store.load(tmp_path / "ink.qpack")
+
+
+def test_pickles_and_nothing(store: AdapterStore, tmp_path: Path) -> None:
+    (tmp_path / "ink.bin").write_bytes(b"\x80\x04")
+    with pytest.raises(InputError, match="pickled weights; a pickle can run code"):
+        store.load(tmp_path / "ink.bin")
+    with pytest.raises(InputError, match="found none; check the path"):
+        store.load(tmp_path / "no.qpack")
+
+
+def _function(buffers: dict[str, NDArray[Any]], path: str) -> NDArray[np.int64]:
+    """B A of a slot in integers."""
+    a, b = (buffers[f"{path}.lora_{x}"].astype(np.int64) for x in "AB")
+    return np.asarray(b.reshape(b.shape[0], -1) @ a.reshape(a.shape[0], -1))
+
+
+def test_sum_of_two_is_exact_when_ranks_fit(store: AdapterStore) -> None:
+    mixed, notes = store.mix(["transform", "removal"], [1.0, 1.0])
+    assert not notes
+    for path in ("conv_in", "mid.to_q"):
+        expected = _function(store.buffers("transform"), path) + _function(store.buffers("removal"), path)
+        np.testing.assert_array_equal(_function(mixed, path), expected)
+
+
+def test_integer_weight_is_exact_and_a_fraction_rounds_b_only(store: AdapterStore) -> None:
+    own = store.buffers("sketch")
+    twice, notes = store.mix(["sketch"], [-2.0])
+    assert not notes
+    np.testing.assert_array_equal(_function(twice, "mid.to_q"), -2 * _function(own, "mid.to_q"))
+    third, _ = store.mix(["sketch"], [0.3])
+    np.testing.assert_array_equal(third["mid.to_q.lora_A"], own["mid.to_q.lora_A"])
+    assert np.abs(third["mid.to_q.lora_B"] - 0.3 * own["mid.to_q.lora_B"]).max() <= 0.5 + 1e-3
+
+
+def test_one_adapter_of_weight_one_is_itself(store: AdapterStore) -> None:
+    assert store.mix(["sketch"], [1.0])[0] is store.buffers("sketch")
+    assert store.mix([], [])[0] is store.zeros
+    nothing, _ = store.mix(["sketch"], [0.0])
+    assert not any(array.any() for name, array in nothing.items() if name.endswith("B"))
+
+
+def test_clipping_is_said(store: AdapterStore) -> None:
+    _, notes = store.mix(["sketch"], [50.0])
+    assert "were clipped; use smaller weights" in notes[0]
+
+
+def test_ranks_that_do_not_fit_say_why(store: AdapterStore) -> None:
+    text = r"'transform' \(rank 2\) \+ 'sketch' \(rank 4\) need rank 6 at slot conv_in, the bundle has 4: .*--max-rank 6"
+    with pytest.raises(CompatibilityError, match=text):
+        store.mix(["transform", "sketch"], [1.0, 1.0])
+
+
+@pytest.mark.parametrize(("names", "weights"), [(["a"], [1.0, 2.0]), (["a", "a"], None), (["a"], float("nan")), (["a", "b"], [1.0])])
+def test_wrong_weights(names: list[str], weights: Any) -> None:
+    with pytest.raises(UsageError, match="one finite weight each"):
+        weights_of(names, weights)
