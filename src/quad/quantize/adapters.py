@@ -1,0 +1,100 @@
+"""Adapters as integers: balance each one, then write it in the profile's encodings.
+
+`B A = (B / g)(g A)` for every g != 0 (method.md section 3). An adapter file may hold small A and large B, or the reverse; the shared
+scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Taking g so that
+`max|A| = max|B| = sqrt(max|A| max|B|)` is the best that one number per adapter and slot can do: with shared ranges R_A, R_B the squared
+relative step of the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`; `max|A_i| max|B_i|` is given, so it is least with equal halves.
+It looks at one adapter alone, so an adapter admitted later is balanced the same way. Diagonal and SVD alignment come with the next issue.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.errors import CompatibilityError, InputError, mismatch
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.model.lora import FloatAdapter, LowRank
+from quad.model.slotted import slot_inputs
+
+_BALANCED = 1e-4  # a ratio this near to one is left alone, so that balancing twice is balancing once
+
+
+def integer_slots(table: SlotTable, lora_bits: int) -> SlotTable:
+    """The same slots with integer graph inputs, `lora_bits` 16 or 8."""
+    return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int16" if lora_bits == 16 else "int8") for slot in table.slots))
+
+
+def require_finite(adapter: FloatAdapter) -> None:
+    """Refuse an adapter that holds NaN or Inf.
+
+    Raises:
+        InputError: names the adapter and the slot.
+    """
+    for path, pair in adapter.weights.items():
+        if not (np.isfinite(pair.a).all() and np.isfinite(pair.b).all()):
+            where = f"adapter {adapter.name!r}, {path}"
+            raise InputError(mismatch(where, "finite weights", "NaN or Inf", "train it again or give another file"))
+
+
+def balance(adapter: FloatAdapter) -> FloatAdapter:
+    """The same function with `max|A| = max|B|` in every slot; a slot whose product is zero becomes zero in both.
+
+    Raises:
+        InputError: a weight is NaN or infinite.
+    """
+    require_finite(adapter)
+    return replace(adapter, weights={path: _balanced(pair) for path, pair in adapter.weights.items()})
+
+
+def _balanced(pair: LowRank) -> LowRank:
+    largest_a, largest_b = float(np.abs(pair.a).max(initial=0.0)), float(np.abs(pair.b).max(initial=0.0))
+    if largest_a == 0.0 or largest_b == 0.0:
+        return replace(pair, a=np.zeros_like(pair.a), b=np.zeros_like(pair.b))
+    gain = math.sqrt(largest_b / largest_a)
+    if abs(gain - 1.0) < _BALANCED:
+        return pair
+    return replace(pair, a=(pair.a * gain).astype(np.float32), b=(pair.b / gain).astype(np.float32))
+
+
+def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
+    """Float slot inputs of the balanced adapter, zero-padded; None is the base."""
+    return slot_inputs(None if adapter is None else balance(adapter), table)
+
+
+def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.integer]]:
+    """The integers to bind: every slot input in the profile's encoding, zero-padded to the slot's rank.
+
+    Args:
+        adapter: any adapter whose slots are in the table; None gives exact zeros, which is the base.
+
+    Raises:
+        InputError: a weight is NaN or infinite.
+        CompatibilityError: a slot input has no encoding, or the adapter's weights do not fit into its range even when balanced.
+    """
+    name = "base" if adapter is None else adapter.name
+    component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
+    integers: dict[str, NDArray[np.integer]] = {}
+    for graph_input, values in balanced_inputs(adapter, table).items():
+        encoding = profile.component(component_of[graph_input]).get(graph_input)
+        if encoding is None:
+            then = "build the profile for these slots"
+            raise CompatibilityError(mismatch(f"adapter {name!r}", f"an encoding of {graph_input}", "none", then))
+        scale = encoding.scale[0]
+        largest, limit = float(np.abs(values).max(initial=0.0)), scale * encoding.qmax
+        if largest > limit + 0.5 * scale:
+            then = "clipping would weaken it, so build the bundle again with this adapter"
+            raise CompatibilityError(mismatch(f"adapter {name!r}, {graph_input}", f"weights within {limit:.4g}", f"{largest:.4g}", then))
+        integers[graph_input] = encoding.quantize(values)
+    return integers
+
+
+def dequantize_adapter(integers: dict[str, NDArray[np.integer]], table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
+    """What the graph's DequantizeLinear makes of the integers: the float slot inputs of the simulated network."""
+    component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
+    return {name: profile.component(component_of[name])[name].dequantize(values) for name, values in integers.items()}

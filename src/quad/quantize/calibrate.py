@@ -1,0 +1,157 @@
+"""Real work for the observers: each task's own sampler, conditioned as on the device, with the float networks.
+
+So the ranges see all sampler steps, all adapters, and the conditional and unconditional side. Source: method.md section 5, step 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.manifest import TaskSpec
+from quad.core.slots import SlotTable
+from quad.model.base import Base, text_module, vae_decoder_module, vae_encoder_module
+from quad.model.lora import FloatAdapter
+from quad.model.sites import add_sites
+from quad.model.slotted import SlottedNetwork
+from quad.quantize.adapters import balanced_inputs
+from quad.quantize.observers import Feed, Statistics, observe
+from quad.quantize.session import TorchSession, torch_sessions
+from quad.runtime.conditioning import Given, make_condition
+from quad.runtime.network import guided_network, sample_channels
+from quad.runtime.picture import PictureSource
+from quad.runtime.samplers import run_sampler
+from quad.runtime.tokenizer import Tokenizer
+
+BASE_SOURCE = "base"  # the source name of runs without an adapter
+
+
+@dataclass(frozen=True)
+class CalibrationSample:
+    """One call of the pipeline that the ranges must hold.
+
+    Args:
+        task: one of the base's tasks.
+        image, mask: what the task reads; PIL, array or path.
+        adapter: None for the task's own; a name, for an adapter that has no task.
+    """
+
+    task: str
+    prompt: str
+    image: PictureSource | None = None
+    mask: PictureSource | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How samples are run; sample k draws its noise from `seed + k`."""
+
+    seed: int = 0
+    negative_prompt: str = ""
+
+
+def component_networks(base: Base, slotted: SlottedNetwork) -> dict[str, nn.Module]:
+    """The four float networks with Sites, as they are observed, simulated and exported; weights are shared with `base`."""
+    parts = {"text_encoder": text_module(base), "vae_encoder": vae_encoder_module(base), "vae_decoder": vae_decoder_module(base)}
+    for part in parts.values():
+        add_sites(part)
+    return {"unet": slotted, **parts}
+
+
+def calibrate(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: CalibrationOptions | None = None,
+) -> Statistics:  # fmt: skip
+    """`observe` over `calibration_feeds`: the statistics of all four components."""
+    return observe(networks, calibration_feeds(base, networks, table, adapters, samples, options))
+
+
+def calibration_feeds(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: CalibrationOptions | None = None,
+) -> Iterator[Feed]:  # fmt: skip
+    """One feed per sample: text encoder, VAE encoder, the task's sampler on the U-Net, VAE decoder.
+
+    Adapters are balanced first, as `quantize_adapter` does, so that `lora_mid` has the range it will have.
+
+    Args:
+        networks: of `component_networks`.
+
+    Raises:
+        UsageError: a sample's task is unknown.
+        InputError: an adapter that a sample names is not there, or an adapter has no sample.
+    """
+    plan = [(sample, *_chosen(base, sample)) for sample in samples]
+    _check_coverage([name for _, _, name in plan], adapters)
+    slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
+    sessions, tokenizer = torch_sessions(base, networks, table), Tokenizer(base.tokenizer_file, base.text)
+    runner = _Runner(base, sessions, tokenizer, options or CalibrationOptions())
+    for index, (sample, spec, name) in enumerate(plan):
+        yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name, {}), index))
+
+
+def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None]:
+    if sample.task not in base.tasks:
+        raise UsageError(mismatch("calibration sample", f"a task of {', '.join(base.tasks)}", repr(sample.task), "name one of these"))
+    spec = base.tasks[sample.task]
+    return spec, sample.adapter or spec.adapter
+
+
+def _check_coverage(used: Sequence[str | None], adapters: Sequence[FloatAdapter]) -> None:
+    """Both ways: an adapter without a sample would have ranges by luck only."""
+    known = {adapter.name for adapter in adapters}
+    if used and (idle := sorted(known.difference(used))):
+        raise InputError(mismatch("calibration", f"a sample for adapter {idle[0]!r}", "none", "add one that names it"))
+    if strange := sorted({name for name in used if name is not None} - known):
+        then = "give it, or leave the sample out"
+        raise InputError(mismatch("calibration", f"adapter {strange[0]!r}, which a sample needs", "no such adapter", then))
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """The pipeline's way on torch sessions."""
+
+    base: Base
+    sessions: dict[str, TorchSession]
+    tokenizer: Tokenizer
+    options: CalibrationOptions
+
+    def run(self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int) -> None:
+        """One picture from prompt to pixels."""
+        base, unet = self.base, self.sessions["unet"]
+        side = base.size // base.latent.factor
+        rng = np.random.default_rng(self.options.seed + index)
+        noise = rng.standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
+        condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
+        beside = None
+        if sample_channels(unet, base.latent.channels) > base.latent.channels:
+            encoded = np.zeros_like(noise) if condition.image is None else self._encode(condition.image)
+            beside = np.concatenate([encoded, condition.mask], axis=1)
+        texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if spec.guidance != 1.0 else None
+        unet.bind(slots)
+        x0 = run_sampler(spec.sampler, base.schedule, guided_network(unet, beside, texts, spec.guidance), noise, rng)
+        image = self.sessions["vae_decoder"].run({"latent": x0.astype(np.float32)})
+        if condition.image is None:
+            # The encoder too must have seen pictures where no sample brings one.
+            self._encode(np.clip(image, -1.0, 1.0))
+
+    def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.sessions["vae_encoder"].run({"image": image})
+
+    def _text(self, prompt: str) -> NDArray[np.float32]:
+        return self.sessions["text_encoder"].run({"input_ids": self.tokenizer(prompt).ids})

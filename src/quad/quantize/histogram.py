@@ -1,0 +1,113 @@
+"""A histogram that grows with its data, of fixed size, whose sums are exact.
+
+Bins are `2**exponent` wide and begin at whole multiples of their width. A wider range doubles the width by adding neighbours, so that no
+count is ever shared out or guessed, and histograms of different sources come to one width and add without loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+from numpy.typing import NDArray
+
+BINS = 2048
+_FINEST = -60  # widths below 2**-60 are far under the smallest scale, 1e-8
+
+
+@final
+class Histogram:
+    """Counts of a stream of finite numbers: `BINS` counters, smallest, largest, how many."""
+
+    def __init__(self, bins: int = BINS) -> None:
+        self.bins = bins
+        self.exponent = _FINEST
+        self.origin = 0
+        self.counts = np.zeros(bins, dtype=np.int64)
+        self.low = math.inf
+        self.high = -math.inf
+        self.total = 0
+
+    def add(self, values: NDArray[np.floating]) -> None:
+        """Count `values` (any shape).
+
+        Raises:
+            ValueError: a value is NaN or infinite.
+        """
+        if values.size == 0:
+            return
+        flat = values.reshape(-1)
+        low, high = float(flat.min()), float(flat.max())
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError("values hold NaN or Inf")
+        self._grow(min(low, self.low), max(high, self.high))
+        index = np.floor(np.ldexp(flat.astype(np.float64), -self.exponent)).astype(np.int64) - self.origin
+        self.counts += np.bincount(index, minlength=self.bins)
+        self.total += flat.size
+
+    def _grow(self, low: float, high: float) -> None:
+        """Make room for `[low, high]`: coarsen until it fits, then slide so that it is inside."""
+        span = max(high - low, abs(low), abs(high)) if self.total == 0 else high - low
+        exponent = max(self.exponent, _FINEST, math.frexp(span / self.bins)[1] - 1 if span > 0 else _FINEST)
+        while _bin(high, exponent) - _bin(low, exponent) >= self.bins:
+            exponent += 1
+        origin = _bin(low, exponent)
+        if self.total and exponent == self.exponent and self.origin <= origin and _bin(high, exponent) < self.origin + self.bins:
+            origin = self.origin
+        elif self.total:
+            self.counts = self._rebinned(exponent, origin)
+        self.exponent, self.origin, self.low, self.high = exponent, origin, low, high
+
+    def _rebinned(self, exponent: int, origin: int) -> NDArray[np.int64]:
+        filled = np.flatnonzero(self.counts)
+        target = ((filled + self.origin) >> (exponent - self.exponent)) - origin
+        return np.bincount(target, weights=self.counts[filled], minlength=self.bins).astype(np.int64)
+
+
+def _bin(value: float, exponent: int) -> int:
+    return math.floor(math.ldexp(value, -exponent))
+
+
+@dataclass(frozen=True)
+class Density:
+    """How the values of one tensor are spread, for choosing its range.
+
+    Args:
+        centers: middle of each filled bin, ascending.
+        mass: share of each bin, sums to 1.
+        low, high: smallest and largest value seen.
+    """
+
+    centers: NDArray[np.float64]
+    mass: NDArray[np.float64]
+    low: float
+    high: float
+
+
+def pool(histograms: Sequence[Histogram]) -> Density:
+    """The equal-weight mixture of several histograms, whatever the number of values in each.
+
+    A source that is exactly zero everywhere (the LoRA branch of the base itself) is exact under every encoding, so it has no vote while
+    others have one.
+
+    Raises:
+        ValueError: there is no value at all.
+    """
+    seen = [h for h in histograms if h.total]
+    if not seen:
+        raise ValueError("no values were seen")
+    seen = [h for h in seen if h.low != 0.0 or h.high != 0.0] or seen
+    exponent = max(h.exponent for h in seen)
+    indices: list[NDArray[np.int64]] = []
+    shares: list[NDArray[np.float64]] = []
+    for h in seen:
+        filled = np.flatnonzero(h.counts)
+        indices.append((filled + h.origin) >> (exponent - h.exponent))
+        shares.append(h.counts[filled] / (h.total * len(seen)))
+    bins, place = np.unique(np.concatenate(indices), return_inverse=True)
+    mass = np.bincount(place, weights=np.concatenate(shares), minlength=len(bins)).astype(np.float64)
+    centers = np.ldexp(bins.astype(np.float64) + 0.5, exponent)
+    return Density(centers, mass, min(h.low for h in seen), max(h.high for h in seen))

@@ -1,0 +1,75 @@
+"""A tiny random U-Net with slots, and adapters of very different sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.model.lora import FloatAdapter, LowRank
+from quad.model.slotted import SlottedNetwork, slot_network
+from quad.quantize import Feed, Statistics, UnifyOptions, balanced_inputs, observe, unify, weights_of
+
+ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CONV = "mid_block.resnets.0.conv1"
+
+
+def draw_adapter(name: str, seed: int, rank: int, sizes: tuple[float, float]) -> FloatAdapter:
+    """An adapter on one Linear and one convolution; `sizes` scale A and B."""
+    rng = np.random.default_rng(seed)
+
+    def pair(down: tuple[int, ...], up: tuple[int, ...]) -> LowRank:
+        return LowRank(*(rng.normal(scale=size, size=shape).astype(np.float32) for size, shape in zip(sizes, (down, up), strict=True)))
+
+    weights = {ATTENTION: pair((rank, 16), (16, rank)), CONV: pair((rank, 16, 3, 3), (16, rank, 1, 1))}
+    return FloatAdapter(name, weights, rank, f"digest of {name}")
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """Everything that the stages take."""
+
+    network: SlottedNetwork
+    table: SlotTable
+    adapters: tuple[FloatAdapter, ...]
+    statistics: Statistics
+    profile: Profile
+    inputs: tuple[Tensor, Tensor, Tensor]
+
+    def slots(self, adapter: FloatAdapter | None) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(values) for name, values in balanced_inputs(adapter, self.table).items()}
+
+
+@pytest.fixture(scope="session")
+def make_adapter() -> Callable[..., FloatAdapter]:
+    return draw_adapter
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8, in_channels=9, out_channels=4, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=16,
+        attention_head_dim=2, norm_num_groups=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    ).eval().requires_grad_(False)  # fmt: skip
+    adapters = (draw_adapter("faint", 1, 2, (1e-3, 1.0)), draw_adapter("loud", 2, 4, (2.0, 0.1)))
+    network, table = slot_network(unet, adapters)
+    inputs = torch.randn(2, 9, 8, 8), torch.tensor([500.0]), torch.randn(2, 5, 16)
+
+    def feed(adapter: FloatAdapter | None) -> Feed:
+        slots = {name: torch.from_numpy(values) for name, values in balanced_inputs(adapter, table).items()}
+        return Feed(adapter.name if adapter else "base", partial(network, *inputs, slots))
+
+    statistics = observe({"unet": network}, [feed(adapter) for adapter in (None, *adapters)])
+    profile = unify(statistics, {"unet": weights_of(network)}, table, adapters, UnifyOptions())
+    return Tiny(network, table, adapters, statistics, profile, inputs)

@@ -1,0 +1,148 @@
+"""Calibration runs the tasks as the device does, reaches every site, keeps adapters apart, and refuses gaps in its samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quad.core.errors import BackendError, InputError, UsageError
+from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.model.base import Base
+from quad.model.lora import FloatAdapter
+from quad.model.slotted import slot_network
+from quad.quantize import (
+    CalibrationOptions,
+    CalibrationSample,
+    calibrate,
+    component_networks,
+    quantize_adapter,
+    simulated,
+    torch_sessions,
+    unify,
+    weights_of,
+)
+
+TASKS = {
+    "text-to-image": TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", 3.0),
+    "sketch": TaskSpec("loud", SamplerSpec("euler", 2), "image", "ones"),
+    "removal": TaskSpec("faint", SamplerSpec("lcm", 2), "masked-image", "input"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    from diffusers import AutoencoderTiny
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(0, 1), num_decoder_blocks=(1, 1)
+    )
+    config = CLIPTextConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=6
+    )
+    text = CLIPTextModel(config)
+    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "house": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    file = tmp_path_factory.mktemp("model") / "tokenizer.json"
+    words.save(str(file))
+    unet = tiny.network.unet
+    for module in (vae, text):
+        module.eval().requires_grad_(False)
+    latent = LatentSpec(4, 2, (0.5, 1.0, 2.0, 1.0), (0.1, 0.0, -0.1, 0.0))
+    return Base(Path(), unet, text, vae, file, NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[CalibrationSample]:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9] = 255
+    return [
+        CalibrationSample("text-to-image", "a house"),
+        CalibrationSample("sketch", "a house", image),
+        CalibrationSample("removal", "a", image, mask),
+    ]
+
+
+def test_every_site_of_every_component_is_reached_by_every_source(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
+    networks = component_networks(base, tiny.network)
+    statistics = calibrate(base, networks, tiny.table, tiny.adapters, samples)
+    profile = unify(statistics, {c: weights_of(n) for c, n in networks.items()}, tiny.table, tiny.adapters)
+    for component, network in networks.items():
+        sites = {m.name for m in network.modules() if type(m).__name__ == "Site"}
+        assert sites
+        assert sites == set(statistics.sites[component])
+        assert sites < set(profile.component(component))
+        for name, by_source in statistics.sites[component].items():
+            assert set(by_source) == {"faint", "loud"} if name.endswith("lora_mid") else {"base", "faint", "loud"}
+    for adapter in (None, *tiny.adapters):
+        assert len(quantize_adapter(adapter, tiny.table, profile)) == 4
+
+
+def test_all_four_components_simulate(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
+    networks = component_networks(base, tiny.network)
+    statistics = calibrate(base, networks, tiny.table, tiny.adapters, samples)
+    profile = unify(statistics, {c: weights_of(n) for c, n in networks.items()}, tiny.table, tiny.adapters)
+    sessions = torch_sessions(base, networks, tiny.table)
+    rng = np.random.default_rng(1)
+    feeds = {
+        "text_encoder": {"input_ids": np.array([[2, 3, 0, 0, 0, 0]])},
+        "vae_encoder": {"image": rng.uniform(-1, 1, (1, 3, 16, 16)).astype(np.float32)},
+        "vae_decoder": {"latent": rng.normal(size=(1, 4, 8, 8)).astype(np.float32)},
+    }
+    for component, feed in feeds.items():
+        true = sessions[component].run(feed)
+        with simulated(networks[component], profile, component):
+            found = sessions[component].run(feed)
+        error = np.square(found - true).mean() / np.square(true).mean()
+        assert 0 < error < 1e-3
+
+
+def test_it_is_repeatable_and_depends_on_the_seed(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
+    networks = component_networks(base, tiny.network)
+    low = [
+        calibrate(base, networks, tiny.table, tiny.adapters, samples, CalibrationOptions(seed)).density("unet", "conv_in.in").low
+        for seed in (0, 0, 1)
+    ]
+    assert low[0] == low[1] != low[2]
+
+
+def test_an_adapter_without_a_sample_is_refused(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
+    networks = component_networks(base, tiny.network)
+    with pytest.raises(InputError, match=r"^calibration: expected a sample for adapter 'faint', found none; [^\n]+$"):
+        calibrate(base, networks, tiny.table, tiny.adapters, samples[:2])
+    with pytest.raises(InputError, match=r"^calibration: expected adapter 'faint', which a sample needs, found no such adapter; [^\n]+$"):
+        calibrate(base, networks, tiny.table, tiny.adapters[1:], samples)
+    with pytest.raises(InputError, match="at least one sample"):
+        calibrate(base, networks, tiny.table, tiny.adapters, [])
+
+
+def test_a_sample_may_name_an_adapter_that_has_no_task(base: Base, make_adapter: Callable[..., FloatAdapter], tiny: Any) -> None:
+    ink = make_adapter("ink", 7, 2, (0.1, 0.1))
+    network, table = slot_network(base.unet, [ink])
+    statistics = calibrate(
+        base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")]
+    )
+    assert set(statistics.sites["unet"]["conv_in.in"]) == {"ink"}
+
+
+def test_an_unknown_task_is_refused_with_the_list(base: Base, tiny: Any) -> None:
+    with pytest.raises(UsageError, match="expected a task of text-to-image, sketch, removal, found 'dream'"):
+        calibrate(base, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample("dream", "a")])
+
+
+def test_a_session_says_which_input_is_wrong(base: Base, tiny: Any) -> None:
+    session = torch_sessions(base, component_networks(base, tiny.network), tiny.table)["unet"]
+    with pytest.raises(BackendError, match="found no sample"):
+        session.run({})
+    with pytest.raises(BackendError, match=r"found elsewhere\.lora_A"):
+        session.bind({"elsewhere.lora_A": np.zeros(1, np.float32)})
