@@ -1,0 +1,127 @@
+"""Torch modules to ONNX, every Site kept as a node `quad::Site(x) {name}` for the placement to replace."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import onnx
+import onnx_ir as ir
+import onnxscript
+import torch
+from onnxscript import values
+from torch import Tensor, nn
+
+from quad.compile.passes import tidy
+from quad.core.errors import UnsupportedError, mismatch
+from quad.model.sites import SITE_OP, exporting
+from quad.quantize.layers import layers_of
+
+OPSET = 21
+SITE_DOMAIN = "quad"
+SITE_TYPE = "Site"
+
+_NOISY = "torch.onnx._internal.exporter._registration"
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """What a graph is called and fed with.
+
+    Args:
+        component: `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`.
+        inputs: example inputs by graph name, in the order of `forward`; their shapes become the graph's.
+        slots: example slot inputs by graph name, in slot order; passed to `forward` as the dict `slots` unless empty.
+        output: name of the one output.
+    """
+
+    component: str
+    inputs: Mapping[str, Tensor]
+    output: str
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.inputs, *self.slots)
+
+
+def export_graph(module: nn.Module, spec: GraphSpec) -> ir.Model:
+    """The module as an ONNX graph (opset 21, float32, static shapes) with its Sites and its parameters' names.
+
+    Raises:
+        UnsupportedError: torch cannot trace the module or has no ONNX form for one of its operators.
+    """
+    kwargs = {"slots": dict(spec.slots)} if spec.slots else {}
+    try:
+        with _quiet(), exporting(), torch.no_grad():
+            program = torch.onnx.export(
+                module, tuple(spec.inputs.values()), kwargs=kwargs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                custom_translation_table={SITE_OP: _site_node},
+            )  # fmt: skip
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UnsupportedError(mismatch(spec.component, "a network torch can export to ONNX", reason, "report its operators")) from error
+    if program is None:
+        raise UnsupportedError(mismatch(spec.component, "an exported program", "none", "use torch 2.9 or later"))
+    model = program.model
+    _name_edges(model.graph, spec)
+    _name_weights(model.graph, module)
+    model.graph.name = spec.component
+    model.producer_name, model.producer_version = "quad", ""
+    return tidy(model)
+
+
+def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:
+    found = [tuple(value.shape or ()) for value in graph.inputs]
+    expected = [tuple(tensor.shape) for tensor in (*spec.inputs.values(), *spec.slots.values())]
+    if found != expected or len(graph.outputs) != 1:
+        raise UnsupportedError(mismatch(spec.component, f"{len(expected)} inputs of given shapes, 1 output",
+                                        f"{len(found)} inputs, {len(graph.outputs)} outputs", "check the module's forward"))  # fmt: skip
+    for value, name in zip(graph.inputs, spec.names, strict=True):
+        value.name = name
+    graph.outputs[0].name = spec.output
+
+
+def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
+    """Weights and biases of sited layers by the profile's names, `<module path>.weight`, wherever the exported module holds them."""
+    names = {id(tensor): name for name, tensor in module.named_parameters(remove_duplicate=False)}
+    for path, layer in layers_of(module).items():
+        for kind, tensor in (("weight", layer.weight), ("bias", layer.bias)):
+            value = graph.initializers.get(names.get(id(tensor), "")) if tensor is not None else None
+            if value is not None:
+                value.name = f"{path}.{kind}"
+
+
+def _schema() -> onnx.defs.OpSchema:
+    formal = onnx.defs.OpSchema.FormalParameter
+    return onnx.defs.OpSchema(
+        SITE_TYPE, SITE_DOMAIN, 1, inputs=[formal("x", "T")], outputs=[formal("y", "T")],
+        type_constraints=[("T", ["tensor(float)"], "")],
+        attributes=[onnx.defs.OpSchema.Attribute("name", onnx.defs.OpSchema.AttrType.STRING, required=True)],
+    )  # fmt: skip
+
+
+_SITE = values.Op(values.Opset(SITE_DOMAIN, 1), SITE_TYPE, _schema())
+
+
+def _site_node(x: onnxscript.FLOAT, name: str) -> onnxscript.FLOAT:
+    return _SITE(x, name=name)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's remarks on torchvision and on its own use of deprecated calls: neither is the user's to mend."""
+    logger = logging.getLogger(_NOISY)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,29 @@
+"""quad::Site(x) -> x: what remains of a Site without an encoding, and of all Sites in a float graph."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+
+def is_site(node: ir.Node) -> bool:
+    return node.domain == "quad" and node.op_type == "Site"
+
+
+class RemoveSites(ir.passes.InPlacePass):
+    """Bypass and delete every Site."""
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        sites = [node for node in model.graph if is_site(node)]
+        for node in sites:
+            source = node.inputs[0]
+            if source is None:
+                raise ir.passes.PassError(f"{node.name}: a Site without an input")
+            node.outputs[0].replace_all_uses_with(source, replace_graph_outputs=True)
+            model.graph.remove(node, safe=True)
+        model.opset_imports.pop("quad", None)
+        return ir.passes.PassResult(model, bool(sites))
+
+    def ensures(self, model: ir.Model) -> None:
+        """Only standard operators are left."""
+        if foreign := sorted({node.domain for node in model.graph if node.domain}):
+            raise ir.passes.PostconditionError(f"the graph still holds operators of {', '.join(foreign)}")

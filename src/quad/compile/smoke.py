@@ -1,0 +1,107 @@
+"""Before a bundle gets its name: every graph is loaded by the engine that will run it and compared with the float network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.compile.export import GraphSpec
+from quad.core.errors import BackendError, mismatch
+from quad.core.slots import SlotTable
+from quad.model.lora import FloatAdapter
+from quad.model.slotted import slot_inputs
+from quad.runtime.engine import Session, default_threads, open_engine
+
+# Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
+# stays under 0.05, and one whose encodings went to the wrong tensors is beyond 0.5.
+LIMITS = {"float": 1e-3}
+QUANTIZED_LIMIT = 0.3
+
+
+@dataclass(frozen=True)
+class SmokeCase:
+    """One call of one graph.
+
+    Args:
+        label: adapter name, or `base`.
+        expected: what the float torch network returns.
+        bound: slot inputs in the graph's own dtype.
+    """
+
+    component: str
+    label: str
+    inputs: Mapping[str, NDArray[np.generic]]
+    expected: NDArray[np.floating]
+    bound: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the float torch network makes of the example inputs, for one adapter (`base` for none)."""
+
+    component: str
+    label: str
+    inputs: Mapping[str, NDArray[np.generic]]
+    expected: NDArray[np.floating]
+
+
+def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
+                     adapters: Sequence[FloatAdapter]) -> tuple[Reference, ...]:  # fmt: skip
+    """One call of each network; of a slotted one, one per adapter and one of the base."""
+    found = []
+    for component, spec in specs.items():
+        inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
+        for adapter in (None, *adapters) if spec.slots else (None,):
+            slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
+            with torch.no_grad():
+                output = networks[component](*spec.inputs.values(), *(() if slots is None else (slots,)))
+            found.append(Reference(component, adapter.name if adapter else "base", inputs, output.numpy()))
+    return tuple(found)
+
+
+def smoke_cases(references: Sequence[Reference], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
+                ) -> tuple[SmokeCase, ...]:  # fmt: skip
+    """The same calls for the shipped graphs, with the packed adapters."""
+    dtypes = {name: np.dtype(slot.dtype) for slot in slots.slots for name in (slot.a_name, slot.b_name)}
+    zeros = {name: np.zeros(shape, dtypes[name]) for name, shape in slots.input_shapes().items()}
+    bound = {"base": zeros, **packed}
+    return tuple(SmokeCase(r.component, r.label, r.inputs, r.expected, bound[r.label] if r.component == "unet" else {}) for r in references)
+
+
+def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """RMS of the difference over RMS of `expected`."""
+    rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
+
+
+def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase]) -> dict[str, dict[str, float]]:
+    """Component -> case -> relative error.
+
+    Raises:
+        BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
+    """
+    opened = open_engine(engine, (), precision)
+    sessions: dict[str, Session] = {}
+    errors: dict[str, dict[str, float]] = {}
+    for case in cases:
+        if case.component not in sessions:
+            sessions[case.component] = opened.load(root / case.component / "model.onnx", default_threads())
+        session = sessions[case.component]
+        if case.bound:
+            session.bind(case.bound)
+        found = session.run(case.inputs)
+        where = f"smoke run of {case.component} with {case.label}"
+        if found.shape != case.expected.shape or not np.isfinite(found).all():
+            raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
+        error, limit = relative_error(found, case.expected), LIMITS.get(precision, QUANTIZED_LIMIT)
+        if error > limit:
+            then = "calibrate with more samples or build with --precision float"
+            raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
+        errors.setdefault(case.component, {})[case.label] = error
+    return errors

@@ -1,0 +1,77 @@
+"""OLSS tables for tasks that ask for that sampler and bring none: solved on the float network's own runs. Source: method.md section 6."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+from torch import nn
+
+from quad.core.errors import InputError, mismatch
+from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.core.slots import SlotTable
+from quad.model.base import Base
+from quad.model.lora import FloatAdapter
+from quad.quantize.adapters import balanced_inputs
+from quad.quantize.calibrate import CalibrationSample
+from quad.quantize.session import torch_sessions
+from quad.runtime.conditioning import Given, make_condition
+from quad.runtime.network import guided_network, sample_channels
+from quad.runtime.samplers import Trajectory, record_trajectory, solve_olss
+from quad.runtime.tokenizer import Tokenizer
+
+TEACHER = SamplerSpec("ddim", 20)
+RUNS_PER_TASK = 4
+
+
+def unsolved(tasks: Mapping[str, TaskSpec]) -> tuple[str, ...]:
+    """Tasks whose sampler is OLSS without a table."""
+    return tuple(name for name, spec in tasks.items() if spec.sampler.kind == "olss" and spec.sampler.olss is None)
+
+
+def solve_tasks(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter],
+                samples: Sequence[CalibrationSample]) -> Base:  # fmt: skip
+    """The base with an OLSS table in every task that lacks one.
+
+    Raises:
+        InputError: a task to solve has no calibration sample.
+    """
+    tasks = dict(base.tasks)
+    for name in unsolved(base.tasks):
+        runs = [sample for sample in samples if sample.task == name][:RUNS_PER_TASK]
+        if not runs:
+            raise InputError(mismatch(f"task {name}", "a calibration sample to solve its OLSS sampler on", "none", "give one"))
+        teacher = _Teacher(base, networks, table, adapters)
+        solved = solve_olss([teacher.run(sample, index) for index, sample in enumerate(runs)], tasks[name].sampler.steps)
+        tasks[name] = msgspec.structs.replace(tasks[name], sampler=msgspec.structs.replace(tasks[name].sampler, olss=solved))
+    return replace(base, tasks=tasks)
+
+
+class _Teacher:
+    """The float pipeline with many steps."""
+
+    def __init__(self, base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter]) -> None:
+        self._base = base
+        self._sessions = torch_sessions(base, networks, table)
+        self._tokenizer = Tokenizer(base.tokenizer_file, base.text)
+        self._slots = {adapter.name: balanced_inputs(adapter, table) for adapter in adapters}
+
+    def run(self, sample: CalibrationSample, seed: int) -> Trajectory:
+        """One picture's states and outputs."""
+        base, spec = self._base, self._base.tasks[sample.task]
+        side = base.size // base.latent.factor
+        noise = np.random.default_rng(seed).standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
+        condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
+        beside = None
+        if sample_channels(self._sessions["unet"], base.latent.channels) > base.latent.channels:
+            encoded = np.zeros_like(noise)
+            if condition.image is not None:
+                encoded = self._sessions["vae_encoder"].run({"image": condition.image})
+            beside = np.concatenate([encoded, condition.mask], axis=1)
+        wanted, unwanted = (self._sessions["text_encoder"].run({"input_ids": self._tokenizer(text).ids}) for text in (sample.prompt, ""))
+        self._sessions["unet"].bind(self._slots.get(sample.adapter or spec.adapter or "", {}))
+        texts = wanted, unwanted if spec.guidance != 1.0 else None
+        network = guided_network(self._sessions["unet"], beside, texts, spec.guidance)
+        return record_trajectory(TEACHER, base.schedule, network, noise)

@@ -1,0 +1,45 @@
+"""Timing of the stages of a build, and the memory it took."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Progress = Callable[[str, float], None]  # stage that begins, share of the stages done in [0, 1]
+
+
+def silent(stage: str, share: float) -> None:
+    """A `Progress` that shows nothing."""
+
+
+class StageClock:
+    """Seconds per stage; tells `progress` when one begins.
+
+    Args:
+        stages: names in the order they will run, for the share done.
+    """
+
+    def __init__(self, stages: tuple[str, ...], progress: Progress) -> None:
+        self._stages, self._progress = stages, progress
+        self._share = 0.0
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        # Export and place take turns, one component after the other: what was shown never goes back.
+        self._share = max(self._share, self._stages.index(stage) / len(self._stages))
+        self._progress(stage, self._share)
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+def peak_ram_bytes() -> int:
+    """The largest resident size this process has had, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -1,0 +1,68 @@
+"""Targets: what a chip and its toolchain can run, as data. One JSON file per target, read into `Target`."""
+
+from __future__ import annotations
+
+from importlib import resources
+
+import msgspec
+
+from quad.core.errors import UnsupportedError, UsageError, mismatch
+
+PLANNED_PRECISIONS = ("w8a8", "mixed")
+
+
+class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How an operator's constant operand may be stored."""
+
+    dtypes: tuple[str, ...]
+    per_channel: bool
+
+
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A capability table.
+
+    Args:
+        engines: engines that run its graphs, best first.
+        precisions: what `--precision` may ask for.
+        slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
+        bias: element type of biases.
+        weights: operator type -> scheme of its weight; an operator that is not named keeps float weights.
+    """
+
+    name: str
+    engines: tuple[str, ...]
+    precisions: tuple[str, ...]
+    slot_dtypes: tuple[str, ...]
+    activation_dtypes: tuple[str, ...]
+    bias: str
+    weights: dict[str, WeightScheme]
+
+
+def target_names() -> tuple[str, ...]:
+    """Every target whose table ships, sorted."""
+    return tuple(sorted(entry.name[:-5] for entry in resources.files(__name__).iterdir() if entry.name.endswith(".json")))
+
+
+def load_target(name: str) -> Target:
+    """The table of a target.
+
+    Raises:
+        UsageError: no such target.
+    """
+    if name not in target_names():
+        raise UsageError(mismatch("--target", " | ".join(target_names()), name, "choose one of these"))
+    return msgspec.json.decode(resources.files(__name__).joinpath(f"{name}.json").read_bytes(), type=Target)
+
+
+def check_precision(target: Target, precision: str) -> None:
+    """Refuse what the target cannot run, naming it.
+
+    Raises:
+        UnsupportedError: a precision quad knows and this version or target does not build yet.
+        UsageError: a word that is no precision.
+    """
+    if precision in target.precisions:
+        return
+    known = precision.split(":")[0] in (*PLANNED_PRECISIONS, "float", "w8a16")
+    text = mismatch("--precision", f"{' | '.join(target.precisions)} for target {target.name}", precision, "choose one of these")
+    raise (UnsupportedError if known else UsageError)(text)

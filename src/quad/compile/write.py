@@ -1,0 +1,173 @@
+"""The bundle directory of interfaces.md: written whole beside its final place, then renamed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from quad import __version__
+from quad.core.digests import canonical_json, digest, file_digest
+from quad.core.files import new_directory, write_bytes
+from quad.core.manifest import (
+    BUNDLE_FILE,
+    FORMAT_VERSION,
+    PROFILE_FILE,
+    SLOTS_FILE,
+    TOKENIZER_FILE,
+    AdapterManifest,
+    BundleManifest,
+    Component,
+    FileEntry,
+    TaskSpec,
+    seal,
+)
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.model.base import Base
+
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB, and readers need room beside the weights
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """An adapter ready to ship.
+
+    Args:
+        tensors: every slot input in the slot's dtype, padded to the slot's rank, in slot order.
+        rank: its own largest rank.
+        source: digest of the file it came from.
+    """
+
+    name: str
+    tensors: Mapping[str, NDArray[np.generic]]
+    rank: int
+    source: str
+
+    @property
+    def bits(self) -> int:
+        return 8 * max((tensor.dtype.itemsize for tensor in self.tensors.values()), default=4)
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """All that a bundle is written from.
+
+    Args:
+        graphs: component -> placed graph.
+        tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
+        engines: that run the target's graphs, best first.
+    """
+
+    name: str
+    base: Base
+    target: str
+    precision: str
+    engines: tuple[str, ...]
+    slots: SlotTable
+    profile: Profile
+    graphs: Mapping[str, ir.Model]
+    adapters: tuple[PackedAdapter, ...]
+    tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
+
+
+def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] | None = None) -> BundleManifest:
+    """Write the bundle to `final`, wholly or not at all.
+
+    Args:
+        check: called with the finished directory before it gets its final name; if it raises, nothing is left.
+
+    Raises:
+        InputError: `final` exists and is no bundle.
+        BackendError: the disk is full or the place cannot be written to.
+    """
+    with new_directory(final, BUNDLE_FILE) as stage:
+        components = {name: _write_graph(stage, name, model) for name, model in parts.graphs.items()}
+        write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
+        write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
+        (stage / TOKENIZER_FILE).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(parts.base.tokenizer_file, stage / TOKENIZER_FILE)
+        parents = {"base": parts.base.digest, "slots": parts.slots.digest, "profile": parts.profile.digest,
+                   "graph": graph_digest(stage, components["unet"])}  # fmt: skip
+        for adapter in parts.adapters:
+            _write_adapter(stage, adapter, parts, parents)
+        manifest = _manifest(stage, parts, components, parents)
+        write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
+        if check is not None:
+            check(stage)
+    return manifest
+
+
+def graph_digest(root: Path, component: Component) -> str:
+    """Identity of a graph: the digest over its files' digests."""
+    return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
+
+
+def _write_graph(stage: Path, name: str, model: ir.Model) -> Component:
+    """`NAME/model.onnx`, with `model.onnx.data` beside it where the weights are too many for one protobuf."""
+    path = stage / name / "model.onnx"
+    path.parent.mkdir(parents=True)
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= EXTERNAL_DATA_BYTES:
+        ir.save(model, path)
+        return Component(f"{name}/model.onnx")
+    ir.save(model, path, external_data="model.onnx.data")
+    return Component(f"{name}/model.onnx", (f"{name}/model.onnx.data",))
+
+
+def _write_adapter(stage: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str]) -> None:
+    data = save({name: np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()})
+    folder = stage / "adapters" / adapter.name
+    write_bytes(folder / "adapter.safetensors", data)
+    manifest = AdapterManifest(
+        name=adapter.name,
+        format_version=FORMAT_VERSION,
+        rank=adapter.rank,
+        bits=adapter.bits,
+        size_bytes=len(data),
+        sha256=file_digest(folder / "adapter.safetensors"),
+        parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
+        tasks={name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name},
+    )
+    write_bytes(folder / "adapter.json", canonical_json(manifest))
+
+
+def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
+    files = {
+        path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file()
+    }
+    return seal(
+        BundleManifest(
+            format_version=FORMAT_VERSION,
+            name=parts.name,
+            target=parts.target,
+            precision=parts.precision,
+            size=parts.base.size,
+            components=components,
+            files=files,
+            adapters=tuple(adapter.name for adapter in parts.adapters),
+            tasks=dict(parts.tasks),
+            schedule=parts.base.schedule,
+            latent=parts.base.latent,
+            text=parts.base.text,
+            engines=parts.engines,
+            parents=parents,
+            quad_version=__version__,
+        )
+    )
+
+
+def rom_bytes(manifest: BundleManifest, adapters: tuple[PackedAdapter, ...]) -> dict[str, Any]:
+    """`{"shared": n, "adapters": {name: n}}`: bytes of everything that all adapters share, and of each adapter's files."""
+    sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
+    own = {a.name: sum(size for name, size in sizes.items() if name.startswith(f"adapters/{a.name}/")) for a in adapters}
+    return {"shared": sum(sizes.values()) - sum(own.values()), "adapters": own}

@@ -1,0 +1,144 @@
+"""The whole way on a tiny random model: what is written can be run without torch, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from quad.compile.build import STAGES, BuildRequest, BuildResult, build
+from quad.compile.qdq import Placed
+from quad.core.errors import InputError, UnsupportedError, UsageError
+from quad.quantize import CalibrationSample
+from quad.runtime.bundle import open_bundle
+from quad.runtime.pipeline import QuadPipeline
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+
+
+def hole() -> np.ndarray:
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    return mask
+
+
+SAMPLES = (
+    CalibrationSample("text-to-image", "a red house"),
+    CalibrationSample("transform", "a tree", picture(0)),
+    CalibrationSample("removal", "a house", picture(1), hole()),
+)
+
+
+@pytest.fixture(scope="module")
+def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
+    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[tuple[str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def built(request_: BuildRequest, seen: list[tuple[str, float]]) -> BuildResult:
+    return build(request_, lambda stage, share: seen.append((stage, share)))
+
+
+@pytest.fixture(scope="module")
+def pipe(built: BuildResult) -> QuadPipeline:
+    return QuadPipeline.from_pretrained(built.bundle, threads=1)
+
+
+def run(pipe: QuadPipeline, task: str) -> np.ndarray:
+    sample = next(sample for sample in SAMPLES if sample.task == task)
+    return np.asarray(pipe(sample.prompt, task=task, image=sample.image, mask_image=sample.mask, seed=3).images[0])
+
+
+def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: list[tuple[str, float]]) -> None:
+    fields = json.loads(json.dumps(built.to_json()))
+    assert fields["bundle"] == str(built.bundle)
+    assert fields["seconds"] > 0
+    assert fields["peak_ram_bytes"] > 1e7
+    assert fields["profile"]["mode"] == "pooled"
+    assert {"nodes", "on_target", "on_cpu", "partitions"} <= set(fields["placement"])
+    assert set(fields["stages"]) == set(STAGES)
+    assert [stage for stage, _ in seen if stage == "done"] == ["done"]
+    assert fields["rom_bytes"]["shared"] > 0
+    assert set(fields["rom_bytes"]["adapters"]) == {"transform", "removal"}
+
+
+def test_the_shipped_graphs_are_near_the_float_networks(built: BuildResult) -> None:
+    assert set(built.smoke) == {"unet", "text_encoder", "vae_encoder", "vae_decoder"}
+    assert set(built.smoke["unet"]) == {"base", "transform", "removal"}
+    assert max(error for cases in built.smoke.values() for error in cases.values()) < 0.1, built.smoke
+
+
+def test_the_bundle_opens_verified_and_knows_its_parents(built: BuildResult) -> None:
+    bundle = open_bundle(built.bundle)
+    assert bundle.manifest == built.manifest
+    assert {slot.dtype for slot in bundle.slots.slots} == {"int16"}
+    for name in bundle.manifest.adapters:
+        manifest = json.loads(bundle.adapter_files(name)[0].read_bytes())
+        assert {key: manifest["parents"][key] for key in ("slots", "profile", "graph")} == {
+            key: bundle.manifest.parents[key] for key in ("slots", "profile", "graph")}  # fmt: skip
+    assert bundle.manifest.tasks["removal"].sampler.olss is not None
+    assert len(bundle.manifest.tasks["removal"].sampler.olss.timesteps) == 2
+
+
+def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:
+    first, other, again = run(pipe, "transform"), run(pipe, "removal"), run(pipe, "transform")
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    base = run(pipe, "text-to-image")
+    run(pipe, "removal")
+    np.testing.assert_array_equal(run(pipe, "text-to-image"), base)
+
+
+def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
+    result = build(replace(request_, output=tmp_path / "float", precision="float"))
+    assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
+    assert result.profile["mode"] == "float"
+    assert QuadPipeline.from_pretrained(result.bundle, threads=1).bundle.slots.slots[0].dtype == "float32"
+
+
+def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placed graphs do not matter where writing fails: an empty one saves seconds."""
+    empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty"), ir_version=10)
+    monkeypatch.setattr("quad.compile.build._graph", lambda *_: Placed(empty, {"nodes": 0}))
+
+
+def test_bad_requests_are_refused_before_anything_is_loaded(request_: BuildRequest) -> None:
+    nowhere = replace(request_, model=Path("/nowhere"))
+    with pytest.raises(UnsupportedError, match="w8a8"):
+        build(replace(nowhere, precision="w8a8"))
+    with pytest.raises(UsageError, match="--target"):
+        build(replace(nowhere, target="toaster"))
+    with pytest.raises(UsageError, match="--adapter"):
+        build(replace(nowhere, adapters={"../x": Path("x")}))
+    with pytest.raises(UsageError, match="--lora-bits"):
+        build(replace(nowhere, lora_bits=4))
+    with pytest.raises(InputError, match="/nowhere"):
+        build(nowhere)
+
+
+def test_an_adapter_without_a_sample_is_refused(request_: BuildRequest, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sample"):
+        build(replace(request_, samples=SAMPLES[:1], output=tmp_path / "phone"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_of_the_adapters_can_be_built(request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples and tasks of the others are left out."""
+    _without_export(monkeypatch)
+    monkeypatch.setattr("quad.compile.build.run_smoke", lambda *_: {})
+    one = {"transform": request_.adapters["transform"]}
+    assert set(build(replace(request_, adapters=one, precision="float", output=tmp_path / "phone")).manifest.tasks) == {
+        "text-to-image",
+        "transform",
+    }
