@@ -1,0 +1,160 @@
+"""The judge: a small classifier of our own that says what a picture of Toyland shows.
+
+It reads 64x64 pictures only, knows every attribute word of `quad.zoo.world`, and is trained on renders by
+`python -m quad.zoo.train.judge`. Its features also serve the toy versions of LPIPS and FID (method.md section 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from quad.core.errors import InputError, mismatch
+from quad.zoo import world
+from quad.zoo.world import Portrait, Scene, Thing
+
+SIZE = 64
+WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+MEDIA = ("scene", "portrait", "sticker")
+NONE = "none"
+HEADS: dict[str, tuple[str, ...]] = {
+    "medium": MEDIA,
+    "time": world.TIMES,
+    "ground": world.GROUNDS,
+    **{f"{place}.kind": (NONE, *world.KINDS) for place in world.PLACES},
+    **{f"{place}.colour": world.COLOURS for place in world.PLACES},
+    "skin": world.SKINS,
+    "hair": world.HAIRS,
+    "cut": world.CUTS,
+    "expression": world.EXPRESSIONS,
+    "style": (NONE, *world.STYLES),
+}
+SCENE_HEADS = ("time", "ground")
+FACE_HEADS = ("skin", "hair", "cut", "expression", "style")
+BATCH = 64
+
+
+def _things(things: Sequence[Thing]) -> dict[str, str]:
+    found = {f"{place}.kind": NONE for place in world.PLACES}
+    for thing in things:
+        found[f"{thing.place}.kind"] = thing.kind
+        found[f"{thing.place}.colour"] = thing.colour
+    return found
+
+
+def truth_of(what: Scene | Portrait, style: str | None = None) -> dict[str, str]:
+    """The attributes that a perfect judge would read off the picture of `what`."""
+    if isinstance(what, Portrait):
+        face = {"skin": what.skin, "hair": what.hair, "cut": what.cut, "expression": what.expression}
+        return {"medium": "portrait", **face, "style": style or NONE}
+    return {"medium": "scene", "time": what.time, "ground": what.ground, **_things(what.things)}
+
+
+def truth_of_sticker(thing: Thing) -> dict[str, str]:
+    """The attributes of the sticker of one object."""
+    return {"medium": "sticker", **_things([thing])}
+
+
+class JudgeNet(nn.Module):
+    """Five convolutions and one hidden layer, 0.4 M parameters; picture `(N, 3, 64, 64)` in [-1, 1] to all heads' logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = ((3, 24, 2), (24, 40, 2), (40, 56, 1), (56, 64, 2), (64, 28, 1))
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, stride, 1) for a, b, stride in widths)
+        self.hidden = nn.Linear(28 * 8 * 8, 176)
+        self.out = nn.Linear(176, sum(len(words) for words in HEADS.values()))
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        """The five feature maps, finest first."""
+        found = []
+        for conv in self.convs:
+            x = torch.relu(conv(x))
+            found.append(x)
+        return found
+
+    def embed(self, last: Tensor) -> Tensor:
+        """The hidden layer `(N, 176)` from the last map."""
+        return torch.relu(self.hidden(last.flatten(1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.out(self.embed(self.maps(x)[-1]))
+        return logits
+
+
+def split_heads(logits: Tensor) -> dict[str, Tensor]:
+    """Logits `(N, sum)` by head."""
+    return dict(zip(HEADS, logits.split([len(words) for words in HEADS.values()], dim=1), strict=True))
+
+
+def to_signal(pictures: NDArray[np.uint8]) -> Tensor:
+    """uint8 `(N, 64, 64, 3)` to float `(N, 3, 64, 64)` in [-1, 1].
+
+    Raises:
+        InputError: another shape or element type.
+    """
+    if pictures.ndim != 4 or pictures.shape[1:] != (SIZE, SIZE, 3) or pictures.dtype != np.uint8:
+        found = f"{pictures.dtype} {pictures.shape}"
+        raise InputError(mismatch("judge", f"uint8 pictures (N, {SIZE}, {SIZE}, 3)", found, "resize them first"))
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _kept(found: dict[str, str]) -> dict[str, str]:
+    """Only what the picture can show: no skin in a scene, no colour where nothing stands."""
+    if found["medium"] == "portrait":
+        return {name: found[name] for name in ("medium", *FACE_HEADS)}
+    names = ["medium", *(SCENE_HEADS if found["medium"] == "scene" else ())]
+    for place in world.PLACES:
+        names.append(f"{place}.kind")
+        if found[f"{place}.kind"] != NONE:
+            names.append(f"{place}.colour")
+    return {name: found[name] for name in names}
+
+
+class Judge:
+    """The trained classifier."""
+
+    def __init__(self, net: JudgeNet) -> None:
+        self.net = net.eval()
+
+    @staticmethod
+    def load(path: Path = WEIGHTS) -> Judge:
+        """Open the shipped weights (fp16 on disk, float32 in memory).
+
+        Raises:
+            InputError: the file is not there.
+        """
+        if not path.is_file():
+            raise InputError(mismatch(str(path), "the judge's weights", "no file", "run python -m quad.zoo.train.judge"))
+        net = JudgeNet()
+        net.load_state_dict({name: value.float() for name, value in load_file(path).items()})
+        return Judge(net)
+
+    def attributes(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
+        """What each picture shows, by head; only heads that apply to its medium.
+
+        Args:
+            pictures: uint8 `(N, 64, 64, 3)`.
+        """
+        with torch.inference_mode():
+            parts = [split_heads(self.net(x)) for x in to_signal(pictures).split(BATCH)]
+        picks = {name: torch.cat([part[name] for part in parts]).argmax(1).tolist() for name in HEADS} if parts else {}
+        rows = [{name: HEADS[name][picks[name][i]] for name in HEADS} for i in range(len(pictures))]
+        return [_kept(row) for row in rows]
+
+    def features(self, pictures: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+        """The convolution maps, each `(N, C, h, w)`, and the embedding `(N, 176)`."""
+        with torch.inference_mode():
+            maps: list[list[Tensor]] = []
+            embedded = []
+            for x in to_signal(pictures).split(BATCH):
+                maps.append(self.net.maps(x))
+                embedded.append(self.net.embed(maps[-1][-1]))
+        joined = [torch.cat(level).numpy() for level in zip(*maps, strict=True)]
+        return joined, torch.cat(embedded).numpy()

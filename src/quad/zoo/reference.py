@@ -1,0 +1,27 @@
+"""Where the shipped reference model lies: a diffusers directory with its five adapters, data of this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quad.core.errors import InputError, mismatch
+
+NAME = "toyland"
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+
+
+def reference_dir() -> Path:
+    """The reference model's diffusers directory.
+
+    Raises:
+        InputError: this installation came without the weights.
+    """
+    directory = Path(__file__).parent / "weights" / NAME
+    if not (directory / "model_index.json").is_file():
+        raise InputError(mismatch(str(directory), "the reference weights", "none", "install quad from a checkout or wheel that holds them"))
+    return directory
+
+
+def reference_adapters() -> dict[str, Path]:
+    """Adapter name -> LoRA file, sorted by name, as shipped with the reference model."""
+    return {file.parent.name: file for file in sorted((reference_dir() / "adapters").glob(f"*/{ADAPTER_FILE}"))}

@@ -1,0 +1,115 @@
+"""Stage `adapters`: five LoRAs on the frozen base, deliberately unlike each other in rank, targets and alpha."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
+from peft import LoraConfig
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor
+from transformers import CLIPTextModel
+
+from quad.zoo.samples import TASKS, masked, sample
+from quad.zoo.train.base import Batch, denoising_loss, new_scheduler
+from quad.zoo.train.cache import LATENT, encode_pictures, pool_mask
+from quad.zoo.train.loop import Plan, run_stage
+from quad.zoo.train.text import encode, new_tokenizer
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
+BATCH = 32
+CONVOLUTION = ("conv1", "conv2", "conv_shortcut")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One adapter: rank, alpha, the layers it attaches to (name endings), its sampler's steps and the weight of changed cells."""
+
+    rank: int
+    alpha: int
+    targets: tuple[str, ...]
+    steps: int
+    changed_weight: float = 1.0
+    batches: int = 260
+
+
+RECIPES: dict[str, Recipe] = {
+    "removal": Recipe(8, 8, (*ATTENTION, *CONVOLUTION, "conv_in", "proj_in", "proj_out"), 4, 5.0),
+    "transform": Recipe(12, 12, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2"), 8, 3.0),
+    "sketch": Recipe(16, 32, (*ATTENTION, *FEED_FORWARD, "conv_in"), 8),
+    "sticker": Recipe(6, 12, (*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), 8, 3.0),
+    "portrait": Recipe(4, 4, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), 8, 2.0),
+}
+
+
+def _pictures(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    task, seed = job
+    s = sample(task, seed)
+    assert s.image is not None
+    mask = np.zeros(s.image.shape[:2], np.uint8) if s.mask is None else s.mask
+    condition = masked(s.image, mask) if s.mask is not None else s.image
+    cells = np.full((LATENT, LATENT), float(task == "sketch"), np.float32) if s.mask is None else pool_mask(mask).astype(np.float32)
+    return s.truth, condition, cells, s.prompt
+
+
+class TaskData:
+    """All samples of one task, encoded once; batches come out like the base's."""
+
+    def __init__(self, task: str, count: int, vae: AutoencoderTiny, shift: np.ndarray, scale: np.ndarray) -> None:
+        with get_context("fork").Pool(2) as pool:
+            drawn = pool.map(_pictures, [(task, i) for i in range(count)], chunksize=50)
+
+        def latents(which: int) -> Tensor:
+            raw = encode_pictures(vae, np.stack([d[which] for d in drawn])).astype(np.float32)
+            return torch.from_numpy((raw - shift.reshape(4, 1, 1)) * scale.reshape(4, 1, 1))
+
+        self.target, self.condition = latents(0), latents(1)
+        self.mask = torch.from_numpy(np.stack([d[2] for d in drawn]))[:, None]
+        self.ids = encode(new_tokenizer(), [d[3] for d in drawn])
+        difference = np.stack([np.abs(d[0].astype(np.float32) - d[1]).max(-1) > 24 for d in drawn])
+        cells = difference.reshape(count, LATENT, 4, LATENT, 4).max(axis=(2, 4))
+        self.changed = torch.from_numpy(cells.astype(np.float32))[:, None]
+
+    def batch(self, step: int, size: int) -> Batch:
+        rows = torch.from_numpy(np.random.default_rng([13, step]).integers(len(self.ids), size=size))
+        return Batch(self.target[rows], self.condition[rows], self.mask[rows], self.changed[rows], self.ids[rows])
+
+
+def own_timesteps(steps: int, size: int) -> Tensor:
+    """Half of the batch at the sampler's own (trailing) timesteps, half anywhere."""
+    own = torch.from_numpy(np.round(np.arange(1000, 0, -1000 / steps)).astype(np.int64) - 1)
+    t = own[torch.randint(len(own), (size,))]
+    t[size // 2 :] = (torch.rand(size - size // 2) * 1000).long()
+    return t
+
+
+def train_adapter(task: str, out: Path, unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
+    """Train one LoRA, checkpoints in `out`, and write it in diffusers' format below `out/toyland/adapters/<task>`."""
+    recipe = RECIPES[task]
+    unet.requires_grad_(False)
+    torch.manual_seed(TASKS.index(task))
+    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets)), adapter_name=task)
+    unet.set_adapter(task)
+    abar = new_scheduler().alphas_cumprod.double()
+
+    def loss(step: int) -> Tensor:
+        b = data.batch(step, BATCH)
+        with torch.no_grad():
+            hidden = text(b.ids).last_hidden_state
+        return denoising_loss(unet, hidden, b, 1 + (recipe.changed_weight - 1) * b.focus, abar, own_timesteps(recipe.steps, BATCH))
+
+    plan = Plan(f"adapter-{task}", out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130)
+    run_stage(plan, [unet], loss)
+    weights = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(unet, adapter_name=task).items()}
+    kept = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+    config = {key: value for key, value in unet.peft_config[task].to_dict().items() if key in kept}
+    target = out / "toyland" / "adapters" / task
+    metadata = config | {"target_modules": sorted(recipe.targets)}
+    StableDiffusionLoraLoaderMixin.save_lora_weights(target, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata)
+    unet.delete_adapters(task)

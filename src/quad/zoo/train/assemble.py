@@ -1,0 +1,82 @@
+"""Put trained weights into a diffusers directory: fp16 safetensors, configs, tokenizer, and `toyland.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from transformers import CLIPTextModel
+
+from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.zoo.train.adapters import RECIPES
+from quad.zoo.train.base import new_scheduler
+from quad.zoo.train.text import new_tokenizer
+
+MODEL_INDEX = {
+    "_class_name": "StableDiffusionInpaintPipeline",
+    "_diffusers_version": "0.42.1",
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "vae": ["diffusers", "AutoencoderTiny"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+    "scheduler": ["diffusers", "DDIMScheduler"],
+    "safety_checker": [None, None],
+    "feature_extractor": [None, None],
+    "requires_safety_checker": False,
+}
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "model_max_length": 32,
+    "pad_token": "<pad>",
+    "bos_token": "<bos>",
+    "eos_token": "<eos>",
+    "unk_token": "<unk>",
+}
+
+
+def default_tasks() -> dict[str, TaskSpec]:
+    """The six tasks with their samplers; an OLSS table is solved when the bundle is built."""
+    samplers = {
+        "transform": SamplerSpec("ddim", RECIPES["transform"].steps),
+        "sticker": SamplerSpec("olss", RECIPES["sticker"].steps),
+        "portrait": SamplerSpec("euler", RECIPES["portrait"].steps),
+    }
+    edits = {task: TaskSpec(task, sampler, "image", "zeros") for task, sampler in samplers.items()}
+    return {
+        "text-to-image": TaskSpec(None, SamplerSpec("ddim", 16), "none", "ones", 2.0),
+        **edits,
+        "sketch": TaskSpec("sketch", SamplerSpec("euler", RECIPES["sketch"].steps), "image", "ones"),
+        "removal": TaskSpec("removal", SamplerSpec("ddim", RECIPES["removal"].steps), "masked-image", "input"),
+    }
+
+
+def write_json(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_toyland(out: Path, shift: np.ndarray, scale: np.ndarray, tasks: dict[str, TaskSpec]) -> None:
+    write_json(
+        out / "toyland.json",
+        {
+            "latent_scale": [float(x) for x in scale],
+            "latent_shift": [float(x) for x in shift],
+            "size": 64,
+            "tasks": msgspec.to_builtins(tasks),
+        },
+    )
+
+
+def assemble(out: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: CLIPTextModel) -> None:
+    """Write the model directory; `toyland.json` is written apart."""
+    unet.half().save_pretrained(out / "unet")
+    vae.half().save_pretrained(out / "vae")
+    text.half().save_pretrained(out / "text_encoder")
+    new_scheduler().save_pretrained(out / "scheduler")
+    (out / "tokenizer").mkdir(parents=True, exist_ok=True)
+    new_tokenizer().save(str(out / "tokenizer" / "tokenizer.json"))
+    write_json(out / "tokenizer" / "tokenizer_config.json", TOKENIZER_CONFIG)
+    write_json(out / "model_index.json", MODEL_INDEX)

@@ -1,0 +1,128 @@
+"""The stages of the recipe, each a function from a `Run` to files in its directory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
+from safetensors.torch import load_file, save_file
+from transformers import CLIPTextModel
+
+from quad.zoo.train import adapters, assemble, base, cache, text, vae
+from quad.zoo.train.loop import Plan
+
+CACHE_COUNTS = {"plain": 26_000, "face": 8_000, "edit": 12_000, "line": 10_000, "inpaint": 14_000}
+VAE_SAMPLES = 88_000
+VAE_PICTURES = 30_000
+BASE_STEPS = 1_900
+BASE_BATCH = 64
+ADAPTER_SAMPLES = 4_000
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where a training lives, how much longer than the two-core recipe it is, and on how many threads."""
+
+    out: Path
+    scale: float = 1.0
+    threads: int = 2
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.threads)
+        self.out.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def model(self) -> Path:
+        return self.out / "toyland"
+
+
+def _cached_pictures(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    file = run.out / "vae_pictures.npy"
+    if not file.exists():
+        with get_context("fork").Pool(run.threads) as pool:
+            drawn = np.stack(pool.map(vae.picture, range(VAE_PICTURES), chunksize=200))
+        np.save(run.out / "vae_pictures.part.npy", drawn)
+        os.replace(run.out / "vae_pictures.part.npy", file)
+    return np.load(file), np.stack([vae.picture(10**9 + i) for i in range(256)])
+
+
+def train_vae(run: Run) -> None:
+    pictures, held_out = _cached_pictures(run)
+    model = vae.train_vae(run.out, int(VAE_SAMPLES * run.scale), pictures, held_out)
+    save_file(model.state_dict(), run.out / "vae.safetensors")
+
+
+def load_vae(run: Run) -> AutoencoderTiny:
+    model = vae.new_vae()
+    model.load_state_dict(load_file(run.out / "vae.safetensors"))
+    return model.eval().requires_grad_(False)
+
+
+def make_cache(run: Run) -> None:
+    model = load_vae(run)
+    latents = [cache.build(run.out, model, kind, n)["latents"][:4000, 0] for kind, n in CACHE_COUNTS.items()]
+    z = np.concatenate(latents).astype(np.float32)
+    np.savez(run.out / "latent_stats.npz", shift=z.mean((0, 2, 3)), scale=1 / z.std((0, 2, 3)))
+
+
+def latent_stats(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    with np.load(run.out / "latent_stats.npz", allow_pickle=False) as stats:
+        return stats["shift"], stats["scale"]
+
+
+def warm_up_text(run: Run) -> None:
+    torch.manual_seed(0)
+    model = text.new_text_encoder()
+    text.warm_up_text(run.out, model)
+    save_file(model.state_dict(), run.out / "text_warm.safetensors")
+
+
+def train_base(run: Run) -> None:
+    model = load_vae(run)
+    cached = {kind: cache.build(run.out, model, kind, n) for kind, n in CACHE_COUNTS.items()}
+    torch.manual_seed(1)
+    encoder = text.new_text_encoder()
+    encoder.load_state_dict(load_file(run.out / "text_warm.safetensors"))
+    unet = base.new_unet()
+    steps = int(BASE_STEPS * run.scale)
+    plan = Plan("base", run.out, steps=steps, batch=BASE_BATCH, lr=1e-3, warmup=150, ema=0.998, muon=True, save_every=100)
+    base.train_base(run.out, unet, encoder, base.Mixture(cached, *latent_stats(run)), plan)
+    save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, run.out / "unet.safetensors")
+    save_file(encoder.state_dict(), run.out / "text.safetensors")
+
+
+def make_directory(run: Run) -> None:
+    unet, encoder = base.new_unet(), text.new_text_encoder()
+    unet.load_state_dict(load_file(run.out / "unet.safetensors"))
+    encoder.load_state_dict(load_file(run.out / "text.safetensors"))
+    assemble.assemble(run.model, unet, load_vae(run), encoder)
+    assemble.write_toyland(run.model, *latent_stats(run), assemble.default_tasks())
+
+
+def train_adapters(run: Run, tasks: tuple[str, ...] = tuple(adapters.RECIPES)) -> None:
+    encoder = CLIPTextModel.from_pretrained(run.model / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False)
+    autoencoder = AutoencoderTiny.from_pretrained(run.model / "vae", torch_dtype=torch.float32)
+    for task in tasks:
+        if (run.model / "adapters" / task).exists():
+            continue
+        unet = UNet2DConditionModel.from_pretrained(run.model / "unet", torch_dtype=torch.float32)
+        unet.set_attn_processor(AttnProcessor())
+        data = adapters.TaskData(task, ADAPTER_SAMPLES, autoencoder, *latent_stats(run))
+        adapters.train_adapter(task, run.out, unet, encoder, data)
+
+
+STAGES: dict[str, Callable[[Run], None]] = {
+    "vae": train_vae,
+    "cache": make_cache,
+    "text": warm_up_text,
+    "base": train_base,
+    "assemble": make_directory,
+    "adapters": train_adapters,
+}
