@@ -1,0 +1,115 @@
+"""`quad build`: a model and its LoRAs become one bundle."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import msgspec
+import typer
+
+from quad.cli.options import named_paths, read_recipe
+from quad.cli.show import Json, result, size, stage_bar
+from quad.core.errors import UnsupportedError, mismatch
+
+if TYPE_CHECKING:
+    from quad.compile.request import BuildRequest, BuildResult
+
+REFERENCE = "toyland"
+
+
+class Choices(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields=True):
+    """Options that a recipe may hold too; None means that the build's own default holds."""
+
+    adapter: list[str] | None = None
+    target: str | None = None
+    precision: str | None = None
+    lora_bits: int | None = None
+    max_rank: int | None = None
+    allow_unused_keys: bool | None = None
+
+    def over(self, other: Choices) -> Choices:
+        """These, and the other's where these are silent."""
+        mine, theirs = msgspec.structs.asdict(self), msgspec.structs.asdict(other)
+        return Choices(**{name: theirs[name] if value is None else value for name, value in mine.items()})
+
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A diffusers directory, or toyland: the shipped reference model.", show_default=False)
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="A LoRA file or directory under a name; repeat it. toyland brings five.", metavar="NAME=PATH", show_default=False
+    ),
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The bundle directory to write.", metavar="BUNDLE", show_default=False)]
+Target = Annotated[str | None, typer.Option(help="The chip and toolchain to build for.", show_default="cpu")]
+Precision = Annotated[str | None, typer.Option(help="w8a16, or float to compare with.", show_default="w8a16")]
+LoraBits = Annotated[int | None, typer.Option("--lora-bits", help="Bits of a LoRA weight: 16 or 8.", show_default="16")]
+MaxRank = Annotated[
+    int | None, typer.Option("--max-rank", help="Rank of every slot, for adapters to come.", metavar="R", min=1, show_default=False)
+]
+UnusedKeys = Annotated[bool, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
+Recipe = Annotated[
+    Path | None,
+    typer.Option(help="These options in a TOML file; the command line goes first.", metavar="FILE.toml", show_default=False),
+]
+
+
+def build(
+    model: Model,
+    output: Output,
+    adapter: Adapters = None,
+    target: Target = None,
+    precision: Precision = None,
+    lora_bits: LoraBits = None,
+    max_rank: MaxRank = None,
+    allow_unused_keys: UnusedKeys = False,
+    recipe: Recipe = None,
+    as_json: Json = False,
+) -> None:
+    """Build one bundle from a model and its LoRAs."""
+    chosen = Choices(adapter or None, target, precision, lora_bits, max_rank, allow_unused_keys or None)
+    if recipe is not None:
+        chosen = chosen.over(read_recipe(recipe, Choices))
+    adapters = named_paths("--adapter", chosen.adapter or [])
+    with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
+        _check_extra()
+        from quad.compile.build import build as build_bundle
+
+        built = build_bundle(_request(model, adapters, output, chosen), progress)
+    result({"alignment": {}, **built.to_json()}, as_json, _lines(built))
+
+
+def _check_extra() -> None:
+    """Say which extra is missing, instead of a name of a module."""
+    try:
+        import diffusers  # noqa: F401
+        import onnx_ir  # noqa: F401
+        import torch  # noqa: F401
+    except ModuleNotFoundError as error:
+        found = f"no module {error.name}"
+        raise UnsupportedError(mismatch("quad build", "the build extra", found, "install it: pip install 'quad[build]'")) from error
+
+
+def _request(model: str, adapters: dict[str, Path], output: Path, chosen: Choices) -> BuildRequest:
+    """The build that is asked for; `toyland` brings its directory and, where no adapter is named, its five."""
+    from quad.compile.request import BuildRequest
+    from quad.zoo.calibration import calibration_samples
+    from quad.zoo.reference import reference_adapters, reference_dir
+
+    directory = Path(model)
+    if model == REFERENCE:
+        directory, adapters = reference_dir(), adapters or reference_adapters()
+    given = {name: value for name, value in msgspec.structs.asdict(chosen).items() if name != "adapter" and value is not None}
+    return BuildRequest(directory, adapters, output, calibration_samples(directory, adapters), **given)
+
+
+def _lines(built: BuildResult) -> list[str]:
+    lines = [f"bundle {built.bundle}: {', '.join(built.manifest.tasks)}"]
+    lines.append(f"adapters {', '.join(built.manifest.adapters) or 'none'}")
+    total = sum(entry.size_bytes for entry in built.manifest.files.values())
+    return [*lines, f"{size(total)}, {built.seconds:.0f} s, peak memory {size(built.peak_ram_bytes)}"]

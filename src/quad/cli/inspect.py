@@ -1,0 +1,105 @@
+"""`quad inspect`: what a bundle, a pack or a LoRA file holds, after checking that it is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+
+from quad.cli.show import Json, result, size
+
+Thing = Annotated[
+    Path, typer.Argument(metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack or a LoRA file.", show_default=False)
+]
+
+
+class AdapterFacts(msgspec.Struct, frozen=True):
+    """One adapter: its rank before padding, bits per weight, and size."""
+
+    rank: int
+    bits: int
+    bytes: int
+
+
+class Facts(msgspec.Struct, frozen=True):
+    """What `--json` prints; `details` holds what only bundles and packs know."""
+
+    kind: str
+    slots: int
+    profile_digest: str | None
+    slots_digest: str | None
+    adapters: dict[str, AdapterFacts]
+    details: dict[str, Any] = {}
+
+
+def inspect(path: Thing, as_json: Json = False) -> None:
+    """Show what a bundle, a pack or a LoRA file holds; every digest is checked."""
+    facts = _facts(path)
+    result(facts, as_json, _lines(path, facts))
+
+
+def _facts(path: Path) -> Facts:
+    from quad.cli.lora_file import find_file, read_header
+    from quad.core.manifest import BUNDLE_FILE
+
+    if (path / BUNDLE_FILE).is_file():
+        return _bundle_facts(path)
+    file = find_file(path)
+    header = read_header(file)
+    if header.is_pack:
+        return _pack_facts(file)
+    name = file.parent.name if path.is_dir() else file.stem
+    adapter = AdapterFacts(max(header.ranks.values()), header.bits, file.stat().st_size)
+    return Facts("lora", len(header.ranks), None, None, {name: adapter})
+
+
+def _bundle_facts(path: Path) -> Facts:
+    from quad.core.pack import parse_adapter_manifest
+    from quad.runtime import open_bundle
+
+    bundle = open_bundle(path)
+    manifest = bundle.manifest
+    adapters = {}
+    for name in manifest.adapters:
+        text, tensors = bundle.adapter_files(name)
+        said = parse_adapter_manifest(str(text), text.read_bytes())
+        adapters[name] = AdapterFacts(said.rank, said.bits, tensors.stat().st_size)
+    total = sum(entry.size_bytes for entry in manifest.files.values())
+    details = {
+        "name": manifest.name,
+        "target": manifest.target,
+        "precision": manifest.precision,
+        "engines": manifest.engines,
+        "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
+        "size_bytes": total,
+    }
+    return Facts("bundle", len(bundle.slots.slots), bundle.profile.digest, bundle.slots.digest, adapters, details)
+
+
+def _pack_facts(path: Path) -> Facts:
+    from quad.core.pack import read_pack
+
+    pack = read_pack(path)
+    said = pack.manifest
+    adapter = AdapterFacts(said.rank, said.bits, said.size_bytes)
+    slots = sum(name.endswith(".lora_A") for name in pack.tensors)
+    details = {"tasks": sorted(said.tasks), "size_bytes": path.stat().st_size}
+    return Facts("pack", slots, said.parents.get("profile"), said.parents.get("slots"), {said.name: adapter}, details)
+
+
+def _lines(path: Path, facts: Facts) -> list[str]:
+    lines = [f"{facts.kind}  {path}", f"slots {facts.slots}"]
+    if facts.profile_digest and facts.slots_digest:
+        lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
+    for key in ("target", "precision"):
+        if key in facts.details:
+            lines.append(f"{key} {facts.details[key]}")
+    if "tasks" in facts.details:
+        lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
+    for name, adapter in facts.adapters.items():
+        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}")
+    if "size_bytes" in facts.details:
+        lines.append(f"in all {size(facts.details['size_bytes'])}")
+    return lines

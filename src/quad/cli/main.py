@@ -1,0 +1,89 @@
+"""The `quad` command: its verbs, and errors as one line with the exit code that `quad.core.errors` gives them."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+from typer.exceptions import Abort, TyperException
+
+from quad.cli.build import build
+from quad.cli.inspect import inspect
+from quad.cli.run import run
+from quad.core.errors import QuadError
+
+DEBUG = "--debug"
+
+
+def _usage_line(error: TyperException) -> str:
+    """A mistake in the call, with where to read how it is done; the bare `quad` shows its help."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if "\n" in message or context is None:
+        return message
+    return f"{context.command_path}: {message.rstrip('.')}; see {context.command_path} --help"
+
+
+def explain(error: Exception) -> tuple[str, int]:
+    """The line that is shown for an error, and the exit code: 1 failed, 2 wrong usage, 3 refused."""
+    if isinstance(error, TyperException):
+        return _usage_line(error), error.exit_code
+    if isinstance(error, QuadError):
+        return f"quad: {error}", error.exit_code
+    if isinstance(error, Abort):
+        return "quad: interrupted", 1
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return f"quad: a fault of quad itself, {reason}; call again with {DEBUG} and report it", 1
+
+
+class OneLineErrors(TyperGroup):
+    """The group of verbs; it turns every exception into one line on stderr, with the traceback before it under `--debug`."""
+
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        windows_expand_args: bool = True,
+        **extra: Any,
+    ) -> Any:
+        given = list(sys.argv[1:] if args is None else args)
+        rest = [word for word in given if word != DEBUG]
+        try:
+            code = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
+        except Exception as error:
+            if DEBUG in given:
+                traceback.print_exception(error)
+            line, code = explain(error)
+            print(line, file=sys.stderr)
+        sys.exit(code or 0)
+
+
+app = typer.Typer(
+    name="quad",
+    cls=OneLineErrors,
+    help="One frozen quantized diffusion graph, any number of LoRA tasks.",
+    epilog=f"{DEBUG}, anywhere in the call, shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback()
+def _verbs() -> None:
+    """A group even while it is small: `quad VERB`."""
+
+
+app.command()(build)
+app.command()(run)
+app.command()(inspect)
+
+
+def main() -> None:
+    """Entry point of the `quad` script."""
+    app(prog_name="quad")

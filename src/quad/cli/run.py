@@ -1,0 +1,110 @@
+"""`quad run`: one picture from a bundle, by the device runtime alone."""
+
+from __future__ import annotations
+
+import io
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from quad.cli.options import weighted_names
+from quad.cli.show import Json, note, progress_bar, result
+from quad.core.errors import UsageError, mismatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from quad.runtime.output import PipelineOutput
+
+MAX_SEED = 2**32
+
+BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)]
+Task = Annotated[str, typer.Option(help="What to do; an unknown name lists what the bundle can do.", metavar="TASK", show_default=False)]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.", metavar="OUT.png", show_default=False)]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="Use this adapter instead of the task's own; repeat it to mix several.", metavar="NAME:WEIGHT", show_default=False
+    ),
+]
+Prompt = Annotated[str, typer.Option(help="What the picture should be or become.")]
+Picture = Annotated[
+    Path | None, typer.Option("--image", help="Input picture: PNG, JPEG or WebP of any size.", metavar="F", show_default=False)
+]
+Mask = Annotated[Path | None, typer.Option("--mask", help="What to remove: white inside, black outside.", metavar="F", show_default=False)]
+Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
+Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
+EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
+
+
+def run(
+    bundle: BundleDir,
+    task: Task,
+    output: Output,
+    adapter: Adapters = None,
+    prompt: Prompt = "",
+    image: Picture = None,
+    mask: Mask = None,
+    steps: Steps = None,
+    seed: Seed = None,
+    engine: EngineName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make one picture from a bundle, without torch."""
+    _check_output(output)
+    weights = weighted_names("--adapter", adapter or [])
+    from quad.runtime.pipeline import QuadPipeline
+
+    pipe = QuadPipeline.from_pretrained(bundle, engine=engine)
+    if weights:
+        pipe.set_adapters(list(weights), list(weights.values()))
+    total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)
+    with progress_bar(task, total) as advance:
+        made = pipe(
+            prompt,
+            task=task,
+            image=image,
+            mask_image=mask,
+            num_inference_steps=steps,
+            seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
+            callback_on_step_end=lambda *_: advance(),
+        )
+    _write_png(output, made.images[0])
+    for line in made.notes:
+        note(line)
+    result(_facts(output, made), as_json, _lines(output, made))
+
+
+def _check_output(output: Path) -> None:
+    """Refuse before the work is done, not after it."""
+    if output.suffix.lower() != ".png" or output.is_dir():
+        raise UsageError(mismatch("-o", "a file name that ends in .png", repr(str(output)), "choose another name"))
+
+
+def _write_png(path: Path, picture: Image) -> None:
+    from quad.core.files import write_bytes
+
+    data = io.BytesIO()
+    picture.save(data, format="PNG")
+    write_bytes(path, data.getvalue())
+
+
+def _facts(output: Path, made: PipelineOutput) -> dict[str, Any]:
+    """What `--json` prints; `adapter` is a name, a list of names where several are mixed, or null for the base."""
+    names = list(made.adapters)
+    return {
+        "output": str(output),
+        "task": made.task,
+        "adapter": names[0] if len(names) == 1 else names or None,
+        "adapters": made.adapters,
+        "seed": made.seed,
+        "timings_ms": {name: round(value, 3) for name, value in made.timings_ms.items()},
+        "notes": made.notes,
+    }
+
+
+def _lines(output: Path, made: PipelineOutput) -> list[str]:
+    used = " + ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in made.adapters.items()) or "the base"
+    return [f"{output}  {made.task} by {used}, seed {made.seed}, {made.timings_ms['total']:.0f} ms"]

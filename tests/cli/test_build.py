@@ -1,0 +1,119 @@
+"""`quad build` end to end on a tiny random model, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from quad.cli.main import app
+from quad.compile.request import BuildRequest
+from quad.core.errors import QuadError
+from quad.zoo import reference
+from tests.compile.conftest import adapter_files as adapter_files
+from tests.compile.conftest import base as base
+from tests.compile.conftest import model_dir as model_dir
+
+RUNNER = CliRunner()
+
+
+def _adapters(files: dict[str, Path]) -> list[str]:
+    return [word for name, path in files.items() for word in ("--adapter", f"{name}={path}")]
+
+
+@pytest.fixture(scope="module")
+def built(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """What `--json` printed and what stderr said."""
+    out = tmp_path_factory.mktemp("built") / "phone"
+    done = RUNNER.invoke(app, ["build", str(model_dir), "-o", str(out), "--json", *_adapters(adapter_files)])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    return json.loads(done.stdout), done.stderr
+
+
+def test_json_holds_the_fields_that_checks_read(built: tuple[dict[str, Any], str]) -> None:
+    facts, _ = built
+    assert {"bundle", "seconds", "peak_ram_bytes", "profile", "alignment", "placement"} <= facts.keys()
+    assert Path(facts["bundle"], "bundle.json").is_file()
+
+
+def test_stages_are_told_on_stderr(built: tuple[dict[str, Any], str]) -> None:
+    shown = [line.split("% ")[1] for line in built[1].splitlines() if "% " in line]
+    assert shown[0] == "open"
+    assert shown[-1] == "done"
+
+
+def test_what_was_built_can_be_inspected_and_run(built: tuple[dict[str, Any], str], tmp_path: Path) -> None:
+    bundle = built[0]["bundle"]
+    facts = json.loads(RUNNER.invoke(app, ["inspect", bundle, "--json"]).stdout)
+    assert {name: adapter["rank"] for name, adapter in facts["adapters"].items()} == {"transform": 4, "removal": 2}
+    done = RUNNER.invoke(app, ["run", bundle, "--task", "text-to-image", "--prompt", "a house", "-o", str(tmp_path / "a.png")])
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "a.png").is_file()
+
+
+class _Asked(QuadError):
+    """Stops a build at its beginning."""
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
+    """The builds that were asked for; none is done."""
+    requests: list[BuildRequest] = []
+
+    def stop(request: BuildRequest, _progress: object) -> None:
+        requests.append(request)
+        raise _Asked("asked")
+
+    monkeypatch.setattr("quad.compile.build.build", stop)
+    return requests
+
+
+def test_toyland_brings_its_adapters_and_samples(model_dir: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "reference_dir", lambda: model_dir)
+    monkeypatch.setattr(reference, "reference_adapters", lambda: {"removal": model_dir / "r", "transform": model_dir / "t"})
+    RUNNER.invoke(app, ["build", "toyland", "-o", "phone"])
+    RUNNER.invoke(app, ["build", "toyland", "-o", "phone", "--adapter", "ink=ink.safetensors"])
+    five, one = asked
+    assert (five.model, list(five.adapters)) == (model_dir, ["removal", "transform"])
+    assert {sample.task for sample in five.samples} == {"text-to-image", "transform", "removal"}
+    assert {sample.adapter for sample in five.samples} == {None}
+    assert dict(one.adapters) == {"ink": Path("ink.safetensors")}
+    assert {sample.task for sample in one.samples if sample.adapter == "ink"} == {"text-to-image"}
+
+
+def test_a_recipe_gives_options_and_the_command_line_goes_first(tmp_path: Path, asked: list[BuildRequest]) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('precision = "float"\nmax-rank = 5\nadapter = ["ink=a.safetensors"]\n')
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--max-rank", "6"])
+    (request,) = asked
+    assert (request.precision, request.max_rank, request.lora_bits) == ("float", 6, 16)
+    assert dict(request.adapters) == {"ink": Path("a.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--target", "abacus"], 2, "--target: expected"),
+        (["--precision", "w2a2"], 2, "--precision: expected"),
+        (["--lora-bits", "7"], 2, "--lora-bits: expected 16 or 8, found 7"),
+        (["--adapter", "ink=nowhere.safetensors"], 1, "nowhere.safetensors"),
+        (["--recipe", "nowhere.toml"], 1, "nowhere.toml: expected a recipe file"),
+    ],
+)
+def test_a_build_that_cannot_be_done_is_one_line_and_writes_nothing(
+    model_dir: Path, tmp_path: Path, arguments: list[str], code: int, says: str
+) -> None:
+    done = RUNNER.invoke(app, ["build", str(model_dir), "-o", str(tmp_path / "phone"), "--json", *arguments])
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert says in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["build", str(tmp_path / "nowhere"), "-o", str(tmp_path / "phone")])
+    assert done.exit_code == 1
+    assert "expected a diffusers model directory" in done.stderr.splitlines()[-1]

@@ -1,0 +1,79 @@
+"""Errors are one line with the right exit code, and stdout belongs to results."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from quad.cli.main import app, explain
+from quad.core import errors
+
+RUNNER = CliRunner()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["paint"], "No such command 'paint'"),
+        (["run"], "Missing argument 'BUNDLE'"),
+        (["run", "b", "-o", "x.png"], "Missing option '--task'"),
+        (["run", "b", "--task", "removal", "-o", "x.jpg"], "expected a file name that ends in .png, found 'x.jpg'"),
+        (["run", "b", "--task", "removal", "-o", "x.png", "--steps", "0"], "Invalid value for '--steps'"),
+        (["run", "b", "--task", "removal", "-o", "x.png", "--adapter", "ink:x"], "--adapter: expected NAME or NAME:WEIGHT"),
+        (["build", "toyland", "-o", "b", "--adapter", "ink"], "--adapter: expected NAME=PATH"),
+        (["inspect"], "Missing argument"),
+        (["inspect", "x", "--colour"], "No such option"),
+        (["--colour"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_exit_2(arguments: list[str], says: str) -> None:
+    done = RUNNER.invoke(app, arguments)
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.InputError("x"), 1),
+        (errors.UsageError("x"), 2),
+        (errors.UnsupportedError("x"), 1),
+        (errors.VerificationError("x"), 3),
+        (errors.CompatibilityError("x"), 3),
+        (errors.BackendError("x"), 1),
+    ],
+)
+def test_exit_codes_follow_the_error_tree(error: errors.QuadError, code: int) -> None:
+    assert explain(error) == ("quad: x", code)
+
+
+def test_a_fault_of_quad_is_one_line_that_says_so() -> None:
+    line, code = explain(ValueError("two\nlines"))
+    assert code == 1
+    assert line.startswith("quad: a fault of quad itself, ValueError: two lines;")
+
+
+def test_debug_shows_the_traceback_before_the_line() -> None:
+    plain = RUNNER.invoke(app, ["inspect", "nowhere"])
+    debug = RUNNER.invoke(app, ["inspect", "nowhere", "--debug"])
+    assert plain.exit_code == debug.exit_code == 1
+    assert "Traceback" not in plain.stderr
+    assert debug.stderr.startswith("Traceback")
+    assert debug.stderr.endswith(plain.stderr)
+
+
+def test_help_is_shown_for_the_bare_command_and_names_every_verb() -> None:
+    done = RUNNER.invoke(app, [])
+    assert all(verb in done.output for verb in ("build", "run", "inspect"))
+    assert RUNNER.invoke(app, ["run", "--help"]).exit_code == 0
+
+
+def test_python_m_quad_is_the_same_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "quad", "inspect", "nowhere"], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("quad: nowhere: expected a bundle directory")

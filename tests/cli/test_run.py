@@ -1,0 +1,134 @@
+"""`quad run` and `quad inspect` end to end on a tiny bundle."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from typer.testing import CliRunner
+
+from quad.cli.main import app
+from quad.core import files
+from quad.runtime import open_bundle
+
+RUNNER = CliRunner()
+
+
+def _run(bundle: Path, out: Path, *arguments: str) -> dict[str, Any]:
+    done = RUNNER.invoke(app, ["run", str(bundle), "-o", str(out), "--json", *arguments])
+    assert done.exit_code == 0, done.stderr
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1
+    return facts
+
+
+def _save(path: Path, array: NDArray[np.uint8]) -> str:
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+def test_a_picture_is_written_and_json_tells_how(tiny_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "a.png"
+    facts = _run(tiny_bundle, out, "--task", "text-to-image", "--prompt", "car night", "--seed", "5")
+    with Image.open(out) as picture:
+        assert (picture.format, picture.size) == ("PNG", (16, 16))
+    assert (facts["output"], facts["task"], facts["adapter"], facts["seed"]) == (str(out), "text-to-image", None, 5)
+    assert facts["timings_ms"]["total"] > 0
+    assert not list(out.parent.glob(".*"))
+
+
+def test_the_same_seed_gives_the_same_file_and_a_drawn_seed_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "a.png", tmp_path / "b.png"
+    seed = _run(tiny_bundle, first, "--task", "text-to-image")["seed"]
+    _run(tiny_bundle, second, "--task", "text-to-image", "--seed", str(seed))
+    assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_task_brings_its_adapter_and_adapters_can_be_mixed(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1")
+    assert _run(tiny_bundle, tmp_path / "a.png", *given)["adapter"] == "transform"
+    mixed = _run(tiny_bundle, tmp_path / "b.png", *given, "--adapter", "transform:0.5", "--adapter", "removal")
+    assert mixed["adapter"] == ["transform", "removal"]
+    assert mixed["adapters"] == {"transform": 0.5, "removal": 1.0}
+
+
+def test_notes_go_to_stderr(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> None:
+    image = _save(tmp_path / "in.png", picture)
+    wide = _save(tmp_path / "mask.png", np.repeat(mask, 2, axis=1))
+    arguments = ["--task", "removal", "--image", image, "--mask", wide, "--prompt", "remove the zeppelin"]
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), "--json", *arguments])
+    notes = [line for line in done.stderr.splitlines() if line.startswith("note: ")]
+    assert any("zeppelin" in line for line in notes)
+    assert any("mask" in line for line in notes)
+    assert [f"note: {line}" for line in json.loads(done.stdout)["notes"]] == notes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--task", "paint"], 2, "expected one of removal, sketch, text-to-image, transform, found 'paint'"),
+        (["--task", "transform"], 2, "expected a picture"),
+        (["--task", "transform", "--image", "nowhere.png"], 1, "nowhere.png"),
+        (["--task", "text-to-image", "--adapter", "ghost"], 2, "'ghost'"),
+        (["--task", "text-to-image", "--engine", "abacus"], 2, "'abacus'"),
+    ],
+)
+def test_a_call_that_cannot_be_done_writes_nothing(tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), "--json", *arguments])
+    assert (done.exit_code, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), "--task", "text-to-image"])
+    assert done.exit_code == 1
+    assert "disk full" in done.stderr.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_byte_is_refused_by_run_and_inspect(bundle_copy: Path, tmp_path: Path) -> None:
+    graph = bundle_copy / "unet" / "model.onnx"
+    data = bytearray(graph.read_bytes())
+    data[len(data) // 2] ^= 1
+    graph.write_bytes(data)
+    for arguments in (["run", str(bundle_copy), "--task", "text-to-image", "-o", str(tmp_path / "a.png")], ["inspect", str(bundle_copy)]):
+        done = RUNNER.invoke(app, [*arguments, "--json"])
+        assert (done.exit_code, done.stdout) == (3, "")
+        assert done.stderr.count("\n") == 1
+
+
+def test_inspect_tells_what_a_bundle_holds(tiny_bundle: Path) -> None:
+    done = RUNNER.invoke(app, ["inspect", str(tiny_bundle), "--json"])
+    facts, bundle = json.loads(done.stdout), open_bundle(tiny_bundle)
+    assert (facts["kind"], facts["slots"]) == ("bundle", len(bundle.slots.slots))
+    assert (facts["profile_digest"], facts["slots_digest"]) == (bundle.profile.digest, bundle.slots.digest)
+    assert set(facts["adapters"]) == {"transform", "removal", "sketch"}
+    assert facts["adapters"]["sketch"]["rank"] == 4
+    assert "adapter sketch: rank 4, 16 bits" in RUNNER.invoke(app, ["inspect", str(tiny_bundle)]).stdout
+
+
+def test_run_and_inspect_load_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\nfrom quad.cli.main import app\n"
+        f"for call in (['run', {str(tiny_bundle)!r}, '--task', 'text-to-image', '-o', {str(tmp_path / 'a.png')!r}],"
+        f" ['inspect', {str(tiny_bundle)!r}]):\n"
+        "    try: app(call)\n"
+        "    except SystemExit as done: assert not done.code, done.code\n"
+        "bad = {'torch', 'diffusers', 'transformers', 'onnx', 'onnx_ir'} & set(sys.modules)\n"
+        "assert not bad, bad\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
