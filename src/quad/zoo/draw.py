@@ -151,4 +151,3 @@ def draw_portrait(face: Portrait, style: str | None = None, size: int = 64) -> n
 
 def blank(size: int = 64, rgb: RGB = WHITE) -> np.ndarray:
     return np.full((size, size, 3), rgb, dtype=np.uint8)
-

@@ -14,11 +14,12 @@ def reference_dir() -> Path:
     """The reference model's diffusers directory.
 
     Raises:
-        InputError: this installation came without the weights.
+        InputError: this installation came without the weights (wheels do).
     """
     directory = Path(__file__).parent / "weights" / NAME
     if not (directory / "model_index.json").is_file():
-        raise InputError(mismatch(str(directory), "the reference weights", "none", "install quad from a checkout or wheel that holds them"))
+        then = "install quad from a checkout (pip install -e .[build]), wheels leave them out"
+        raise InputError(mismatch(str(directory), "the reference weights", "none", then))
     return directory
 
 

@@ -104,8 +104,7 @@ def thing_shapes(thing: Thing) -> list[Shape]:
     unit = SIZE_SCALE[thing.size] * thing.scale * (0.9 if thing.kind == "car" else 1.0)
     origin = np.array([PLACE_X[thing.place] + thing.dx, BALLOON_Y if thing.kind == "balloon" else STAND_Y])
     return [
-        Shape(shape.points * unit + origin, shape.fill, shape.in_line_art)
-        for shape in _KIND_SHAPES[thing.kind](COLOUR_RGB[thing.colour])
+        Shape(shape.points * unit + origin, shape.fill, shape.in_line_art) for shape in _KIND_SHAPES[thing.kind](COLOUR_RGB[thing.colour])
     ]
 
 

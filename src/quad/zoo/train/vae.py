@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,23 +56,22 @@ def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., :, 1:] - d[..., :, :-1]).abs().mean()
 
 
-def vae_loss(vae: AutoencoderTiny, x: Tensor, noise: float = 0.03) -> Tensor:
-    """L1 + L1 of gradients + 0.3 MSE + a weak pull of the latents to zero; a little latent noise makes the decoder robust."""
-    z = vae.encoder(x)
-    y = vae.decoder(z + noise * torch.randn_like(z)).float()
-    total: Tensor = l1_loss(y, x) + gradient_loss(y, x) + 0.3 * mse_loss(y, x) + 1e-3 * z.float().square().mean()
+def picture_loss(y: Tensor, x: Tensor) -> Tensor:
+    """L1 + L1 of gradients + 0.3 MSE."""
+    total: Tensor = l1_loss(y, x) + gradient_loss(y, x) + 0.3 * mse_loss(y, x)
     return total
 
 
-def train_vae(out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarray, lr: float = 2e-3, batch: int = 16) -> AutoencoderTiny:
-    """Train a new autoencoder on uint8 pictures `(N, 64, 64, 3)`."""
-    vae = new_vae().to(memory_format=torch.channels_last)
-    held = to_signal(held_out)
+def vae_loss(vae: AutoencoderTiny, x: Tensor, noise: float = 0.03) -> Tensor:
+    """Picture loss + a weak pull of the latents to zero; a little latent noise makes the decoder robust."""
+    z = vae.encoder(x)
+    y = vae.decoder(z + noise * torch.randn_like(z)).float()
+    total: Tensor = picture_loss(y, x) + 1e-3 * z.float().square().mean()
+    return total
 
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([5, step])
-        x = to_signal(pictures[rng.integers(len(pictures), size=batch)]).contiguous(memory_format=torch.channels_last)
-        return vae_loss(vae, x)
+
+def _checker(vae: AutoencoderTiny, held_out: np.ndarray) -> Callable[[], dict[str, float]]:
+    held = to_signal(held_out)
 
     def check() -> dict[str, float]:
         with torch.no_grad():
@@ -79,5 +79,35 @@ def train_vae(out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarra
         mse = ((y - held) / 2).square().flatten(1).mean(1)
         return {"psnr": float((-10 * mse.log10()).mean())}
 
-    run_stage(Plan("vae", out, steps=samples // batch, batch=batch, lr=lr, warmup=100), [vae], loss, check)
+    return check
+
+
+def train_vae(out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarray, lr: float = 2e-3, batch: int = 16) -> AutoencoderTiny:
+    """Train a new autoencoder on uint8 pictures `(N, 64, 64, 3)`."""
+    vae = new_vae().to(memory_format=torch.channels_last)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([5, step])
+        x = to_signal(pictures[rng.integers(len(pictures), size=batch)]).contiguous(memory_format=torch.channels_last)
+        return vae_loss(vae, x)
+
+    run_stage(Plan("vae", out, steps=samples // batch, batch=batch, lr=lr, warmup=100), [vae], loss, _checker(vae, held_out))
     return vae
+
+
+def polish_decoder(vae: AutoencoderTiny, out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarray) -> None:
+    """Train the decoder on, in place, while the latent space stays as the base learnt it."""
+    batch = 16
+    vae.encoder.requires_grad_(False)
+    vae.decoder.requires_grad_(True)
+    with torch.no_grad():
+        latents = torch.cat([vae.encoder(to_signal(pictures[i : i + 250])) for i in range(0, len(pictures), 250)])
+
+    def loss(step: int) -> Tensor:
+        rows = np.random.default_rng([6, step]).integers(len(pictures), size=batch)
+        z = latents[torch.from_numpy(rows)]
+        y = vae.decoder(z + 0.02 * torch.randn_like(z)).float()
+        return picture_loss(y, to_signal(pictures[rows]))
+
+    plan = Plan("decoder", out, steps=samples // batch, batch=batch, lr=2e-3, warmup=100, muon=True)
+    run_stage(plan, [vae], loss, _checker(vae, held_out))

@@ -1,0 +1,88 @@
+"""Laws of the tasks' samples: exact truth, closed vocabulary, one seed one sample."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quad.zoo import samples, world
+from quad.zoo.world import Portrait, Scene
+
+SEEDS = st.integers(0, 2 * 10**9)
+FEW = settings(max_examples=20)
+
+
+@pytest.mark.parametrize("task", samples.TASKS)
+@FEW
+@given(seed=SEEDS)
+def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None:
+    words = re.findall(r"[^\s,]+", samples.sample(task, seed).prompt)
+    assert words
+    assert set(words) <= set(world.VOCABULARY)
+
+
+@pytest.mark.parametrize("task", samples.TASKS)
+def test_a_seed_is_a_sample_and_another_seed_is_another(task: str) -> None:
+    one, again, other = (samples.sample(task, seed) for seed in (10**9, 10**9, 10**9 + 1))
+    np.testing.assert_array_equal(one.truth, again.truth)
+    assert one.prompt == again.prompt
+    assert not np.array_equal(one.truth, other.truth)
+
+
+@FEW
+@given(SEEDS)
+def test_the_truth_of_removal_is_the_scene_outside_the_mask(seed: int) -> None:
+    sample = samples.sample("removal", seed)
+    assert sample.image is not None
+    assert sample.mask is not None
+    outside = sample.mask == 0
+    assert outside.any()
+    np.testing.assert_array_equal(sample.image[outside], sample.truth[outside])
+    assert isinstance(sample.before, Scene)
+    assert isinstance(sample.after, Scene)
+    assert len(sample.after.things) == len(sample.before.things) - 1
+
+
+@FEW
+@given(SEEDS)
+def test_a_masked_picture_shows_nothing_of_the_hole(seed: int) -> None:
+    sample = samples.sample("removal", seed)
+    assert sample.image is not None
+    assert sample.mask is not None
+    np.testing.assert_array_equal(samples.masked(sample.image, sample.mask), samples.masked(sample.truth, sample.mask))
+
+
+@FEW
+@given(SEEDS)
+def test_transform_changes_one_attribute_and_says_which(seed: int) -> None:
+    sample = samples.sample("transform", seed)
+    before, after = sample.before, sample.after
+    assert isinstance(before, Scene)
+    assert isinstance(after, Scene)
+    changes = [(before.time, after.time), (before.ground, after.ground)]
+    changes += [(old.colour, new.colour) for old, new in zip(before.things, after.things, strict=True)]
+    new = [b for a, b in changes if a != b]
+    assert len(new) == 1
+    assert new[0] in sample.prompt
+
+
+@FEW
+@given(SEEDS)
+def test_a_sticker_names_exactly_one_object(seed: int) -> None:
+    sample = samples.sample("sticker", seed)
+    assert isinstance(sample.before, Scene)
+    named = [thing for thing in sample.before.things if world.sticker_prompt(thing) == sample.prompt]
+    assert named == [sample.before.things[int(sample.detail)]]
+
+
+@FEW
+@given(SEEDS)
+def test_portrait_asks_for_the_style_of_its_truth(seed: int) -> None:
+    sample = samples.sample("portrait", seed)
+    assert sample.detail in sample.prompt
+    assert isinstance(sample.after, Portrait)
+    assert sample.before == sample.after
