@@ -1,0 +1,218 @@
+"""`make demo`: the shipped reference model becomes a bundle, all six tasks run from it, and a page shows what came out.
+
+build -> run both sides -> score -> laws -> bench (own process) -> report
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from safetensors import safe_open
+
+from quad.compile.build import build
+from quad.compile.request import BuildRequest
+from quad.core.errors import BackendError, QuadError, UsageError, mismatch
+from quad.core.files import write_bytes
+from quad.evaluate import laws
+from quad.evaluate.quality import find_adapters, vae_figures
+from quad.evaluate.reference import Reference
+from quad.evaluate.report import difference, render
+from quad.evaluate.runs import TaskRun, evaluate, run_task
+from quad.evaluate.summary import Measured, make_report, quality_rows
+from quad.runtime.pipeline import QuadPipeline
+from quad.zoo.calibration import calibration_samples
+from quad.zoo.judge import Judge
+from quad.zoo.reference import reference_dir
+from quad.zoo.samples import TASKS
+
+DEFAULT_OUT = Path("out/demo")
+# Shares of the whole that the bar gives to each stage, from runs on two cores.
+SHARES = {"build": 30, "run": 50, "score": 8, "measure": 12}
+BENCH_SECONDS = 240
+FP16_BYTES = 2
+Show = Callable[[str, float], None]  # what is being done, share of the stage done in [0, 1]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the demo reads and writes."""
+
+    model: Path
+    adapters: Mapping[str, Path]
+    out: Path
+
+    @property
+    def bundle(self) -> Path:
+        return self.out / "bundle"
+
+
+def fp16_bytes(place: Place) -> dict[str, Any]:
+    """What the same weights take as fp16 files: base (with its tokenizer) and adapters."""
+
+    def size(file: Path) -> int:
+        with safe_open(file, "np") as tensors:
+            return sum(FP16_BYTES * int(np.prod(tensors.get_slice(name).get_shape())) for name in tensors.keys())  # noqa: SIM118
+
+    parts = [place.model / part for part in ("unet", "vae", "text_encoder")]
+    weights = sum(size(file) for part in parts for file in part.glob("*.safetensors"))
+    tokenizer = (place.model / "tokenizer" / "tokenizer.json").stat().st_size
+    return {"shared": weights + tokenizer, "adapters": {name: size(file) for name, file in place.adapters.items()}}
+
+
+def build_bundle(place: Place, show: Show) -> dict[str, Any]:
+    """Build the bundle; returns the object of `quad build --json`."""
+    samples = calibration_samples(place.model, place.adapters)
+    request = BuildRequest(place.model, place.adapters, place.bundle, samples, name="toyland")
+    made = build(request, lambda stage, share: show(f"build: {stage}", share)).to_json()
+    return {**made, "precision": request.precision}
+
+
+def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, show: Show) -> list[TaskRun]:
+    """All tasks that the bundle has, both sides."""
+    tasks = [task for task in TASKS if task in pipe.tasks]
+    done, total = 0, 3 * n * len(tasks)
+    runs = []
+
+    def tick(pictures: int) -> None:
+        nonlocal done
+        done += pictures
+        show(f"run: {task}", done / total)
+
+    for task in tasks:
+        show(f"run: {task}", done / total)
+        runs.append(run_task(reference, pipe, task, n, tick))
+    return runs
+
+
+def run_bench(bundle: Path) -> dict[str, Any]:
+    """The bench in a process of its own, so that its memory is the runtime's.
+
+    Raises:
+        BackendError: it failed.
+    """
+    command = [sys.executable, "-m", "quad.evaluate.bench", str(bundle)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BENCH_SECONDS)
+    if done.returncode:
+        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise BackendError(mismatch("bench", "a JSON object", reason, f"run {' '.join(command)}"))
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def save_pictures(run: TaskRun, folder: Path) -> None:
+    """PNG files of one task: `NN_input`, `NN_fp32`, `NN_quantized`, `NN_difference`, `NN_truth`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, sample in enumerate(run.samples):
+        named: dict[str, NDArray[np.uint8] | None] = {
+            "input": sample.image,
+            "mask": sample.mask,
+            "fp32": run.fp[i],
+            "quantized": run.quantized[i],
+            "difference": difference(run.fp[i], run.quantized[i]),
+            "truth": sample.truth,
+        }
+        for name, picture in named.items():
+            if picture is not None:
+                Image.fromarray(picture).save(folder / f"{i:02d}_{name}.png")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One readable JSON file, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def _evaluation(runs: list[TaskRun], reference: Reference, engine: str, show: Show) -> dict[str, Any]:
+    judge, tasks = Judge.load(), {}
+    for i, run in enumerate(runs):
+        show(f"score: {run.task}", i / len(runs))
+        tasks[run.task] = evaluate(run, reference, judge)
+    return {"engine": engine, "tasks": tasks}
+
+
+def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measured:
+    """The whole demo; writes everything below `place.out`.
+
+    Args:
+        n: held-out samples a task.
+        show: called with stage, what is being done, and the stage's share done.
+
+    Raises:
+        QuadError: as the parts raise; files written so far stay.
+    """
+    start = time.perf_counter()
+    made = build_bundle(place, lambda what, share: show("build", what, share))
+    write_json(place.out / "build.json", made)
+    reference, pipe = Reference(place.model, dict(place.adapters)), QuadPipeline.from_pretrained(place.bundle)
+    runs = run_tasks(reference, pipe, n, lambda what, share: show("run", what, share))
+    for run in runs:
+        save_pictures(run, place.out / "pictures" / run.task)
+    evaluation = _evaluation(runs, reference, pipe.engine, lambda what, share: show("score", what, share))
+    vae = vae_figures(reference, {run.task: list(run.samples) for run in runs})
+    show("measure", "laws", 0.0)
+    held = {
+        "slotted": laws.slotted_error(place.model, dict(place.adapters), reference),
+        "switching": laws.switching_is_exact(pipe),
+        "import": laws.runtime_import(),
+    }
+    write_json(place.out / "eval.json", {**evaluation, "laws": held, "vae": {figure.name: figure.value for figure in vae}})
+    show("measure", "bench", 0.3)
+    bench = run_bench(place.bundle)
+    write_json(place.out / "bench.json", bench)
+    show("measure", "report", 0.9)
+    seconds = time.perf_counter() - start
+    measured = Measured(runs, made, evaluation, bench, held, fp16_bytes(place), vae, seconds)
+    write_bytes(place.out / "report.html", render(make_report(measured)).encode())
+    show("measure", "done", 1.0)
+    return measured
+
+
+def _tell(measured: Measured, out: Path, console: Console) -> None:
+    sides = [figure for pair in quality_rows(measured) for figure in pair if figure is not None]
+    reached = sum(1 for figure in sides if figure.passed)
+    for task, entry in measured.evaluation["tasks"].items():
+        console.print(f"  {task:<14} {entry['psnr']:5.1f} dB, SSIM {entry['ssim']:.3f} against FP32, n = {entry['n']}")
+    console.print(f"  {reached} of {len(sides)} bars against the truth reached")
+    console.print(f"{out / 'report.html'}  (bundle, build.json, eval.json, bench.json and pictures beside it; {measured.seconds:.0f} s)")
+
+
+def main(
+    n: Annotated[int, typer.Option(help="held-out samples a task")] = 16,
+    out: Annotated[Path, typer.Option(help="the directory to write")] = DEFAULT_OUT,
+    model: Annotated[Path | None, typer.Option(help="model directory; the shipped reference by default")] = None,
+) -> None:
+    """Build the bundle of the reference model, run all six tasks from it, write the report."""
+    if n < 2:
+        raise UsageError(mismatch("--n", "2 or more", n, "choose a larger one"))
+    directory = model or reference_dir()
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task("demo", total=sum(SHARES.values()))
+
+        def show(stage: str, what: str, share: float) -> None:
+            before = sum(size for name, size in SHARES.items() if list(SHARES).index(name) < list(SHARES).index(stage))
+            progress.update(bar, description=what, completed=before + share * SHARES[stage])
+
+        measured = demo(Place(directory, find_adapters(directory), out), n, show)
+    _tell(measured, out, console)
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except QuadError as error:
+        print(f"demo: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
