@@ -15,6 +15,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
+from quad.compile.solvers import solve_tasks
+from quad.model.base import open_model
+from quad.model.lora import read_lora
+from quad.model.slotted import slot_network
+from quad.quantize import component_networks
+from quad.zoo.calibration import calibration_samples
+from quad.zoo.reference import ADAPTER_FILE
 from quad.zoo.train import adapters, assemble, base, cache, text, vae
 from quad.zoo.train.loop import Plan
 
@@ -128,6 +135,16 @@ def train_adapters(run: Run, tasks: tuple[str, ...] = tuple(adapters.RECIPES)) -
         adapters.train_adapter(task, run.out, unet, encoder, data)
 
 
+def solve_samplers(run: Run) -> None:
+    """Solve the OLSS tables that the tasks ask for and write them into `toyland.json`."""
+    model = open_model(run.model)
+    loras = [read_lora(task, run.model / "adapters" / task / ADAPTER_FILE, model.unet) for task in adapters.RECIPES]
+    network, table = slot_network(model.unet, loras)
+    samples = calibration_samples(run.model, [lora.name for lora in loras])
+    solved = solve_tasks(model, component_networks(model, network), table, loras, samples)
+    assemble.write_toyland(run.model, *latent_stats(run), solved.tasks)
+
+
 STAGES: dict[str, Callable[[Run], None]] = {
     "vae": train_vae,
     "cache": make_cache,
@@ -136,4 +153,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "decoder": polish_decoder,
     "assemble": make_directory,
     "adapters": train_adapters,
+    "samplers": solve_samplers,
 }
