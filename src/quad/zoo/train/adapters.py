@@ -43,8 +43,8 @@ RECIPES: dict[str, Recipe] = {
     "removal": Recipe(8, 8, (*ATTENTION, *CONVOLUTION, "conv_in", "proj_in", "proj_out"), 4, 5.0),
     "transform": Recipe(12, 12, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2"), 8, 3.0),
     "sketch": Recipe(16, 32, (*ATTENTION, *FEED_FORWARD, "conv_in"), 8),
-    "sticker": Recipe(6, 12, (*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), 8, 3.0),
-    "portrait": Recipe(4, 4, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), 8, 2.0),
+    "sticker": Recipe(6, 12, (*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), 8, 3.0, 520),
+    "portrait": Recipe(4, 4, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), 8, 2.0, 600),
 }
 
 
