@@ -27,7 +27,6 @@ from quad.zoo.train.loop import Plan
 
 CACHE_COUNTS = {"plain": 26_000, "face": 8_000, "edit": 12_000, "line": 10_000, "inpaint": 14_000}
 VAE_SAMPLES = 88_000
-DECODER_SAMPLES = 56_000
 VAE_PICTURES = 30_000
 BASE_STEPS = 1_900
 BASE_BATCH = 64
@@ -67,18 +66,9 @@ def train_vae(run: Run) -> None:
     save_file(model.state_dict(), run.out / "vae.safetensors")
 
 
-def polish_decoder(run: Run) -> None:
-    """The latents are fixed once the base has learnt them; the decoder may still get better."""
-    pictures, held_out = _cached_pictures(run)
-    model = load_vae(run)
-    vae.polish_decoder(model, run.out, int(DECODER_SAMPLES * run.scale), pictures, held_out)
-    save_file(model.state_dict(), run.out / "vae_polished.safetensors")
-
-
 def load_vae(run: Run) -> AutoencoderTiny:
     model = vae.new_vae()
-    polished = run.out / "vae_polished.safetensors"
-    model.load_state_dict(load_file(polished if polished.exists() else run.out / "vae.safetensors"))
+    model.load_state_dict(load_file(run.out / "vae.safetensors"))
     return model.eval().requires_grad_(False)
 
 
@@ -150,7 +140,6 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "cache": make_cache,
     "text": warm_up_text,
     "base": train_base,
-    "decoder": polish_decoder,
     "assemble": make_directory,
     "adapters": train_adapters,
     "samplers": solve_samplers,

@@ -93,21 +93,3 @@ def train_vae(out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarra
 
     run_stage(Plan("vae", out, steps=samples // batch, batch=batch, lr=lr, warmup=100), [vae], loss, _checker(vae, held_out))
     return vae
-
-
-def polish_decoder(vae: AutoencoderTiny, out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarray) -> None:
-    """Train the decoder on, in place, while the latent space stays as the base learnt it."""
-    batch = 16
-    vae.encoder.requires_grad_(False)
-    vae.decoder.requires_grad_(True)
-    with torch.no_grad():
-        latents = torch.cat([vae.encoder(to_signal(pictures[i : i + 250])) for i in range(0, len(pictures), 250)])
-
-    def loss(step: int) -> Tensor:
-        rows = np.random.default_rng([6, step]).integers(len(pictures), size=batch)
-        z = latents[torch.from_numpy(rows)]
-        y = vae.decoder(z + 0.02 * torch.randn_like(z)).float()
-        return picture_loss(y, to_signal(pictures[rows]))
-
-    plan = Plan("decoder", out, steps=samples // batch, batch=batch, lr=2e-3, warmup=100, muon=True)
-    run_stage(plan, [vae], loss, _checker(vae, held_out))
