@@ -142,3 +142,11 @@ def test_some_of_the_adapters_can_be_built(request_: BuildRequest, tmp_path: Pat
         "text-to-image",
         "transform",
     }
+
+
+def test_a_model_without_adapters_is_a_bundle_too(request_: BuildRequest, tmp_path: Path) -> None:
+    result = build(replace(request_, adapters={}, output=tmp_path / "plain"))
+    plain = QuadPipeline.from_pretrained(result.bundle, threads=1)
+    assert plain.adapters == ()
+    assert set(plain.tasks) == {"text-to-image"}
+    assert run(plain, "text-to-image").std() > 0

@@ -71,21 +71,21 @@ class SlottedNetwork(nn.Module):
         self.sites: dict[str, Site] = collect_sites(unet)
         self.train(unet.training)
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, slots: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, slots: Mapping[str, Tensor] | None = None) -> Tensor:
         """The raw network output `(batch, 4, h, w)`.
 
         Args:
             sample: `(batch, channels, h, w)`.
             timestep: `(1,)` or `(batch,)`.
             encoder_hidden_states: `(batch, tokens, hidden)`.
-            slots: every A and B by graph input name; empty for the base without LoRA branches.
+            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
 
         Raises:
             CompatibilityError: a slot's input is not there.
         """
         if slots and (missing := [name for name in self.table.input_shapes() if name not in slots]):
             raise CompatibilityError(mismatch("slots", f"{2 * len(self.table.slots)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
-        self._feed.tensors = slots
+        self._feed.tensors = slots or {}
         try:
             output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
             return output
