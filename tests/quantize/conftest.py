@@ -5,20 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.model.base import Base
 from quad.model.lora import FloatAdapter, LowRank
 from quad.model.slotted import SlottedNetwork, slot_network
-from quad.quantize import Feed, Statistics, UnifyOptions, balanced_inputs, observe, unify, weights_of
+from quad.quantize import CalibrationSample, Feed, Statistics, UnifyOptions, balanced_inputs, observe, unify, weights_of
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "mid_block.resnets.0.conv1"
+TASKS = {
+    "text-to-image": TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", 3.0),
+    "sketch": TaskSpec("loud", SamplerSpec("euler", 2), "image", "ones"),
+    "removal": TaskSpec("faint", SamplerSpec("lcm", 2), "masked-image", "input"),
+}
 
 
 def draw_adapter(name: str, seed: int, rank: int, sizes: tuple[float, float]) -> FloatAdapter:
@@ -73,3 +81,44 @@ def tiny() -> Tiny:
     statistics = observe({"unet": network}, [feed(adapter) for adapter in (None, *adapters)])
     profile = unify(statistics, {"unet": weights_of(network)}, table, adapters, UnifyOptions())
     return Tiny(network, table, adapters, statistics, profile, inputs)
+
+
+@pytest.fixture(scope="session")
+def base(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Base:
+    """A whole tiny model around the U-Net of `tiny`, with three tasks."""
+    from diffusers import AutoencoderTiny
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(0, 1), num_decoder_blocks=(1, 1)
+    )
+    config = CLIPTextConfig(
+        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=6
+    )
+    text = CLIPTextModel(config)
+    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "house": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    file = tmp_path_factory.mktemp("model") / "tokenizer.json"
+    words.save(str(file))
+    unet = tiny.network.unet
+    for module in (vae, text):
+        module.eval().requires_grad_(False)
+    latent = LatentSpec(4, 2, (0.5, 1.0, 2.0, 1.0), (0.1, 0.0, -0.1, 0.0))
+    return Base(Path(), unet, text, vae, file, NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
+
+
+@pytest.fixture(scope="session")
+def samples() -> list[CalibrationSample]:
+    """One call of each task."""
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
+    mask[4:9, 4:9] = 255
+    return [
+        CalibrationSample("text-to-image", "a house"),
+        CalibrationSample("sketch", "a house", image),
+        CalibrationSample("removal", "a", image, mask),
+    ]

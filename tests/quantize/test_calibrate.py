@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from quad.core.errors import BackendError, InputError, UsageError
-from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_network
@@ -26,51 +23,6 @@ from quad.quantize import (
     unify,
     weights_of,
 )
-
-TASKS = {
-    "text-to-image": TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", 3.0),
-    "sketch": TaskSpec("loud", SamplerSpec("euler", 2), "image", "ones"),
-    "removal": TaskSpec("faint", SamplerSpec("lcm", 2), "masked-image", "input"),
-}
-
-
-@pytest.fixture(scope="module")
-def base(tiny: Any, tmp_path_factory: pytest.TempPathFactory) -> Base:
-    from diffusers import AutoencoderTiny
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    vae = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(0, 1), num_decoder_blocks=(1, 1)
-    )
-    config = CLIPTextConfig(
-        vocab_size=8, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=6
-    )
-    text = CLIPTextModel(config)
-    words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "house": 3}, unk_token="<unk>"))
-    words.pre_tokenizer = Whitespace()
-    file = tmp_path_factory.mktemp("model") / "tokenizer.json"
-    words.save(str(file))
-    unet = tiny.network.unet
-    for module in (vae, text):
-        module.eval().requires_grad_(False)
-    latent = LatentSpec(4, 2, (0.5, 1.0, 2.0, 1.0), (0.1, 0.0, -0.1, 0.0))
-    return Base(Path(), unet, text, vae, file, NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
-
-
-@pytest.fixture(scope="module")
-def samples() -> list[CalibrationSample]:
-    rng = np.random.default_rng(0)
-    image, mask = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
-    mask[4:9, 4:9] = 255
-    return [
-        CalibrationSample("text-to-image", "a house"),
-        CalibrationSample("sketch", "a house", image),
-        CalibrationSample("removal", "a", image, mask),
-    ]
 
 
 def test_every_site_of_every_component_is_reached_by_every_source(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
@@ -129,7 +81,9 @@ def test_an_adapter_without_a_sample_is_refused(base: Base, tiny: Any, samples: 
 def test_a_sample_may_name_an_adapter_that_has_no_task(base: Base, make_adapter: Callable[..., FloatAdapter], tiny: Any) -> None:
     ink = make_adapter("ink", 7, 2, (0.1, 0.1))
     network, table = slot_network(base.unet, [ink])
-    statistics = calibrate(base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")])
+    statistics = calibrate(
+        base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")]
+    )
     assert set(statistics.sites["unet"]["conv_in.in"]) == {"ink"}
 
 

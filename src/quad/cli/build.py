@@ -77,14 +77,14 @@ def build(
         chosen = chosen.over(read_recipe(recipe, Choices))
     adapters = named_paths("--adapter", chosen.adapter or [])
     with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
-        _check_extra()
+        check_extra("quad build")
         from quad.compile.build import build as build_bundle
 
         built = build_bundle(_request(model, adapters, output, chosen), progress)
     result({"alignment": {}, **built.to_json()}, as_json, _lines(built))
 
 
-def _check_extra() -> None:
+def check_extra(verb: str) -> None:
     """Say which extra is missing, instead of a name of a module."""
     try:
         import diffusers  # noqa: F401
@@ -92,7 +92,7 @@ def _check_extra() -> None:
         import torch  # noqa: F401
     except ModuleNotFoundError as error:
         found = f"no module {error.name}"
-        raise UnsupportedError(mismatch("quad build", "the build extra", found, "install it: pip install 'quad[build]'")) from error
+        raise UnsupportedError(mismatch(verb, "the build extra", found, "install it: pip install 'quad[build]'")) from error
 
 
 def _request(model: str, adapters: dict[str, Path], output: Path, chosen: Choices) -> BuildRequest:

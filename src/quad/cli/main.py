@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from quad.cli.build import build
+from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
 from quad.core.errors import QuadError
@@ -82,6 +83,7 @@ def _verbs() -> None:
 app.command()(build)
 app.command()(run)
 app.command()(inspect)
+app.command()(eval)
 
 
 def main() -> None:

@@ -57,6 +57,12 @@ def _feed(session: Session, held: Buffers) -> Buffers:
     return feed
 
 
+def graph_times(session: Session, held: Buffers, repeats: int) -> list[float]:
+    """Ms of single calls of one graph with `held` bound, on made-up inputs."""
+    session.bind(held)
+    return milliseconds(partial(session.run, _feed(session, held)), repeats)
+
+
 def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) -> dict[str, dict[str, float]]:
     """One call of each graph, by component; the U-Net's is one step without guidance."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
@@ -64,13 +70,12 @@ def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) ->
     for component in COMPONENTS:
         session = opened.load(bundle.graph(component), threads)
         held = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
-        session.bind(held)
-        feed = _feed(session, held)
-        found[component] = median_p95(milliseconds(partial(session.run, feed), repeats))
+        found[component] = median_p95(graph_times(session, held, repeats))
     return found
 
 
-def _use(pipe: QuadPipeline, adapter: str | None) -> None:
+def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
+    """Bind one adapter, or the base."""
     if adapter is None:
         pipe.disable_lora()
     else:
@@ -87,7 +92,7 @@ def bench_tasks(pipe: QuadPipeline, repeats: int) -> dict[str, float]:
     for task, spec in pipe.tasks.items():
         image = None if spec.condition == "none" else picture
         hole = mask if spec.mask == "input" else None
-        _use(pipe, spec.adapter)
+        use_adapter(pipe, spec.adapter)
         run = partial(pipe, "", task=task, image=image, mask_image=hole)
         found[task] = _median(milliseconds(run, repeats, 1))
     return found

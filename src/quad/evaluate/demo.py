@@ -16,8 +16,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
@@ -27,23 +25,23 @@ from quad.compile.request import BuildRequest
 from quad.core.errors import BackendError, QuadError, UsageError, mismatch
 from quad.core.files import write_bytes
 from quad.evaluate import laws
+from quad.evaluate.effect import bundle_effects
+from quad.evaluate.output import save_pictures, write_json
 from quad.evaluate.quality import find_adapters, vae_figures
 from quad.evaluate.reference import Reference
-from quad.evaluate.report import difference, render
-from quad.evaluate.runs import TaskRun, evaluate, run_task
-from quad.evaluate.summary import Measured, make_report, quality_rows
+from quad.evaluate.report import render
+from quad.evaluate.runs import Show, evaluate_all, run_tasks
+from quad.evaluate.summary import Measured, make_report
+from quad.evaluate.tables import quality_rows
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
-from quad.zoo.judge import Judge
 from quad.zoo.reference import reference_dir
-from quad.zoo.samples import TASKS
 
 DEFAULT_OUT = Path("out/demo")
 # Shares of the whole that the bar gives to each stage, from runs on two cores.
 SHARES = {"build": 30, "run": 50, "score": 8, "measure": 12}
 BENCH_SECONDS = 240
 FP16_BYTES = 2
-Show = Callable[[str, float], None]  # what is being done, share of the stage done in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -80,23 +78,6 @@ def build_bundle(place: Place, show: Show) -> dict[str, Any]:
     return {**made, "precision": request.precision}
 
 
-def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, show: Show) -> list[TaskRun]:
-    """All tasks that the bundle has, both sides."""
-    tasks = [task for task in TASKS if task in pipe.tasks]
-    done, total = 0, 3 * n * len(tasks)
-    runs = []
-
-    def tick(pictures: int) -> None:
-        nonlocal done
-        done += pictures
-        show(f"run: {task}", done / total)
-
-    for task in tasks:
-        show(f"run: {task}", done / total)
-        runs.append(run_task(reference, pipe, task, n, tick))
-    return runs
-
-
 def run_bench(bundle: Path) -> dict[str, Any]:
     """The bench in a process of its own, so that its memory is the runtime's.
 
@@ -110,36 +91,6 @@ def run_bench(bundle: Path) -> dict[str, Any]:
         raise BackendError(mismatch("bench", "a JSON object", reason, f"run {' '.join(command)}"))
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def save_pictures(run: TaskRun, folder: Path) -> None:
-    """PNG files of one task: `NN_input`, `NN_fp32`, `NN_quantized`, `NN_difference`, `NN_truth`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, sample in enumerate(run.samples):
-        named: dict[str, NDArray[np.uint8] | None] = {
-            "input": sample.image,
-            "mask": sample.mask,
-            "fp32": run.fp[i],
-            "quantized": run.quantized[i],
-            "difference": difference(run.fp[i], run.quantized[i]),
-            "truth": sample.truth,
-        }
-        for name, picture in named.items():
-            if picture is not None:
-                Image.fromarray(picture).save(folder / f"{i:02d}_{name}.png")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """One readable JSON file, whole or not at all."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
-
-
-def _evaluation(runs: list[TaskRun], reference: Reference, engine: str, show: Show) -> dict[str, Any]:
-    judge, tasks = Judge.load(), {}
-    for i, run in enumerate(runs):
-        show(f"score: {run.task}", i / len(runs))
-        tasks[run.task] = evaluate(run, reference, judge)
-    return {"engine": engine, "tasks": tasks}
 
 
 def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measured:
@@ -156,10 +107,12 @@ def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measu
     made = build_bundle(place, lambda what, share: show("build", what, share))
     write_json(place.out / "build.json", made)
     reference, pipe = Reference(place.model, dict(place.adapters)), QuadPipeline.from_pretrained(place.bundle)
-    runs = run_tasks(reference, pipe, n, lambda what, share: show("run", what, share))
+    runs = run_tasks(reference, pipe, n, lambda what, share: show("run", f"run: {what}", share))
     for run in runs:
         save_pictures(run, place.out / "pictures" / run.task)
-    evaluation = _evaluation(runs, reference, pipe.engine, lambda what, share: show("score", what, share))
+    show("score", "adapter effect", 0.0)
+    effects = bundle_effects(pipe, reference, place.model, place.adapters)
+    evaluation = evaluate_all(runs, reference, pipe.engine, effects, lambda what, share: show("score", f"score: {what}", share))
     vae = vae_figures(reference, {run.task: list(run.samples) for run in runs})
     show("measure", "laws", 0.0)
     held = {
@@ -180,7 +133,7 @@ def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measu
 
 
 def _tell(measured: Measured, out: Path, console: Console) -> None:
-    sides = [figure for pair in quality_rows(measured) for figure in pair if figure is not None]
+    sides = [figure for pair in quality_rows(measured.evaluation["tasks"], measured.vae) for figure in pair if figure is not None]
     reached = sum(1 for figure in sides if figure.passed)
     for task, entry in measured.evaluation["tasks"].items():
         console.print(f"  {task:<14} {entry['psnr']:5.1f} dB, SSIM {entry['ssim']:.3f} against FP32, n = {entry['n']}")

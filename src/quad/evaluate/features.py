@@ -42,7 +42,8 @@ def frechet(a: Floats, b: Floats) -> float:
     Source: Heusel et al. 2017, Eq. 6. Few samples bias it upwards: compare it only with a control of the same N.
     """
     x, y = a.astype(np.float64), b.astype(np.float64)
-    ca, cb = np.atleast_2d(np.cov(x, rowvar=False)), np.atleast_2d(np.cov(y, rowvar=False))
+    # One sample has no spread: its covariance is 0, not a division by zero.
+    ca, cb = (np.atleast_2d(np.cov(z, rowvar=False, ddof=min(1, len(z) - 1))) for z in (x, y))
     half = _root(ca)
     cross = np.sqrt(np.clip(np.linalg.eigvalsh(half @ cb @ half), 0, None)).sum()
     return float(max(0.0, ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(ca) + np.trace(cb) - 2 * cross))

@@ -13,9 +13,11 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.evaluate import metrics
 from quad.evaluate.reference import Job, Reference
 from quad.evaluate.scores import SCORERS, Scores, score
+from quad.model.base import WORLD_FILE
 from quad.zoo.judge import Judge
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
 from quad.zoo.samples import TASKS, Sample, sample
@@ -72,6 +74,19 @@ ROWS = (
     Row("portrait", "face", "portrait, face attributes kept", 0.80),
     Row("portrait", "style", "portrait, asked style applied", 0.90),
 )
+
+
+def check_world(model: Path) -> None:
+    """Refuse a model whose pictures have no known truth.
+
+    Raises:
+        InputError: there is no such directory. UnsupportedError: it is not of the reference world.
+    """
+    if not model.is_dir():
+        raise InputError(mismatch(str(model), "a diffusers model directory", "none", "check the path, or name toyland"))
+    if not (model / WORLD_FILE).is_file():
+        then = "truths are known for models of the reference world only"
+        raise UnsupportedError(mismatch(str(model), f"a model with {WORLD_FILE}", "none", then))
 
 
 def find_adapters(model: Path) -> dict[str, Path]:

@@ -62,6 +62,7 @@ class Reference:
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text
         self.size: int = base.size
+        self.digest: str = base.digest
         self.tasks: dict[str, TaskSpec] = base.tasks
         self._tokenizer = Tokenizer(base.tokenizer_file, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.

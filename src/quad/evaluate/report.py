@@ -62,8 +62,17 @@ class Chapter:
 
 
 @dataclass(frozen=True)
+class Plots:
+    """A headed row of plots, each inline SVG text of `quad.evaluate.plots`."""
+
+    title: str
+    lead: str
+    svgs: Sequence[str]
+
+
+@dataclass(frozen=True)
 class Report:
-    """Everything that the page says: `tables` stand before the chapters, `closing` after them."""
+    """Everything that the page says: `tables` and then `plots` stand before the chapters, `closing` after them."""
 
     title: str
     lead: str
@@ -72,6 +81,7 @@ class Report:
     chapters: Sequence[Chapter]
     closing: Sequence[Table] = field(default_factory=tuple)
     footer: Sequence[str] = field(default_factory=tuple)
+    plots: Sequence[Plots] = field(default_factory=tuple)
 
 
 def difference(a: Picture, b: Picture) -> Picture:
@@ -116,6 +126,11 @@ def _table(table: Table) -> str:
     return f'<section>{head}<div class="scroll"><table>{body}</table></div></section>'
 
 
+def _plots(plots: Plots) -> str:
+    head = f"<h2>{escape(plots.title)}</h2><p>{escape(plots.lead)}</p>"
+    return f'<section>{head}<div class="scroll"><div class="plots">{"".join(plots.svgs)}</div></div></section>'
+
+
 def _figure(caption: str, picture: Picture | None) -> str:
     if picture is None:
         return ""
@@ -157,6 +172,7 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 def render(report: Report) -> str:
     """The whole page, self-contained: no script, no network."""
     tables, closing = ("\n".join(_table(table) for table in some) for some in (report.tables, report.closing))
+    plots = "\n".join(_plots(some) for some in report.plots)
     chapters = "\n".join(_chapter(chapter) for chapter in report.chapters)
     doors = "".join(_door(chapter) for chapter in report.chapters)
     switch = '<label class="switch"><input type="checkbox" id="pixels"> show single pixels (pictures are enlarged 3x)</label>'
@@ -170,6 +186,7 @@ def render(report: Report) -> str:
 <nav>{doors}</nav>
 {switch}
 {tables}
+{plots}
 {chapters}
 {closing}
 <footer>{footer}</footer></main></body></html>

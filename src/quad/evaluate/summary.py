@@ -1,4 +1,4 @@
-"""From measured figures to the page: every bar of issue 2 with both sides beside it, reached or missed."""
+"""The page of `make demo`: every bar of issues 2 and 3 with both sides beside it, reached or missed."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from quad.evaluate import metrics
-from quad.evaluate.quality import Figure, task_figures
-from quad.evaluate.report import DIFFERENCE_GAIN, Chapter, Line, Report, Strip, Table, hole_shown
+from quad.evaluate.quality import Figure
+from quad.evaluate.report import DIFFERENCE_GAIN, Line, Report, Table
 from quad.evaluate.runs import TaskRun
+from quad.evaluate.tables import chapter, pairs_table, quality_table
 
-PAIR_PSNR_DB, PAIR_SSIM = 33.0, 0.94
 SWITCH_MS = 5.0
 SLOTTED_ERROR = 1e-4
 IMPORT_SECONDS = 1.0
-ONE_TRUTH = ("removal", "transform", "sticker", "portrait")
-LEADS = {
-    "text-to-image": "The base itself, no adapter: a caption becomes a picture. Many pictures would be right, so no truth is shown.",
-    "transform": "One attribute of the picture is changed as the words ask; everything else should stay.",
-    "removal": "The marked object goes and the scene behind it is made up. The truth is the same scene rendered without it.",
-    "sketch": "A line drawing and a caption become a scene. The drawing was made from the truth beside it.",
-    "sticker": "The named object with a white outline on flat ground.",
-    "portrait": "The same face in the asked style.",
-}
 
 
 @dataclass(frozen=True)
@@ -47,58 +35,8 @@ class Measured:
     seconds: float
 
 
-def shown(value: float, unit: str) -> str:
-    """A figure as text, in its unit."""
-    return f"{100 * value:.1f} %" if unit == "%" else f"{value:.3f}" if not unit else f"{value:.1f} {unit}"
-
-
-def _bar(figure: Figure) -> str:
-    bar = figure.bar or 0.0
-    return f"{100 * bar:.0f} %" if figure.unit == "%" else f"{bar:g} {figure.unit}".strip()
-
-
 def _megabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
-
-
-def quality_rows(measured: Measured) -> list[tuple[Figure, Figure | None]]:
-    """Every row of the truth table: the FP32 figure and the bundle's (None for the VAE, measured in FP32)."""
-    tasks = measured.evaluation["tasks"]
-    ceilings = {task: entry["scores"]["ceiling"] for task, entry in tasks.items()}
-    counts = {task: entry["n"] for task, entry in tasks.items()}
-    by_side = [{task: entry["scores"][side] for task, entry in tasks.items()} for side in ("fp", "quantized")]
-    sides = [task_figures(scores, ceilings, counts) for scores in by_side]
-    return [*((figure, None) for figure in measured.vae), *zip(*sides, strict=True)]
-
-
-def _quality(measured: Measured) -> Table:
-    lines = []
-    for fp, quantized in quality_rows(measured):
-        cells = tuple((shown(f.value, f.unit), f.passed) if f else ("", None) for f in (fp, quantized))
-        lines.append(Line(fp.name, f"≥ {_bar(fp)}", cells, fp.note))
-    lead = "Held-out samples, scored against the renderer's truth by pixels or by our own attribute classifier. Notes are of the FP32 side."
-    return Table("Is it right? Both sides against the truth", lead, ("FP32", "bundle"), lines)
-
-
-def _pairs(measured: Measured) -> Table:
-    lines = []
-    for task, entry in measured.evaluation["tasks"].items():
-        control = entry["seed_control"]
-        cells = (
-            (f"{entry['psnr']:.1f} dB", entry["psnr"] >= PAIR_PSNR_DB),
-            (f"{entry['ssim']:.3f}", entry["ssim"] >= PAIR_SSIM),
-            (f"{entry['psnr_min']:.1f} dB", None),
-            (f"{entry['lpips_toy']:.4f}", None),
-            (f"{entry['fd_toy']:.2f}", None),
-        )
-        other = f"{control['psnr']:.1f} dB, SSIM {control['ssim']:.3f}, FD-toy {control['fd_toy']:.2f}"
-        note = f"n = {entry['n']}; another seed in FP32: {other}"
-        lines.append(Line(task, f"≥ {PAIR_PSNR_DB:.0f} dB, {PAIR_SSIM}", cells, note))
-    lead = (
-        "The bundle's picture against the FP32 picture of diffusers + PEFT from the same noise; mean over pictures. "
-        "LPIPS-toy and FD-toy are the formulas of LPIPS and FID on our own small classifier, not those metrics."
-    )
-    return Table("Is it the same? The bundle against FP32", lead, ("PSNR", "SSIM", "worst PSNR", "LPIPS-toy", "FD-toy"), lines)
 
 
 def _law_lines(laws: Mapping[str, Any]) -> list[Line]:
@@ -140,44 +78,24 @@ def _device(measured: Measured) -> Table:
     return Table("What does it cost? The bundle on this machine", lead, ("measured",), lines)
 
 
-def _strips(run: TaskRun) -> list[Strip]:
-    strips = []
-    for i, sample in enumerate(run.samples):
-        image = sample.image
-        if image is not None and sample.mask is not None:
-            image = hole_shown(image, sample.mask)
-        facts = [f"{metrics.psnr(run.fp[i], run.quantized[i]):.1f} dB to FP32", f"{run.times_ms[i]:.0f} ms"]
-        if run.task in ONE_TRUTH:
-            facts.insert(0, f"FP32 {metrics.psnr(run.fp[i], sample.truth):.1f} dB to the truth")
-        truth = None if run.task == "text-to-image" else sample.truth
-        strips.append(Strip(sample.prompt, run.fp[i], run.quantized[i], ", ".join(facts), image, truth))
-    return strips
-
-
-def _chapter(run: TaskRun) -> Chapter:
-    spec = run.spec
-    who = f"Adapter {spec.adapter}" if spec.adapter else "No adapter"
-    how = f"sampler {spec.sampler.kind}, {spec.sampler.steps} steps, guidance {spec.guidance:g}"
-    typical = f"{float(np.median(np.asarray(run.times_ms))):.0f} ms a picture"
-    return Chapter(run.task, f"{LEADS.get(run.task, '')} {who}; {how}; {typical}.", _strips(run))
-
-
 def make_report(measured: Measured) -> Report:
     """The page's content."""
-    tasks = measured.evaluation["tasks"].values()
+    tasks = measured.evaluation["tasks"]
+    precision = measured.build.get("precision", "w8a16")
     shared, fp16 = measured.bench["rom_bytes"]["shared"], measured.fp16_bytes["shared"]
     facts = [
         (f"shared part, {shared / fp16:.2f} of the fp16 files", _megabytes(shared)),
-        ("worst task against FP32", f"{min((entry['psnr'] for entry in tasks), default=0.0):.1f} dB"),
+        ("worst task against FP32", f"{min((entry['psnr'] for entry in tasks.values()), default=0.0):.1f} dB"),
         ("to switch the task, warm", f"{measured.bench['switch']['warm_ms']:.2f} ms"),
         ("peak memory of the runtime", _megabytes(measured.bench["peak_ram_bytes"])),
         ("to build the bundle", f"{measured.build['seconds']:.0f} s"),
         ("this demo in all", f"{measured.seconds:.0f} s"),
     ]
     lead = (
-        f"One frozen {measured.build.get('precision', 'w8a16')} graph, {len(measured.runs)} tasks. LoRA weights are integer inputs of "
+        f"One frozen {precision} graph, {len(measured.runs)} tasks. LoRA weights are integer inputs of "
         "the graph: changing the task swaps buffers. All pictures in the column 'quantized' come from the bundle, without torch."
     )
     footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are 64x64 pixels, three times enlarged.",)
-    chapters = [_chapter(run) for run in measured.runs]
-    return Report("quad: one graph, six tasks", lead, facts, (_quality(measured), _pairs(measured)), chapters, (_device(measured),), footer)
+    chapters = [chapter(run) for run in measured.runs]
+    tables = (quality_table(tasks, measured.vae), pairs_table(tasks, precision))
+    return Report("quad: one graph, six tasks", lead, facts, tables, chapters, (_device(measured),), footer)

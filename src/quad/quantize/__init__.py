@@ -10,6 +10,7 @@
 | histogram, observers | streaming statistics per site and source, memory bounded |
 | calibrate, session | real work for the observers: every task's own sampler on given samples |
 | ranges, rules, unify | bits (data), ranges, the pooled profile |
+| probes | inputs of single U-Net calls, to compare networks on |
 | adapters | balance and integers |
 | layers, bias, simulate | layers by profile name, bias correction, quantsim |
 
@@ -26,6 +27,7 @@ from quad.quantize.bias import apply_biases, corrected_biases
 from quad.quantize.calibrate import CalibrationOptions, CalibrationSample, calibrate, calibration_feeds, component_networks
 from quad.quantize.layers import layers_of, weights_of
 from quad.quantize.observers import Feed, Statistics, observe
+from quad.quantize.probes import Probe, ProbeOptions, record_probes
 from quad.quantize.ranges import RangeOptions
 from quad.quantize.rules import RULES, Rule
 from quad.quantize.session import TorchSession, torch_sessions
@@ -38,6 +40,8 @@ __all__ = [
     "CalibrationSample",
     "FakeQuantizer",
     "Feed",
+    "Probe",
+    "ProbeOptions",
     "RangeOptions",
     "Rule",
     "Statistics",
@@ -58,6 +62,7 @@ __all__ = [
     "observe",
     "quantize",
     "quantize_adapter",
+    "record_probes",
     "simulated",
     "torch_sessions",
     "unify",

@@ -22,8 +22,9 @@ from quad.model.sites import add_sites
 from quad.model.slotted import SlottedNetwork
 from quad.quantize.adapters import balanced_inputs
 from quad.quantize.observers import Feed, Statistics, observe
-from quad.quantize.session import TorchSession, torch_sessions
+from quad.quantize.session import torch_sessions
 from quad.runtime.conditioning import Given, make_condition
+from quad.runtime.engine import Session
 from quad.runtime.network import guided_network, sample_channels
 from quad.runtime.picture import PictureSource
 from quad.runtime.samplers import run_sampler
@@ -96,13 +97,26 @@ def calibration_feeds(
         UsageError: a sample's task is unknown.
         InputError: an adapter that a sample names is not there, or an adapter has no sample.
     """
-    plan = [(sample, *_chosen(base, sample)) for sample in samples]
-    _check_coverage([name for _, _, name in plan], adapters)
+    plan = planned(base, samples, adapters)
     slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
     sessions, tokenizer = torch_sessions(base, networks, table), Tokenizer(base.tokenizer_file, base.text)
-    runner = _Runner(base, sessions, tokenizer, options or CalibrationOptions())
+    runner = TaskRunner(base, sessions, tokenizer, options or CalibrationOptions())
     for index, (sample, spec, name) in enumerate(plan):
         yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name, {}), index))
+
+
+def planned(
+    base: Base, samples: Sequence[CalibrationSample], adapters: Sequence[FloatAdapter]
+) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+    """Every sample with its task and the adapter it runs with.
+
+    Raises:
+        UsageError: a sample's task is unknown.
+        InputError: an adapter that a sample names is not there, or an adapter has no sample.
+    """
+    plan = [(sample, *_chosen(base, sample)) for sample in samples]
+    _check_coverage([name for _, _, name in plan], adapters)
+    return plan
 
 
 def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None]:
@@ -123,16 +137,25 @@ def _check_coverage(used: Sequence[str | None], adapters: Sequence[FloatAdapter]
 
 
 @dataclass(frozen=True)
-class _Runner:
-    """The pipeline's way on torch sessions."""
+class TaskRunner:
+    """The pipeline's way on torch sessions, by component name."""
 
     base: Base
-    sessions: dict[str, TorchSession]
+    sessions: Mapping[str, Session]
     tokenizer: Tokenizer
     options: CalibrationOptions
 
     def run(self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int) -> None:
         """One picture from prompt to pixels."""
+        image = self.sessions["vae_decoder"].run({"latent": self.denoise(sample, spec, slots, index)})
+        if spec.condition == "none":
+            # The encoder too must have seen pictures where no sample brings one.
+            self._encode(np.clip(image, -1.0, 1.0))
+
+    def denoise(
+        self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int
+    ) -> NDArray[np.float32]:
+        """One clean latent `(1, c, h, w)` from a prompt; run `index` draws its own noise."""
         base, unet = self.base, self.sessions["unet"]
         side = base.size // base.latent.factor
         rng = np.random.default_rng(self.options.seed + index)
@@ -144,11 +167,7 @@ class _Runner:
             beside = np.concatenate([encoded, condition.mask], axis=1)
         texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if spec.guidance != 1.0 else None
         unet.bind(slots)
-        x0 = run_sampler(spec.sampler, base.schedule, guided_network(unet, beside, texts, spec.guidance), noise, rng)
-        image = self.sessions["vae_decoder"].run({"latent": x0.astype(np.float32)})
-        if condition.image is None:
-            # The encoder too must have seen pictures where no sample brings one.
-            self._encode(np.clip(image, -1.0, 1.0))
+        return run_sampler(spec.sampler, base.schedule, guided_network(unet, beside, texts, spec.guidance), noise, rng).astype(np.float32)
 
     def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.sessions["vae_encoder"].run({"image": image})

@@ -1,0 +1,79 @@
+"""`quad eval`: how close a bundle's pictures are to those of its full-precision model."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quad.cli.build import REFERENCE, check_extra
+from quad.cli.options import named_paths
+from quad.cli.run import BundleDir, EngineName
+from quad.cli.show import Json, result, stage_bar
+from quad.core.errors import UsageError, mismatch
+
+if TYPE_CHECKING:
+    from quad.evaluate.against import Answer
+
+Against = Annotated[
+    str,
+    typer.Option(metavar="MODEL", help="The full-precision model the bundle was built from: a directory, or toyland.", show_default=False),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="The LoRA file of a bundled adapter, where the model directory has none.", metavar="NAME=PATH", show_default=False
+    ),
+]
+Samples = Annotated[int, typer.Option("--n", help="Held-out samples a task.", metavar="N")]
+ReportDir = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Write eval.json, report.html and pictures here.", metavar="DIR", show_default=False),
+]
+
+
+def eval(
+    bundle: BundleDir,
+    against: Against,
+    n: Samples = 64,
+    output: ReportDir = None,
+    adapter: Adapters = None,
+    engine: EngineName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Compare a bundle with its full-precision model, picture by picture."""
+    adapters = named_paths("--adapter", adapter or [])
+    if n < 1:
+        raise UsageError(mismatch("--n", "1 or more", n, "choose a larger one"))
+    check_report_dir(output)
+    with stage_bar() as progress, redirect_stdout(sys.stderr):
+        check_extra("quad eval")
+        from quad.evaluate.against import Question, evaluate_bundle, write_answer
+        from quad.zoo.reference import reference_dir
+
+        model = reference_dir() if against == REFERENCE else Path(against)
+        answer = evaluate_bundle(Question(bundle, model, adapters, n, engine), progress)
+        if output is not None:
+            write_answer(answer, output)
+    result(dict(answer.evaluation), as_json, _lines(answer, output))
+
+
+def check_report_dir(output: Path | None) -> None:
+    """Refuse before the work is done, not after it.
+
+    Raises:
+        UsageError: the place is a file.
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(mismatch("-o", "a directory to write", f"a file {output}", "choose another name"))
+
+
+def _lines(answer: Answer, output: Path | None) -> list[str]:
+    lines = []
+    for task, entry in answer.evaluation["tasks"].items():
+        gain = "" if entry["effect_gain"] is None else f", adapter effect gain {entry['effect_gain']:.3f}"
+        lines.append(f"{task:<14} {entry['psnr']:5.1f} dB, SSIM {entry['ssim']:.3f}{gain}, n = {entry['n']}")
+    return lines if output is None else [*lines, str(output / "report.html")]

@@ -1,0 +1,150 @@
+"""Probes: the inputs of single U-Net calls, taken along full-precision runs of the tasks, to compare networks on.
+
+Every network that is compared reads the same inputs, so differences do not add up along a run. Source: method.md section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quad.core.errors import InputError, mismatch
+from quad.core.manifest import NoiseSchedule
+from quad.core.slots import SlotTable
+from quad.model.base import Base
+from quad.model.lora import FloatAdapter
+from quad.quantize.adapters import balanced_inputs
+from quad.quantize.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
+from quad.quantize.session import Shapes, TorchSession, torch_sessions
+from quad.runtime.samplers.schedule import alphas_cumprod
+from quad.runtime.tokenizer import Tokenizer
+
+PER_ADAPTER = 2
+# Far from the noise that calibration drew: the encodings have not seen these inputs.
+PROBE_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How probes are drawn; the k-th run of every adapter draws its noise from `seed + k`, so that adapters compare on one noise.
+
+    Args:
+        per_adapter: runs of each adapter, the first of its samples; None takes all.
+        min_values: an adapter whose sampler has few steps goes on until its outputs have this many values, as far as its samples reach.
+    """
+
+    per_adapter: int | None = PER_ADAPTER
+    min_values: int = 0
+    seed: int = PROBE_SEED
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One U-Net call of a full-precision run.
+
+    Args:
+        adapter: its name, `base` for none; the slots it is to be called with are the caller's to choose.
+        task: of the run.
+        run: number of the adapter's run; the probes of one run are not independent.
+        inputs: float32 `sample (B, C, h, w)`, `timestep (1,)`, `encoder_hidden_states (B, L, D)`, ready for `Session.run`; B is 2 where
+            the task is guided (without, with prompt), else 1.
+        sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
+    """
+
+    adapter: str
+    task: str
+    run: int
+    inputs: Mapping[str, NDArray[np.float32]]
+    sigma_t: float
+
+    @property
+    def timestep(self) -> float:
+        return float(self.inputs["timestep"][0])
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`sample`, `timestep`, `encoder_hidden_states`, as the slotted network takes them."""
+        sample, timestep, text = (torch.from_numpy(self.inputs[name]) for name in ("sample", "timestep", "encoder_hidden_states"))
+        return sample, timestep, text
+
+
+def record_probes(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: ProbeOptions | None = None,
+) -> dict[str, list[Probe]]:  # fmt: skip
+    """Run the tasks in full precision and keep the inputs of every U-Net call.
+
+    Args:
+        networks: float networks of `component_networks`.
+        samples: as for `calibrate`; those without an adapter give the probes of `base`.
+
+    Returns:
+        Adapter name, or `base`, -> its probes in order of runs and steps; adapters first, in their own order.
+
+    Raises:
+        InputError: there is no sample, an adapter has none, or a sample's adapter is not there.
+        UsageError: a sample's task is unknown.
+    """
+    if not samples:
+        raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
+    options = options or ProbeOptions()
+    plan = planned(base, samples, adapters)
+    slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
+    sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
+    recorder = _Recorder(sessions["unet"])
+    how = CalibrationOptions(options.seed, options.negative_prompt)
+    runner = TaskRunner(base, {**sessions, "unet": recorder}, Tokenizer(base.tokenizer_file, base.text), how)
+    probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
+    done: dict[str, int] = dict.fromkeys(probes, 0)
+    per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
+    for sample, spec, name in plan:
+        source = name or BASE_SOURCE
+        run = done[source]
+        values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes[source])
+        if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
+            continue
+        done[source] += 1
+        runner.denoise(sample, spec, slots.get(name, {}), run)
+        probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call)) for call in recorder.taken()]
+    return {name: found for name, found in probes.items() if found}
+
+
+def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32]]) -> float:
+    """`sigma_t = sqrt(1 - abar_t)` at the call's timestep, interpolated where a sampler asks between training steps."""
+    abar = alphas_cumprod(schedule)
+    return float(np.sqrt(1.0 - np.interp(float(inputs["timestep"][0]), np.arange(len(abar)), abar)))
+
+
+@final
+class _Recorder:
+    """The U-Net's session, that keeps a copy of what it is called with."""
+
+    def __init__(self, session: TorchSession) -> None:
+        self._session = session
+        self._calls: list[dict[str, NDArray[np.float32]]] = []
+
+    @property
+    def inputs(self) -> Shapes:
+        return self._session.inputs
+
+    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        self._session.bind(inputs)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        self._calls.append({name: np.array(values, np.float32) for name, values in inputs.items()})
+        return self._session.run(inputs)
+
+    def taken(self) -> list[dict[str, NDArray[np.float32]]]:
+        """The calls since the last time."""
+        calls, self._calls = self._calls, []
+        return calls

@@ -1,0 +1,108 @@
+"""`quad eval` on the tiny model: what is printed, what is written, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+from quad.cli.main import app
+from quad.zoo.samples import TASKS
+from tests.evaluate.conftest import model_dir as model_dir
+
+RUNNER = CliRunner()
+ENTRY = {
+    "n",
+    "psnr",
+    "ssim",
+    "lpips_toy",
+    "fd_toy",
+    "sim_d",
+    "sim_image",
+    "structure",
+    "truth",
+    "seed_control",
+    "effect_gain",
+    "effect_sqnr_db",
+}
+
+
+def _adapters(model: Path) -> list[str]:
+    files = sorted((model / "adapters").glob("*/*.safetensors"))
+    return [word for file in files for word in ("--adapter", f"{file.parent.name}={file}")]
+
+
+def _json(*arguments: str | Path) -> dict[str, Any]:
+    done = RUNNER.invoke(app, [*map(str, arguments), "--json"])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    facts: dict[str, Any] = json.loads(done.stdout)
+    return facts
+
+
+def _refused(code: int, says: str, *arguments: str | Path) -> None:
+    done = RUNNER.invoke(app, [*map(str, arguments), "--json"])
+    assert (done.exit_code, done.stdout) == (code, "")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("quad: ")
+    assert says in last
+
+
+@pytest.fixture(scope="module")
+def bundle(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("eval") / "phone"
+    _json("build", model_dir, "-o", out, *_adapters(model_dir))
+    return out
+
+
+@pytest.fixture
+def other_model(model_dir: Path, tmp_path: Path) -> Path:
+    """The same model but for one weight."""
+    copy = shutil.copytree(model_dir, tmp_path / "other")
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    tensors[min(tensors)] = tensors[min(tensors)] + 1
+    save_file(tensors, file)
+    return copy
+
+
+def test_eval_prints_the_fields_and_writes_the_page(bundle: Path, model_dir: Path, tmp_path: Path) -> None:
+    facts = _json("eval", bundle, "--against", model_dir, "--n", "2", "-o", tmp_path / "r")
+    assert facts["engine"] == "ort"
+    assert set(facts["tasks"]) == set(TASKS)
+    for task, entry in facts["tasks"].items():
+        assert entry.keys() >= ENTRY
+        assert entry["truth"].keys() >= {"fp", "quantized"}
+        assert entry["seed_control"].keys() >= {"psnr", "fd_toy"}
+        assert (entry["effect_gain"] is None) == (task == "text-to-image")
+        if task != "text-to-image":
+            assert entry["effect_gain"] == pytest.approx(1.0, abs=0.1)
+            assert entry["effect_sqnr_db"] > 10
+    assert json.loads((tmp_path / "r" / "eval.json").read_text()) == facts
+    page = (tmp_path / "r" / "report.html").read_text(encoding="utf-8")
+    assert "<svg" in page
+    assert all(f'<section id="{task}">' in page for task in TASKS)
+
+
+def test_one_sample_is_enough(bundle: Path, model_dir: Path) -> None:
+    assert _json("eval", bundle, "--against", model_dir, "--n", "1")["tasks"]["removal"]["n"] == 1
+
+
+def test_another_model_or_adapter_is_refused(bundle: Path, model_dir: Path, other_model: Path, tmp_path: Path) -> None:
+    _refused(3, "of which the bundle was built", "eval", bundle, "--against", other_model, "--n", "1")
+    strange = model_dir / "adapters" / "sketch" / "pytorch_lora_weights.safetensors"
+    _refused(3, "adapter 'sticker'", "eval", bundle, "--against", model_dir, "--n", "1", "--adapter", f"sticker={strange}")
+
+
+def test_a_call_that_cannot_be_done_is_one_line(bundle: Path, model_dir: Path, tmp_path: Path) -> None:
+    _refused(1, "expected a bundle directory", "eval", tmp_path / "no", "--against", model_dir)
+    _refused(1, "nowhere", "eval", bundle, "--against", tmp_path / "nowhere")
+    _refused(2, "--n: expected 1 or more, found 0", "eval", bundle, "--against", model_dir, "--n", "0")
+    _refused(2, "'abacus'", "eval", bundle, "--against", model_dir, "--engine", "abacus")
+    (tmp_path / "file").write_text("x")
+    _refused(2, "-o: expected a directory", "eval", bundle, "--against", model_dir, "-o", tmp_path / "file")
