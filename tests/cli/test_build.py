@@ -46,6 +46,13 @@ def test_stages_are_told_on_stderr(built: tuple[dict[str, Any], str]) -> None:
     assert shown[-1] == "done"
 
 
+def test_the_ranking_and_the_reason_are_told_on_stderr(built: tuple[dict[str, Any], str]) -> None:
+    facts, said = built[0]["profile"], built[1].splitlines()
+    ranked = [line.split(": ")[0] for line in said if line.startswith("sensitivity ")]
+    assert ranked == [f"sensitivity {place}. {name}" for place, name in enumerate(facts["ranking"], 1)]
+    assert f"profile {facts['mode']}: {facts['reason']}" in said
+
+
 def test_what_was_built_can_be_inspected_and_run(built: tuple[dict[str, Any], str], tmp_path: Path) -> None:
     bundle = built[0]["bundle"]
     facts = json.loads(RUNNER.invoke(app, ["inspect", bundle, "--json"]).stdout)
@@ -99,7 +106,14 @@ def test_a_recipe_gives_options_and_the_command_line_goes_first(tmp_path: Path, 
     [
         (["--target", "abacus"], 2, "--target: expected"),
         (["--precision", "w2a2"], 2, "--precision: expected"),
+        (["--precision", "mixed:101"], 2, "--precision: expected mixed:P with P from 0 to 100, found 'mixed:101'"),
+        (["--anchor", "ink"], 2, "--anchor: expected auto, unified, found 'ink'; choose one of these"),
+        (["--adapter", "auto=a.safetensors"], 2, "--adapter: expected a name other than auto, found 'auto'"),
         (["--lora-bits", "7"], 2, "--lora-bits: expected 16 or 8, found 7"),
+        (["--distill-steps", "-1"], 2, "--distill-steps: expected 0 or more, found -1"),
+        (["--lambda", "-1"], 2, "--lambda: expected a number from 0, found -1.0"),
+        (["--lambda", "nan"], 2, "--lambda: expected a number from 0, found nan"),
+        (["--lambda", "1", "--distill-steps", "0"], 2, "--lambda: expected steps of training, found --distill-steps 0"),
         (["--adapter", "ink=nowhere.safetensors"], 1, "nowhere.safetensors"),
         (["--recipe", "nowhere.toml"], 1, "nowhere.toml: expected a recipe file"),
     ],

@@ -12,7 +12,7 @@ import pytest
 
 from quad.compile.build import STAGES, BuildRequest, BuildResult, build
 from quad.compile.qdq import Placed
-from quad.core.errors import InputError, UnsupportedError, UsageError
+from quad.core.errors import InputError, UsageError
 from quad.quantize import CalibrationSample
 from quad.runtime.bundle import open_bundle
 from quad.runtime.pipeline import QuadPipeline
@@ -65,7 +65,13 @@ def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: li
     assert fields["bundle"] == str(built.bundle)
     assert fields["seconds"] > 0
     assert fields["peak_ram_bytes"] > 1e7
-    assert fields["profile"]["mode"] == "pooled"
+    profile = fields["profile"]
+    assert profile["mode"] in ("anchor", "unified")
+    assert (profile["anchor"] is None) == (profile["mode"] == "unified")
+    assert profile["reason"]
+    for column in ("qss", "qss_hist", "qss_interval", "sqnr_db"):
+        assert set(profile[column]) == {"transform", "removal"}
+    assert profile["ranking"] == sorted(profile["qss"], key=profile["qss"].__getitem__, reverse=True)
     assert {"nodes", "on_target", "on_cpu", "partitions"} <= set(fields["placement"])
     assert set(fields["stages"]) == set(STAGES)
     assert [stage for stage, _ in seen if stage == "done"] == ["done"]
@@ -115,8 +121,8 @@ def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_bad_requests_are_refused_before_anything_is_loaded(request_: BuildRequest) -> None:
     nowhere = replace(request_, model=Path("/nowhere"))
-    with pytest.raises(UnsupportedError, match="w8a8"):
-        build(replace(nowhere, precision="w8a8"))
+    with pytest.raises(UsageError, match="P from 0 to 100"):
+        build(replace(nowhere, precision="mixed:101"))
     with pytest.raises(UsageError, match="--target"):
         build(replace(nowhere, target="toaster"))
     with pytest.raises(UsageError, match="--adapter"):
@@ -150,3 +156,19 @@ def test_a_model_without_adapters_is_a_bundle_too(request_: BuildRequest, tmp_pa
     assert plain.adapters == ()
     assert set(plain.tasks) == {"text-to-image"}
     assert run(plain, "text-to-image").std() > 0
+
+
+def test_a_place_that_holds_something_else_is_refused_before_any_work(request_: BuildRequest, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "holiday.txt").write_text("mine")
+    with pytest.raises(InputError, match="choose another -o"):
+        build(replace(request_, model=Path("/nowhere"), output=taken))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(("precision", "steps"), [("w8a16", 20), ("mixed:0", 20), ("mixed:80", 0), ("w8a8", 0)])
+def test_distillation_is_for_sixteen_bit_activations_unless_asked_for(request_: BuildRequest, precision: str, steps: int) -> None:
+    asked = replace(request_, precision=precision, distill_steps=None)
+    assert asked.steps == steps
+    assert replace(asked, distill_steps=7).steps == 7

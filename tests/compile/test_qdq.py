@@ -26,8 +26,9 @@ from quad.quantize.adapters import integer_slots
 from quad.runtime.ort import OrtSession, session_options
 
 # One call of the tiny U-Net, ORT against quantsim: float sums are ordered differently, so a value may fall on the other side of a rounding
-# edge and move by one level of a 16-bit lattice; measured 2e-5.
-STATED_BOUND = 5e-4
+# edge and move by one level. Measured: 1e-7 where none does, up to 2e-4 where one does; A x has 16 times its range (`rules`), so its levels
+# are wider, and 6e-4 was seen where its edges were crossed.
+STATED_BOUND = 1e-3
 
 
 @dataclass(frozen=True)
@@ -132,10 +133,12 @@ def test_what_the_table_lacks_is_refused(tiny: Any, placed: Placed) -> None:
 def test_precisions() -> None:
     cpu = load_target("cpu")
     check_precision(cpu, "w8a16")
-    with pytest.raises(UnsupportedError, match="w8a8"):
-        check_precision(cpu, "w8a8")
-    with pytest.raises(UnsupportedError, match=r"mixed:0\.5"):
-        check_precision(cpu, "mixed:0.5")
+    for word in ("w8a8", "mixed:0", "mixed:80", "mixed:100", "float"):
+        check_precision(cpu, word)
+    with pytest.raises(UnsupportedError, match=r"expected w8a8 for target cpu, found mixed:80"):
+        check_precision(msgspec.structs.replace(cpu, precisions=("w8a8",)), "mixed:80")
+    with pytest.raises(UsageError, match="mixed:101"):
+        check_precision(cpu, "mixed:101")
     with pytest.raises(UsageError, match="w3a3"):
         check_precision(cpu, "w3a3")
     with pytest.raises(UsageError, match="--target: expected cpu"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from quad.evaluate.demo import SHARES, Place, demo
+from quad.evaluate.profile_table import QUAD_SECONDS, profile_table, quad_seconds
 from quad.evaluate.quality import find_adapters
 from quad.evaluate.summary import Measured
 from quad.zoo.samples import TASKS
@@ -71,6 +72,18 @@ def test_the_page_names_every_task_and_what_random_weights_miss(done: tuple[Meas
     page = (done[1] / "report.html").read_text(encoding="utf-8")
     assert all(f'<section id="{task}">' in page for task in TASKS)
     assert "missed" in page
+
+
+def test_the_page_says_how_the_profile_was_made(done: tuple[Measured, Path, list[tuple[str, float]]]) -> None:
+    page, build = (done[1] / "report.html").read_text(encoding="utf-8"), done[0].build
+    assert "How the one profile was made" in page
+    assert build["profile"]["reason"] in page
+    table = profile_table(build)
+    assert table is not None
+    *adapters, total = table.lines
+    assert [line.name for line in adapters] == build["profile"]["ranking"]
+    assert {len(line.cells) for line in adapters} == {len(table.columns)}
+    assert total.cells[0][1] is (quad_seconds(build) <= QUAD_SECONDS)
 
 
 def test_progress_goes_forward(done: tuple[Measured, Path, list[tuple[str, float]]]) -> None:

@@ -60,8 +60,8 @@ def make_adapter() -> Callable[..., FloatAdapter]:
     return draw_adapter
 
 
-@pytest.fixture(scope="session")
-def tiny() -> Tiny:
+def make_tiny() -> Tiny:
+    """The same one every time, in a process without pytest too."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(0)
@@ -81,6 +81,11 @@ def tiny() -> Tiny:
     statistics = observe({"unet": network}, [feed(adapter) for adapter in (None, *adapters)])
     profile = unify(statistics, {"unet": weights_of(network)}, table, adapters, UnifyOptions())
     return Tiny(network, table, adapters, statistics, profile, inputs)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    return make_tiny()
 
 
 @pytest.fixture(scope="session")

@@ -81,9 +81,7 @@ def test_an_adapter_without_a_sample_is_refused(base: Base, tiny: Any, samples: 
 def test_a_sample_may_name_an_adapter_that_has_no_task(base: Base, make_adapter: Callable[..., FloatAdapter], tiny: Any) -> None:
     ink = make_adapter("ink", 7, 2, (0.1, 0.1))
     network, table = slot_network(base.unet, [ink])
-    statistics = calibrate(
-        base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")]
-    )
+    statistics = calibrate(base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")])
     assert set(statistics.sites["unet"]["conv_in.in"]) == {"ink"}
 
 

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from quad.core.errors import InputError
+from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base import Base
 from quad.quantize import CalibrationSample, Probe, ProbeOptions, component_networks, record_probes
+from quad.quantize.probes import in_turns
 from quad.runtime.samplers.schedule import alphas_cumprod
 
 
@@ -63,3 +65,12 @@ def test_empty_calibration_is_refused(base: Base, tiny: Any, samples: list[Calib
         recorded(base, tiny, [])
     with pytest.raises(InputError, match=r"^calibration: expected a sample for adapter 'faint', found none; [^\n]+$"):
         recorded(base, tiny, samples[:2])
+
+
+def test_the_tasks_of_one_adapter_take_turns() -> None:
+    spec = TaskSpec("ink", SamplerSpec("ddim", 2), "none", "ones")
+    plan = [(CalibrationSample(task, str(k)), spec, name) for task, name in (("a", "ink"), ("b", "ink"), ("c", "wax")) for k in range(3)]
+    found = in_turns(plan)
+    assert sorted(map(id, (sample for sample, _, _ in found))) == sorted(map(id, (sample for sample, _, _ in plan)))
+    assert [sample.task + sample.prompt for sample, _, name in found if name == "ink"] == ["a0", "b0", "a1", "b1", "a2", "b2"]
+    assert [sample.prompt for sample, _, name in found if name == "wax"] == ["0", "1", "2"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from quad.core.digests import canonical_json
 from quad.core.errors import InputError
 from quad.core.slots import SlotTable
-from quad.quantize import Feed, RangeOptions, Statistics, UnifyOptions, balance, observe, unify, weights_of
+from quad.quantize import Feed, RangeOptions, Rule, Statistics, UnifyOptions, balance, observe, unify, weights_of
+from quad.quantize.unify import encode_site
 
 
 def bounds(encoding: Any) -> tuple[float, float]:
@@ -79,3 +81,29 @@ def test_empty_calibration_is_refused(tiny: Any) -> None:
 def test_a_weight_that_is_not_finite_is_refused(tiny: Any) -> None:
     with pytest.raises(InputError, match=r"^unet, conv_in.weight: expected finite weights, found NaN or Inf; [^\n]+$"):
         unify(tiny.statistics, {"unet": {"conv_in.weight": np.full((2, 2), np.nan, np.float32)}}, SlotTable(()), ())
+
+
+def test_room_is_left_on_both_sides() -> None:
+    """A x that calibration saw on one side of 0 only is on the other where alignment turns the sign of A."""
+    rule = Rule("*", "*.lora_mid", 16, "asymmetric", room=8.0)
+    low, high = bounds(encode_site(rule, (-2.0, 0.0)))
+    assert low == pytest.approx(-16.0, rel=1e-4)
+    assert high == pytest.approx(16.0, rel=1e-4)
+    assert bounds(encode_site(replace(rule, room=1.0), (-2.0, 0.0)))[1] == 0.0
+
+
+def test_the_literal_reading_puts_a_layer_and_its_adapters_on_one_lattice(tiny: Any) -> None:
+    weights = {"unet": weights_of(tiny.network)}
+    free, literal = (
+        unify(tiny.statistics, weights, tiny.table, tiny.adapters, UnifyOptions(literal_shared_scale=on)) for on in (False, True)
+    )
+    for slot in tiny.table.slots:
+        names = (f"{slot.path}.weight", slot.a_name, slot.b_name)
+        scales = {scale for name in names for scale in literal.component("unet")[name].scale}
+        assert len(scales) == 1
+        # The coarsest of the three: nothing is clipped, and A and B lose levels.
+        assert scales.pop() >= max(free.component("unet")[names[0]].scale)
+        for name in names[1:]:
+            assert literal.component("unet")[name].scale > free.component("unet")[name].scale
+    untouched = free.component("unet").keys() - {n for s in tiny.table.slots for n in (f"{s.path}.weight", s.a_name, s.b_name)}
+    assert all(free.component("unet")[name] == literal.component("unet")[name] for name in untouched)

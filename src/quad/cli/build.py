@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -29,6 +30,10 @@ class Choices(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields
     lora_bits: int | None = None
     max_rank: int | None = None
     allow_unused_keys: bool | None = None
+    anchor: str | None = None
+    distill_steps: int | None = None
+    lambda_: float | None = msgspec.field(default=None, name="lambda")
+    literal_shared_scale: bool | None = None
 
     def over(self, other: Choices) -> Choices:
         """These, and the other's where these are silent."""
@@ -47,12 +52,36 @@ Adapters = Annotated[
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The bundle directory to write.", metavar="BUNDLE", show_default=False)]
 Target = Annotated[str | None, typer.Option(help="The chip and toolchain to build for.", show_default="cpu")]
-Precision = Annotated[str | None, typer.Option(help="w8a16, or float to compare with.", show_default="w8a16")]
+Precision = Annotated[
+    str | None,
+    typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), or float to compare with.", show_default="w8a16"),
+]
 LoraBits = Annotated[int | None, typer.Option("--lora-bits", help="Bits of a LoRA weight: 16 or 8.", show_default="16")]
 MaxRank = Annotated[
     int | None, typer.Option("--max-rank", help="Rank of every slot, for adapters to come.", metavar="R", min=1, show_default=False)
 ]
 UnusedKeys = Annotated[bool, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
+Anchor = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose activation ranges all adapters get: a name, unified, or auto by sensitivity.",
+        metavar="NAME|unified|auto",
+        show_default="auto",
+    ),
+]
+DistillSteps = Annotated[
+    int | None,
+    typer.Option("--distill-steps", help="Steps of training every adapter against the float model; 0 rescales alone.", metavar="N",
+                 show_default="20, and 0 where activations have 8 bits"),
+]  # fmt: skip
+Lambda = Annotated[
+    float | None,
+    typer.Option("--lambda", help="Weight of the denoising loss in that training; only where true pictures are known.", metavar="L",
+                 show_default="0"),
+]  # fmt: skip
+LiteralScale = Annotated[
+    bool, typer.Option("--literal-shared-scale", help="One scale for a layer's weight and all its LoRA weights, to compare with.")
+]
 Recipe = Annotated[
     Path | None,
     typer.Option(help="These options in a TOML file; the command line goes first.", metavar="FILE.toml", show_default=False),
@@ -68,11 +97,26 @@ def build(
     lora_bits: LoraBits = None,
     max_rank: MaxRank = None,
     allow_unused_keys: UnusedKeys = False,
+    anchor: Anchor = None,
+    distill_steps: DistillSteps = None,
+    lambda_: Lambda = None,
+    literal_shared_scale: LiteralScale = False,
     recipe: Recipe = None,
     as_json: Json = False,
 ) -> None:
     """Build one bundle from a model and its LoRAs."""
-    chosen = Choices(adapter or None, target, precision, lora_bits, max_rank, allow_unused_keys or None)
+    chosen = Choices(
+        adapter or None,
+        target,
+        precision,
+        lora_bits,
+        max_rank,
+        allow_unused_keys or None,
+        anchor,
+        distill_steps,
+        lambda_,
+        literal_shared_scale or None,
+    )
     if recipe is not None:
         chosen = chosen.over(read_recipe(recipe, Choices))
     adapters = named_paths("--adapter", chosen.adapter or [])
@@ -81,7 +125,12 @@ def build(
         from quad.compile.build import build as build_bundle
 
         built = build_bundle(_request(model, adapters, output, chosen), progress)
-    result({"alignment": {}, **built.to_json()}, as_json, _lines(built))
+        from quad.compile.processes import is_main
+    if not is_main():
+        return
+    for line in _sensitivity(built.profile):
+        print(line, file=sys.stderr)
+    result(built.to_json(), as_json, _lines(built))
 
 
 def check_extra(verb: str) -> None:
@@ -106,6 +155,16 @@ def _request(model: str, adapters: dict[str, Path], output: Path, chosen: Choice
         directory, adapters = reference_dir(), adapters or reference_adapters()
     given = {name: value for name, value in msgspec.structs.asdict(chosen).items() if name != "adapter" and value is not None}
     return BuildRequest(directory, adapters, output, calibration_samples(directory, adapters), **given)
+
+
+def _sensitivity(profile: Mapping[str, Any]) -> list[str]:
+    """The adapters' ranking by sensitivity and what was made of it; nothing where nothing was quantized."""
+    lines = []
+    for place, name in enumerate(profile.get("ranking", ()), 1):
+        low, high = profile["qss_interval"][name]
+        qss, sqnr_db = profile["qss"][name], profile["sqnr_db"][name]
+        lines.append(f"sensitivity {place}. {name}: {qss:.2e} bits ({low:.2e} to {high:.2e}), {sqnr_db:.1f} dB")
+    return [*lines, f"profile {profile['mode']}: {profile['reason']}"] if "reason" in profile else lines
 
 
 def _lines(built: BuildResult) -> list[str]:

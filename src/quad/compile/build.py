@@ -1,6 +1,7 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> calibrate -> unify -> export -> place -> write (with a smoke run before the bundle gets its name)
+open -> lora -> slot -> solve -> equalize -> calibrate -> score -> unify -> align -> export -> place -> write
+(with a smoke run before the bundle gets its name)
 """
 
 from __future__ import annotations
@@ -12,18 +13,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
+import msgspec
 from torch import nn
 
+from quad.compile.alignment import Aligner, forget_checkpoints, keep_float, require_truths
 from quad.compile.components import component_specs
 from quad.compile.export import GraphSpec, export_graph
+from quad.compile.mixed import Mixed
+from quad.compile.processes import is_main, once
 from quad.compile.qdq import Placed, place_float, place_qdq
 from quad.compile.request import BuildRequest, BuildResult
+from quad.compile.scoring import Scoring
 from quad.compile.smoke import Reference, float_references, run_smoke, smoke_cases
 from quad.compile.solvers import solve_tasks
-from quad.compile.stages import Progress, StageClock, peak_ram_bytes, silent
+from quad.compile.stages import Progress, StageClock, peak_ram_bytes, silent, told
 from quad.compile.targets import Target, check_precision, load_target
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
+from quad.core.errors import BackendError, QuadError
+from quad.core.files import require_replaceable
+from quad.core.manifest import BUNDLE_FILE
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base, open_model
@@ -33,19 +41,24 @@ from quad.quantize import (
     CalibrationSample,
     UnifyOptions,
     apply_biases,
-    calibrate,
+    calibration_feeds,
     component_networks,
     corrected_biases,
     integer_slots,
-    quantize_adapter,
+    observe,
+    record_probes,
     unify,
     weights_of,
 )
+from quad.quantize.distill import Alignment
+from quad.quantize.precision import FLOAT, eight_bit_percent
+from quad.quantize.rules import MIXED_COMPONENT
+from quad.runtime.bundle import open_bundle
 
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
-STAGES = ("open", "lora", "slot", "solve", "calibrate", "unify", "export", "place", "write")
-FLOAT_MODE = "float"
+STAGES = ("open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "write")
+FLOAT_MODE = FLOAT
 
 
 @dataclass(frozen=True)
@@ -53,12 +66,17 @@ class _Opened:
     """What the first stages give: the model, its networks with Sites, and its slots as they will be in the graph."""
 
     base: Base
-    adapters: tuple[FloatAdapter, ...]
+    mixed: Mixed
     samples: tuple[CalibrationSample, ...]
     networks: Mapping[str, nn.Module]
     table: SlotTable
     specs: Mapping[str, GraphSpec]
     references: tuple[Reference, ...]
+
+    @property
+    def adapters(self) -> tuple[FloatAdapter, ...]:
+        """As they fit the networks."""
+        return self.mixed.adapters
 
 
 def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
@@ -75,10 +93,21 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     target = load_target(request.target)
     check_precision(target, request.precision)
     request.check()
-    clock = StageClock(STAGES, progress)
+    require_replaceable(request.output, BUNDLE_FILE)
+    try:
+        return _build(request, target, StageClock(STAGES, progress if is_main() else silent), start)
+    except QuadError as error:
+        if not isinstance(error, BackendError):  # after a full disk, or a kill, training goes on; other input is another run
+            forget_checkpoints(request)
+        raise
+
+
+def _build(request: BuildRequest, target: Target, clock: StageClock, start: float) -> BuildResult:
     opened = _open(request, clock)
-    profile, slots = _profile(request, opened, clock)
-    packed = tuple(_pack(adapter, slots, profile) for adapter in opened.adapters)
+    floats = keep_float(opened.networks)
+    profile, slots, shared = _profile(request, opened, clock)
+    with clock("align"):
+        packed, alignment = _pack(request, opened, floats, profile, slots, clock.within("align"))
     placed = {name: _graph(opened.networks[name], spec, profile, slots, target, clock) for name, spec in opened.specs.items()}
     parts = BundleParts(
         request.name or request.output.name, opened.base, target.name, request.precision, target.engines, slots, profile,
@@ -91,11 +120,12 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
         smoke.update(run_smoke(stage, target.engines[0], request.precision, cases))
 
     with clock("write"):
-        manifest = write_bundle(parts, request.output, check)
-    progress("done", 1.0)
+        manifest = once(lambda: write_bundle(parts, request.output, check), lambda: open_bundle(request.output).manifest)
+    forget_checkpoints(request)
+    clock.done()
     return BuildResult(
-        request.output, manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile), _placement_json(placed),
-        clock.seconds, smoke, rom_bytes(manifest, packed),
+        request.output, manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared), _placement_json(placed),
+        clock.seconds, smoke, rom_bytes(manifest, packed), {name: found.to_json() for name, found in alignment.items()},
     )  # fmt: skip
 
 
@@ -107,39 +137,62 @@ def _open(request: BuildRequest, clock: StageClock) -> _Opened:
     wanted = {None, *request.adapters}
     base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in wanted})
     samples = tuple(sample for sample in request.samples if sample.task in base.tasks and (sample.adapter or None) in wanted)
+    if request.lambda_:
+        require_truths(base, adapters, samples)
     with clock("slot"):
         network, table = slot_network(base.unet, adapters, request.max_rank)
+        mixed = Mixed(network, table, adapters, request.quality, eight_bit_percent(request.precision) or 0.0)
+        mixed.split()
         networks = component_networks(base, network)
         specs = component_specs(base, networks, table)
         # Taken here because bias correction will change the networks.
         references = float_references(networks, specs, table, adapters)
     with clock("solve"):
         base = solve_tasks(base, networks, table, adapters, samples)
-    return _Opened(base, adapters, samples, networks, table, specs, references)
+    with clock("equalize"):
+        if mixed.needs_probes:
+            mixed = replace(mixed, probes=record_probes(base, networks, table, adapters, samples))
+        mixed = mixed.equalized()
+    return _Opened(base, mixed, samples, networks, table, specs, references)
 
 
-def _profile(request: BuildRequest, opened: _Opened, clock: StageClock) -> tuple[Profile, SlotTable]:
-    """The profile, and the slots with the element type of the graph's inputs; corrected biases are written into the networks."""
+def _profile(request: BuildRequest, opened: _Opened, clock: StageClock) -> tuple[Profile, SlotTable, dict[str, Any]]:
+    """The profile, the slots with the element type of the graph's inputs, and how the profile came to be.
+
+    Corrected biases are written into the networks.
+    """
     parents = {"base": opened.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in opened.adapters}}
     if request.precision == "float":
-        return Profile({}, mode=FLOAT_MODE, parents={**parents, "slots": opened.table.digest}), opened.table
+        return Profile({}, mode=FLOAT_MODE, parents={**parents, "slots": opened.table.digest}), opened.table, {}
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
-        statistics = calibrate(opened.base, opened.networks, opened.table, opened.adapters, opened.samples)
-    with clock("unify"):
-        options = UnifyOptions(lora_bits=request.lora_bits, parents={**parents, "slots": slots.digest})
+        feeds = calibration_feeds(opened.base, opened.networks, opened.table, opened.adapters, opened.samples)
+        statistics = observe(opened.networks, told(feeds, len(opened.samples), "calibrate", clock.within("calibrate")))
+    scoring = Scoring(opened.base, opened.networks, slots, opened.adapters, opened.samples)
+    with clock("score"):
+        given = {**parents, "slots": slots.digest}
+        options = UnifyOptions(request.lora_bits, request.quality.ranges, parents=given, literal_shared_scale=request.literal_shared_scale)
+        options = replace(options, rules=opened.mixed.rules(statistics, options))
         weights = {name: weights_of(network) for name, network in opened.networks.items()}
-        profile = unify(statistics, weights, slots, opened.adapters, options)
-        if request.bias_correction:
+        pooled = unify(statistics, weights, slots, opened.adapters, options)
+        sensitivity = scoring.sensitivity(pooled, statistics, options)
+    with clock("unify"):
+        profile, shared = scoring.shared(pooled, statistics, options, sensitivity, request.anchor)
+        if opened.mixed.gains:
+            profile = msgspec.structs.replace(profile, gains={MIXED_COMPONENT: dict(opened.mixed.gains)})
+        if request.quality.bias_correction:
             for name, network in opened.networks.items():
                 apply_biases(network, corrected_biases(network, name, statistics, profile))
-    return profile, slots
+    return profile, slots, shared
 
 
-def _pack(adapter: FloatAdapter, slots: SlotTable, profile: Profile) -> PackedAdapter:
-    tensors: Mapping[str, NDArray[Any]]
-    tensors = slot_inputs(adapter, slots) if profile.mode == FLOAT_MODE else quantize_adapter(adapter, slots, profile)
-    return PackedAdapter(adapter.name, tensors, adapter.rank, adapter.digest)
+def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
+          ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:  # fmt: skip
+    """The adapters as the graph reads them: floats, or integers aligned to the profile with the networks as they were in float."""
+    if profile.mode == FLOAT_MODE:
+        return tuple(PackedAdapter(one.name, slot_inputs(one, slots), one.rank, one.digest) for one in opened.adapters), {}
+    aligner = Aligner(opened.base, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples)
+    return aligner.pack(request, profile, slots, progress)
 
 
 def _graph(network: nn.Module, spec: GraphSpec, profile: Profile, slots: SlotTable, target: Target, clock: StageClock) -> Placed:
@@ -152,9 +205,10 @@ def _graph(network: nn.Module, spec: GraphSpec, profile: Profile, slots: SlotTab
         return place_qdq(model, profile.component(spec.component), own, target)
 
 
-def _profile_json(profile: Profile) -> dict[str, Any]:
+def _profile_json(profile: Profile, shared: Mapping[str, Any]) -> dict[str, Any]:
     kinds = Counter(f"{encoding.dtype}" for encodings in profile.encodings.values() for encoding in encodings.values())
-    return {"mode": profile.mode, "anchor": profile.anchor, "digest": profile.digest, "encodings": dict(sorted(kinds.items()))}
+    named = {"mode": profile.mode, "anchor": profile.anchor, "digest": profile.digest, "encodings": dict(sorted(kinds.items()))}
+    return {**named, **shared}
 
 
 def _placement_json(placed: Mapping[str, Placed]) -> dict[str, Any]:

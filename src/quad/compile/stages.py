@@ -5,14 +5,23 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
+T = TypeVar("T")
 Progress = Callable[[str, float], None]  # stage that begins, share of the stages done in [0, 1]
 
 
 def silent(stage: str, share: float) -> None:
     """A `Progress` that shows nothing."""
+
+
+def told(items: Iterable[T], total: int, name: str, progress: Progress) -> Iterator[T]:
+    """The same items; `progress` hears of each before its work begins."""
+    for index, item in enumerate(items):
+        progress(f"{name} {index + 1} of {total}", index / total)
+        yield item
 
 
 class StageClock:
@@ -37,6 +46,20 @@ class StageClock:
             yield
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+
+    def done(self) -> None:
+        """Say that all of them are."""
+        self._progress("done", 1.0)
+
+    def within(self, stage: str) -> Progress:
+        """A `Progress` for the parts of one stage: its shares are of that stage."""
+        first = self._stages.index(stage)
+
+        def tell(part: str, share: float) -> None:
+            self._share = max(self._share, (first + share) / len(self._stages))
+            self._progress(part, self._share)
+
+        return tell
 
 
 def peak_ram_bytes() -> int:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from quad.core.errors import BackendError, InputError, VerificationError
@@ -48,8 +48,19 @@ def write_bytes(path: Path, data: bytes) -> None:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # where the place itself is wrong, so is this; the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise _disk_error(path, error) from error
+
+
+def require_replaceable(final: Path, marker: str) -> None:
+    """Refuse a place that holds something else than what would be written: it must not be there, be empty, or hold a file `marker`.
+
+    Raises:
+        InputError: `final` exists and is something else.
+    """
+    if final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir()))):
+        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another -o")
 
 
 @contextmanager
@@ -62,8 +73,7 @@ def new_directory(final: Path, marker: str) -> Iterator[Path]:
         InputError: `final` exists and is something else.
         BackendError: the disk is full or the place cannot be written to.
     """
-    if final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir()))):
-        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another -o")
+    require_replaceable(final, marker)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))

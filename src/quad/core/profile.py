@@ -1,7 +1,8 @@
 """The profile: the encodings of every weight, slot and activation, one for all adapters. Source: method.md section 3.
 
 Tensors are named by what they are, not by where a compiler puts them:
-`<module path>.weight`, `<module path>.in` (the activation a Conv or Linear reads), `<attention path>.q|k|v|p`
+`<module path>.weight`, `<module path>.in` (the activation a Conv or Linear reads; behind a split skip concat the decoder's channels
+of it, and `<module path>.in_skip` the encoder's), `<attention path>.q|k|v|p`
 (operands of the two attention matmuls, p after softmax), `<slot path>.lora_A`, `<slot path>.lora_B` and
 `<slot path>.lora_mid` (A x).
 """
@@ -22,12 +23,15 @@ class Profile(msgspec.Struct, frozen=True):
         mode: pooled | anchor | unified, or float where nothing is quantized.
         anchor: the adapter whose ranges rule, where mode is `anchor`.
         parents: digests of what the profile was made from (base, adapters, slots).
+        gains: component -> slot path -> what equalization multiplied the input channels of the slot's layer by. An adapter must have its
+            A multiplied likewise before it is packed.
     """
 
     encodings: dict[str, dict[str, Encoding]]
     mode: str = "pooled"
     anchor: str | None = None
     parents: dict[str, str] = {}
+    gains: dict[str, dict[str, tuple[float, ...]]] = {}
 
     @property
     def digest(self) -> str:

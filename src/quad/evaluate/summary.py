@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from quad.evaluate.profile_table import profile_table
 from quad.evaluate.quality import Figure
 from quad.evaluate.report import DIFFERENCE_GAIN, Line, Report, Table
 from quad.evaluate.runs import TaskRun
-from quad.evaluate.tables import chapter, pairs_table, quality_table
+from quad.evaluate.tables import chapter, effect_table, pairs_table, quality_table
 
 SWITCH_MS = 5.0
 SLOTTED_ERROR = 1e-4
@@ -97,5 +98,6 @@ def make_report(measured: Measured) -> Report:
     )
     footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are 64x64 pixels, three times enlarged.",)
     chapters = [chapter(run) for run in measured.runs]
-    tables = (quality_table(tasks, measured.vae), pairs_table(tasks, precision))
+    found = (quality_table(tasks, measured.vae), pairs_table(tasks, precision), effect_table(tasks), profile_table(measured.build))
+    tables = tuple(table for table in found if table is not None)
     return Report("quad: one graph, six tasks", lead, facts, tables, chapters, (_device(measured),), footer)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 M = TypeVar("M", bound=nn.Module)
+SKIP_SUFFIX = "_skip"
 _EXPORTING: ContextVar[bool] = ContextVar("quad_exporting", default=False)
 
 
@@ -66,6 +67,28 @@ class Site(nn.Module):
         return self.name
 
 
+class SplitSite(nn.Module):
+    """Two Sites on one convolution input: the decoder's channels come first, then those that a skip brought from the encoder.
+
+    Their ranges differ widely, so each half has its own encoding: `<path>.in` and `<path>.in_skip`. Source: method.md section 5, step 3.
+
+    Args:
+        name: `<path>.in`.
+        channels: how many are the decoder's.
+    """
+
+    def __init__(self, name: str, channels: int) -> None:
+        super().__init__()
+        self.name, self.channels = name, channels
+        self.decoder, self.skip = Site(name), Site(name + SKIP_SUFFIX)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`(batch, channels, height, width)`, as it came where neither half has a transform."""
+        if not _EXPORTING.get() and self.decoder.transform is None and self.skip.transform is None:
+            return x
+        return torch.cat([self.decoder(x[:, : self.channels]), self.skip(x[:, self.channels :])], dim=1)
+
+
 class SitedLinear(nn.Linear):
     """A Linear whose input passes the Site `<path>.in`; shares the parameters of the layer it stands for."""
 
@@ -89,7 +112,7 @@ class SitedConv2d(nn.Conv2d):
         self.dilation, self.groups, self.padding_mode = layer.dilation, layer.groups, layer.padding_mode
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.weight, self.bias = layer.weight, layer.bias
-        self.site = Site(f"{path}.in")
+        self.site: Site | SplitSite = Site(f"{path}.in")
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""Adapters as integers: balance each one, then write it in the profile's encodings.
+"""Adapters as integers: balance each one, align it to the profile's slot encodings, then write it in them.
 
 `B A = (B / g)(g A)` for every g != 0 (method.md section 3). An adapter file may hold small A and large B, or the reverse; the shared
-scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Taking g so that
-`max|A| = max|B| = sqrt(max|A| max|B|)` is the best that one number per adapter and slot can do: with shared ranges R_A, R_B the squared
-relative step of the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`; `max|A_i| max|B_i|` is given, so it is least with equal halves.
-It looks at one adapter alone, so an adapter admitted later is balanced the same way. Diagonal and SVD alignment come with the next issue.
+scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Balancing gives each adapter the
+factors that round best in ranges of their own, at equal halves `max|A| = max|B|`: with shared ranges R_A, R_B the squared relative step of
+the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`, and `max|A_i| max|B_i|` is given. It looks at one adapter alone, so an adapter
+admitted later is balanced the same way. Aligning (`quad.quantize.align`) then fits it to the encodings that the profile has frozen.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -19,10 +19,9 @@ from numpy.typing import NDArray
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.model.lora import FloatAdapter, LowRank
+from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_inputs
-
-_BALANCED = 1e-4  # a ratio this near to one is left alone, so that balancing twice is balancing once
+from quad.quantize.align import align, evened
 
 
 def integer_slots(table: SlotTable, lora_bits: int) -> SlotTable:
@@ -49,17 +48,7 @@ def balance(adapter: FloatAdapter) -> FloatAdapter:
         InputError: a weight is NaN or infinite.
     """
     require_finite(adapter)
-    return replace(adapter, weights={path: _balanced(pair) for path, pair in adapter.weights.items()})
-
-
-def _balanced(pair: LowRank) -> LowRank:
-    largest_a, largest_b = float(np.abs(pair.a).max(initial=0.0)), float(np.abs(pair.b).max(initial=0.0))
-    if largest_a == 0.0 or largest_b == 0.0:
-        return replace(pair, a=np.zeros_like(pair.a), b=np.zeros_like(pair.b))
-    gain = math.sqrt(largest_b / largest_a)
-    if abs(gain - 1.0) < _BALANCED:
-        return pair
-    return replace(pair, a=(pair.a * gain).astype(np.float32), b=(pair.b / gain).astype(np.float32))
+    return replace(adapter, weights={path: evened(pair) for path, pair in adapter.weights.items()})
 
 
 def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
@@ -67,20 +56,36 @@ def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str,
     return slot_inputs(None if adapter is None else balance(adapter), table)
 
 
+def aligned_inputs(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
+    """Float slot inputs of the adapter balanced and aligned to the profile, zero-padded; None is the base."""
+    return slot_inputs(None if adapter is None else align(balance(adapter), table, profile), table)
+
+
 def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.integer]]:
     """The integers to bind: every slot input in the profile's encoding, zero-padded to the slot's rank.
 
     Args:
-        adapter: any adapter whose slots are in the table; None gives exact zeros, which is the base.
+        adapter: any adapter whose slots are in the table, `equalized` by the profile's gains where it has any; None gives exact zeros,
+            which is the base.
 
     Raises:
         InputError: a weight is NaN or infinite.
-        CompatibilityError: a slot input has no encoding, or the adapter's weights do not fit into its range even when balanced.
+        CompatibilityError: a slot input has no encoding, or the adapter's weights do not fit into its range even when aligned.
     """
-    name = "base" if adapter is None else adapter.name
+    return quantize_inputs("base" if adapter is None else adapter.name, aligned_inputs(adapter, table, profile), table, profile)
+
+
+def quantize_inputs(
+    name: str, inputs: Mapping[str, NDArray[np.float32]], table: SlotTable, profile: Profile
+) -> dict[str, NDArray[np.integer]]:
+    """Float slot inputs as they stand, as integers of the profile; `name` is the adapter's.
+
+    Raises:
+        CompatibilityError: a slot input has no encoding, or its values do not fit into its range.
+    """
     component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
     integers: dict[str, NDArray[np.integer]] = {}
-    for graph_input, values in balanced_inputs(adapter, table).items():
+    for graph_input, values in inputs.items():
         encoding = profile.component(component_of[graph_input]).get(graph_input)
         if encoding is None:
             then = "build the profile for these slots"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.profile import Profile
-from quad.quantize.layers import Layer, layers_of
+from quad.quantize.layers import Layer, input_sites, layers_of
 from quad.quantize.observers import Statistics
 
 
@@ -21,10 +21,12 @@ def corrected_biases(network: nn.Module, component: str, statistics: Statistics,
     observed, encodings = statistics.sites.get(component, {}), profile.component(component)
     for path, layer in layers_of(network).items():
         encoding = encodings.get(f"{path}.weight")
-        if layer.bias is None or encoding is None or f"{path}.in" not in observed or getattr(layer, "groups", 1) != 1:
+        sites = input_sites(path, layer)
+        if layer.bias is None or encoding is None or not observed.keys() >= set(sites) or getattr(layer, "groups", 1) != 1:
             continue
         weight = layer.weight.detach().float().cpu().numpy()
-        shift = _mean_shift(encoding.dequantize(encoding.quantize(weight)) - weight, statistics.channel_mean(component, f"{path}.in"))
+        mean = np.concatenate([statistics.channel_mean(component, site) for site in sites])
+        shift = _mean_shift(encoding.dequantize(encoding.quantize(weight)) - weight, mean)
         corrected[f"{path}.bias"] = (layer.bias.detach().float().cpu().numpy() - shift).astype(np.float32)
     return corrected
 

@@ -41,6 +41,7 @@ class CalibrationSample:
         task: one of the base's tasks.
         image, mask: what the task reads; PIL, array or path.
         adapter: None for the task's own; a name, for an adapter that has no task.
+        truth: the picture that should come out, where it is known; only the denoising loss of `quad build --lambda` reads it.
     """
 
     task: str
@@ -48,6 +49,7 @@ class CalibrationSample:
     image: PictureSource | None = None
     mask: PictureSource | None = None
     adapter: str | None = None
+    truth: PictureSource | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.model.sites import Site
+from quad.model.sites import SKIP_SUFFIX, Site, SplitSite
 
 Layer = nn.Linear | nn.Conv2d
 _INPUT = ".in"
@@ -18,9 +18,15 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
     for module in network.modules():
         if isinstance(module, Layer):
             for child in module.children():
-                if isinstance(child, Site) and child.name.endswith(_INPUT):
+                if isinstance(child, Site | SplitSite) and child.name.endswith(_INPUT):
                     found[child.name.removesuffix(_INPUT)] = module
     return found
+
+
+def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
+    """Names of the Sites that a layer's input passes, in order of channels: one, or two at a skip concat."""
+    split = any(isinstance(child, SplitSite) for child in layer.children())
+    return (f"{path}{_INPUT}", f"{path}{_INPUT}{SKIP_SUFFIX}") if split else (f"{path}{_INPUT}",)
 
 
 def weights_of(network: nn.Module) -> dict[str, NDArray[np.float32]]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, mismatch
-from quad.core.manifest import NoiseSchedule
+from quad.core.manifest import NoiseSchedule, TaskSpec
 from quad.core.slots import SlotTable
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
@@ -69,9 +69,13 @@ class Probe:
         return float(self.inputs["timestep"][0])
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`sample`, `timestep`, `encoder_hidden_states`, as the slotted network takes them."""
-        sample, timestep, text = (torch.from_numpy(self.inputs[name]) for name in ("sample", "timestep", "encoder_hidden_states"))
-        return sample, timestep, text
+        """`sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`, as the slotted network takes them.
+
+        Copies, in memory as torch aligns it: what a matrix product rounds to may depend on where its operands lie, and training that
+        goes on from a checkpoint is to end bit for bit where it would have ended.
+        """
+        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in ("sample", "timestep", "encoder_hidden_states"))
+        return sample, timestep.expand(len(sample)), text
 
 
 def record_probes(
@@ -86,7 +90,7 @@ def record_probes(
 
     Args:
         networks: float networks of `component_networks`.
-        samples: as for `calibrate`; those without an adapter give the probes of `base`.
+        samples: as for `calibrate`, taken `in_turns`; those without an adapter give the probes of `base`.
 
     Returns:
         Adapter name, or `base`, -> its probes in order of runs and steps; adapters first, in their own order.
@@ -98,7 +102,7 @@ def record_probes(
     if not samples:
         raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
     options = options or ProbeOptions()
-    plan = planned(base, samples, adapters)
+    plan = in_turns(planned(base, samples, adapters))
     slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
     recorder = _Recorder(sessions["unet"])
@@ -117,6 +121,16 @@ def record_probes(
         runner.denoise(sample, spec, slots.get(name, {}), run)
         probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call)) for call in recorder.taken()]
     return {name: found for name, found in probes.items() if found}
+
+
+def in_turns(plan: Sequence[tuple[CalibrationSample, TaskSpec, str | None]]) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+    """The plan with the tasks of every adapter taking turns, so that the first few runs of an adapter show all that it is used for."""
+    seen: dict[tuple[str | None, str], int] = {}
+    turns = []
+    for sample, _, name in plan:
+        seen[name, sample.task] = seen.get((name, sample.task), -1) + 1
+        turns.append(seen[name, sample.task])
+    return [plan[i] for i in sorted(range(len(plan)), key=lambda i: turns[i])]
 
 
 def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32]]) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,12 +35,14 @@ class UnifyOptions:
         ranges: how ranges are chosen.
         rules: bits and shape of every tensor.
         parents: digests of what goes in, kept in the profile.
+        literal_shared_scale: one scale for a layer's W and the A and B of all its adapters, as the paper may be read; to compare with.
     """
 
     lora_bits: int = 16
     ranges: RangeOptions = field(default_factory=RangeOptions)
     rules: tuple[Rule, ...] = RULES
     parents: Mapping[str, str] = field(default_factory=dict)
+    literal_shared_scale: bool = False
 
 
 def unify(
@@ -64,13 +67,25 @@ def unify(
         encodings.setdefault(component, {}).update(_weight_encodings(component, tensors, options))
     for component, sites in statistics.sites.items():
         for name in sites:
-            encoding = _site_encoding(component, name, statistics.density(component, name), options)
+            encoding = site_encoding(component, name, statistics.density(component, name), options)
             if encoding is not None:
                 encodings.setdefault(component, {})[name] = encoding
-    for component, name, encoding in _slot_encodings(table, adapters, options):
+    for component, name, encoding in slot_encodings(table, adapters, options):
         encodings.setdefault(component, {})[name] = encoding
+    if options.literal_shared_scale:
+        _share_scales(encodings, table)
     ordered = {component: dict(sorted(named.items())) for component, named in sorted(encodings.items())}
     return Profile(ordered, mode="pooled", parents=dict(options.parents))
+
+
+def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable) -> None:
+    """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped. Source: method.md section 3."""
+    for slot in table.slots:
+        own = encodings[slot.component]
+        names = [name for name in (f"{slot.path}.weight", slot.a_name, slot.b_name) if name in own]
+        step = max(max(own[name].scale) for name in names)
+        for name in names:
+            own[name] = msgspec.structs.replace(own[name], scale=(step,) * len(own[name].scale))
 
 
 def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]], options: UnifyOptions) -> dict[str, Encoding]:
@@ -86,16 +101,28 @@ def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]]
     return found
 
 
-def _site_encoding(component: str, name: str, density: Density, options: UnifyOptions) -> Encoding | None:
+def site_encoding(component: str, name: str, density: Density, options: UnifyOptions) -> Encoding | None:
+    """The encoding of an activation whose values are spread like this; None where its rule leaves it in float."""
     rule = rule_for(component, name, options.rules)
     if rule is None:
         return None
-    low, high = rule.fixed or choose_range(density, rule.bits, options.ranges)
+    return encode_site(rule, rule.fixed or choose_range(density, rule.bits, options.ranges))
+
+
+def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
+    """The encoding of an activation range by its rule's bits, shape and room.
+
+    Room goes to both sides alike: it is for A x, and another pair of factors of the same product may turn its sign (`align`).
+    """
     signed = rule.shape != "asymmetric"
+    low, high = bounds
+    if rule.room > 1.0:
+        reach = rule.room * max(-low, high)
+        low, high = -reach, reach
     return encode_range(low, high, bits=rule.bits, signed=signed, symmetric=signed)
 
 
-def _slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
+def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
     """One symmetric encoding per slot input: the largest magnitude over all adapters, so that no adapter is clipped."""
     largest: dict[str, float] = {}
     for adapter in adapters:

@@ -54,4 +54,4 @@ def _task_adapters(file: Path) -> dict[str, str | None]:
 
 def _rendered(task: str, seed: int) -> CalibrationSample:
     drawn = sample(task, seed)
-    return CalibrationSample(task, drawn.prompt, drawn.image, drawn.mask)
+    return CalibrationSample(task, drawn.prompt, drawn.image, drawn.mask, truth=drawn.truth)

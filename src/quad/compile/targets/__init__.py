@@ -7,8 +7,7 @@ from importlib import resources
 import msgspec
 
 from quad.core.errors import UnsupportedError, UsageError, mismatch
-
-PLANNED_PRECISIONS = ("w8a8", "mixed")
+from quad.quantize.precision import eight_bit_percent, precision_kind
 
 
 class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -23,7 +22,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         engines: engines that run its graphs, best first.
-        precisions: what `--precision` may ask for.
+        precisions: what `--precision` may ask for; `mixed` stands for every `mixed:P`.
         slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
         bias: element type of biases.
         weights: operator type -> scheme of its weight; an operator that is not named keeps float weights.
@@ -58,11 +57,10 @@ def check_precision(target: Target, precision: str) -> None:
     """Refuse what the target cannot run, naming it.
 
     Raises:
-        UnsupportedError: a precision quad knows and this version or target does not build yet.
-        UsageError: a word that is no precision.
+        UnsupportedError: a precision that this target does not run.
+        UsageError: a word that is no precision, or a share outside 0 to 100.
     """
-    if precision in target.precisions:
-        return
-    known = precision.split(":")[0] in (*PLANNED_PRECISIONS, "float", "w8a16")
-    text = mismatch("--precision", f"{' | '.join(target.precisions)} for target {target.name}", precision, "choose one of these")
-    raise (UnsupportedError if known else UsageError)(text)
+    eight_bit_percent(precision)
+    if precision_kind(precision) not in target.precisions:
+        expected = f"{' | '.join(target.precisions)} for target {target.name}"
+        raise UnsupportedError(mismatch("--precision", expected, precision, "choose one of these"))

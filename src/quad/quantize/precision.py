@@ -1,0 +1,44 @@
+"""What `--precision` asks for: float, or int8 weights and some share of the U-Net's activation sites at 8 bits, the others at 16.
+
+| word | share at 8 bits |
+|---|---|
+| `w8a16` | 0 % |
+| `mixed:P` | P %, those of least isolated damage |
+| `w8a8` | 100 % |
+| `float` | no rounding at all |
+"""
+
+from __future__ import annotations
+
+import re
+
+from quad.core.errors import UsageError, mismatch
+
+FLOAT = "float"
+MIXED = "mixed"
+WORDS = {"w8a16": 0.0, "w8a8": 100.0}
+_NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
+
+
+def precision_kind(precision: str) -> str:
+    """The word without its share, as targets list it: `mixed` for `mixed:80`."""
+    return precision.partition(":")[0]
+
+
+def eight_bit_percent(precision: str) -> float | None:
+    """Percent of the activation sites at 8 bits, in `[0, 100]`; None for float.
+
+    Raises:
+        UsageError: no such precision, or P outside 0 to 100.
+    """
+    if precision == FLOAT:
+        return None
+    if precision in WORDS:
+        return WORDS[precision]
+    kind, _, share = precision.partition(":")
+    if kind != MIXED:
+        expected = " | ".join((*WORDS, f"{MIXED}:P", FLOAT))
+        raise UsageError(mismatch("--precision", expected, repr(precision), "choose one of these"))
+    if not _NUMBER.fullmatch(share) or not 0.0 <= float(share) <= 100.0:
+        raise UsageError(mismatch("--precision", "mixed:P with P from 0 to 100", repr(precision), "as in mixed:80"))
+    return float(share)

@@ -1,0 +1,75 @@
+"""One process of a distillation, as often as the launcher starts it: `python -m tests.quantize.two_processes DIRECTORY`.
+
+Every process leaves `RANK.json` (what happened) and `RANK.safetensors` (its integers); the first alone may write a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from safetensors.numpy import save_file
+
+from quad.core.errors import QuadError
+from quad.model.slotted import slot_inputs
+from quad.quantize import checkpoint
+from quad.quantize.distill import Classroom
+from quad.quantize.lessons import Lesson, lessons_of
+from quad.quantize.training import DistillOptions
+from tests.quantize.classroom import Watched, make_probes, make_room
+from tests.quantize.conftest import Tiny, make_tiny
+
+# Five calls are not dealt evenly to two.
+OPTIONS = DistillOptions(12, batch=5, every=4, lambda_=0.5)
+ONE_STEP = replace(OPTIONS, steps=1)
+WILD = DistillOptions(12, rate=10.0, every=1, patience=2)
+
+
+@cache
+def start() -> tuple[Classroom, Tiny, tuple[Lesson, ...]]:
+    """At 16 bits, where a sum in another order that crosses a rounding edge moves next to nothing."""
+    tiny = make_tiny()
+    slots = slot_inputs(tiny.adapters[1], tiny.table)
+    return make_room(tiny, bits=16), tiny, tuple(lessons_of(tiny.network, slots, make_probes("loud", seed=1)))
+
+
+def distilled(options: DistillOptions) -> Watched:
+    room, tiny, examples = start()
+    return Watched(room, tiny.adapters[1], options, examples)
+
+
+def refused(options: DistillOptions) -> str:
+    try:
+        distilled(options)
+    except QuadError as error:
+        return str(error)
+    return "nothing"
+
+
+def refuse(path: Path, data: bytes) -> None:
+    raise AssertionError(f"this process may not write {path}")
+
+
+def main(directory: Path) -> None:
+    rank = int(os.environ["RANK"])
+    if rank:
+        checkpoint.write_bytes = refuse
+    kept, nowhere = directory / "kept.safetensors", directory / "nowhere.safetensors"
+    first, again, wild = (distilled(options) for options in (*[replace(OPTIONS, checkpoint=kept)] * 2, WILD))
+    distilled(replace(ONE_STEP, checkpoint=directory / "step.safetensors"))
+    facts: dict[str, Any] = {"told": first.told, "told_again": again.told, "same_again": again.same_integers(first)}
+    facts |= {"steps": first.result.alignment.steps, "wild_steps": wild.result.alignment.steps}
+    facts["alignment"] = first.result.alignment.to_json()
+    facts["apart"] = refused(replace(OPTIONS, checkpoint=nowhere if rank else kept))
+    facts["too_many"] = refused(replace(OPTIONS, batch=1))
+    save_file(first.result.integers, directory / f"{rank}.safetensors")
+    (directory / f"{rank}.json").write_text(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
