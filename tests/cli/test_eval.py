@@ -1,9 +1,10 @@
-"""`quad eval` on the tiny model: what is printed, what is written, and what is refused."""
+"""`quad eval` and `quad ablate` on the tiny model: what is printed, what is written, and what is refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,15 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from quad.cli.main import app
+from quad.compile.request import BuildRequest
+from quad.evaluate import ablate as ablation
+from quad.evaluate import cross
+from quad.quantize.anchor import CrossTable
 from quad.zoo.samples import TASKS
 from tests.evaluate.conftest import model_dir as model_dir
 
 RUNNER = CliRunner()
+ROW = {"name", "a8_fraction", "lora_bits", "psnr", "ssim", "lpips_toy", "fd_toy", "lora_rom_bytes", "unet_ms", "effect_gain"}
 ENTRY = {
     "n",
     "psnr",
@@ -104,5 +110,55 @@ def test_a_call_that_cannot_be_done_is_one_line(bundle: Path, model_dir: Path, t
     _refused(1, "nowhere", "eval", bundle, "--against", tmp_path / "nowhere")
     _refused(2, "--n: expected 1 or more, found 0", "eval", bundle, "--against", model_dir, "--n", "0")
     _refused(2, "'abacus'", "eval", bundle, "--against", model_dir, "--engine", "abacus")
+    _refused(2, "--n: expected 1 or more", "ablate", model_dir, "-o", tmp_path / "a", "--n", "0")
+    _refused(2, "--rows: expected some of", "ablate", model_dir, "-o", tmp_path / "a", "--rows", "w2a2")
+    _refused(1, "nowhere.safetensors", "ablate", model_dir, "-o", tmp_path / "a", "--adapter", f"ink={tmp_path}/nowhere.safetensors")
+    assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("x")
-    _refused(2, "-o: expected a directory", "eval", bundle, "--against", model_dir, "-o", tmp_path / "file")
+    _refused(2, "-o: expected a directory", "ablate", model_dir, "-o", tmp_path / "file")
+
+
+@dataclass
+class _Built:
+    """Stands for a build: the module's bundle again, whatever was asked for."""
+
+    bundle: Path
+    asked: list[BuildRequest]
+
+    def __call__(self, request: BuildRequest) -> _Built:
+        self.asked.append(request)
+        shutil.copytree(self.bundle, request.output)
+        return self
+
+    def to_json(self) -> dict[str, Any]:
+        return {"profile": {"mode": "anchor", "qss": {"sketch": 0.2, "portrait": 0.1}}, "alignment": {}}
+
+
+def test_ablate_measures_rows_once(bundle: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, builder = tmp_path / "a", _Built(bundle, [])
+    monkeypatch.setattr(ablation, "build", builder)
+    tables: list[Path] = []
+    made = CrossTable(("a", "b"), ((1.0, 2.0), (4.0, 2.0)))
+    monkeypatch.setattr(cross, "measure_cross_table", lambda model, _: (tables.append(model), made)[1])
+    arguments = ("ablate", model_dir, "-o", out, "--rows", "lora-8,profile-own,profile-anchor", "--n", "1")
+    facts = _json(*arguments)
+    rows = {row["name"]: row for row in facts["rows"]}
+    assert list(rows) == ["w8a16", "lora-8", "profile-anchor", "profile-own"]
+    for row in rows.values():
+        assert row.keys() >= ROW
+        assert set(row["tasks"]) == set(TASKS) - ({"text-to-image"} if row["name"] == "profile-own" else set())
+    whole, lora, anchor, *own = builder.asked
+    assert (whole.lora_bits, lora.lora_bits, anchor.anchor) == (16, 8, "sketch")
+    assert [list(request.adapters) for request in own] == [[name] for name in whole.adapters]
+    assert all({sample.task for sample in request.samples} == set(request.adapters) for request in own)
+    assert facts["cross_table"]["best"] == "b"
+    assert {path.name for path in out.iterdir()} == {"rows.json", "cross.json", "ablate.json", "report.html", "pictures", "fp32"}
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert all(f'<section id="{name}">' in page for name in rows)
+    assert _json(*arguments) == facts
+    assert (len(builder.asked), len(tables)) == (8, 1)
+
+
+def test_a_file_that_is_no_rows_is_one_line(model_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.json").write_text("[]")
+    _refused(1, "expected rows of an earlier run", "ablate", model_dir, "-o", tmp_path, "--rows", "lora", "--n", "1")

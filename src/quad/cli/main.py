@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
+from quad.cli.ablate import ablate
 from quad.cli.build import build
 from quad.cli.eval import eval
 from quad.cli.inspect import inspect
@@ -84,6 +85,7 @@ app.command()(build)
 app.command()(run)
 app.command()(inspect)
 app.command()(eval)
+app.command()(ablate)
 
 
 def main() -> None:

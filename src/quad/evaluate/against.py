@@ -15,12 +15,11 @@ from quad.core.files import write_bytes
 from quad.core.pack import parse_adapter_manifest
 from quad.evaluate.effect import bundle_effects
 from quad.evaluate.output import save_pictures, write_json
-from quad.evaluate.plots import Axis, bar_chart
 from quad.evaluate.quality import check_world, find_adapters
 from quad.evaluate.reference import Reference
 from quad.evaluate.report import DIFFERENCE_GAIN, Plots, Report, render
 from quad.evaluate.runs import Show, TaskRun, evaluate_all, run_tasks
-from quad.evaluate.tables import chapter, effect_table, pairs_table, quality_table, truth_loss_table
+from quad.evaluate.tables import chapter, effect_table, gain_chart, pairs_table, quality_table, truth_loss_table
 from quad.model.lora_file import find_lora, open_lora
 from quad.runtime.bundle import Bundle
 from quad.runtime.pipeline import QuadPipeline
@@ -145,13 +144,8 @@ def make_page(answer: Answer) -> Report:
     footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are 64x64 pixels, three times enlarged.",)
     tables = (pairs_table(tasks, answer.precision), effect_table(tasks), truth_loss_table(tasks))
     chapters = [chapter(run) for run in answer.runs]
-    plots = [Plots("How much of each adapter comes through", EFFECT_LEAD, (_gain_bars(tasks),))] if gains else []
+    plots = [Plots("How much of each adapter comes through", EFFECT_LEAD, (gain_chart(tasks),))] if gains else []
     return Report("quad eval: the bundle against FP32", lead, facts, tables, chapters, (quality_table(tasks),), footer, plots)
-
-
-def _gain_bars(tasks: Mapping[str, Any]) -> str:
-    bars = [(task, entry["effect_gain"]) for task, entry in tasks.items() if entry["effect_gain"] is not None]
-    return bar_chart("Adapter effect gain by task, 1 is right", Axis("gain"), bars, target=1.0)
 
 
 def write_answer(answer: Answer, out: Path) -> None:

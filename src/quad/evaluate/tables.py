@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from quad.evaluate import metrics
+from quad.evaluate.plots import Axis, bar_chart
 from quad.evaluate.quality import Figure, task_figures
 from quad.evaluate.report import Chapter, Line, Strip, Table, hole_shown
 from quad.evaluate.runs import TaskRun
@@ -127,6 +128,12 @@ def effect_table(tasks: Mapping[str, Any]) -> Table:
         "through, SQNR how cleanly; on single U-Net calls, and on whole pictures."
     )
     return Table("Is the adapter as strong?", lead, ("gain", "SQNR", "gain, pictures", "SQNR, pictures"), lines)
+
+
+def gain_chart(tasks: Mapping[str, Any]) -> str:
+    """Bars of how far each adapter's gain is off 1, as SVG: bars from 0 to 1 would all look alike."""
+    bars = [(task, 100 * (entry["effect_gain"] - 1)) for task, entry in tasks.items() if entry["effect_gain"] is not None]
+    return bar_chart("Adapter effect gain, percent off the true effect", Axis("off by, %"), bars, target=0.0)
 
 
 def truth_loss_table(tasks: Mapping[str, Any]) -> Table:
