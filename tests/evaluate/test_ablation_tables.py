@@ -10,11 +10,14 @@ import pytest
 from quad.evaluate.ablation_plan import ROWS
 from quad.evaluate.ablation_tables import SECTIONS, gained, paired_table, paired_tables, rows_table
 
-LORA = SECTIONS[1]
+LORA = next(section for section in SECTIONS if section.title.startswith("LoRA"))
 
 
 def row(name: str, psnr: dict[str, list[float]]) -> dict[str, Any]:
-    tasks = {task: {"psnr": float(np.mean(each)), "psnr_each": each} for task, each in psnr.items()}
+    tasks = {
+        task: {"psnr": float(np.mean(each)), "psnr_each": each, "effect_gain": None if task == "base" else 1.0}
+        for task, each in psnr.items()
+    }
     mean = float(np.mean([entry["psnr"] for entry in tasks.values()]))
     figures = {"psnr": mean, "psnr_min": mean, "ssim": 0.9, "lpips_toy": 0.1, "fd_toy": 1.0, "effect_gain": None, "effect_sqnr_db": None}
     return {"name": name, "group": "lora", **figures, "lora_rom_bytes": 1, "unet_ms": 1.0, "profile": {"mode": "anchor"}, "tasks": tasks}
@@ -39,6 +42,12 @@ def test_a_loss_beyond_the_bar_is_marked_and_a_task_that_no_pair_has_is_left_out
     cells = {line.name: line.cells for line in table.lines}
     assert {name: found[0][1] for name, found in cells.items()} == {"sketch": True, "removal": False}
     assert table.columns == ("w8a16",)
+
+
+def test_what_has_no_adapter_is_not_judged() -> None:
+    table = paired_table(LORA, [row("w8a16", {"base": [50.0, 51.0]}), row("lora-8", {"base": [40.0, 41.0]})])
+    assert table is not None
+    assert table.lines[0].cells == (("+10.00 dB", None),)
 
 
 def test_no_pair_no_table() -> None:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-WIDTH, HEIGHT = 600, 300
-LEFT, RIGHT, TOP, BOTTOM = 62, 20, 30, 46
+WIDTH, HEIGHT = 580, 300
+LEFT, RIGHT, TOP, BOTTOM = 76, 20, 30, 46
 TICKS = 5
 # Told apart by colour-blind readers too. Source: Okabe and Ito 2008.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a6d00")
@@ -114,7 +114,7 @@ def _legend(series: Sequence[Series]) -> list[str]:
     """Names below the chart, four a line; none for a single line."""
     parts = []
     for i, one in enumerate(series if len(series) > 1 else ()):
-        x, y = LEFT + (i % 4) * 134, HEIGHT + 12 + 22 * (i // 4)
+        x, y = LEFT + (i % 4) * 124, HEIGHT + 12 + 22 * (i // 4)
         parts.append(f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="3" fill="{COLOURS[i % len(COLOURS)]}"/>')
         parts.append(_text(x + 18, y + 1, one.name, "start"))
     return parts
