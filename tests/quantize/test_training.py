@@ -73,22 +73,25 @@ def rms(values: NDArray[Any]) -> float:
 
 
 def test_one_step_is_the_same_step(launched: Launched, here: Here) -> None:
-    """After it Adam's first moment is a tenth of the gradient: sums of some hundred float32 terms, in another order, agree to 1e-5."""
+    """After it Adam's first moment is a tenth of the gradient: sums of some hundred float32 terms, in another order, agree to 1e-4."""
     here.run(ONE_STEP, "step")
     one, two = (load_file(directory / "step.safetensors") for directory in (here.directory, launched.directory))
     moments = [name for name in one if name.startswith("exp_avg.")]
     assert len(moments) == 4
     for name in moments:
         assert rms(one[name]) > 0
-        assert np.abs(one[name] - two[name]).max() <= 1e-5 * rms(one[name])
+        assert np.abs(one[name] - two[name]).max() <= 1e-4 * rms(one[name])
 
 
 def test_two_processes_train_what_one_does(launched: Launched, here: Here) -> None:
-    """Over twelve steps rounding edges that are crossed by the last digit add up: a hundredth of the way that the weights went."""
+    """Weights that the last digit puts on the other side of a rounding edge differ by one level: a fiftieth of the way that they went."""
     trained, start = here.run(OPTIONS, "kept"), here.run(DistillOptions(0), "none")
+    ways: list[float] = []
     for name, values in trained.result.integers.items():
         way = rms(values.astype(int) - start.result.integers[name])
+        ways.append(way)
         assert rms(values.astype(int) - launched.integers[0][name]) <= 0.02 * way
+    assert min(ways) > 1.0  # all have moved, by whole levels
     assert trained.result.alignment.steps == launched.facts[0]["steps"] == OPTIONS.steps
     np.testing.assert_allclose(np.array(trained.told), np.array(launched.facts[0]["told"]), rtol=1e-3)
 
