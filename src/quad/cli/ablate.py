@@ -13,7 +13,6 @@ from quad.cli.build import REFERENCE, Adapters, Model, check_extra
 from quad.cli.eval import Samples, check_report_dir
 from quad.cli.options import named_paths
 from quad.cli.show import Json, result, stage_bar
-from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
     from quad.evaluate.ablate import Study
@@ -36,8 +35,6 @@ Rows = Annotated[
 def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = None, n: Samples = 16, as_json: Json = False) -> None:
     """Build and measure one bundle for each choice."""
     adapters = named_paths("--adapter", adapter or [])
-    if n < 1:
-        raise UsageError(mismatch("--n", "1 or more", n, "choose a larger one"))
     check_report_dir(output)
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
     with stage_bar() as progress, redirect_stdout(sys.stderr):

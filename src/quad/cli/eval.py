@@ -46,8 +46,6 @@ def eval(
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
     adapters = named_paths("--adapter", adapter or [])
-    if n < 1:
-        raise UsageError(mismatch("--n", "1 or more", n, "choose a larger one"))
     check_report_dir(output)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_extra("quad eval")

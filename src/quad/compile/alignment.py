@@ -20,7 +20,7 @@ from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.model.sites import share_copy
 from quad.quantize import CalibrationSample, Probe, ProbeOptions, record_probes, torch_sessions
-from quad.quantize.calibrate import planned
+from quad.quantize.calibrate import planned, with_adapter
 from quad.quantize.distill import Alignment, Classroom, Distilled, distill
 from quad.quantize.examples import denoising_examples
 from quad.quantize.lessons import Lesson
@@ -69,7 +69,7 @@ class Aligner:
         """
         if not self.adapters:
             return (), {}
-        own = [sample for sample in self.samples if sample.adapter or self.base.tasks[sample.task].adapter]
+        own = with_adapter(self.base, self.samples)
         how = ProbeOptions(per_adapter=RUNS if request.steps else MEASURED_RUNS, seed=SEED)
         probes = record_probes(self.base, self.teacher, self.table, self.adapters, own, how)
         room = Classroom(self.teacher["unet"], self.student, slots, profile)

@@ -13,7 +13,7 @@ from quad.core.slots import SlotTable
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.quantize.anchor import choose
-from quad.quantize.calibrate import CalibrationSample
+from quad.quantize.calibrate import CalibrationSample, with_adapter
 from quad.quantize.divergence import MIN_VALUES
 from quad.quantize.modes import choose_ranges, own_profiles
 from quad.quantize.observers import Statistics
@@ -46,7 +46,7 @@ class Scoring:
         """
         if not self.adapters:
             return Sensitivity({}, None)
-        samples = [sample for sample in self.samples if sample.adapter or self.base.tasks[sample.task].adapter]
+        samples = with_adapter(self.base, self.samples)
         probes = record_probes(self.base, self.networks, self.table, self.adapters, samples, ProbeOptions(min_values=MIN_VALUES))
         profiles = own_profiles(pooled, statistics, self.table, self.adapters, options)
         return score_adapters(self.networks["unet"], self.table, self.adapters, profiles, probes)

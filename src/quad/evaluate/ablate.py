@@ -25,7 +25,6 @@ from quad.evaluate.ablation_plan import BASELINE, MOST_SENSITIVE, Row
 from quad.evaluate.bench import graph_times, rom_bytes, use_adapter
 from quad.evaluate.effect import network_effects, open_unet
 from quad.evaluate.float_side import FloatSide
-from quad.evaluate.identity import adapter_identities
 from quad.evaluate.metrics import psnr
 from quad.evaluate.output import write_json
 from quad.evaluate.paired import pair_figures, see
@@ -103,7 +102,8 @@ def ablate(study: Study, show: Show) -> list[dict[str, Any]]:
     floats = FloatSide(study.model, study.adapters, study.n, study.out / "fp32")
     kept = _read_rows(study.out / ROWS_FILE)
     found: dict[str, dict[str, Any]] = {}
-    rows = [row for row in study.rows if _parts(study, row, _measured_tasks(study, floats))]
+    tasks = _measured_tasks(study, floats)
+    rows = [row for row in study.rows if _parts(study, row, tasks)]
     for i, row in enumerate(rows):
         show(row.name, i / len(rows))
         row = _resolved(row, found)
@@ -133,7 +133,7 @@ def _read_rows(file: Path) -> dict[str, dict[str, Any]]:
 def _key(study: Study, floats: FloatSide, row: Row) -> str:
     """What a row's figures depend on."""
     options = {"build": dict(row.build), "quality": dict(row.quality), "own": row.own, "made": row.made, "target": study.target}
-    return digest({"model": floats.digest, "adapters": adapter_identities(study.adapters), "n": study.n, "row": options})
+    return digest({"model": floats.digest, "adapters": floats.adapter_digests, "n": study.n, "row": options})
 
 
 def _resolved(row: Row, found: Mapping[str, Mapping[str, Any]]) -> Row:

@@ -23,6 +23,7 @@ from quad.model.lora_file import find_lora
 from quad.model.slotted import slot_network
 from quad.quantize import UnifyOptions, calibrate, component_networks, integer_slots, unify, weights_of
 from quad.quantize.anchor import CrossTable, cross_table
+from quad.quantize.calibrate import with_adapter
 from quad.quantize.modes import own_profiles
 from quad.quantize.probes import record_probes
 from quad.zoo.calibration import calibration_samples
@@ -86,5 +87,4 @@ def measure_cross_table(model: Path, adapters: Mapping[str, Path]) -> CrossTable
     slots, options = integer_slots(table, 16), UnifyOptions()
     weights = {name: weights_of(part) for name, part in networks.items()}
     profiles = own_profiles(unify(statistics, weights, slots, loaded, options), statistics, slots, loaded, options)
-    with_adapter = [sample for sample in samples if sample.adapter or base.tasks[sample.task].adapter]
-    return cross_table(network, slots, loaded, profiles, record_probes(base, networks, table, loaded, with_adapter))
+    return cross_table(network, slots, loaded, profiles, record_probes(base, networks, table, loaded, with_adapter(base, samples)))

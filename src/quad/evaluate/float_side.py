@@ -30,19 +30,16 @@ class FloatSide:
         Args:
             n: held-out samples a task.
             cache: directory for the pictures.
+
+        Whatever is kept from this model is kept under `digest`, of its weights and settings, and `adapter_digests`, by name.
         """
         self.n = n
         self._model, self._adapters, self._cache = model, dict(adapters), cache
         self._reference, self.judge = Reference(model, self._adapters), Judge.load()
-        self._identity = model_identity(model, self._reference.digest)
-        self._adapter_identities = adapter_identities(self._adapters)
+        self.digest = model_identity(model, self._reference.digest)
+        self.adapter_digests = adapter_identities(self._adapters)
         self._seen: dict[str, Seen] = {}
         self._effects: dict[str, list[TrueEffect]] = {}
-
-    @property
-    def digest(self) -> str:
-        """Identity of the model: weights and settings."""
-        return self._identity
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:
@@ -55,7 +52,7 @@ class FloatSide:
 
     def seen(self, task: str, spec: TaskSpec) -> Seen:
         """The task's FP32 pictures with the judge's features of them, run as `spec` says."""
-        adapter = None if spec.adapter is None else self._adapter_identities[spec.adapter]
+        adapter = None if spec.adapter is None else self.adapter_digests[spec.adapter]
         key = digest({"model": self.digest, "adapter": adapter, "spec": spec, "task": task, "n": self.n})[:16]
         if key not in self._seen:
             self._seen[key] = see(self._pictures(task, spec, self._cache / f"{task}-{key}.npy"), self.judge)

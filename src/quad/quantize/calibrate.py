@@ -121,6 +121,11 @@ def planned(
     return plan
 
 
+def with_adapter(base: Base, samples: Sequence[CalibrationSample]) -> list[CalibrationSample]:
+    """Those that run with an adapter, their own or their task's."""
+    return [sample for sample in samples if sample.adapter or base.tasks[sample.task].adapter]
+
+
 def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None]:
     if sample.task not in base.tasks:
         raise UsageError(mismatch("calibration sample", f"a task of {', '.join(base.tasks)}", repr(sample.task), "name one of these"))
