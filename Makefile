@@ -14,6 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[build,openvino,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[qnn]' -c constraints.txt || echo "make: Qualcomm's compiler is not for this platform, qnn-htp is left out" >&2
 	@touch $@
 
 demo: install
@@ -26,7 +27,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
-	$(BIN)/python tools/sizes.py src tests tools
+	$(BIN)/python tools/sizes.py src tests tools benchmarks
 
 clean:
 	rm -rf out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -22,6 +22,9 @@ from quad.core.slots import SlotTable
 from quad.model.base import Base, open_model
 from quad.model.lora import FloatAdapter, read_lora
 from quad.model.slotted import SlottedNetwork, slot_network
+from tests.compile.placed_htp import binary, placed
+
+__all__ = ["binary", "placed"]  # fixtures of several files
 
 SIZE, TOKENS, HIDDEN = 16, 8, 16
 TASKS = {

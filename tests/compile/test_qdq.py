@@ -47,7 +47,7 @@ def placed(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.T
     statistics = observe({"unet": tiny.network}, feeds)
     profile = unify(statistics, {"unet": weights_of(tiny.network)}, table, tiny.adapters, UnifyOptions(lora_bits=request.param))
     path = tmp_path_factory.mktemp("w8a16") / "model.onnx"
-    ir.save(place_qdq(tiny.graph.clone(), profile.component("unet"), table, load_target("cpu")).model, path)
+    ir.save(place_qdq(tiny.graph.clone(), profile.component("unet"), table, load_target("cpu").for_profile(profile)).model, path)
     integers = [quantize_adapter(a, table, profile) for a in (*tiny.adapters, None)]
     return Placed(path, OrtSession(path, session_options("w8a16", 1)), table, profile, integers)
 
@@ -93,16 +93,19 @@ def test_every_slot_input_matters(tiny: Any, placed: Placed) -> None:
         assert np.abs(placed.session.run(tiny.inputs) - before).max() > 1e-7, name
 
 
-def test_weights_are_stored_once_as_integers(placed: Placed) -> None:
+def test_weights_are_stored_once_as_integers(tiny: Any, placed: Placed) -> None:
     graph = onnx.load(placed.path).graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     encoded = [name for name in placed.profile.component("unet") if name.endswith(".weight")]
     assert encoded
-    for name in encoded:
+    whole = [name for name in encoded if name in stored]
+    for name in whole:
         expected = placed.profile.component("unet")[name].dtype
         assert onnx.helper.tensor_dtype_to_np_dtype(stored[name].data_type) == expected
+    assert all(".ff.net.0.proj." in name for name in set(encoded) - set(whole))  # stored as two halves
     floats = sum(int(np.prod(t.dims)) for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
-    integers = sum(int(np.prod(stored[name].dims)) for name in encoded)
+    integers = sum(int(np.prod(t.dims)) for t in graph.initializer if t.data_type != onnx.TensorProto.FLOAT and len(t.dims) > 1)
+    assert integers == sum(int(np.prod(weights_of(tiny.network)[name].shape)) for name in encoded)
     assert floats < 0.4 * integers  # scales, biases and norms only; in this tiny network they weigh more than in a real one
 
 

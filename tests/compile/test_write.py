@@ -11,7 +11,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quad.compile import write
+from quad.compile import artifact
+from quad.compile.artifact import OnnxArtifact
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
@@ -35,7 +36,7 @@ def graph() -> ir.Model:
 def parts(base: Base) -> BundleParts:
     slots = SlotTable((Slot("conv_in", "linear", 2, 3, 4, "int16"),))
     adapter = PackedAdapter("ink", {name: np.ones(shape, np.int16) for name, shape in slots.input_shapes().items()}, 3, "f00d")
-    graphs = {name: graph() for name in COMPONENTS}
+    graphs = {name: OnnxArtifact(graph(), {"nodes": 1}) for name in COMPONENTS}
     return BundleParts("phone", base, "cpu", "w8a16", ("ort",), slots, Profile({}), graphs, (adapter,), {})
 
 
@@ -58,19 +59,19 @@ def test_the_same_parts_give_the_same_bytes(parts: BundleParts, tmp_path: Path) 
 
 
 def test_large_graphs_keep_their_weights_beside_them(parts: BundleParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "EXTERNAL_DATA_BYTES", 1000)
+    monkeypatch.setattr(artifact, "EXTERNAL_DATA_BYTES", 1000)
     manifest = write_bundle(parts, tmp_path / "phone")
     assert manifest.components["unet"].data_files == ("unet/model.onnx.data",)
     assert manifest.files["unet/model.onnx"].size_bytes < 1000 <= manifest.files["unet/model.onnx.data"].size_bytes
     assert open_bundle(tmp_path / "phone").manifest == manifest
 
 
-@pytest.mark.parametrize("step", ["ir.save", "shutil.copyfile", "write_bytes"])
+@pytest.mark.parametrize("step", ["artifact.ir.save", "write.shutil.copyfile", "write.write_bytes"])
 def test_a_full_disk_leaves_nothing(parts: BundleParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"quad.compile.write.{step}", full)
+    monkeypatch.setattr(f"quad.compile.{step}", full)
     with pytest.raises(BackendError, match="disk full"):
         write_bundle(parts, tmp_path / "phone")
     assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from quad.zoo import world
 from quad.zoo.train.text import LENGTH, SPECIALS, new_tokenizer
+from tests.runtime.conftest import tiny_bundle as tiny_bundle
 
 STEPS = 2
 TASKS = {

@@ -10,10 +10,9 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -21,7 +20,6 @@ from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
 
 from quad.core.digests import canonical_json, file_digest
-from quad.core.encoding import Encoding
 from quad.core.manifest import (
     AdapterManifest,
     BundleManifest,
@@ -34,93 +32,33 @@ from quad.core.manifest import (
     TextSpec,
     seal,
 )
+from quad.core.ports import PORTS_FILE
 from quad.core.profile import Profile
-from quad.core.slots import Slot, SlotTable
+from tests.runtime.tiny_htp import save_htp_unet
+from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, save_graph, save_unet, tiny_slots, value
 
-SIZE, FACTOR, HIDDEN, LENGTH, RANK = 16, 4, 8, 6, 4
-SLOTS = SlotTable(
-    (
-        Slot("conv_in", "conv", 9, HIDDEN, RANK, "int16", (3, 3)),
-        Slot("mid.to_q", "linear", HIDDEN, HIDDEN, RANK, "int16"),
-    )
-)
-LATTICE = Encoding(16, True, True, (1e-4,), (0,))
+SLOTS = tiny_slots(RANK)
 PROFILE = Profile({"unet": dict.fromkeys(SLOTS.input_shapes(), LATTICE)})
+COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 WORDS = ("[PAD]", "[UNK]", "remove", "the", "car", "make", "it", "night")
-Node = onnx.NodeProto
-
-
-def _save(path: Path, name: str, nodes: list[Node], inputs: list[Any], output: Any, constants: dict[str, NDArray[Any]]) -> None:
-    tensors = [numpy_helper.from_array(value, key) for key, value in constants.items()]
-    graph = helper.make_graph(nodes, name, inputs, [output], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    path.parent.mkdir(parents=True)
-    onnx.save(model, path)
-
-
-def _value(name: str, shape: list[int], kind: int = TensorProto.FLOAT) -> Any:
-    return helper.make_tensor_value_info(name, kind, shape)
-
-
-def _unet(path: Path, rng: np.random.Generator) -> None:
-    """tanh((W1 s + B1 A1 s) -> tokens + text + t -> (W2 h + B2 A2 h) -> 4 channels); int8 weights, int16 slots."""
-    side = SIZE // FACTOR
-    constants: dict[str, NDArray[Any]] = {
-        "w1": rng.integers(-127, 128, (HIDDEN, 9, 3, 3)).astype(np.int8),
-        "w2": rng.integers(-127, 128, (HIDDEN, HIDDEN)).astype(np.int8),
-        "w3": rng.standard_normal((HIDDEN, 4)).astype(np.float32),
-        "axis": np.array([1]),
-        "thousandth": np.float32(1e-3),
-    }
-    constants |= {"ws": np.float32(1e-3), "wz": np.int8(0), "ls": np.float32(LATTICE.scale[0]), "lz": np.int16(0)}
-    constants |= {"tokens": np.array([1, HIDDEN, side * side]), "grid": np.array([1, 4, side, side])}
-    nodes = [helper.make_node("DequantizeLinear", [w, "ws", "wz"], [f"{w}_f"]) for w in ("w1", "w2")]
-    nodes += [helper.make_node("DequantizeLinear", [name, "ls", "lz"], [f"{name}_f"]) for name in SLOTS.input_shapes()]
-    steps: list[tuple[str, list[str], str, dict[str, Any]]] = [
-        ("Conv", ["sample", "w1_f"], "c", {"pads": [1, 1, 1, 1]}),
-        ("Conv", ["sample", "conv_in.lora_A_f"], "c_mid", {"pads": [1, 1, 1, 1]}),
-        ("Conv", ["c_mid", "conv_in.lora_B_f"], "c_lora", {}),
-        ("Add", ["c", "c_lora"], "h0", {}),
-        ("Reshape", ["h0", "tokens"], "h1", {}),
-        ("Transpose", ["h1"], "h2", {"perm": [0, 2, 1]}),
-        ("ReduceMean", ["encoder_hidden_states", "axis"], "text", {}),
-        ("Add", ["h2", "text"], "h3", {}),
-        ("Mul", ["timestep", "thousandth"], "t", {}),
-        ("Add", ["h3", "t"], "h4", {}),
-        ("MatMul", ["h4", "w2_f"], "q", {}),
-        ("Transpose", ["mid.to_q.lora_A_f"], "a_t", {"perm": [1, 0]}),
-        ("Transpose", ["mid.to_q.lora_B_f"], "b_t", {"perm": [1, 0]}),
-        ("MatMul", ["h4", "a_t"], "q_mid", {}),
-        ("MatMul", ["q_mid", "b_t"], "q_lora", {}),
-        ("Add", ["q", "q_lora"], "h5", {}),
-        ("Tanh", ["h5"], "h6", {}),
-        ("MatMul", ["h6", "w3"], "h7", {}),
-        ("Transpose", ["h7"], "h8", {"perm": [0, 2, 1]}),
-        ("Reshape", ["h8", "grid"], "out_sample", {}),
-    ]
-    nodes += [helper.make_node(op, given, [out], **attributes) for op, given, out, attributes in steps]
-    inputs = [_value("sample", [1, 9, side, side]), _value("timestep", [1]), _value("encoder_hidden_states", [1, LENGTH, HIDDEN])]
-    inputs += [_value(name, list(shape), TensorProto.INT16) for name, shape in SLOTS.input_shapes().items()]
-    _save(path, "unet", nodes, inputs, _value("out_sample", [1, 4, side, side]), constants)
 
 
 def _text_encoder(path: Path, rng: np.random.Generator) -> None:
     table = {"table": rng.standard_normal((len(WORDS), HIDDEN)).astype(np.float32)}
     nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
-    inputs = [_value("input_ids", [1, LENGTH], TensorProto.INT64)]
-    _save(path, "text_encoder", nodes, inputs, _value("last_hidden_state", [1, LENGTH, HIDDEN]), table)
+    inputs = [value("input_ids", [1, LENGTH], TensorProto.INT64)]
+    save_graph(path, "text_encoder", nodes, inputs, value("last_hidden_state", [1, LENGTH, HIDDEN]), table)
 
 
 def _vae(root: Path, rng: np.random.Generator) -> None:
     side = SIZE // FACTOR
     down = {"w": rng.standard_normal((4, 3, FACTOR, FACTOR)).astype(np.float32) / 8}
     nodes = [helper.make_node("Conv", ["image", "w"], ["latent"], strides=[FACTOR, FACTOR])]
-    picture, latent = _value("image", [1, 3, SIZE, SIZE]), _value("latent", [1, 4, side, side])
-    _save(root / "vae_encoder/model.onnx", "vae_encoder", nodes, [picture], latent, down)
+    picture, latent = value("image", [1, 3, SIZE, SIZE]), value("latent", [1, 4, side, side])
+    save_graph(root / "vae_encoder/model.onnx", "vae_encoder", nodes, [picture], latent, down)
     up = {"w": rng.standard_normal((4, 3, FACTOR, FACTOR)).astype(np.float32)}
     nodes = [helper.make_node("ConvTranspose", ["latent", "w"], ["image"], strides=[FACTOR, FACTOR])]
-    _save(root / "vae_decoder/model.onnx", "vae_decoder", nodes, [latent], picture, up)
+    save_graph(root / "vae_decoder/model.onnx", "vae_decoder", nodes, [latent], picture, up)
 
 
 def _tokenizer(path: Path) -> None:
@@ -175,14 +113,14 @@ def write_manifest(root: Path, **changes: Any) -> None:
         target="cpu",
         precision="w8a16",
         size=SIZE,
-        components={name: Component(f"{name}/model.onnx") for name in ("unet", "text_encoder", "vae_encoder", "vae_decoder")},
+        components={name: Component(f"{name}/model.onnx") for name in COMPONENTS},
         files=files,
         adapters=("transform", "removal", "sketch"),
         tasks=TASKS,
         schedule=NoiseSchedule(),
         latent=LatentSpec(4, FACTOR, (1.0,) * 4, (0.0,) * 4),
         text=TextSpec(LENGTH, 0, HIDDEN),
-        engines=("openvino", "ort"),
+        engines=("ort", "openvino"),
         parents={"base": "0" * 64, "slots": SLOTS.digest, "profile": PROFILE.digest},
         quad_version="0.1.0",
     )
@@ -194,7 +132,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle; not to be written to."""
     root = tmp_path_factory.mktemp("bundles") / "phone"
     rng = np.random.default_rng(0)
-    _unet(root / "unet/model.onnx", rng)
+    save_unet(root / "unet/model.onnx")
     _text_encoder(root / "text_encoder/model.onnx", rng)
     _vae(root, rng)
     _tokenizer(root / "tokenizer/tokenizer.json")
@@ -203,6 +141,20 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "slots.json").write_bytes(canonical_json(SLOTS))
     (root / "profile.json").write_bytes(canonical_json(PROFILE))
     write_manifest(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def htp_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with a binary for its U-Net; not to be written to."""
+    pytest.importorskip("onnxruntime_qnn")
+    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("htp") / "phone"))
+    shutil.rmtree(root / "unet")
+    save_htp_unet(root / "unet/model.onnx", RANK)
+    shutil.rmtree(root / "placed")
+    beside = tuple(f"unet/{name}" for name in ("model_qnn.bin", PORTS_FILE))
+    components = {name: Component(f"{name}/model.onnx", beside if name == "unet" else ()) for name in COMPONENTS}
+    write_manifest(root, target="qnn-htp", engines=("qnn",), components=components)
     return root
 
 

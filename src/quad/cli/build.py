@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,7 @@ class Choices(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields
     distill_steps: int | None = None
     lambda_: float | None = msgspec.field(default=None, name="lambda")
     literal_shared_scale: bool | None = None
+    soc: str | None = None
 
     def over(self, other: Choices) -> Choices:
         """These, and the other's where these are silent."""
@@ -82,6 +84,20 @@ Lambda = Annotated[
 LiteralScale = Annotated[
     bool, typer.Option("--literal-shared-scale", help="One scale for a layer's weight and all its LoRA weights, to compare with.")
 ]
+DumpPasses = Annotated[
+    Path | None,
+    typer.Option("--dump-passes", help="Also write the graphs after each pass, with a census of their operators.", metavar="DIR",
+                 show_default=False),
+]  # fmt: skip
+Soc = Annotated[
+    str | None,
+    typer.Option(help="The Qualcomm chip that --target qnn-htp compiles for.", metavar="SM8750|SM8650|SM8550|...", show_default="SM8750"),
+]
+Encodings = Annotated[
+    Path | None,
+    typer.Option(help="Where qnn-htp also writes float graphs and AIMET encodings for Qualcomm's own converter.", metavar="DIR",
+                 show_default="BUNDLE.qairt"),
+]  # fmt: skip
 Recipe = Annotated[
     Path | None,
     typer.Option(help="These options in a TOML file; the command line goes first.", metavar="FILE.toml", show_default=False),
@@ -101,6 +117,9 @@ def build(
     distill_steps: DistillSteps = None,
     lambda_: Lambda = None,
     literal_shared_scale: LiteralScale = False,
+    soc: Soc = None,
+    encodings: Encodings = None,
+    dump_passes: DumpPasses = None,
     recipe: Recipe = None,
     as_json: Json = False,
 ) -> None:
@@ -116,6 +135,7 @@ def build(
         distill_steps,
         lambda_,
         literal_shared_scale or None,
+        soc,
     )
     if recipe is not None:
         chosen = chosen.over(read_recipe(recipe, Choices))
@@ -124,7 +144,7 @@ def build(
         check_extra("quad build")
         from quad.compile.build import build as build_bundle
 
-        built = build_bundle(_request(model, adapters, output, chosen), progress)
+        built = build_bundle(replace(_request(model, adapters, output, chosen), dump_passes=dump_passes, encodings=encodings), progress)
         from quad.compile.processes import is_main
     if not is_main():
         return
@@ -171,4 +191,9 @@ def _lines(built: BuildResult) -> list[str]:
     lines = [f"bundle {built.bundle}: {', '.join(built.manifest.tasks)}"]
     lines.append(f"adapters {', '.join(built.manifest.adapters) or 'none'}")
     total = sum(entry.size_bytes for entry in built.manifest.files.values())
+    placed = built.placement
+    lines += [f"{placed['on_target']} of {placed['nodes']} U-Net nodes on {built.manifest.target}, partitions {placed['partitions']}"]
+    if built.manifest.requires:
+        worst = min(db for sources in built.emulation.values() for db in sources.values())
+        lines += [f"compiled for {built.manifest.requires['soc']}, emulated against the CPU: {worst:.1f} dB at worst"]
     return [*lines, f"{size(total)}, {built.seconds:.0f} s, peak memory {size(built.peak_ram_bytes)}"]

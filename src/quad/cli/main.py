@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from quad.cli.ablate import ablate
+from quad.cli.bench import bench
 from quad.cli.build import build
 from quad.cli.eval import eval
 from quad.cli.inspect import inspect
@@ -86,6 +87,7 @@ app.command()(run)
 app.command()(inspect)
 app.command()(eval)
 app.command()(ablate)
+app.command()(bench)
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> equalize -> calibrate -> score -> unify -> align -> export -> place -> write
+open -> lora -> slot -> solve -> equalize -> calibrate -> score -> unify -> align -> export -> place [-> compile -> emulate] -> write
 (with a smoke run before the bundle gets its name)
 """
 
@@ -8,36 +8,44 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 from torch import nn
 
 from quad.compile.alignment import Aligner, forget_checkpoints, keep_float, require_truths
-from quad.compile.components import component_specs
-from quad.compile.export import GraphSpec, export_graph
+from quad.compile.calls import CallKeeper
+from quad.compile.components import component_specs, sinusoid_of
+from quad.compile.dump import CENSUS_FILE, OPTION, dumping, observer_of
+from quad.compile.edges import Call
+from quad.compile.export import GraphSpec
+from quad.compile.graphs import Compiler, emulation_json, placement_json
+from quad.compile.htp import require_compiler
 from quad.compile.mixed import Mixed
 from quad.compile.processes import is_main, once
-from quad.compile.qdq import Placed, place_float, place_qdq
+from quad.compile.qairt import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
 from quad.compile.request import BuildRequest, BuildResult
 from quad.compile.scoring import Scoring
 from quad.compile.smoke import Reference, float_references, run_smoke, smoke_cases
 from quad.compile.solvers import solve_tasks
 from quad.compile.stages import Progress, StageClock, peak_ram_bytes, silent, told
 from quad.compile.targets import Target, check_precision, load_target
+from quad.compile.targets.socs import soc_named
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.errors import BackendError, QuadError
 from quad.core.files import require_replaceable
-from quad.core.manifest import BUNDLE_FILE
+from quad.core.manifest import BUNDLE_FILE, BundleManifest
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base, open_model
 from quad.model.lora import FloatAdapter, read_lora
 from quad.model.slotted import slot_inputs, slot_network
 from quad.quantize import (
+    CalibrationOptions,
     CalibrationSample,
     UnifyOptions,
     apply_biases,
@@ -57,7 +65,9 @@ from quad.runtime.bundle import open_bundle
 
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
-STAGES = ("open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "write")
+STAGES = (
+    "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "compile", "emulate", "write",
+)  # fmt: skip
 FLOAT_MODE = FLOAT
 
 
@@ -93,7 +103,13 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     target = load_target(request.target)
     check_precision(target, request.precision)
     request.check()
+    if target.integers_only:
+        require_compiler()
     require_replaceable(request.output, BUNDLE_FILE)
+    if request.dump_passes is not None:
+        require_replaceable(request.dump_passes, CENSUS_FILE, OPTION)
+    if request.encodings_dir is not None:
+        require_replaceable(request.encodings_dir, ENCODINGS_FILE, ENCODINGS_OPTION)
     try:
         return _build(request, target, StageClock(STAGES, progress if is_main() else silent), start)
     except QuadError as error:
@@ -105,28 +121,43 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
 def _build(request: BuildRequest, target: Target, clock: StageClock, start: float) -> BuildResult:
     opened = _open(request, clock)
     floats = keep_float(opened.networks)
-    profile, slots, shared = _profile(request, opened, clock)
+    profile, slots, shared, calls = _profile(request, opened, target, clock)
     with clock("align"):
         packed, alignment = _pack(request, opened, floats, profile, slots, clock.within("align"))
-    placed = {name: _graph(opened.networks[name], spec, profile, slots, target, clock) for name, spec in opened.specs.items()}
-    parts = BundleParts(
-        request.name or request.output.name, opened.base, target.name, request.precision, target.engines, slots, profile,
-        {name: graph.model for name, graph in placed.items()}, packed, opened.base.tasks,
-    )  # fmt: skip
-    smoke: dict[str, dict[str, float]] = {}
-    cases = smoke_cases(opened.references, {adapter.name: adapter.tensors for adapter in packed}, slots)
-
-    def check(stage: Path) -> None:
-        smoke.update(run_smoke(stage, target.engines[0], request.precision, cases))
-
-    with clock("write"):
-        manifest = once(lambda: write_bundle(parts, request.output, check), lambda: open_bundle(request.output).manifest)
+    with TemporaryDirectory(prefix="quad-") as scratch, for_converter(request.encodings_dir if is_main() else None) as encodings:
+        compiler = Compiler(
+            target, profile, slots, clock, Path(scratch), calls, sinusoid_of(opened.base), encodings, soc_named(request.soc)
+        )  # fmt: skip
+        with dumping(request.dump_passes if is_main() else None) as dump:
+            artifacts = {
+                name: compiler.artifact(opened.networks[name], spec, observer_of(dump, name)) for name, spec in opened.specs.items()
+            }
+        parts = BundleParts(
+            request.name or request.output.name, opened.base, target.name, request.precision, target.engines, slots, profile,
+            artifacts, packed, opened.base.tasks, compiler.requires,
+        )  # fmt: skip
+        manifest, smoke = _write(request, parts, opened.references, clock)
     forget_checkpoints(request)
     clock.done()
     return BuildResult(
-        request.output, manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared), _placement_json(placed),
+        request.output, manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared), placement_json(artifacts),
         clock.seconds, smoke, rom_bytes(manifest, packed), {name: found.to_json() for name, found in alignment.items()},
+        emulation_json(artifacts),
     )  # fmt: skip
+
+
+def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Reference], clock: StageClock
+           ) -> tuple[BundleManifest, dict[str, dict[str, float]]]:  # fmt: skip
+    """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
+    smoke: dict[str, dict[str, float]] = {}
+    cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
+
+    def check(stage: Path) -> None:
+        smoke.update(run_smoke(stage, parts.engines[0], request.precision, cases))
+
+    with clock("write"):
+        manifest = once(lambda: write_bundle(parts, request.output, check), lambda: open_bundle(request.output).manifest)
+    return manifest, smoke
 
 
 def _open(request: BuildRequest, clock: StageClock) -> _Opened:
@@ -156,18 +187,22 @@ def _open(request: BuildRequest, clock: StageClock) -> _Opened:
     return _Opened(base, mixed, samples, networks, table, specs, references)
 
 
-def _profile(request: BuildRequest, opened: _Opened, clock: StageClock) -> tuple[Profile, SlotTable, dict[str, Any]]:
-    """The profile, the slots with the element type of the graph's inputs, and how the profile came to be.
+def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: StageClock
+             ) -> tuple[Profile, SlotTable, dict[str, Any], list[Call]]:  # fmt: skip
+    """The profile, the slots with the element type of the graph's inputs, how the profile came to be, and calls of the networks.
 
     Corrected biases are written into the networks.
     """
     parents = {"base": opened.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in opened.adapters}}
     if request.precision == "float":
-        return Profile({}, mode=FLOAT_MODE, parents={**parents, "slots": opened.table.digest}), opened.table, {}
+        return Profile({}, mode=FLOAT_MODE, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
-        feeds = calibration_feeds(opened.base, opened.networks, opened.table, opened.adapters, opened.samples)
-        statistics = observe(opened.networks, told(feeds, len(opened.samples), "calibrate", clock.within("calibrate")))
+        keeper = CallKeeper.of(opened.adapters, opened.table)
+        heard = CalibrationOptions(listener=keeper.hear if target.integers_only else None)
+        feeds = calibration_feeds(opened.base, opened.networks, opened.table, opened.adapters, opened.samples, heard)
+        feeds = keeper.following(told(feeds, len(opened.samples), "calibrate", clock.within("calibrate")))
+        statistics = observe(opened.networks, feeds)
     scoring = Scoring(opened.base, opened.networks, slots, opened.adapters, opened.samples)
     with clock("score"):
         given = {**parents, "slots": slots.digest}
@@ -183,7 +218,7 @@ def _profile(request: BuildRequest, opened: _Opened, clock: StageClock) -> tuple
         if request.quality.bias_correction:
             for name, network in opened.networks.items():
                 apply_biases(network, corrected_biases(network, name, statistics, profile))
-    return profile, slots, shared
+    return profile, slots, shared, keeper.calls()
 
 
 def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
@@ -195,21 +230,7 @@ def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module
     return aligner.pack(request, profile, slots, progress)
 
 
-def _graph(network: nn.Module, spec: GraphSpec, profile: Profile, slots: SlotTable, target: Target, clock: StageClock) -> Placed:
-    with clock("export"):
-        model = export_graph(network, spec)
-    with clock("place"):
-        if profile.mode == FLOAT_MODE:
-            return place_float(model)
-        own = SlotTable(tuple(slot for slot in slots.slots if slot.component == spec.component))
-        return place_qdq(model, profile.component(spec.component), own, target)
-
-
 def _profile_json(profile: Profile, shared: Mapping[str, Any]) -> dict[str, Any]:
     kinds = Counter(f"{encoding.dtype}" for encodings in profile.encodings.values() for encoding in encodings.values())
     named = {"mode": profile.mode, "anchor": profile.anchor, "digest": profile.digest, "encodings": dict(sorted(kinds.items()))}
     return {**named, **shared}
-
-
-def _placement_json(placed: Mapping[str, Placed]) -> dict[str, Any]:
-    return {**placed["unet"].placement, "components": {name: graph.placement for name, graph in placed.items()}}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from quad.compile.export import GraphSpec
+from quad.core.ports import Sinusoid
 from quad.core.slots import SlotTable
 from quad.model.base import Base
 
@@ -58,6 +60,12 @@ def plain_specs(base: Base) -> dict[str, GraphSpec]:
         "vae_encoder": GraphSpec("vae_encoder", {"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, "latent"),
         "vae_decoder": GraphSpec("vae_decoder", {"latent": _noise(1, base.latent.channels, side, side)}, "image"),
     }
+
+
+def sinusoid_of(base: Base) -> Sinusoid:
+    """The embedding that the U-Net makes of its timestep, for graphs that take it ready-made."""
+    config: Any = base.unet.config
+    return Sinusoid(int(config.block_out_channels[0]), bool(config.flip_sin_to_cos), float(config.freq_shift))
 
 
 def _input_channels(base: Base) -> int:

@@ -15,7 +15,7 @@ import torch
 from onnxscript import values
 from torch import Tensor, nn
 
-from quad.compile.passes import tidy
+from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
 from quad.model.sites import SITE_OP, exporting
 from quad.quantize.layers import layers_of
@@ -48,8 +48,11 @@ class GraphSpec:
         return (*self.inputs, *self.slots)
 
 
-def export_graph(module: nn.Module, spec: GraphSpec) -> ir.Model:
+def export_graph(module: nn.Module, spec: GraphSpec, observer: Observer = unobserved) -> ir.Model:
     """The module as an ONNX graph (opset 21, float32, static shapes) with its Sites and its parameters' names.
+
+    Args:
+        observer: told of the graph as torch wrote it, and after each pass.
 
     Raises:
         UnsupportedError: torch cannot trace the module or has no ONNX form for one of its operators.
@@ -71,7 +74,8 @@ def export_graph(module: nn.Module, spec: GraphSpec) -> ir.Model:
     _name_weights(model.graph, module)
     model.graph.name = spec.component
     model.producer_name, model.producer_version = "quad", ""
-    return tidy(model)
+    observer("exported", model)
+    return tidy(model, observer)
 
 
 def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:

@@ -2,19 +2,22 @@
 
 1. Site with an encoding      x -> Q -> DQ          2. Site without one        x
 3. weight with an encoding    int W -> DQ (per channel)    4. slot input       int input -> DQ
+5. on a target with integer kernels, and 8-bit activations in the profile: a Site's 8-bit readers read Q -> DQ, all others x
 Biases stay float. One pass over the graph, no execution: seconds for the largest U-Net.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from quad.compile.passes import RemoveSites, finish, weight_permutation
+from quad.compile.passes import Observer, RemoveSites, finish, passes_after, run_passes, unobserved, weight_permutation
+from quad.compile.passes.fold_transpose import as_parameter, as_stored
 from quad.compile.passes.remove_sites import is_site
+from quad.compile.place_integers import Use, integer_readers
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, UnsupportedError, mismatch
@@ -34,17 +37,25 @@ class Placed:
     placement: dict[str, int]
 
 
-def place_float(model: ir.Model) -> Placed:
-    """The float graph: every Site removed, slot inputs stay float32."""
-    return _placed(RemoveSites()(model).model)
+def place_float(model: ir.Model, passes: Sequence[str] = (), observer: Observer = unobserved) -> Placed:
+    """The float graph: every Site removed, slot inputs stay float32.
+
+    Args:
+        passes: names of the target's, those that run after placement.
+        observer: told of the graph after each step.
+    """
+    return _placed(model, passes_after(passes), observer)
 
 
-def place_qdq(model: ir.Model, encodings: Mapping[str, Encoding], slots: SlotTable, target: Target) -> Placed:
+def place_qdq(
+    model: ir.Model, encodings: Mapping[str, Encoding], slots: SlotTable, target: Target, observer: Observer = unobserved
+) -> Placed:
     """Replace Sites, weights and slot inputs by their encodings; the model is changed in place.
 
     Args:
         encodings: the profile's entries of this component, by tensor name.
         slots: the component's slots, empty where it has none.
+        observer: told of the graph after each step.
 
     Raises:
         CompatibilityError: the profile names a weight or slot that the graph has not, or lacks a slot's encoding.
@@ -55,14 +66,18 @@ def place_qdq(model: ir.Model, encodings: Mapping[str, Encoding], slots: SlotTab
         placer.place_slot(name, shape)
     for weight in list(model.graph.initializers.values()):
         placer.place_weight(weight)
-    for node in [node for node in model.graph if is_site(node)]:
-        placer.place_site(node)
+    sites = [node for node in model.graph if is_site(node)]
+    for node, readers in zip(sites, [placer.readers(node) for node in sites], strict=True):
+        placer.place_site(node, readers)
     placer.check_all_used()
-    return _placed(RemoveSites()(model).model)
+    observer("place_qdq", model)
+    return _placed(model, passes_after(target.passes), observer)
 
 
-def _placed(model: ir.Model) -> Placed:
-    finished = finish(model)
+def _placed(model: ir.Model, passes: Sequence[str], observer: Observer) -> Placed:
+    plain = RemoveSites()(model).model
+    observer("remove_sites", plain)
+    finished = finish(run_passes(plain, passes, observer), observer)
     nodes = len(finished.graph)
     return Placed(finished, {"nodes": nodes, "on_target": nodes, "on_cpu": 0, "partitions": 1})
 
@@ -87,7 +102,7 @@ class _Placer:
             expected = f"symmetric {' | '.join(self._target.slot_dtypes)}"
             raise UnsupportedError(mismatch(f"slot {name}", expected, encoding.dtype.name, "choose other --lora-bits"))
         self._used.add(name)
-        value.dtype = ir.DataType.from_numpy(encoding.dtype)
+        value.type = ir.TensorType(ir.DataType.from_numpy(encoding.dtype))  # a new one: clones share the old
         self._dequantize(value, encoding, encoding.axis)
 
     def place_weight(self, weight: ir.Value) -> None:
@@ -104,29 +119,40 @@ class _Placer:
         self._used.add(name)
         array, axis = _integers(weight, encoding)
         weight.const_value = ir.tensor(array, name=name)
-        weight.shape, weight.dtype = ir.Shape(array.shape), weight.const_value.dtype
+        weight.shape, weight.type = ir.Shape(array.shape), ir.TensorType(weight.const_value.dtype)
         self._dequantize(weight, encoding, axis)
 
-    def place_site(self, node: ir.Node) -> None:
-        """Site -> Q, DQ; a Site without an encoding is left to `RemoveSites`."""
+    def readers(self, node: ir.Node) -> list[Use] | None:
+        """Who is to read a Site's integers, None for everyone: ask before the first Site is placed."""
+        return integer_readers(node, self._encodings, self._target.integer) if self._target.integer else None
+
+    def place_site(self, node: ir.Node, readers: list[Use] | None) -> None:
+        """Site -> Q, DQ; a Site without an encoding, or that none is to read as integers, is left to `RemoveSites`."""
         name = node.attributes["name"].as_string()
         encoding = self._encodings.get(name)
         if encoding is None:
             return
+        if readers == []:
+            self._used.add(name)
+            return
         if encoding.dtype.name not in self._target.activation_dtypes or encoding.axis is not None:
             expected = f"per-tensor {' | '.join(self._target.activation_dtypes)}"
             raise UnsupportedError(mismatch(name, expected, encoding.dtype.name, "choose another --precision"))
-        self._used.add(name)
-        scale, zero = self._constants(name, encoding)
         output = node.outputs[0]
-        quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{name}/Q")
-        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{name}/DQ")
+        stem = f"{name}/{output.name}" if name in self._used else name  # a pass may have made several Sites of one
+        self._used.add(name)
+        scale, zero = self._constants(stem, encoding)
+        quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{stem}/Q")
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{stem}/DQ")
         for made, suffix, dtype in ((quantize, "q", ir.DataType.from_numpy(encoding.dtype)), (dequantize, "dq", ir.DataType.FLOAT)):
-            made.outputs[0].name = f"{name}/{suffix}"
+            made.outputs[0].name = f"{stem}/{suffix}"
             made.outputs[0].shape, made.outputs[0].dtype = output.shape, dtype
         self._graph.insert_before(node, (quantize, dequantize))
-        output.replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)
-        self._graph.remove(node, safe=True)
+        if readers is None:
+            output.replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)
+            self._graph.remove(node, safe=True)
+        for user, index in readers or ():
+            user.replace_input_with(index, dequantize.outputs[0])
 
     def check_all_used(self) -> None:
         """A weight encoding that found no weight means a pass lost the weight's name."""
@@ -170,6 +196,6 @@ def _integers(weight: ir.Value, encoding: Encoding) -> tuple[np.ndarray, int | N
     permutation = weight_permutation(weight)
     if permutation is None:
         return encoding.quantize(array), encoding.axis
-    integers = encoding.quantize(array.transpose(np.argsort(permutation))).transpose(permutation)
-    axis = None if encoding.axis is None else permutation.index(encoding.axis % array.ndim)
-    return np.ascontiguousarray(integers), axis
+    parameter = as_parameter(array, permutation)
+    axis = None if encoding.axis is None else permutation.index(encoding.axis % parameter.ndim)
+    return as_stored(encoding.quantize(parameter), permutation), axis

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from quad.compile.targets import load_target
+from quad.compile.targets.socs import DEFAULT_SOC, soc_named
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BundleManifest
 from quad.quantize.anchor import AUTO, UNIFIED, check_asked
@@ -42,6 +44,9 @@ class BuildRequest:
         distill_steps: of training each adapter against the float network, 0 for rescaling alone; None for 20, and 0 where activations have
             8 bits.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
+        dump_passes: a directory for the graphs after each pass and their census; None for none.
+        soc: the Qualcomm chip that `qnn-htp` compiles for.
+        encodings: where the same quantization is written for Qualcomm's own converter; None for `<output>.qairt` with `qnn-htp`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
     """
 
@@ -60,6 +65,9 @@ class BuildRequest:
     distill_steps: int | None = None
     lambda_: float = 0.0
     literal_shared_scale: bool = False
+    dump_passes: Path | None = None
+    soc: str = DEFAULT_SOC
+    encodings: Path | None = None
 
     @property
     def steps(self) -> int:
@@ -67,6 +75,13 @@ class BuildRequest:
         if self.distill_steps is not None:
             return self.distill_steps
         return 0 if eight_bit_percent(self.precision) else DISTILL_STEPS
+
+    @property
+    def encodings_dir(self) -> Path | None:
+        """Where files for Qualcomm's own converter go; None for a target that has none."""
+        if not load_target(self.target).integers_only:
+            return None
+        return self.encodings or self.output.with_name(f"{self.output.name}.qairt")
 
     def check(self) -> None:
         """Refuse values outside their range before anything is loaded.
@@ -81,6 +96,12 @@ class BuildRequest:
             if name in _RESERVED:
                 raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
         check_asked(self.anchor, tuple(self.adapters))
+        if self.dump_passes is not None and self.dump_passes.resolve() == self.output.resolve():
+            raise UsageError(mismatch("--dump-passes", "another directory than the bundle's", self.dump_passes, "choose another"))
+        soc_named(self.soc)
+        if self.encodings is not None and self.encodings_dir is None:
+            then = "leave it out or choose --target qnn-htp"
+            raise UsageError(mismatch("--encodings", "a target that compiles for Qualcomm", self.target, then))
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
@@ -97,6 +118,8 @@ class BuildResult:
         placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`.
         stages: seconds per stage.
         alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
+        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
+            nothing is compiled.
         smoke: component -> case -> relative error of the shipped graph against the float network.
     """
 
@@ -110,6 +133,7 @@ class BuildResult:
     smoke: Mapping[str, Mapping[str, float]]
     rom_bytes: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
+    emulation: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `quad build --json`."""
@@ -120,6 +144,7 @@ class BuildResult:
             "profile": dict(self.profile),
             "alignment": dict(self.alignment),
             "placement": dict(self.placement),
+            "emulation": dict(self.emulation),
             "stages": dict(self.stages),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
             "rom_bytes": dict(self.rom_bytes),

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from quad import __version__
+from quad.compile.artifact import Artifact
 from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.files import new_directory, write_bytes
 from quad.core.manifest import (
@@ -32,8 +33,6 @@ from quad.core.manifest import (
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base
-
-EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB, and readers need room beside the weights
 
 
 @dataclass(frozen=True)
@@ -61,9 +60,10 @@ class BundleParts:
     """All that a bundle is written from.
 
     Args:
-        graphs: component -> placed graph.
+        artifacts: component -> what the target's compiler left of it.
         tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
         engines: that run the target's graphs, best first.
+        requires: what a device must be, e.g. the chip that a binary was compiled for.
     """
 
     name: str
@@ -73,9 +73,10 @@ class BundleParts:
     engines: tuple[str, ...]
     slots: SlotTable
     profile: Profile
-    graphs: Mapping[str, ir.Model]
+    artifacts: Mapping[str, Artifact]
     adapters: tuple[PackedAdapter, ...]
     tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
 
 
 def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] | None = None) -> BundleManifest:
@@ -89,7 +90,7 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] 
         BackendError: the disk is full or the place cannot be written to.
     """
     with new_directory(final, BUNDLE_FILE) as stage:
-        components = {name: _write_graph(stage, name, model) for name, model in parts.graphs.items()}
+        components = {name: artifact.write(stage / name) for name, artifact in parts.artifacts.items()}
         write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
         write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
         (stage / TOKENIZER_FILE).parent.mkdir(parents=True, exist_ok=True)
@@ -108,18 +109,6 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] 
 def graph_digest(root: Path, component: Component) -> str:
     """Identity of a graph: the digest over its files' digests."""
     return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
-
-
-def _write_graph(stage: Path, name: str, model: ir.Model) -> Component:
-    """`NAME/model.onnx`, with `model.onnx.data` beside it where the weights are too many for one protobuf."""
-    path = stage / name / "model.onnx"
-    path.parent.mkdir(parents=True)
-    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-    if size <= EXTERNAL_DATA_BYTES:
-        ir.save(model, path)
-        return Component(f"{name}/model.onnx")
-    ir.save(model, path, external_data="model.onnx.data")
-    return Component(f"{name}/model.onnx", (f"{name}/model.onnx.data",))
 
 
 def _write_adapter(stage: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str]) -> None:
@@ -160,6 +149,7 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
             latent=parts.base.latent,
             text=parts.base.text,
             engines=parts.engines,
+            requires=dict(parts.requires) or msgspec.UNSET,
             parents=parents,
             quad_version=__version__,
         )

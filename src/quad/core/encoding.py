@@ -62,7 +62,8 @@ class Encoding(msgspec.Struct, frozen=True):
     def quantize(self, tensor: NDArray[np.floating]) -> NDArray[np.integer]:
         """Eq. 6: `clamp(round(T / s) + z, qmin, qmax)`, ties to even, in float32 as engines do."""
         scale, zero = self.broadcast(tensor.ndim)
-        q = np.rint(tensor.astype(np.float32) / scale) + zero
+        # float32 counts exactly to 2^24: enough for 16 bits, whose clipped values alone lie beyond.
+        q = np.rint(tensor.astype(np.float32) / scale) + zero.astype(np.float32 if self.bits <= 16 else np.float64)
         clipped: NDArray[np.integer] = np.clip(q, self.qmin, self.qmax).astype(self.dtype)
         return clipped
 

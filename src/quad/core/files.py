@@ -53,18 +53,21 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise _disk_error(path, error) from error
 
 
-def require_replaceable(final: Path, marker: str) -> None:
+def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
     """Refuse a place that holds something else than what would be written: it must not be there, be empty, or hold a file `marker`.
+
+    Args:
+        option: what named the place, for the message.
 
     Raises:
         InputError: `final` exists and is something else.
     """
     if final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir()))):
-        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another -o")
+        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another {option}")
 
 
 @contextmanager
-def new_directory(final: Path, marker: str) -> Iterator[Path]:
+def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path]:
     """A temporary directory that becomes `final` when the block ends well, and vanishes when it does not.
 
     An existing `final` is replaced only if it holds a file `marker` (it is one of ours) or is empty.
@@ -73,7 +76,7 @@ def new_directory(final: Path, marker: str) -> Iterator[Path]:
         InputError: `final` exists and is something else.
         BackendError: the disk is full or the place cannot be written to.
     """
-    require_replaceable(final, marker)
+    require_replaceable(final, marker, option)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))

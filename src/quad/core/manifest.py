@@ -124,6 +124,7 @@ class BundleManifest(msgspec.Struct, frozen=True):
     Args:
         files: every shipped file but `bundle.json`, by path inside the bundle.
         engines: engines that can run it, best first.
+        requires: what a device must be: `soc` and `htp_arch` where the graphs are a chip's binaries.
         parents: digests of the base model and of the graph's own inputs: `base`, `slots`, `profile`, `graph`.
         sha256: the seal, see `seal`; written last.
     """
@@ -143,6 +144,7 @@ class BundleManifest(msgspec.Struct, frozen=True):
     engines: tuple[str, ...]
     parents: dict[str, str]
     quad_version: str
+    requires: dict[str, str] | msgspec.UnsetType = msgspec.UNSET  # unset, it leaves no trace in the JSON: older bundles keep their seal
     sha256: str = ""
 
 

@@ -22,9 +22,10 @@ from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.evaluate.ablation_pictures import keep_pictures
 from quad.evaluate.ablation_plan import BASELINE, MOST_SENSITIVE, Row
-from quad.evaluate.bench import graph_times, rom_bytes, use_adapter
+from quad.evaluate.bench import graph_times, use_adapter
 from quad.evaluate.effect import network_effects, open_unet
 from quad.evaluate.float_side import FloatSide
+from quad.evaluate.footprint import rom_bytes
 from quad.evaluate.metrics import psnr
 from quad.evaluate.output import write_json
 from quad.evaluate.paired import pair_figures, see

@@ -6,9 +6,9 @@
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -18,33 +18,39 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from quad.core.errors import QuadError, UsageError, mismatch
+from quad.core.manifest import TaskSpec
+from quad.evaluate.footprint import forget_peak, peak_ram_bytes, rom_bytes
+from quad.evaluate.machine import machine
+from quad.evaluate.switching import bench_resident, bench_switch, flatness
+from quad.evaluate.timing import median, median_p95, milliseconds
 from quad.runtime.adapters import zero_buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engine import Session, default_threads, open_engine
 from quad.runtime.pipeline import QuadPipeline
 
-WARM_UP = 2
 Buffers = dict[str, NDArray[Any]]
+Progress = Callable[[str, float], None]
+# Shares of the whole that the bar gives to what comes before and after the tasks.
+_SWITCH, _TASKS, _COMPONENTS = 0.15, 0.2, 0.8
 
 
-def milliseconds(run: Callable[[], object], repeats: int, warm_up: int = WARM_UP) -> list[float]:
-    """Wall-clock of each of `repeats` calls, ms, after `warm_up` that do not count."""
-    times = []
-    for i in range(warm_up + repeats):
-        start = perf_counter()
-        run()
-        if i >= warm_up:
-            times.append((perf_counter() - start) * 1e3)
-    return times
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
 
+    Args:
+        path: the bundle directory.
+        threads: CPU threads, None for as many as the process may use.
+        repeats: timed calls of each graph; whole pictures are timed a quarter as often, at least three times.
+        tasks: whose whole pictures are timed, empty for all.
+    """
 
-def _median(times: list[float]) -> float:
-    return float(np.median(np.asarray(times)))
-
-
-def median_p95(times: list[float]) -> dict[str, float]:
-    """`median_ms` and `p95_ms` of some times."""
-    return {"median_ms": _median(times), "p95_ms": float(np.quantile(np.asarray(times), 0.95))}
+    path: Path
+    engine: str = "auto"
+    threads: int | None = None
+    repeats: int = 15
+    tasks: tuple[str, ...] = ()
 
 
 def _feed(session: Session, held: Buffers) -> Buffers:
@@ -82,86 +88,99 @@ def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
         pipe.set_adapters(adapter)
 
 
-def bench_tasks(pipe: QuadPipeline, repeats: int) -> dict[str, float]:
-    """Median ms of one whole picture by task, on a made-up input, its adapter already bound."""
+def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> dict[str, Any]:
+    """One column of the paper's tables 2 and 3: medians of whole pictures on a made-up input, the task's adapter already bound.
+
+    Returns:
+        `sampler`, `steps`, `guidance`, `adapter`; ms of `text_encoder`, `vae_encoder` (None where no picture is read), `unet_step` (both
+        sides of the guidance), `vae_decoder`, `end_to_end`; `peak_ram_bytes` while it ran.
+    """
     size = pipe.bundle.manifest.size
     picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     mask = np.zeros((size, size), np.uint8)
     mask[size // 4 : size // 2, size // 4 : size // 2] = 255
-    found = {}
-    for task, spec in pipe.tasks.items():
-        image = None if spec.condition == "none" else picture
-        hole = mask if spec.mask == "input" else None
-        use_adapter(pipe, spec.adapter)
-        run = partial(pipe, "", task=task, image=image, mask_image=hole)
-        found[task] = _median(milliseconds(run, repeats, 1))
-    return found
+    use_adapter(pipe, spec.adapter)
+    image, hole = (None if spec.condition == "none" else picture), (mask if spec.mask == "input" else None)
+    run = partial(pipe, "", task=task, image=image, mask_image=hole)
+    run()
+    forget_peak()
+    runs = [run().timings_ms for _ in range(repeats)]
+    part = {name: median([times[name] for times in runs]) for name in runs[0]}
+    return {
+        "sampler": spec.sampler.kind,
+        "steps": spec.sampler.steps,
+        "guidance": spec.guidance,
+        "adapter": spec.adapter,
+        "text_encoder_ms": part["text_encoder"],
+        "vae_encoder_ms": part.get("vae_encoder"),
+        "unet_step_ms": part["unet"] / spec.sampler.steps,
+        "vae_decoder_ms": part["vae_decoder"],
+        "end_to_end_ms": part["total"],
+        "peak_ram_bytes": peak_ram_bytes(),
+    }
 
 
-def bench_switch(pipe: QuadPipeline, rounds: int = 10) -> dict[str, float]:
-    """Ms to bind another adapter: cold reads and checks its file (page cache warm), warm finds it in memory. Medians over adapters.
-
-    `pipe` is as opened: its first touch of each adapter is the cold switch.
+def _asked(pipe: QuadPipeline, tasks: tuple[str, ...]) -> dict[str, TaskSpec]:
+    """Raises:
+    UsageError: the bundle has no such task.
     """
-    if not pipe.adapters:
-        return {"warm_ms": 0.0, "cold_ms": 0.0, "warm_p95_ms": 0.0}
-
-    def switch(name: str) -> float:
-        start = perf_counter()
-        pipe.set_adapters(name)
-        return (perf_counter() - start) * 1e3
-
-    cold = [switch(name) for name in pipe.adapters]
-    warm = [switch(name) for _ in range(rounds) for name in pipe.adapters]
-    spread = median_p95(warm)
-    return {"warm_ms": spread["median_ms"], "cold_ms": _median(cold), "warm_p95_ms": spread["p95_ms"]}
+    unknown = [task for task in tasks if task not in pipe.tasks]
+    if unknown:
+        raise UsageError(mismatch("--task", f"one of {', '.join(pipe.tasks)}", repr(unknown[0]), "choose one of these"))
+    return {task: spec for task, spec in pipe.tasks.items() if task in tasks or not tasks}
 
 
-def _adapter_bytes(bundle: Bundle, name: str) -> int:
-    entries = bundle.manifest.files
-    return sum(entry.size_bytes for file, entry in entries.items() if file.startswith(f"adapters/{name}/"))
+def _open(options: BenchOptions) -> tuple[QuadPipeline, float]:
+    """The pipeline, and the ms it took to open: files checked, graphs loaded."""
+    start = perf_counter()
+    pipe = QuadPipeline.from_pretrained(options.path, engine=options.engine, threads=options.threads)
+    return pipe, (perf_counter() - start) * 1e3
 
 
-def rom_bytes(bundle: Bundle) -> dict[str, Any]:
-    """Bytes on disk: what all tasks share, and each adapter."""
-    shared = sum(entry.size_bytes for file, entry in bundle.manifest.files.items() if not file.startswith("adapters/"))
-    return {"shared": shared, "adapters": {name: _adapter_bytes(bundle, name) for name in bundle.manifest.adapters}}
-
-
-def peak_ram_bytes() -> int:
-    """Largest resident size of this process so far, bytes.
-
-    Linux's getrusage carries the parent's peak over into a started process (execve folds it in), so VmHWM is read there.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def bench(path: Path, engine: str = "auto", threads: int | None = None, repeats: int = 15) -> dict[str, Any]:
+def bench(options: BenchOptions, progress: Progress = lambda stage, share: None) -> dict[str, Any]:
     """The object of `quad bench --json` (interfaces.md).
 
+    Args:
+        progress: called with what begins and the share done.
+
     Raises:
-        InputError: no bundle at `path`. VerificationError: it was changed. BackendError: no engine can run it.
+        UsageError: the bundle has no such task.
+        InputError: no bundle there. VerificationError: it was changed. CompatibilityError, BackendError: that engine cannot run it.
     """
-    pipe = QuadPipeline.from_pretrained(path, engine=engine, threads=threads)
+    progress("open", 0.0)
+    pipe, load_ms = _open(options)
+    asked, bundle = _asked(pipe, options.tasks), pipe.bundle
+    progress("switch", _SWITCH)
     switch = bench_switch(pipe)
-    end_to_end = bench_tasks(pipe, max(3, repeats // 4))
-    # Read before the graphs are opened a second time for their own timing: a device holds them once.
-    peak = peak_ram_bytes()
-    bundle = pipe.bundle
+    opening_peak, tasks = peak_ram_bytes(), {}
+    for i, (task, spec) in enumerate(asked.items()):
+        progress(task, _TASKS + (_COMPONENTS - _TASKS) * i / len(asked))
+        tasks[task] = bench_task(pipe, task, spec, max(3, options.repeats // 4))
+    # Read before adapters are copied and the graphs opened a second time: a device holds them once.
+    peak = max([opening_peak, *(entry["peak_ram_bytes"] for entry in tasks.values())])
+    progress("resident adapters", _COMPONENTS)
+    resident = bench_resident(pipe)
+    threads = options.threads or default_threads()
+    engine, manifest = pipe.engine, bundle.manifest
+    del pipe
+    progress("components", (1 + _COMPONENTS) / 2)
     return {
-        "engine": pipe.engine,
-        "threads": threads or default_threads(),
-        "components": bench_components(bundle, pipe.engine, threads or default_threads(), repeats),
-        "end_to_end_ms": end_to_end,
-        "switch": switch,
+        "engine": engine,
+        "threads": threads,
+        "machine": machine(engine, threads),
+        "bundle": {"name": manifest.name, "target": manifest.target, "precision": manifest.precision, "size": manifest.size},
+        "load_ms": load_ms,
+        "components": bench_components(bundle, engine, threads, options.repeats),
+        "end_to_end_ms": {task: entry["end_to_end_ms"] for task, entry in tasks.items()},
+        "tasks": tasks,
+        "switch": {**switch, "resident": resident, "flatness": flatness(resident)},
         "rom_bytes": rom_bytes(bundle),
         "peak_ram_bytes": peak,
     }
+
+
+def _tell(stage: str, share: float) -> None:
+    print(json.dumps({"stage": stage, "share": share}), file=sys.stderr, flush=True)
 
 
 def main(
@@ -169,10 +188,17 @@ def main(
     engine: Annotated[str, typer.Option(help="auto, or an engine's name")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for all cores")] = 0,
     repeats: Annotated[int, typer.Option(help="timed calls of each graph")] = 15,
+    task: Annotated[list[str] | None, typer.Option(help="only this task's pictures; repeat it")] = None,
+    progress: Annotated[bool, typer.Option(help="a JSON line on stderr for each stage that begins")] = False,
 ) -> None:
     """Print the KPIs of a bundle as one JSON object."""
-    print(json.dumps(bench(bundle, engine, threads or None, repeats)))
+    options = BenchOptions(bundle, engine, threads or None, repeats, tuple(task or ()))
+    print(json.dumps(bench(options, _tell) if progress else bench(options), allow_nan=False))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    try:
+        typer.run(main)
+    except QuadError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

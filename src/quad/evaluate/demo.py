@@ -5,8 +5,6 @@ build -> run both sides -> score -> laws -> bench (own process) -> report
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -22,9 +20,11 @@ from safetensors import safe_open
 
 from quad.compile.build import build
 from quad.compile.request import BuildRequest
-from quad.core.errors import BackendError, QuadError, UsageError, mismatch
+from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.files import write_bytes
 from quad.evaluate import laws
+from quad.evaluate.bench import BenchOptions
+from quad.evaluate.bench_process import measure
 from quad.evaluate.effect import bundle_effects
 from quad.evaluate.output import save_pictures, write_json
 from quad.evaluate.quality import find_adapters, vae_figures
@@ -40,7 +40,6 @@ from quad.zoo.reference import reference_dir
 DEFAULT_OUT = Path("out/demo")
 # Shares of the whole that the bar gives to each stage, from runs on two cores.
 SHARES = {"build": 30, "run": 50, "score": 8, "measure": 12}
-BENCH_SECONDS = 240
 FP16_BYTES = 2
 
 
@@ -78,21 +77,6 @@ def build_bundle(place: Place, show: Show) -> dict[str, Any]:
     return {**made, "precision": request.precision}
 
 
-def run_bench(bundle: Path) -> dict[str, Any]:
-    """The bench in a process of its own, so that its memory is the runtime's.
-
-    Raises:
-        BackendError: it failed.
-    """
-    command = [sys.executable, "-m", "quad.evaluate.bench", str(bundle)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=BENCH_SECONDS)
-    if done.returncode:
-        reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise BackendError(mismatch("bench", "a JSON object", reason, f"run {' '.join(command)}"))
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
 def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measured:
     """The whole demo; writes everything below `place.out`.
 
@@ -121,8 +105,7 @@ def demo(place: Place, n: int, show: Callable[[str, str, float], None]) -> Measu
         "import": laws.runtime_import(),
     }
     write_json(place.out / "eval.json", {**evaluation, "laws": held, "vae": {figure.name: figure.value for figure in vae}})
-    show("measure", "bench", 0.3)
-    bench = run_bench(place.bundle)
+    bench = measure(BenchOptions(place.bundle), lambda what, share: show("measure", f"bench: {what}", 0.3 + 0.6 * share))
     write_json(place.out / "bench.json", bench)
     show("measure", "report", 0.9)
     seconds = time.perf_counter() - start

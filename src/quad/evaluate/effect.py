@@ -116,14 +116,15 @@ def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEf
     for one in true:
         if one.adapter not in store.names:
             continue
-        full, zero = (_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.adapter], []))
+        full, zero = (unet_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.adapter], []))
         fp, q = pairs.setdefault(one.probe.task, ([], []))
         fp.append(one.effect)
         q.append(full - zero)
     return {task: effect_of(fp, q) for task, (fp, q) in pairs.items()}
 
 
-def _output(session: Session, buffers: Mapping[str, Array], probe: Probe) -> Array:
+def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) -> Array:
+    """The loaded U-Net's output `(B, 4, h, w)` for a probe's inputs, with these adapter buffers."""
     session.bind({name: buffer for name, buffer in buffers.items() if name in session.inputs})
     if session.inputs["sample"][0] is None:
         return session.run(probe.inputs)

@@ -176,6 +176,7 @@ def render(report: Report) -> str:
     chapters = "\n".join(_chapter(chapter) for chapter in report.chapters)
     doors = "".join(_door(chapter) for chapter in report.chapters)
     switch = '<label class="switch"><input type="checkbox" id="pixels"> show single pixels (pictures are enlarged 3x)</label>'
+    switch = switch if report.chapters else ""
     footer = "".join(f"<p>{escape(line)}</p>" for line in report.footer)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -22,7 +22,7 @@ from quad.model.sites import add_sites
 from quad.model.slotted import SlottedNetwork
 from quad.quantize.adapters import balanced_inputs
 from quad.quantize.observers import Feed, Statistics, observe
-from quad.quantize.session import torch_sessions
+from quad.quantize.session import HeardSession, Listener, torch_sessions
 from quad.runtime.conditioning import Given, make_condition
 from quad.runtime.engine import Session
 from quad.runtime.network import guided_network, sample_channels
@@ -54,10 +54,15 @@ class CalibrationSample:
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How samples are run; sample k draws its noise from `seed + k`."""
+    """How samples are run; sample k draws its noise from `seed + k`.
+
+    Args:
+        listener: hears every call of every component, None for nobody.
+    """
 
     seed: int = 0
     negative_prompt: str = ""
+    listener: Listener | None = None
 
 
 def component_networks(base: Base, slotted: SlottedNetwork) -> dict[str, nn.Module]:
@@ -101,8 +106,11 @@ def calibration_feeds(
     """
     plan = planned(base, samples, adapters)
     slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
-    sessions, tokenizer = torch_sessions(base, networks, table), Tokenizer(base.tokenizer_file, base.text)
-    runner = TaskRunner(base, sessions, tokenizer, options or CalibrationOptions())
+    options = options or CalibrationOptions()
+    sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
+    if options.listener is not None:
+        sessions = {name: HeardSession(session, name, options.listener) for name, session in sessions.items()}
+    runner = TaskRunner(base, sessions, Tokenizer(base.tokenizer_file, base.text), options)
     for index, (sample, spec, name) in enumerate(plan):
         yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name, {}), index))
 

@@ -21,7 +21,7 @@ from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.quantize.adapters import balanced_inputs
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
-from quad.quantize.session import Shapes, TorchSession, torch_sessions
+from quad.quantize.session import HeardSession, torch_sessions
 from quad.runtime.samplers.schedule import alphas_cumprod
 from quad.runtime.tokenizer import Tokenizer
 
@@ -105,9 +105,10 @@ def record_probes(
     plan = in_turns(planned(base, samples, adapters))
     slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
-    recorder = _Recorder(sessions["unet"])
+    recorder = _Recorder()
     how = CalibrationOptions(options.seed, options.negative_prompt)
-    runner = TaskRunner(base, {**sessions, "unet": recorder}, Tokenizer(base.tokenizer_file, base.text), how)
+    heard = {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}
+    runner = TaskRunner(base, heard, Tokenizer(base.tokenizer_file, base.text), how)
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     done: dict[str, int] = dict.fromkeys(probes, 0)
     per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
@@ -141,22 +142,14 @@ def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32
 
 @final
 class _Recorder:
-    """The U-Net's session, that keeps a copy of what it is called with."""
+    """Keeps a copy of what the U-Net is called with."""
 
-    def __init__(self, session: TorchSession) -> None:
-        self._session = session
+    def __init__(self) -> None:
         self._calls: list[dict[str, NDArray[np.float32]]] = []
 
-    @property
-    def inputs(self) -> Shapes:
-        return self._session.inputs
-
-    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        self._session.bind(inputs)
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """See `Listener`."""
         self._calls.append({name: np.array(values, np.float32) for name, values in inputs.items()})
-        return self._session.run(inputs)
 
     def taken(self) -> list[dict[str, NDArray[np.float32]]]:
         """The calls since the last time."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import numpy as np
@@ -13,8 +13,10 @@ from torch import nn
 from quad.core.errors import BackendError, mismatch
 from quad.core.slots import SlotTable
 from quad.model.base import Base
+from quad.runtime.engine import Session
 
 Shapes = Mapping[str, tuple[int | None, ...]]
+Listener = Callable[[str, Mapping[str, NDArray[Any]]], None]  # component, inputs of one call
 
 
 @final
@@ -59,6 +61,30 @@ class TorchSession:
         with torch.no_grad():
             output: torch.Tensor = self._network(*arguments) if self._table is None else self._network(*arguments, self._slots)
         return output.numpy()
+
+
+@final
+class HeardSession:
+    """A session whose calls somebody hears.
+
+    Args:
+        component: what the listener is told that it is.
+    """
+
+    def __init__(self, session: Session, component: str, listener: Listener) -> None:
+        self._session, self._component, self._listener = session, component, listener
+
+    @property
+    def inputs(self) -> Shapes:
+        return self._session.inputs
+
+    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        self._session.bind(inputs)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The session's answer; the listener hears first, and must copy what it keeps."""
+        self._listener(self._component, inputs)
+        return self._session.run(inputs)
 
 
 def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, TorchSession]:

@@ -10,24 +10,27 @@ from typing import Any, Protocol
 
 from numpy.typing import NDArray
 
-from quad.core.errors import BackendError, UsageError
+from quad.core.errors import BackendError, CompatibilityError, UsageError, mismatch
+from quad.runtime.bound import Arrays, Ready, Shape, first_line
 
-# Engine name -> module with `open_engine(precision) -> Engine`, imported when chosen.
-ENGINES = {"ort": "quad.runtime.ort"}
+# Engine name -> module with `open_engine(precision) -> Engine`, imported when chosen; it raises ImportError where its package is missing.
+ENGINES = {"ort": "quad.runtime.ort", "openvino": "quad.runtime.openvino", "qnn": "quad.runtime.qnn"}
+# Engine name -> what brings its package.
+INSTALL = {"ort": "pip install onnxruntime", "openvino": "pip install 'quad[openvino]'", "qnn": "pip install 'quad[qnn]'"}
 
 
 class Session(Protocol):
-    """One loaded graph.
+    """One loaded graph, as a sampler sees it.
 
-    A Protocol because vendors' engines share no class: only these three members are relied on.
+    A Protocol because vendors' engines share no class: only these members are relied on.
     """
 
     @property
-    def inputs(self) -> Mapping[str, tuple[int | None, ...]]:
+    def inputs(self) -> Mapping[str, Shape]:
         """Graph input name -> shape, None for a dynamic axis, in graph order."""
         ...
 
-    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+    def bind(self, inputs: Arrays) -> None:
         """Give inputs that stay until bound again: adapter buffers, once per switch. The arrays must not be written to meanwhile.
 
         Raises:
@@ -35,11 +38,36 @@ class Session(Protocol):
         """
         ...
 
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    def run(self, inputs: Arrays) -> NDArray[Any]:
         """The graph's first output for these and all bound inputs; a new array each time.
 
         Raises:
             BackendError: an input is missing or does not fit, or the engine failed.
+        """
+        ...
+
+
+class SwitchSession(Session, Protocol):
+    """A loaded graph, as an engine gives it: inputs that come again and again are checked and wrapped once."""
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that the engine says it uses; it may give fewer than were asked for, never more."""
+        ...
+
+    def prepare(self, inputs: Arrays) -> Ready:
+        """Check inputs and wrap them for this session, so that `bind` of the answer is fast. The arrays must not be written to any more.
+
+        Raises:
+            BackendError: the graph has no such input, or not of that type and shape.
+        """
+        ...
+
+    def bind(self, inputs: Arrays | Ready) -> None:
+        """See `Session.bind`; arrays are prepared first.
+
+        Raises:
+            BackendError: as `prepare`; or another session made them ready.
         """
         ...
 
@@ -50,7 +78,7 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(self, model_file: Path, threads: int) -> Session:
+    def load(self, model_file: Path, threads: int) -> SwitchSession:
         """Load a graph.
 
         Raises:
@@ -69,14 +97,16 @@ def open_engine(wanted: str, offered: Sequence[str], precision: str) -> Engine:
 
     Args:
         wanted: a name, or `auto` for the first of `offered` that is installed.
-        offered: engines that the bundle says can run it, best first.
+        offered: engines that the bundle says can run it, best first; empty with a name: no bundle to ask.
         precision: the bundle's precision; engines choose their graph rewrites by it.
 
     Raises:
         UsageError: no engine has that name.
+        CompatibilityError: the bundle was not built for that engine.
         BackendError: the engine, or with `auto` every engine, is not installed.
     """
     if wanted != "auto":
+        _check_offered(wanted, offered)
         return _open(wanted, precision)
     reasons = []
     for name in offered:
@@ -87,13 +117,19 @@ def open_engine(wanted: str, offered: Sequence[str], precision: str) -> Engine:
     raise BackendError("; ".join(reasons) or "bundle: expected an engine that can run it, found none listed; build it again")
 
 
+def _check_offered(wanted: str, offered: Sequence[str]) -> None:
+    if wanted in ENGINES and offered and wanted not in offered:
+        then = f"leave the engine out or build again with a --target that runs on {wanted}"
+        raise CompatibilityError(mismatch("engine", f"{' or '.join(offered)}, which this bundle was built for", wanted, then))
+
+
 def _open(name: str, precision: str) -> Engine:
     if name not in ENGINES:
         raise UsageError(f"engine: expected auto or one of {', '.join(sorted(ENGINES))}, found {name!r}; choose one of these")
     try:
-        module = importlib.import_module(ENGINES[name])
+        engine: Engine = importlib.import_module(ENGINES[name]).open_engine(precision)
     except ImportError as error:
-        missing = error.name or "its package"
-        raise BackendError(f"engine {name}: expected the package {missing}, found none; install it: pip install {missing}") from error
-    engine: Engine = module.open_engine(precision)
+        found = "none" if isinstance(error, ModuleNotFoundError) else f"a broken one ({first_line(error)})"
+        package = error.name or "its package"
+        raise BackendError(mismatch(f"engine {name}", f"the package {package}", found, f"install it: {INSTALL[name]}")) from error
     return engine

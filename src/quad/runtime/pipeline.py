@@ -13,10 +13,11 @@ from PIL import Image
 from quad.core.errors import BackendError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.runtime.adapters import AdapterStore
+from quad.runtime.binding import Binder
 from quad.runtime.bundle import COMPONENTS, Bundle, open_bundle
 from quad.runtime.conditioning import DEFAULT_GROW_PX, Condition, Given, make_condition, to_picture
-from quad.runtime.engine import Session, default_threads, open_engine
-from quad.runtime.mix import Buffers, weights_of
+from quad.runtime.engine import SwitchSession, default_threads, open_engine
+from quad.runtime.mix import weights_of
 from quad.runtime.network import draw_noise, guided_network, sample_channels, slot_inputs
 from quad.runtime.output import PipelineOutput, Run
 from quad.runtime.picture import PictureSource
@@ -35,7 +36,7 @@ class QuadPipeline:
     Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
     """
 
-    def __init__(self, bundle: Bundle, sessions: dict[str, Session], engine: str) -> None:
+    def __init__(self, bundle: Bundle, sessions: dict[str, SwitchSession], engine: str) -> None:
         """Use `from_pretrained`; this takes what it opened.
 
         Raises:
@@ -46,11 +47,11 @@ class QuadPipeline:
         self._store = AdapterStore(bundle)
         self._tokenizer = Tokenizer(bundle.tokenizer_file, bundle.manifest.text)
         self._channels = sample_channels(sessions["unet"], bundle.manifest.latent.channels)
-        self._slot_names = slot_inputs(bundle, sessions)
+        self._binder = Binder(sessions, slot_inputs(bundle, sessions))
         self._bound: dict[str, float] = {}
         self._bound_notes: tuple[str, ...] = ()
         self._chosen = False
-        self._bind(self._store.zeros)
+        self._use({})
 
     @classmethod
     def from_pretrained(cls, path: str | Path, engine: str = "auto", threads: int | None = None, verify: bool = True) -> QuadPipeline:
@@ -128,6 +129,7 @@ class QuadPipeline:
         names = self._store.names if adapter_name is None else (adapter_name,)
         for name in names:
             self._store.drop(name)
+            self._binder.forget(name)
         if self._bound.keys() & set(names):
             self._use({})
 
@@ -186,12 +188,10 @@ class QuadPipeline:
 
     def _use(self, weights: dict[str, float]) -> None:
         buffers, notes = self._store.mix(list(weights), list(weights.values()))
-        self._bind(buffers)
+        # An adapter as it is, and the base, come as the same buffers again; a mix does not.
+        plain = list(weights.values()) in ([], [1.0])
+        self._binder.bind(buffers, "".join(weights) if plain else None)
         self._bound, self._bound_notes = dict(weights), notes
-
-    def _bind(self, buffers: Buffers) -> None:
-        for component, names in self._slot_names.items():
-            self._sessions[component].bind({name: buffers[name] for name in names})
 
     def _text(self, prompt: str, run: Run) -> Float:
         if not isinstance(prompt, str):

@@ -7,17 +7,49 @@ placement must still find W by its parameter name and know along which axis its 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from numpy.typing import NDArray
+
+Permutation = tuple[int | None, ...]
 
 _PERMUTATION = "quad.permutation"
 
 
-def weight_permutation(weight: ir.Value) -> tuple[int, ...] | None:
-    """How the stored axes follow from the parameter's: stored axis k is parameter axis p[k]; None where they are the same."""
+def weight_permutation(weight: ir.Value) -> Permutation | None:
+    """How the stored axes follow from the parameter's: stored axis k is parameter axis p[k], or a new one of length 1 where p[k] is None.
+
+    None where the weight is stored as the parameter is.
+    """
     text = weight.metadata_props.get(_PERMUTATION)
     return None if text is None else tuple(json.loads(text))
+
+
+def as_parameter(stored: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
+    """A stored array in the parameter's own axes."""
+    kept = [k for k in permutation if k is not None]
+    return stored.reshape([n for n, k in zip(stored.shape, permutation, strict=True) if k is not None]).transpose(np.argsort(kept))
+
+
+def as_stored(parameter: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
+    """An array of the parameter's axes as it is stored, contiguous."""
+    turned = parameter.transpose([k for k in permutation if k is not None])
+    return np.ascontiguousarray(np.expand_dims(turned, [axis for axis, k in enumerate(permutation) if k is None]))
+
+
+def restore_weight(weight: ir.Value, permutation: Sequence[int | None]) -> None:
+    """Store a weight's axes anew, in place: its axis k becomes what was axis `permutation[k]`, or a new one of length 1 for None."""
+    if weight.const_value is None:
+        raise ir.passes.PassError(f"{weight.name}: not a constant")
+    array = as_stored(weight.const_value.numpy(), tuple(permutation))
+    before = weight_permutation(weight)
+    now = [k if k is None or before is None else before[k] for k in permutation]
+    weight.const_value = ir.tensor(array, name=weight.name)
+    weight.shape = ir.Shape(array.shape)
+    weight.metadata_props[_PERMUTATION] = json.dumps(now)
 
 
 class FoldWeightTranspose(ir.passes.InPlacePass):
@@ -42,11 +74,7 @@ class FoldWeightTranspose(ir.passes.InPlacePass):
         perms = {tuple(node.attributes["perm"].as_ints()) for node in readers if "perm" in node.attributes}
         if len(perms) != 1 or any("perm" not in node.attributes or node.outputs[0].is_graph_output() for node in readers):
             return False
-        perm = perms.pop()
-        array = np.ascontiguousarray(weight.const_value.numpy().transpose(perm))
-        weight.const_value = ir.tensor(array, name=weight.name)
-        weight.shape = ir.Shape(array.shape)
-        weight.metadata_props[_PERMUTATION] = json.dumps(perm)
+        restore_weight(weight, perms.pop())
         for node in readers:
             node.outputs[0].replace_all_uses_with(weight)
             node.graph.remove(node, safe=True)  # type: ignore[union-attr]

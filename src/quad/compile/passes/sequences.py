@@ -4,48 +4,54 @@ from __future__ import annotations
 
 import onnx_ir as ir
 import onnx_ir.passes.common as library
-from onnxscript.optimizer import fold_constants_ir
 
 from quad.compile.passes.fold_transpose import FoldWeightTranspose
+from quad.compile.passes.registry import FoldConstants, Observer, run_sequence, unobserved
 
 
-def tidy(model: ir.Model) -> ir.Model:
+def tidy(model: ir.Model, observer: Observer = unobserved) -> ir.Model:
     """Before placement: fold constants, drop dead and double nodes; weights keep their parameters' names.
 
     Equal initializers are not merged here: two layers with equal weights may still have different encodings.
     """
-    _run(
+    return run_sequence(
         model,
-        library.InlinePass(),
-        library.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        library.RemoveUnusedNodesPass(),
-        FoldWeightTranspose(),
-    )
-    fold_constants_ir(model, onnx_shape_inference=True)
-    return _run(
-        model,
-        library.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        library.IdentityEliminationPass(),
-        library.RemoveUnusedNodesPass(),
-        library.CommonSubexpressionEliminationPass(),
-        library.OutputFixPass(),
-        library.NameFixPass(),
-    )
-
-
-def finish(model: ir.Model) -> ir.Model:
-    """After placement: merge equal scales and equal Q/DQ pairs, drop what is dead, leave the file without the exporter's traces."""
-    return _run(
-        model,
-        library.DeduplicateInitializersPass(),
-        library.CommonSubexpressionEliminationPass(),
-        library.RemoveUnusedNodesPass(),
-        library.RemoveUnusedOpsetsPass(),
-        library.ClearMetadataAndDocStringPass(),
-        library.TopologicalSortPass(),
-        library.NameFixPass(),
+        (
+            ("inline", library.InlinePass()),
+            ("lift_constants", library.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
+            ("drop_dead", library.RemoveUnusedNodesPass()),
+            ("fold_weight_transpose", FoldWeightTranspose()),
+            ("fold_constants", FoldConstants()),
+            ("lift_constants", library.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)),
+            ("drop_identities", library.IdentityEliminationPass()),
+            ("drop_dead", library.RemoveUnusedNodesPass()),
+            ("merge_equal", library.CommonSubexpressionEliminationPass()),
+            ("fix_outputs", library.OutputFixPass()),
+            ("fix_names", library.NameFixPass()),
+        ),
+        observer,
     )
 
 
-def _run(model: ir.Model, *passes: ir.passes.PassBase) -> ir.Model:
-    return ir.passes.Sequential(*passes)(model).model
+def finish(model: ir.Model, observer: Observer = unobserved) -> ir.Model:
+    """After placement: merge equal scales and equal Q/DQ pairs, then `clean`."""
+    merges = (
+        ("merge_constants", library.DeduplicateInitializersPass()),
+        ("merge_equal", library.CommonSubexpressionEliminationPass()),
+    )
+    return clean(run_sequence(model, merges, observer), observer)
+
+
+def clean(model: ir.Model, observer: Observer = unobserved) -> ir.Model:
+    """Drop what is dead, leave the file without the exporter's traces."""
+    return run_sequence(
+        model,
+        (
+            ("drop_dead", library.RemoveUnusedNodesPass()),
+            ("drop_opsets", library.RemoveUnusedOpsetsPass()),
+            ("drop_metadata", library.ClearMetadataAndDocStringPass()),
+            ("sort", library.TopologicalSortPass()),
+            ("fix_names", library.NameFixPass()),
+        ),
+        observer,
+    )

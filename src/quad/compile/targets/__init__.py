@@ -5,9 +5,15 @@ from __future__ import annotations
 from importlib import resources
 
 import msgspec
+from msgspec.structs import replace
 
+from quad.core.encoding import Encoding
 from quad.core.errors import UnsupportedError, UsageError, mismatch
+from quad.core.profile import Profile
 from quad.quantize.precision import eight_bit_percent, precision_kind
+
+_BYTE = 8
+_CONSTANTS = (".weight", ".lora_A", ".lora_B")
 
 
 class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -26,6 +32,12 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
         bias: element type of biases.
         weights: operator type -> scheme of its weight; an operator that is not named keeps float weights.
+        constants: where every value of a graph is an integer: operator type -> operand index -> `weight` (the profile's), `bias` (int32 at
+            s_x s_w), or an element type whose range is the constant's own; `*` stands for all others. Empty where floats may stay.
+        integer: operator types with an integer kernel for a constant 8-bit weight. Where a profile has 8-bit activations, those that such
+            an operator reads become Q/DQ and all others stay float. Without them, and where no operator is named, every one becomes Q/DQ
+            and is computed as it is written, see `for_profile`.
+        passes: rewrites of its graphs by name, in order, see `quad.compile.passes.PASSES`.
     """
 
     name: str
@@ -35,6 +47,24 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     activation_dtypes: tuple[str, ...]
     bias: str
     weights: dict[str, WeightScheme]
+    constants: dict[str, dict[str, str]] = {}
+    integer: tuple[str, ...] = ()
+    passes: tuple[str, ...] = ()
+
+    @property
+    def integers_only(self) -> bool:
+        """Does every value of its graphs have to be an integer."""
+        return bool(self.constants)
+
+    def for_profile(self, profile: Profile) -> Target:
+        """The table as this profile needs it: nothing has an integer kernel where no activation has 8 bits."""
+        components = profile.encodings.values()
+        return self if any(is_eight_bit_site(*item) for one in components for item in one.items()) else replace(self, integer=())
+
+
+def is_eight_bit_site(name: str, encoding: Encoding) -> bool:
+    """Is this entry of a profile an activation of 8 bits, not a weight or a slot."""
+    return encoding.bits == _BYTE and not name.endswith(_CONSTANTS)
 
 
 def target_names() -> tuple[str, ...]:

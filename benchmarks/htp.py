@@ -1,0 +1,109 @@
+"""The reference model on Qualcomm's emulated HTP against full precision, with the bars it is held to.
+
+    quad build toyland --target qnn-htp -o out/htp
+    python benchmarks/htp.py out/htp [--n 16] [--json FILE]
+
+- U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR pooled over the calls.
+- Removal: whole pictures, all four components on the emulated HTP, PSNR against full precision.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from quad.evaluate.effect import held_out_probes, open_unet, unet_output
+from quad.evaluate.machine import machine
+from quad.evaluate.metrics import psnr
+from quad.evaluate.quality import find_adapters
+from quad.evaluate.reference import Reference
+from quad.evaluate.runs import run_task
+from quad.quantize.probes import Probe
+from quad.runtime.adapters import AdapterStore
+from quad.runtime.engine import default_threads
+from quad.runtime.pipeline import QuadPipeline
+from quad.zoo.reference import reference_dir
+
+UNET_BAR_DB, REMOVAL_BAR_DB = 38.0, 36.0
+
+
+def one_of_each_run(probes: Sequence[Probe]) -> Iterator[Probe]:
+    """Of run k its call k, round and round: every run is independent, and all sampler steps take part."""
+    runs: dict[tuple[str, int], list[Probe]] = {}
+    for probe in probes:
+        runs.setdefault((probe.adapter, probe.run), []).append(probe)
+    for (_, run), calls in runs.items():
+        yield calls[run % len(calls)]
+
+
+def unet_sqnr(pipe: QuadPipeline, reference: Reference, n: int, console: Console) -> dict[str, dict[str, float]]:
+    """Adapter -> `sqnr_db` pooled over `n` calls, `worst_db` of one call, `n`."""
+    session, store = open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle)
+    model = reference_dir()
+    chosen = list(one_of_each_run(held_out_probes(model, find_adapters(model), pipe.tasks, n)))
+    sums: dict[str, list[tuple[float, float]]] = {}
+    for probe in track(chosen, "U-Net", console=console):
+        sample, _, words = probe.tensors()
+        true = reference.network_output(probe.adapter, sample, probe.timestep, words).numpy().astype(np.float64)
+        found = unet_output(session, store.buffers(probe.adapter), probe)
+        sums.setdefault(probe.adapter, []).append((float(np.sum(true**2)), float(np.sum((true - found) ** 2))))
+    return {
+        name: {
+            "sqnr_db": 10 * math.log10(sum(p for p, _ in some) / sum(q for _, q in some)),
+            "worst_db": min(10 * math.log10(p / q) for p, q in some),
+            "n": len(some),
+        }
+        for name, some in sums.items()
+    }
+
+
+def removal_psnr(pipe: QuadPipeline, reference: Reference, n: int) -> dict[str, float]:
+    """Mean and worst PSNR of `n` held-out removals, dB."""
+    run = run_task(reference, pipe, "removal", n)
+    found = [psnr(a, b) for a, b in zip(run.fp, run.quantized, strict=True)]
+    return {"psnr_db": float(np.mean(found)), "worst_db": min(found), "n": n}
+
+
+def table(result: dict[str, Any]) -> Table:
+    """The figures beside their bars."""
+    shown = Table("figure", "bar", "measured", "worst", "n", title="HTP emulation against FP32")
+    rows = [(f"U-Net with {name}", UNET_BAR_DB, "sqnr_db", found) for name, found in result["unet"].items()]
+    rows.append(("removal, whole picture", REMOVAL_BAR_DB, "psnr_db", result["removal"]))
+    for label, bar, key, found in rows:
+        colour = "green" if found[key] >= bar else "red"
+        shown.add_row(label, f"{bar:.0f} dB", f"[{colour}]{found[key]:.1f} dB[/]", f"{found['worst_db']:.1f} dB", str(found["n"]))
+    return shown
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="toyland built for qnn-htp")],
+    n: Annotated[int, typer.Option(help="held-out samples")] = 16,
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Measure a bundle on the emulated HTP."""
+    console = Console(stderr=True)
+    model = reference_dir()
+    pipe, reference = QuadPipeline.from_pretrained(bundle, engine="qnn"), Reference(model, find_adapters(model))
+    result = {
+        "machine": machine("qnn", default_threads()),
+        "requires": pipe.bundle.manifest.requires,
+        "precision": pipe.bundle.manifest.precision,
+        "unet": unet_sqnr(pipe, reference, n, console),
+        "removal": removal_psnr(pipe, reference, n),
+    }
+    console.print(table(result))
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,52 @@
+"""`quad bench`: what a bundle costs on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quad.cli.eval import check_report_dir
+from quad.cli.run import BundleDir, EngineName
+from quad.cli.show import Json, result, stage_bar
+
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
+Repeats = Annotated[int, typer.Option(help="Timed calls of each graph.", metavar="N", min=1)]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", help="Time whole pictures of this task only; repeat it. All by default.", metavar="TASK", show_default=False),
+]
+ReportDir = Annotated[
+    Path | None, typer.Option("-o", "--out", help="Write bench.json and bench.html here.", metavar="DIR", show_default=False)
+]
+
+
+def bench(
+    bundle: BundleDir,
+    engine: EngineName = "auto",
+    threads: Threads = None,
+    repeats: Repeats = 15,
+    task: Tasks = None,
+    out: ReportDir = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a bundle here: milliseconds, switch time, ROM, peak memory."""
+    check_report_dir(out)
+    from quad.evaluate.bench import BenchOptions
+    from quad.evaluate.bench_process import measure
+    from quad.evaluate.bench_report import write_bench
+
+    with stage_bar() as progress:
+        found = measure(BenchOptions(bundle, engine, threads, repeats, tuple(task or ())), progress)
+    if out is not None:
+        write_bench(found, out)
+    result(found, as_json, _lines(found, out))
+
+
+def _lines(found: dict[str, Any], out: Path | None) -> list[str]:
+    from quad.evaluate.bench_report import PAGE_FILE, machine_line
+    from quad.evaluate.bench_tables import grids, text_lines
+
+    lines = [line for grid in grids(found) for line in text_lines(grid)] + [machine_line(found)]
+    return lines if out is None else [*lines, str(out / PAGE_FILE)]

@@ -1,0 +1,82 @@
+"""What a target's compiler leaves of one graph: the files that go into the bundle."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import onnx_ir as ir
+
+from quad.core.manifest import Component
+
+MODEL_FILE = "model.onnx"
+EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB, and readers need room beside the weights
+
+
+class Artifact(Protocol):
+    """One component, ready to be written.
+
+    A Protocol because targets share no class: an ONNX graph is written, a vendor's binary is copied.
+    """
+
+    @property
+    def placement(self) -> dict[str, int]:
+        """`nodes`, `on_target`, `on_cpu`, `partitions` of interfaces.md."""
+        ...
+
+    @property
+    def agreement_db(self) -> Mapping[str, float]:
+        """SQNR of the compiled graph against the placed one on a CPU, by what it was fed with; empty where nothing is compiled."""
+        ...
+
+    def write(self, folder: Path) -> Component:
+        """Write all files into a new folder; names in the answer are relative to its parent."""
+        ...
+
+
+@dataclass(frozen=True)
+class OnnxArtifact:
+    """A graph that an engine reads as it is."""
+
+    model: ir.Model
+    placement: dict[str, int]
+    agreement_db: Mapping[str, float] = field(default_factory=dict)
+
+    def write(self, folder: Path) -> Component:
+        """`model.onnx`, with `model.onnx.data` beside it where the weights are too many for one protobuf."""
+        folder.mkdir(parents=True)
+        beside = save_graph(self.model, folder / MODEL_FILE)
+        return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in beside))
+
+
+@dataclass(frozen=True)
+class CompiledArtifact:
+    """Files that a vendor's compiler has written to `source`; `model.onnx` is the graph's."""
+
+    source: Path
+    placement: dict[str, int]
+    agreement_db: Mapping[str, float]
+
+    def write(self, folder: Path) -> Component:
+        """Copies of all of them."""
+        shutil.copytree(self.source, folder)
+        names = sorted(path.name for path in folder.iterdir() if path.name != MODEL_FILE)
+        return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in names))
+
+
+def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
+    """Save a graph, and its weights beside it where they are too many for one protobuf.
+
+    Returns:
+        Names of the files beside it.
+    """
+    size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+    if size <= EXTERNAL_DATA_BYTES:
+        ir.save(model, path)
+        return ()
+    data = f"{path.name}.data"
+    ir.save(model, path, external_data=data)
+    return (data,)

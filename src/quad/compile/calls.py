@@ -1,0 +1,60 @@
+"""The calls that calibration made of the four networks, kept to run the exported graphs on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.compile.edges import Call
+from quad.core.slots import SlotTable
+from quad.model.lora import FloatAdapter
+from quad.model.slotted import slot_inputs
+from quad.quantize import Feed, balanced_inputs
+
+PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made
+_BATCHED = ("sample", "encoder_hidden_states")
+
+
+@final
+class CallKeeper:
+    """Hears every call of a calibration.
+
+    Args:
+        slots: adapter name -> its float slot inputs, balanced as calibration gives them; the base has zeros.
+        zeros: slot inputs of the zero adapter.
+    """
+
+    @classmethod
+    def of(cls, adapters: Sequence[FloatAdapter], table: SlotTable) -> CallKeeper:
+        """With these adapters' slot inputs."""
+        return cls({adapter.name: balanced_inputs(adapter, table) for adapter in adapters}, slot_inputs(None, table))
+
+    def __init__(self, slots: Mapping[str, Mapping[str, NDArray[np.float32]]], zeros: Mapping[str, NDArray[np.float32]]) -> None:
+        self._slots, self._zeros = slots, zeros
+        self._source = ""
+        self._heard: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
+
+    def following(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
+        """The same feeds; what is heard belongs to the one that was taken last."""
+        for feed in feeds:
+            self._source = feed.source
+            yield feed
+
+    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a copy of one call; a batch becomes calls of one."""
+        rows = max((len(inputs[name]) for name in _BATCHED if name in inputs), default=1)
+        for row in range(rows):
+            call = {name: np.array(array[row : row + 1] if name in _BATCHED else array) for name, array in inputs.items()}
+            self._heard.setdefault((component, self._source), []).append(call)
+
+    def calls(self, per_source: int = PER_SOURCE) -> list[Call]:
+        """Of every component and source at most `per_source`, evenly spread, first and last among them."""
+        found = []
+        for (component, source), heard in self._heard.items():
+            slots = self._slots.get(source, self._zeros) if component == "unet" else {}
+            chosen = np.unique(np.linspace(0, len(heard) - 1, min(per_source, len(heard))).round().astype(int))
+            found += [Call(component, source, heard[index], slots) for index in chosen]
+        return found

@@ -1,0 +1,48 @@
+"""Adapters on their way into the graphs of a pipeline: what was made ready once is bound again in a fraction of a millisecond."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from quad.runtime.bound import Ready
+from quad.runtime.engine import SwitchSession
+from quad.runtime.mix import Buffers
+
+
+class Binder:
+    """Binds whole adapters; those with a name are checked and wrapped the first time only."""
+
+    def __init__(self, sessions: Mapping[str, SwitchSession], slot_names: Mapping[str, Sequence[str]]) -> None:
+        """Args:
+        sessions: by component.
+        slot_names: component -> its slot inputs.
+        """
+        self._sessions, self._slot_names = dict(sessions), dict(slot_names)
+        self._kept: dict[str, tuple[Buffers, dict[str, Ready]]] = {}
+
+    def bind(self, buffers: Buffers, name: str | None = None) -> None:
+        """Make these buffers every graph's slot inputs.
+
+        Args:
+            buffers: graph input name -> array; not to be written to any more.
+            name: what to keep them ready under, None for a mix that is not worth keeping. Other buffers of that name take its place.
+
+        Raises:
+            BackendError: they do not fit; what was bound stays bound.
+        """
+        kept = self._kept.get(name) if name is not None else None
+        ready = kept[1] if kept is not None and kept[0] is buffers else self._prepare(buffers)
+        for component, inputs in ready.items():
+            self._sessions[component].bind(inputs)
+        if name is not None:
+            self._kept[name] = (buffers, ready)
+
+    def forget(self, name: str) -> None:
+        """Let go of the memory that is kept under a name, once nothing of it is bound."""
+        self._kept.pop(name, None)
+
+    def _prepare(self, buffers: Buffers) -> dict[str, Ready]:
+        return {
+            component: self._sessions[component].prepare({name: buffers[name] for name in names})
+            for component, names in self._slot_names.items()
+        }
