@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter
@@ -34,13 +35,15 @@ class Side:
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, engine, precision, file, threads), daemon=True)
         self._process.start()
+        theirs.close()  # else a child that is killed leaves this side waiting for ever
         self.loaded = self._answer()
 
     def __enter__(self) -> Side:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._pipe.send(("stop", None))
+        with suppress(ConnectionError):  # it has ended already
+            self._pipe.send(("stop", None))
         self._process.join(timeout=30)
 
     def ask(self, command: str, argument: Any = None) -> Any:
@@ -49,7 +52,10 @@ class Side:
         return self._answer()
 
     def _answer(self) -> Any:
-        kind, found = self._pipe.recv()
+        try:
+            kind, found = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            raise RuntimeError(f"{self.name}: its process was ended, perhaps for want of memory") from None
         if kind == "error":
             raise RuntimeError(f"{self.name}: {found}")
         return found

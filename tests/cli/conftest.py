@@ -3,4 +3,5 @@
 from tests.runtime.conftest import bundle_copy as bundle_copy
 from tests.runtime.conftest import mask as mask
 from tests.runtime.conftest import picture as picture
+from tests.runtime.conftest import rewrite as rewrite
 from tests.runtime.conftest import tiny_bundle as tiny_bundle

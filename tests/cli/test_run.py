@@ -120,6 +120,14 @@ def test_inspect_tells_what_a_bundle_holds(tiny_bundle: Path) -> None:
     assert "adapter sketch: rank 4, 16 bits" in RUNNER.invoke(app, ["inspect", str(tiny_bundle)]).stdout
 
 
+def test_inspect_tells_for_which_chip_a_bundle_is(bundle_copy: Path, rewrite: Any, tiny_bundle: Path) -> None:
+    rewrite(bundle_copy, requires={"soc": "SM8750", "htp_arch": "79"})
+    facts = json.loads(RUNNER.invoke(app, ["inspect", str(bundle_copy), "--json"]).stdout)
+    assert facts["details"]["requires"] == {"soc": "SM8750", "htp_arch": "79"}
+    assert "needs htp_arch 79, soc SM8750" in RUNNER.invoke(app, ["inspect", str(bundle_copy)]).stdout.splitlines()
+    assert "needs" not in RUNNER.invoke(app, ["inspect", str(tiny_bundle)]).stdout
+
+
 def test_run_and_inspect_load_no_torch(tiny_bundle: Path, tmp_path: Path) -> None:
     code = (
         "import sys\nfrom quad.cli.main import app\n"

@@ -172,3 +172,18 @@ def test_distillation_is_for_sixteen_bit_activations_unless_asked_for(request_: 
     asked = replace(request_, precision=precision, distill_steps=None)
     assert asked.steps == steps
     assert replace(asked, distill_steps=7).steps == 7
+
+
+def test_a_process_that_is_not_the_main_one_compiles_nothing(
+    built: BuildResult, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It helped with the training; a vendor's compiler takes minutes and gigabytes, once."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("exported twice")
+
+    monkeypatch.setattr("quad.compile.graphs.export_graph", fail)
+    monkeypatch.setattr("quad.compile.build.once", lambda make, read: read())
+    other = build(replace(request_, distill_steps=0))
+    assert other.manifest == built.manifest
+    assert (other.placement, other.smoke) == ({}, {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -115,3 +116,15 @@ def test_the_first_of_many_is_found(count: int, seen: str, monkeypatch: pytest.M
         expected = count - 1 if seen == "never again" else fault
         assert found == emulate.Divergence(f"edge{expected}", "Op", 3.0)
         assert len(looks) <= 2 + np.ceil(np.log2(count + 1)), looks
+
+
+def test_no_room_for_the_binary_is_not_called_a_fault_of_the_graph(tmp_path: Path) -> None:
+    """The compiler itself writes it, and says that it could not; the graph is well and another chip would not help."""
+    graph, _ = prepared(resnet_start(8, native=True))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))  # the graph has 9 kB, the binary 78
+    try:
+        with pytest.raises(BackendError, match=r"g: cannot write \(no room for the binary\); nothing was written, free some space"):
+            compile_htp(graph, tmp_path / "g", SOC)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -67,3 +67,30 @@ def test_progress_within_a_stage_goes_on_and_never_back() -> None:
     assert shares == sorted(shares)
     assert shares[1] == 0.5
     assert max(shares) < 1.0
+
+
+WAITING = """
+import sys, time
+from datetime import timedelta
+from pathlib import Path
+from accelerate import PartialState
+from quad.compile.processes import once
+PartialState(cpu=True, timeout=timedelta(seconds=3))
+made = Path(sys.argv[1])
+def make():
+    time.sleep(6)
+    made.write_text("made")
+    return "made"
+print(once(make, made.read_text))
+"""
+
+
+@pytest.mark.timeout(120)
+def test_others_wait_longer_than_the_library_does(tmp_path: Path) -> None:
+    """Its own limit of 30 minutes, here 3 s, is less than a vendor's compiler and emulator may take."""
+    (tmp_path / "wait.py").write_text(WAITING)
+    launch = [*LAUNCH[:-2], str(tmp_path / "wait.py"), str(tmp_path / "made")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(next(iter(quad.__path__))).parent), "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, *launch], env=environment, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["made", "made"]

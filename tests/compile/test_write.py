@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile import artifact
-from quad.compile.artifact import OnnxArtifact
+from quad.compile.artifact import CompiledArtifact, OnnxArtifact
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
+from quad.core.manifest import Component
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.model.base import Base
@@ -95,3 +97,20 @@ def test_a_directory_that_is_no_bundle_is_not_replaced(parts: BundleParts, tmp_p
     with pytest.raises(InputError, match="something else"):
         write_bundle(parts, tmp_path / "photos")
     assert (tmp_path / "photos" / "cat.png").read_bytes() == b"meow"
+
+
+def test_a_full_disk_under_a_binary_is_one_line_too(parts: BundleParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    source = tmp_path / "made"
+    source.mkdir()
+    for name in ("model.onnx", "model_qnn.bin"):
+        (source / name).write_bytes(b"00")
+    compiled = CompiledArtifact(source, {"nodes": 1}, {})
+    assert compiled.write(tmp_path / "unet") == Component("unet/model.onnx", ("unet/model_qnn.bin",))
+    shutil.rmtree(tmp_path / "unet")
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(BackendError, match=r"phone: cannot write \(disk full\); nothing was written"):
+        write_bundle(replace(parts, artifacts={**parts.artifacts, "unet": compiled}), tmp_path / "phone")
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quad import QuadPipeline
-from quad.core.errors import CompatibilityError, InputError, UsageError
+from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
 from quad.core.manifest import AdapterManifest
 from quad.core.pack import write_pack
 
@@ -194,3 +196,27 @@ def test_fresh_interpreter_loads_no_torch(tiny_bundle: Path) -> None:
         for more in ([str(tiny_bundle)], [])
     ]
     assert min(float(run.stdout) for run in runs) < 1.0
+
+
+def test_what_a_replaced_adapter_took_is_free_at_once(
+    pipe: QuadPipeline, ink: tuple[AdapterManifest, dict[str, NDArray[Any]]], tmp_path: Path
+) -> None:
+    """Also where another one is bound meanwhile: nobody will ask for its old buffers again."""
+    write_pack(tmp_path / "ink.qpack", *ink)
+    pipe.load_lora_weights(tmp_path / "ink.qpack", "pen")
+    pipe.set_adapters("pen")
+    old = [weakref.ref(array) for array in pipe._store.buffers("pen").values()]
+    pipe.set_adapters("sketch")
+    pipe.load_lora_weights(tmp_path / "ink.qpack", "pen")
+    gc.collect()
+    assert [one for one in old if one() is not None] == []
+
+
+def test_a_graph_that_does_not_load_says_for_which_chip_it_is(bundle_copy: Path, rewrite: Any) -> None:
+    (bundle_copy / "unet/model.onnx").write_bytes(b"not this")
+    rewrite(bundle_copy)
+    with pytest.raises(BackendError, match=r"build the bundle again$"):
+        QuadPipeline.from_pretrained(bundle_copy, engine="ort", threads=1)
+    rewrite(bundle_copy, requires={"soc": "SM8750", "htp_arch": "79"})
+    with pytest.raises(BackendError, match=r"^engine ort: cannot load [^\n]*; this bundle is for htp_arch 79, soc SM8750$"):
+        QuadPipeline.from_pretrained(bundle_copy, engine="ort", threads=1)

@@ -117,3 +117,28 @@ def test_what_lies_beyond_a_port_clips(engine: Engine, htp_bundle: Path) -> None
 
 def test_the_ports_are_what_the_file_says(htp_bundle: Path) -> None:
     assert msgspec.json.decode((htp_bundle / "unet/ports.json").read_bytes(), type=Ports) == ports()
+
+
+IN_TURN = """
+import threading, time
+from quad.runtime.qnn import _stdout_to_stderr
+inside = threading.Event()
+def first():
+    with _stdout_to_stderr():
+        inside.set()
+        time.sleep(0.3)
+def second():
+    inside.wait()
+    with _stdout_to_stderr():
+        time.sleep(0.6)
+threads = [threading.Thread(target=work) for work in (first, second)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("kept")
+"""
+
+
+def test_threads_that_open_sessions_leave_stdout_as_it_was() -> None:
+    """Overlapping, the second would put back what the first had put there: stderr, for ever."""
+    done = subprocess.run([sys.executable, "-c", IN_TURN], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout == "kept\n"

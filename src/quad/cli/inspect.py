@@ -72,6 +72,7 @@ def _bundle_facts(path: Path) -> Facts:
         "target": manifest.target,
         "precision": manifest.precision,
         "engines": manifest.engines,
+        "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
         "size_bytes": total,
     }
@@ -96,6 +97,8 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     for key in ("target", "precision"):
         if key in facts.details:
             lines.append(f"{key} {facts.details[key]}")
+    if facts.details.get("requires"):
+        lines.append("needs " + ", ".join(f"{key} {value}" for key, value in facts.details["requires"].items()))
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     for name, adapter in facts.adapters.items():

@@ -62,9 +62,11 @@ class CompiledArtifact:
 
     def write(self, folder: Path) -> Component:
         """Copies of all of them."""
-        shutil.copytree(self.source, folder)
-        names = sorted(path.name for path in folder.iterdir() if path.name != MODEL_FILE)
-        return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in names))
+        folder.mkdir(parents=True)
+        names = sorted(path.name for path in self.source.iterdir())
+        for name in names:  # `copytree` would go on after a full disk, and hide it in a list of errors
+            shutil.copyfile(self.source / name, folder / name)
+        return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE))
 
 
 def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import msgspec
 from torch import nn
 
 from quad.compile.alignment import Aligner, forget_checkpoints, keep_float, require_truths
+from quad.compile.artifact import Artifact
 from quad.compile.calls import CallKeeper
 from quad.compile.components import component_specs, sinusoid_of
 from quad.compile.dump import CENSUS_FILE, OPTION, dumping, observer_of
@@ -34,10 +34,9 @@ from quad.compile.smoke import Reference, float_references, run_smoke, smoke_cas
 from quad.compile.solvers import solve_tasks
 from quad.compile.stages import Progress, StageClock, peak_ram_bytes, silent, told
 from quad.compile.targets import Target, check_precision, load_target
-from quad.compile.targets.socs import soc_named
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.errors import BackendError, QuadError
-from quad.core.files import require_replaceable
+from quad.core.files import require_replaceable, scratch_directory
 from quad.core.manifest import BUNDLE_FILE, BundleManifest
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
@@ -68,7 +67,6 @@ __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 STAGES = (
     "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
-FLOAT_MODE = FLOAT
 
 
 @dataclass(frozen=True)
@@ -87,6 +85,15 @@ class _Opened:
     def adapters(self) -> tuple[FloatAdapter, ...]:
         """As they fit the networks."""
         return self.mixed.adapters
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The bundle's manifest; of several processes, only the one that made it knows the rest."""
+
+    manifest: BundleManifest
+    smoke: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    artifacts: Mapping[str, Artifact] = field(default_factory=dict)
 
 
 def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
@@ -124,30 +131,38 @@ def _build(request: BuildRequest, target: Target, clock: StageClock, start: floa
     profile, slots, shared, calls = _profile(request, opened, target, clock)
     with clock("align"):
         packed, alignment = _pack(request, opened, floats, profile, slots, clock.within("align"))
-    with TemporaryDirectory(prefix="quad-") as scratch, for_converter(request.encodings_dir if is_main() else None) as encodings:
-        compiler = Compiler(
-            target, profile, slots, clock, Path(scratch), calls, sinusoid_of(opened.base), encodings, soc_named(request.soc)
-        )  # fmt: skip
-        with dumping(request.dump_passes if is_main() else None) as dump:
+
+    def compiler(scratch: Path, encodings: Path | None) -> Compiler:
+        return Compiler(target, profile, slots, clock, scratch, calls, sinusoid_of(opened.base), encodings, request.chip)
+
+    made = once(lambda: _make(request, opened, compiler, packed), lambda: _Made(open_bundle(request.output).manifest))
+    forget_checkpoints(request)
+    clock.done()
+    return BuildResult(
+        request.output, made.manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared),
+        placement_json(made.artifacts), clock.seconds, made.smoke, rom_bytes(made.manifest, packed),
+        {name: found.to_json() for name, found in alignment.items()}, emulation_json(made.artifacts),
+    )  # fmt: skip
+
+
+def _make(request: BuildRequest, opened: _Opened, compiler_in: Callable[[Path, Path | None], Compiler],
+          packed: tuple[PackedAdapter, ...]) -> _Made:  # fmt: skip
+    """The graphs, and the bundle that they are in."""
+    with for_converter(request.encodings_dir) as encodings, scratch_directory() as scratch:
+        compiler = compiler_in(scratch, encodings)
+        with dumping(request.dump_passes) as dump:
             artifacts = {
                 name: compiler.artifact(opened.networks[name], spec, observer_of(dump, name)) for name, spec in opened.specs.items()
             }
         parts = BundleParts(
-            request.name or request.output.name, opened.base, target.name, request.precision, target.engines, slots, profile,
-            artifacts, packed, opened.base.tasks, compiler.requires,
+            request.name or request.output.name, opened.base, compiler.target.name, request.precision, compiler.target.engines,
+            compiler.slots, compiler.profile, artifacts, packed, opened.base.tasks, compiler.requires,
         )  # fmt: skip
-        manifest, smoke = _write(request, parts, opened.references, clock)
-    forget_checkpoints(request)
-    clock.done()
-    return BuildResult(
-        request.output, manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared), placement_json(artifacts),
-        clock.seconds, smoke, rom_bytes(manifest, packed), {name: found.to_json() for name, found in alignment.items()},
-        emulation_json(artifacts),
-    )  # fmt: skip
+        with compiler.clock("write"):
+            return _write(request, parts, opened.references)
 
 
-def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Reference], clock: StageClock
-           ) -> tuple[BundleManifest, dict[str, dict[str, float]]]:  # fmt: skip
+def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Reference]) -> _Made:
     """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
     smoke: dict[str, dict[str, float]] = {}
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
@@ -155,9 +170,7 @@ def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Refer
     def check(stage: Path) -> None:
         smoke.update(run_smoke(stage, parts.engines[0], request.precision, cases))
 
-    with clock("write"):
-        manifest = once(lambda: write_bundle(parts, request.output, check), lambda: open_bundle(request.output).manifest)
-    return manifest, smoke
+    return _Made(write_bundle(parts, request.output, check), smoke, parts.artifacts)
 
 
 def _open(request: BuildRequest, clock: StageClock) -> _Opened:
@@ -195,7 +208,7 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
     """
     parents = {"base": opened.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in opened.adapters}}
     if request.precision == "float":
-        return Profile({}, mode=FLOAT_MODE, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
+        return Profile({}, mode=FLOAT, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
         keeper = CallKeeper.of(opened.adapters, opened.table)
@@ -224,7 +237,7 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
 def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
           ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:  # fmt: skip
     """The adapters as the graph reads them: floats, or integers aligned to the profile with the networks as they were in float."""
-    if profile.mode == FLOAT_MODE:
+    if profile.mode == FLOAT:
         return tuple(PackedAdapter(one.name, slot_inputs(one, slots), one.rank, one.digest) for one in opened.adapters), {}
     aligner = Aligner(opened.base, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples)
     return aligner.pack(request, profile, slots, progress)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites
 from quad.compile.passes.remove_sites import is_site
 from quad.core.errors import BackendError, InputError, mismatch
+from quad.core.files import scratch_directory
 
 Range = tuple[float, float]
 
@@ -70,8 +70,8 @@ def observe_edges(model: ir.Model, calls: Sequence[Call]) -> dict[str, Range]:
     if not calls:
         raise InputError(mismatch(f"ranges of {model.graph.name}", "at least one call", "none", "give calibration samples"))
     observed, names = _with_extremes(model)
-    with TemporaryDirectory() as folder:
-        session = _open(observed, Path(folder))
+    with scratch_directory() as folder:
+        session = _open(observed, folder)
         low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
         wanted = {node.name for node in session.get_inputs()}
         for call in calls:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from quad.compile.targets import is_eight_bit_site
 from quad.compile.targets.socs import Soc
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, mismatch
+from quad.core.files import scratch_directory
 from quad.runtime.ort import session_options
 from quad.runtime.qnn import htp_session
 
@@ -75,8 +75,8 @@ def check_agreement(graph: HtpGraph, compiled: Path, soc: Soc, feeds: Mapping[st
     if encoding is None:
         raise BackendError(mismatch(str(compiled), "an encoded output", "none", "build the bundle again"))
     binary = htp_session(compiled)
-    with TemporaryDirectory() as scratch:
-        reference = _on_cpu(graph.model, Path(scratch))
+    with scratch_directory() as scratch:
+        reference = _on_cpu(graph.model, scratch)
         found: dict[str, float] = {}
         for name, feed in feeds.items():
             expected, got = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
@@ -150,9 +150,9 @@ def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: S
     names = [name for name, _, _ in edges]
     given = {str(value.name) for value in copy.graph.outputs}
     copy.graph.outputs.extend([values[name] for name in names if name not in given])
-    with TemporaryDirectory() as scratch:
-        reference = _on_cpu(copy, Path(scratch))
-        candidate = htp_session(Path(scratch) / "reference.onnx", options=compiler_options(soc))
+    with scratch_directory() as scratch:
+        reference = _on_cpu(copy, scratch)
+        candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
         expected, found = (session.run(names, dict(feed)) for session in (reference, candidate))
     return [agreement_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, found, strict=True)]
 

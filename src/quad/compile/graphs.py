@@ -101,5 +101,7 @@ def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, flo
 
 
 def placement_json(artifacts: Mapping[str, Artifact]) -> dict[str, object]:
-    """The U-Net's placement, and that of every component."""
+    """The U-Net's placement, and that of every component; empty where nothing was made here."""
+    if not artifacts:
+        return {}
     return {**artifacts["unet"].placement, "components": {name: artifact.placement for name, artifact in artifacts.items()}}

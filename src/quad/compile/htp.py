@@ -28,12 +28,14 @@ from quad.compile.targets.socs import Soc
 from quad.core.digests import canonical_json
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, CompatibilityError, UnsupportedError, mismatch
-from quad.core.files import write_bytes
+from quad.core.files import TEMPORARY, write_bytes, writing_to
 from quad.core.ports import PORTS_FILE, Port, Ports, Sinusoid
+from quad.runtime.bound import first_line
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _IR_VERSION = 10  # the newest that this compiler reads
 _TIMESTEP = "timestep"
+_UNWRITTEN = "Failed to write context cache"  # what the compiler says of a full disk
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,10 @@ def compile_htp(graph: HtpGraph, folder: Path, soc: Soc) -> dict[str, int]:
     Raises:
         BackendError: the compiler is not installed, or does not take the whole graph.
     """
-    folder.mkdir(parents=True)
     placed, pointer = folder / "placed.onnx", folder / MODEL_FILE
-    beside = save_graph(graph.model, placed)
+    with writing_to(folder, TEMPORARY):
+        folder.mkdir(parents=True)
+        beside = save_graph(graph.model, placed)
     _compile(placed, pointer, soc)
     for name in (placed.name, *beside):
         (folder / name).unlink()
@@ -188,8 +191,12 @@ def _compile(placed: Path, pointer: Path, soc: Soc) -> None:
     try:
         htp_session(placed, options=compiler_options(soc), config=config)
     except BackendError as error:
+        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
+        if _UNWRITTEN in reason:
+            found = f"{pointer.parent}: cannot write (no room for the binary)"
+            raise BackendError(f"{found}; nothing was written, free some space or {TEMPORARY}") from error
         where, then = f"{pointer.parent.name} on {soc.name}", "report it with the model's name, and try another --soc"
-        raise BackendError(mismatch(where, "a graph that the compiler takes whole", str(error.__cause__ or error), then)) from error
+        raise BackendError(mismatch(where, "a graph that the compiler takes whole", reason, then)) from error
 
 
 def _placement(pointer: Path, nodes: int) -> dict[str, int]:

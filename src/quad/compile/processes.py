@@ -1,12 +1,15 @@
-"""Several processes at one build (`accelerate launch`): all compute, the main one alone writes and speaks."""
+"""Several processes at one build (`accelerate launch`): all train, the main one alone compiles, writes and speaks."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import TypeVar
 
 T = TypeVar("T")
+# What the main process makes alone may take hours, a vendor's compiler and its emulator; the library itself waits for 30 minutes.
+_PATIENCE = timedelta(days=7)
 
 
 def is_main() -> bool:
@@ -24,12 +27,14 @@ def once(make: Callable[[], T], read: Callable[[], T]) -> T:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return make()
     from accelerate import PartialState
+    from torch import distributed
 
     state = PartialState(cpu=True)
+    patient = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     if not state.is_main_process:
-        state.wait_for_everyone()
+        distributed.barrier(patient)
         return read()
     try:
         return make()
     finally:
-        state.wait_for_everyone()
+        distributed.barrier(patient)

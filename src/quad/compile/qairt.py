@@ -20,7 +20,7 @@ import onnx_ir as ir
 from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites, clean
 from quad.core.encoding import Encoding
-from quad.core.files import new_directory, write_bytes
+from quad.core.files import new_directory, write_bytes, writing_to
 
 VERSION_1, VERSION_2 = "1.0.0", "2.0.0"
 ENCODINGS_FILE = f"unet.encodings-{VERSION_2}.json"
@@ -44,7 +44,8 @@ def for_converter(directory: Path | None) -> Iterator[Path | None]:
 
 def write_float(model: ir.Model, folder: Path) -> None:
     """The graph that the encodings speak of; the model stays as it is."""
-    save_graph(clean(RemoveSites()(model.clone()).model), folder / f"{model.graph.name}.onnx")
+    with writing_to(folder):
+        save_graph(clean(RemoveSites()(model.clone()).model), folder / f"{model.graph.name}.onnx")
 
 
 def write_encodings(component: str, edges: Mapping[str, Encoding], constants: Mapping[str, Encoding], folder: Path) -> None:

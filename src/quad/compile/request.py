@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from quad.compile.targets import load_target
-from quad.compile.targets.socs import DEFAULT_SOC, soc_named
+from quad.compile.targets.socs import DEFAULT_SOC, Soc, soc_named
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BundleManifest
 from quad.quantize.anchor import AUTO, UNIFIED, check_asked
@@ -45,7 +46,7 @@ class BuildRequest:
             8 bits.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
         dump_passes: a directory for the graphs after each pass and their census; None for none.
-        soc: the Qualcomm chip that `qnn-htp` compiles for.
+        soc: the Qualcomm chip that `qnn-htp` compiles for, SM8750 where not given.
         encodings: where the same quantization is written for Qualcomm's own converter; None for `<output>.qairt` with `qnn-htp`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
     """
@@ -66,7 +67,7 @@ class BuildRequest:
     lambda_: float = 0.0
     literal_shared_scale: bool = False
     dump_passes: Path | None = None
-    soc: str = DEFAULT_SOC
+    soc: str | None = None
     encodings: Path | None = None
 
     @property
@@ -81,7 +82,12 @@ class BuildRequest:
         """Where files for Qualcomm's own converter go; None for a target that has none."""
         if not load_target(self.target).integers_only:
             return None
-        return self.encodings or self.output.with_name(f"{self.output.name}.qairt")
+        return self.encodings or Path(f"{self.output.resolve()}.qairt")
+
+    @property
+    def chip(self) -> Soc:
+        """What `soc` names."""
+        return soc_named(self.soc or DEFAULT_SOC)
 
     def check(self) -> None:
         """Refuse values outside their range before anything is loaded.
@@ -96,17 +102,29 @@ class BuildRequest:
             if name in _RESERVED:
                 raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
         check_asked(self.anchor, tuple(self.adapters))
-        if self.dump_passes is not None and self.dump_passes.resolve() == self.output.resolve():
-            raise UsageError(mismatch("--dump-passes", "another directory than the bundle's", self.dump_passes, "choose another"))
-        soc_named(self.soc)
-        if self.encodings is not None and self.encodings_dir is None:
-            then = "leave it out or choose --target qnn-htp"
-            raise UsageError(mismatch("--encodings", "a target that compiles for Qualcomm", self.target, then))
+        self._check_places()
+        self._check_vendor()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
         if self.max_rank is not None and self.max_rank < 1:
             raise UsageError(mismatch("--max-rank", "1 or more", self.max_rank, "choose a larger one"))
+
+    def _check_places(self) -> None:
+        """Each is replaced as a whole: none may be another one, or lie in it."""
+        given = (("-o", self.output), ("--dump-passes", self.dump_passes), ("--encodings", self.encodings_dir))
+        places = [(option, place.resolve(), place) for option, place in given if place is not None]
+        for (first, outer, _), (option, inner, place) in combinations(places, 2):
+            if outer.is_relative_to(inner) or inner.is_relative_to(outer):
+                raise UsageError(mismatch(option, f"a directory apart from that of {first}", place, "choose another"))
+
+    def _check_vendor(self) -> None:
+        """What only a target of that vendor reads would be passed over by the others without a word."""
+        soc_named(self.soc or DEFAULT_SOC)
+        for option, value in (("--soc", self.soc), ("--encodings", self.encodings)):
+            if value is not None and self.encodings_dir is None:
+                then = "leave it out or choose --target qnn-htp"
+                raise UsageError(mismatch(option, "a target that compiles for Qualcomm", self.target, then))
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ from pathlib import Path, PurePosixPath
 
 from quad.core.errors import BackendError, InputError, VerificationError
 
+TEMPORARY = "set TMPDIR to another place"
+
 
 def inside(root: Path, name: str) -> Path:
     """The file `name` below `root`.
@@ -28,9 +30,33 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def _disk_error(where: Path, error: OSError) -> BackendError:
+def _disk_error(where: Path | str, error: OSError, instead: str = "choose another place") -> BackendError:
     reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return BackendError(f"{where}: cannot write ({reason}); nothing was written, free some space or choose another place")
+    return BackendError(f"{where}: cannot write ({reason}); nothing was written, free some space or {instead}")
+
+
+@contextmanager
+def writing_to(place: Path | str, instead: str = "choose another place") -> Iterator[None]:
+    """What the system has against writing there, as one line that names the place, not that of a block around this one.
+
+    Raises:
+        BackendError: for every OSError of the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise _disk_error(place, error, instead) from error
+
+
+@contextmanager
+def scratch_directory() -> Iterator[Path]:
+    """A directory for temporary files, gone when the block ends.
+
+    Raises:
+        BackendError: the disk is full, or there is no place for temporary files.
+    """
+    with writing_to("temporary files", TEMPORARY), tempfile.TemporaryDirectory(prefix="quad-", ignore_cleanup_errors=True) as name:
+        yield Path(name)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

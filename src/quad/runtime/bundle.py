@@ -46,6 +46,11 @@ class Bundle:
         return self.path(self.manifest.components[component].file)
 
     @property
+    def device(self) -> str:
+        """What it was built for where that is one chip, in words; empty where any machine will do."""
+        return ", ".join(f"{name} {value}" for name, value in (self.manifest.requires or {}).items())
+
+    @property
     def tokenizer_file(self) -> Path:
         return self.path(TOKENIZER_FILE)
 

@@ -69,7 +69,12 @@ class QuadPipeline:
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
         chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-        sessions = {name: chosen.load(bundle.graph(name), threads or default_threads()) for name in COMPONENTS}
+        try:
+            sessions = {name: chosen.load(bundle.graph(name), threads or default_threads()) for name in COMPONENTS}
+        except BackendError as error:
+            if not bundle.device:
+                raise
+            raise BackendError(f"{error}; this bundle is for {bundle.device}") from error
         return cls(bundle, sessions, chosen.name)
 
     @property
@@ -116,6 +121,7 @@ class QuadPipeline:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
         name = self._store.load(path, adapter_name)
+        self._binder.forget(name)
         if name in self._bound:
             self._use(dict(self._bound))
         return name

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from threading import RLock
 from types import MappingProxyType
 from typing import Any
 
@@ -26,6 +27,8 @@ from quad.core.ports import PORTS_FILE, Ports
 from quad.runtime.bound import Arrays, BoundSession, GraphInputs, Shape, first_line
 
 PROVIDER = "QNNExecutionProvider"
+# stdout belongs to the process, and the provider registers once: threads that open sessions take turns.
+_TURN = RLock()
 _FATAL = 4
 _ELEMENT_TYPES = {
     "tensor(uint16)": np.uint16,
@@ -43,9 +46,10 @@ def htp_devices() -> list[Any]:
         BackendError: the provider cannot be loaded, or offers nothing on this machine.
     """
     try:
-        if not (found := _offered()):
-            _register()
-            found = _offered()
+        with _TURN:
+            if not (found := _offered()):
+                _register()
+                found = _offered()
     except Exception as error:  # the library's errors have no common root but this
         raise BackendError(f"engine qnn: cannot load its provider ({first_line(error)}); install quad[qnn] again") from error
     if not found:
@@ -63,14 +67,15 @@ def _register() -> None:
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
     """The vendor's library prints to the file descriptor itself; stdout is for results alone."""
-    sys.stdout.flush()
-    kept = os.dup(1)
-    try:
-        os.dup2(2, 1)
-        yield
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+    with _TURN:
+        sys.stdout.flush()
+        kept = os.dup(1)
+        try:
+            os.dup2(2, 1)
+            yield
+        finally:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def _offered() -> list[Any]:

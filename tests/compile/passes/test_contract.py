@@ -51,6 +51,18 @@ def test_a_lost_factor_is_an_error_of_the_output() -> None:
         check(two_layers(), broken)
 
 
+def test_every_output_is_compared() -> None:
+    def model(factor: float) -> ir.Model:
+        sketch = Sketch()
+        x = sketch.input("x", 2, 3)
+        scaled = sketch.value("Mul", [x, sketch.constant("factor", np.array(factor, np.float32))], 2, 3)
+        return sketch.model(sketch.value("Relu", [x], 2, 3), scaled)
+
+    assert check(model(0.5), model(0.5)).errors == {"": 0.0}
+    with pytest.raises(VerificationError, match="found an error of"):
+        check(model(0.5), model(0.6))
+
+
 @pytest.mark.parametrize("group", [1, 16])
 @pytest.mark.parametrize("lost", ["first.lora_A", "second.lora_B"])
 def test_a_slot_without_effect_is_named(lost: str, group: int) -> None:

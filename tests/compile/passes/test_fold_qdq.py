@@ -52,6 +52,14 @@ def test_any_other_pair_stays(model: ir.Model) -> None:
     assert operators(kept(model, "fold_qdq", tolerance=0.0)[0]) == operators(model)
 
 
+def test_a_pair_that_leaves_out_one_zero_point_stays() -> None:
+    model = quantized_twice(zero=np.uint8(0))
+    last = [node for node in model.graph if node.op_type in ("QuantizeLinear", "DequantizeLinear")][2:]
+    for node in last:
+        node.resize_inputs(2)
+    assert operators(kept(model, "fold_qdq", tolerance=0.0)[0]) == operators(model)
+
+
 def test_a_first_pair_with_other_readers_stays_for_them() -> None:
     model = quantized_twice("Transpose")
     first = next(node for node in model.graph if node.op_type == "DequantizeLinear")

@@ -63,6 +63,13 @@ def test_a_sum_with_a_branch_that_takes_no_factor_keeps_its_product(model: ir.Mo
     assert operators(kept(model, "fold_scales")[0]) == operators(model)
 
 
+def test_a_factor_that_adds_an_axis_stays() -> None:
+    sketch = Sketch()
+    y = sketch.value("MatMul", [sketch.input("x", TOKENS, 6), sketch.noise("w", 6, WIDTH)], TOKENS, WIDTH)
+    factor = sketch.constant("factor", np.full((1, 1, 1), 0.5, np.float32))
+    assert operators(kept(sketch.model(sketch.value("Mul", [y, factor], 1, TOKENS, WIDTH)), "fold_scales")[0])["Mul"] == 1
+
+
 def test_a_weight_that_others_read_too_keeps_its_scale() -> None:
     model = query()
     dequantize = next(node for node in model.graph if node.inputs[0].name == "fc.weight")

@@ -32,22 +32,20 @@ def weight(sketch: Sketch, name: str, shape: tuple[int, ...], axis: int | None) 
     return sketch.value("DequantizeLinear", [integers, *encoding], *shape, **({} if axis is None else {"axis": axis}))
 
 
-def convolution(kernel: int = 3, *, bias: bool = True, size: int = 6, halves: bool = False, **attributes: Any) -> ir.Model:
+def convolution(kernel: int = 3, *, bias: bool = True, size: int = 6, halves: bool = False, batch: int = 1, **attributes: Any) -> ir.Model:
     sketch = Sketch()
-    x = sketch.input("x", 1, 4, size, size)
+    x = sketch.input("x", batch, 4, size, size)
     y = quantized(sketch, x, "x.q")
     if halves:
-        other = quantized(sketch, sketch.input("skip", 1, 2, size, size), "skip.q", 0.2, np.uint8(17))
-        y = sketch.value("Concat", [y, other], 1, 6, size, size, axis=1)
+        other = quantized(sketch, sketch.input("skip", batch, 2, size, size), "skip.q", 0.2, np.uint8(17))
+        y = sketch.value("Concat", [y, other], batch, 6, size, size, axis=1)
     channels = 6 if halves else 4
     pads = attributes.get("pads", (0, 0, 0, 0))
     step = attributes.get("strides", (1, 1))
     shape = [(size + pads[k] + pads[k + 2] - kernel) // step[k] + 1 for k in (0, 1)]
-    inputs = [y, weight(sketch, "conv.weight", (5, channels, kernel, kernel), 0)]
-    if bias:
-        inputs.append(sketch.noise("conv.bias", 5))
+    inputs = [y, weight(sketch, "conv.weight", (5, channels, kernel, kernel), 0), sketch.noise("conv.bias", 5) if bias else None]
     attributes = {name: list(value) for name, value in attributes.items()}
-    return sketch.model(sketch.value("Conv", inputs, 1, 5, *shape, **attributes))
+    return sketch.model(sketch.value("Conv", inputs, batch, 5, *shape, **attributes))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +57,10 @@ def convolution(kernel: int = 3, *, bias: bool = True, size: int = 6, halves: bo
         convolution(3, pads=(0, 2, 1, 0), strides=(2, 1), bias=False),
         convolution(3),
         convolution(1, strides=(2, 2)),
+        convolution(1, pads=(1, 0, 0, 1)),
+        convolution(3, pads=(1, 1, 1, 1), strides=(2, 2), batch=2),
     ],
-    ids=["1x1", "3x3", "stride 2", "uneven", "no padding", "1x1 stride 2"],
+    ids=["1x1", "3x3", "stride 2", "uneven, no bias", "no padding", "1x1 stride 2", "1x1 padded", "batch of 2"],
 )
 def test_a_convolution_is_a_matmul_on_integers(model: ir.Model) -> None:
     after, _ = kept(model, "integer_conv", "integer_matmul", tolerance=2e-6)
@@ -85,6 +85,19 @@ def test_a_convolution_with_groups_or_float_input_stays() -> None:
     assert operators(kept(model, "integer_conv", "integer_matmul")[0]) == operators(model)
 
 
+@pytest.mark.parametrize(
+    ("shape", "axis", "attributes"),
+    [((4, 4), 0, {"dilations": [2, 2]}), ((6, 6), 0, {"auto_pad": "SAME_UPPER"}), ((4, 4), 1, {})],
+    ids=["dilation", "padding by name", "a scale for each input channel"],
+)
+def test_a_convolution_that_a_matmul_does_not_write_stays(shape: tuple[int, int], axis: int, attributes: dict[str, Any]) -> None:
+    sketch = Sketch()
+    size = 8 if "dilations" in attributes else 6
+    x = quantized(sketch, sketch.input("x", 1, 4, size, size), "x.q")
+    model = sketch.model(sketch.value("Conv", [x, weight(sketch, "conv.weight", (4, 4, 3, 3), axis)], 1, 4, *shape, **attributes))
+    assert operators(kept(model, "integer_conv", "integer_matmul", tolerance=2e-6)[0]) == operators(model)
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("axis", [1, None])
 def test_a_linear_layer_is_one_kernel(bias: bool, axis: int | None) -> None:
@@ -104,6 +117,23 @@ def test_a_gemm_of_a_weight_as_torch_stores_it_is_one_kernel() -> None:
     assert operators(after) == {"QuantizeLinear": 1, KERNEL: 1}
 
 
+def test_one_number_for_all_columns_is_no_bias() -> None:
+    """The kernel reads a bias for each column, and would read beyond this one."""
+    sketch = Sketch()
+    x, y = (quantized(sketch, sketch.input(name, 7, 8), f"{name}.q") for name in "xy")
+    first = sketch.value("Add", [sketch.value("MatMul", [x, weight(sketch, "a", (8, 6), 1)], 7, 6), sketch.noise("a.bias", 1)], 7, 6)
+    second = sketch.value("Gemm", [y, weight(sketch, "b", (8, 6), 1), sketch.noise("b.bias", 1)], 7, 6)
+    after, _ = kept(sketch.model(first, second), "integer_matmul", tolerance=2e-6)
+    assert (operators(after)[KERNEL], operators(after)["Add"], operators(after)["Gemm"]) == (1, 1, 1)
+
+
+def test_a_gemm_without_bias_is_one_kernel() -> None:
+    sketch = Sketch()
+    x = quantized(sketch, sketch.input("x", 7, 8), "x.q")
+    after, _ = kept(sketch.model(sketch.value("Gemm", [x, weight(sketch, "w", (8, 6), 1), None], 7, 6)), "integer_matmul", tolerance=2e-6)
+    assert operators(after) == {"QuantizeLinear": 1, KERNEL: 1}
+
+
 def test_a_scale_for_each_input_channel_has_no_kernel() -> None:
     sketch = Sketch()
     x = quantized(sketch, sketch.input("x", 7, 8), "x.q")
@@ -120,6 +150,23 @@ def test_halves_come_out_of_their_own_matmuls() -> None:
     assert (operators(after)["Split"], operators(after)["MatMul"]) == (0, 2)
     after, _ = kept(model, "split_halves", "integer_matmul", tolerance=2e-6)
     assert operators(after) == {"QuantizeLinear": 1, KERNEL: 2}
+
+
+def test_a_half_that_nobody_reads_goes() -> None:
+    sketch = Sketch()
+    product = sketch.value("MatMul", [sketch.input("x", 1, 7, 8), sketch.noise("w", 8, 10)], 1, 7, 10)
+    y = sketch.value("Add", [product, sketch.noise("b", 10)], 1, 7, 10)
+    model = sketch.model(sketch.values("Split", [y], [(1, 7, 5)] * 2, axis=2, num_outputs=2)[0])
+    after, _ = kept(model, "split_halves", "drop_dead")
+    assert operators(after) == {"MatMul": 1, "Add": 1}
+
+
+def test_halves_of_a_sum_with_one_number_stay() -> None:
+    sketch = Sketch()
+    product = sketch.value("MatMul", [sketch.input("x", 1, 7, 8), sketch.noise("w", 8, 10)], 1, 7, 10)
+    y = sketch.value("Add", [product, sketch.noise("b", 1)], 1, 7, 10)
+    model = sketch.model(*sketch.values("Split", [y], [(1, 7, 5)] * 2, axis=2, num_outputs=2))
+    assert operators(kept(model, "split_halves")[0]) == operators(model)
 
 
 def test_a_split_of_tokens_stays() -> None:

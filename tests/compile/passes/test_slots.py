@@ -74,6 +74,17 @@ def test_integers_are_stacked_as_integers_each_row_with_its_slots_scale(dtype: t
     assert concat.outputs[0].dtype == ir.DataType.from_numpy(np.dtype(dtype))
 
 
+@pytest.mark.parametrize("attributes", [{}, {"transA": 1, "transB": 1}, {"alpha": 0.5, "transB": 1}], ids=["W", "x turned", "factor"])
+def test_another_gemm_is_no_down_projection(attributes: dict[str, Any]) -> None:
+    """Rows of W are channels of the output only where W is turned, and a factor is to stay."""
+    sketch = Sketch()
+    x = sketch.input("x", *((WIDTH, TOKENS) if "transA" in attributes else (TOKENS, WIDTH)))
+    shape = (3, WIDTH) if "transB" in attributes else (WIDTH, 3)
+    slots = [sketch.input(f"l{number}.lora_A", *shape) for number in range(2)]
+    model = joined(sketch, [sketch.value("Gemm", [x, slot], TOKENS, 3, **attributes) for slot in slots])
+    assert operators(kept(model, "fuse_slots")[0]) == operators(model)
+
+
 def test_a_constant_matrix_is_no_slot() -> None:
     sketch = Sketch()
     x = sketch.input("x", TOKENS, WIDTH)

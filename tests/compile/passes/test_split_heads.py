@@ -27,6 +27,8 @@ def attention(*, mask: str = "", joined: bool = True, heads: int = HEADS) -> ir.
         scores = sketch.value("Add", [scores, sketch.noise("mask", 1, 1, TOKENS, TOKENS)], 1, heads, TOKENS, TOKENS)
     elif mask == "own":
         scores = sketch.value("Add", [sketch.noise("mask", 1, heads, TOKENS, TOKENS), scores], 1, heads, TOKENS, TOKENS)
+    elif mask == "own, without a batch":
+        scores = sketch.value("Add", [scores, sketch.noise("mask", heads, TOKENS, TOKENS)], 1, heads, TOKENS, TOKENS)
     p = sketch.site(sketch.value("Softmax", [scores], 1, heads, TOKENS, TOKENS, axis=-1), "attn.p")
     y = sketch.value("MatMul", [p, v], 1, heads, TOKENS, WIDTH)
     if joined:
@@ -51,6 +53,11 @@ def test_heads_that_are_not_joined_next_stay_an_axis() -> None:
 
 def test_one_head_is_left_alone() -> None:
     model = attention(heads=1)
+    assert operators(kept(model, "split_heads")[0]) == operators(model)
+
+
+def test_a_mask_whose_heads_are_its_first_axis_is_left_alone() -> None:
+    model = attention(mask="own, without a batch")
     assert operators(kept(model, "split_heads")[0]) == operators(model)
 
 

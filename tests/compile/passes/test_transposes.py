@@ -78,6 +78,13 @@ def test_a_constant_that_is_spread_is_not_passed() -> None:
     assert operators(kept(sketch.model(sketch.transpose(x, 0, 2, 1)), "cancel_transposes")[0])["Transpose"] == 2
 
 
+def test_a_constant_that_adds_an_axis_is_not_passed() -> None:
+    sketch = Sketch()
+    x = sketch.transpose(sketch.input("x", 1, 3, 7), 0, 2, 1)
+    x = sketch.value("Mul", [x, sketch.constant("half", np.full((1, 1, 1, 1), 0.5, np.float32))], 1, 1, 7, 3)
+    assert operators(kept(sketch.model(x), "cancel_transposes")[0]) == {"Transpose": 1, "Mul": 1}
+
+
 def test_a_transpose_with_another_reader_stays_for_it() -> None:
     sketch = Sketch()
     x = sketch.transpose(sketch.input("x", 1, 3, 7), 0, 2, 1)

@@ -108,8 +108,24 @@ def _sites(model: ir.Model) -> list[str]:
 def _load(model: ir.Model, directory: Path) -> OrtSession:
     """A session of the graph without its Sites; weights lie in a file beside it, so that any size goes."""
     directory.mkdir()
-    ir.save(RemoveSites()(model.clone()).model, directory / "model.onnx", external_data="model.data")
+    plain = RemoveSites()(model.clone()).model
+    _join_outputs(plain.graph)
+    ir.save(plain, directory / "model.onnx", external_data="model.data")
     return OrtSession(directory / "model.onnx", session_options(_WRITTEN, 1))
+
+
+def _join_outputs(graph: ir.Graph) -> None:
+    """Several outputs become one row of numbers: a session gives the first output only."""
+    if len(graph.outputs) == 1:
+        return
+    tensor = ir.tensor(np.array([-1], np.int64), name="contract/row")
+    row = ir.Value(name=tensor.name, const_value=tensor, shape=ir.Shape((1,)), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(row)
+    rows = [ir.node("Reshape", [output, row]) for output in graph.outputs]
+    joined = ir.node("Concat", [node.outputs[0] for node in rows], attributes={"axis": 0})
+    graph.extend([*rows, joined])
+    joined.outputs[0].name, joined.outputs[0].type = "contract/outputs", ir.TensorType(ir.DataType.FLOAT)
+    graph.outputs[:] = joined.outputs
 
 
 def _noise(model: ir.Model, trial: Trial) -> dict[str, NDArray[Any]]:

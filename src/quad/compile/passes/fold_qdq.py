@@ -1,7 +1,7 @@
 """After placement: a Q that undoes the DQ above it goes.
 
 1. Q(DQ(q))        -> q           same scale, zero point and element type: exact, for integers come back as they were
-2. Q(f(DQ(q)))     -> f(q)        f moves numbers only (Reshape, Transpose, Split, ...): the integers are moved instead
+2. Q(f(DQ(q)))     -> f(q)        f moves numbers only (Reshape, Transpose, Slice, ...): the integers are moved instead
 3. f(DQ(q)) where f(x) is all that reads the DQ stays as it is: engines want a DQ before every operator
 
 Per-tensor encodings only.
@@ -57,8 +57,10 @@ def _undone(quantize: ir.Node) -> tuple[ir.Node | None, tuple[ir.Node, ...]]:
 
 
 def _same_encoding(dequantize: ir.Node, quantize: ir.Node) -> bool:
+    if len(dequantize.inputs) != 3 or len(quantize.inputs) != 3:
+        return False
     for one, other in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True):
         left, right = constant(one), constant(other)
         if left is None or right is None or left.size != 1 or left.dtype != right.dtype or not np.array_equal(left, right):
             return False
-    return len(dequantize.inputs) == 3
+    return True

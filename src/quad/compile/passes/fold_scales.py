@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from quad.compile.passes.edit import Writer, constant, is_op, producer, replace, scalar, sole_reader
+from quad.compile.passes.edit import Writer, constant, is_op, producer, replace, scalar, sole_reader, static_shape
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
 
@@ -38,7 +38,7 @@ class FoldScales(ir.passes.InPlacePass):
 def _fold(node: ir.Node) -> bool:
     value, factor = _factor(node)
     places = None if value is None else _places(value)
-    if value is None or factor is None or not places:
+    if value is None or factor is None or not places or static_shape(value) != static_shape(node.outputs[0]):
         return False
     for place in places:
         operand = place.node.inputs[place.index]

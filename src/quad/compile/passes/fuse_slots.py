@@ -34,9 +34,16 @@ def _groups(graph: ir.Graph) -> list[list[ir.Node]]:
     """Down-projections by what they read, and by element type of the slot."""
     found: dict[tuple[ir.Value | None, ir.DataType | None], list[ir.Node]] = {}
     for node in graph:
-        if is_op(node, "Gemm") and len(node.inputs) == 2 and (slot := _slot(node.inputs[1])) is not None:
+        if _is_product(node) and (slot := _slot(node.inputs[1])) is not None:
             found.setdefault((node.inputs[0], slot.dtype), []).append(node)
     return list(found.values())
+
+
+def _is_product(node: ir.Node) -> bool:
+    """x W^T and nothing else: of such a Gemm the rows of W are the channels that come out."""
+    flags = {name: attribute.value for name, attribute in node.attributes.items()}
+    plain = flags.get("transB", 0) == 1 and flags.get("transA", 0) == 0 and flags.get("alpha", 1.0) == 1.0
+    return is_op(node, "Gemm") and plain and all(value is None for value in node.inputs[2:])
 
 
 def _slot(value: ir.Value | None) -> ir.Value | None:

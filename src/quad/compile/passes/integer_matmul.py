@@ -54,8 +54,14 @@ def _matrix(node: ir.Node, weight: Dequantized) -> np.ndarray | None:
 
 def _plain(node: ir.Node) -> bool:
     factors = all(node.attributes[name].as_float() == 1.0 for name in ("alpha", "beta") if name in node.attributes)
-    bias = len(node.inputs) < 3 or len(static_shape(node.inputs[2]) or ()) == 1
+    bias = len(node.inputs) < 3 or node.inputs[2] is None or _is_bias(node.inputs[2], node.outputs[0])
     return factors and bias and not ("transA" in node.attributes and node.attributes["transA"].as_int())
+
+
+def _is_bias(value: ir.Value | None, product: ir.Value) -> bool:
+    """One number for each column: the kernel reads so many and spreads none."""
+    shape = static_shape(product)
+    return shape is not None and static_shape(value) == shape[-1:]
 
 
 def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
@@ -64,6 +70,6 @@ def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     add = sole_reader(output)
     if add is not None and is_op(add, "Add"):
         others = [value for value in add.inputs if value is not output]
-        if len(others) == 1 and constant(others[0]) is not None and len(static_shape(others[0]) or ()) == 1:
+        if len(others) == 1 and constant(others[0]) is not None and _is_bias(others[0], output):
             return others[0], add.outputs[0]
     return None, output

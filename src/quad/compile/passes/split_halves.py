@@ -8,7 +8,7 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from quad.compile.passes.dequantized import cut
-from quad.compile.passes.edit import Writer, axis_of, constant, is_op, producer, remove_unread, replace, sole_reader, static_shape
+from quad.compile.passes.edit import Writer, axis_of, constant, is_op, producer, replace, sole_reader, static_shape
 
 
 class SplitHalves(ir.passes.InPlacePass):
@@ -30,15 +30,18 @@ def _divide(split: ir.Node) -> bool:
     found = [static_shape(output) for output in split.outputs]
     weight, last = matmul.inputs[1], axis_of(split, len(shape), 0) == len(shape) - 1
     shapes = [part for part in found if part is not None]
-    ranks = (len(static_shape(weight) or ()), len(static_shape(bias) or ()))
-    if weight is None or not last or ranks != (2, 1) or len(shapes) != len(found):
+    fits = len(static_shape(weight) or ()) == 2 and static_shape(bias) == shape[-1:]
+    if weight is None or not last or not fits or len(shapes) != len(found):
         return False
     writer = Writer(matmul, str(add.outputs[0].name))
     sizes = [part[-1] for part in shapes]
     weights, biases = cut(writer, weight, 1, sizes), cut(writer, bias, 0, sizes)
     if weights is None or biases is None:
         return False
-    for output, part, own, offset in zip(split.outputs, shapes, weights, biases, strict=True):
-        replace(output, writer.value("Add", [writer.value("MatMul", [matmul.inputs[0], own], part), offset], part))
-    remove_unread(split)
+    halves = [
+        writer.value("Add", [writer.value("MatMul", [matmul.inputs[0], own], part), offset], part)
+        for part, own, offset in zip(shapes, weights, biases, strict=True)
+    ]
+    for output, half in zip(list(split.outputs), halves, strict=True):
+        replace(output, half)
     return True

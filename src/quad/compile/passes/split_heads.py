@@ -61,6 +61,8 @@ def _attention(softmax: ir.Node) -> _Attention | None:
         below = sole_reader(below.outputs[0])
     if above is None or below is None or not is_op(above, "MatMul") or not is_op(below, "MatMul"):
         return None
+    if any(_hides_heads(value) for node in between for value in node.inputs):
+        return None
     if below.inputs[0] is not between[-1].outputs[0] or any(_heads_of(value) != shape[1] for value in (*above.inputs, below.inputs[1])):
         return None
     return _Attention(above, tuple(between), below)
@@ -73,6 +75,12 @@ def _only_maker(value: ir.Value | None) -> ir.Node | None:
 def _heads_of(value: ir.Value | None) -> int:
     shape = static_shape(value)
     return shape[1] if shape is not None and len(shape) == 4 else 0
+
+
+def _hides_heads(value: ir.Value | None) -> bool:
+    """Has it an axis of heads that `_heads_of` does not see, such as a mask `[H, T, T]`."""
+    shape = static_shape(value)
+    return shape is None or (len(shape) == 3 and shape[0] != 1)
 
 
 def _split(attention: _Attention) -> None:

@@ -130,7 +130,8 @@ def _sink_two(node: ir.Node) -> bool:
     turns = [producer(value, "Transpose") for value in node.inputs]
     perms = {perm_of(turn) for turn in turns if turn is not None}
     alone = [turn for turn in turns if turn is not None and sole_reader(turn.outputs[0]) is node]
-    if len(perms) != 1 or not alone or any(turn is None and not _is_scalar(value) for turn, value in zip(turns, node.inputs, strict=True)):
+    others = [value for turn, value in zip(turns, node.inputs, strict=True) if turn is None]
+    if len(perms) != 1 or not alone or not all(_is_scalar(value, len(perm)) for value in others for perm in perms):
         return False
     perm = perms.pop()
     writer = Writer(node, str(node.outputs[0].name))
@@ -140,9 +141,10 @@ def _sink_two(node: ir.Node) -> bool:
     return True
 
 
-def _is_scalar(value: ir.Value | None) -> bool:
+def _is_scalar(value: ir.Value | None, rank: int) -> bool:
+    """A constant of one element that adds no axis."""
     array = constant(value)
-    return array is not None and array.size == 1
+    return array is not None and array.size == 1 and array.ndim <= rank
 
 
 def _sink_reshape(node: ir.Node) -> bool:

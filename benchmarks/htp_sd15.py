@@ -1,0 +1,164 @@
+"""Stable Diffusion 1.5's U-Net, random weights, W8A16, 128 slots of rank 16, to a binary for Qualcomm's HTP: whole, and at what cost?
+
+    python benchmarks/htp_sd15.py [--latent 32] [--soc SM8750] [--step] [--cache DIR] [--json FILE]
+
+Peaks of memory hold everything up to that point, the torch network too. `--step` also runs one step in the emulator, which takes minutes,
+and compares it with full precision.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from tempfile import mkdtemp
+from time import perf_counter
+from typing import Annotated, Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+import torch
+import typer
+from graphs import COMPONENT, OUTPUT, network_inputs, random_adapter, random_unet
+from numpy.typing import NDArray
+from rich.console import Console
+
+from quad.compile.artifact import MODEL_FILE
+from quad.compile.edges import Call
+from quad.compile.emulate import agreement_db
+from quad.compile.export import GraphSpec, export_graph
+from quad.compile.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
+from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.targets import load_target
+from quad.compile.targets.socs import DEFAULT_SOC, soc_named
+from quad.core.encoding import Encoding
+from quad.core.ports import Sinusoid
+from quad.evaluate.footprint import peak_ram_bytes
+from quad.evaluate.machine import machine
+from quad.model.slotted import slot_network
+from quad.quantize import Feed, UnifyOptions, balanced_inputs, integer_slots, observe, unify, weights_of
+from quad.quantize.ranges import RangeOptions
+from quad.runtime.engine import default_threads
+
+RANK, GB = 16, 1e9
+STEP_FILE = "step.npz"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The exported network and what its placement is made from."""
+
+    model: ir.Model
+    encodings: Mapping[str, Encoding]
+    call: Call
+    expected: NDArray[np.float32]
+    sinusoid: Sinusoid
+
+
+class Clock:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], T]) -> T:
+        start = perf_counter()
+        found = work()
+        self.seconds[stage] = perf_counter() - start
+        return found
+
+
+def prepare(latent: int, clock: Clock) -> Prepared:
+    """The slotted network exported, with a profile of one float run."""
+    unet = random_unet()
+    adapter = random_adapter(unet, RANK)
+    network, table = slot_network(unet, (adapter,))
+    inputs, balanced = network_inputs(latent), balanced_inputs(adapter, table)
+    slots = {name: torch.from_numpy(array) for name, array in balanced.items()}
+
+    def run() -> NDArray[np.float32]:
+        with torch.no_grad():
+            found: NDArray[np.float32] = network(*inputs.values(), slots).numpy()
+        return found
+
+    statistics = clock("observe", lambda: observe({COMPONENT: network}, [Feed("noise", run)]))
+    options, integers = UnifyOptions(16, RangeOptions("minmax")), integer_slots(table, 16)
+    profile = clock("profile", lambda: unify(statistics, {COMPONENT: weights_of(network)}, integers, (adapter,), options))
+    model = clock("export", lambda: export_graph(network, GraphSpec(COMPONENT, inputs, OUTPUT, slots)))
+    call = Call(COMPONENT, "noise", {name: tensor.numpy() for name, tensor in inputs.items()}, balanced)
+    return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(int(unet.config["block_out_channels"][0])))
+
+
+def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
+    """Place and compile; figures of both. What one step is to give lies beside the binary's folder."""
+    clock, target = Clock(), load_target("qnn-htp")
+    made = prepare(latent, clock)
+
+    def place() -> HtpGraph:
+        lowered = lower(run_passes(made.model, passes_before(target.passes)), made.encodings, unobserved)
+        calls = host_inputs([made.call], made.sinusoid)
+        return with_sinusoid(place_htp(lowered, made.encodings, calls, target, unobserved), made.sinusoid)
+
+    graph = clock("passes and placement", place)
+    peaks = [peak_ram_bytes()]
+    placement = clock("compile", lambda: compile_htp(graph, folder, soc_named(soc)))
+    peaks.append(peak_ram_bytes())
+    integers = {name: made.encodings[name].quantize(array) for name, array in made.call.slots.items()}
+    np.savez(folder.parent / STEP_FILE, expected=made.expected, **made.call.inputs, **integers)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return {"placement": placement, "seconds": clock.seconds, "peak_rss_placed": peaks[0], "peak_rss_compiled": peaks[1], "bytes": sizes}
+
+
+def step(folder: Path) -> dict[str, float]:
+    """One emulated step against full precision."""
+    from quad.runtime.qnn import open_engine
+
+    with np.load(folder.parent / STEP_FILE) as stored:
+        given = {name: stored[name] for name in stored.files}
+    expected = given.pop("expected")
+    session = open_engine("w8a16").load(folder / MODEL_FILE, default_threads())
+    session.bind({name: array for name, array in given.items() if ".lora_" in name})
+    start = perf_counter()
+    found = session.run({name: array for name, array in given.items() if ".lora_" not in name})
+    return {"seconds": perf_counter() - start, "sqnr_db": agreement_db(expected, found), "peak_rss": peak_ram_bytes()}
+
+
+def apart(work: Callable[..., Any], *given: Any) -> Any:
+    """In a process of its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, given)
+
+
+def main(
+    latent: Annotated[int, typer.Option(help="side of the latent; 32 is a picture of 256 pixels")] = 32,
+    soc: Annotated[str, typer.Option(help="the chip")] = DEFAULT_SOC,
+    run_step: Annotated[bool, typer.Option("--step", help="run one step in the emulator")] = False,
+    cache: Annotated[Path, typer.Option(help="where the binary goes, about 1 GB")] = Path("out/htp_sd15"),
+    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
+) -> None:
+    """Compile SD1.5's shape for the HTP and say what it took."""
+    console = Console(stderr=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix=f"{soc}-{latent}-", dir=cache)) / COMPONENT
+    with console.status("placing and compiling"):
+        result = {"machine": machine("qnn", default_threads()), "latent": latent, "soc": soc, **apart(build, folder, latent, soc)}
+    if run_step:
+        with console.status("one emulated step"):
+            result["step"] = apart(step, folder)
+    placed = result["placement"]
+    console.print(f"{placed['on_target']} of {placed['nodes']} nodes on {soc}, {placed['partitions']} partition")
+    console.print(", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in result["seconds"].items()))
+    peaks = result["peak_rss_placed"] / GB, result["peak_rss_compiled"] / GB
+    console.print(f"peak memory until placed {peaks[0]:.1f} GB, until compiled {peaks[1]:.1f} GB (bar for placement: 180 s, 12 GB)")
+    console.print(f"binary {result['bytes']['model_qnn.bin'] / 1e6:.0f} MB")
+    if "step" in result:
+        console.print(f"one emulated step {result['step']['seconds']:.0f} s, {result['step']['sqnr_db']:.1f} dB against full precision")
+    if json_file is not None:
+        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    typer.run(main)

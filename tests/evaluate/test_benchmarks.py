@@ -1,0 +1,48 @@
+"""What benchmarks make of times: ratios that a drifting machine does not move, bars that can be missed, a side that is ended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks import sides
+from benchmarks.figures import FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED, Figure, engine_figures, paired_ratio, rom_rows
+
+
+def test_a_machine_that_slows_down_slows_both_sides() -> None:
+    drift = np.linspace(1.0, 3.0, 9)
+    assert paired_ratio(list(20.0 * drift), list(10.0 * drift)) == pytest.approx(2.0)
+
+
+def test_a_figure_is_held_to_its_bar_from_the_right_side() -> None:
+    assert [Figure("speed", value, 1.7, least=True).reached for value in (1.6, 1.7, 2.0)] == [False, True, True]
+    assert [Figure("cost", value, 1.05).reached for value in (1.0, 1.05, 1.1)] == [True, True, False]
+
+
+def test_speed_is_that_of_the_quantized_graph_and_cost_that_of_the_slots() -> None:
+    times = {FLOAT_MERGED: [100.0, 110.0], FLOAT_SHARED: [106.0, 116.6], INT_MERGED: [40.0, 44.0], INT_SHARED: [50.0, 55.0]}
+    speed, quantized, floats, dearest, spread = engine_figures("ort", times, {1: 0.1, 100: 0.3})
+    assert (speed.value, quantized.value, floats.value) == pytest.approx((2.0, 1.25, 1.06))
+    assert (speed.reached, quantized.reached, floats.reached) == (True, False, True)
+    assert (dearest.value, spread.value) == pytest.approx((0.3, 3.0))
+    assert (dearest.reached, spread.reached) == (True, False)
+
+
+def test_ten_adapters_weigh_their_ranks_times_their_slots() -> None:
+    row = rom_rows(1000, 500, 7, 16)[0]
+    assert row == {"rank": 16.0, "ours": 1000 + 10 * 16 * 7 * 2, "fp16": 10_000, "int8": 10_000, "fp16_over_ours": 10_000 / 3240,
+                   "int8_over_ours": 10_000 / 3240}  # fmt: skip
+
+
+def ended(*_: object) -> None:
+    """A child that the system kills."""
+    os._exit(9)
+
+
+@pytest.mark.timeout(60)
+def test_a_side_that_is_ended_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sides, "_serve", ended)
+    with pytest.raises(RuntimeError, match="base: its process was ended"):
+        sides.Side("base", "ort", "float", Path("model.onnx"), 1)
