@@ -211,11 +211,11 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
         return Profile({}, mode=FLOAT, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
-        keeper = CallKeeper.of(opened.adapters, opened.table)
-        heard = CalibrationOptions(listener=keeper.hear if target.integers_only else None)
+        keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None
+        heard = CalibrationOptions(listener=keeper.hear if keeper else None)
         feeds = calibration_feeds(opened.base, opened.networks, opened.table, opened.adapters, opened.samples, heard)
-        feeds = keeper.following(told(feeds, len(opened.samples), "calibrate", clock.within("calibrate")))
-        statistics = observe(opened.networks, feeds)
+        feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
+        statistics = observe(opened.networks, keeper.following(feeds) if keeper else feeds)
     scoring = Scoring(opened.base, opened.networks, slots, opened.adapters, opened.samples)
     with clock("score"):
         given = {**parents, "slots": slots.digest}
@@ -231,7 +231,7 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
         if request.quality.bias_correction:
             for name, network in opened.networks.items():
                 apply_biases(network, corrected_biases(network, name, statistics, profile))
-    return profile, slots, shared, keeper.calls()
+    return profile, slots, shared, keeper.calls() if keeper else []
 
 
 def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 import onnx_ir as ir
 
 from quad.compile.edges import Range, float_edges, is_float
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.remove_sites import is_site, site_name
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import CompatibilityError, mismatch
 
@@ -23,11 +23,6 @@ SAME_VALUES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split
 UNIT = Encoding(16, False, False, (1.0 / 65536.0,), (0,))
 _FIXED = {"Softmax": UNIT, "Sigmoid": UNIT, "Tanh": Encoding(16, False, False, (1.0 / 32768.0,), (32768,))}
 HEADROOM = 1.0  # as `quantize.ranges.RangeOptions.headroom`: twice the range costs 6 dB of some 90, clipping costs more
-
-
-def site_name(node: ir.Node) -> str:
-    """The profile's name of a Site."""
-    return node.attributes["name"].as_string()
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:

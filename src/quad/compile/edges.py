@@ -22,6 +22,7 @@ from quad.compile.passes import RemoveSites
 from quad.compile.passes.remove_sites import is_site
 from quad.core.errors import BackendError, InputError, mismatch
 from quad.core.files import scratch_directory
+from quad.runtime.bound import first_line
 
 Range = tuple[float, float]
 
@@ -108,9 +109,8 @@ def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common root but this
-        reason = str(error).strip().splitlines()[0]
         where, then = f"ranges of {model.graph.name}", "report it with the model's name"
-        raise BackendError(mismatch(where, "a float graph that runs", reason, then)) from error
+        raise BackendError(mismatch(where, "a float graph that runs", first_line(error), then)) from error
 
 
 def of_component(calls: Iterable[Call], component: str) -> list[Call]:

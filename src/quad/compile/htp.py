@@ -17,10 +17,10 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quad.compile.artifact import MODEL_FILE, save_graph
-from quad.compile.edge_encodings import edge_encodings, site_name
+from quad.compile.edge_encodings import edge_encodings
 from quad.compile.edges import Call, observe_edges
 from quad.compile.passes import Observer, RemoveSites, clean
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.remove_sites import is_site, site_name
 from quad.compile.passes.split_bias import SplitBias
 from quad.compile.place_edges import place_edges
 from quad.compile.targets import Target

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quad.compile.passes import weight_permutation
+from quad.compile.passes.edit import new_constant
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import UnsupportedError, mismatch
@@ -62,11 +63,7 @@ class ConstantPlacer:
         known = self._profile.get(str(value.name))
         if known is None:
             return own_range(_array(value), self._target.constants["*"]["*"])
-        scheme = self._target.weights.get(node.op_type)
-        if scheme is None or known.dtype.name not in scheme.dtypes or (known.axis is not None and not scheme.per_channel):
-            found = f"{known.dtype.name}, axis {known.axis}"
-            expected = f"a weight scheme of {node.op_type} on target {self._target.name}"
-            raise UnsupportedError(mismatch(str(value.name), expected, found, "choose another --precision"))
+        self._target.check_weight(node.op_type, str(value.name), known)
         permutation = weight_permutation(value)
         if permutation is None or known.axis is None:
             return known
@@ -100,7 +97,7 @@ class ConstantPlacer:
         self.encodings.setdefault(str(value.name), encoding)
         if key not in self._stored:
             suffix = f"/{encoding.dtype.name}/{sum(name == key[0] for name, _ in self._stored)}"
-            self._stored[key] = self._constant(key[0] + suffix, encoding.quantize(_array(value)))
+            self._stored[key] = new_constant(self._graph, key[0] + suffix, encoding.quantize(_array(value)))
         made = ir.node(
             "DequantizeLinear",
             [self._stored[key], *self.encoding(encoding)],
@@ -114,19 +111,17 @@ class ConstantPlacer:
     def encoding(self, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point as graph constants, one pair per encoding."""
         if encoding not in self._scalars:
-            scale = np.asarray(encoding.scale, np.float32)
-            zero = np.asarray(encoding.zero_point, encoding.dtype)
-            if encoding.axis is None:
-                scale, zero = scale.reshape(()), zero.reshape(())
-            name = f"encoding/{len(self._scalars)}"
-            self._scalars[encoding] = self._constant(f"{name}/scale", scale), self._constant(f"{name}/zero_point", zero)
+            self._scalars[encoding] = encoding_constants(self._graph, f"encoding/{len(self._scalars)}", encoding)
         return self._scalars[encoding]
 
-    def _constant(self, name: str, array: NDArray[np.generic]) -> ir.Value:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        self._graph.register_initializer(value)
-        return value
+
+def encoding_constants(graph: ir.Graph, name: str, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
+    """Scale and zero point as constants of a graph, `<name>/scale` and `<name>/zero_point`."""
+    scale = np.asarray(encoding.scale, np.float32)
+    zero = np.asarray(encoding.zero_point, encoding.dtype)
+    if encoding.axis is None:
+        scale, zero = scale.reshape(()), zero.reshape(())
+    return new_constant(graph, f"{name}/scale", scale), new_constant(graph, f"{name}/zero_point", zero)
 
 
 def own_range(array: NDArray[np.floating], role: str) -> Encoding:

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 import numpy as np
 import onnx_ir as ir
 
-from quad.compile.edge_encodings import HEADROOM, site_name, source_of
+from quad.compile.edge_encodings import HEADROOM, source_of
 from quad.compile.edges import is_float
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.remove_sites import is_site, site_name
 from quad.compile.place_constants import ConstantPlacer
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding, encode_range

@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from quad.compile.passes.dequantized import dequantized
 from quad.compile.passes.edit import constant, is_op
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.remove_sites import is_site, site_name
 from quad.core.encoding import Encoding
 
 Use = tuple[ir.Node, int]  # a node, and the place among its inputs
@@ -48,5 +48,5 @@ def integer_readers(site: ir.Node, encodings: Mapping[str, Encoding], operators:
 
 
 def _has_byte(site: ir.Node, encodings: Mapping[str, Encoding]) -> bool:
-    encoding = encodings.get(site.attributes["name"].as_string())
+    encoding = encodings.get(site_name(site))
     return encoding is not None and encoding.bits == _BYTE and not encoding.signed

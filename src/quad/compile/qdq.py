@@ -16,7 +16,8 @@ import onnx_ir as ir
 
 from quad.compile.passes import Observer, RemoveSites, finish, passes_after, run_passes, unobserved, weight_permutation
 from quad.compile.passes.fold_transpose import as_parameter, as_stored
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.remove_sites import is_site, site_name
+from quad.compile.place_constants import encoding_constants
 from quad.compile.place_integers import Use, integer_readers
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding
@@ -112,10 +113,7 @@ class _Placer:
         if encoding is None or weight.const_value is None:
             return
         for node, _ in weight.uses():
-            scheme = self._target.weights.get(node.op_type)
-            if scheme is None or encoding.dtype.name not in scheme.dtypes or (encoding.axis is not None and not scheme.per_channel):
-                raise UnsupportedError(mismatch(name, f"a weight scheme of {node.op_type} on target {self._target.name}",
-                                                f"{encoding.dtype.name}, axis {encoding.axis}", "choose another --precision"))  # fmt: skip
+            self._target.check_weight(node.op_type, name, encoding)
         self._used.add(name)
         array, axis = _integers(weight, encoding)
         weight.const_value = ir.tensor(array, name=name)
@@ -128,7 +126,7 @@ class _Placer:
 
     def place_site(self, node: ir.Node, readers: list[Use] | None) -> None:
         """Site -> Q, DQ; a Site without an encoding, or that none is to read as integers, is left to `RemoveSites`."""
-        name = node.attributes["name"].as_string()
+        name = site_name(node)
         encoding = self._encodings.get(name)
         if encoding is None:
             return
@@ -141,7 +139,7 @@ class _Placer:
         output = node.outputs[0]
         stem = f"{name}/{output.name}" if name in self._used else name  # a pass may have made several Sites of one
         self._used.add(name)
-        scale, zero = self._constants(stem, encoding)
+        scale, zero = encoding_constants(self._graph, stem, encoding)
         quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{stem}/Q")
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{stem}/DQ")
         for made, suffix, dtype in ((quantize, "q", ir.DataType.from_numpy(encoding.dtype)), (dequantize, "dq", ir.DataType.FLOAT)):
@@ -165,7 +163,7 @@ class _Placer:
         """Every reader of `source` so far reads a DQ of it from now on."""
         name = source.name or ""
         readers = list(source.uses())
-        scale, zero = self._constants(name, encoding)
+        scale, zero = encoding_constants(self._graph, name, encoding)
         attributes = {} if axis is None else {"axis": axis}
         node = ir.node("DequantizeLinear", [source, scale, zero], attributes=attributes, name=f"{name}/DQ")
         made = node.outputs[0]
@@ -173,19 +171,6 @@ class _Placer:
         self._graph.insert_before(self._graph[0], node)
         for user, index in readers:
             user.replace_input_with(index, made)
-
-    def _constants(self, name: str, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
-        scale = np.asarray(encoding.scale, dtype=np.float32)
-        zero = np.asarray(encoding.zero_point, dtype=encoding.dtype)
-        if encoding.axis is None:
-            scale, zero = scale.reshape(()), zero.reshape(())
-        return self._constant(f"{name}/scale", scale), self._constant(f"{name}/zero_point", zero)
-
-    def _constant(self, name: str, array: np.ndarray) -> ir.Value:
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        self._graph.register_initializer(value)
-        return value
 
 
 def _integers(weight: ir.Value, encoding: Encoding) -> tuple[np.ndarray, int | None]:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quad.compile.passes.remove_sites import RemoveSites, is_site
+from quad.compile.passes.remove_sites import RemoveSites, is_site, site_name
 from quad.core.errors import VerificationError, mismatch
 from quad.runtime.ort import OrtSession, session_options
 
@@ -102,7 +102,7 @@ def _outputs(model: ir.Model) -> list[str | None]:
 
 
 def _sites(model: ir.Model) -> list[str]:
-    return sorted({node.attributes["name"].as_string() for node in model.graph if is_site(node)})
+    return sorted({site_name(node) for node in model.graph if is_site(node)})
 
 
 def _load(model: ir.Model, directory: Path) -> OrtSession:

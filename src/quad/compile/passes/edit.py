@@ -60,6 +60,14 @@ def axis_of(node: ir.Node, rank: int, default: int) -> int:
     return axis % rank
 
 
+def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
+    """A new initializer."""
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    graph.register_initializer(value)
+    return value
+
+
 class Writer:
     """Writes nodes before `anchor`; each value gets the name `<stem>/<label>`, so that it tells where it comes from.
 
@@ -76,11 +84,7 @@ class Writer:
 
     def constant(self, label: str, array: NDArray[Any]) -> ir.Value:
         """A new initializer."""
-        name = self._name(label)
-        tensor = ir.tensor(array, name=name)
-        value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
-        self._graph.register_initializer(value)
-        return value
+        return new_constant(self._graph, self._name(label), array)
 
     def node(self, op: str, inputs: Sequence[ir.Value | None], *shapes: Sequence[int], **attributes: Any) -> ir.Node:
         """A node with one output per shape, of the first input's element type."""

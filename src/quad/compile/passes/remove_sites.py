@@ -12,6 +12,11 @@ def is_site(node: ir.Node) -> bool:
     return node.domain == DOMAIN and node.op_type == "Site"
 
 
+def site_name(node: ir.Node) -> str:
+    """The profile's name of a Site."""
+    return node.attributes["name"].as_string()
+
+
 class RemoveSites(ir.passes.InPlacePass):
     """Bypass and delete every Site."""
 

@@ -56,6 +56,17 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Does every value of its graphs have to be an integer."""
         return bool(self.constants)
 
+    def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
+        """Refuse a weight's encoding that an operator cannot read.
+
+        Raises:
+            UnsupportedError: the operator has no scheme for it.
+        """
+        scheme = self.weights.get(op_type)
+        if scheme is None or encoding.dtype.name not in scheme.dtypes or (encoding.axis is not None and not scheme.per_channel):
+            expected, found = f"a weight scheme of {op_type} on target {self.name}", f"{encoding.dtype.name}, axis {encoding.axis}"
+            raise UnsupportedError(mismatch(name, expected, found, "choose another --precision"))
+
     def for_profile(self, profile: Profile) -> Target:
         """The table as this profile needs it: nothing has an integer kernel where no activation has 8 bits."""
         components = profile.encodings.values()
