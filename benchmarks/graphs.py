@@ -23,9 +23,9 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.qdq import place_float, place_qdq
 from quad.compile.targets import load_target
 from quad.core.digests import canonical_json
+from quad.core.memory import forget_peak, peak_ram_bytes
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.evaluate.footprint import forget_peak, peak_ram_bytes
 from quad.model.lora import FloatAdapter, LowRank
 from quad.model.skips import split_skips
 from quad.model.slotted import SlottedNetwork, slot_inputs, slot_network

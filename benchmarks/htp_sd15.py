@@ -34,8 +34,8 @@ from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.targets import load_target
 from quad.compile.targets.socs import DEFAULT_SOC, soc_named
 from quad.core.encoding import Encoding
+from quad.core.memory import peak_ram_bytes
 from quad.core.ports import Sinusoid
-from quad.evaluate.footprint import peak_ram_bytes
 from quad.evaluate.machine import machine
 from quad.model.slotted import slot_network
 from quad.quantize import Feed, UnifyOptions, balanced_inputs, integer_slots, observe, unify, weights_of

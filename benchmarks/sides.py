@@ -15,8 +15,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.memory import peak_ram_bytes
 from quad.core.slots import SlotTable
-from quad.evaluate.footprint import peak_ram_bytes
 from quad.evaluate.timing import median
 from quad.runtime.binding import Binder
 from quad.runtime.engine import open_engine

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from quad.cli.main import app
 from quad.compile.request import BuildRequest
 from quad.core.errors import QuadError
+from quad.model.base import BaseOptions
 from quad.zoo import reference
 from tests.compile.conftest import adapter_files as adapter_files
 from tests.compile.conftest import base as base
@@ -94,16 +95,27 @@ def test_toyland_brings_its_adapters_and_samples(model_dir: Path, asked: list[Bu
 
 def test_a_recipe_gives_options_and_the_command_line_goes_first(tmp_path: Path, asked: list[BuildRequest]) -> None:
     recipe = tmp_path / "r.toml"
-    recipe.write_text('precision = "float"\nmax-rank = 5\nadapter = ["ink=a.safetensors"]\n')
+    recipe.write_text('precision = "float"\nmax-rank = 5\nmin-energy = 0.5\nadapter = ["ink=a.safetensors"]\n')
     RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--max-rank", "6"])
     (request,) = asked
-    assert (request.precision, request.max_rank, request.lora_bits) == ("float", 6, 16)
+    assert (request.precision, request.max_rank, request.lora_bits, request.min_energy) == ("float", 6, 16, 0.5)
     assert dict(request.adapters) == {"ink": Path("a.safetensors")}
+
+
+def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildRequest]) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text('size = 128\nsampler = "euler"\n')
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--sampler", "ddim:9"])
+    (request,) = asked
+    assert (request.size, request.sampler) == (128, "ddim:9")
+    assert request.base_options == BaseOptions(128, "ddim:9", ())
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
+        (["--size", "100"], 2, "--size: expected a multiple of 64 pixels up to 8192, found 100"),
+        (["--sampler", "abacus"], 2, "found 'abacus'"),
         (["--target", "abacus"], 2, "--target: expected"),
         (["--precision", "w2a2"], 2, "--precision: expected"),
         (["--precision", "mixed:101"], 2, "--precision: expected mixed:P with P from 0 to 100, found 'mixed:101'"),

@@ -50,9 +50,22 @@ def test_a_diffusers_directory_is_named_after_itself(tmp_path: Path) -> None:
     assert _inspect(tmp_path / "ink")["adapters"]["ink"]["rank"] == 2
 
 
-def _pack(path: Path) -> AdapterManifest:
+def test_other_kinds_are_counted_with_their_own_ranks(tmp_path: Path) -> None:
+    """From the header alone: LoHa's columns, LoKr's smaller factor, and the text encoder's modules apart from the U-Net's."""
+    flat, ones = f"lora_unet_{PATH.replace('.', '_')}", lambda *shape: np.ones(shape, np.float16)
+    tensors = {f"{flat}.hada_w{i}_{side}": ones(*((8, 3) if side == "a" else (3, 8))) for i in (1, 2) for side in "ab"}
+    tensors |= {"lora_unet_conv_in.lokr_w1": ones(2, 2), "lora_unet_conv_in.lokr_w2": ones(4, 6, 3, 3)}
+    tensors |= {"lora_unet_k.lora_down.weight": ones(2, 8), "lora_unet_k.lora_up.weight": ones(8, 2), "lora_unet_k.dora_scale": ones(8, 1)}
+    tensors |= {"lora_te_k.lora_down.weight": ones(5, 8), "lora_te_k.lora_up.weight": ones(8, 5), "lora_te_k.alpha": ones()}
+    save_file(tensors, tmp_path / "ink.safetensors")
+    facts = _inspect(tmp_path / "ink.safetensors")
+    assert facts["details"]["kinds"] == {"LoHa": 1, "LoKr": 1, "LoRA with DoRA": 1, "LoRA": 1}
+    assert (facts["slots"], facts["adapters"]["ink"]["rank"]) == (4, 5)
+
+
+def _pack(path: Path, **said: Any) -> AdapterManifest:
     tensors = {"a.lora_A": np.ones((4, 8), np.int16), "a.lora_B": np.ones((8, 4), np.int16)}
-    made = AdapterManifest("ink", FORMAT_VERSION, 3, 16, 0, "", {"slots": "5" * 64, "profile": "7" * 64})
+    made = AdapterManifest("ink", FORMAT_VERSION, 3, 16, 0, "", {"slots": "5" * 64, "profile": "7" * 64}, **said)
     return write_pack(path, made, tensors)
 
 
@@ -77,10 +90,10 @@ def test_a_pack_with_one_flipped_byte_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "tensors", "says"),
     [
-        ("ink.bin", None, "a pickle (.bin), which can run code"),
+        ("ink.bin", None, "a pickled file, which can run code"),
         ("ink.safetensors", None, "expected a whole safetensors file"),
         ("ink.safetensors", {"conv.weight": np.ones(3, np.float32)}, "1 tensors such as conv.weight"),
-        ("ink.safetensors", {f"unet.{PATH}.hada_w1_a": np.ones(3, np.float32)}, "LoHa"),
+        ("ink.safetensors", {f"unet.{PATH}.oft_R": np.ones(3, np.float32)}, "OFT"),
     ],
 )
 def test_what_is_no_lora_is_one_clear_line(tmp_path: Path, name: str, tensors: dict[str, Any] | None, says: str) -> None:
@@ -98,4 +111,11 @@ def test_what_is_no_lora_is_one_clear_line(tmp_path: Path, name: str, tensors: d
 def test_people_read_lines(tmp_path: Path) -> None:
     _pack(tmp_path / "ink.qpack")
     done = RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")])
-    assert "adapter ink: rank 3, 16 bits, 128 B" in done.stdout
+    assert "adapter ink: rank 3, 16 bits, 128 B\n" in done.stdout
+
+
+def test_the_largest_weight_is_said_and_never_rounded_up(tmp_path: Path) -> None:
+    _pack(tmp_path / "ink.qpack", headroom=1.3199)
+    assert _inspect(tmp_path / "ink.qpack")["adapters"]["ink"] == {"rank": 3, "bits": 16, "bytes": 128, "headroom": 1.3199}
+    done = RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")])
+    assert "adapter ink: rank 3, 16 bits, 128 B, weights up to 1.31\n" in done.stdout

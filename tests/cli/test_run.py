@@ -51,6 +51,19 @@ def test_the_same_seed_gives_the_same_file_and_a_drawn_seed_is_told(tiny_bundle:
     assert first.read_bytes() == second.read_bytes()
 
 
+def test_wishes_reach_the_pipeline(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1", "--prompt", "night")
+    plain, out = tmp_path / "a.png", tmp_path / "b.png"
+    _run(tiny_bundle, plain, *given)
+    for wish in (("--guidance", "3"), ("--guidance", "3", "--negative-prompt", "car"), ("--strength", "0.5")):
+        before = out.read_bytes() if out.is_file() else plain.read_bytes()
+        _run(tiny_bundle, out, *given, *wish)
+        assert out.read_bytes() not in (before, plain.read_bytes())
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(out), *given, "--image-guidance", "2"])
+    assert done.exit_code == 2
+    assert "image_guidance_scale: expected a task with picture guidance, found transform, which has none" in done.stderr
+
+
 def test_a_task_brings_its_adapter_and_adapters_can_be_mixed(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1")
     assert _run(tiny_bundle, tmp_path / "a.png", *given)["adapter"] == "transform"

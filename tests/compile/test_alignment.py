@@ -12,11 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quad.compile.alignment import Aligner, checkpoint_dir, checkpoint_file, keep_float, require_truths
+from quad.compile.alignment import Aligner, checkpoint_file, keep_float, require_truths
 from quad.compile.build import build
+from quad.compile.kept import kept_dir
 from quad.compile.request import BuildRequest
+from quad.compile.stages import StageClock
 from quad.core.errors import BackendError, CompatibilityError, InputError, QuadError, UsageError
 from quad.core.manifest import SamplerSpec
+from quad.core.padding import pad
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base
@@ -29,6 +32,7 @@ from quad.quantize import (
     unify,
     weights_of,
 )
+from quad.runtime.buffers import zero_buffers
 from tests.compile.test_build import SAMPLES, picture
 
 STEPS = 2
@@ -74,7 +78,7 @@ def test_every_adapter_is_packed_and_measured(aligner: Aligner, request_: BuildR
     assert [(one.name, one.rank, one.source) for one in packed] == [(a.name, a.rank, a.digest) for a in aligner.adapters]
     assert shares == [("align transform", 0.0), ("align removal", 0.5)]
     for one in packed:
-        assert {name: values.shape for name, values in one.tensors.items()} == slots.input_shapes()
+        assert pad(one.tensors, slots, zero_buffers(slots)).keys() == slots.input_shapes().keys()
         assert found[one.name].steps == STEPS
 
 
@@ -82,8 +86,8 @@ def test_without_steps_the_pack_is_rescaling_alone(aligner: Aligner, request_: B
     packed, _ = aligner.pack(replace(request_, distill_steps=0), profile, slots)
     for one, adapter in zip(packed, aligner.adapters, strict=True):
         for name, values in quantize_adapter(adapter, slots, profile).items():
-            np.testing.assert_array_equal(one.tensors[name], values)
-    assert not checkpoint_dir(request_).exists()
+            np.testing.assert_array_equal(pad(one.tensors, slots, zero_buffers(slots))[name], values)
+    assert not kept_dir(request_).exists()
 
 
 def test_no_adapters_is_nothing_to_do(aligner: Aligner, request_: BuildRequest, profile: Profile, slots: SlotTable) -> None:
@@ -97,7 +101,7 @@ def test_a_killed_pack_goes_on(aligner: Aligner, request_: BuildRequest, profile
 
     with pytest.raises(Killed):
         aligner.pack(request_, profile, slots, kill)
-    assert [file.name for file in checkpoint_dir(request_).iterdir()] == ["transform.safetensors"]
+    assert [file.name for file in kept_dir(request_).iterdir()] == ["distill.transform.safetensors"]
     first = checkpoint_file(request_, "transform").stat().st_mtime_ns
     again, found = aligner.pack(request_, profile, slots)
     whole, expected = aligner.pack(replace(request_, output=tmp_path / "other"), profile, slots)
@@ -132,8 +136,9 @@ def test_what_was_kept_goes_with_a_refusal_and_stays_for_what_can_be_mended(
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"")
 
-        def broken(*_: object) -> None:
-            raise error
+        def broken(_request: object, _target: object, clock: StageClock, _start: float) -> None:
+            with clock("slot"):  # what ends before it has touched no piece
+                raise error
 
         monkeypatch.setattr("quad.compile.build._build", broken)
         with pytest.raises(type(error)):
@@ -142,7 +147,7 @@ def test_what_was_kept_goes_with_a_refusal_and_stays_for_what_can_be_mended(
     fail(BackendError("disk full"))
     assert checkpoint_file(request_, "transform").exists()
     fail(CompatibilityError("does not fit"))
-    assert not checkpoint_dir(request_).exists()
+    assert not kept_dir(request_).exists()
 
 
 def test_the_teacher_keeps_its_biases(tiny: Any) -> None:

@@ -107,10 +107,19 @@ def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:
 
 
 def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
-    result = build(replace(request_, output=tmp_path / "float", precision="float"))
+    result = build(replace(request_, output=tmp_path / "float", precision="float", max_rank=2, min_energy=0.1))
     assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
     assert result.profile["mode"] == "float"
+    said = result.to_json()["lora"]["transform"]  # of rank 4, reduced
+    assert said["rank"] == 2
+    assert all(0.1 < kept < 1 for kept in said["energy"].values())
+    assert said["notes"][0].startswith(f"{len(said['energy'])} of {len(said['energy'])} modules reduced to rank 2")
     assert QuadPipeline.from_pretrained(result.bundle, threads=1).bundle.slots.slots[0].dtype == "float32"
+
+
+def test_an_adapter_that_would_lose_too_much_is_refused(request_: BuildRequest) -> None:
+    with pytest.raises(InputError, match=r"adapter 'transform': expected 0.9 of each module's energy at its rank, found \S+ 0\.\d+"):
+        build(replace(request_, max_rank=1))
 
 
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,14 @@ import pytest
 
 from quad.compile.calls import PER_SOURCE, CallKeeper
 from quad.compile.edges import Call
+from quad.core.slots import Slot, SlotTable
 from quad.model.slotted import slot_inputs
 from quad.quantize import Feed, balanced_inputs
 from quad.quantize.calibrate import BASE_SOURCE
 
-ZEROS = {"a": np.zeros(2, np.float32)}
-INK = {"a": np.ones(2, np.float32)}
+TABLE = SlotTable((Slot("a", "linear", 2, 2, 1), Slot("text_encoder.a", "linear", 2, 2, 1, component="text_encoder")))
+ZEROS = {name: np.zeros(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
+INK = {name: np.ones(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
 
 
 def numbered(number: int, rows: int = 1) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def numbered(number: int, rows: int = 1) -> dict[str, Any]:
 
 def keep(plan: list[tuple[str, int]]) -> CallKeeper:
     """Feeds of (source, number of calls), numbered from 0 within each."""
-    keeper = CallKeeper({"ink": INK}, ZEROS)
+    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
     for feed in keeper.following([Feed(source, lambda: None) for source, _ in plan]):
         count = dict(plan)[feed.source]
         for number in range(count):
@@ -38,13 +40,14 @@ def numbers(calls: list[Call]) -> list[int]:
 def test_a_call_belongs_to_the_feed_that_was_taken_last() -> None:
     calls = keep([("ink", 2), (BASE_SOURCE, 3)]).calls()
     assert [call.source for call in calls] == ["ink"] * 2 + [BASE_SOURCE] * 3
-    assert [call.slots is INK for call in calls] == [True] * 2 + [False] * 3
-    assert all(call.slots is ZEROS for call in calls[2:])
+    for call, given in zip(calls, [INK] * 2 + [ZEROS] * 3, strict=True):
+        assert call.slots.keys() == {"a.lora_A", "a.lora_B"}
+        assert all(array is given[name] for name, array in call.slots.items())
 
 
 def test_the_feeds_themselves_go_through() -> None:
     feeds = [Feed("ink", lambda: None), Feed(BASE_SOURCE, lambda: None)]
-    assert list(CallKeeper({}, ZEROS).following(feeds)) == feeds
+    assert list(CallKeeper({}, ZEROS, TABLE).following(feeds)) == feeds
 
 
 @pytest.mark.parametrize("count", [1, 5, PER_SOURCE, PER_SOURCE + 1, 100])
@@ -60,7 +63,7 @@ def test_how_many_are_kept_can_be_said() -> None:
 
 
 def test_a_batch_becomes_calls_of_one() -> None:
-    keeper = CallKeeper({}, ZEROS)
+    keeper = CallKeeper({}, ZEROS, TABLE)
     sample, text = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(8.0, dtype=np.float32).reshape(2, 4)
     keeper.hear("unet", {"sample": sample, "timestep": np.array([7.0], np.float32), "encoder_hidden_states": text})
     first, second = keeper.calls()
@@ -71,18 +74,23 @@ def test_a_batch_becomes_calls_of_one() -> None:
 
 
 def test_what_is_heard_is_a_copy() -> None:
-    keeper, inputs = CallKeeper({}, ZEROS), numbered(3)
+    keeper, inputs = CallKeeper({}, ZEROS, TABLE), numbered(3)
     keeper.hear("unet", inputs)
     inputs["sample"][:] = 99
     assert numbers(keeper.calls()) == [3]
 
 
-def test_components_without_slots_get_none() -> None:
-    keeper = CallKeeper({"ink": INK}, ZEROS)
+def test_every_component_gets_its_own_slots_and_one_without_gets_none() -> None:
+    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
     for _ in keeper.following([Feed("ink", lambda: None)]):
         keeper.hear("vae_decoder", {"latent": np.zeros((1, 4, 2, 2), np.float32)})
+        keeper.hear("text_encoder", {"input_ids": np.zeros((1, 4), np.int64)})
         keeper.hear("unet", numbered(0))
-    assert {call.component: call.slots for call in keeper.calls()} == {"vae_decoder": {}, "unet": INK}
+    found = {call.component: call.slots for call in keeper.calls()}
+    assert found.keys() == {"vae_decoder", "text_encoder", "unet"}
+    assert found["vae_decoder"] == {}
+    assert list(found["text_encoder"]) == ["text_encoder.a.lora_A", "text_encoder.a.lora_B"]
+    assert list(found["unet"]) == ["a.lora_A", "a.lora_B"]
 
 
 def test_adapters_are_given_balanced_as_calibration_gives_them(tiny: Any) -> None:

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from quad.compile.components import plain_specs
+from quad.compile.components import text_spec, vae_specs
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes.remove_sites import is_site
 from quad.compile.qdq import place_float
@@ -64,7 +64,7 @@ def test_every_slot_input_matters(tiny: Any, session: OrtSession) -> None:
 def test_the_other_graphs_are_their_modules(tiny: Any, component: str, tmp_path: Path) -> None:
     module = {"text_encoder": text_module, "vae_encoder": vae_encoder_module, "vae_decoder": vae_decoder_module}[component](tiny.base)
     add_sites(module)
-    spec = plain_specs(tiny.base)[component]
+    spec = {"text_encoder": text_spec(tiny.base, tiny.table), **vae_specs(tiny.base)}[component]
     ir.save(place_float(export_graph(module, spec)).model, tmp_path / "model.onnx")
     with torch.no_grad():
         expected = module(*spec.inputs.values()).numpy()

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 
 from quad.core.errors import InputError, QuadError, RefusedError, UsageError
+from quad.core.memory import forget_peak, peak_ram_bytes
 from quad.evaluate.bench import BenchOptions, bench
 from quad.evaluate.bench_process import measure
 from quad.evaluate.bench_report import make_page
 from quad.evaluate.bench_tables import grids, text_lines
-from quad.evaluate.footprint import forget_peak, peak_ram_bytes, separate_bytes
+from quad.evaluate.footprint import separate_bytes
 from quad.evaluate.switching import bench_resident, flatness
 from quad.evaluate.timing import median_p95, milliseconds
 from quad.runtime.pipeline import QuadPipeline
@@ -50,7 +51,7 @@ def test_median_and_tail() -> None:
 
 def test_peak_ram_of_a_child_is_not_its_parents() -> None:
     ballast = np.ones(80_000_000)
-    code = "from quad.evaluate.footprint import peak_ram_bytes; print(peak_ram_bytes())"
+    code = "from quad.core.memory import peak_ram_bytes; print(peak_ram_bytes())"
     child = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert peak_ram_bytes() >= ballast.nbytes
     assert 1_000_000 < child < ballast.nbytes

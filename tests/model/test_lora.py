@@ -132,16 +132,20 @@ def refused(error: type[QuadError], text: str, path: Path, unet: UNet2DCondition
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
-        ("lora_unet_mid_block_attentions_0_proj_in.hada_w1_a", "LoHa"),
-        ("lora_unet_mid_block_attentions_0_proj_in.lokr_w1", "LoKr"),
-        ("lora_unet_mid_block_attentions_0_proj_in.dora_scale", "DoRA"),
-        (f"unet.{Q}.lora_magnitude_vector", "DoRA"),
-        ("lora_unet_conv_in.lora_mid.weight", "Tucker-decomposed LoCon"),
         (f"unet.{Q}.oft_R.weight", "OFT"),
+        (f"unet.{Q}.ia3_l", "IA3"),
         (f"unet.{Q}.lora_B.bias", "LoRA with bias"),
-        ("lora_unet_conv_in.diff", "full weight differences"),
+        (f"unet.{Q}.vera_lambda_b", "VeRA"),
+        ("lora_unet_conv_in.diff_b", "bias differences"),
+        ("lora_unet_conv_in.a1.weight", "GLoRA"),
+        ("lora_unet_mid_block_resnets_0_norm1.w_norm", "weights of norms"),
+        ("text_encoder.text_model.embeddings.lora_embedding_A", "embedding LoRA"),
+        ("bundle_emb.style.string_to_param.*", "textual inversion"),
         ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", "text-encoder LoRA"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text-encoder LoRA"),
+        ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text-encoder LoRA"),
+        ("text_model.encoder.layers.0.mlp.fc1.lora_A.weight", "text-encoder LoRA"),
+        ("encoder.layers.0.mlp.fc1.lora_A.weight", "text-encoder LoRA"),
     ],
 )
 def test_other_kinds_are_refused_by_name(key: str, kind: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -155,7 +159,9 @@ def test_keys_that_match_nothing_are_listed(unet: UNet2DConditionModel, tmp_path
     path = save(tmp_path / "x.safetensors", {**q_pair(), **stray})
     refused(InputError, "10 of 12 match nothing: unet.other.0.lora_A.weight, unet.other.1", path, unet)
     refused(InputError, "and 2 more; pass --allow-unused-keys", path, unet)
-    assert read_lora("ink", path, unet, allow_unused=True).weights.keys() == {Q}
+    adapter = read_lora("ink", path, unet, allow_unused=True)
+    assert adapter.weights.keys() == {Q}
+    assert adapter.notes[0].startswith("10 keys match nothing and are left out: unet.other.0.lora_A.weight, ")
     nothing = save(tmp_path / "y.safetensors", stray)
     with pytest.raises(InputError, match=r"10 of 10 match nothing: .*; is it for another base model"):
         read_lora("ink", nothing, unet, allow_unused=True)
@@ -199,14 +205,16 @@ def test_wrong_tensors_are_refused(change: dict[str, Tensor], text: str, unet: U
 
 def test_half_a_pair_is_refused(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     path = save(tmp_path / "x.safetensors", {f"unet.{Q}.lora_A.weight": torch.ones(4, 32)})
-    refused(InputError, f"{Q}.up: expected both matrices of the module, found only down", path, unet)
+    refused(InputError, f"{Q}.lora_B: expected all tensors of the module, found only down", path, unet)
 
 
 @pytest.mark.parametrize(
     ("config", "error", "text"),
     [
-        ({"r": 4, "use_dora": True}, UnsupportedError, "found DoRA (use_dora)"),
-        ({"r": 4, "peft_type": "LOHA"}, UnsupportedError, "found LOHA (peft_type)"),
+        ({"r": 4, "peft_type": "OFT"}, UnsupportedError, "expected LoRA, LoHa or LoKr, found 'OFT' (peft_type)"),
+        ({"r": 4, "alora_invocation_tokens": [3, 4]}, UnsupportedError, "found alora_invocation_tokens"),
+        ({"r": 4, "lora_bias": True}, UnsupportedError, "found lora_bias"),
+        ({"r": 4, "layer_replication": [[0, 4]]}, UnsupportedError, "found layer_replication"),
         ({"r": 4, "init_lora_weights": "pissa_niter_4"}, UnsupportedError, "expected an adapter of the unchanged base"),
         ({"r": 8, "lora_alpha": 8}, InputError, "expected rank 8 (the adapter's config), found rank 4"),
     ],

@@ -89,7 +89,7 @@ def tiny() -> Tiny:
 
 
 @pytest.fixture(scope="session")
-def base(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Base:
+def base(tiny: Tiny) -> Base:
     """A whole tiny model around the U-Net of `tiny`, with three tasks."""
     from diffusers import AutoencoderTiny
     from tokenizers import Tokenizer
@@ -107,13 +107,11 @@ def base(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Base:
     text = CLIPTextModel(config)
     words = Tokenizer(WordLevel({"<pad>": 0, "<unk>": 1, "a": 2, "house": 3}, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
-    file = tmp_path_factory.mktemp("model") / "tokenizer.json"
-    words.save(str(file))
     unet = tiny.network.unet
     for module in (vae, text):
         module.eval().requires_grad_(False)
     latent = LatentSpec(4, 2, (0.5, 1.0, 2.0, 1.0), (0.1, 0.0, -0.1, 0.0))
-    return Base(Path(), unet, text, vae, file, NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
+    return Base(Path(), unet, text, vae, words.to_str(), NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from quad.core.encoding import Encoding, encode_range
 from quad.model.lora import LowRank
 from quad.quantize import UnifyOptions, balance, unify
 from quad.quantize.align import align, aligned, evened
+from quad.quantize.rules import SLOT_ROOM
 
 SHAPES = (((12,), (20,)), ((6, 3, 3), (10, 1, 1)))
 
@@ -104,3 +105,12 @@ def test_align_touches_what_has_encodings_and_nothing_else(tiny: Any) -> None:
     assert {path for path, pair in align(adapter, tiny.table, profile).weights.items() if pair is adapter.weights[path]} == set()
     unprofiled = align(adapter, type(tiny.table)(()), profile)
     assert all(pair is adapter.weights[path] for path, pair in unprofiled.weights.items())
+
+
+@given(PAIRS, st.floats(1.0, 8.0))
+def test_the_room_of_b_is_left_to_weights(pair: LowRank, wider: float) -> None:
+    """The profile made B's range `SLOT_ROOM` times as wide as any adapter needs: alignment must not spend it."""
+    even = evened(pair)
+    a, _ = encodings_for(even, 16, wider)
+    _, b = encodings_for(even, 16, wider * SLOT_ROOM[16])
+    assert np.abs(aligned(even, a, b).b).max() <= wider * np.abs(even.b).max() * (1 + 1e-5)

@@ -32,6 +32,7 @@ from quad.core.manifest import (
     TextSpec,
     seal,
 )
+from quad.core.padding import trim
 from quad.core.ports import PORTS_FILE
 from quad.core.profile import Profile
 from tests.runtime.tiny_htp import save_htp_unet
@@ -87,7 +88,7 @@ def adapter_manifest(name: str, rank: int) -> AdapterManifest:
 def _adapter(folder: Path, manifest: AdapterManifest, tensors: dict[str, NDArray[Any]]) -> None:
     folder.mkdir(parents=True)
     file = folder / "adapter.safetensors"
-    save_file(tensors, file)
+    save_file(trim(tensors, SLOTS), file)
     written = msgspec.structs.replace(manifest, sha256=file_digest(file), size_bytes=file.stat().st_size)
     (folder / "adapter.json").write_bytes(canonical_json(written))
 

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from quad.core.errors import BackendError
+from quad.core.slots import Slot, SlotTable
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.binding import Binder
 from quad.runtime.bound import Arrays, Ready
+from quad.runtime.buffers import zero_buffers
 from quad.runtime.engine import open_engine
 from tests.runtime.tiny_unet import RANK, tiny_slots
 
@@ -81,3 +83,27 @@ def test_a_wrong_buffer_leaves_what_was_bound(session: _Counting, binder: Binder
     with pytest.raises(BackendError, match=r"input mid.to_q.lora_B: expected int16 \(8, 4\), found int16 \(8, 5\)"):
         binder.bind(wrong, "removal")
     np.testing.assert_array_equal(session.run(step), before)
+
+
+def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
+    """An adapter that reaches the text encoder: the base must clear both."""
+
+    class Recorder:
+        bound: dict[str, Any]
+
+        def prepare(self, inputs: Arrays) -> Ready:
+            return Ready(self, inputs, inputs)
+
+        def bind(self, inputs: Ready) -> None:
+            self.bound = dict(inputs.of(self).arrays)
+
+    text = Slot("text_encoder.layers.0.q_proj", "linear", 4, 4, 2, "int16", component="text_encoder")
+    slots = SlotTable((*tiny_slots(RANK).slots, text))
+    graphs = {"unet": Recorder(), "text_encoder": Recorder()}
+    binder = Binder(graphs, {name: list(slots.of(name).input_shapes()) for name in graphs})  # type: ignore[arg-type]
+    zeros = zero_buffers(slots)
+    for buffers in ({name: zero + 1 for name, zero in zeros.items()}, zeros):
+        binder.bind(buffers)
+        for name, graph in graphs.items():
+            assert graph.bound.keys() == slots.of(name).input_shapes().keys()
+            assert all(array is buffers[key] for key, array in graph.bound.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,12 +11,16 @@ from hypothesis import strategies as st
 from quad.core.errors import InputError, UsageError
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.runtime.conditioning import Condition, Given, make_condition, to_model, to_picture
-from quad.runtime.mask import feather, grow_steps, pool_mask, read_mask
+from quad.runtime.mask import feather, grow_steps, pool_mask, read_mask, sample_mask
 
 REMOVAL = TaskSpec("removal", SamplerSpec("ddim", 2), "masked-image", "input")
 EDIT = TaskSpec("transform", SamplerSpec("ddim", 2), "image", "zeros")
 SKETCH = TaskSpec("sketch", SamplerSpec("ddim", 2), "image", "ones")
 TEXT = TaskSpec(None, SamplerSpec("euler", 2), "none", "ones")
+
+BLEND = TaskSpec(None, SamplerSpec("ddim", 2), "none", "input", blend=True)
+CUT = TaskSpec(None, SamplerSpec("ddim", 2), "cut-image", "input")
+AGAIN = TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", strength=0.8)
 
 
 def _removal(image: np.ndarray, mask: np.ndarray, grow: int = 2) -> Condition:
@@ -42,6 +47,41 @@ def test_hole_is_grey_and_the_rest_is_kept(picture: np.ndarray, mask: np.ndarray
     expected = np.zeros((4, 4))
     expected[1:3, 1:3] = 1
     np.testing.assert_array_equal(condition.mask[0, 0], expected)
+
+
+def test_a_cut_picture_has_zeros_in_the_hole_and_the_mask_of_every_fourth_pixel(picture: np.ndarray, mask: np.ndarray) -> None:
+    condition = make_condition("inpainting", CUT, Given(picture, mask, 0), 16, 4)
+    np.testing.assert_array_equal(condition.image, np.where(mask > 0, np.float32(0), to_model(picture)))
+    np.testing.assert_array_equal(condition.mask, (mask[::4, ::4] > 0)[None, None])
+    assert condition.picture is None
+    assert condition.paste is not None
+
+
+def test_a_model_that_cuts_sees_zeros_where_all_is_made_anew(picture: np.ndarray) -> None:
+    everything = msgspec.structs.replace(CUT, mask="ones")
+    text = make_condition("text-to-image", everything, Given(), 16, 4)
+    assert text.image is not None
+    assert not text.image.any()
+    assert text.mask.all()
+    again = make_condition("transform", msgspec.structs.replace(everything, strength=0.8), Given(picture), 16, 4)
+    assert again.image is not None
+    assert not again.image.any()
+    np.testing.assert_array_equal(again.picture, to_model(picture))
+
+
+def test_the_picture_itself_goes_where_the_walk_needs_it(picture: np.ndarray, mask: np.ndarray) -> None:
+    again = make_condition("transform", AGAIN, Given(picture), 16, 4)
+    blended = make_condition("removal", BLEND, Given(picture, mask, 0), 16, 4)
+    for condition in (again, blended):
+        assert condition.image is None
+        np.testing.assert_array_equal(condition.picture, to_model(picture))
+    assert again.mask.all()
+    np.testing.assert_array_equal(blended.mask, sample_mask(mask > 0, 4))
+    assert make_condition("removal", REMOVAL, Given(picture, mask), 16, 4).picture is None
+    with pytest.raises(UsageError, match="task transform: expected a picture"):
+        make_condition("transform", AGAIN, Given(), 16, 4)
+    with pytest.raises(UsageError, match="task removal: expected a mask"):
+        make_condition("removal", BLEND, Given(picture), 16, 4)
 
 
 def test_nothing_of_the_object_reaches_the_condition(picture: np.ndarray, mask: np.ndarray) -> None:

@@ -59,8 +59,8 @@ def test_zero_weight_is_the_base(pipe: QuadPipeline) -> None:
 def test_adapters_together_in_any_order(pipe: QuadPipeline) -> None:
     pipe.set_adapters(["transform", "removal"], weights=[0.7, 0.3])
     assert pipe("", task="text-to-image").adapters == {"transform": 0.7, "removal": 0.3}
-    with pytest.raises(CompatibilityError, match="need rank 6"):
-        pipe.set_adapters(["transform", "sketch"])
+    with pytest.raises(CompatibilityError, match="need rank 8"):
+        pipe.set_adapters(["transform", "removal", "sketch"])
     assert pipe.get_active_adapters() == ["transform", "removal"]
 
 
@@ -103,6 +103,14 @@ def test_guidance_and_its_unconditional_side(pipe: QuadPipeline, picture: np.nda
     assert (plain != _pixels(pipe, task="sketch", image=picture)).any()
     same = _pixels(pipe, task="sketch", image=picture, guidance_scale=3.0, negative_prompt="remove the car")
     assert np.abs(plain.astype(int) - same).max() <= 1
+
+
+def test_a_negative_prompt_without_guidance_is_told(pipe: QuadPipeline, picture: np.ndarray) -> None:
+    given: dict[str, Any] = {"task": "sketch", "image": picture, "negative_prompt": "car"}
+    says = "negative prompt: it counts only with guidance other than 1, it was not used"
+    assert says in pipe(**given, guidance_scale=1.0).notes
+    assert says not in pipe(**given, guidance_scale=3.0).notes
+    assert says not in pipe(task="sketch", image=picture, guidance_scale=1.0).notes
 
 
 def test_seed_and_latents(pipe: QuadPipeline) -> None:

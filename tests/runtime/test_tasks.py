@@ -6,7 +6,8 @@ import pytest
 
 from quad.core.errors import UsageError
 from quad.core.manifest import NoiseSchedule, OlssTable, SamplerSpec, TaskSpec
-from quad.runtime.tasks import choose_task, with_steps
+from quad.core.sampling import SamplerSettings
+from quad.runtime.tasks import Wishes, as_wished, choose_task, with_steps
 
 EULER = SamplerSpec("euler", 4)
 OLSS = SamplerSpec("olss", 1, OlssTable((999,), (1.0,), ((0.5,),)))
@@ -25,8 +26,34 @@ def test_steps() -> None:
     schedule = NoiseSchedule()
     assert with_steps(EULER, None, schedule) is EULER
     assert with_steps(EULER, 9, schedule).steps == 9
+    settings = SamplerSettings(sigmas="karras")
+    assert with_steps(SamplerSpec("unipc", 20, settings=settings), 12, schedule) == SamplerSpec("unipc", 12, settings=settings)
     assert with_steps(OLSS, 1, schedule) is OLSS
     with pytest.raises(UsageError, match="its olss table was solved, found 9"):
         with_steps(OLSS, 9, schedule)
     with pytest.raises(UsageError, match="1 to 1000"):
         with_steps(EULER, 1001, schedule)
+
+
+def test_wishes_change_a_task_for_one_call() -> None:
+    edit = TaskSpec(None, EULER, "image", "ones", guidance=7.5, image_guidance=1.5)
+    wishes = Wishes(3, strength=0.5, guidance_scale=2, image_guidance_scale=1)
+    expected = TaskSpec(None, SamplerSpec("euler", 3), "image", "ones", guidance=2.0, strength=0.5, image_guidance=1.0)
+    assert as_wished("transform", edit, wishes, NoiseSchedule()) == expected
+    assert as_wished("transform", edit, Wishes(), NoiseSchedule()) == edit
+
+
+@pytest.mark.parametrize(
+    ("wishes", "says"),
+    [
+        (Wishes(strength=0.5), "strength: expected a task that begins at a picture, which text-to-image does not, found 0.5"),
+        (Wishes(image_guidance_scale=2.0), "image_guidance_scale: expected a task with picture guidance, found text-to-image"),
+        (Wishes(guidance_scale=float("inf")), "guidance_scale: expected a finite number, found inf"),
+    ],
+)
+def test_wishes_that_cannot_be_granted(wishes: Wishes, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        as_wished("text-to-image", TASKS["text-to-image"], wishes, NoiseSchedule())
+    for strength in (0.0, -1.0, 1.01, float("nan")):
+        with pytest.raises(UsageError, match="strength: expected more than 0, at most 1"):
+            as_wished("sketch", TASKS["sketch"], Wishes(strength=strength), NoiseSchedule())

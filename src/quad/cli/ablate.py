@@ -55,9 +55,10 @@ def _study(model: str, adapters: dict[str, Path], output: Path, names: list[str]
     from quad.evaluate.ablate import Study
     from quad.evaluate.ablation_plan import plan
     from quad.evaluate.quality import find_adapters
+    from quad.model.hub import resolve_model
     from quad.zoo.reference import reference_dir
 
-    directory = reference_dir() if model == REFERENCE else Path(model)
+    directory = reference_dir() if model == REFERENCE else resolve_model(model)
     return Study(directory, adapters or find_adapters(directory), output, plan(names), n)
 
 

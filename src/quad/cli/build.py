@@ -13,7 +13,8 @@ import msgspec
 import typer
 
 from quad.cli.options import named_paths, read_recipe
-from quad.cli.show import Json, result, size, stage_bar
+from quad.cli.show import Json, result, stage_bar
+from quad.cli.show import size as shown_size
 from quad.core.errors import UnsupportedError, mismatch
 
 if TYPE_CHECKING:
@@ -30,12 +31,16 @@ class Choices(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields
     precision: str | None = None
     lora_bits: int | None = None
     max_rank: int | None = None
+    min_energy: float | None = None
     allow_unused_keys: bool | None = None
     anchor: str | None = None
     distill_steps: int | None = None
     lambda_: float | None = msgspec.field(default=None, name="lambda")
     literal_shared_scale: bool | None = None
     soc: str | None = None
+    size: int | None = None
+    sampler: str | None = None
+    calibration_size: int | None = None
 
     def over(self, other: Choices) -> Choices:
         """These, and the other's where these are silent."""
@@ -44,7 +49,12 @@ class Choices(msgspec.Struct, frozen=True, rename="kebab", forbid_unknown_fields
 
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A diffusers directory, or toyland: the shipped reference model.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A diffusers directory, a hub id (owner/name or owner/name@revision), or toyland: the shipped reference model.",
+        show_default=False,
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,
@@ -60,8 +70,14 @@ Precision = Annotated[
 ]
 LoraBits = Annotated[int | None, typer.Option("--lora-bits", help="Bits of a LoRA weight: 16 or 8.", show_default="16")]
 MaxRank = Annotated[
-    int | None, typer.Option("--max-rank", help="Rank of every slot, for adapters to come.", metavar="R", min=1, show_default=False)
+    int | None,
+    typer.Option("--max-rank", help="Rank of every slot; larger adapters are reduced to it.", metavar="R", min=1, show_default=False),
 ]
+MinEnergy = Annotated[
+    float | None,
+    typer.Option("--min-energy", help="Refuse an adapter that keeps less of a module where its rank or kind does not fit.", metavar="E",
+                 show_default="0.9"),
+]  # fmt: skip
 UnusedKeys = Annotated[bool, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
 Anchor = Annotated[
     str | None,
@@ -98,6 +114,19 @@ Encodings = Annotated[
     typer.Option(help="Where qnn-htp also writes float graphs and AIMET encodings for Qualcomm's own converter.", metavar="DIR",
                  show_default="BUNDLE.qairt"),
 ]  # fmt: skip
+Size = Annotated[
+    int | None,
+    typer.Option(help="Pixels along one side of the pictures, a multiple of 64.", metavar="N", show_default="the model's own"),
+]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="How noise becomes a picture; an unknown name lists all.", metavar="KIND[:STEPS]", show_default="the model's own"),
+]
+CalibrationSize = Annotated[
+    int | None,
+    typer.Option(help="Pixels of the pictures that ranges are measured on; half of --size takes a quarter of the time.", metavar="N",
+                 show_default="as --size"),
+]  # fmt: skip
 Recipe = Annotated[
     Path | None,
     typer.Option(help="These options in a TOML file; the command line goes first.", metavar="FILE.toml", show_default=False),
@@ -112,12 +141,16 @@ def build(
     precision: Precision = None,
     lora_bits: LoraBits = None,
     max_rank: MaxRank = None,
+    min_energy: MinEnergy = None,
     allow_unused_keys: UnusedKeys = False,
     anchor: Anchor = None,
     distill_steps: DistillSteps = None,
     lambda_: Lambda = None,
     literal_shared_scale: LiteralScale = False,
     soc: Soc = None,
+    size: Size = None,
+    sampler: Sampler = None,
+    calibration_size: CalibrationSize = None,
     encodings: Encodings = None,
     dump_passes: DumpPasses = None,
     recipe: Recipe = None,
@@ -130,12 +163,16 @@ def build(
         precision,
         lora_bits,
         max_rank,
+        min_energy,
         allow_unused_keys or None,
         anchor,
         distill_steps,
         lambda_,
         literal_shared_scale or None,
         soc,
+        size,
+        sampler,
+        calibration_size,
     )
     if recipe is not None:
         chosen = chosen.over(read_recipe(recipe, Choices))
@@ -167,12 +204,13 @@ def check_extra(verb: str) -> None:
 def _request(model: str, adapters: dict[str, Path], output: Path, chosen: Choices) -> BuildRequest:
     """The build that is asked for; `toyland` brings its directory and, where no adapter is named, its five."""
     from quad.compile.request import BuildRequest
+    from quad.model.hub import resolve_model
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_adapters, reference_dir
 
-    directory = Path(model)
+    directory = reference_dir() if model == REFERENCE else resolve_model(model)
     if model == REFERENCE:
-        directory, adapters = reference_dir(), adapters or reference_adapters()
+        adapters = adapters or reference_adapters()
     given = {name: value for name, value in msgspec.structs.asdict(chosen).items() if name != "adapter" and value is not None}
     return BuildRequest(directory, adapters, output, calibration_samples(directory, adapters), **given)
 
@@ -190,10 +228,11 @@ def _sensitivity(profile: Mapping[str, Any]) -> list[str]:
 def _lines(built: BuildResult) -> list[str]:
     lines = [f"bundle {built.bundle}: {', '.join(built.manifest.tasks)}"]
     lines.append(f"adapters {', '.join(built.manifest.adapters) or 'none'}")
+    lines += [f"adapter {name}: {note}" for name, said in built.lora.items() for note in said["notes"]]
     total = sum(entry.size_bytes for entry in built.manifest.files.values())
     placed = built.placement
     lines += [f"{placed['on_target']} of {placed['nodes']} U-Net nodes on {built.manifest.target}, partitions {placed['partitions']}"]
     if built.manifest.requires:
         worst = min(db for sources in built.emulation.values() for db in sources.values())
         lines += [f"compiled for {built.manifest.requires['soc']}, emulated against the CPU: {worst:.1f} dB at worst"]
-    return [*lines, f"{size(total)}, {built.seconds:.0f} s, peak memory {size(built.peak_ram_bytes)}"]
+    return [*lines, f"{shown_size(total)}, {built.seconds:.0f} s, peak memory {shown_size(built.peak_ram_bytes)}"]

@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 Against = Annotated[
     str,
-    typer.Option(metavar="MODEL", help="The full-precision model the bundle was built from: a directory, or toyland.", show_default=False),
+    typer.Option(
+        metavar="MODEL",
+        help="The full-precision model the bundle was built from: a directory, a hub id, or toyland.",
+        show_default=False,
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,
@@ -50,9 +54,10 @@ def eval(
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_extra("quad eval")
         from quad.evaluate.against import Question, evaluate_bundle, write_answer
+        from quad.model.hub import resolve_model
         from quad.zoo.reference import reference_dir
 
-        model = reference_dir() if against == REFERENCE else Path(against)
+        model = reference_dir() if against == REFERENCE else resolve_model(against)
         answer = evaluate_bundle(Question(bundle, model, adapters, n, engine), progress)
         if output is not None:
             write_answer(answer, output)

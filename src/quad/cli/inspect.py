@@ -16,11 +16,12 @@ Thing = Annotated[
 
 
 class AdapterFacts(msgspec.Struct, frozen=True):
-    """One adapter: its rank before padding, bits per weight, and size."""
+    """One adapter: its own rank, bits per weight, size on disk, and the largest weight that is never clipped, where that is known."""
 
     rank: int
     bits: int
     bytes: int
+    headroom: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Facts(msgspec.Struct, frozen=True):
@@ -52,7 +53,7 @@ def _facts(path: Path) -> Facts:
         return _pack_facts(file)
     name = file.parent.name if path.is_dir() else file.stem
     adapter = AdapterFacts(max(header.ranks.values()), header.bits, file.stat().st_size)
-    return Facts("lora", len(header.ranks), None, None, {name: adapter})
+    return Facts("lora", len(header.ranks), None, None, {name: adapter}, {"kinds": header.kinds})
 
 
 def _bundle_facts(path: Path) -> Facts:
@@ -65,7 +66,7 @@ def _bundle_facts(path: Path) -> Facts:
     for name in manifest.adapters:
         text, tensors = bundle.adapter_files(name)
         said = parse_adapter_manifest(str(text), text.read_bytes())
-        adapters[name] = AdapterFacts(said.rank, said.bits, tensors.stat().st_size)
+        adapters[name] = AdapterFacts(said.rank, said.bits, tensors.stat().st_size, said.headroom)
     total = sum(entry.size_bytes for entry in manifest.files.values())
     details = {
         "name": manifest.name,
@@ -84,7 +85,7 @@ def _pack_facts(path: Path) -> Facts:
 
     pack = read_pack(path)
     said = pack.manifest
-    adapter = AdapterFacts(said.rank, said.bits, said.size_bytes)
+    adapter = AdapterFacts(said.rank, said.bits, said.size_bytes, said.headroom)
     slots = sum(name.endswith(".lora_A") for name in pack.tensors)
     details = {"tasks": sorted(said.tasks), "size_bytes": path.stat().st_size}
     return Facts("pack", slots, said.parents.get("profile"), said.parents.get("slots"), {said.name: adapter}, details)
@@ -97,12 +98,20 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     for key in ("target", "precision"):
         if key in facts.details:
             lines.append(f"{key} {facts.details[key]}")
+    if facts.details.get("kinds"):
+        lines.append("kinds " + ", ".join(f"{kind}: {count} modules" for kind, count in facts.details["kinds"].items()))
     if facts.details.get("requires"):
         lines.append("needs " + ", ".join(f"{key} {value}" for key, value in facts.details["requires"].items()))
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     for name, adapter in facts.adapters.items():
-        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}")
+        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}{_weights(adapter)}")
     if "size_bytes" in facts.details:
         lines.append(f"in all {size(facts.details['size_bytes'])}")
     return lines
+
+
+def _weights(adapter: AdapterFacts) -> str:
+    from quad.runtime.mix import show_headroom
+
+    return "" if adapter.headroom is msgspec.UNSET else f", weights up to {show_headroom(adapter.headroom)}"

@@ -17,7 +17,7 @@ from quad.cli.build import build
 from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
-from quad.core.errors import QuadError
+from quad.core.errors import InputError, QuadError, mismatch
 
 DEBUG = "--debug"
 
@@ -36,6 +36,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return _usage_line(error), error.exit_code
     if isinstance(error, QuadError):
         return f"quad: {error}", error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"quad: {InputError(mismatch(str(error.filename), 'a path to use', error.strerror, 'check it and its permissions'))}", 1
     if isinstance(error, Abort):
         return "quad: interrupted", 1
     reason = " ".join(f"{type(error).__name__}: {error}".split())

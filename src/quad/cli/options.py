@@ -14,6 +14,7 @@ import msgspec
 from quad.core.errors import InputError, UsageError, mismatch
 
 T = TypeVar("T")
+LARGEST_RECIPE = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -76,10 +77,12 @@ def read_recipe(path: Path, kind: type[T]) -> T:
         UsageError: an option in it is unknown, or of a wrong type.
     """
     try:
+        if path.exists() and not (path.is_file() and path.stat().st_size <= LARGEST_RECIPE):
+            raise InputError(mismatch(str(path), "a recipe file", "no plain file, or a large one", "check the path"))
         return msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), kind)
     except OSError as error:
         raise InputError(mismatch(str(path), "a recipe file", error.strerror or "none", "check the path")) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(mismatch(str(path), "TOML", str(error), "mend the file")) from error
     except msgspec.ValidationError as error:
         raise UsageError(mismatch(str(path), "options of this verb by their long names", str(error), "mend the file")) from error

@@ -12,6 +12,7 @@ import typer
 from quad.cli.options import weighted_names
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
+from quad.core.memory import peak_ram_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -34,6 +35,22 @@ Picture = Annotated[
     Path | None, typer.Option("--image", help="Input picture: PNG, JPEG or WebP of any size.", metavar="F", show_default=False)
 ]
 Mask = Annotated[Path | None, typer.Option("--mask", help="What to remove: white inside, black outside.", metavar="F", show_default=False)]
+Strength = Annotated[
+    float | None,
+    typer.Option(help="How much of the given picture is made anew, up to 1; the task's own by default.", metavar="S", show_default=False),
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(help="How strongly the prompt counts, 1 is plainly; the task's own by default.", metavar="G", show_default=False),
+]
+ImageGuidance = Annotated[
+    float | None,
+    typer.Option(
+        "--image-guidance", help="How strongly the given picture counts, where the model edits by instruction.", metavar="G",
+        show_default=False,
+    ),
+]  # fmt: skip
+Negative = Annotated[str, typer.Option("--negative-prompt", help="What the picture should not show.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
@@ -49,6 +66,10 @@ def run(
     mask: Mask = None,
     steps: Steps = None,
     seed: Seed = None,
+    strength: Strength = None,
+    guidance: Guidance = None,
+    image_guidance: ImageGuidance = None,
+    negative_prompt: Negative = "",
     engine: EngineName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -68,6 +89,10 @@ def run(
             image=image,
             mask_image=mask,
             num_inference_steps=steps,
+            strength=strength,
+            guidance_scale=guidance,
+            image_guidance_scale=image_guidance,
+            negative_prompt=negative_prompt,
             seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
             callback_on_step_end=lambda *_: advance(),
         )
@@ -101,6 +126,7 @@ def _facts(output: Path, made: PipelineOutput) -> dict[str, Any]:
         "adapters": made.adapters,
         "seed": made.seed,
         "timings_ms": {name: round(value, 3) for name, value in made.timings_ms.items()},
+        "peak_ram_bytes": peak_ram_bytes(),
         "notes": made.notes,
     }
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
-from quad.compile.processes import is_main
+from quad.compile import kept_pieces
+from quad.compile.kept import Kept, kept_dir
 from quad.compile.request import BuildRequest
 from quad.compile.stages import Progress, silent
 from quad.compile.write import PackedAdapter
 from quad.core.errors import UsageError, mismatch
+from quad.core.padding import trim
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base
@@ -56,47 +57,47 @@ class Aligner:
     samples: Sequence[CalibrationSample]
 
     def pack(
-        self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent
+        self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent, kept: Kept | None = None
     ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:
         """Every adapter as integers of the profile, and what its alignment brought.
 
         Args:
             slots: with the integer types of the graph.
             progress: told which adapter is at work, and the share of adapters done.
+            kept: adapters that an earlier run has aligned are taken from there; None keeps nothing but training's own checkpoints.
 
         Raises:
             CompatibilityError: an adapter does not fit the profile. BackendError: a checkpoint cannot be written.
         """
         if not self.adapters:
             return (), {}
+        kept = kept or Kept(None)
         own = with_adapter(self.base, self.samples)
         how = ProbeOptions(per_adapter=RUNS if request.steps else MEASURED_RUNS, seed=SEED)
-        probes = record_probes(self.base, self.teacher, self.table, self.adapters, own, how)
+        probes = kept_pieces.probes(
+            kept, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, own, how)
+        )
         room = Classroom(self.teacher["unet"], self.student, slots, profile)
-        done: dict[str, Distilled] = {}
+        packed: list[PackedAdapter] = []
+        alignments: dict[str, Alignment] = {}
         for number, adapter in enumerate(self.adapters):
             progress(f"align {adapter.name}", number / len(self.adapters))
-            options = DistillOptions(request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
-            examples = self._examples(adapter.name, own, probes[adapter.name]) if request.lambda_ else []
-            done[adapter.name] = distill(room, adapter, probes[adapter.name], options, examples)
-        packed = [PackedAdapter(adapter.name, done[adapter.name].integers, adapter.rank, adapter.digest) for adapter in self.adapters]
-        return tuple(packed), {name: found.alignment for name, found in done.items()}
+
+            def make(adapter: FloatAdapter = adapter) -> Distilled:
+                options = DistillOptions(request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
+                examples = self._examples(adapter.name, own, probes[adapter.name]) if request.lambda_ else []
+                found = distill(room, adapter, probes[adapter.name], options, examples)
+                return replace(found, integers=trim(found.integers, slots))
+
+            found = kept_pieces.aligned(kept, adapter.name, make)
+            packed.append(PackedAdapter(adapter.name, found.integers, adapter.rank, adapter.digest))
+            alignments[adapter.name] = found.alignment
+        return tuple(packed), alignments
 
     def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[Lesson]:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
         own = [sample for sample, _, adapter in in_turns(planned(self.base, samples, self.adapters)) if adapter == name]
         return denoising_examples(self.base, encoder, own, probes)
-
-
-def checkpoint_dir(request: BuildRequest) -> Path:
-    """Where a build keeps what it has trained, beside its output, until the bundle is written."""
-    return request.output.parent / f".{request.output.name}.distill"
-
-
-def forget_checkpoints(request: BuildRequest) -> None:
-    """Remove what a build has kept; of several processes the main one does."""
-    if is_main():
-        shutil.rmtree(checkpoint_dir(request), ignore_errors=True)
 
 
 def require_truths(base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> None:
@@ -113,5 +114,5 @@ def require_truths(base: Base, adapters: Sequence[FloatAdapter], samples: Sequen
 
 
 def checkpoint_file(request: BuildRequest, adapter: str) -> Path:
-    """Of one adapter."""
-    return checkpoint_dir(request) / f"{adapter}.safetensors"
+    """Of one adapter's training, beside the other pieces of the build."""
+    return kept_dir(request) / f"distill.{adapter}.safetensors"

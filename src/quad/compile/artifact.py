@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import onnx_ir as ir
 from quad.core.manifest import Component
 
 MODEL_FILE = "model.onnx"
-EXTERNAL_DATA_BYTES = 1_500_000_000  # protobuf ends at 2 GB, and readers need room beside the weights
+EXTERNAL_DATA_BYTES = 32_000_000  # engines map a file of weights into memory; a protobuf they read, copy, and hold twice while loading
 
 
 class Artifact(Protocol):
@@ -53,19 +54,22 @@ class OnnxArtifact:
 
 
 @dataclass(frozen=True)
-class CompiledArtifact:
-    """Files that a vendor's compiler has written to `source`; `model.onnx` is the graph's."""
+class FileArtifact:
+    """Files that a compiler, or an earlier run, has written to `source`; `model.onnx` is the graph's."""
 
     source: Path
     placement: dict[str, int]
     agreement_db: Mapping[str, float]
 
     def write(self, folder: Path) -> Component:
-        """Copies of all of them."""
+        """The same files under another name where the disk can, else copies."""
         folder.mkdir(parents=True)
         names = sorted(path.name for path in self.source.iterdir())
         for name in names:  # `copytree` would go on after a full disk, and hide it in a list of errors
-            shutil.copyfile(self.source / name, folder / name)
+            try:
+                os.link(self.source / name, folder / name)
+            except OSError:
+                shutil.copyfile(self.source / name, folder / name)
         return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE))
 
 

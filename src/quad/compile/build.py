@@ -16,49 +16,50 @@ from typing import Any
 import msgspec
 from torch import nn
 
-from quad.compile.alignment import Aligner, forget_checkpoints, keep_float, require_truths
+from quad.compile import kept_pieces
+from quad.compile.alignment import Aligner, keep_float
 from quad.compile.artifact import Artifact
 from quad.compile.calls import CallKeeper
-from quad.compile.components import component_specs, sinusoid_of
+from quad.compile.components import sinusoid_of
 from quad.compile.dump import CENSUS_FILE, OPTION, dumping, observer_of
 from quad.compile.edges import Call
-from quad.compile.export import GraphSpec
 from quad.compile.graphs import Compiler, emulation_json, placement_json
 from quad.compile.htp import require_compiler
-from quad.compile.mixed import Mixed
+from quad.compile.kept import Kept, alone, forget
+from quad.compile.opening import Opened, open_all
 from quad.compile.processes import is_main, once
 from quad.compile.qairt import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
 from quad.compile.request import BuildRequest, BuildResult
 from quad.compile.scoring import Scoring
-from quad.compile.smoke import Reference, float_references, run_smoke, smoke_cases
-from quad.compile.solvers import solve_tasks
-from quad.compile.stages import Progress, StageClock, peak_ram_bytes, silent, told
+from quad.compile.smoke import Reference, run_smoke, smoke_cases
+from quad.compile.stages import Progress, StageClock, silent, told
 from quad.compile.targets import Target, check_precision, load_target
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.errors import BackendError, QuadError
 from quad.core.files import require_replaceable, scratch_directory
 from quad.core.manifest import BUNDLE_FILE, BundleManifest
+from quad.core.memory import peak_ram_bytes
+from quad.core.padding import trim
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.model.base import Base, open_model
-from quad.model.lora import FloatAdapter, read_lora
-from quad.model.slotted import slot_inputs, slot_network
+from quad.model.family import require_unet
+from quad.model.slotted import slot_inputs
 from quad.quantize import (
     CalibrationOptions,
-    CalibrationSample,
+    Rule,
+    Sensitivity,
     UnifyOptions,
     apply_biases,
     calibration_feeds,
-    component_networks,
     corrected_biases,
     integer_slots,
     observe,
-    record_probes,
     unify,
     weights_of,
 )
+from quad.quantize.calibrate import BASE_SOURCE
 from quad.quantize.distill import Alignment
-from quad.quantize.precision import FLOAT, eight_bit_percent
+from quad.quantize.precision import FLOAT
 from quad.quantize.rules import MIXED_COMPONENT
 from quad.runtime.bundle import open_bundle
 
@@ -67,24 +68,6 @@ __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 STAGES = (
     "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Opened:
-    """What the first stages give: the model, its networks with Sites, and its slots as they will be in the graph."""
-
-    base: Base
-    mixed: Mixed
-    samples: tuple[CalibrationSample, ...]
-    networks: Mapping[str, nn.Module]
-    table: SlotTable
-    specs: Mapping[str, GraphSpec]
-    references: tuple[Reference, ...]
-
-    @property
-    def adapters(self) -> tuple[FloatAdapter, ...]:
-        """As they fit the networks."""
-        return self.mixed.adapters
 
 
 @dataclass(frozen=True)
@@ -111,22 +94,27 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     check_precision(target, request.precision)
     request.check()
     if target.integers_only:
+        require_unet(request.model)
         require_compiler()
     require_replaceable(request.output, BUNDLE_FILE)
     if request.dump_passes is not None:
         require_replaceable(request.dump_passes, CENSUS_FILE, OPTION)
     if request.encodings_dir is not None:
         require_replaceable(request.encodings_dir, ENCODINGS_FILE, ENCODINGS_OPTION)
-    try:
-        return _build(request, target, StageClock(STAGES, progress if is_main() else silent), start)
-    except QuadError as error:
-        if not isinstance(error, BackendError):  # after a full disk, or a kill, training goes on; other input is another run
-            forget_checkpoints(request)
-        raise
+    clock = StageClock(STAGES, progress if is_main() else silent)
+    with alone(request):
+        try:
+            return _build(request, target, clock, start)
+        except QuadError as error:
+            # After a full disk, or a kill, the build goes on; other input is another run. One that ended while it was read, at a mistyped
+            # name for instance, has touched no piece.
+            if not isinstance(error, BackendError) and "slot" in clock.seconds:
+                forget(request)
+            raise
 
 
 def _build(request: BuildRequest, target: Target, clock: StageClock, start: float) -> BuildResult:
-    opened = _open(request, clock)
+    opened = open_all(request, clock)
     floats = keep_float(opened.networks)
     profile, slots, shared, calls = _profile(request, opened, target, clock)
     with clock("align"):
@@ -136,23 +124,27 @@ def _build(request: BuildRequest, target: Target, clock: StageClock, start: floa
         return Compiler(target, profile, slots, clock, scratch, calls, sinusoid_of(opened.base), encodings, request.chip)
 
     made = once(lambda: _make(request, opened, compiler, packed), lambda: _Made(open_bundle(request.output).manifest))
-    forget_checkpoints(request)
+    forget(request)
     clock.done()
     return BuildResult(
         request.output, made.manifest, time.perf_counter() - start, peak_ram_bytes(), _profile_json(profile, shared),
         placement_json(made.artifacts), clock.seconds, made.smoke, rom_bytes(made.manifest, packed),
-        {name: found.to_json() for name, found in alignment.items()}, emulation_json(made.artifacts),
+        {name: found.to_json() for name, found in alignment.items()}, emulation_json(made.artifacts), tuple(opened.kept.resumed),
+        {adapter.name: adapter.to_json() for adapter in opened.adapters},
     )  # fmt: skip
 
 
-def _make(request: BuildRequest, opened: _Opened, compiler_in: Callable[[Path, Path | None], Compiler],
+def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Path | None], Compiler],
           packed: tuple[PackedAdapter, ...]) -> _Made:  # fmt: skip
     """The graphs, and the bundle that they are in."""
     with for_converter(request.encodings_dir) as encodings, scratch_directory() as scratch:
         compiler = compiler_in(scratch, encodings)
+        # What a build writes beside its bundle is written by the run that makes the graphs.
+        kept = opened.kept if request.dump_passes is None and encodings is None else Kept(None)
         with dumping(request.dump_passes) as dump:
             artifacts = {
-                name: compiler.artifact(opened.networks[name], spec, observer_of(dump, name)) for name, spec in opened.specs.items()
+                name: kept_pieces.artifact(kept, name, lambda: compiler.artifact(opened.networks[name], spec, observer_of(dump, name)))  # noqa: B023
+                for name, spec in opened.specs.items()
             }
         parts = BundleParts(
             request.name or request.output.name, opened.base, compiler.target.name, request.precision, compiler.target.engines,
@@ -168,39 +160,16 @@ def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Refer
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
     def check(stage: Path) -> None:
-        smoke.update(run_smoke(stage, parts.engines[0], request.precision, cases))
+        try:
+            smoke.update(run_smoke(stage, parts.engines[0], request.precision, cases, parts.slots))
+        except BackendError:
+            forget(request)  # graphs that answer wrongly are not to be taken up again
+            raise
 
     return _Made(write_bundle(parts, request.output, check), smoke, parts.artifacts)
 
 
-def _open(request: BuildRequest, clock: StageClock) -> _Opened:
-    with clock("open"):
-        base = open_model(request.model)
-    with clock("lora"):
-        adapters = tuple(read_lora(name, path, base.unet, request.allow_unused_keys) for name, path in request.adapters.items())
-    wanted = {None, *request.adapters}
-    base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in wanted})
-    samples = tuple(sample for sample in request.samples if sample.task in base.tasks and (sample.adapter or None) in wanted)
-    if request.lambda_:
-        require_truths(base, adapters, samples)
-    with clock("slot"):
-        network, table = slot_network(base.unet, adapters, request.max_rank)
-        mixed = Mixed(network, table, adapters, request.quality, eight_bit_percent(request.precision) or 0.0)
-        mixed.split()
-        networks = component_networks(base, network)
-        specs = component_specs(base, networks, table)
-        # Taken here because bias correction will change the networks.
-        references = float_references(networks, specs, table, adapters)
-    with clock("solve"):
-        base = solve_tasks(base, networks, table, adapters, samples)
-    with clock("equalize"):
-        if mixed.needs_probes:
-            mixed = replace(mixed, probes=record_probes(base, networks, table, adapters, samples))
-        mixed = mixed.equalized()
-    return _Opened(base, mixed, samples, networks, table, specs, references)
-
-
-def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: StageClock
+def _profile(request: BuildRequest, opened: Opened, target: Target, clock: StageClock
              ) -> tuple[Profile, SlotTable, dict[str, Any], list[Call]]:  # fmt: skip
     """The profile, the slots with the element type of the graph's inputs, how the profile came to be, and calls of the networks.
 
@@ -213,17 +182,21 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
     with clock("calibrate"):
         keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None
         heard = CalibrationOptions(listener=keeper.hear if keeper else None)
-        feeds = calibration_feeds(opened.base, opened.networks, opened.table, opened.adapters, opened.samples, heard)
+        feeds = calibration_feeds(opened.measured, opened.networks, opened.table, opened.adapters, opened.samples, heard)
         feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
-        statistics = observe(opened.networks, keeper.following(feeds) if keeper else feeds)
-    scoring = Scoring(opened.base, opened.networks, slots, opened.adapters, opened.samples)
+        if keeper is not None:  # it must hear every call
+            statistics = observe(opened.networks, keeper.following(feeds))
+        else:
+            sources = (*(adapter.name for adapter in opened.adapters), BASE_SOURCE)
+            statistics = kept_pieces.observed(opened.kept, opened.networks, feeds, sources)
+    scoring = Scoring(opened.measured, opened.networks, slots, opened.adapters, opened.samples, opened.kept, clock.within("score"))
     with clock("score"):
         given = {**parents, "slots": slots.digest}
         options = UnifyOptions(request.lora_bits, request.quality.ranges, parents=given, literal_shared_scale=request.literal_shared_scale)
-        options = replace(options, rules=opened.mixed.rules(statistics, options))
+        options = replace(options, rules=opened.kept.value("rules", lambda: opened.mixed.rules(statistics, options), tuple[Rule, ...]))
         weights = {name: weights_of(network) for name, network in opened.networks.items()}
         pooled = unify(statistics, weights, slots, opened.adapters, options)
-        sensitivity = scoring.sensitivity(pooled, statistics, options)
+        sensitivity = opened.kept.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
     with clock("unify"):
         profile, shared = scoring.shared(pooled, statistics, options, sensitivity, request.anchor)
         if opened.mixed.gains:
@@ -234,13 +207,13 @@ def _profile(request: BuildRequest, opened: _Opened, target: Target, clock: Stag
     return profile, slots, shared, keeper.calls() if keeper else []
 
 
-def _pack(request: BuildRequest, opened: _Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
+def _pack(request: BuildRequest, opened: Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
           ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:  # fmt: skip
     """The adapters as the graph reads them: floats, or integers aligned to the profile with the networks as they were in float."""
     if profile.mode == FLOAT:
-        return tuple(PackedAdapter(one.name, slot_inputs(one, slots), one.rank, one.digest) for one in opened.adapters), {}
-    aligner = Aligner(opened.base, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples)
-    return aligner.pack(request, profile, slots, progress)
+        return tuple(PackedAdapter(one.name, trim(slot_inputs(one, slots), slots), one.rank, one.digest) for one in opened.adapters), {}
+    aligner = Aligner(opened.measured, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples)
+    return aligner.pack(request, profile, slots, progress, opened.kept)
 
 
 def _profile_json(profile: Profile, shared: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,15 +25,19 @@ class CallKeeper:
     Args:
         slots: adapter name -> its float slot inputs, balanced as calibration gives them; the base has zeros.
         zeros: slot inputs of the zero adapter.
+        table: whose slots are whose.
     """
 
     @classmethod
     def of(cls, adapters: Sequence[FloatAdapter], table: SlotTable) -> CallKeeper:
         """With these adapters' slot inputs."""
-        return cls({adapter.name: balanced_inputs(adapter, table) for adapter in adapters}, slot_inputs(None, table))
+        return cls({adapter.name: balanced_inputs(adapter, table) for adapter in adapters}, slot_inputs(None, table), table)
 
-    def __init__(self, slots: Mapping[str, Mapping[str, NDArray[np.float32]]], zeros: Mapping[str, NDArray[np.float32]]) -> None:
+    def __init__(
+        self, slots: Mapping[str, Mapping[str, NDArray[np.float32]]], zeros: Mapping[str, NDArray[np.float32]], table: SlotTable
+    ) -> None:
         self._slots, self._zeros = slots, zeros
+        self._table = table
         self._source = ""
         self._heard: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
 
@@ -54,7 +58,8 @@ class CallKeeper:
         """Of every component and source at most `per_source`, evenly spread, first and last among them."""
         found = []
         for (component, source), heard in self._heard.items():
-            slots = self._slots.get(source, self._zeros) if component == "unet" else {}
+            given = self._slots.get(source, self._zeros)
+            slots = {name: given[name] for name in self._table.of(component).input_shapes()}
             chosen = np.unique(np.linspace(0, len(heard) - 1, min(per_source, len(heard))).round().astype(int))
             found += [Call(component, source, heard[index], slots) for index in chosen]
         return found

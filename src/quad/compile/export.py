@@ -72,6 +72,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, observer: Observer = unobse
     model = program.model
     _name_edges(model.graph, spec)
     _name_weights(model.graph, module)
+    _drop_idle_squeezes(model.graph)
     model.graph.name = spec.component
     model.producer_name, model.producer_version = "quad", ""
     observer("exported", model)
@@ -97,6 +98,15 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
             value = graph.initializers.get(names.get(id(tensor), "")) if tensor is not None else None
             if value is not None:
                 value.name = f"{path}.{kind}"
+
+
+def _drop_idle_squeezes(graph: ir.Graph) -> None:
+    """torch squeezes an axis only where its length is 1; the exporter writes the operator down either way, and no engine takes it."""
+    for node in [node for node in graph if node.op_type == "Squeeze"]:
+        given, made = node.inputs[0], node.outputs[0]
+        if given is not None and given.shape is not None and given.shape == made.shape:
+            made.replace_all_uses_with(given)
+            graph.remove(node, safe=True)
 
 
 def _schema() -> onnx.defs.OpSchema:

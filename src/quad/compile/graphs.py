@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 from torch import nn
 
-from quad.compile.artifact import MODEL_FILE, Artifact, CompiledArtifact, OnnxArtifact
+from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact, OnnxArtifact
 from quad.compile.edges import Call, of_component
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import Observer, passes_before, run_passes
@@ -68,7 +68,7 @@ class Compiler:
             if self.profile.mode == FLOAT:
                 placed = place_float(model, self.target.passes, observer)
             else:
-                own = SlotTable(tuple(slot for slot in self.slots.slots if slot.component == component))
+                own = self.slots.of(component)
                 placed = place_qdq(model, self.profile.component(component), own, self.target.for_profile(self.profile), observer)
         return OnnxArtifact(placed.model, placed.placement)
 
@@ -92,7 +92,7 @@ class Compiler:
         with self.clock("emulate"):
             own = self.profile.component(component)
             found = check_agreement(graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, own), limit_of(own))
-            return CompiledArtifact(folder, placement, found)
+            return FileArtifact(folder, placement, found)
 
 
 def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

@@ -8,14 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quad.core.slots import SlotTable
 from quad.model.lora import FloatAdapter
 from quad.model.skips import split_skips
 from quad.model.slotted import SlottedNetwork
-from quad.quantize import Probe, Rule, Statistics, UnifyOptions, balanced_inputs, unify
+from quad.quantize import Probe, Rule, Statistics, UnifyOptions, unify
+from quad.quantize.adapters import BalancedSlots
 from quad.quantize.equalize import equalize, equalized
 from quad.quantize.ranking import eight_bit_sites, rank_sites
 from quad.quantize.rules import MIXED_COMPONENT, RULES, goes_last, with_eight_bit
@@ -82,5 +80,5 @@ class Mixed:
             names = [site.name for site in ranked]
         return with_eight_bit(eight_bit_sites(names, self.percent))
 
-    def _slots(self) -> dict[str, dict[str, NDArray[np.float32]]]:
-        return {adapter.name: balanced_inputs(adapter, self.table) for adapter in self.adapters}
+    def _slots(self) -> BalancedSlots:
+        return BalancedSlots(self.adapters, self.table)

@@ -13,6 +13,8 @@ from quad.compile.targets import load_target
 from quad.compile.targets.socs import DEFAULT_SOC, Soc, soc_named
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BundleManifest
+from quad.model.base import BaseOptions
+from quad.model.rank import MIN_ENERGY, RankLimits
 from quad.quantize.anchor import AUTO, UNIFIED, check_asked
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationSample
 from quad.quantize.precision import eight_bit_percent
@@ -38,7 +40,8 @@ class BuildRequest:
         name: the bundle's name, that of `output` by default.
         target, precision: see `quad.compile.targets`.
         lora_bits: 16 or 8.
-        max_rank: rank of every slot; None gives each the largest among the adapters.
+        max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot the largest among the adapters.
+        min_energy: an adapter that keeps less of a module's update when it is reduced or converted is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         quality: which quality steps are taken.
         anchor: whose activation ranges all adapters get: `auto` (the most sensitive adapter, or several that are equal), `unified`, a name.
@@ -49,6 +52,9 @@ class BuildRequest:
         soc: the Qualcomm chip that `qnn-htp` compiles for, SM8750 where not given.
         encodings: where the same quantization is written for Qualcomm's own converter; None for `<output>.qairt` with `qnn-htp`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
+        size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
+        sampler: `KIND` or `KIND:STEPS` in place of the model's own.
+        calibration_size: pixels of the pictures that ranges are measured on; None for those of the bundle.
     """
 
     model: Path
@@ -60,6 +66,7 @@ class BuildRequest:
     precision: str = "w8a16"
     lora_bits: int = 16
     max_rank: int | None = None
+    min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
     quality: QualitySteps = field(default_factory=QualitySteps)
     anchor: str = AUTO
@@ -69,6 +76,19 @@ class BuildRequest:
     dump_passes: Path | None = None
     soc: str | None = None
     encodings: Path | None = None
+    size: int | None = None
+    sampler: str | None = None
+    calibration_size: int | None = None
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the model is opened."""
+        return BaseOptions(self.size, self.sampler, tuple(self.adapters))
+
+    @property
+    def rank_limits(self) -> RankLimits:
+        """How far the adapters may be reduced."""
+        return RankLimits(self.max_rank, self.min_energy)
 
     @property
     def steps(self) -> int:
@@ -102,13 +122,20 @@ class BuildRequest:
             if name in _RESERVED:
                 raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
         check_asked(self.anchor, tuple(self.adapters))
+        self.base_options.check()
+        self._check_calibration()
         self._check_places()
         self._check_vendor()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
-        if self.max_rank is not None and self.max_rank < 1:
-            raise UsageError(mismatch("--max-rank", "1 or more", self.max_rank, "choose a larger one"))
+        self.rank_limits.check()
+
+    def _check_calibration(self) -> None:
+        option = "--calibration-size"
+        BaseOptions(self.calibration_size).check(option)
+        if self.calibration_size is not None and load_target(self.target).integers_only:
+            raise UsageError(mismatch(option, "a target that measures Sites alone", self.target, "leave it out"))
 
     def _check_places(self) -> None:
         """Each is replaced as a whole: none may be another one, or lie in it."""
@@ -139,6 +166,8 @@ class BuildResult:
         emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
             nothing is compiled.
         smoke: component -> case -> relative error of the shipped graph against the float network.
+        resumed: pieces that an earlier run of the same build had made before it was killed.
+        lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
     """
 
     bundle: Path
@@ -152,6 +181,8 @@ class BuildResult:
     rom_bytes: Mapping[str, Any] = field(default_factory=dict)
     alignment: Mapping[str, Any] = field(default_factory=dict)
     emulation: Mapping[str, Any] = field(default_factory=dict)
+    resumed: tuple[str, ...] = ()
+    lora: Mapping[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The object of `quad build --json`."""
@@ -163,6 +194,8 @@ class BuildResult:
             "alignment": dict(self.alignment),
             "placement": dict(self.placement),
             "emulation": dict(self.emulation),
+            "resumed": list(self.resumed),
+            "lora": dict(self.lora),
             "stages": dict(self.stages),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
             "rom_bytes": dict(self.rom_bytes),

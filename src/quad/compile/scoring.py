@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 
+from quad.compile import kept_pieces
+from quad.compile.kept import Kept
+from quad.compile.stages import Progress, silent
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base
@@ -30,6 +33,8 @@ class Scoring:
         networks: float networks as they were calibrated.
         table: the slots.
         samples: of calibration; those without an adapter are not used.
+        kept: probes that an earlier run has recorded are taken from there.
+        progress: told which adapter is scored.
     """
 
     base: Base
@@ -37,6 +42,8 @@ class Scoring:
     table: SlotTable
     adapters: Sequence[FloatAdapter]
     samples: Sequence[CalibrationSample]
+    kept: Kept = field(default_factory=lambda: Kept(None))
+    progress: Progress = silent
 
     def sensitivity(self, pooled: Profile, statistics: Statistics, options: UnifyOptions) -> Sensitivity:
         """QSS of every adapter; errors as `record_probes` and `score_adapters`.
@@ -47,9 +54,15 @@ class Scoring:
         if not self.adapters:
             return Sensitivity({}, None)
         samples = with_adapter(self.base, self.samples)
-        probes = record_probes(self.base, self.networks, self.table, self.adapters, samples, ProbeOptions(min_values=MIN_VALUES))
+        how = ProbeOptions(min_values=MIN_VALUES)
+        probes = kept_pieces.probes(
+            self.kept, "probes.score", lambda: record_probes(self.base, self.networks, self.table, self.adapters, samples, how)
+        )
         profiles = own_profiles(pooled, statistics, self.table, self.adapters, options)
-        return score_adapters(self.networks["unet"], self.table, self.adapters, profiles, probes)
+        return score_adapters(self.networks["unet"], self.table, self.adapters, profiles, probes, self._tell)
+
+    def _tell(self, adapter: str, share: float) -> None:
+        self.progress(f"score {adapter}", share)
 
     def shared(
         self, pooled: Profile, statistics: Statistics, options: UnifyOptions, sensitivity: Sensitivity, asked: str

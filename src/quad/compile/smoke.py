@@ -13,9 +13,11 @@ from torch import nn
 
 from quad.compile.export import GraphSpec
 from quad.core.errors import BackendError, mismatch
+from quad.core.padding import pad
 from quad.core.slots import SlotTable
 from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_inputs
+from quad.runtime.buffers import zero_buffers
 from quad.runtime.engine import Session, default_threads, open_engine
 
 # Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
@@ -31,7 +33,7 @@ class SmokeCase:
     Args:
         label: adapter name, or `base`.
         expected: what the float torch network returns.
-        bound: slot inputs in the graph's own dtype.
+        bound: slot inputs in the graph's own dtype, at the adapter's own ranks; what is not there is zero.
     """
 
     component: str
@@ -53,7 +55,11 @@ class Reference:
 
 def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
                      adapters: Sequence[FloatAdapter]) -> tuple[Reference, ...]:  # fmt: skip
-    """One call of each network; of a slotted one, one per adapter and one of the base."""
+    """One call of each network; of a slotted one, one per adapter and one of the base.
+
+    Args:
+        table: of all components.
+    """
     found = []
     for component, spec in specs.items():
         inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
@@ -68,10 +74,12 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
 def smoke_cases(references: Sequence[Reference], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
                 ) -> tuple[SmokeCase, ...]:  # fmt: skip
     """The same calls for the shipped graphs, with the packed adapters."""
-    dtypes = {name: np.dtype(slot.dtype) for slot in slots.slots for name in (slot.a_name, slot.b_name)}
-    zeros = {name: np.zeros(shape, dtypes[name]) for name, shape in slots.input_shapes().items()}
-    bound = {"base": zeros, **packed}
-    return tuple(SmokeCase(r.component, r.label, r.inputs, r.expected, bound[r.label] if r.component == "unet" else {}) for r in references)
+    own = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
+
+    def bound(reference: Reference) -> dict[str, NDArray[np.generic]]:
+        return {name: tensor for name, tensor in packed.get(reference.label, {}).items() if name in own[reference.component]}
+
+    return tuple(SmokeCase(r.component, r.label, r.inputs, r.expected, bound(r)) for r in references)
 
 
 def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
@@ -80,8 +88,8 @@ def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) 
     return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
-def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase]) -> dict[str, dict[str, float]]:
-    """Component -> case -> relative error.
+def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase], slots: SlotTable) -> dict[str, dict[str, float]]:
+    """Component -> case -> relative error; adapters are padded to the slots one by one, as on a device.
 
     Raises:
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
@@ -89,12 +97,13 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase
     opened = open_engine(engine, (), precision)
     sessions: dict[str, Session] = {}
     errors: dict[str, dict[str, float]] = {}
+    zeros, own = zero_buffers(slots), {component: slots.of(component) for component in {case.component for case in cases}}
     for case in cases:
         if case.component not in sessions:
             sessions[case.component] = opened.load(root / case.component / "model.onnx", default_threads())
         session = sessions[case.component]
-        if case.bound:
-            session.bind(case.bound)
+        if own[case.component].slots:
+            session.bind(pad(case.bound, own[case.component], zeros))
         found = session.run(case.inputs)
         where = f"smoke run of {case.component} with {case.label}"
         if found.shape != case.expected.shape or not np.isfinite(found).all():

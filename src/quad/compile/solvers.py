@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.errors import InputError, mismatch
@@ -14,11 +15,11 @@ from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.slots import SlotTable
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
-from quad.quantize.adapters import balanced_inputs
+from quad.quantize.adapters import BalancedSlots
 from quad.quantize.calibrate import CalibrationSample
-from quad.quantize.session import torch_sessions
+from quad.quantize.session import bind_slots, torch_sessions
 from quad.runtime.conditioning import Given, make_condition
-from quad.runtime.network import guided_network, sample_channels
+from quad.runtime.denoising import Inputs, is_guided, plan_denoising
 from quad.runtime.samplers import Trajectory, record_trajectory, solve_olss
 from quad.runtime.tokenizer import Tokenizer
 
@@ -55,23 +56,20 @@ class _Teacher:
     def __init__(self, base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter]) -> None:
         self._base = base
         self._sessions = torch_sessions(base, networks, table)
-        self._tokenizer = Tokenizer(base.tokenizer_file, base.text)
-        self._slots = {adapter.name: balanced_inputs(adapter, table) for adapter in adapters}
+        self._tokenizer = Tokenizer(base.tokenizer, base.text)
+        self._slots = BalancedSlots(adapters, table)
 
     def run(self, sample: CalibrationSample, seed: int) -> Trajectory:
         """One picture's states and outputs."""
         base, spec = self._base, self._base.tasks[sample.task]
+        bind_slots(self._sessions, self._slots.get(sample.adapter or spec.adapter or "", {}))
         side = base.size // base.latent.factor
         noise = np.random.default_rng(seed).standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
         condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
-        beside = None
-        if sample_channels(self._sessions["unet"], base.latent.channels) > base.latent.channels:
-            encoded = np.zeros_like(noise)
-            if condition.image is not None:
-                encoded = self._sessions["vae_encoder"].run({"image": condition.image})
-            beside = np.concatenate([encoded, condition.mask], axis=1)
         wanted, unwanted = (self._sessions["text_encoder"].run({"input_ids": self._tokenizer(text).ids}) for text in (sample.prompt, ""))
-        self._sessions["unet"].bind(self._slots.get(sample.adapter or spec.adapter or "", {}))
-        texts = wanted, unwanted if spec.guidance != 1.0 else None
-        network = guided_network(self._sessions["unet"], beside, texts, spec.guidance)
-        return record_trajectory(TEACHER, base.schedule, network, noise)
+        texts = wanted, unwanted if is_guided(spec) else None
+        plan = plan_denoising(self._sessions["unet"], base.latent, spec, Inputs(condition, texts, noise, self._encode))
+        return record_trajectory(TEACHER, base.schedule, plan.network, noise)
+
+    def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self._sessions["vae_encoder"].run({"image": image})

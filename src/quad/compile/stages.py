@@ -1,9 +1,7 @@
-"""Timing of the stages of a build, and the memory it took."""
+"""Timing of the stages of a build."""
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -60,9 +58,3 @@ class StageClock:
             self._progress(part, self._share)
 
         return tell
-
-
-def peak_ram_bytes() -> int:
-    """The largest resident size this process has had, bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -31,8 +31,11 @@ from quad.core.manifest import (
     seal,
 )
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import SlotDtype, SlotTable
 from quad.model.base import Base
+from quad.runtime.mix import headroom
+
+_BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class PackedAdapter:
     """An adapter ready to ship.
 
     Args:
-        tensors: every slot input in the slot's dtype, padded to the slot's rank, in slot order.
+        tensors: slot inputs in the slot's dtype, at the adapter's own ranks (`padding.trim`); a slot that is not there is zero.
         rank: its own largest rank.
         source: digest of the file it came from.
     """
@@ -49,10 +52,6 @@ class PackedAdapter:
     tensors: Mapping[str, NDArray[np.generic]]
     rank: int
     source: str
-
-    @property
-    def bits(self) -> int:
-        return 8 * max((tensor.dtype.itemsize for tensor in self.tensors.values()), default=4)
 
 
 @dataclass(frozen=True)
@@ -93,8 +92,7 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] 
         components = {name: artifact.write(stage / name) for name, artifact in parts.artifacts.items()}
         write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
         write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
-        (stage / TOKENIZER_FILE).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(parts.base.tokenizer_file, stage / TOKENIZER_FILE)
+        write_bytes(stage / TOKENIZER_FILE, parts.base.tokenizer.encode())
         parents = {"base": parts.base.digest, "slots": parts.slots.digest, "profile": parts.profile.digest,
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
         for adapter in parts.adapters:
@@ -112,18 +110,19 @@ def graph_digest(root: Path, component: Component) -> str:
 
 
 def _write_adapter(stage: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str]) -> None:
-    data = save({name: np.ascontiguousarray(tensor) for name, tensor in adapter.tensors.items()})
+    data, room = save(dict(adapter.tensors)), headroom(adapter.tensors, parts.slots)
     folder = stage / "adapters" / adapter.name
     write_bytes(folder / "adapter.safetensors", data)
     manifest = AdapterManifest(
         name=adapter.name,
         format_version=FORMAT_VERSION,
         rank=adapter.rank,
-        bits=adapter.bits,
+        bits=_BITS[parts.slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
         size_bytes=len(data),
         sha256=file_digest(folder / "adapter.safetensors"),
         parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
         tasks={name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name},
+        headroom=room if math.isfinite(room) else msgspec.UNSET,
     )
     write_bytes(folder / "adapter.json", canonical_json(manifest))
 

@@ -9,16 +9,24 @@
     |   `-- CompatibilityError exit 3  made for other slots, another profile or another target
     `-- BackendError          exit 1   an engine, a toolchain or the disk failed
 
-A message is one line: where, expected, found, what to do next.
+A message is one line: where, expected, found, what to do next. It quotes names and words of strangers: what would break the line, or
+move a terminal's cursor, is spelled out, and what is too long loses its middle.
 """
 
 from __future__ import annotations
+
+_LONGEST, _HEAD, _TAIL = 1200, 800, 350
 
 
 class QuadError(Exception):
     """Root of all errors that quad raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        """Keep the message as one printable line."""
+        line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in message)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_HEAD]} ... {line[-_TAIL:]}")
 
 
 class InputError(QuadError):

@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from quad.core.errors import BackendError, InputError, VerificationError
 
 TEMPORARY = "set TMPDIR to another place"
+_LONGEST_NAME = 255  # bytes, of one part of a path
 
 
 def inside(root: Path, name: str) -> Path:
@@ -22,7 +23,8 @@ def inside(root: Path, name: str) -> Path:
         VerificationError: the name is absolute, climbs out, or goes through a link out of `root`.
     """
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
+    strange = "\\" in name or "\0" in name or any(len(part.encode()) > _LONGEST_NAME for part in pure.parts)
+    if pure.is_absolute() or ".." in pure.parts or strange or not pure.parts:
         raise VerificationError(f"{root}: expected file names inside the directory, found {name!r}; the manifest is not to be trusted")
     path = root / pure
     if not path.resolve().is_relative_to(root.resolve()):
@@ -87,8 +89,11 @@ def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
 
     Raises:
         InputError: `final` exists and is something else.
+        BackendError: nothing can be there.
     """
-    if final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir()))):
+    with writing_to(final):
+        taken = final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir())))
+    if taken:
         raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another {option}")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from quad.core.digests import digest
+from quad.core.sampling import SamplerKind, SamplerSettings
 
 FORMAT_VERSION = 1
+# What files may say at most: numbers beyond these are damage, or meant to take all memory.
+MOST_STEPS, LARGEST_SIZE = 100_000, 8192
+# A name that can be a file's, on any system and on one line.
+AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 BUNDLE_FILE = "bundle.json"
 SLOTS_FILE = "slots.json"
 PROFILE_FILE = "profile.json"
@@ -30,7 +35,15 @@ class Component(msgspec.Struct, frozen=True):
 
 
 class NoiseSchedule(msgspec.Struct, frozen=True):
-    """The diffusion schedule the base was trained with, in diffusers' words."""
+    """The diffusion schedule the base was trained with, in diffusers' words.
+
+    Args:
+        steps: training timesteps.
+        beta_schedule: how the variance added grows from `beta_start` to `beta_end`; `squaredcos_cap_v2` reads neither.
+        rescale_zero_snr: rescaled so that nothing of the signal is left at the last timestep.
+        prediction: what the network answers with.
+        trained_betas: the variances themselves, one per timestep, in place of `beta_schedule`.
+    """
 
     steps: int = 1000
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] = "squaredcos_cap_v2"
@@ -38,6 +51,7 @@ class NoiseSchedule(msgspec.Struct, frozen=True):
     beta_end: float = 0.012
     rescale_zero_snr: bool = True
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
+    trained_betas: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class OlssTable(msgspec.Struct, frozen=True):
@@ -55,11 +69,19 @@ class OlssTable(msgspec.Struct, frozen=True):
 
 
 class SamplerSpec(msgspec.Struct, frozen=True):
-    """Which sampler a task uses; `olss` holds the table where kind is `olss`."""
+    """Which sampler a task uses.
 
-    kind: Literal["euler", "ddim", "lcm", "olss"]
-    steps: int
+    Args:
+        kind: the method.
+        steps: how many; heun asks the network twice in each but the last, pndm once more than it has steps.
+        olss: the solved table where kind is `olss`.
+        settings: how it walks; unset means `SamplerSettings()`, and leaves no trace in the JSON.
+    """
+
+    kind: SamplerKind
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
     olss: OlssTable | None = None
+    settings: SamplerSettings | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskSpec(msgspec.Struct, frozen=True):
@@ -68,33 +90,55 @@ class TaskSpec(msgspec.Struct, frozen=True):
     Args:
         adapter: the adapter it needs, None for the base itself.
         sampler: kind and number of steps.
-        condition: where the condition latent comes from: `none` (zeros), `image`, or `masked-image` (the hole painted grey).
+        condition: where the condition latent comes from: `none` (zeros), `image`, `masked-image` (the hole painted grey, the mask taken by
+            its largest value), or `cut-image` (0 in the hole, the mask taken at every n-th pixel: as Stable Diffusion's are trained).
         mask: `ones` (all is made anew), `zeros` (edit the given picture), or `input` (the user's mask).
         guidance: classifier-free guidance scale, 1.0 is off.
+        strength: begin at the given picture, noised so far that this share of the steps is left; unset, begin at noise.
+        blend: outside of the mask the state is the given picture's, noised alike, after every step.
+        image_guidance: a second guidance, away from what the network makes without the condition latent; unset, there is none.
     """
 
     adapter: str | None
     sampler: SamplerSpec
-    condition: Literal["none", "image", "masked-image"]
+    condition: Literal["none", "image", "masked-image", "cut-image"]
     mask: Literal["ones", "zeros", "input"]
     guidance: float = 1.0
+    strength: float | msgspec.UnsetType = msgspec.UNSET
+    blend: bool | msgspec.UnsetType = msgspec.UNSET
+    image_guidance: float | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def reads_picture(self) -> bool:
+        """Whether the user has to give one."""
+        cut = self.condition == "cut-image" and self.mask == "input"
+        return self.condition in ("image", "masked-image") or cut or self.strength is not msgspec.UNSET or bool(self.blend)
+
+
+Beside = Literal["condition", "raw-condition", "mask"]
 
 
 class LatentSpec(msgspec.Struct, frozen=True):
-    """The latent space: `channels`, picture pixels per latent pixel, and `z_model = (z_vae - shift) * scale` per channel."""
+    """The latent space: `channels`, picture pixels per latent pixel, and `z_model = (z_vae - shift) * scale` per channel.
 
-    channels: int
-    factor: int
+    Args:
+        beside: what follows the latent in the U-Net's `sample`, in order: the condition latent as `z_model` or raw as `z_vae`, and the
+            mask; unset, condition and mask where the graph has so many channels, else nothing.
+    """
+
+    channels: Annotated[int, msgspec.Meta(ge=1, le=1024)]
+    factor: Annotated[int, msgspec.Meta(ge=1, le=256)]
     scale: tuple[float, ...]
     shift: tuple[float, ...]
+    beside: tuple[Beside, ...] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TextSpec(msgspec.Struct, frozen=True):
     """The text encoder's input: tokens per prompt, and the id that fills the rest."""
 
-    length: int
-    pad_id: int
-    hidden: int
+    length: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+    pad_id: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+    hidden: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 
 
 class AdapterManifest(msgspec.Struct, frozen=True):
@@ -106,16 +150,18 @@ class AdapterManifest(msgspec.Struct, frozen=True):
         rank: its own rank before padding, the largest over slots.
         bits: 16 or 8; 32 means float32 weights.
         sha256: digest of `adapter.safetensors`.
+        headroom: the largest weight before an entry of its weighted B is clipped; unset where none ever is, and in files of older builds.
     """
 
-    name: str
+    name: AdapterName
     format_version: int
-    rank: int
-    bits: int
-    size_bytes: int
+    rank: Annotated[int, msgspec.Meta(ge=0, le=2**16)]
+    bits: Literal[8, 16, 32]
+    size_bytes: Annotated[int, msgspec.Meta(ge=0)]
     sha256: str
     parents: dict[str, str]
     tasks: dict[str, TaskSpec] = {}
+    headroom: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class BundleManifest(msgspec.Struct, frozen=True):
@@ -133,10 +179,10 @@ class BundleManifest(msgspec.Struct, frozen=True):
     name: str
     target: str
     precision: str
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
     components: dict[str, Component]
     files: dict[str, FileEntry]
-    adapters: tuple[str, ...]
+    adapters: tuple[AdapterName, ...]
     tasks: dict[str, TaskSpec]
     schedule: NoiseSchedule
     latent: LatentSpec

@@ -51,7 +51,7 @@ def parse_adapter_manifest(where: str, text: bytes) -> AdapterManifest:
             then = "update quad or pack the adapter again"
             raise VerificationError(mismatch(where, f"format version {FORMAT_VERSION}", version, then))
         return msgspec.json.decode(text, type=AdapterManifest)
-    except (ValueError, AttributeError, msgspec.MsgspecError) as error:
+    except (ValueError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
         raise VerificationError(mismatch(where, "an adapter manifest", f"something else ({error})", "fetch it again")) from error
 
 
@@ -83,7 +83,7 @@ def write_pack(path: Path, manifest: AdapterManifest, tensors: Mapping[str, NDAr
     Args:
         path: the new file, by convention `NAME.qpack`.
         manifest: its `sha256` and `size_bytes` are set here to those of the tensors.
-        tensors: graph input name -> array in the slot's dtype and shape.
+        tensors: graph input name -> array in the slot's dtype, of the adapter's own rank (`padding.trim`).
 
     Returns:
         The manifest as written.

@@ -6,21 +6,25 @@ A slot is a Linear or Conv of the network with two runtime inputs, A `(rank, in,
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
 from quad.core.digests import digest
 
 SlotKind = Literal["linear", "conv"]
+Features = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+Side = Annotated[int, msgspec.Meta(ge=1, le=64)]
 SlotDtype = Literal["float32", "int16", "int8"]
+UNET, TEXT_ENCODER = "unet", "text_encoder"  # the components that may have slots
 
 
 class Slot(msgspec.Struct, frozen=True):
     """One attach point.
 
     Args:
-        path: module path in the component, e.g. `mid_block.attentions.0.proj_in`.
+        path: module path in the component, e.g. `mid_block.attentions.0.proj_in`; those of the text encoder begin with `text_encoder.`,
+            so that no two components share one.
         kind: linear, or conv (its A has the layer's kernel, stride and padding; its B is 1x1).
         in_features: input channels.
         out_features: output channels.
@@ -32,12 +36,12 @@ class Slot(msgspec.Struct, frozen=True):
 
     path: str
     kind: SlotKind
-    in_features: int
-    out_features: int
-    rank: int
+    in_features: Features
+    out_features: Features
+    rank: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
     dtype: SlotDtype = "float32"
-    kernel: tuple[int, int] = (1, 1)
-    component: str = "unet"
+    kernel: tuple[Side, Side] = (1, 1)
+    component: str = UNET
 
     @property
     def a_name(self) -> str:
@@ -61,7 +65,7 @@ class Slot(msgspec.Struct, frozen=True):
 
 
 class SlotTable(msgspec.Struct, frozen=True):
-    """All slots of a graph, in the order of its inputs."""
+    """All slots of a bundle, each graph's in the order of its inputs: first the U-Net's, then the text encoder's."""
 
     slots: tuple[Slot, ...]
 
@@ -69,6 +73,10 @@ class SlotTable(msgspec.Struct, frozen=True):
     def digest(self) -> str:
         """Identity of the table: adapters packed for another digest do not fit."""
         return digest(self)
+
+    def of(self, component: str) -> SlotTable:
+        """The slots of one graph."""
+        return SlotTable(tuple(slot for slot in self.slots if slot.component == component))
 
     def by_path(self) -> dict[str, Slot]:
         return {slot.path: slot for slot in self.slots}

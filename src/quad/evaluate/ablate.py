@@ -34,7 +34,8 @@ from quad.evaluate.runs import Show, bundle_pictures
 from quad.model.lora_file import find_lora
 from quad.quantize.calibrate import CalibrationSample
 from quad.quantize.steps import QualitySteps
-from quad.runtime.adapters import AdapterStore, zero_buffers
+from quad.runtime.adapters import AdapterStore
+from quad.runtime.buffers import zero_buffers
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.made import MADE, write_loud

@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.evaluate.footprint import forget_peak, peak_ram_bytes, rom_bytes
+from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.evaluate.footprint import rom_bytes
 from quad.evaluate.machine import machine
 from quad.evaluate.switching import bench_resident, bench_switch, flatness
 from quad.evaluate.timing import median, median_p95, milliseconds
-from quad.runtime.adapters import zero_buffers
+from quad.runtime.buffers import zero_buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engine import Session, default_threads, open_engine
 from quad.runtime.pipeline import QuadPipeline
@@ -100,7 +101,7 @@ def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> d
     mask = np.zeros((size, size), np.uint8)
     mask[size // 4 : size // 2, size // 4 : size // 2] = 255
     use_adapter(pipe, spec.adapter)
-    image, hole = (None if spec.condition == "none" else picture), (mask if spec.mask == "input" else None)
+    image, hole = (None if not spec.reads_picture else picture), (mask if spec.mask == "input" else None)
     run = partial(pipe, "", task=task, image=image, mask_image=hole)
     run()
     forget_peak()

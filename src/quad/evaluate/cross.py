@@ -20,7 +20,7 @@ from quad.evaluate.runs import Show
 from quad.model.base import open_model
 from quad.model.lora import read_lora
 from quad.model.lora_file import find_lora
-from quad.model.slotted import slot_network
+from quad.model.slotted import slot_networks
 from quad.quantize import UnifyOptions, calibrate, component_networks, integer_slots, unify, weights_of
 from quad.quantize.anchor import CrossTable, cross_table
 from quad.quantize.calibrate import with_adapter
@@ -77,14 +77,15 @@ def measure_cross_table(model: Path, adapters: Mapping[str, Path]) -> CrossTable
         QuadError: as calibration and scoring raise.
     """
     base = open_model(model)
-    loaded = [read_lora(name, file, base.unet) for name, file in adapters.items()]
+    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
     base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in (None, *adapters)})
     samples = [sample for sample in calibration_samples(model, adapters) if sample.task in base.tasks]
-    network, table = slot_network(base.unet, loaded)
-    networks = component_networks(base, network)
+    slotted = slot_networks(base.unet, base.text_encoder, loaded)
+    table, networks = slotted.table, component_networks(base, slotted.unet, slotted.text_encoder)
     base = solve_tasks(base, networks, table, loaded, samples)
     statistics = calibrate(base, networks, table, loaded, samples)
     slots, options = integer_slots(table, 16), UnifyOptions()
     weights = {name: weights_of(part) for name, part in networks.items()}
     profiles = own_profiles(unify(statistics, weights, slots, loaded, options), statistics, slots, loaded, options)
-    return cross_table(network, slots, loaded, profiles, record_probes(base, networks, table, loaded, with_adapter(base, samples)))
+    probes = record_probes(base, networks, table, loaded, with_adapter(base, samples))
+    return cross_table(slotted.unet, slots, loaded, profiles, probes)

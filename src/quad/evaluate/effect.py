@@ -24,7 +24,7 @@ from quad.evaluate.quality import held_out
 from quad.evaluate.reference import Reference
 from quad.model.base import open_model
 from quad.model.lora import read_lora
-from quad.model.slotted import slot_network
+from quad.model.slotted import slot_networks
 from quad.quantize.calibrate import CalibrationSample, component_networks
 from quad.quantize.probes import Probe, ProbeOptions, record_probes
 from quad.runtime.adapters import AdapterStore
@@ -87,11 +87,13 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
     if not wanted:
         return []
     base = replace(open_model(model), tasks=wanted)
-    loaded = [read_lora(name, file, base.unet) for name, file in adapters.items() if name in {spec.adapter for spec in wanted.values()}]
-    network, table = slot_network(base.unet, loaded)
+    names = {spec.adapter for spec in wanted.values()}
+    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
+    slotted = slot_networks(base.unet, base.text_encoder, loaded)
     drawn = [(task, sample) for task in wanted for sample in held_out(task, runs)]
     samples = [CalibrationSample(task, sample.prompt, sample.image, sample.mask) for task, sample in drawn]
-    probes = record_probes(base, component_networks(base, network), table, loaded, samples, ProbeOptions(per_adapter=None))
+    networks = component_networks(base, slotted.unet, slotted.text_encoder)
+    probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))
     return [probe for some in probes.values() for probe in some]
 
 

@@ -1,18 +1,13 @@
-"""Bytes: what a bundle takes on disk, what one binary per adapter would take, and the memory of this process."""
+"""Bytes on disk: what a bundle takes, and what one binary per adapter would take."""
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from quad.runtime.bundle import Bundle
 
 COUNTS = (1, 2, 10, 100)
-_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def rom_bytes(bundle: Bundle) -> dict[str, Any]:
@@ -45,21 +40,3 @@ def separate_bytes(shared: int, unet: int, adapters: dict[str, int], counts: Seq
         row = {"adapters": n, "one_for_all": ours, "separate": whole, "separate_unet": least}
         rows.append({**row, "ratio": whole / ours, "ratio_unet": least / ours})
     return rows
-
-
-def peak_ram_bytes() -> int:
-    """Largest resident size of this process so far, or since `forget_peak`, bytes.
-
-    Linux's getrusage carries the parent's peak over into a started process (execve folds it in), so VmHWM is read there.
-    """
-    if _STATUS.is_file():
-        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def forget_peak() -> None:
-    """Start the peak anew from what is resident now; where the system cannot, the old peak stays."""
-    with suppress(OSError):
-        _RESET.write_text("5", encoding="ascii")

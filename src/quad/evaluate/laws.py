@@ -11,14 +11,17 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quad.core.manifest import TaskSpec
 from quad.evaluate.reference import Reference
 from quad.model.base import open_model
 from quad.model.lora import read_lora
-from quad.model.slotted import slot_inputs, slot_network
+from quad.model.slotted import slot_inputs, slot_networks
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.tokenizer import Tokenizer
 
+PROMPT = "a red house and a tree"
 HEAVY = ("torch", "diffusers", "transformers", "onnx")
 IMPORT = """
 import json, sys, time
@@ -31,7 +34,7 @@ print(json.dumps({"seconds": time.perf_counter() - start, "modules": sorted({nam
 def _last_latent(pipe: QuadPipeline, task: str, spec: TaskSpec) -> NDArray[np.float32]:
     """The latent that one run ends with: finer than the picture's 8 bits."""
     size = pipe.bundle.manifest.size
-    image = None if spec.condition == "none" else np.full((size, size, 3), 90, np.uint8)
+    image = None if not spec.reads_picture else np.full((size, size, 3), 90, np.uint8)
     mask = np.full((size, size), 255, np.uint8) if spec.mask == "input" else None
     seen: list[NDArray[np.float32]] = []
 
@@ -65,22 +68,34 @@ def switching_is_exact(pipe: QuadPipeline) -> dict[str, bool]:
 
 
 def slotted_error(directory: Path, adapters: dict[str, Path], reference: Reference) -> dict[str, float]:
-    """Law 2, per adapter: largest difference of the float slotted network from diffusers + PEFT, over the output's RMS."""
+    """Law 2, per adapter: largest difference of a float slotted network from diffusers + PEFT, over the output's RMS.
+
+    Of the U-Net and, where adapters reach it, the text encoder.
+    """
     base = open_model(directory)
-    loaded = [read_lora(name, file, base.unet) for name, file in adapters.items()]
-    network, table = slot_network(base.unet, loaded)
+    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
+    slotted = slot_networks(base.unet, base.text_encoder, loaded)
     side = base.size // base.latent.factor
     generator = torch.Generator().manual_seed(5)
     sample = torch.randn(1, 2 * base.latent.channels + 1, side, side, generator=generator)
     words = torch.randn(1, base.text.length, base.text.hidden, generator=generator)
+    ids = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(PROMPT).ids)
     errors = {}
     for adapter in loaded:
-        slots = {name: torch.from_numpy(np.asarray(value)) for name, value in slot_inputs(adapter, table).items()}
+        slots = {name: torch.from_numpy(np.asarray(value)) for name, value in slot_inputs(adapter, slotted.table).items()}
         with torch.inference_mode():
-            ours = network(sample, torch.tensor([400.0]), words, slots)
-        theirs = reference.network_output(adapter.name, sample, 400.0, words)
-        errors[adapter.name] = float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
+            ours = slotted.unet(sample, torch.tensor([400.0]), words, slots)
+        error = _distance(ours, reference.network_output(adapter.name, sample, 400.0, words))
+        if slotted.text_encoder is not None:
+            with torch.inference_mode():
+                hidden = slotted.text_encoder(ids, slots)
+            error = max(error, _distance(hidden, reference.words([PROMPT])))
+        errors[adapter.name] = error
     return errors
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
 
 
 def runtime_import(tries: int = 3) -> dict[str, Any]:

@@ -5,7 +5,6 @@ It shares with the runtime only what makes pairs pairs: samplers, tokenizer, con
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
+from quad.evaluate.peft_adapters import PeftAdapters
 from quad.model.base import open_model
 from quad.runtime.conditioning import Condition, Given, PasteBack, make_condition, to_model, to_picture
 from quad.runtime.samplers import run_sampler
@@ -64,26 +64,10 @@ class Reference:
         self.size: int = base.size
         self.digest: str = base.digest
         self.tasks: dict[str, TaskSpec] = base.tasks
-        self._tokenizer = Tokenizer(base.tokenizer_file, base.text)
+        self._tokenizer = Tokenizer(base.tokenizer, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.
         self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
-        # Numbered, because diffusers takes `transform` in `transformer_blocks` for an adapter's name.
-        self._names = {name: f"adapter_{i}" for i, name in enumerate(adapters)}
-        with warnings.catch_warnings():
-            # PEFT warns of several adapters on one model: they are meant, and one at a time is active.
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")
-            for name, file in adapters.items():
-                self._unet.load_lora_adapter(file.parent, prefix="unet", weight_name=file.name, adapter_name=self._names[name])
-
-    def _use(self, adapter: str | None) -> None:
-        if adapter is None:
-            if self._names:
-                self._unet.disable_lora()
-            return
-        if adapter not in self._names:
-            raise UsageError(mismatch("adapter", f"one of {', '.join(self._names)}", adapter, "give its file"))
-        self._unet.enable_lora()
-        self._unet.set_adapters(self._names[adapter])
+        self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
 
     def _shift_scale(self) -> tuple[Tensor, Tensor]:
         shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (self.latent.shift, self.latent.scale))
@@ -113,7 +97,7 @@ class Reference:
         return np.concatenate(parts)
 
     def words(self, prompts: Sequence[str]) -> Tensor:
-        """Text conditioning `(N, L, D)`."""
+        """Text conditioning `(N, L, D)` with the adapter that was used last."""
         ids = torch.from_numpy(np.concatenate([self._tokenizer(prompt).ids for prompt in prompts]))
         with torch.inference_mode():
             hidden: Tensor = self._text_encoder(input_ids=ids).last_hidden_state
@@ -153,7 +137,7 @@ class Reference:
 
     def network_output(self, adapter: str | None, sample: Tensor, t: float, words: Tensor) -> Tensor:
         """The bare U-Net's output with an adapter loaded by PEFT: `(B, 9, h, w)` to `(B, 4, h, w)`."""
-        self._use(adapter)
+        self._adapters.use(adapter)
         with torch.inference_mode():
             output: Tensor = self._unet(sample, t, words).sample
         return output
@@ -171,5 +155,5 @@ class Reference:
         if spec is None and task not in self.tasks:
             raise UsageError(mismatch("task", f"one of {', '.join(self.tasks)}", task, "choose one of these"))
         chosen = spec or self.tasks[task]
-        self._use(chosen.adapter)
+        self._adapters.use(chosen.adapter)
         return np.concatenate([self._batch(task, chosen, jobs[i : i + BATCH]) for i in range(0, len(jobs), BATCH)])

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from quad.evaluate.timing import median, median_p95, milliseconds
+from quad.runtime.buffers import largest_bytes
 from quad.runtime.pipeline import QuadPipeline
 
 RESIDENT = (1, 2, 10, 100)
@@ -38,7 +39,7 @@ def bench_resident(pipe: QuadPipeline, counts: Sequence[int] = RESIDENT) -> dict
     own = pipe.bundle.manifest.adapters
     if not own:
         return {}
-    largest = max(pipe.bundle.adapter_files(name)[1].stat().st_size for name in own)
+    largest = largest_bytes(pipe.bundle.slots)
     fitting = [count for count in counts if count * largest <= RESIDENT_BYTES]
     crowd = _Crowd(pipe)
     pair: dict[int, list[float]] = {count: [] for count in fitting}

@@ -1,4 +1,4 @@
-"""Attention with sites, for diffusers' `Attention` and for CLIP's text layers."""
+"""Attention with sites, for diffusers' `Attention` and for the text layers of CLIP and T5."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 from transformers.models.clip.modeling_clip import CLIPAttention
+from transformers.models.t5.modeling_t5 import T5Attention
 
 from quad.core.errors import UnsupportedError, mismatch
 from quad.model.sites import AttentionSites
 
-CLIP_IMPLEMENTATION = "quad_sited"
+TEXT_IMPLEMENTATION = "quad_sited"
 
 
 class SitedAttention(AttentionSites):
@@ -74,15 +75,17 @@ class SitedAttention(AttentionSites):
         return self.attend(q, k, v, mask, attn.scale).transpose(1, 2).flatten(2)
 
 
-def _clip_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+def _text_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **more: Any
 ) -> tuple[Tensor, None]:
-    """CLIP's attention function, as transformers calls it; dropout is off, because bases are frozen."""
-    return module.sites.attend(query, key, value, attention_mask, scaling).transpose(1, 2), None
+    """An attention function as transformers calls it, T5 with its relative positions; dropout is off, because bases are frozen."""
+    added = [bias for bias in (more.get("position_bias"), attention_mask) if bias is not None]
+    mask = added[0] + added[1] if len(added) == 2 else next(iter(added), None)
+    return module.sites.attend(query, key, value, mask, scaling).transpose(1, 2), None
 
 
-AttentionInterface.register(CLIP_IMPLEMENTATION, _clip_attention)
-AttentionMaskInterface.register(CLIP_IMPLEMENTATION, eager_mask)
+AttentionInterface.register(TEXT_IMPLEMENTATION, _text_attention)
+AttentionMaskInterface.register(TEXT_IMPLEMENTATION, eager_mask)
 
 
 def _check(path: str, attn: Any) -> None:
@@ -108,6 +111,6 @@ def add_attention_sites(module: nn.Module) -> None:
         if isinstance(layer, Attention) and not isinstance(layer.processor, SitedAttention):
             _check(path, layer)
             layer.set_processor(SitedAttention(path))
-        elif isinstance(layer, CLIPAttention) and not hasattr(layer, "sites"):
+        elif isinstance(layer, CLIPAttention | T5Attention) and not hasattr(layer, "sites"):
             layer.sites = AttentionSites(path)
-            layer.config._attn_implementation = CLIP_IMPLEMENTATION
+            layer.config._attn_implementation = TEXT_IMPLEMENTATION

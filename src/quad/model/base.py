@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,23 +10,38 @@ from typing import Any
 import diffusers
 import msgspec
 import transformers
-from tokenizers import Tokenizer
 from torch import nn
 
-from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
+from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.model.family import TRANSFORMER, beside_channels, check_family, denoiser_folder, pipeline_class, trained_side
+from quad.model.links import require_contained
+from quad.model.loading import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
 from quad.model.parts import TextModule, VaeDecoderModule, VaeEncoderModule
+from quad.model.sampler_names import parse_sampler
+from quad.model.scheduler import read_scheduler
 from quad.model.sites import share_copy
-from quad.model.weights import find_weights, read_config, weights_digest
+from quad.model.tasks import GUIDANCE, PIXART_GUIDANCE, plain_tasks
+from quad.model.tokenizer import read_tokenizer
+from quad.model.transformer import MaskedT5, PixArtDenoiser
+from quad.model.weights import weights_digest
+from quad.model.world import WORLD_FILE, Place, latent_spec, read_world
 
-WORLD_FILE = "toyland.json"
-_UNETS = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
+__all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
+
+# By the denoiser's folder: its own classes, and those of the text encoder that goes with it.
+_DENOISERS: dict[str, dict[str, Any]] = {
+    "unet": {"UNet2DConditionModel": diffusers.UNet2DConditionModel},
+    TRANSFORMER: {"PixArtTransformer2DModel": PixArtDenoiser},
+}
+_TEXTS: dict[str, dict[str, Any]] = {
+    "unet": {"CLIPTextModel": transformers.CLIPTextModel},
+    TRANSFORMER: {"T5EncoderModel": MaskedT5},
+}
 _VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
-_TEXTS = {"CLIPTextModel": transformers.CLIPTextModel}
-# What diffusers' schedulers assume where a config is silent. Source: diffusers DDIMScheduler.
-_SCHEDULE_DEFAULTS = {"steps": 1000, "beta_schedule": "linear", "beta_start": 0.0001, "beta_end": 0.02,
-                      "rescale_zero_snr": False, "prediction": "epsilon"}  # fmt: skip
-_SCHEDULE_NAMES = {"steps": "num_train_timesteps", "rescale_zero_snr": "rescale_betas_zero_snr", "prediction": "prediction_type"}
+_FOLDERS = (*_DENOISERS, "vae", "text_encoder", "tokenizer", "scheduler")
+# Sides of pictures that every denoiser of the family halves as often as it wants to.
+SIZE_STEP = 64
 
 
 @dataclass(frozen=True)
@@ -35,8 +49,10 @@ class Base:
     """A diffusion model as quad sees it: modules in float32, eval, without gradients, and how they go together.
 
     Args:
+        unet: the denoiser, a U-Net or a transformer that is called as one.
+        tokenizer: the text of a `tokenizer.json`.
         latent: latent space of the graph, `z_model = (z_vae - shift) * scale`.
-        size: pixels along one side of the pictures it was trained on.
+        size: pixels along one side of its pictures.
         tasks: what it can do, by name.
         digest: identity of its weight files.
     """
@@ -45,7 +61,7 @@ class Base:
     unet: nn.Module
     text_encoder: nn.Module
     vae: nn.Module
-    tokenizer_file: Path
+    tokenizer: str
     schedule: NoiseSchedule
     latent: LatentSpec
     text: TextSpec
@@ -54,166 +70,102 @@ class Base:
     digest: str
 
 
-class _World(msgspec.Struct, frozen=True):
-    """`toyland.json`: what diffusers' layout has no place for."""
+@dataclass(frozen=True)
+class BaseOptions:
+    """What of a model is chosen when it is opened.
 
-    latent_scale: tuple[float, ...] | None = None
-    latent_shift: tuple[float, ...] | None = None
+    Args:
+        size: pixels along one side, any multiple of 64; None for the model's own.
+        sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
+        adapters: names of those that will be built in; one that is named like a task becomes that task's.
+    """
+
     size: int | None = None
-    tasks: dict[str, TaskSpec] = {}
+    sampler: str | None = None
+    adapters: Collection[str] = ()
+
+    def check(self, option: str = "--size") -> None:
+        """Refuse a size or a sampler before anything is loaded.
+
+        Args:
+            option: what asked for the size, for the message.
+
+        Raises:
+            UsageError: a size that is no multiple of 64, or a sampler that the runtime has not.
+        """
+        if self.size is not None and (not SIZE_STEP <= self.size <= LARGEST_SIZE or self.size % SIZE_STEP):
+            raise UsageError(mismatch(option, f"a multiple of {SIZE_STEP} pixels up to {LARGEST_SIZE}", self.size, "choose one"))
+        if self.sampler is not None:
+            parse_sampler(self.sampler)
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Loading bars and reports of the two libraries stay off; quad says itself what is wrong."""
-    loggers = (diffusers.utils.logging, transformers.utils.logging)
-    levels = [logger.get_verbosity() for logger in loggers]
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
-    for logger in loggers:
-        logger.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.set_verbosity(level)
-        if bars:
-            transformers.utils.logging.enable_progress_bar()
+def _size(directory: Path, unet: Any, place: Place, latent: LatentSpec, options: BaseOptions) -> int:
+    """Pixels along one side: asked for, the world's, or what the denoiser was trained on."""
+    options.check()
+    if (found := options.size or place.world.size) is not None:
+        if not latent.factor <= found <= LARGEST_SIZE or found % latent.factor:
+            expected = f"a size up to {LARGEST_SIZE}, a multiple of {latent.factor}"
+            raise InputError(mismatch(f"{place.file}", expected, found, "mend the file"))
+        return found
+    side = trained_side(unet)
+    if not isinstance(side, int) or not 1 <= side <= LARGEST_SIZE // latent.factor:
+        raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", "one number as sample_size", side, "say it in pixels: --size"))
+    return side * latent.factor
 
 
-def _check_loaded(file: Path, info: dict[str, Any]) -> None:
-    """Raise InputError unless the weights were all there and all used."""
-    # Old text encoders also stored this constant.
-    extra = [key for key in info["unexpected_keys"] if not key.endswith("position_ids")]
-    for word, keys in (("no", info["missing_keys"]), ("also", extra)):
-        if keys:
-            found = f"{word} {', '.join(sorted(keys)[:4])}"
-            raise InputError(mismatch(f"{file}", "exactly the weights of config.json", found, "fetch or save the model again"))
+def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
+    name = "caption_channels" if unet.get("caption_channels") else "cross_attention_dim"
+    if (width := unet[name]) != text.hidden:
+        expected = f"{width} numbers per token ({name})"
+        raise InputError(mismatch(f"{directory / 'text_encoder'}", expected, text.hidden, "use the model's own text encoder"))
 
 
-def _load(folder: Path, classes: dict[str, Any], stem: str) -> tuple[nn.Module, list[Path]]:
-    """One component, and its weight files.
-
-    Raises:
-        InputError: weights missing, pickled, truncated, or not those of the config.
-        UnsupportedError: a class quad does not know.
-    """
-    config = read_config(folder / "config.json")
-    kind = config.get("_class_name") or (config.get("architectures") or ["no class at all"])[0]
-    if kind not in classes:
-        raise UnsupportedError(mismatch(f"{folder}", " or ".join(classes), kind, "choose a Stable-Diffusion-like model"))
-    variant, files = find_weights(folder, stem)
-    try:
-        with _quiet():
-            model, info = classes[kind].from_pretrained(
-                folder, variant=variant, use_safetensors=True, local_files_only=True, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        # The libraries explain at length; what was wrong comes first.
-        found = f"{error}".strip().splitlines()[0][:200]
-        raise InputError(mismatch(f"{folder}", "weights that fit config.json", found, "fetch or save the model again")) from error
-    _check_loaded(files[0], info)
-    module: nn.Module = model.float().eval().requires_grad_(False)
-    return module, files
+def _tasks(place: Place, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
+    """The world's own tasks, or those of any model of its kind."""
+    if not place.world.tasks:
+        guidance = PIXART_GUIDANCE if denoiser_folder(place.file.parent).name == TRANSFORMER else GUIDANCE
+        return plain_tasks(latent.beside, sampler, options.adapters, guidance)
+    if options.sampler is None:
+        return place.world.tasks
+    return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in place.world.tasks.items()}
 
 
-def _check_unet(directory: Path, config: dict[str, Any]) -> None:
-    for name in ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type"):
-        if config.get(name):
-            raise UnsupportedError(
-                mismatch(
-                    f"{directory / 'unet'}", "a U-Net conditioned on text alone", f"{name}={config[name]!r}", "choose an SD1.5-like model"
-                )
-            )
-
-
-def _read_schedule(path: Path) -> NoiseSchedule:
-    config = read_config(path)
-    values = {name: config.get(_SCHEDULE_NAMES.get(name, name), default) for name, default in _SCHEDULE_DEFAULTS.items()}
-    if config.get("trained_betas") is not None:
-        raise UnsupportedError(mismatch(f"{path}", "a named beta_schedule", "trained_betas", "choose a model with a named schedule"))
-    try:
-        return msgspec.convert(values, NoiseSchedule)
-    except msgspec.ValidationError as error:
-        raise UnsupportedError(mismatch(f"{path}", "a schedule quad knows", f"{error}", "choose another scheduler")) from error
-
-
-def _read_world(path: Path) -> _World:
-    if not path.is_file():
-        return _World()
-    try:
-        return msgspec.convert(read_config(path), _World)
-    except msgspec.ValidationError as error:
-        raise InputError(mismatch(f"{path}", "latent_scale, latent_shift, size, tasks", f"{error}", "mend the file")) from error
-
-
-def _latent(path: Path, world: _World, config: Any) -> LatentSpec:
-    channels = int(config.latent_channels)
-    blocks = config.get("encoder_block_out_channels") or config["block_out_channels"]
-    scale = world.latent_scale or (float(config.scaling_factor),) * channels
-    shift = world.latent_shift or (float(config.get("shift_factor") or 0.0),) * channels
-    if len(scale) != channels or len(shift) != channels or 0.0 in scale:
-        raise InputError(
-            mismatch(f"{path}", f"{channels} latent scales (not 0) and shifts", f"{len(scale)} and {len(shift)}", "mend the file")
-        )
-    return LatentSpec(channels, 2 ** (len(blocks) - 1), scale, shift)
-
-
-def _pad_id(tokenizer: Tokenizer, folder: Path, default: int) -> int:
-    if tokenizer.padding:
-        return int(tokenizer.padding["pad_id"])
-    file = folder / "tokenizer_config.json"
-    token = read_config(file).get("pad_token") if file.is_file() else None
-    found = tokenizer.token_to_id(token["content"] if isinstance(token, dict) else token) if token else None
-    return default if found is None else int(found)
-
-
-def _read_text(file: Path, config: Any) -> TextSpec:
-    if not file.is_file():
-        then = f"write it with AutoTokenizer.from_pretrained({str(file.parent)!r}).save_pretrained({str(file.parent)!r})"
-        raise InputError(mismatch(f"{file.parent}", "tokenizer.json", "none", then))
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as error:  # the tokenizers library raises bare Exception for a file it cannot parse
-        raise InputError(mismatch(f"{file}", "a tokenizer", f"{error}", "fetch or save the model again")) from error
-    pad = _pad_id(tokenizer, file.parent, int(config.pad_token_id or 0))
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        found = f"{tokenizer.get_vocab_size()} tokens"
-        raise InputError(
-            mismatch(f"{file}", f"at most {config.vocab_size} tokens (text_encoder/config.json)", found, "use the model's own tokenizer")
-        )
-    return TextSpec(int(config.max_position_embeddings), pad, int(config.hidden_size))
-
-
-def open_model(directory: Path) -> Base:
-    """Open a model in diffusers' layout: unet, vae, text_encoder, tokenizer, scheduler, and `toyland.json` where it has one.
+def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
+    """Open a model in diffusers' layout: unet or transformer, vae, text_encoder, tokenizer, scheduler, and `toyland.json` where it has one.
 
     Raises:
-        InputError: no model there, weights missing, pickled, truncated or of another config, no tokenizer.json.
-        UnsupportedError: a class, a schedule or a conditioning that quad does not know.
+        InputError: no model there, weights missing, pickled, truncated or of another config, no tokenizer.
+        UnsupportedError: a family, a class, a scheduler or a conditioning that quad does not know.
+        UsageError: a size or sampler that cannot be.
     """
+    options = options or BaseOptions()
+    options.check()
     if not directory.is_dir():
         raise InputError(mismatch(f"{directory}", "a diffusers model directory", "none", "check the path"))
-    unet, unet_files = _load(directory / "unet", _UNETS, "diffusion_pytorch_model")
-    vae, vae_files = _load(directory / "vae", _VAES, "diffusion_pytorch_model")
-    text, text_files = _load(directory / "text_encoder", _TEXTS, "model")
-    unet_config: Any = unet.config
-    _check_unet(directory, unet_config)
-    world = _read_world(directory / WORLD_FILE)
-    latent = _latent(directory / WORLD_FILE, world, vae.config)
-    tokenizer_file = directory / "tokenizer" / "tokenizer.json"
-    plain = {"text-to-image": TaskSpec(None, SamplerSpec("ddim", 25), "none", "ones", 7.5)}
+    require_contained(directory, _FOLDERS, "model")
+    check_family(directory)
+    schedule, sampler = read_scheduler(directory / "scheduler" / "scheduler_config.json", options.sampler, pipeline_class(directory))
+    folder = denoiser_folder(directory)
+    unet, unet_files = load_component(folder, _DENOISERS[folder.name], DIFFUSION_STEM)
+    vae, vae_files = load_component(directory / "vae", _VAES, DIFFUSION_STEM)
+    encoder, text_files = load_component(directory / "text_encoder", _TEXTS[folder.name], TRANSFORMERS_STEM)
+    config: Any = unet.config
+    vae_config: Any = vae.config
+    place = read_world(directory)
+    latent = latent_spec(place, vae_config, beside_channels(directory, config, int(vae_config.latent_channels)))
+    tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
+    _check_text(directory, config, text)
     return Base(
         directory=directory,
         unet=unet,
-        text_encoder=text,
+        text_encoder=encoder,
         vae=vae,
-        tokenizer_file=tokenizer_file,
-        schedule=_read_schedule(directory / "scheduler" / "scheduler_config.json"),
+        tokenizer=tokenizer,
+        schedule=schedule,
         latent=latent,
-        text=_read_text(tokenizer_file, text.config),
-        size=world.size or int(unet_config.sample_size) * latent.factor,
-        tasks=world.tasks or plain,
+        text=text,
+        size=_size(directory, config, place, latent, options),
+        tasks=_tasks(place, latent, sampler, options),
         digest=weights_digest(directory, unet_files + vae_files + text_files),
     )
 

@@ -1,10 +1,9 @@
-"""Finding and opening a LoRA file: its tensors, and what its metadata says about scale. Never pickle."""
+"""Finding and opening a LoRA file or directory: its tensors, and what its metadata says about scale. Never pickle."""
 
 from __future__ import annotations
 
 import json
-import math
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,84 +13,58 @@ from torch import Tensor
 
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.model.lora_config import AGAIN, AdapterConfig, parse_json, read_config
+from quad.model.lora_keys import Component, shown
+from quad.model.lora_places import PEFT_CONFIG, PEFT_NAME, PICKLE_REASON, PICKLED_SUFFIXES, Place, find_places, first_bytes
 
-PICKLED_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-PICKLE_REASON = "a pickled file, which can run code when it is opened"
+__all__ = ["PICKLED_SUFFIXES", "PICKLE_REASON", "LoraFile", "find_lora", "open_lora", "read_tensors"]
 
-_DIFFUSERS_NAME, _PEFT_NAME, _PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 _METADATA_KEY = "lora_adapter_metadata"
-# Initialisations that also change the base's own weights, so that the two matrices alone are not the adapter.
-_BASE_CHANGING = ("pissa", "olora", "corda", "loftq")
-
-
-@dataclass(frozen=True)
-class ScaleRule:
-    """How alpha becomes a factor: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA; 1 where no config says otherwise.
-
-    Args:
-        config: PEFT's LoraConfig as JSON, empty for a file without one. Source: PEFT `LoraConfig`.
-    """
-
-    config: dict[str, Any] = field(default_factory=dict)
-
-    def _of(self, path: str, patterns: str, plain: str) -> float:
-        # PEFT's rule: the first pattern that matches the end of the path at a dot, as a regular expression.
-        for pattern, value in (self.config.get(patterns) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", path):
-                return float(value)
-        return float(self.config.get(plain, 8))
-
-    def scale(self, path: str, rank: int, alpha: float | None) -> float:
-        """The factor that multiplies B A for the module at `path`; `alpha` is the file's own tensor for it, if any.
-
-        Raises:
-            InputError: the config gives the module another rank than its tensors have.
-        """
-        if alpha is not None:
-            return alpha / rank
-        if not self.config:
-            return 1.0
-        said = self._of(path, "rank_pattern", "r")
-        if said != rank:
-            raise InputError(
-                mismatch(f"{path!r}", f"rank {said:g} (the adapter's config)", f"rank {rank}", "use the config saved with these weights")
-            )
-        return self._of(path, "alpha_pattern", "lora_alpha") / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder")
+_PREFIXES: tuple[tuple[str, Component], ...] = (("unet.", "unet"), ("transformer.", "unet"), ("text_encoder.", "text_encoder"))
+_REAL_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_LARGEST_CONFIG = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class LoraFile:
-    """An opened LoRA file: tensors by key, the scale rule, and the digest of everything that was read."""
+    """An opened LoRA file.
+
+    Args:
+        path: the file, or the directory of one adapter directory per model.
+        tensors: by key.
+        configs: what the metadata says of each model; a model that is absent has no config.
+        digest: of everything that was read.
+        trained_on: the base's name in the trainer's metadata, "" where it says none.
+    """
 
     path: Path
     tensors: dict[str, Tensor]
-    rule: ScaleRule
-    digest: str
+    configs: Mapping[Component, AdapterConfig] = field(default_factory=dict)
+    digest: str = ""
+    trained_on: str = ""
 
-
-def refuse_pickle(path: Path) -> None:
-    """Raise InputError if `path` is named like a pickled weight file."""
-    if path.suffix in PICKLED_SUFFIXES:
-        raise InputError(mismatch(f"{path}", "a .safetensors file", PICKLE_REASON, "convert it to safetensors"))
+    def config(self, component: Component) -> AdapterConfig:
+        return self.configs.get(component, AdapterConfig())
 
 
 def find_lora(path: Path) -> Path:
-    """The weights file of `path`, a file or a directory in diffusers' or PEFT's layout.
+    """The weights file of `path`, a file or a directory in diffusers' or PEFT's layout; a directory of two such directories stays itself.
 
     Raises:
-        InputError: nothing there, or pickled, or not safetensors.
+        InputError: nothing there, or pickled, or not safetensors, or a link out of the directory.
     """
-    if path.is_dir():
-        for name in (_DIFFUSERS_NAME, _PEFT_NAME):
-            if (path / name).is_file():
-                return path / name
-        for file in sorted(path.iterdir()):
-            refuse_pickle(file)
-        raise InputError(mismatch(f"{path}", f"{_DIFFUSERS_NAME} or {_PEFT_NAME}", "neither", "name the file itself"))
-    refuse_pickle(path)
-    if not path.is_file():
-        raise InputError(mismatch(f"{path}", "a LoRA file", "no such file", "check the path"))
-    return path
+    places = find_places(path)
+    return places[0].weights if len(places) == 1 and not places[0].component else path
+
+
+def _tensor(file: Any, path: Path, key: str) -> Tensor:
+    dtype = str(file.get_slice(key).get_dtype())
+    # Trainers write alpha as a whole number too; nothing else of a LoRA is one.
+    if dtype not in _REAL_TYPES and not (key.endswith(".alpha") and dtype in ("I64", "I32", "I16", "I8", "U8")):
+        raise UnsupportedError(mismatch(f"{path}, '{shown(key)}'", "floats", dtype, "save it in float16 or float32"))
+    tensor: Tensor = file.get_tensor(key)
+    return tensor
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -99,60 +72,83 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Raises:
         InputError: the file is truncated or no safetensors file.
+        UnsupportedError: it holds whole or complex numbers, or floats of a kind that means nothing alone.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(mismatch(f"{path}", "a whole safetensors file", f"{error}".splitlines()[0], "fetch or save it again")) from error
+            return {key: _tensor(file, path, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+        found = first_bytes(path) or f"{error}".partition("\n")[0][:200] or type(error).__name__
+        raise InputError(mismatch(f"{path}", "a whole safetensors file", found, "fetch or save it again")) from error
 
 
-def _parse_config(where: Path, text: str | bytes) -> dict[str, Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise InputError(mismatch(f"{where}", "the adapter's config in JSON", f"{error}", "save the adapter again")) from error
-    if not isinstance(found, dict):
-        raise InputError(mismatch(f"{where}", "a JSON object as the adapter's config", type(found).__name__, "save the adapter again"))
-    return found
+def _packed_configs(path: Path, text: str) -> dict[Component, AdapterConfig]:
+    """diffusers' metadata: one config, or one per model with that model's name before each option."""
+    packed = parse_json(path, text)
+    if not packed:
+        return {}
+    parts: dict[Component, dict[str, Any]] = {component: {} for component in _COMPONENTS}
+    for prefix, component in _PREFIXES:
+        parts[component] |= {key.removeprefix(prefix): value for key, value in packed.items() if key.startswith(prefix)}
+    if not any(parts.values()):
+        parts = dict.fromkeys(_COMPONENTS, packed)
+    return {component: read_config(path, part) for component, part in parts.items() if part}
 
 
-def _check_config(where: Path, config: dict[str, Any]) -> None:
-    if config.get("use_dora"):
-        raise UnsupportedError(mismatch(f"{where}", "plain LoRA", "DoRA (use_dora)", "convert it to LoRA"))
-    kind = str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
-    if kind != "LORA":
-        raise UnsupportedError(mismatch(f"{where}", "plain LoRA", f"{kind} (peft_type)", "convert it to LoRA"))
-    start = str(config.get("init_lora_weights", "")).lower()
-    if start.startswith(_BASE_CHANGING):
-        raise UnsupportedError(
-            mismatch(f"{where}", "an adapter of the unchanged base", f"init_lora_weights={start!r}", "convert it to plain LoRA")
+def _config_beside(place: Place) -> dict[str, Any]:
+    assert place.config is not None
+    if place.config.stat().st_size > _LARGEST_CONFIG:
+        raise InputError(mismatch(f"{place.config}", "the adapter's config", "more than 16 MiB", AGAIN))
+    return parse_json(place.config, place.config.read_bytes())
+
+
+@dataclass(frozen=True)
+class _Part:
+    tensors: dict[str, Tensor]
+    configs: dict[Component, AdapterConfig]
+    parents: dict[str, str]
+    trained_on: str
+
+
+def _open_part(place: Place) -> _Part:
+    file = place.weights
+    tensors, metadata = read_tensors(file)
+    parents = {f"{place.component}weights": file_digest(file)}
+    configs: dict[Component, AdapterConfig] = {}
+    if _METADATA_KEY in metadata:
+        configs = _packed_configs(file, metadata[_METADATA_KEY])
+    elif place.config is not None:
+        found = read_config(place.config, _config_beside(place))
+        configs = dict.fromkeys(_COMPONENTS, found)
+        parents[f"{place.component}config"] = file_digest(place.config)
+    elif any(key.startswith("base_model.model.") for key in tensors):
+        raise InputError(
+            mismatch(
+                f"{file}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", "alpha is unknown; give the adapter's directory"
+            )
         )
+    said = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
+    return _Part(tensors, configs, parents, json.dumps(said[:60]) if said else "")
 
 
 def open_lora(path: Path) -> LoraFile:
     """Open a LoRA file or directory, with the scale rule its metadata or `adapter_config.json` gives.
 
     Raises:
-        InputError: missing, pickled, truncated, or PEFT keys without their config.
-        UnsupportedError: the config says it is not plain LoRA.
+        InputError: missing, pickled, truncated, a config of wrong types, or PEFT keys without their config.
+        UnsupportedError: the config says it is no adapter of those read, or the tensors are no floats.
     """
-    file = find_lora(path)
-    tensors, metadata = read_tensors(file)
-    beside = file.with_name(_PEFT_CONFIG)
-    config: dict[str, Any] = {}
-    parents = {"weights": file_digest(file)}
-    if _METADATA_KEY in metadata:
-        packed = _parse_config(file, metadata[_METADATA_KEY])
-        config = {key.removeprefix("unet."): value for key, value in packed.items() if not key.startswith("text_encoder")}
-    elif file.name == _PEFT_NAME and beside.is_file():
-        config = _parse_config(beside, beside.read_bytes())
-        parents["config"] = file_digest(beside)
-    elif any(key.startswith("base_model.model.") for key in tensors):
-        raise InputError(
-            mismatch(
-                f"{file}", f"{_PEFT_CONFIG} beside {_PEFT_NAME}", "PEFT keys without it", "alpha is unknown; give the adapter's directory"
-            )
-        )
-    _check_config(file, config)
-    return LoraFile(file, tensors, ScaleRule(config), parents["weights"] if len(parents) == 1 else digest(parents))
+    places = find_places(path)
+    try:
+        parts = [_open_part(place) for place in places]
+    except OSError as error:
+        raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check its permissions")) from error
+    parents = {name: value for part in parts for name, value in part.parents.items()}
+    tensors: dict[str, Tensor] = {}
+    configs: dict[Component, AdapterConfig] = {}
+    for place, part in zip(places, parts, strict=True):
+        tensors |= {f"{place.component}{key}": tensor for key, tensor in part.tensors.items()}
+        configs |= {one: config for one, config in part.configs.items() if not place.component or place.component == f"{one}."}
+    file = places[0].weights if len(places) == 1 and not places[0].component else path
+    whole = next(iter(parents.values())) if len(parents) == 1 else digest(parents)
+    return LoraFile(file, tensors, configs, whole, parts[0].trained_on)

@@ -156,7 +156,7 @@ def collect_sites(module: nn.Module) -> dict[str, Site]:
 def add_sites(module: nn.Module) -> dict[str, Site]:
     """Put a Site before every Linear and Conv2d and on every attention operand of `module`, in place.
 
-    Parameter names and values stay; layers that have sites already keep them. Attention is diffusers' or CLIP's.
+    Parameter names and values stay; layers that have sites already keep them. Attention is diffusers', CLIP's or T5's.
 
     Raises:
         UnsupportedError: an attention that cannot be written as softmax(q k^T) v.

@@ -31,12 +31,14 @@ def split_skips(network: SlottedNetwork) -> tuple[str, ...]:
     """Give the readers of every skip concat their two Sites, in place; the float network stays as it is, bit for bit.
 
     Returns:
-        Paths of the split convolutions, in module order.
+        Paths of the split convolutions, in module order; none in a denoiser that is no U-Net.
 
     Raises:
         UnsupportedError: the up path does not pop what the down path pushed.
     """
     unet: Any = network.unet
+    if not hasattr(unet, "up_blocks"):
+        return ()
     channels, paths = skip_channels(unet), []
     for i, block in enumerate(unet.up_blocks):
         for j, resnet in enumerate(block.resnets):

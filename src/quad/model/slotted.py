@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,17 +12,36 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
-from quad.core.slots import Slot, SlotTable
+from quad.core.errors import CompatibilityError, mismatch
+from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 from quad.model.lora import FloatAdapter, LowRank
+from quad.model.parts import TextModule
 from quad.model.sites import Site, SitedConv2d, SitedLinear, add_sites, collect_sites, share_copy
+from quad.model.slot_table import new_table
 
 
 class SlotFeed:
     """What the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all."""
 
-    def __init__(self) -> None:
+    def __init__(self, table: SlotTable) -> None:
         self.tensors: Mapping[str, Tensor] = {}
+        self._names = tuple(table.input_shapes())
+
+    @contextmanager
+    def giving(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Inside the block the slots read these; what is another network's may be among them.
+
+        Raises:
+            CompatibilityError: a slot's input is not there.
+        """
+        if slots and (missing := [name for name in self._names if name not in slots]):
+            raise CompatibilityError(mismatch("slots", f"{len(self._names)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
+        self.tensors = slots or {}
+        try:
+            yield
+        finally:
+            # Nothing of an adapter outlives its call: A -> B -> A leaves no trace.
+            self.tensors = {}
 
 
 class SlottedLinear(SitedLinear):
@@ -83,70 +104,93 @@ class SlottedNetwork(nn.Module):
         Raises:
             CompatibilityError: a slot's input is not there.
         """
-        if slots and (missing := [name for name in self.table.input_shapes() if name not in slots]):
-            raise CompatibilityError(mismatch("slots", f"{2 * len(self.table.slots)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
-        self._feed.tensors = slots or {}
-        try:
+        with self._feed.giving(slots):
             output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
             return output
-        finally:
-            # Nothing of an adapter outlives its call: A -> B -> A leaves no trace.
-            self._feed.tensors = {}
 
 
-def _new_slot(path: str, layer: nn.Module, rank: int) -> Slot:
-    if isinstance(layer, nn.Linear):
-        return Slot(path, "linear", layer.in_features, layer.out_features, rank)
-    if not isinstance(layer, nn.Conv2d):
-        raise InputError(
-            mismatch(f"slot {path!r}", "a Linear or Conv2d of the network", type(layer).__name__, "read the LoRA for this network")
-        )
-    if layer.groups != 1:
-        raise UnsupportedError(
-            mismatch(f"slot {path!r}", "a convolution without groups", f"groups={layer.groups}", "leave this module out")
-        )
-    height, width = layer.kernel_size
-    return Slot(path, "conv", layer.in_channels, layer.out_channels, rank, kernel=(int(height), int(width)))
-
-
-def new_table(unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> SlotTable:
-    """The union of the adapters' targets, in module order.
+class SlottedText(TextModule):
+    """A text encoder with sites and slots, called as `TextModule` is, with the adapter's tensors beside the tokens.
 
     Args:
-        max_rank: rank of every slot, room for later adapters; None gives each slot the largest rank it has among `adapters`.
-
-    Raises:
-        InputError: an adapter's rank is over `max_rank`, or a target is no layer of the network.
-        UnsupportedError: a target is a grouped convolution.
+        text_encoder: whose slotted layers read `feed`.
+        table: its slots, in module order.
     """
-    ranks: dict[str, int] = {}
-    for adapter in adapters:
-        if max_rank is not None and adapter.rank > max_rank:
-            raise InputError(
-                mismatch(f"adapter {adapter.name!r}", f"rank <= {max_rank} (--max-rank)", f"rank {adapter.rank}", "raise --max-rank")
-            )
-        for path, pair in adapter.weights.items():
-            ranks[path] = max(ranks.get(path, 1), max_rank or pair.rank)
-    layers = dict(unet.named_modules())
-    if unknown := [path for path in ranks if path not in layers]:
-        raise InputError(mismatch(f"slot {unknown[0]!r}", "a module of the network", "none of that name", "read the LoRA for this network"))
-    return SlotTable(tuple(_new_slot(path, layer, ranks[path]) for path, layer in layers.items() if path in ranks))
+
+    def __init__(self, text_encoder: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
+        super().__init__(text_encoder)
+        self.table, self._feed = table, feed
+        self.train(text_encoder.training)
+
+    def forward(self, input_ids: Tensor, slots: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`last_hidden_state (1, L, D)`.
+
+        Args:
+            input_ids: `(1, L)` int64.
+            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
+
+        Raises:
+            CompatibilityError: a slot's input is not there.
+        """
+        with self._feed.giving(slots):
+            return super().forward(input_ids)
+
+
+@dataclass(frozen=True)
+class Slotted:
+    """The networks of a bundle that have slots, and all slots of both.
+
+    Args:
+        text_encoder: None where no adapter reaches it.
+        table: the U-Net's slots, then the text encoder's.
+    """
+
+    unet: SlottedNetwork
+    text_encoder: SlottedText | None
+    table: SlotTable
 
 
 def slot_network(unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> tuple[SlottedNetwork, SlotTable]:
-    """A network with slots for all `adapters`; the caller's unet stays as it is, the weights are shared.
+    """A U-Net with slots for all `adapters`; the caller's stays as it is, the weights are shared.
+
+    Raises:
+        InputError, UnsupportedError: as `new_table` and `add_sites`; an adapter that reaches a text encoder is for `slot_networks`.
+    """
+    table = new_table({UNET: unet}, adapters, max_rank)
+    return _slotted_unet(unet, table), table
+
+
+def slot_networks(unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> Slotted:
+    """The networks with slots for all `adapters`; the caller's stay as they are, the weights are shared.
 
     Raises:
         InputError, UnsupportedError: as `new_table` and `add_sites`.
     """
-    table = new_table(unet, adapters, max_rank)
-    copied, feed = share_copy(unet), SlotFeed()
-    add_sites(copied)
+    table = new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank)
+    own = table.of(TEXT_ENCODER)
+    return Slotted(_slotted_unet(unet, table.of(UNET)), _slotted_text(text_encoder, own) if own.slots else None, table)
+
+
+def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
+    copied, feed = share_copy(unet), SlotFeed(table)
+    _put_slots(copied, table, feed)
+    return SlottedNetwork(copied, table, feed)
+
+
+def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
+    feed = SlotFeed(table)
+    module = SlottedText(share_copy(text_encoder), table, feed)
+    _put_slots(module, table, feed)
+    return module
+
+
+def _put_slots(network: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
+    """Sites everywhere, and slots where the table says, in place."""
+    add_sites(network)
     for slot in table.slots:
-        layer: Any = copied.get_submodule(slot.path)
+        layer: Any = network.get_submodule(slot.path)
         made = SlottedLinear(layer, slot, feed) if slot.kind == "linear" else SlottedConv2d(layer, slot, feed)
-        copied.set_submodule(slot.path, made)
-    return SlottedNetwork(copied, table, feed), table
+        network.set_submodule(slot.path, made)
 
 
 def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -9,8 +9,9 @@ admitted later is balanced the same way. Aligning (`quad.quantize.align`) then f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import final
 
 import msgspec
 import numpy as np
@@ -54,6 +55,27 @@ def balance(adapter: FloatAdapter) -> FloatAdapter:
 def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
     """Float slot inputs of the balanced adapter, zero-padded; None is the base."""
     return slot_inputs(None if adapter is None else balance(adapter), table)
+
+
+@final
+class BalancedSlots(Mapping[str, dict[str, NDArray[np.float32]]]):
+    """Adapter name -> float slot inputs of the balanced adapter, zero-padded when asked for.
+
+    Ten adapters of rank 4 to 128 take 0.4 GB as they are, and ten times that side by side in slots of rank 128.
+    """
+
+    def __init__(self, adapters: Sequence[FloatAdapter], table: SlotTable) -> None:
+        self._balanced = {adapter.name: balance(adapter) for adapter in adapters}
+        self._table = table
+
+    def __getitem__(self, name: str) -> dict[str, NDArray[np.float32]]:
+        return slot_inputs(self._balanced[name], self._table)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._balanced)
+
+    def __len__(self) -> int:
+        return len(self._balanced)
 
 
 def aligned_inputs(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:

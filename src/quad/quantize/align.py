@@ -21,6 +21,7 @@ Hadamard (or cosine) rotation is tried too. Of both the one of smaller computed 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.lora import FloatAdapter, LowRank
+from quad.quantize.rules import SLOT_ROOM
 
 Matrix = NDArray[np.float64]
 
@@ -38,6 +40,10 @@ _TRIES = 13  # values of g_k tried around the closed form
 _SPREAD = 1.6  # and how far, either way
 # A x is encoded for the adapter's evened form with room to spare (`rules`, RangeOptions.headroom); this share of it may be used up here.
 _MID_ROOM = 2.0**0.5
+
+
+# Pair -> its evened form, None for one that is even itself: a value that held its own key would never be let go.
+_EVENED: WeakKeyDictionary[LowRank, LowRank | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -64,8 +70,13 @@ class _Form:
         return float(outputs * largest_b**2 * np.square(self.a).sum() + inputs * largest_a**2 * np.square(self.b).sum())
 
     def error(self, scales: _Scales) -> float:
-        """`|B^ A^ - B A|^2`, computed on the integers."""
-        return float(np.square(scales.b(self.b) @ scales.a(self.a) - self.b @ self.a).sum())
+        """`|B^ A^ - B A|^2`, computed on the integers.
+
+        Never as a matrix `(out, in)`: the difference is `[B^ - B | B] [A^; A^ - A]`, whose square is that of two small Gram matrices.
+        """
+        a, b = scales.a(self.a), scales.b(self.b)
+        right, left = np.concatenate([a, a - self.a]), np.concatenate([b - self.b, self.b], axis=1)
+        return float(((left.T @ left) * (right @ right.T)).sum())
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,16 @@ def evened(pair: LowRank) -> LowRank:
     """The same product in the factors that are expected to round best in ranges of their own, `max|A| = max|B|`.
 
     It looks at one adapter alone, so one that is admitted later is treated the same way. A channel whose product is zero becomes zero.
+    Many stages of a build ask for the same pair: it is computed once while the pair lives.
     """
+    if pair not in _EVENED:
+        even = _evened(pair)
+        _EVENED[pair] = None if even is pair else even
+        _EVENED[even] = None
+    return _EVENED[pair] or pair
+
+
+def _evened(pair: LowRank) -> LowRank:
     form = _form(pair)
     alive = _alive(form)
     if not alive.any():
@@ -111,16 +131,26 @@ def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRan
     """The same product in the factors of least computed error under a slot's frozen encodings, within their ranges where that is possible.
 
     Args:
-        pair: in its evened form, which the range of `A x` was observed with; no row of A becomes much longer than its longest.
+        pair: in its evened form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
+            room of B's range for weights over 1 (`rules.SLOT_ROOM`) is used only by a pair that does not fit without.
     """
-    scales = _Scales(encoding_a.scale[0], encoding_b.scale[0], encoding_a.scale[0] * encoding_a.qmax, encoding_b.scale[0] * encoding_b.qmax)
-    form = _form(pair)
-    if not _alive(form).any():
+    scales, best = _scales(encoding_a, encoding_b), _form(pair)
+    if not _alive(best).any():
         return pair
-    longest = float(np.linalg.norm(form.a, axis=1).max()) * _MID_ROOM
-    candidates = [form, _fitted(form, scales, longest), _fitted(_rotated(form), scales, longest)]
-    best = min(candidates, key=lambda one: (not scales.hold(one), one.error(scales)))
+    form, rotated, longest = best, _rotated(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_ROOM
+    for room in (SLOT_ROOM[encoding_b.bits], 1.0):
+        narrow = _scales(encoding_a, encoding_b, room)
+        candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
+        best = min(candidates, key=lambda one: (not scales.hold(one), one.error(scales)))
+        if scales.hold(best):
+            break
     return pair if best is form else _pair(best, pair)
+
+
+def _scales(encoding_a: Encoding, encoding_b: Encoding, room: float = 1.0) -> _Scales:
+    """Of a slot; with room, as they were without the part of B's range that is kept for weights over 1."""
+    step_a, step_b = encoding_a.scale[0], encoding_b.scale[0] / room
+    return _Scales(step_a, step_b, step_a * encoding_a.qmax, step_b * encoding_b.qmax)
 
 
 def align(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatAdapter:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -19,15 +20,16 @@ from quad.core.slots import SlotTable
 from quad.model.base import Base, text_module, vae_decoder_module, vae_encoder_module
 from quad.model.lora import FloatAdapter
 from quad.model.sites import add_sites
-from quad.model.slotted import SlottedNetwork
-from quad.quantize.adapters import balanced_inputs
+from quad.model.slotted import SlottedNetwork, SlottedText
+from quad.quantize.adapters import BalancedSlots
 from quad.quantize.observers import Feed, Statistics, observe
-from quad.quantize.session import HeardSession, Listener, torch_sessions
+from quad.quantize.session import HeardSession, Listener, bind_slots, torch_sessions
 from quad.runtime.conditioning import Given, make_condition
+from quad.runtime.denoising import Inputs, is_guided, plan_denoising
 from quad.runtime.engine import Session
-from quad.runtime.network import guided_network, sample_channels
 from quad.runtime.picture import PictureSource
 from quad.runtime.samplers import run_sampler
+from quad.runtime.tasks import with_steps
 from quad.runtime.tokenizer import Tokenizer
 
 BASE_SOURCE = "base"  # the source name of runs without an adapter
@@ -42,6 +44,7 @@ class CalibrationSample:
         image, mask: what the task reads; PIL, array or path.
         adapter: None for the task's own; a name, for an adapter that has no task.
         truth: the picture that should come out, where it is known; only the denoising loss of `quad build --lambda` reads it.
+        steps: of the task's sampler, for a model whose calls cost much; never more than the task's own, which None takes.
     """
 
     task: str
@@ -50,6 +53,7 @@ class CalibrationSample:
     mask: PictureSource | None = None
     adapter: str | None = None
     truth: PictureSource | None = None
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,16 @@ class CalibrationOptions:
     listener: Listener | None = None
 
 
-def component_networks(base: Base, slotted: SlottedNetwork) -> dict[str, nn.Module]:
-    """The four float networks with Sites, as they are observed, simulated and exported; weights are shared with `base`."""
-    parts = {"text_encoder": text_module(base), "vae_encoder": vae_encoder_module(base), "vae_decoder": vae_decoder_module(base)}
+def component_networks(base: Base, unet: SlottedNetwork, text: SlottedText | None = None) -> dict[str, nn.Module]:
+    """The four float networks with Sites, as they are observed, simulated and exported; weights are shared with `base`.
+
+    Args:
+        text: the slotted text encoder, None where it has no slots.
+    """
+    parts = {"text_encoder": text or text_module(base), "vae_encoder": vae_encoder_module(base), "vae_decoder": vae_decoder_module(base)}
     for part in parts.values():
         add_sites(part)
-    return {"unet": slotted, **parts}
+    return {"unet": unet, **parts}
 
 
 def calibrate(
@@ -105,14 +113,14 @@ def calibration_feeds(
         InputError: an adapter that a sample names is not there, or an adapter has no sample.
     """
     plan = planned(base, samples, adapters)
-    slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
+    slots = BalancedSlots(adapters, table)
     options = options or CalibrationOptions()
     sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
     if options.listener is not None:
         sessions = {name: HeardSession(session, name, options.listener) for name, session in sessions.items()}
-    runner = TaskRunner(base, sessions, Tokenizer(base.tokenizer_file, base.text), options)
+    runner = TaskRunner(base, sessions, Tokenizer(base.tokenizer, base.text), options)
     for index, (sample, spec, name) in enumerate(plan):
-        yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name, {}), index))
+        yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name or "", {}), index))
 
 
 def planned(
@@ -138,6 +146,8 @@ def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None
     if sample.task not in base.tasks:
         raise UsageError(mismatch("calibration sample", f"a task of {', '.join(base.tasks)}", repr(sample.task), "name one of these"))
     spec = base.tasks[sample.task]
+    if sample.steps is not None:
+        spec = msgspec.structs.replace(spec, sampler=with_steps(spec.sampler, min(sample.steps, spec.sampler.steps), base.schedule))
     return spec, sample.adapter or spec.adapter
 
 
@@ -163,26 +173,30 @@ class TaskRunner:
     def run(self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int) -> None:
         """One picture from prompt to pixels."""
         image = self.sessions["vae_decoder"].run({"latent": self.denoise(sample, spec, slots, index)})
-        if spec.condition == "none":
+        if not spec.reads_picture:
             # The encoder too must have seen pictures where no sample brings one.
             self._encode(np.clip(image, -1.0, 1.0))
+        if spec.guidance == 1.0 and slots.keys() & self.sessions["text_encoder"].inputs.keys():
+            # With guidance, which a caller may ask for at any time, the adapter's text encoder reads the negative prompt too.
+            self._text(self.options.negative_prompt)
 
     def denoise(
         self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int
     ) -> NDArray[np.float32]:
-        """One clean latent `(1, c, h, w)` from a prompt; run `index` draws its own noise."""
-        base, unet = self.base, self.sessions["unet"]
+        """One clean latent `(1, c, h, w)` from a prompt; run `index` draws its own noise.
+
+        Args:
+            slots: float slot inputs of the adapter, those of the text encoder among them; empty for the base.
+        """
+        base = self.base
+        bind_slots(self.sessions, slots)
         side = base.size // base.latent.factor
         rng = np.random.default_rng(self.options.seed + index)
         noise = rng.standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
         condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
-        beside = None
-        if sample_channels(unet, base.latent.channels) > base.latent.channels:
-            encoded = np.zeros_like(noise) if condition.image is None else self._encode(condition.image)
-            beside = np.concatenate([encoded, condition.mask], axis=1)
-        texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if spec.guidance != 1.0 else None
-        unet.bind(slots)
-        return run_sampler(spec.sampler, base.schedule, guided_network(unet, beside, texts, spec.guidance), noise, rng).astype(np.float32)
+        texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if is_guided(spec) else None
+        plan = plan_denoising(self.sessions["unet"], base.latent, spec, Inputs(condition, texts, noise, self._encode))
+        return run_sampler(spec.sampler, base.schedule, plan.network, noise, rng, start=plan.start).astype(np.float32)
 
     def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.sessions["vae_encoder"].run({"image": image})

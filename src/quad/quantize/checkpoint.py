@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from quad.core.digests import digest
-from quad.core.files import write_bytes
+from quad.core.sealed import read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
@@ -54,20 +50,15 @@ class Checkpoint:
         tensors = {f"{kind}.{i}": x.detach().clone() for kind, some in (("weight", weights), ("best", best)) for i, x in enumerate(some)}
         for index, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{index}": torch.as_tensor(value).clone() for name, value in state.items()}
-        told = {"identity": self.identity, "step": str(standing.step), "best": standing.best.hex(), "stale": str(standing.stale)}
-        write_bytes(self.path, save(tensors, {**told, "seal": _seal(told, tensors)}))
+        told = {"step": str(standing.step), "best": standing.best.hex(), "stale": str(standing.stale)}
+        write_sealed(self.path, self.identity, told, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
     def load(self, weights: Sequence[nn.Parameter], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> Standing | None:
         """Put what was saved back in place; None, and nothing changed, if there is nothing whole of this run."""
-        if self.path is None or not self.path.is_file():
+        found = None if self.path is None else read_sealed(self.path, self.identity)
+        if found is None:
             return None
-        try:
-            with safe_open(self.path, "pt") as file:
-                told, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError):
-            return None
-        if told.pop("seal", None) != _seal(told, tensors) or told.get("identity") != self.identity:
-            return None
+        told, tensors = found[0], {name: torch.from_numpy(array) for name, array in found[1].items()}
         with torch.no_grad():
             for i, (weight, kept) in enumerate(zip(weights, best, strict=True)):
                 weight.copy_(tensors[f"weight.{i}"])
@@ -77,9 +68,3 @@ class Checkpoint:
         state["state"] = {i: {name: tensors[f"{name}.{i}"] for name in moments} for i in range(len(weights)) if f"exp_avg.{i}" in tensors}
         optimizer.load_state_dict(state)
         return Standing(int(told["step"]), float.fromhex(told["best"]), int(told["stale"]))
-
-
-def _seal(told: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """Digest of all that the file says: a file that was cut or bent has another."""
-    held = {name: (str(x.dtype), list(x.shape), hashlib.sha256(x.numpy().tobytes()).hexdigest()) for name, x in tensors.items()}
-    return digest([dict(told), held])

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from quad.core.digests import digest
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import Slot, SlotTable
 from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_inputs
 from quad.quantize.adapters import aligned_inputs, balance, dequantize_adapter, quantize_inputs
@@ -89,6 +89,9 @@ def distill(room: Classroom, adapter: FloatAdapter, probes: Sequence[Probe], opt
             progress: Progress = silent) -> Distilled:  # fmt: skip
     """Align an adapter to the frozen profile: by rescaling, then by training if steps are asked for.
 
+    What it has in the text encoder is rescaled and not trained: lessons are calls of the U-Net, which read hidden states made in float
+    with the adapter. An adapter with nothing in the U-Net takes no step.
+
     Under `accelerate launch` every process calls this with the same arguments, shares the work and gets the same result.
 
     Args:
@@ -110,7 +113,7 @@ def distill(room: Classroom, adapter: FloatAdapter, probes: Sequence[Probe], opt
         desk = Desk(pairs[len(held) :] or pairs, pairs[: len(held)], examples if options.lambda_ else ())
         before = _measured(room, desk.held_out, _plain(adapter, room))
         after = _measured(room, desk.held_out, dequantize_adapter(integers, room.table, room.profile))
-        if options.steps == 0:
+        if options.steps == 0 or not _trainable(room, adapter):
             return Distilled(integers, Alignment(before, after))
         identity = _identity(room, adapter, options, [lessons, desk.examples, _silent(pairs)])
         trained, steps = train(_student(room, adapter, start), desk, options, Checkpoint(options.checkpoint, identity), progress)
@@ -137,9 +140,13 @@ def _identity(room: Classroom, adapter: FloatAdapter, options: DistillOptions, m
 
 
 def _student(room: Classroom, adapter: FloatAdapter, start: SlotArrays) -> Student:
-    slots = [slot for slot in room.table.slots if slot.path in adapter.weights]
-    names = [name for slot in slots for name in (slot.a_name, slot.b_name)]
+    names = [name for slot in _trainable(room, adapter) for name in (slot.a_name, slot.b_name)]
     return Student(room.student, room.profile.component(_COMPONENT), start, names)
+
+
+def _trainable(room: Classroom, adapter: FloatAdapter) -> list[Slot]:
+    """The adapter's slots in the U-Net."""
+    return [slot for slot in room.table.slots if slot.path in adapter.weights and slot.component == _COMPONENT]
 
 
 def _measured(room: Classroom, pairs: Sequence[tuple[Lesson, Tensor]], slots: SlotArrays) -> Fidelity:
@@ -151,4 +158,5 @@ def _plain(adapter: FloatAdapter, room: Classroom) -> SlotArrays:
     """The balanced adapter in the profile's encodings, clipped where it must be."""
     encodings = room.profile.component(_COMPONENT)
     inputs = slot_inputs(balance(adapter), room.table)
-    return {name: encodings[name].dequantize(encodings[name].quantize(values)) for name, values in inputs.items()}
+    own = room.table.of(_COMPONENT).input_shapes()
+    return {name: encodings[name].dequantize(encodings[name].quantize(inputs[name])) for name in own}

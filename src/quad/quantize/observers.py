@@ -36,12 +36,18 @@ class Feed:
 
 @final
 class SiteStatistics:
-    """What one source made of one site: the histogram of all values and the sum per channel."""
+    """What one source made of one site: the histogram of all values and the sum per channel.
 
-    def __init__(self) -> None:
-        self.histogram = Histogram()
-        self.channel_sum: NDArray[np.float64] | None = None
-        self.per_channel = 0
+    Args:
+        histogram, channel_sum, per_channel: what was counted before, for one that goes on.
+    """
+
+    def __init__(
+        self, histogram: Histogram | None = None, channel_sum: NDArray[np.float64] | None = None, per_channel: int = 0
+    ) -> None:  # fmt: skip
+        self.histogram = histogram or Histogram()
+        self.channel_sum = channel_sum
+        self.per_channel = per_channel
 
     def add(self, values: NDArray[np.float32]) -> None:
         """Count values `(B, C, H, W)` or `(..., C)`.
@@ -103,17 +109,18 @@ def transforming(network: nn.Module, transform_of: Callable[[str], Callable[[Ten
             site.transform = transform
 
 
-def observe(networks: Mapping[str, nn.Module], feeds: Iterable[Feed]) -> Statistics:
+def observe(networks: Mapping[str, nn.Module], feeds: Iterable[Feed], before: Statistics | None = None) -> Statistics:
     """Run every feed once and gather the statistics of all sites that it passes.
 
     Args:
         networks: component name -> float network with Sites.
-        feeds: the work; each is run without gradients.
+        feeds: the work; each is run without gradients, and has been when the next one is asked for.
+        before: what was observed so far; it is added to.
 
     Raises:
         InputError: there is no feed, the networks have no sites that were reached, or a value is NaN or infinite.
     """
-    statistics = Statistics()
+    statistics = before or Statistics()
     current: list[str] = []
 
     def recorder(component: str, name: str) -> Callable[[Tensor], Tensor]:

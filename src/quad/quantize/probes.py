@@ -19,7 +19,7 @@ from quad.core.manifest import NoiseSchedule, TaskSpec
 from quad.core.slots import SlotTable
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
-from quad.quantize.adapters import balanced_inputs
+from quad.quantize.adapters import BalancedSlots
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
 from quad.quantize.session import HeardSession, torch_sessions
 from quad.runtime.samplers.schedule import alphas_cumprod
@@ -103,12 +103,12 @@ def record_probes(
         raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
     options = options or ProbeOptions()
     plan = in_turns(planned(base, samples, adapters))
-    slots: dict[str | None, dict[str, NDArray[np.float32]]] = {a.name: balanced_inputs(a, table) for a in adapters}
+    slots = BalancedSlots(adapters, table)
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
     recorder = _Recorder()
     how = CalibrationOptions(options.seed, options.negative_prompt)
     heard = {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}
-    runner = TaskRunner(base, heard, Tokenizer(base.tokenizer_file, base.text), how)
+    runner = TaskRunner(base, heard, Tokenizer(base.tokenizer, base.text), how)
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     done: dict[str, int] = dict.fromkeys(probes, 0)
     per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
@@ -119,7 +119,7 @@ def record_probes(
         if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
             continue
         done[source] += 1
-        runner.denoise(sample, spec, slots.get(name, {}), run)
+        runner.denoise(sample, spec, slots.get(name or "", {}), run)
         probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call)) for call in recorder.taken()]
     return {name: found for name, found in probes.items() if found}
 

@@ -8,7 +8,7 @@ with and without the prompt where the task is guided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,7 @@ def score_adapters(
     adapters: Sequence[FloatAdapter],
     profiles: Mapping[str, Profile],
     probes: Mapping[str, Sequence[Probe]],
+    progress: Callable[[str, float], None] = lambda name, share: None,
 ) -> Sensitivity:
     """QSS of every adapter.
 
@@ -90,12 +91,14 @@ def score_adapters(
         network: float slotted U-Net with Sites.
         profiles: adapter name -> the encodings it alone would get (`own_profile`).
         probes: of `record_probes`; probes of the base are not used.
+        progress: told of each adapter before its turn, with the share that is done.
 
     Raises:
         InputError: an adapter has no probe, or an output is NaN or infinite.
     """
     scores: dict[str, Score] = {}
-    for adapter in adapters:
+    for number, adapter in enumerate(adapters):
+        progress(adapter.name, number / len(adapters))
         own = probes.get(adapter.name, ())
         if not own:
             then = "add a calibration sample that names it"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.errors import BackendError, mismatch
-from quad.core.slots import SlotTable
+from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base import Base
 from quad.runtime.engine import Session
 
@@ -26,7 +26,7 @@ class TorchSession:
     Args:
         network: takes the inputs in order, and then the bound slots as one dict where there is a slot table.
         shapes: graph input name -> shape, None for a dynamic axis.
-        table: the slots; unbound ones are the base without LoRA branches.
+        table: its slots; unbound ones are the base without LoRA branches. None for a network that has none.
     """
 
     def __init__(self, network: nn.Module, shapes: Shapes, table: SlotTable | None = None) -> None:
@@ -88,8 +88,13 @@ class HeardSession:
 
 
 def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, TorchSession]:
-    """A session for each component of `component_networks`, with the graph contract's inputs; only the U-Net's batch is dynamic."""
+    """A session for each component of `component_networks`, with the graph contract's inputs; only the U-Net's batch is dynamic.
+
+    Args:
+        table: the slots of all of them.
+    """
     side, latent, length = base.size // base.latent.factor, base.latent.channels, base.text.length
+    text = table.of(TEXT_ENCODER)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
     unet: Shapes = {
         "sample": (None, channels, side, side),
@@ -97,8 +102,22 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
         "encoder_hidden_states": (None, length, base.text.hidden),
     }
     return {
-        "unet": TorchSession(networks["unet"], unet, table),
-        "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, length)}),
+        "unet": TorchSession(networks["unet"], unet, table.of(UNET)),
+        "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, length)}, text if text.slots else None),
         "vae_encoder": TorchSession(networks["vae_encoder"], {"image": (1, 3, base.size, base.size)}),
         "vae_decoder": TorchSession(networks["vae_decoder"], {"latent": (1, latent, side, side)}),
     }
+
+
+def bind_slots(sessions: Mapping[str, Session], slots: Mapping[str, NDArray[Any]]) -> None:
+    """Give every torch session its own of an adapter's float slot inputs; without any, all of them are the base.
+
+    Raises:
+        BackendError: no session has such an input.
+    """
+    own = {component: session.inputs.keys() & slots.keys() for component, session in sessions.items()}
+    if lost := slots.keys() - set().union(*own.values()):
+        then = "slot the network that it belongs to"
+        raise BackendError(mismatch("torch sessions", "a network for every slot input", f"none for {min(lost)}", then))
+    for component, names in own.items():
+        sessions[component].bind({name: slots[name] for name in names})

@@ -21,7 +21,7 @@ from quad.quantize.adapters import balanced_inputs
 from quad.quantize.histogram import Density
 from quad.quantize.observers import Statistics
 from quad.quantize.ranges import RangeOptions, choose_range, weight_encoding
-from quad.quantize.rules import RULES, Rule, rule_for
+from quad.quantize.rules import RULES, SLOT_ROOM, Rule, rule_for
 
 Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
@@ -123,7 +123,7 @@ def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
 
 
 def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
-    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that no adapter is clipped."""
+    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with `SLOT_ROOM`."""
     largest: dict[str, float] = {}
     for adapter in adapters:
         for name, values in balanced_inputs(adapter, table).items():
@@ -131,6 +131,6 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
     found = []
     for slot in table.slots:
         for name in (slot.a_name, slot.b_name):
-            bound = largest.get(name, 0.0)
+            bound = largest.get(name, 0.0) * (SLOT_ROOM[options.lora_bits] if name == slot.b_name else 1.0)
             found.append((slot.component, name, encode_range(-bound, bound, bits=options.lora_bits, signed=True, symmetric=True)))
     return found

@@ -7,23 +7,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
-import numpy as np
 
 from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError, mismatch
 from quad.core.files import inside
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.core.pack import Pack, parse_adapter_manifest, parse_tensors, read_pack
-from quad.core.slots import SlotTable
+from quad.core.padding import pad
+from quad.runtime.buffers import Buffers, check_tensors, size_bytes, zero_buffers
 from quad.runtime.bundle import Bundle
-from quad.runtime.mix import Buffers, mix_adapters
+from quad.runtime.mix import mix_adapters
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-
-
-def zero_buffers(slots: SlotTable) -> Buffers:
-    """The zero adapter, the base bit for bit: all slot encodings are symmetric, so integer zero is zero."""
-    dtypes = {name: slot.dtype for slot in slots.slots for name in (slot.a_name, slot.b_name)}
-    return {name: np.zeros(shape, dtypes[name]) for name, shape in slots.input_shapes().items()}
 
 
 def read_adapter(path: Path) -> Pack:
@@ -70,23 +64,6 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
                 f"adapter {name!r} was packed for {parent} {found[:8]}, bundle {phone!r} has {has[:8]}: "
                 f"run quad adapt {phone} {name}={name}.safetensors"
             )
-
-
-def check_tensors(pack: Pack, slots: SlotTable) -> None:
-    """Every graph input once, in the slot's type and shape.
-
-    Raises:
-        VerificationError: the tensors are not what the slots digest promises.
-    """
-    where, then = f"adapter {pack.manifest.name!r}", "pack it again with quad adapt"
-    zeros = zero_buffers(slots)
-    if zeros.keys() != pack.tensors.keys():
-        odd = sorted(zeros.keys() ^ pack.tensors.keys())
-        raise VerificationError(mismatch(where, f"{len(zeros)} tensors", f"{len(pack.tensors)}, first odd one {odd[0]}", then))
-    for name, zero in zeros.items():
-        array = pack.tensors[name]
-        if (array.dtype, array.shape) != (zero.dtype, zero.shape):
-            raise VerificationError(mismatch(f"{where}, {name}", f"{zero.dtype} {zero.shape}", f"{array.dtype} {array.shape}", then))
 
 
 class AdapterStore:
@@ -141,10 +118,9 @@ class AdapterStore:
         """
         pack = read_adapter(Path(path))
         check_parents(pack.manifest, self._bundle)
-        check_tensors(pack, self._bundle.slots)
+        buffers = self._padded(pack)
         chosen = name or pack.manifest.name
-        self._manifests[chosen] = pack.manifest
-        self._buffers[chosen] = pack.tensors
+        self._manifests[chosen], self._buffers[chosen] = pack.manifest, buffers
         return chosen
 
     def drop(self, name: str) -> None:
@@ -165,25 +141,28 @@ class AdapterStore:
         manifest = self.manifest(name)
         if name not in self._buffers:
             pack = _read_directory(*self._bundle.adapter_files(name))
-            check_tensors(pack, self._bundle.slots)
             if pack.manifest.sha256 != manifest.sha256:
                 found = pack.manifest.sha256[:8]
                 raise VerificationError(mismatch(f"adapter {name!r}", f"digest {manifest.sha256[:8]}", found, "open the bundle again"))
-            self._buffers[name] = pack.tensors
+            self._buffers[name] = self._padded(pack)
         return self._buffers[name]
 
     def mix(self, names: Sequence[str], weights: Sequence[float]) -> tuple[Buffers, tuple[str, ...]]:
         """Buffers of a weighted sum of adapters, with notes on what was lost. One adapter of weight 1 is returned as it is.
 
         Raises:
-            CompatibilityError: their ranks together exceed a slot's.
+            UsageError: no adapter has that name.
+            CompatibilityError: their ranks together exceed a slot's by too much.
         """
-        if not names:
+        for name in names:
+            self.manifest(name)
+        used = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
+        parts = {name: self.buffers(name) for name in used}
+        if not parts:
             return self._zeros, ()
-        parts = {name: self.buffers(name) for name in names}
-        if len(names) == 1 and weights[0] == 1.0:
-            return parts[names[0]], ()
-        return mix_adapters(parts, weights, self._bundle.slots, self._bundle.profile)
+        if list(used.values()) == [1.0]:
+            return next(iter(parts.values())), ()
+        return mix_adapters(parts, used, self._bundle.slots, self._zeros)
 
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
@@ -194,8 +173,13 @@ class AdapterStore:
         return tasks
 
     def size_bytes(self) -> int:
-        """Memory that loaded adapters take."""
-        return sum(array.nbytes for buffers in self._buffers.values() for array in buffers.values())
+        """Memory that loaded adapters take, each at the slots' ranks; zeros that stand for slots they do not have are not theirs."""
+        shared = {id(zero) for zero in self._zeros.values()}
+        return size_bytes(array for buffers in self._buffers.values() for array in buffers.values() if id(array) not in shared)
+
+    def _padded(self, pack: Pack) -> Buffers:
+        check_tensors(pack.manifest.name, pack.tensors, self._bundle.slots)
+        return pad(pack.tensors, self._bundle.slots, self._zeros)
 
     def _admit_own(self, name: str) -> None:
         file = self._bundle.adapter_files(name)[0]

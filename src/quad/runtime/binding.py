@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from quad.runtime.bound import Ready
+from quad.runtime.buffers import Buffers
 from quad.runtime.engine import SwitchSession
-from quad.runtime.mix import Buffers
 
 
 class Binder:

@@ -12,7 +12,7 @@ import msgspec
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.files import inside
-from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
+from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 
@@ -75,6 +75,7 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     _check_listed(root, manifest)
     for name, entry in manifest.files.items():
         _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
+    _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
     for parent, found in (("slots", slots.digest), ("profile", profile.digest)):
@@ -93,7 +94,7 @@ def _read_manifest(root: Path) -> BundleManifest:
     text = path.read_bytes()
     try:
         version = json.loads(text).get("format_version")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise VerificationError(mismatch(str(path), "a JSON object", "something else", AGAIN)) from error
     if version != FORMAT_VERSION:
         then = "update quad or build the bundle again"
@@ -109,7 +110,7 @@ def _read_manifest(root: Path) -> BundleManifest:
 def _decode(path: Path, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise VerificationError(mismatch(str(path), f"a {kind.__name__}", f"something else ({error})", AGAIN)) from error
 
 
@@ -126,6 +127,21 @@ def _check_listed(root: Path, manifest: BundleManifest) -> None:
     missing = [name for name in needed if name not in manifest.files]
     if missing:
         raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", "a digest for every file", f"none for {', '.join(missing)}", AGAIN))
+
+
+def _check_numbers(where: Path, manifest: BundleManifest) -> None:
+    """Numbers that must go together for a picture to come of them."""
+    schedule, latent = manifest.schedule, manifest.latent
+    betas = schedule.trained_betas
+    if not 2 <= schedule.steps <= MOST_STEPS or (betas is not msgspec.UNSET and len(betas) != schedule.steps):
+        raise VerificationError(mismatch(f"{where}", f"a schedule of 2 to {MOST_STEPS} timesteps", schedule.steps, AGAIN))
+    if manifest.size % latent.factor or len(latent.scale) != latent.channels or len(latent.shift) != latent.channels:
+        expected = f"a size that is a multiple of {latent.factor}, and {latent.channels} scales and shifts"
+        found = f"{manifest.size}, {len(latent.scale)} and {len(latent.shift)}"
+        raise VerificationError(mismatch(f"{where}", expected, found, AGAIN))
+    for name, task in manifest.tasks.items():
+        if task.adapter is not None and task.adapter not in manifest.adapters:
+            raise VerificationError(mismatch(f"{where}, task {name}", "one of the bundle's adapters", repr(task.adapter), AGAIN))
 
 
 def _check_file(root: Path, name: str, sha256: str | None) -> None:

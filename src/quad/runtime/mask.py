@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.runtime.picture import PictureSource, open_picture, to_rgb
 
-INSIDE = 128
+INSIDE, OUTSIDE = 128, 0
 MAX_GROW_PX = 256
 
 
@@ -22,7 +22,7 @@ def read_mask(source: PictureSource, width: int, height: int) -> tuple[NDArray[n
     Raises:
         InputError: it is no picture, or nothing of it is white.
     """
-    rgb, _ = to_rgb(open_picture(source, "mask"))
+    rgb, _ = to_rgb(open_picture(source, "mask"), OUTSIDE)  # where nothing was painted, nothing is meant
     inside = rgb.max(axis=2) >= INSIDE
     notes: tuple[str, ...] = ()
     if inside.shape != (height, width):
@@ -63,3 +63,8 @@ def pool_mask(mask: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
     h, w = mask.shape[0] // factor, mask.shape[1] // factor
     pooled: NDArray[np.bool_] = mask.reshape(h, factor, w, factor).max(axis=(1, 3))
     return pooled.astype(np.float32)[None, None]
+
+
+def sample_mask(mask: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:
+    """The mask at latent resolution, every `factor`-th pixel, float32 `(1, 1, h, w)`: the nearest pixel, as diffusers takes it."""
+    return np.ascontiguousarray(mask[::factor, ::factor]).astype(np.float32)[None, None]

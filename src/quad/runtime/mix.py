@@ -1,26 +1,27 @@
-"""Several adapters at once, on the integer lattice of the one profile.
+"""Several adapters at once, with weights: the sum at every slot, and what is to be said of it.
 
-`sum_i w_i B_i A_i x = [w_1 B_1 | w_2 B_2 | ...] [A_1; A_2; ...] x`: ranks are laid side by side inside the slot.
-All adapters share their encodings, so that with weights of 1 the integers are moved and nothing is rounded; a weight
-scales B, which is then rounded onto the lattice again.
+Where the ranks together fit the slot's, and with weights of 1, nothing is rounded. Rows of A that several adapters share take one place
+where places are short, which is exact too; what is still too much becomes the nearest product of the slot's rank, and a note says what
+that keeps. Base plus nothing is the base, bit for bit.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
-from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, UsageError, mismatch
-from quad.core.profile import Profile
-from quad.core.slots import Slot, SlotTable
+from quad.core.slots import SlotTable
+from quad.runtime.buffers import Buffers
+from quad.runtime.slot_sum import Part, add, largest_integer
 
-Buffers = dict[str, NDArray[Any]]
 Notes = tuple[str, ...]
+
+MIN_ENERGY = 0.9  # a sum that keeps less of the parts' energy than this share, at any slot, is refused
 
 
 def weights_of(names: Sequence[str], weights: float | Sequence[float] | None) -> dict[str, float]:
@@ -36,77 +37,87 @@ def weights_of(names: Sequence[str], weights: float | Sequence[float] | None) ->
     return dict(zip(names, map(float, given), strict=True))
 
 
-def mix_adapters(parts: Mapping[str, Buffers], weights: Sequence[float], slots: SlotTable, profile: Profile) -> tuple[Buffers, Notes]:
+def headroom(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> float:
+    """The largest weight, of either sign, with which no entry of an adapter's weighted B leaves the lattice; infinite for floats.
+
+    Args:
+        tensors: graph input name -> array of any rank; slots that are not there are zero.
+    """
+    room = math.inf
+    for slot in slots.slots:
+        if slot.b_name in tensors:
+            b = tensors[slot.b_name]
+            largest = max(float(b.max(initial=0)), -float(b.min(initial=0)))
+            room = min(room, largest_integer(slot) / largest if largest else math.inf)
+    return room
+
+
+def show_headroom(room: float) -> str:
+    """Two digits, never more than what it is."""
+    return f"{math.floor(room * 100) / 100:.2f}"
+
+
+def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable, zeros: Buffers) -> tuple[Buffers, Notes]:
     """Buffers of the weighted sum of adapters.
 
     Args:
-        parts: adapter name -> its buffers.
-        weights: one per adapter, any finite number.
+        parts: adapter name -> its buffers, at the slots' ranks.
+        weights: adapter name -> any finite number.
+        zeros: `zero_buffers`; slots to which nothing is added share them.
 
     Returns:
-        Graph input name -> array, and notes on clipped values.
+        Graph input name -> array, and notes on ranks that did not fit and on values that were clipped.
 
     Raises:
-        CompatibilityError: at some slot the ranks together exceed the slot's.
+        CompatibilityError: at some slot the ranks together exceed the slot's, and the nearest sum that fits keeps too little.
     """
     mixed: Buffers = {}
-    clipped = 0
+    clipped: Counter[str] = Counter()
+    cut: dict[str, float] = {}
     for slot in slots.slots:
-        encodings = profile.component(slot.component)
-        rows = _place(slot, parts)
-        a, b = (np.zeros(shape, np.float32) for shape in (slot.a_shape, slot.b_shape))
-        for (buffers, (chosen, start)), weight in zip(zip(parts.values(), rows, strict=True), weights, strict=True):
-            stop = start + len(chosen)
-            a[start:stop] = _real(buffers[slot.a_name], slot, encodings.get(slot.a_name))[chosen]
-            b[:, start:stop] = np.float32(weight) * _real(buffers[slot.b_name], slot, encodings.get(slot.b_name))[:, chosen]
-        mixed[slot.a_name], lost_a = _lattice(a, slot, encodings.get(slot.a_name))
-        mixed[slot.b_name], lost_b = _lattice(b, slot, encodings.get(slot.b_name))
-        clipped += lost_a + lost_b
-    notes = (f"adapters: {clipped} weights left the profile's range and were clipped; use smaller weights",) if clipped else ()
-    return mixed, notes
+        found = [Part.of(name, weights[name], buffers, slot) for name, buffers in parts.items()]
+        used = [part for part in found if len(part.rows)]
+        if not used:
+            mixed |= {name: zeros[name] for name in (slot.a_name, slot.b_name)}
+            continue
+        total = add(used, slot)
+        mixed |= {slot.a_name: total.a, slot.b_name: total.b}
+        clipped.update(total.clipped)
+        if total.energy is not None:
+            cut[slot.path] = total.energy
+    if cut and min(cut.values()) < MIN_ENERGY:
+        raise _refusal(cut, parts, weights, slots)
+    return mixed, (*_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
 
 
-def _place(slot: Slot, parts: Mapping[str, Buffers]) -> list[tuple[NDArray[np.intp], int]]:
-    """Per adapter: the rank rows it uses, and where they go."""
-    places, start = [], 0
-    used = {name: _used_rows(slot, buffers) for name, buffers in parts.items()}
-    for rows in used.values():
-        places.append((rows, start))
-        start += len(rows)
-    if start > slot.rank:
-        ranks = " + ".join(f"{name!r} (rank {len(rows)})" for name, rows in used.items())
-        raise CompatibilityError(
-            f"adapters {ranks} need rank {start} at slot {slot.path}, the bundle has {slot.rank}: "
-            f"use fewer at once or build with --max-rank {start}"
-        )
-    return places
+def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable) -> CompatibilityError:
+    """Names the slot that keeps least, and the rank with which every slot would keep all."""
+    used = {
+        slot.path: {name: len(Part.of(name, weights[name], buffers, slot).rows) for name, buffers in parts.items()} for slot in slots.slots
+    }
+    worst = slots.by_path()[min(cut, key=lambda path: cut[path])]
+    ranks = " + ".join(f"{name!r} (rank {rank})" for name, rank in used[worst.path].items() if rank)
+    needed, most = sum(used[worst.path].values()), max(sum(found.values()) for found in used.values())
+    return CompatibilityError(
+        f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.rank}, and the nearest sum of that rank keeps "
+        f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --max-rank {most}"
+    )
 
 
-def _used_rows(slot: Slot, buffers: Buffers) -> NDArray[np.intp]:
-    """Ranks where both A and B hold something; the others add nothing."""
-    a, b = buffers[slot.a_name], buffers[slot.b_name]
-    alive_a = a.reshape(slot.rank, -1).any(axis=1)
-    alive_b = b.reshape(slot.out_features, slot.rank).any(axis=0)
-    return np.flatnonzero(alive_a & alive_b)
+def _cut_notes(cut: Mapping[str, float], names: Mapping[str, Buffers]) -> Notes:
+    if not cut:
+        return ()
+    worst = min(cut, key=lambda path: cut[path])
+    together = " + ".join(map(repr, names))
+    return (f"adapters: {together} exceed the rank of {len(cut)} slots; the nearest sum keeps {cut[worst]:.3f} at {worst}, the worst",)
 
 
-def _real(array: NDArray[Any], slot: Slot, encoding: Encoding | None) -> NDArray[np.float32]:
-    if slot.dtype == "float32":
-        return np.asarray(array, np.float32)
-    return _encoding(slot, encoding).dequantize(array)
-
-
-def _lattice(array: NDArray[np.float32], slot: Slot, encoding: Encoding | None) -> tuple[NDArray[Any], int]:
-    """The integers of a tensor, and how many of its entries were clipped by more than half a step."""
-    if slot.dtype == "float32":
-        return array, 0
-    known = _encoding(slot, encoding)
-    scale, zero = known.broadcast(array.ndim)
-    steps = np.rint(array / scale) + zero
-    return known.quantize(array), int(((steps > known.qmax) | (steps < known.qmin)).sum())
-
-
-def _encoding(slot: Slot, encoding: Encoding | None) -> Encoding:
-    if encoding is None:
-        raise CompatibilityError(f"slot {slot.path}: expected an encoding in profile.json, found none; build the bundle again")
-    return encoding
+def _clip_notes(clipped: Mapping[str, int], parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable) -> Notes:
+    notes = []
+    for name, count in clipped.items():
+        if count and name:
+            room = show_headroom(headroom(parts[name], slots))
+            notes.append(f"adapters: {name!r} at weight {weights[name]:g}: up to {room} fits the profile; {count} weights were clipped")
+        elif count:
+            notes.append(f"adapters: {count} weights of the sum left the profile's range and were clipped; use smaller weights")
+    return tuple(notes)

@@ -15,6 +15,7 @@ from quad.core.errors import InputError, mismatch
 
 PictureSource = Image.Image | NDArray[Any] | str | Path
 MAX_PIXELS = 100_000_000
+MAX_BYTES = 512 * 2**20
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 
 
@@ -34,10 +35,7 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
         return _from_array(source, where)
     if not isinstance(source, str | Path):
         raise InputError(mismatch(where, "a picture or a file's path", type(source).__name__, "open it with PIL first"))
-    try:
-        data = Path(source).read_bytes()
-    except OSError as error:
-        raise InputError(mismatch(f"{where} {source}", "a picture file", error.strerror or "none", "check the path")) from error
+    data = _read(Path(source), where)
     try:
         with Image.open(BytesIO(data)) as picture:
             if picture.width * picture.height > MAX_PIXELS:
@@ -50,6 +48,19 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
     except Exception as error:  # decoders raise many kinds, and bomb warnings may be errors
         reason = "something else" if isinstance(error, UnidentifiedImageError) else f"a damaged one ({error})"
         raise InputError(mismatch(f"{where} {source}", "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
+
+
+def _read(path: Path, where: str) -> bytes:
+    """The bytes of a plain file: a pipe may never end, a device never does."""
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(mismatch(f"{where} {path}", "a picture file", "no plain file", "check the path"))
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError(mismatch(f"{where} {path}", f"at most {MAX_BYTES >> 20} MiB", "more", "make it smaller"))
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        reason = getattr(error, "strerror", None) or "none"
+        raise InputError(mismatch(f"{where} {path}", "a picture file", reason, "check the path")) from error
 
 
 def _from_array(array: NDArray[Any], where: str) -> Image.Image:
@@ -67,8 +78,8 @@ def _from_array(array: NDArray[Any], where: str) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(flat))
 
 
-def to_rgb(picture: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-    """The picture as uint8 `(H, W, 3)`; transparent parts are laid on white, which a note says."""
+def to_rgb(picture: Image.Image, ground: int = 255) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    """The picture as uint8 `(H, W, 3)`; transparent parts are laid on a grey, white by default, which a note says."""
     if picture.mode in _WIDE_MODES:
         grey = np.asarray(picture, np.float64)
         top = 1.0 if grey.max() <= 1 else 255.0 if grey.max() <= 255 else 65535.0
@@ -77,8 +88,8 @@ def to_rgb(picture: Image.Image) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     if not picture.has_transparency_data:
         return np.asarray(picture.convert("RGB"), np.uint8), ()
     layered = picture.convert("RGBA")
-    ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
-    flat = np.asarray(Image.alpha_composite(ground, layered).convert("RGB"), np.uint8)
+    below = Image.new("RGBA", layered.size, (ground, ground, ground, 255))
+    flat = np.asarray(Image.alpha_composite(below, layered).convert("RGB"), np.uint8)
     clear = np.asarray(layered)[..., 3].min() < 255
     return flat, ("image: its transparent parts were laid on white",) if clear else ()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ from quad.runtime.adapters import AdapterStore
 from quad.runtime.binding import Binder
 from quad.runtime.bundle import COMPONENTS, Bundle, open_bundle
 from quad.runtime.conditioning import DEFAULT_GROW_PX, Condition, Given, make_condition, to_picture
+from quad.runtime.denoising import Inputs, is_guided, plan_denoising
 from quad.runtime.engine import SwitchSession, default_threads, open_engine
 from quad.runtime.mix import weights_of
-from quad.runtime.network import draw_noise, guided_network, sample_channels, slot_inputs
+from quad.runtime.network import beside_of, draw_noise, slot_inputs
 from quad.runtime.output import PipelineOutput, Run
 from quad.runtime.picture import PictureSource
 from quad.runtime.samplers import run_sampler
-from quad.runtime.tasks import choose_task, with_steps
+from quad.runtime.tasks import Wishes, as_wished, choose_task
 from quad.runtime.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
@@ -44,10 +46,11 @@ class QuadPipeline:
         """
         self.bundle, self.engine = bundle, engine
         self._sessions = sessions
+        names = slot_inputs(bundle, sessions)  # before buffers are made of a table's numbers, the graphs have to bear it out
         self._store = AdapterStore(bundle)
         self._tokenizer = Tokenizer(bundle.tokenizer_file, bundle.manifest.text)
-        self._channels = sample_channels(sessions["unet"], bundle.manifest.latent.channels)
-        self._binder = Binder(sessions, slot_inputs(bundle, sessions))
+        beside_of(sessions["unet"], bundle.manifest.latent)
+        self._binder = Binder(sessions, names)
         self._bound: dict[str, float] = {}
         self._bound_notes: tuple[str, ...] = ()
         self._chosen = False
@@ -152,6 +155,8 @@ class QuadPipeline:
         callback_on_step_end: StepCallback | None = None,
         latents: Float | None = None,
         mask_grow: int = DEFAULT_GROW_PX,
+        strength: float | None = None,
+        image_guidance_scale: float | None = None,
     ) -> PipelineOutput:
         """Make one picture.
 
@@ -161,23 +166,26 @@ class QuadPipeline:
             seed: noise is `default_rng(seed).standard_normal((1, c, h, w))` as float32.
             latents: that noise itself, float32 `(1, c, h, w)`.
             mask_grow: pixels of the graph's square by which the mask is grown.
+            strength: how much of the given picture is made anew, more than 0, at most 1.
+            guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
 
         Raises:
-            UsageError: unknown task, or an input it needs is missing. InputError: a picture is no picture, the mask is empty.
+            UsageError: unknown task, an input it needs is missing, or a number is out of its range.
+            InputError: a picture is no picture, the mask is empty.
         """
         run, manifest = Run(), self.bundle.manifest
         with run.clock("total"):
             name = choose_task(task, list(self._bound) if self._chosen else (), self.tasks)
-            spec = self.tasks[name]
-            sampler = with_steps(spec.sampler, num_inference_steps, manifest.schedule)
+            wishes = Wishes(num_inference_steps, strength, guidance_scale, image_guidance_scale)
+            spec = as_wished(name, self.tasks[name], wishes, manifest.schedule)
             rng, noise = draw_noise(seed, latents, manifest)
             condition = make_condition(name, spec, Given(image, mask_image, mask_grow), manifest.size, manifest.latent.factor)
             run.notes += [*condition.notes, *self._adapt(name, spec)]
-            guidance = spec.guidance if guidance_scale is None else float(guidance_scale)
-            texts = (self._text(prompt, run), self._text(negative_prompt, run) if guidance != 1.0 else None)
-            network = guided_network(self._sessions["unet"], self._beside(condition, run), texts, guidance)
+            inputs = Inputs(condition, self._texts(prompt, negative_prompt, is_guided(spec), run), noise, partial(self._encode, run))
+            plan = plan_denoising(self._sessions["unet"], manifest.latent, spec, inputs)
+            told = self._on_step(callback_on_step_end)
             with run.clock("unet"):
-                x0 = run_sampler(sampler, manifest.schedule, network, noise, rng, self._on_step(callback_on_step_end))
+                x0 = run_sampler(spec.sampler, manifest.schedule, plan.network, noise, rng, told, start=plan.start)
             picture = self._decode(x0, condition, run)
         notes = tuple(dict.fromkeys(run.notes))
         return PipelineOutput([picture], notes, run.timings_ms, name, dict(self._bound), seed)
@@ -199,6 +207,13 @@ class QuadPipeline:
         self._binder.bind(buffers, "".join(weights) if plain else None)
         self._bound, self._bound_notes = dict(weights), notes
 
+    def _texts(self, prompt: str, negative: str, guided: bool, run: Run) -> tuple[Float, Float | None]:
+        if guided:
+            return self._text(prompt, run), self._text(negative, run)
+        if negative:
+            run.notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
+        return self._text(prompt, run), None
+
     def _text(self, prompt: str, run: Run) -> Float:
         if not isinstance(prompt, str):
             raise UsageError(mismatch("prompt", "one string", type(prompt).__name__, "call once per prompt"))
@@ -208,17 +223,10 @@ class QuadPipeline:
             hidden: Float = self._sessions["text_encoder"].run({"input_ids": tokens.ids})
         return hidden
 
-    def _beside(self, condition: Condition, run: Run) -> Float | None:
-        """Condition latent and mask, for a graph that reads them."""
-        latent = self.bundle.manifest.latent
-        if self._channels == latent.channels:
-            return None
-        side = condition.mask.shape[-1]
-        encoded: Float = np.zeros((1, latent.channels, side, side), np.float32)
-        if condition.image is not None:
-            with run.clock("vae_encoder"):
-                encoded = self._sessions["vae_encoder"].run({"image": condition.image})
-        return np.concatenate([encoded, condition.mask], axis=1)
+    def _encode(self, run: Run, image: Float) -> Float:
+        with run.clock("vae_encoder"):
+            latent: Float = self._sessions["vae_encoder"].run({"image": image})
+        return latent
 
     def _on_step(self, callback: StepCallback | None) -> Callable[[int, float, NDArray[Any]], None] | None:
         if callback is None:

@@ -42,16 +42,20 @@ class Tokens:
 class Tokenizer:
     """A `tokenizer.json` with a fixed length."""
 
-    def __init__(self, path: Path, text: TextSpec) -> None:
-        """Read the file.
+    def __init__(self, source: Path | str, text: TextSpec) -> None:
+        """Read it.
+
+        Args:
+            source: the file, or its text.
 
         Raises:
-            VerificationError: it is no tokenizer file.
+            VerificationError: it is no tokenizer.
         """
         try:
-            self._encoder = Encoder.from_file(str(path))
+            self._encoder = Encoder.from_file(str(source)) if isinstance(source, Path) else Encoder.from_str(source)
         except Exception as error:  # the library raises the bare class
-            raise VerificationError(mismatch(str(path), "a tokenizer", f"something else ({error})", "build the bundle again")) from error
+            where = str(source) if isinstance(source, Path) else "tokenizer"
+            raise VerificationError(mismatch(where, "a tokenizer", f"something else ({error})", "build the bundle again")) from error
         self._text = text
         self._encoder.no_padding()
         self._encoder.enable_truncation(max_length=text.length)

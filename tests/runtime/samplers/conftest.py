@@ -60,7 +60,7 @@ class Walk:
 def walk_beside(scheduler: Any, spec: SamplerSpec, schedule: NoiseSchedule, fresh: list[Array], scale: Callable[[int], float]) -> Walk:
     """Run ours, and from each of our states one step of `scheduler`; `scale(i)` turns state i into what the scheduler holds."""
     noise = np.random.default_rng(7).standard_normal((2, 4, 3, 3))
-    walk, states, asked, rng = Walk([], [], []), [noise], [], _Replay(fresh)
+    walk, states, asked, rng = Walk([], [], []), [noise], [], Replay(fresh)
 
     def network(x: Array, timestep: float) -> Array:
         output = any_network(x, timestep)
@@ -82,7 +82,7 @@ def walk_beside(scheduler: Any, spec: SamplerSpec, schedule: NoiseSchedule, fres
     return walk
 
 
-class _Replay:
+class Replay:
     """A generator that hands out arrays drawn beforehand."""
 
     def __init__(self, arrays: list[Array]) -> None:

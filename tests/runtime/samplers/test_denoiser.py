@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.core.errors import BackendError, UnsupportedError
-from quad.core.manifest import NoiseSchedule
 from quad.runtime.samplers.denoiser import Denoiser, split_output
 
 
@@ -45,6 +44,6 @@ def test_unknown_prediction_is_refused():
     ],
 )
 def test_nonsense_from_the_network_is_one_line(answer, text):
-    denoise = Denoiser(lambda x, t: answer, NoiseSchedule(), np.dtype("float32"))
+    denoise = Denoiser(lambda x, t: answer, np.dtype("float32"))
     with pytest.raises(BackendError, match=text):
         denoise.output(np.zeros((1, 2)), 7)

@@ -8,7 +8,9 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
 from quad.core.errors import UnsupportedError
 from quad.core.manifest import NoiseSchedule
-from quad.runtime.samplers.schedule import alphas_cumprod, sigmas, trailing_timesteps
+from quad.core.sampling import SamplerSettings
+from quad.runtime.samplers.schedule import alphas_cumprod, sigmas
+from quad.runtime.samplers.spacing import whole_timesteps
 
 # diffusers calls numpy on tensors in the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -31,7 +33,7 @@ def test_same_numbers_as_diffusers(lab, schedule):
 def test_sigmas_as_diffusers_euler(lab, schedule):
     euler = EulerDiscreteScheduler(**lab.config(schedule))
     euler.set_timesteps(20)
-    ours = sigmas(schedule)[trailing_timesteps(schedule, 20)]
+    ours = sigmas(schedule)[whole_timesteps("ddim", schedule, 20, SamplerSettings())]
     np.testing.assert_allclose(ours, euler.sigmas.numpy()[:-1], rtol=1e-5, atol=3e-6)
     assert np.isfinite(sigmas(schedule)).all()
 
@@ -50,7 +52,7 @@ def test_trailing_timesteps_for_every_number_of_steps(lab):
     schedule = NoiseSchedule()
     scheduler = DDIMScheduler(**lab.config(schedule))
     for steps in range(1, schedule.steps + 1):
-        ours = trailing_timesteps(schedule, steps)
+        ours = whole_timesteps("ddim", schedule, steps, SamplerSettings())
         assert len(ours) == steps
         assert ours[0] == schedule.steps - 1
         assert ours[-1] >= 0

@@ -7,7 +7,9 @@ import pytest
 
 from quad.core.errors import UsageError
 from quad.core.manifest import SamplerSpec
-from quad.runtime.samplers import record_trajectory, run_sampler, trailing_timesteps
+from quad.core.sampling import SamplerSettings
+from quad.runtime.samplers import record_trajectory, run_sampler
+from quad.runtime.samplers.spacing import whole_timesteps
 
 
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
@@ -16,7 +18,7 @@ def test_record_is_the_run(lab, kind):
     problem = lab.curved(schedule)
     noise = np.random.default_rng(0).standard_normal((3, 16))
     run = record_trajectory(teacher, schedule, problem, noise)
-    assert list(run.timesteps) == trailing_timesteps(schedule, 10)
+    assert list(run.timesteps) == whole_timesteps("ddim", schedule, 10, SamplerSettings())
     assert run.states.shape == (11, 3, 16)
     assert run.outputs.shape == (10, 3, 16)
     np.testing.assert_array_equal(run.states[0], noise)

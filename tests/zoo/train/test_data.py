@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from quad.core.manifest import NoiseSchedule
-from quad.runtime.samplers import trailing_timesteps
+from quad.core.sampling import SamplerSettings
+from quad.runtime.samplers.spacing import whole_timesteps
 from quad.zoo import samples, world
 from quad.zoo.train import adapters, base, cache, text
 
@@ -53,7 +54,7 @@ def test_prompts_are_known_and_fit_the_text_model(task: str) -> None:
 
 
 def test_adapters_see_their_samplers_own_timesteps() -> None:
-    own = {int(t) for t in trailing_timesteps(NoiseSchedule(), 4)}
+    own = set(whole_timesteps("ddim", NoiseSchedule(), 4, SamplerSettings()))
     seen = adapters.own_timesteps(4, 64)[:32]
     assert {int(t) for t in seen} == own
 

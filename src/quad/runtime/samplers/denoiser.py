@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, UnsupportedError, mismatch
-from quad.core.manifest import NoiseSchedule
 from quad.runtime.samplers.schedule import Array
 
 Model = Callable[[NDArray[Any], float], NDArray[Any]]
@@ -52,10 +51,9 @@ def split_output(prediction: str, output: Array, x: Array, abar: float) -> tuple
 
 @dataclass(frozen=True)
 class Denoiser:
-    """A network with the schedule it was trained on; samplers compute in float64, the network sees `dtype`."""
+    """A network and its listener; samplers compute in float64, the network sees `dtype`."""
 
     model: Model
-    schedule: NoiseSchedule
     dtype: np.dtype[Any]
     on_step: OnStep | None = None
 
@@ -72,10 +70,6 @@ class Denoiser:
         if not np.isfinite(output).all():
             raise BackendError(mismatch(where, "finite numbers", "NaN or infinity", "check the profile with quad eval"))
         return output
-
-    def __call__(self, x: Array, timestep: float, abar: float) -> tuple[Array, Array]:
-        """The estimates (x_0, eps) at variance-preserving x_t; errors as in `output` and `split_output`."""
-        return split_output(self.schedule.prediction, self.output(x, timestep), x, abar)
 
     def stepped(self, index: int, timestep: float, x: Array) -> None:
         """Tell the caller that step `index`, taken at `timestep`, led to the variance-preserving state x."""

@@ -10,55 +10,66 @@ Source: Luo et al. 2023, Eq. 9 and Algorithm 3; numbers and timesteps as diffuse
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import sqrt
 
 import numpy as np
 
 from quad.core.manifest import NoiseSchedule
-from quad.runtime.samplers.denoiser import Denoiser
-from quad.runtime.samplers.schedule import Array, alphas_cumprod, check_steps
+from quad.core.sampling import SamplerSettings
+from quad.runtime.samplers.route import Call, Job, Route, preserving_route
+from quad.runtime.samplers.schedule import Array, check_steps
 
 SIGMA_DATA = 0.5
-TIMESTEP_SCALING = 10.0
-# Consistency distillation runs on a grid of 50 timesteps; sampling visits some of these (diffusers' original_inference_steps).
-GRID_STEPS = 50
+PLAIN = SamplerSettings()
 
 
-def boundary_scalings(timestep: float) -> tuple[float, float]:
+def boundary_scalings(timestep: float, scaling: float = PLAIN.timestep_scaling) -> tuple[float, float]:
     """The pair (c_skip, c_out), which makes f the identity at t = 0."""
-    scaled = timestep * TIMESTEP_SCALING
+    scaled = timestep * scaling
     total = scaled**2 + SIGMA_DATA**2
     return SIGMA_DATA**2 / total, scaled / sqrt(total)
 
 
-def lcm_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
+def lcm_timesteps(schedule: NoiseSchedule, steps: int, grid: int = PLAIN.original_inference_steps) -> list[int]:
     """`steps` timesteps, falling, nearly evenly spaced on the distillation grid, starting at its last.
+
+    Args:
+        grid: timesteps that consistency distillation ran on; sampling visits some of these.
 
     Raises:
         UsageError: more steps than the grid has, or none.
     """
-    size = min(GRID_STEPS, schedule.steps)
+    size = min(grid, schedule.steps)
     check_steps("lcm", steps, size)
     stride = schedule.steps // size
     places = np.floor(np.linspace(0, size, num=steps, endpoint=False)).astype(int)
     return [int((size - place) * stride - 1) for place in places]
 
 
-def sample_lcm(denoise: Denoiser, noise: Array, steps: int, rng: np.random.Generator) -> Array:
-    """Walk from unit noise to x_0 in `steps` jumps; draws `steps - 1` arrays of fresh noise from rng.
+@dataclass(frozen=True)
+class Lcm:
+    """Stochastic: draws one array for each step but the last, in their order."""
+
+    job: Job
+    route: Route
+
+    def advance(self, call: Call) -> Array:
+        """One jump."""
+        i = call.index
+        c_skip, c_out = boundary_scalings(self.route.timesteps[i], self.job.settings.timestep_scaling)
+        x0, _ = self.job.estimate(call, self.route.abars[i])
+        x = c_skip * call.held + c_out * x0
+        if i + 1 == len(self.route.timesteps):
+            return x
+        abar = self.route.abars[i + 1]
+        return sqrt(abar) * x + sqrt(1.0 - abar) * self.job.rng.standard_normal(x.shape)
+
+
+def make_lcm(job: Job) -> Lcm:
+    """The sampler of a job.
 
     Raises:
         UsageError: more steps than the distillation grid has, or none.
     """
-    alphas = alphas_cumprod(denoise.schedule)
-    timesteps = lcm_timesteps(denoise.schedule, steps)
-    x = noise
-    for i, t in enumerate(timesteps):
-        c_skip, c_out = boundary_scalings(t)
-        x0, _ = denoise(x, t, float(alphas[t]))
-        x = c_skip * x + c_out * x0
-        if i + 1 < steps:
-            abar_next = float(alphas[timesteps[i + 1]])
-            x = sqrt(abar_next) * x + sqrt(1.0 - abar_next) * rng.standard_normal(noise.shape)
-        denoise.stepped(i, t, x)
-    return x
+    return Lcm(job, preserving_route(job.schedule, lcm_timesteps(job.schedule, job.steps, job.settings.original_inference_steps)))

@@ -13,11 +13,13 @@ Source: Duan et al. 2023 (arXiv 2305.14677), section 3; method.md section 6. Tab
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.manifest import OlssTable, SamplerSpec
-from quad.runtime.samplers.denoiser import Denoiser
+from quad.runtime.samplers.route import Call, Job, Route, preserving_route
 from quad.runtime.samplers.schedule import Array
 
 
@@ -42,12 +44,25 @@ def checked_table(spec: SamplerSpec, most: int) -> OlssTable:
     return table
 
 
-def sample_olss(denoise: Denoiser, noise: Array, table: OlssTable) -> Array:
-    """Walk from unit noise to x_0 along the table; keeps x_T and every output, deterministic."""
-    outputs: list[Array] = []
-    x = noise
-    for k, t in enumerate(table.timesteps):
-        outputs.append(denoise.output(x, t))
-        x = table.w[k] * noise + np.tensordot(np.asarray(table.v[k]), np.stack(outputs), axes=1)
-        denoise.stepped(k, t, x)
-    return x
+@dataclass
+class Olss:
+    """Deterministic; keeps x_T and every output."""
+
+    route: Route
+    table: OlssTable
+    noise: list[Array] = field(default_factory=list)
+    outputs: list[Array] = field(default_factory=list)
+
+    def advance(self, call: Call) -> Array:
+        """One step."""
+        k = call.index
+        if k == 0:
+            self.noise = [call.held]
+        self.outputs.append(call.output)
+        return np.asarray(self.table.w[k] * self.noise[0] + np.tensordot(np.asarray(self.table.v[k]), np.stack(self.outputs), axes=1))
+
+
+def make_olss(spec: SamplerSpec, job: Job) -> Olss:
+    """The sampler of a job; errors as in `checked_table`."""
+    table = checked_table(spec, job.schedule.steps)
+    return Olss(preserving_route(job.schedule, table.timesteps), table)

@@ -1,19 +1,20 @@
-"""The noise schedule: how much of the picture is left at each timestep, and which timesteps a sampler visits.
+"""The noise schedule: how much of the picture is left at each timestep.
 
     symbol     here                meaning
     beta_t     `_betas`            variance added at training step t
     abar_t     `alphas_cumprod`    prod_{s<=t} (1 - beta_s), the share of signal variance left at t
     sigma_t    `sigmas`            sqrt((1 - abar_t) / abar_t), noise over signal
 
-Source: Ho et al. 2020 (linear); Nichol and Dhariwal 2021, Eq. 17 (squaredcos_cap_v2); Lin et al. 2023, Algorithm 1 (zero terminal SNR)
-and Table 2 (trailing). The numbers are those of diffusers' schedulers, in float64: diffusers multiplies in
-float32, which near t = 0 moves sigma by up to 0.2 % at zero terminal SNR, differently from machine to machine.
+Source: Ho et al. 2020 (linear); Nichol and Dhariwal 2021, Eq. 17 (squaredcos_cap_v2); Lin et al. 2023, Algorithm 1 (zero terminal SNR).
+The numbers are those of diffusers' schedulers, in float64: diffusers multiplies in float32, which near t = 0 moves sigma by up to
+0.2 % at zero terminal SNR, differently from machine to machine.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,6 +31,8 @@ TERMINAL_ABAR = 2.0**-24
 def _betas(schedule: NoiseSchedule) -> Array:
     """The variances added, float64 (steps,), before any rescaling."""
     steps, low, high = schedule.steps, schedule.beta_start, schedule.beta_end
+    if schedule.trained_betas is not msgspec.UNSET:
+        return np.asarray(schedule.trained_betas, dtype=np.float64)
     match schedule.beta_schedule:
         case "linear":
             return np.linspace(low, high, steps, dtype=np.float64)
@@ -76,10 +79,3 @@ def check_steps(sampler: str, steps: int, most: int) -> None:
     """
     if not 1 <= steps <= most:
         raise UsageError(mismatch(f"sampler '{sampler}'", f"1 to {most} steps", steps, "ask for another number of steps"))
-
-
-def trailing_timesteps(schedule: NoiseSchedule, steps: int) -> list[int]:
-    """`steps` timesteps, falling, evenly spaced and always starting at the last training step."""
-    spaced = np.arange(schedule.steps, 0, -schedule.steps / steps).round().astype(int) - 1
-    # Rounding in arange can add one entry past the end.
-    return [int(t) for t in spaced[:steps]]

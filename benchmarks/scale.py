@@ -1,0 +1,127 @@
+"""A whole build at Stable Diffusion 1.5's size with ten LoRAs of mixed rank, killed half-way and gone on with, and a picture from it.
+
+    python benchmarks/scale.py [--size 256] [--precision w8a16] [--distill-steps 0] [--cache out/scale] [--json FILE]
+
+What a user would do, by the command line, each command in a process of its own, which says what memory it took. Weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from figures import Figure
+from world import write_adapters, write_pipeline
+
+from quad.core.manifest import BundleManifest
+from quad.runtime.bundle import COMPONENTS, open_bundle
+
+QUAD = (sys.executable, "-m", "quad")
+KILLED_AT = "calibrate 5 of"  # what `quad build` says when it is killed
+ADAPTER = "ink"  # of rank 16
+GB = 1e9
+RED, PLAIN = "\x1b[31m", "\x1b[0m"
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One command: seconds, and its JSON; None where it was killed."""
+
+    seconds: float
+    answer: dict[str, Any] | None
+
+
+def run(*arguments: str, kill_at: str | None = None) -> Ran:
+    """`quad ARGUMENTS --json`, killed without warning once it says `kill_at` on stderr."""
+    start = time.perf_counter()
+    process = subprocess.Popen([*QUAD, *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stdout is not None
+    last = ""
+    for line in process.stderr:
+        last = line.strip() or last
+        if kill_at is not None and kill_at in line:
+            process.send_signal(signal.SIGKILL)
+            break
+    text, _ = process.communicate()
+    if process.returncode and kill_at is None:
+        raise SystemExit(f"scale: quad {arguments[0]} failed: {last}")
+    return Ran(time.perf_counter() - start, None if process.returncode else json.loads(text))
+
+
+def main() -> int:
+    options = _options()
+    bundle = options.cache / f"bundle-{options.size}-{options.precision.replace(':', '_')}"
+    model, adapters = _world(options.cache / "world")
+    named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
+    build = ("build", str(model), *named, "-o", str(bundle), "--size", str(options.size), "--precision", options.precision,
+             "--distill-steps", str(options.distill_steps))  # fmt: skip
+    killed = None if options.no_kill else run(*build, kill_at=KILLED_AT)
+    built = run(*build)
+    picture = run("run", str(bundle), "--task", "text-to-image", "--adapter", ADAPTER, "--prompt", "a cat", "--steps", "2", "--seed", "0",
+                  "-o", str(options.cache / "cat.png"))  # fmt: skip
+    manifest = open_bundle(bundle, verify=False).manifest
+    report = _report(killed, built, picture, manifest)
+    figures = _figures(report)
+    for figure in figures:
+        print(f"{'' if figure.reached else RED}{figure.line()}{'' if figure.reached else PLAIN}")
+    if options.json:
+        options.json.write_text(json.dumps({**report, "bars": [figure.to_json() for figure in figures]}, indent=2) + "\n")
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--precision", default="w8a16")
+    parser.add_argument("--distill-steps", type=int, default=0)
+    parser.add_argument("--cache", type=Path, default=Path("out/scale"), help="where model, LoRAs and bundle are kept, 5 GB")
+    parser.add_argument("--no-kill", action="store_true", help="build in one go")
+    parser.add_argument("--json", type=Path, help="write all figures there")
+    return parser.parse_args()
+
+
+def _world(folder: Path) -> tuple[Path, dict[str, Path]]:
+    if not (folder / "model" / "model_index.json").is_file():
+        write_pipeline(folder / "model")
+    return folder / "model", write_adapters(folder / "loras")
+
+
+def _report(killed: Ran | None, built: Ran, picture: Ran, manifest: BundleManifest) -> dict[str, Any]:
+    assert built.answer is not None
+    assert picture.answer is not None
+    rom = built.answer["rom_bytes"]
+    graphs = [name for part in COMPONENTS for name in (manifest.components[part].file, *manifest.components[part].data_files)]
+    graph_bytes = sum(manifest.files[name].size_bytes for name in graphs)
+    used = picture.answer["adapter"]
+    return {
+        "killed": None if killed is None else {"seconds": killed.seconds},
+        "build": {"seconds": built.seconds, "peak_bytes": built.answer["peak_ram_bytes"], "stages": built.answer["stages"],
+                  "resumed": built.answer["resumed"], "smoke": built.answer["smoke"]},
+        "rom_bytes": rom,
+        "separate_bytes": len(manifest.adapters) * graph_bytes,
+        "bundle_bytes": rom["shared"] + sum(rom["adapters"].values()),
+        "run": {"seconds": picture.seconds, "peak_bytes": picture.answer["peak_ram_bytes"], "timings_ms": picture.answer["timings_ms"],
+                "resident_bytes": graph_bytes + rom["adapters"][used]},
+    }  # fmt: skip
+
+
+def _figures(report: dict[str, Any]) -> list[Figure]:
+    build, one = report["build"], report["run"]
+    return [
+        Figure("peak memory of the build", build["peak_bytes"] / GB, 14.0, "GB"),
+        Figure("shared part of the bundle", report["rom_bytes"]["shared"] / GB, 1.15, "GB"),
+        Figure("ten binaries over one bundle", report["separate_bytes"] / report["bundle_bytes"], 8.0, "x", least=True),
+        Figure("peak memory of quad run over the files it reads", one["peak_bytes"] / one["resident_bytes"], 1.6, "x"),
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

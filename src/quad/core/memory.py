@@ -1,0 +1,29 @@
+"""How much memory this process has held."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+_STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def peak_ram_bytes() -> int:
+    """Largest resident size of this process so far, or since `forget_peak`, bytes.
+
+    Linux's getrusage carries the parent's peak over into a started process (execve folds it in), so VmHWM is read there.
+    """
+    if _STATUS.is_file():
+        line = next(line for line in _STATUS.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource  # not on every system
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def forget_peak() -> None:
+    """Start the peak anew from what is resident now; where the system cannot, the old peak stays."""
+    with suppress(OSError):
+        _RESET.write_text("5", encoding="ascii")

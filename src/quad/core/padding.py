@@ -1,0 +1,61 @@
+"""An adapter's own ranks on disk, the slots' ranks in memory.
+
+A graph's slots have the largest rank of all adapters. A file holds each adapter at its own: what padding added is cut off when it is
+written and put back when it is read. What is cut is the tail of rank channels where A and B both are zero, so that the padded tensors come
+back bit for bit. Zero channels in the middle stay: moving the others up would change the order in which a graph adds them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.slots import Slot, SlotTable
+
+
+def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
+    """What a file holds of an adapter: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
+
+    Args:
+        tensors: graph input name -> array of any rank up to the slot's; a slot that is not there is zero.
+    """
+    kept: dict[str, NDArray[Any]] = {}
+    for slot in slots.slots:
+        if slot.a_name in tensors:
+            a, b = tensors[slot.a_name], tensors[slot.b_name]
+            used = np.flatnonzero(a.any(axis=tuple(range(1, a.ndim))) | b.any(axis=(0, *range(2, b.ndim))))
+            if used.size:
+                rank = int(used[-1]) + 1
+                kept |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}
+    return kept
+
+
+def pad(tensors: Mapping[str, NDArray[Any]], slots: SlotTable, zeros: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every graph input at the slot's rank: a tensor of that rank as it is, a smaller one with zeros behind it, a missing one as zeros.
+
+    Args:
+        tensors: graph input name -> array in the slot's dtype, of any rank up to the slot's.
+        zeros: what stands for slots that are not there; not copied.
+    """
+    padded: dict[str, NDArray[Any]] = {}
+    for slot in slots.slots:
+        for name, shape in ((slot.a_name, slot.a_shape), (slot.b_name, slot.b_shape)):
+            padded[name] = _grown(tensors[name], shape) if name in tensors else zeros[name]
+    return padded
+
+
+def own_shapes(slot: Slot, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shapes of A and B of an adapter that has this rank at the slot."""
+    a, b = slot.a_shape, slot.b_shape
+    return (rank, *a[1:]), (b[0], rank, *b[2:])
+
+
+def _grown(array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if array.shape == shape:
+        return array
+    grown = np.zeros(shape, array.dtype)
+    grown[tuple(slice(size) for size in array.shape)] = array
+    return grown

@@ -1,0 +1,174 @@
+"""What an adapter's config says about scale, read as carefully as the file of a stranger must be. Source: PEFT `LoraConfig`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from quad.core.errors import InputError, UnsupportedError, mismatch
+
+KINDS = ("LORA", "LOHA", "LOKR")
+AGAIN = "save the adapter again"
+
+_DEFAULT = 8  # PEFT's, for both r and alpha
+_LARGEST = 1e12
+_LONGEST_PATTERN, _MOST_REPEATS, _MOST_CHOICES, _MOST_EXPRESSIONS = 300, 2, 12, 32
+# Initialisations that also change the base's own weights, so that the two matrices alone are not the adapter.
+_BASE_CHANGING = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Options that change what the matrices mean.
+_OTHER_MEANING = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config", "target_parameters",
+    "use_bdlora", "use_qalora",
+)  # fmt: skip
+
+
+def _is_expression(pattern: str) -> bool:
+    """Whether a pattern is more than a path: it can match in several ways, and so take its time."""
+    return re.search(r"[*+?{|]", pattern) is not None
+
+
+def _compiled(where: str, pattern: str) -> re.Pattern[str]:
+    """PEFT's rule: the pattern matches the end of a path, from a dot on.
+
+    A pattern comes from a file, and some take longer than a life to match: a group that repeats, or many choices in a row, is refused.
+
+    Raises:
+        InputError: the pattern is too long, can be slow, or is no regular expression.
+    """
+    repeats, choices = len(re.findall(r"(?<!\\)[*+?{]", pattern)), pattern.count("|")
+    slow = re.search(r"\)[*+?{]|\(\?|\\[1-9]", pattern) or repeats > _MOST_REPEATS or choices > _MOST_CHOICES
+    if len(pattern) > _LONGEST_PATTERN or slow:
+        raise InputError(mismatch(where, "patterns that are a module's path", f"{pattern[:60]!r}", "write the paths out"))
+    try:
+        return re.compile(rf"(.*\.)?({pattern})$")
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(mismatch(where, "patterns that are a module's path", f"{pattern[:60]!r} ({error})", AGAIN)) from error
+
+
+def _number(where: str, value: object, whole: bool) -> float:
+    kinds: tuple[type, ...] = (int,) if whole else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not (1 if whole else -_LARGEST) <= value <= _LARGEST:  # type: ignore[operator]
+        raise InputError(mismatch(where, "a whole number from 1 on" if whole else "a number", f"{value!r}"[:60], AGAIN))
+    return float(cast("float", value))
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """A number with exceptions: the first pattern that matches a module's path wins."""
+
+    plain: float
+    patterns: tuple[tuple[re.Pattern[str], float], ...]
+
+    def of(self, spellings: tuple[str, ...]) -> float:
+        return next((value for pattern, value in self.patterns if any(pattern.match(path) for path in spellings)), self.plain)
+
+
+def _setting(where: str, config: Mapping[str, Any], plain: str, patterns: str, whole: bool) -> _Setting:
+    found = config.get(patterns) or {}
+    if not isinstance(found, dict):
+        raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", type(found).__name__, AGAIN))
+    if sum(map(_is_expression, found)) > _MOST_EXPRESSIONS:
+        raise InputError(mismatch(f"{where}, {patterns}", f"at most {_MOST_EXPRESSIONS} expressions", "more", "write the paths out"))
+    said = config.get(plain)
+    default = float(_DEFAULT) if said is None else _number(f"{where}, {plain}", said, whole)
+    compiled = ((_compiled(f"{where}, {patterns}", key), _number(f"{where}, {patterns}", value, whole)) for key, value in found.items())
+    return _Setting(default, tuple(compiled))
+
+
+@dataclass(frozen=True)
+class ScaleRule:
+    """How alpha becomes a factor: `alpha / r`, or `alpha / sqrt(r)` with rsLoRA; 1 where no config says otherwise."""
+
+    rank: _Setting | None = None
+    alpha: _Setting | None = None
+    rslora: bool = False
+
+    def scale(self, path: str, rank: int, alpha: float | None = None, check: bool = True) -> float:
+        """The factor that multiplies a module's update.
+
+        Args:
+            path: of the module in its own model.
+            rank: of its tensors.
+            alpha: the file's own tensor for it, which goes before the config.
+            check: refuse a config that gives it another rank; LoKr's full matrices have none of their own.
+
+        Raises:
+            InputError: the config gives the module another rank than its tensors have.
+        """
+        if alpha is not None:
+            return alpha / rank
+        if self.rank is None or self.alpha is None:
+            return 1.0
+        spellings = (path, f"text_model.{path}")
+        said = self.rank.of(spellings)
+        if check and said != rank:
+            raise InputError(
+                mismatch(f"{path!r}", f"rank {said:g} (the adapter's config)", f"rank {rank}", "use the config saved with these weights")
+            )
+        return self.alpha.of(spellings) / (math.sqrt(said) if self.rslora else said)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """One model's part of an adapter's config; by default that there is none.
+
+    Args:
+        kind: one of `KINDS`.
+        dora: each module has a magnitude.
+    """
+
+    kind: str = "LORA"
+    rule: ScaleRule = field(default_factory=ScaleRule)
+    dora: bool = False
+    given: bool = False
+
+
+def parse_json(where: Path, text: str | bytes) -> dict[str, Any]:
+    """The JSON object of a config.
+
+    Raises:
+        InputError: it is something else.
+    """
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(mismatch(f"{where}", "the adapter's config in JSON", f"{error}"[:120], AGAIN)) from error
+    if not isinstance(found, dict):
+        raise InputError(mismatch(f"{where}", "a JSON object as the adapter's config", type(found).__name__, AGAIN))
+    return found
+
+
+def _require_plain(where: str, config: Mapping[str, Any], kind: str) -> None:
+    if kind not in KINDS:
+        raise UnsupportedError(mismatch(where, "LoRA, LoHa or LoKr", f"{kind[:40]!r} (peft_type)", "convert it to LoRA"))
+    start = str(config.get("init_lora_weights", "")).lower()
+    if start.startswith(_BASE_CHANGING):
+        raise UnsupportedError(
+            mismatch(where, "an adapter of the unchanged base", f"init_lora_weights={start[:40]!r}", "convert it to plain LoRA")
+        )
+    for option in _OTHER_MEANING:
+        if config.get(option):
+            raise UnsupportedError(mismatch(where, "two matrices a module", option, "convert it to plain LoRA"))
+
+
+def read_config(path: Path, config: Mapping[str, Any]) -> AdapterConfig:
+    """What one config says of one model.
+
+    Raises:
+        InputError: a value is of the wrong kind.
+        UnsupportedError: it is another kind of adapter than those read, or its base is not the base.
+    """
+    where = f"{path}"
+    kind = str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
+    _require_plain(where, config, kind)
+    for option in ("use_rslora", "use_dora"):
+        if not isinstance(config.get(option) or False, bool):
+            raise InputError(mismatch(f"{where}, {option}", "true or false", f"{config[option]!r}"[:60], AGAIN))
+    rank = _setting(where, config, "r", "rank_pattern", whole=True)
+    alpha = _setting(where, config, "lora_alpha" if kind == "LORA" else "alpha", "alpha_pattern", whole=False)
+    return AdapterConfig(kind, ScaleRule(rank, alpha, bool(config.get("use_rslora"))), bool(config.get("use_dora")), True)

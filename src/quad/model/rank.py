@@ -1,0 +1,158 @@
+"""The best matrices of a lower rank, and how much of an update they keep.
+
+An update is a matrix `D (out, n)`, `n` the layer's inputs times its kernel. Of all matrices of rank r its singular value decomposition cut
+at r is nearest to it, and keeps the share `sum_{i<=r} s_i^2 / sum_i s_i^2` of its energy. Source: Eckart and Young 1936. Three forms are
+cut without ever writing `D` out where that is not needed: a product by QR of both factors, a Kronecker product by the decompositions of
+its two factors, whose singular values multiply.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import eigh
+
+from quad.core.errors import UsageError, mismatch
+
+MIN_ENERGY = 0.9
+KEPT_ENERGY = 0.999  # of an update that is converted: the smallest rank that keeps so much
+CONVERTED_RANK = 128
+MOST_RANK = 4096  # more than any layer has inputs for
+
+Matrix = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class RankLimits:
+    """How far an update may be cut.
+
+    Args:
+        max_rank: no module gets a larger one; None leaves LoRA as it is and gives what is converted at most 128.
+        min_energy: an adapter with a module that keeps less is refused.
+    """
+
+    max_rank: int | None = None
+    min_energy: float = MIN_ENERGY
+
+    def check(self) -> None:
+        """Refuse values outside their range.
+
+        Raises:
+            UsageError: with the option's name.
+        """
+        if self.max_rank is not None and not 1 <= self.max_rank <= MOST_RANK:
+            raise UsageError(mismatch("--max-rank", f"1 to {MOST_RANK}", self.max_rank, "choose one between"))
+        if not 0 <= self.min_energy <= 1:
+            raise UsageError(mismatch("--min-energy", "0 to 1", self.min_energy, "choose one between"))
+
+
+@dataclass(frozen=True)
+class Cut:
+    """An update at a lower rank: `b (out, r)`, `a (r, n)` with equal halves of each singular value, and the share of energy kept."""
+
+    b: Matrix
+    a: Matrix
+    energy: float
+
+
+class Update(Protocol):
+    """A module's change of weights, in the form that its file has it."""
+
+    def dense(self) -> Matrix:
+        """All of it, `(out, n)`."""
+        ...
+
+    def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        """The smallest rank that keeps the share `keep` of the energy, at most `max_rank` and at least 1."""
+        ...
+
+
+def _rank_for(squares: Matrix, total: float, max_rank: int, keep: float) -> int:
+    """Of `squares`, largest first. What rounding alone left there is worth no rank."""
+    real = int(np.count_nonzero(squares > total * 1e-24))
+    enough = int(np.searchsorted(np.cumsum(squares), keep * total * (1 - 1e-12))) + 1
+    return max(1, min(enough, real, max_rank))
+
+
+def _halves(u: Matrix, s: Matrix, vh: Matrix, energy: float) -> Cut:
+    root = np.sqrt(s)
+    return Cut(u * root, root[:, None] * vh, min(1.0, energy))
+
+
+def _share(squares: Matrix, rank: int, total: float) -> float:
+    return float(squares[:rank].sum() / total) if total else 1.0
+
+
+@dataclass(frozen=True)
+class Dense:
+    """An update written out, `(out, n)`."""
+
+    matrix: Matrix
+
+    def dense(self) -> Matrix:
+        return self.matrix
+
+    def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        """By the largest eigenvalues of `D D^T`, on the smaller side: the others are never computed."""
+        wide = self.matrix.shape[0] <= self.matrix.shape[1]
+        d = self.matrix if wide else self.matrix.T
+        side = d.shape[0]
+        values, vectors = eigh(d @ d.T, subset_by_index=(max(0, side - max_rank), side - 1), driver="evr")
+        squares, u = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        total = float(np.sum(d * d))
+        rank = _rank_for(squares, total, max_rank, keep)
+        s = np.sqrt(squares[:rank])
+        vh = (u[:, :rank].T @ d) / np.where(s > 0, s, 1.0)[:, None]
+        energy = _share(squares, rank, total)
+        return _halves(u[:, :rank], s, vh, energy) if wide else _halves(vh.T, s, u[:, :rank].T, energy)
+
+
+@dataclass(frozen=True)
+class Product:
+    """An update as two matrices, `b (out, r)` and `a (r, n)`."""
+
+    b: Matrix
+    a: Matrix
+
+    def dense(self) -> Matrix:
+        found: Matrix = self.b @ self.a
+        return found
+
+    def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        if self.b.shape[1] >= min(self.b.shape[0], self.a.shape[1]):
+            return Dense(self.dense()).cut(max_rank, keep)
+        qb, rb = np.linalg.qr(self.b)
+        qa, ra = np.linalg.qr(self.a.T)
+        u, s, vh = np.linalg.svd(rb @ ra.T)
+        squares = s * s
+        total = float(squares.sum())
+        rank = _rank_for(squares, total, max_rank, keep)
+        return _halves(qb @ u[:, :rank], s[:rank], vh[:rank] @ qa.T, _share(squares, rank, total))
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """An update as `kron(first, second)`, both matrices."""
+
+    first: Matrix
+    second: Matrix
+
+    def dense(self) -> Matrix:
+        found: Matrix = np.kron(self.first, self.second).astype(np.float64)
+        return found
+
+    def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        u1, s1, v1 = np.linalg.svd(self.first, full_matrices=False)
+        u2, s2, v2 = np.linalg.svd(self.second, full_matrices=False)
+        s = np.outer(s1, s2).ravel()
+        order = np.argsort(-s, kind="stable")
+        squares = (s * s)[order]
+        total = float(squares.sum())
+        rank = _rank_for(squares, total, max_rank, keep)
+        i, j = np.divmod(order[:rank], s2.size)
+        u = (u1[:, None, i] * u2[None, :, j]).reshape(-1, rank)
+        vh = (v1[i][:, :, None] * v2[j][:, None, :]).reshape(rank, -1)
+        return _halves(u, s[order[:rank]], vh, _share(squares, rank, total))

@@ -1,0 +1,80 @@
+"""What is bound to a graph's slot inputs, and what a file must hold to become it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.errors import VerificationError, mismatch
+from quad.core.padding import own_shapes
+from quad.core.slots import Slot, SlotTable
+
+Buffers = dict[str, NDArray[Any]]
+
+
+def zero_buffers(slots: SlotTable) -> Buffers:
+    """The zero adapter, the base bit for bit: all slot encodings are symmetric, so integer zero is zero.
+
+    Inputs of one shape share one array; not to be written to.
+    """
+    shared: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
+    zeros: Buffers = {}
+    for slot in slots.slots:
+        for name, shape in ((slot.a_name, slot.a_shape), (slot.b_name, slot.b_shape)):
+            key = (slot.dtype, shape)
+            if key not in shared:
+                shared[key] = np.zeros(shape, slot.dtype)
+            zeros[name] = shared[key]
+    return zeros
+
+
+def size_bytes(arrays: Iterable[NDArray[Any]]) -> int:
+    """Memory that arrays take, one that comes several times counted once."""
+    return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
+
+
+def largest_bytes(slots: SlotTable) -> int:
+    """Memory of an adapter that has every slot: what is bound is as large as the slots, whatever the adapter's own rank."""
+    sizes = (np.dtype(slot.dtype).itemsize * (_count(slot.a_shape) + _count(slot.b_shape)) for slot in slots.slots)
+    return sum(sizes)
+
+
+def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> None:
+    """Refuse what is no adapter for these slots: A and B come in pairs, in the slot's type, of one rank from 1 to the slot's.
+
+    Args:
+        name: the adapter's, for messages.
+        tensors: as a file holds them; slots that are not among them are zero.
+
+    Raises:
+        VerificationError: the tensors are not what the slots digest promises.
+    """
+    known = {input_name for slot in slots.slots for input_name in (slot.a_name, slot.b_name)}
+    if odd := sorted(tensors.keys() - known):
+        raise _odd(f"adapter {name!r}", f"tensors of {len(slots.slots)} slots", f"{odd[0]}, which is none")
+    for slot in slots.slots:
+        given = [part for part in (slot.a_name, slot.b_name) if part in tensors]
+        if len(given) == 1:
+            raise _odd(f"adapter {name!r}, slot {slot.path}", "both A and B, or neither", f"{given[0]} alone")
+        if given:
+            _check_pair(f"adapter {name!r}", slot, tensors[slot.a_name], tensors[slot.b_name])
+
+
+def _check_pair(where: str, slot: Slot, a: NDArray[Any], b: NDArray[Any]) -> None:
+    rank = a.shape[0] if a.ndim else 0
+    if not 1 <= rank <= slot.rank:
+        raise _odd(f"{where}, {slot.a_name}", f"a rank from 1 to {slot.rank}", f"shape {a.shape}")
+    for name, array, shape in zip((slot.a_name, slot.b_name), (a, b), own_shapes(slot, rank), strict=True):
+        if (array.dtype, array.shape) != (np.dtype(slot.dtype), shape):
+            raise _odd(f"{where}, {name}", f"{slot.dtype} {shape}", f"{array.dtype} {array.shape}")
+
+
+def _odd(where: str, expected: str, found: str) -> VerificationError:
+    return VerificationError(mismatch(where, expected, found, "pack it again with quad adapt"))
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))

@@ -1,0 +1,102 @@
+"""UniPC: a multistep predictor, and each state corrected with the network's answer at it before the next step is taken.
+
+    symbol       here            meaning
+    alpha, s     `alpha, s`      sqrt(abar) and sqrt(1 - abar)
+    lambda       `log_ratio`     log(alpha / s)
+    h            `h`             lambda_next - lambda
+    m            `outputs`       estimated clean latents, newest first
+    r_k          `ratios`        (lambda_k - lambda) / h of earlier steps, and 1 for the next
+    D_k          `slopes`        (m_k - m_0) / r_k
+    B(h)         `b_h`           -h (bh1) or e^{-h} - 1 (bh2)
+    rho          `_rhos`         weights of the D_k: solve R rho = b, R_jk = r_k^j, b_j = j! h phi_{j+1}(-h) / B(h)
+
+    x_next = (s_next / s) x - alpha_next ((e^{-h} - 1) m_0 + B(h) sum rho_k D_k)
+
+The corrector is the same rule with the new answer as one more D; the step is taken again, from where it began.
+Source: Zhao et al. 2023, Eqs. 3 to 9 and appendix (data prediction); numbers as diffusers' UniPCMultistepScheduler with `predict_x0`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import expm1
+
+import numpy as np
+
+from quad.core.errors import UnsupportedError, mismatch
+from quad.runtime.samplers.dpmsolver import log_ratio, signal_and_noise
+from quad.runtime.samplers.route import Call, Job, Route, solver_route
+from quad.runtime.samplers.schedule import Array
+from quad.runtime.samplers.spacing import solver_path
+
+
+def _right_side(z: float, b_h: float, order: int) -> list[float]:
+    """b_1 to b_order."""
+    found, factorial, phi = [], 1.0, expm1(z) / z - 1.0
+    for j in range(1, order + 1):
+        found.append(phi * factorial / b_h)
+        factorial *= j + 1
+        phi = phi / z - 1.0 / factorial
+    return found
+
+
+def _rhos(ratios: list[float], z: float, b_h: float) -> list[float]:
+    """The weights of as many slopes as there are ratios; one alone is 1/2, as in diffusers."""
+    if len(ratios) == 1:
+        return [0.5]
+    matrix = np.vander(ratios, increasing=True).T
+    return [float(rho) for rho in np.linalg.solve(matrix, _right_side(z, b_h, len(ratios)))]
+
+
+@dataclass
+class UniPc:
+    """Order up to 3 (the corrector one more), deterministic; keeps the last answers and the state it last stepped from."""
+
+    job: Job
+    route: Route
+    sigmas: tuple[float, ...]
+    outputs: list[Array] = field(default_factory=list)
+    begun: list[Array] = field(default_factory=list)
+    order: int = 1
+
+    def advance(self, call: Call) -> Array:
+        """Correct the state that was reached, and take the next step."""
+        i, settings, x = call.index, self.job.settings, call.held
+        x0, _ = self.job.estimate(call, self.route.abars[i])
+        if self.begun and i - 1 not in settings.disable_corrector:
+            x = self._step(i - 1, self.begun[0], self.order, x0)
+        self.outputs = [x0, *self.outputs][: settings.solver_order]
+        room = len(self.route.timesteps) - i if settings.lower_order_final else settings.solver_order
+        self.order = min(settings.solver_order, room, len(self.outputs))
+        self.begun = [x]
+        return self._step(i, x, self.order, None)
+
+    def _step(self, i: int, x: Array, order: int, answer: Array | None) -> Array:
+        """Step i from x, with `order` known outputs; `answer` is the one at its end, where the corrector has it."""
+        m, here = self.outputs, log_ratio(self.sigmas[i])
+        h = log_ratio(self.sigmas[i + 1]) - here
+        (_, s), (alpha_next, s_next) = (signal_and_noise(sigma) for sigma in self.sigmas[i : i + 2])
+        ratios = [(log_ratio(self.sigmas[i - k]) - here) / h for k in range(1, order)]
+        slopes = [(m[k] - m[0]) / ratios[k - 1] for k in range(1, order)]
+        if answer is not None:
+            ratios, slopes = [*ratios, 1.0], [*slopes, answer - m[0]]
+        integral = expm1(-h) * m[0]
+        if slopes:
+            b_h = -h if self.job.settings.solver_type == "bh1" else expm1(-h)
+            rhos = _rhos(ratios, -h, b_h)
+            integral = integral + b_h * sum((rho * d for rho, d in zip(rhos, slopes, strict=True)), start=np.zeros_like(x))
+        return s_next / s * x - alpha_next * integral
+
+
+def make_unipc(job: Job) -> UniPc:
+    """The sampler of a job.
+
+    Raises:
+        UsageError: more steps than the schedule has room for, or none.
+        UnsupportedError: a last step of higher order that ends without noise, where it divides by 0.
+    """
+    settings = job.settings
+    if settings.final_sigmas_type == "zero" and settings.solver_order > 1 and not settings.lower_order_final:
+        raise UnsupportedError(mismatch("sampler 'unipc'", "lower_order_final, or final_sigmas_type sigma_min", "neither", "set one"))
+    timesteps, sigmas = solver_path("unipc", job.schedule, job.steps, job.settings)
+    return UniPc(job, solver_route(timesteps, sigmas), tuple(sigmas))

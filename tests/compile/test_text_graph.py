@@ -1,0 +1,130 @@
+"""The graph of a text encoder with slots: every target's passes keep it and each of its slot inputs, and Qualcomm's chip takes it whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+
+from quad.compile.build import STAGES
+from quad.compile.edges import Call
+from quad.compile.export import GraphSpec, export_graph
+from quad.compile.graphs import Compiler
+from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
+from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.stages import StageClock, silent
+from quad.compile.targets import load_target
+from quad.core.slots import TEXT_ENCODER, SlotTable
+from quad.model.lora import FloatAdapter, LowRank
+from quad.model.slotted import SlottedText, slot_inputs, slot_networks
+from quad.quantize import Feed, UnifyOptions, balanced_inputs, observe, quantize_adapter, unify, weights_of
+from quad.quantize.adapters import integer_slots
+
+TOKENS, WORDS, CALLS = 16, 64, 3
+LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+
+
+@dataclass(frozen=True)
+class Text:
+    """A small text encoder with a slot at each of its layers, and two adapters."""
+
+    network: SlottedText
+    adapters: tuple[FloatAdapter, ...]
+    examples: list[torch.Tensor]
+
+    @property
+    def table(self) -> SlotTable:
+        return self.network.table
+
+    @property
+    def spec(self) -> GraphSpec:
+        slots = {name: torch.from_numpy(array) for name, array in slot_inputs(self.adapters[0], self.table).items()}
+        return GraphSpec(TEXT_ENCODER, {"input_ids": self.examples[0]}, "last_hidden_state", slots)
+
+    def output(self, ids: torch.Tensor, slots: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return self.network(ids, {name: torch.from_numpy(array) for name, array in slots.items()}).numpy()
+
+
+def draw_adapter(text: torch.nn.Module, name: str, rank: int, endings: tuple[str, ...], seed: int) -> FloatAdapter:
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for path, layer in text.named_modules():
+        if isinstance(layer, torch.nn.Linear) and path.endswith(endings):
+            shapes = (rank, layer.in_features), (layer.out_features, rank)
+            weights[f"text_encoder.{path}"] = LowRank(*(rng.normal(scale=0.08, size=shape).astype(np.float32) for shape in shapes))
+    return FloatAdapter(name, weights, rank, name)
+
+
+@pytest.fixture(scope="module", params=["quick_gelu", "gelu"])
+def text(request: pytest.FixtureRequest) -> Text:
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=TOKENS, hidden_act=request.param, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    encoder = transformers.CLIPTextModel(config).eval().requires_grad_(False)
+    adapters = (draw_adapter(encoder, "all", 4, LINEARS, 1), draw_adapter(encoder, "some", 2, ("q_proj", "fc2"), 2))
+    made = slot_networks(torch.nn.Identity(), encoder, adapters).text_encoder
+    assert made is not None
+    generator = torch.Generator().manual_seed(1)
+    return Text(made, adapters, [torch.randint(3, WORDS, (1, TOKENS), generator=generator) for _ in range(CALLS)])
+
+
+@pytest.fixture(scope="module")
+def graph(text: Text) -> ir.Model:
+    return export_graph(text.network, text.spec)
+
+
+def trial_of(text: Text) -> Trial:
+    labels = {one.name if one else "base": slot_inputs(one, text.table) for one in (None, *text.adapters)}
+    return Trial({"input_ids": text.examples[0].numpy()}, labels, tolerance=2e-5, group=1)
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino", "qnn-htp"])
+def test_passes_keep_the_function_and_every_slot_input(target: str, text: Text, graph: ir.Model) -> None:
+    # That pass changes the type of the token ids; the chip's own test runs it.
+    names = [name for name in load_target(target).passes if name != "narrow_ids"]
+    before = run_passes(graph.clone(), passes_before(names))
+    check_contract(graph, before, trial_of(text), f"{target}, before placement")
+    plain = RemoveSites()(before.clone()).model
+    after = run_passes(plain.clone(), passes_after(names))
+    kept = check_contract(plain, after, trial_of(text), f"{target}, after placement")
+    assert kept.effects is not None
+    assert kept.effects[0] > 1e-4
+    if target != "qnn-htp":
+        shared = [node for node in after.graph if node.op_type == "Split"]
+        assert [len(node.outputs) for node in shared] == [3, 3]  # q, k and v of each layer share one down-projection
+
+
+def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    from quad.compile.emulate import agreement_db
+    from quad.runtime.qnn import open_engine
+
+    table = integer_slots(text.table, 16)
+    given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
+    feeds = [Feed(name, partial(text.output, ids, slots)) for name, slots in given.items() for ids in text.examples]
+    profile = unify(
+        observe({TEXT_ENCODER: text.network}, feeds), {TEXT_ENCODER: weights_of(text.network)}, table, text.adapters, UnifyOptions()
+    )
+    calls = [Call(TEXT_ENCODER, name, {"input_ids": ids.numpy()}, slots) for name, slots in given.items() for ids in text.examples]
+    compiler = Compiler(load_target("qnn-htp"), profile, table, StageClock(STAGES, silent), tmp_path, calls)
+    made = compiler.artifact(text.network, text.spec, unobserved)
+    assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
+    assert set(made.agreement_db) == {"base", "all", "some"}
+    assert min(made.agreement_db.values()) > 50.0
+    session = open_engine("w8a16").load(tmp_path / TEXT_ENCODER / "model.onnx", 1)
+    for adapter in (None, *text.adapters):
+        session.bind(quantize_adapter(adapter, table, profile))
+        name = adapter.name if adapter else "base"
+        for ids in text.examples:
+            expected = text.output(ids, given[name])
+            assert agreement_db(expected, session.run({"input_ids": ids.numpy()})) > 34.0, name

@@ -1,0 +1,73 @@
+"""What is cut from an adapter comes back bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from quad.core.padding import own_shapes, pad, trim
+from quad.core.slots import Slot, SlotTable
+
+SLOTS = SlotTable(
+    (
+        Slot("conv_in", "conv", 3, 5, 6, "int16", (3, 3)),
+        Slot("mid.to_q", "linear", 4, 2, 6, "int16"),
+        Slot("text_encoder.layers.0.q_proj", "linear", 4, 4, 2, "int16", component="text_encoder"),
+    )
+)
+ZEROS = {name: np.zeros(shape, np.int16) for name, shape in SLOTS.input_shapes().items()}
+
+
+def padded(ranks: list[int], seed: int = 0) -> dict[str, NDArray[Any]]:
+    """Nonzero integers in the first channels of every slot, as many as its entry of `ranks`."""
+    rng = np.random.default_rng(seed)
+    tensors = {name: zero.copy() for name, zero in ZEROS.items()}
+    for slot, rank in zip(SLOTS.slots, ranks, strict=True):
+        tensors[slot.a_name][:rank] = rng.integers(1, 100, tensors[slot.a_name][:rank].shape)
+        tensors[slot.b_name][:, :rank] = rng.integers(1, 100, tensors[slot.b_name][:, :rank].shape)
+    return tensors
+
+
+@given(st.tuples(st.integers(0, 6), st.integers(0, 6), st.integers(0, 2)), st.integers(0, 99))
+def test_padding_brings_back_what_was_cut_and_a_file_holds_own_ranks_alone(ranks: tuple[int, ...], seed: int) -> None:
+    whole = padded(list(ranks), seed)
+    cut = trim(whole, SLOTS)
+    back = pad(cut, SLOTS, ZEROS)
+    for slot, rank in zip(SLOTS.slots, ranks, strict=True):
+        assert (slot.a_name in cut, slot.b_name in cut) == (rank > 0, rank > 0)
+        if rank:
+            assert (cut[slot.a_name].shape, cut[slot.b_name].shape) == own_shapes(slot, rank)
+        for name in (slot.a_name, slot.b_name):
+            np.testing.assert_array_equal(back[name], whole[name], strict=True)
+    assert list(back) == list(SLOTS.input_shapes())
+
+
+def test_cutting_twice_is_cutting_once_and_needs_no_padding_before() -> None:
+    cut = trim(padded([2, 0, 1]), SLOTS)
+    again = trim(cut, SLOTS)
+    assert again.keys() == cut.keys()
+    for name, array in cut.items():
+        np.testing.assert_array_equal(again[name], array, strict=True)
+
+
+def test_channels_in_the_middle_and_half_channels_stay() -> None:
+    whole = padded([6, 6, 2])
+    a, b = whole["conv_in.lora_A"], whole["conv_in.lora_B"]
+    a[1] = b[:, 1] = 0  # nothing at all, but not at the end
+    a[3:], b[:, 4:] = 0, 0  # channel 3 has a B still
+    cut = trim(whole, SLOTS)
+    assert (len(cut["conv_in.lora_A"]), cut["conv_in.lora_B"].shape[1]) == (4, 4)
+    np.testing.assert_array_equal(pad(cut, SLOTS, ZEROS)["conv_in.lora_B"], b)
+
+
+def test_whole_tensors_are_not_copied_and_missing_ones_are_the_shared_zeros() -> None:
+    cut = trim(padded([6, 3, 0]), SLOTS)
+    back = pad(cut, SLOTS, ZEROS)
+    assert back["conv_in.lora_A"] is cut["conv_in.lora_A"]
+    assert back["mid.to_q.lora_A"] is not cut["mid.to_q.lora_A"]
+    for name in SLOTS.of("text_encoder").input_shapes():
+        assert back[name] is ZEROS[name]
