@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from quad.compile.request import BuildRequest
 from quad.model.base import Base
 from quad.quantize import CalibrationSample
+from tests.compile.test_build import SAMPLES as WORDLESS
 
 # Name -> rank, layers of the U-Net, layers of the text encoder.
 ADAPTERS = {
@@ -22,22 +22,7 @@ ADAPTERS = {
 }
 
 
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-
-
-def hole() -> np.ndarray:
-    mask = np.zeros((16, 16), np.uint8)
-    mask[4:12, 4:12] = 255
-    return mask
-
-
-SAMPLES = (
-    CalibrationSample("text-to-image", "a red house"),
-    CalibrationSample("transform", "a tree", picture(0)),
-    CalibrationSample("removal", "a house", picture(1), hole()),
-    CalibrationSample("text-to-image", "a red tree", adapter="words"),
-)
+SAMPLES = (*WORDLESS, CalibrationSample("text-to-image", "a red tree", adapter="words"))
 
 
 def _tensors(network: torch.nn.Module, prefix: str, rank: int, endings: tuple[str, ...], seed: int) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import msgspec
 from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.errors import InputError, VerificationError
 from quad.core.manifest import BundleManifest, FileEntry
-from tests.hostile.raw import Written
+from tests.hostile.raw import Written, changed, put
 from tests.hostile.refusal import Case
 
 FILES = (
@@ -31,18 +31,6 @@ FILES = (
 )
 _DEEP = b'{"format_version":' * 60_000 + b"1" + b"}" * 60_000
 Change = Callable[[Path], object]
-
-
-def changed(change: Change) -> Written:
-    def write(root: Path) -> Path:
-        change(root)
-        return root
-
-    return write
-
-
-def put(name: str, content: bytes) -> Written:
-    return changed(lambda root: (root / name).write_bytes(content))
 
 
 def flipped(name: str, share: float) -> Written:

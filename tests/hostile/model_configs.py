@@ -10,26 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
-from tests.hostile.raw import Written
+from tests.hostile.raw import Written, changed, put
 from tests.hostile.refusal import Case
 
 UNET, VAE, TEXT, SCHEDULER = "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"
 INDEX, WORLD, TOKENIZER = "model_index.json", "toyland.json", "tokenizer/tokenizer.json"
 _CONFIGS = (UNET, VAE, TEXT, SCHEDULER)
-
-
-def changed(change: Callable[[Path], object]) -> Written:
-    """Changes a copy of the model, which is the folder that a case is given."""
-
-    def write(root: Path) -> Path:
-        change(root)
-        return root
-
-    return write
-
-
-def put(name: str, content: bytes) -> Written:
-    return changed(lambda root: (root / name).write_bytes(content))
 
 
 def edit(name: str, **changes: Any) -> Written:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
-from tests.hostile.model_configs import SCHEDULER, TOKENIZER, changed, edit, linked, pipe, put
-from tests.hostile.raw import Written, headed
+from tests.hostile.model_configs import SCHEDULER, TOKENIZER, edit, linked, pipe
+from tests.hostile.raw import Written, changed, headed, put
 from tests.hostile.refusal import Case
 from tests.model.clip_vocabulary import write_clip_files
 

@@ -1,4 +1,4 @@
-"""Safetensors files byte by byte, so that they can be wrong in any way."""
+"""Files byte by byte, safetensors above all, so that they can be wrong in any way."""
 
 from __future__ import annotations
 
@@ -15,6 +15,20 @@ from torch import Tensor
 F32 = {"dtype": "F32", "shape": [2, 2]}
 NAME = "ink.safetensors"
 Written = Callable[[Path], Path]
+
+
+def changed(change: Callable[[Path], object]) -> Written:
+    """Changes a copy of what a case is given, a model's or a bundle's folder."""
+
+    def write(root: Path) -> Path:
+        change(root)
+        return root
+
+    return write
+
+
+def put(name: str, content: bytes) -> Written:
+    return changed(lambda root: (root / name).write_bytes(content))
 
 
 def headed(entries: object, data: bytes = b"", length: int | None = None) -> bytes:
