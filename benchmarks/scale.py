@@ -1,6 +1,6 @@
 """A whole build at Stable Diffusion 1.5's size with ten LoRAs of mixed rank, killed half-way and gone on with, and a picture from it.
 
-    python benchmarks/scale.py [--size 256] [--precision w8a16] [--distill-steps 0] [--cache out/scale] [--json FILE]
+    python benchmarks/scale.py [--size 256] [--calibration-size N] [--precision w8a16] [--distill-steps 0] [--cache out/scale] [--json FILE]
 
 What a user would do, by the command line, each command in a process of its own, which says what memory it took. Weights are random.
 """
@@ -61,8 +61,9 @@ def main() -> int:
     bundle = options.cache / f"bundle-{options.size}-{options.precision.replace(':', '_')}"
     model, adapters = _world(options.cache / "world")
     named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
+    measured = options.calibration_size or options.size
     build = ("build", str(model), *named, "-o", str(bundle), "--size", str(options.size), "--precision", options.precision,
-             "--distill-steps", str(options.distill_steps))  # fmt: skip
+             "--distill-steps", str(options.distill_steps), "--calibration-size", str(measured))  # fmt: skip
     killed = None if options.no_kill else run(*build, kill_at=KILLED_AT)
     built = run(*build)
     picture = run("run", str(bundle), "--task", "text-to-image", "--adapter", ADAPTER, "--prompt", "a cat", "--steps", "2", "--seed", "0",
@@ -80,6 +81,7 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--calibration-size", type=int, help="of the pictures that ranges are measured on, default as --size")
     parser.add_argument("--precision", default="w8a16")
     parser.add_argument("--distill-steps", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=Path("out/scale"), help="where model, LoRAs and bundle are kept, 5 GB")

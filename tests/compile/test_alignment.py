@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quad.compile.alignment import Aligner, checkpoint_file, keep_float, require_truths
+from quad.compile.alignment import Aligner, checkpoint_file, keep_float, measured_on, require_truths
 from quad.compile.build import build
 from quad.compile.kept import kept_dir
 from quad.compile.request import BuildRequest
@@ -24,11 +24,13 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.model.base import Base
 from quad.quantize import (
+    Probe,
     UnifyOptions,
     calibrate,
     component_networks,
     integer_slots,
     quantize_adapter,
+    record_probes,
     unify,
     weights_of,
 )
@@ -64,7 +66,11 @@ def slots(tiny: Any) -> SlotTable:
 @pytest.fixture(scope="module")
 def aligner(solved: Base, tiny: Any) -> Aligner:
     networks = component_networks(solved, tiny.network)
-    return Aligner(solved, keep_float(networks), tiny.network, tiny.table, tiny.adapters, SAMPLES)
+    teacher = keep_float(networks)
+    return Aligner(
+        solved, teacher, tiny.network, tiny.table, tiny.adapters, SAMPLES,
+        lambda: record_probes(solved, teacher, tiny.table, tiny.adapters, SAMPLES),
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -195,3 +201,11 @@ def test_bad_options_are_refused_before_anything_is_loaded(change: dict[str, Any
         build(replace(request_, model=Path("/nowhere"), **change))
     assert str(refused.value).startswith(says)
     assert "\n" not in str(refused.value)
+
+
+def test_few_calls_of_the_last_run_are_enough_to_measure() -> None:
+    probes = [Probe("ink", "task", run, {"timestep": np.array([step], np.float32)}, 0.5) for run in (0, 1) for step in range(9)]
+    found = measured_on(probes)
+    assert [probe.timestep for probe in found] == [0, 3, 5, 8]
+    assert {probe.run for probe in found} == {1}
+    assert measured_on(probes[:2]) == probes[:2]

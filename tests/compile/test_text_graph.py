@@ -19,13 +19,17 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.graphs import Compiler
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.qdq import place_qdq
 from quad.compile.stages import StageClock, silent
 from quad.compile.targets import load_target
+from quad.core.profile import Profile
 from quad.core.slots import TEXT_ENCODER, SlotTable
 from quad.model.lora import FloatAdapter, LowRank
 from quad.model.slotted import SlottedText, slot_inputs, slot_networks
 from quad.quantize import Feed, UnifyOptions, balanced_inputs, observe, quantize_adapter, unify, weights_of
-from quad.quantize.adapters import integer_slots
+from quad.quantize.adapters import dequantize_adapter, integer_slots
+from quad.quantize.simulate import simulated
+from quad.runtime.ort import OrtSession, session_options
 
 TOKENS, WORDS, CALLS = 16, 64, 3
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -104,6 +108,34 @@ def test_passes_keep_the_function_and_every_slot_input(target: str, text: Text, 
         assert [len(node.outputs) for node in shared] == [3, 3]  # q, k and v of each layer share one down-projection
 
 
+def profile_of(text: Text, table: SlotTable) -> Profile:
+    given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
+    feeds = [Feed(name, partial(text.output, ids, slots)) for name, slots in given.items() for ids in text.examples]
+    statistics = observe({TEXT_ENCODER: text.network}, feeds)
+    return unify(statistics, {TEXT_ENCODER: weights_of(text.network)}, table, text.adapters, UnifyOptions())
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_the_token_table_is_stored_as_integers_and_only_its_rows_become_floats(
+    target: str, text: Text, graph: ir.Model, tmp_path: Path
+) -> None:
+    table = integer_slots(text.table, 16)
+    profile = profile_of(text, table)
+    placed = place_qdq(graph.clone(), profile.component(TEXT_ENCODER), table, load_target(target).for_profile(profile)).model
+    (stored,) = [value for name, value in placed.graph.initializers.items() if name.endswith("token_embedding.weight")]
+    assert stored.dtype == ir.DataType.UINT16
+    assert {node.op_type for node, _ in stored.uses()} == {"Gather"}
+    ir.save(placed, tmp_path / "model.onnx")
+    session = OrtSession(tmp_path / "model.onnx", session_options("w8a16", 1))
+    for adapter in (None, *text.adapters):
+        integers = quantize_adapter(adapter, table, profile)
+        session.bind(integers)
+        found = session.run({"input_ids": text.examples[0].numpy()})
+        with simulated(text.network, profile, TEXT_ENCODER):
+            expected = text.output(text.examples[0], dequantize_adapter(integers, table, profile))
+        np.testing.assert_allclose(found, expected, atol=2e-3)
+
+
 def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_qnn")
     from quad.compile.emulate import agreement_db
@@ -111,10 +143,7 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
 
     table = integer_slots(text.table, 16)
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
-    feeds = [Feed(name, partial(text.output, ids, slots)) for name, slots in given.items() for ids in text.examples]
-    profile = unify(
-        observe({TEXT_ENCODER: text.network}, feeds), {TEXT_ENCODER: weights_of(text.network)}, table, text.adapters, UnifyOptions()
-    )
+    profile = profile_of(text, table)
     calls = [Call(TEXT_ENCODER, name, {"input_ids": ids.numpy()}, slots) for name, slots in given.items() for ids in text.examples]
     compiler = Compiler(load_target("qnn-htp"), profile, table, StageClock(STAGES, silent), tmp_path, calls)
     made = compiler.artifact(text.network, text.spec, unobserved)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from quad.core.errors import InputError
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base import Base
 from quad.quantize import CalibrationSample, Probe, ProbeOptions, component_networks, record_probes
-from quad.quantize.probes import in_turns
+from quad.quantize.adapters import balanced_inputs
+from quad.quantize.probes import in_turns, true_answers
 from quad.runtime.samplers.schedule import alphas_cumprod
 
 
@@ -74,3 +76,13 @@ def test_the_tasks_of_one_adapter_take_turns() -> None:
     assert sorted(map(id, (sample for sample, _, _ in found))) == sorted(map(id, (sample for sample, _, _ in plan)))
     assert [sample.task + sample.prompt for sample, _, name in found if name == "ink"] == ["a0", "b0", "a1", "b1", "a2", "b2"]
     assert [sample.prompt for sample, _, name in found if name == "wax"] == ["0", "1", "2"]
+
+
+def test_a_probe_knows_what_the_network_gave(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
+    probes = recorded(base, tiny, samples)
+    for name, adapter in zip(("faint", "loud"), tiny.adapters, strict=True):
+        recorded_outputs = true_answers(tiny.network, probes[name], {})  # none is computed: these slots are not the adapter's
+        unheard = [replace(probe, output=None) for probe in probes[name]]
+        computed = true_answers(tiny.network, unheard, balanced_inputs(adapter, tiny.table))
+        for one, other in zip(recorded_outputs, computed, strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import nn
 
 from quad.compile import kept_pieces
+from quad.compile.calls import spread
 from quad.compile.kept import Kept, kept_dir
+from quad.compile.kept_pieces import Probes
 from quad.compile.request import BuildRequest
 from quad.compile.stages import Progress, silent
 from quad.compile.write import PackedAdapter
@@ -29,7 +31,7 @@ from quad.quantize.probes import in_turns
 from quad.quantize.training import DistillOptions
 
 RUNS = 6  # of each adapter; measured with 20 steps: sketch gains 1.0 dB from 3 runs and 2.6 dB from 6
-MEASURED_RUNS = 1  # where nothing is trained
+MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained
 SEED = 20_000  # other noise than calibration and sensitivity draw
 
 
@@ -47,6 +49,7 @@ class Aligner:
         student: the U-Net that will be compiled.
         table: float slots.
         samples: of calibration; those without an adapter are not used.
+        probes: gives what adapters are measured on where nothing is trained, recorded with `teacher`.
     """
 
     base: Base
@@ -55,6 +58,7 @@ class Aligner:
     table: SlotTable
     adapters: Sequence[FloatAdapter]
     samples: Sequence[CalibrationSample]
+    probes: Callable[[], Probes]
 
     def pack(
         self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent, kept: Kept | None = None
@@ -73,10 +77,7 @@ class Aligner:
             return (), {}
         kept = kept or Kept(None)
         own = with_adapter(self.base, self.samples)
-        how = ProbeOptions(per_adapter=RUNS if request.steps else MEASURED_RUNS, seed=SEED)
-        probes = kept_pieces.probes(
-            kept, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, own, how)
-        )
+        probes = self._lessons(own, kept) if request.steps else {name: measured_on(some) for name, some in self.probes().items()}
         room = Classroom(self.teacher["unet"], self.student, slots, profile)
         packed: list[PackedAdapter] = []
         alignments: dict[str, Alignment] = {}
@@ -94,10 +95,22 @@ class Aligner:
             alignments[adapter.name] = found.alignment
         return tuple(packed), alignments
 
+    def _lessons(self, samples: Sequence[CalibrationSample], kept: Kept) -> Probes:
+        """Calls to learn from, and to hold out."""
+        how = ProbeOptions(per_adapter=RUNS, seed=SEED)
+        return kept_pieces.probes(
+            kept, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, samples, how)
+        )
+
     def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[Lesson]:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
         own = [sample for sample, _, adapter in in_turns(planned(self.base, samples, self.adapters)) if adapter == name]
         return denoising_examples(self.base, encoder, own, probes)
+
+
+def measured_on(probes: Sequence[Probe]) -> list[Probe]:
+    """Of an adapter's last run, `MEASURED_CALLS` at most."""
+    return spread([probe for probe in probes if probe.run == probes[-1].run], MEASURED_CALLS)
 
 
 def require_truths(base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> None:

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from quad.compile.edges import Call
 from quad.compile.graphs import Compiler, emulation_json, placement_json
 from quad.compile.htp import require_compiler
 from quad.compile.kept import Kept, alone, forget
+from quad.compile.kept_pieces import Probes
 from quad.compile.opening import Opened, open_all
 from quad.compile.processes import is_main, once
 from quad.compile.qairt import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
@@ -46,6 +48,7 @@ from quad.model.family import require_unet
 from quad.model.slotted import slot_inputs
 from quad.quantize import (
     CalibrationOptions,
+    ProbeOptions,
     Rule,
     Sensitivity,
     UnifyOptions,
@@ -54,11 +57,13 @@ from quad.quantize import (
     corrected_biases,
     integer_slots,
     observe,
+    record_probes,
     unify,
     weights_of,
 )
-from quad.quantize.calibrate import BASE_SOURCE
+from quad.quantize.calibrate import BASE_SOURCE, with_adapter
 from quad.quantize.distill import Alignment
+from quad.quantize.divergence import MIN_VALUES
 from quad.quantize.precision import FLOAT
 from quad.quantize.rules import MIXED_COMPONENT
 from quad.runtime.bundle import open_bundle
@@ -116,9 +121,11 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
 def _build(request: BuildRequest, target: Target, clock: StageClock, start: float) -> BuildResult:
     opened = open_all(request, clock)
     floats = keep_float(opened.networks)
-    profile, slots, shared, calls = _profile(request, opened, target, clock)
+    probes = cache(lambda: _probes(opened, floats))
+    profile, slots, shared, calls = _profile(request, opened, target, clock, probes)
     with clock("align"):
-        packed, alignment = _pack(request, opened, floats, profile, slots, clock.within("align"))
+        aligner = Aligner(opened.measured, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples, probes)
+        packed, alignment = _pack(request, opened, aligner, profile, slots, clock.within("align"))
 
     def compiler(scratch: Path, encodings: Path | None) -> Compiler:
         return Compiler(target, profile, slots, clock, scratch, calls, sinusoid_of(opened.base), encodings, request.chip)
@@ -169,7 +176,14 @@ def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Refer
     return _Made(write_bundle(parts, request.output, check), smoke, parts.artifacts)
 
 
-def _profile(request: BuildRequest, opened: Opened, target: Target, clock: StageClock
+def _probes(opened: Opened, floats: Mapping[str, nn.Module]) -> Probes:
+    """Calls of every adapter along runs of the float networks, with their answers: to score on, and to measure on."""
+    base, samples = opened.measured, with_adapter(opened.measured, opened.samples)
+    how = ProbeOptions(min_values=MIN_VALUES)
+    return kept_pieces.probes(opened.kept, "probes", lambda: record_probes(base, floats, opened.table, opened.adapters, samples, how))
+
+
+def _profile(request: BuildRequest, opened: Opened, target: Target, clock: StageClock, probes: Callable[[], Probes]
              ) -> tuple[Profile, SlotTable, dict[str, Any], list[Call]]:  # fmt: skip
     """The profile, the slots with the element type of the graph's inputs, how the profile came to be, and calls of the networks.
 
@@ -189,7 +203,7 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
         else:
             sources = (*(adapter.name for adapter in opened.adapters), BASE_SOURCE)
             statistics = kept_pieces.observed(opened.kept, opened.networks, feeds, sources)
-    scoring = Scoring(opened.measured, opened.networks, slots, opened.adapters, opened.samples, opened.kept, clock.within("score"))
+    scoring = Scoring(opened.networks["unet"], slots, opened.adapters, probes, clock.within("score"))
     with clock("score"):
         given = {**parents, "slots": slots.digest}
         options = UnifyOptions(request.lora_bits, request.quality.ranges, parents=given, literal_shared_scale=request.literal_shared_scale)
@@ -207,12 +221,11 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
     return profile, slots, shared, keeper.calls() if keeper else []
 
 
-def _pack(request: BuildRequest, opened: Opened, floats: Mapping[str, nn.Module], profile: Profile, slots: SlotTable, progress: Progress
+def _pack(request: BuildRequest, opened: Opened, aligner: Aligner, profile: Profile, slots: SlotTable, progress: Progress
           ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:  # fmt: skip
     """The adapters as the graph reads them: floats, or integers aligned to the profile with the networks as they were in float."""
     if profile.mode == FLOAT:
         return tuple(PackedAdapter(one.name, trim(slot_inputs(one, slots), slots), one.rank, one.digest) for one in opened.adapters), {}
-    aligner = Aligner(opened.measured, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples)
     return aligner.pack(request, profile, slots, progress, opened.kept)
 
 

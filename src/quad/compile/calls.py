@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from quad.model.slotted import slot_inputs
 from quad.quantize import Feed, balanced_inputs
 
 PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made
+Item = TypeVar("Item")
 _BATCHED = ("sample", "encoder_hidden_states")
 
 
@@ -60,6 +61,10 @@ class CallKeeper:
         for (component, source), heard in self._heard.items():
             given = self._slots.get(source, self._zeros)
             slots = {name: given[name] for name in self._table.of(component).input_shapes()}
-            chosen = np.unique(np.linspace(0, len(heard) - 1, min(per_source, len(heard))).round().astype(int))
-            found += [Call(component, source, heard[index], slots) for index in chosen]
+            found += [Call(component, source, call, slots) for call in spread(heard, per_source)]
         return found
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many, evenly spread, the first and the last among them."""
+    return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
 from quad.model.sites import SITE_OP, exporting
-from quad.quantize.layers import layers_of
+from quad.quantize.layers import layers_of, tables_of
 
 OPSET = 21
 SITE_DOMAIN = "quad"
@@ -91,13 +91,14 @@ def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:
 
 
 def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
-    """Weights and biases of sited layers by the profile's names, `<module path>.weight`, wherever the exported module holds them."""
-    names = {id(tensor): name for name, tensor in module.named_parameters(remove_duplicate=False)}
-    for path, layer in layers_of(module).items():
-        for kind, tensor in (("weight", layer.weight), ("bias", layer.bias)):
-            value = graph.initializers.get(names.get(id(tensor), "")) if tensor is not None else None
-            if value is not None:
-                value.name = f"{path}.{kind}"
+    """Weights and biases of sited layers, and token tables, by the profile's names, wherever the exported module holds them."""
+    values = {id(tensor): graph.initializers[name] for name, tensor in module.named_parameters(remove_duplicate=False)
+              if name in graph.initializers}  # fmt: skip
+    wanted = [(f"{path}.{kind}", getattr(layer, kind)) for path, layer in layers_of(module).items() for kind in ("weight", "bias")]
+    wanted += [(f"{path}.weight", table.weight) for path, table in tables_of(module).items()]
+    for name, tensor in wanted:
+        if id(tensor) in values:
+            values[id(tensor)].name = name
 
 
 def _drop_idle_squeezes(graph: ir.Graph) -> None:

@@ -24,7 +24,7 @@ from quad.quantize.distill import Alignment, Distilled
 from quad.quantize.histogram import Histogram
 from quad.quantize.observers import SiteStatistics
 
-_STATISTICS, _ARTIFACT = "statistics", "graph"
+_STATISTICS, _ARTIFACT, _OUTPUT = "statistics", "graph", "output"
 Probes = Mapping[str, Sequence[Probe]]
 
 
@@ -106,18 +106,17 @@ def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
         rows[source] = [[probe.task, probe.run, probe.sigma_t, sorted(probe.inputs)] for probe in some]
         for index, probe in enumerate(some):
             arrays |= {f"{source}/{index}/{key}": array for key, array in probe.inputs.items()}
+            arrays |= {} if probe.output is None else {f"{source}/{index}/{_OUTPUT}": probe.output}
     kept.write(name, rows, arrays)
     return made
 
 
 def _probes(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
-    return {
-        source: [
-            Probe(source, task, run, {key: arrays[f"{source}/{index}/{key}"] for key in keys}, sigma_t)
-            for index, (task, run, sigma_t, keys) in enumerate(rows)
-        ]
-        for source, rows in value.items()
-    }
+    def one(source: str, index: int, row: list[Any]) -> Probe:
+        (task, run, sigma_t, keys), own = row, f"{source}/{index}"
+        return Probe(source, task, run, {key: arrays[f"{own}/{key}"] for key in keys}, sigma_t, arrays.get(f"{own}/{_OUTPUT}"))
+
+    return {source: [one(source, index, row) for index, row in enumerate(rows)] for source, rows in value.items()}
 
 
 def aligned(kept: Kept, adapter: str, make: Callable[[], Distilled]) -> Distilled:

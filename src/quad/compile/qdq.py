@@ -2,6 +2,7 @@
 
 1. Site with an encoding      x -> Q -> DQ          2. Site without one        x
 3. weight with an encoding    int W -> DQ (per channel)    4. slot input       int input -> DQ
+   token table                int table -> Gather -> DQ
 5. on a target with integer kernels, and 8-bit activations in the profile: a Site's 8-bit readers read Q -> DQ, all others x
 Biases stay float. One pass over the graph, no execution: seconds for the largest U-Net.
 """
@@ -107,7 +108,7 @@ class _Placer:
         self._dequantize(value, encoding, encoding.axis)
 
     def place_weight(self, weight: ir.Value) -> None:
-        """float constant -> integer constant, DQ along its channel axis."""
+        """float constant -> integer constant, DQ along its channel axis; of a table, behind the rows that are looked up."""
         name = weight.name or ""
         encoding = self._encodings.get(name)
         if encoding is None or weight.const_value is None:
@@ -118,7 +119,12 @@ class _Placer:
         array, axis = _integers(weight, encoding)
         weight.const_value = ir.tensor(array, name=name)
         weight.shape, weight.type = ir.Shape(array.shape), ir.TensorType(weight.const_value.dtype)
-        self._dequantize(weight, encoding, axis)
+        lookups = [node for node, index in weight.uses() if node.op_type == "Gather" and index == 0]
+        for node in lookups:
+            node.outputs[0].type = ir.TensorType(weight.const_value.dtype)
+            self._dequantize(node.outputs[0], encoding, axis, node)
+        if len(lookups) < len(weight.uses()):
+            self._dequantize(weight, encoding, axis)
 
     def readers(self, node: ir.Node) -> list[Use] | None:
         """Who is to read a Site's integers, None for everyone: ask before the first Site is placed."""
@@ -159,8 +165,8 @@ class _Placer:
             found = f"{len(lost)} others, first {lost[0]}"
             raise CompatibilityError(mismatch("profile", "only tensors of the graph", found, "profile the same network that is exported"))
 
-    def _dequantize(self, source: ir.Value, encoding: Encoding, axis: int | None) -> None:
-        """Every reader of `source` so far reads a DQ of it from now on."""
+    def _dequantize(self, source: ir.Value, encoding: Encoding, axis: int | None, maker: ir.Node | None = None) -> None:
+        """Every reader of `source` so far reads a DQ of it from now on; `maker` gives it, None for an input or constant."""
         name = source.name or ""
         readers = list(source.uses())
         scale, zero = encoding_constants(self._graph, name, encoding)
@@ -168,7 +174,10 @@ class _Placer:
         node = ir.node("DequantizeLinear", [source, scale, zero], attributes=attributes, name=f"{name}/DQ")
         made = node.outputs[0]
         made.name, made.shape, made.dtype = f"{name}/dq", source.shape, ir.DataType.FLOAT
-        self._graph.insert_before(self._graph[0], node)
+        if maker is None:
+            self._graph.insert_before(self._graph[0], node)
+        else:
+            self._graph.insert_after(maker, node)
         for user, index in readers:
             user.replace_input_with(index, made)
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from quad.compile import kept_pieces
-from quad.compile.kept import Kept
+from quad.compile.kept_pieces import Probes
 from quad.compile.stages import Progress, silent
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.quantize.anchor import choose
-from quad.quantize.calibrate import CalibrationSample, with_adapter
-from quad.quantize.divergence import MIN_VALUES
 from quad.quantize.modes import choose_ranges, own_profiles
 from quad.quantize.observers import Statistics
-from quad.quantize.probes import ProbeOptions, record_probes
 from quad.quantize.sensitivity import Sensitivity, score_adapters
 from quad.quantize.unify import UnifyOptions
 
@@ -30,36 +25,28 @@ class Scoring:
     """What adapters are scored with.
 
     Args:
-        networks: float networks as they were calibrated.
+        network: float slotted U-Net, as it was calibrated.
         table: the slots.
-        samples: of calibration; those without an adapter are not used.
-        kept: probes that an earlier run has recorded are taken from there.
+        probes: gives what the adapters are scored on.
         progress: told which adapter is scored.
     """
 
-    base: Base
-    networks: Mapping[str, nn.Module]
+    network: nn.Module
     table: SlotTable
     adapters: Sequence[FloatAdapter]
-    samples: Sequence[CalibrationSample]
-    kept: Kept = field(default_factory=lambda: Kept(None))
+    probes: Callable[[], Probes]
     progress: Progress = silent
 
     def sensitivity(self, pooled: Profile, statistics: Statistics, options: UnifyOptions) -> Sensitivity:
-        """QSS of every adapter; errors as `record_probes` and `score_adapters`.
+        """QSS of every adapter; errors as `probes` and `score_adapters`.
 
         Args:
             pooled: of `unify`, with the same options.
         """
         if not self.adapters:
             return Sensitivity({}, None)
-        samples = with_adapter(self.base, self.samples)
-        how = ProbeOptions(min_values=MIN_VALUES)
-        probes = kept_pieces.probes(
-            self.kept, "probes.score", lambda: record_probes(self.base, self.networks, self.table, self.adapters, samples, how)
-        )
         profiles = own_profiles(pooled, statistics, self.table, self.adapters, options)
-        return score_adapters(self.networks["unet"], self.table, self.adapters, profiles, probes, self._tell)
+        return score_adapters(self.network, self.table, self.adapters, profiles, self.probes(), self._tell)
 
     def _tell(self, adapter: str, share: float) -> None:
         self.progress(f"score {adapter}", share)

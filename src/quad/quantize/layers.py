@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
@@ -29,6 +31,14 @@ def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
     return (f"{path}{_INPUT}", f"{path}{_INPUT}{SKIP_SUFFIX}") if split else (f"{path}{_INPUT}",)
 
 
+def tables_of(network: nn.Module) -> dict[str, nn.Embedding]:
+    """Module path -> token table, of every text encoder in the network; other embeddings are constants of its graph."""
+    asked: list[Any] = [module for module in network.modules() if hasattr(module, "get_input_embeddings")]
+    found = {id(module.get_input_embeddings()) for module in asked}
+    return {path: module for path, module in network.named_modules() if isinstance(module, nn.Embedding) and id(module) in found}
+
+
 def weights_of(network: nn.Module) -> dict[str, NDArray[np.float32]]:
-    """`<module path>.weight` -> float32 values, output channels first."""
-    return {f"{path}.weight": layer.weight.detach().float().cpu().numpy() for path, layer in layers_of(network).items()}
+    """`<module path>.weight` -> float32 values, output channels first, or tokens."""
+    owners: dict[str, Layer | nn.Embedding] = {**layers_of(network), **tables_of(network)}
+    return {f"{path}.weight": owner.weight.detach().float().cpu().numpy() for path, owner in owners.items()}

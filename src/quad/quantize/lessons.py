@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from quad.core.errors import InputError, mismatch
 from quad.quantize.calls import Inputs, SlotArrays, answers
-from quad.quantize.probes import Probe
+from quad.quantize.probes import Probe, true_answers
 
 _CAP_DB = 200.0  # JSON knows no infinity
 
@@ -61,7 +61,7 @@ def lessons_of(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -
     """The float network's answers to the probes, with the adapter and without.
 
     Args:
-        teacher: float slotted network.
+        teacher: float slotted network, the one that probes were recorded with.
         slots: float slot inputs of the original adapter.
 
     Raises:
@@ -71,7 +71,7 @@ def lessons_of(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -
         raise InputError(mismatch("alignment", "at least one probe of the adapter", "none", "give calibration samples"))
     inputs = [probe.tensors() for probe in probes]
     with torch.no_grad():
-        target, without = answers(teacher, inputs, slots), answers(teacher, inputs, {})
+        target, without = true_answers(teacher, probes, slots), answers(teacher, inputs, {})
     return [Lesson(probe.run, x, y, y0) for probe, x, y, y0 in zip(probes, inputs, target, without, strict=True)]
 
 

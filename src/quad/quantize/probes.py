@@ -21,7 +21,9 @@ from quad.model.base import Base
 from quad.model.lora import FloatAdapter
 from quad.quantize.adapters import BalancedSlots
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
-from quad.quantize.session import HeardSession, torch_sessions
+from quad.quantize.calls import SlotArrays, answers
+from quad.quantize.session import Shapes, torch_sessions
+from quad.runtime.engine import Session
 from quad.runtime.samplers.schedule import alphas_cumprod
 from quad.runtime.tokenizer import Tokenizer
 
@@ -56,6 +58,7 @@ class Probe:
         inputs: float32 `sample (B, C, h, w)`, `timestep (1,)`, `encoder_hidden_states (B, L, D)`, ready for `Session.run`; B is 2 where
             the task is guided (without, with prompt), else 1.
         sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
+        output: what the float network gave in that run, `(B, c, h, w)`; None where nobody ran it.
     """
 
     adapter: str
@@ -63,6 +66,7 @@ class Probe:
     run: int
     inputs: Mapping[str, NDArray[np.float32]]
     sigma_t: float
+    output: NDArray[np.float32] | None = None
 
     @property
     def timestep(self) -> float:
@@ -105,10 +109,9 @@ def record_probes(
     plan = in_turns(planned(base, samples, adapters))
     slots = BalancedSlots(adapters, table)
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
-    recorder = _Recorder()
     how = CalibrationOptions(options.seed, options.negative_prompt)
-    heard = {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}
-    runner = TaskRunner(base, heard, Tokenizer(base.tokenizer, base.text), how)
+    recorder = _Recorder(sessions["unet"])
+    runner = TaskRunner(base, {**sessions, "unet": recorder}, Tokenizer(base.tokenizer, base.text), how)
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     done: dict[str, int] = dict.fromkeys(probes, 0)
     per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
@@ -120,7 +123,7 @@ def record_probes(
             continue
         done[source] += 1
         runner.denoise(sample, spec, slots.get(name or "", {}), run)
-        probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call)) for call in recorder.taken()]
+        probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call), out) for call, out in recorder.taken()]
     return {name: found for name, found in probes.items() if found}
 
 
@@ -140,18 +143,40 @@ def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32
     return float(np.sqrt(1.0 - np.interp(float(inputs["timestep"][0]), np.arange(len(abar)), abar)))
 
 
+def true_answers(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays) -> list[Tensor]:
+    """The float network's output `(B, c, h, w)` for every probe: as recorded, or computed where one of them was not run.
+
+    Args:
+        network: the float network; of recorded probes, the one that they were recorded with.
+        slots: float slot inputs of the probes' own adapter, in whichever form: `(B G^-1)(G A)` answers as `B A` does.
+    """
+    recorded = [torch.tensor(probe.output) for probe in probes if probe.output is not None]
+    return recorded if len(recorded) == len(probes) else answers(network, [probe.tensors() for probe in probes], slots)
+
+
 @final
 class _Recorder:
-    """Keeps a copy of what the U-Net is called with."""
+    """A session that keeps a copy of what it is called with, and of what it answers."""
 
-    def __init__(self) -> None:
-        self._calls: list[dict[str, NDArray[np.float32]]] = []
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
 
-    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
-        """See `Listener`."""
-        self._calls.append({name: np.array(values, np.float32) for name, values in inputs.items()})
+    @property
+    def inputs(self) -> Shapes:
+        return self._session.inputs
 
-    def taken(self) -> list[dict[str, NDArray[np.float32]]]:
-        """The calls since the last time."""
+    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
+        self._session.bind(inputs)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The session's answer."""
+        kept = {name: np.array(values, np.float32) for name, values in inputs.items()}
+        output = self._session.run(inputs)
+        self._calls.append((kept, np.array(output, np.float32)))
+        return output
+
+    def taken(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
+        """Inputs and output of the calls since the last time."""
         calls, self._calls = self._calls, []
         return calls

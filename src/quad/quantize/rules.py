@@ -21,7 +21,8 @@ class Rule:
     Args:
         component, name: shell patterns.
         bits: 8 or 16.
-        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor).
+        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor); a
+            weight that is not per channel takes its smallest and its largest value as range.
         fixed: a range known beforehand.
         room: how many times wider the encoding is than the range that was chosen.
     """
@@ -45,7 +46,11 @@ _FINE_WEIGHTS = (
     ("unet", "adaln_single.emb.*.weight"),
 )
 
+# A token's row is read, never multiplied: one range for all rows at 16 bits is nearly exact, and half of what floats take.
+_TOKEN_TABLES = ("*token_embedding.weight", "*shared.weight")  # CLIP's and T5's
+
 RULES: tuple[Rule, ...] = (
+    *(Rule("text_encoder", name, 16, "asymmetric") for name in _TOKEN_TABLES),
     *(Rule(component, name, 16, "channel") for component, name in _FINE_WEIGHTS),
     Rule("*", "*.weight", 8, "channel"),
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (targets.md); 1 itself becomes 65535/65536.

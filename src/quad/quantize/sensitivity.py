@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau
-from torch import nn
+from torch import Tensor, nn
 
 from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
@@ -25,10 +25,11 @@ from quad.model.lora import FloatAdapter
 from quad.quantize.adapters import balanced_inputs, dequantize_adapter, quantize_adapter
 from quad.quantize.calls import answers
 from quad.quantize.divergence import MIN_VALUES, histogram_js, paired_gaussian_js, split_half_floor
-from quad.quantize.probes import Probe
+from quad.quantize.probes import Probe, true_answers
 from quad.quantize.simulate import simulated
 
 RESAMPLES = 2000
+_COMPONENT = "unet"
 Outputs = list[NDArray[np.float32]]
 
 
@@ -90,7 +91,7 @@ def score_adapters(
     Args:
         network: float slotted U-Net with Sites.
         profiles: adapter name -> the encodings it alone would get (`own_profile`).
-        probes: of `record_probes`; probes of the base are not used.
+        probes: of `record_probes` with the same network; probes of the base are not used.
         progress: told of each adapter before its turn, with the share that is done.
 
     Raises:
@@ -110,12 +111,12 @@ def score_adapters(
 
 
 def float_outputs(network: nn.Module, table: SlotTable, adapter: FloatAdapter, probes: Sequence[Probe]) -> Outputs:
-    """Raw outputs `(B, c, h, w)` of full precision with this adapter, one per probe.
+    """Raw outputs `(B, c, h, w)` of full precision with this adapter, one per probe; those that were recorded are not computed again.
 
     Raises:
         InputError: the adapter, or an output, is NaN or infinite.
     """
-    return _outputs(network, balanced_inputs(adapter, table), adapter.name, probes)
+    return _finite(true_answers(network, probes, balanced_inputs(adapter, table)), adapter.name)
 
 
 def simulated_outputs(
@@ -123,12 +124,11 @@ def simulated_outputs(
 ) -> Outputs:  # fmt: skip
     """Raw outputs `(B, c, h, w)` with this adapter under a profile, one per probe; errors as `quantize_adapter` and `float_outputs`."""
     slots = dequantize_adapter(quantize_adapter(adapter, table, profile), table, profile)
-    with simulated(network, profile, "unet"):
-        return _outputs(network, slots, adapter.name, probes)
+    with simulated(network, profile, _COMPONENT):
+        return _finite(answers(network, [probe.tensors() for probe in probes], slots), adapter.name)
 
 
-def _outputs(network: nn.Module, slots: Mapping[str, NDArray[np.float32]], name: str, probes: Sequence[Probe]) -> Outputs:
-    found = answers(network, [probe.tensors() for probe in probes], slots)
+def _finite(found: Sequence[Tensor], name: str) -> Outputs:
     if not all(torch.isfinite(output).all() for output in found):
         then = "check the weights of model and adapter"
         raise InputError(mismatch(f"sensitivity of adapter {name!r}", "finite network outputs", "NaN or Inf", then))

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.profile import Profile
-from quad.quantize.affine import FakeQuantizer
-from quad.quantize.layers import layers_of
+from quad.quantize.affine import FakeQuantizer, fake_quantize
+from quad.quantize.layers import layers_of, tables_of
 from quad.quantize.observers import transforming
 
 
@@ -35,23 +35,25 @@ def simulated(
     """
     encodings = profile.component(component)
     quantizers = {name: FakeQuantizer(encoding) for name, encoding in encodings.items()}
+    before: list[tuple[nn.Module, str, nn.Parameter | None]] = []
+
+    def put(owner: nn.Module, kind: str, values: torch.Tensor, like: torch.Tensor) -> None:
+        before.append((owner, kind, getattr(owner, kind)))
+        setattr(owner, kind, nn.Parameter(values.to(like.device, like.dtype), requires_grad=False))
+
     layers = layers_of(network)
-    before = {path: (layer.weight, layer.bias) for path, layer in layers.items()}
+    owners: dict[str, nn.Linear | nn.Conv2d | nn.Embedding] = {**layers, **tables_of(network)}
     try:
-        for path, layer in layers.items():
+        for path, owner in owners.items():
             weight = encodings.get(f"{path}.weight")
             if weight is not None:
-                values = weight.dequantize(weight.quantize(layer.weight.detach().float().cpu().numpy()))
-                layer.weight = _parameter(values, layer.weight)
+                put(owner, "weight", fake_quantize(owner.weight.detach(), weight), owner.weight)
+        for path, layer in layers.items():
             bias = (biases or {}).get(f"{path}.bias")
             if bias is not None:
-                layer.bias = _parameter(bias, layer.weight)
+                put(layer, "bias", torch.from_numpy(bias), layer.weight)
         with transforming(network, quantizers.get):
             yield
     finally:
-        for path, (own_weight, own_bias) in before.items():
-            layers[path].weight, layers[path].bias = own_weight, own_bias
-
-
-def _parameter(values: NDArray[np.float32], like: torch.Tensor) -> nn.Parameter:
-    return nn.Parameter(torch.from_numpy(values).to(like.device, like.dtype), requires_grad=False)
+        for changed, kind, own in before:
+            setattr(changed, kind, own)

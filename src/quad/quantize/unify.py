@@ -95,10 +95,15 @@ def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]]
         if rule is None:
             continue
         try:
-            found[name] = weight_encoding(tensor, rule.bits, options.ranges)
+            whole = rule.shape != "channel"
+            found[name] = encode_site(rule, _extremes(tensor)) if whole else weight_encoding(tensor, rule.bits, options.ranges)
         except ValueError as error:
             raise InputError(mismatch(f"{component}, {name}", "finite weights", "NaN or Inf", "give another model")) from error
     return found
+
+
+def _extremes(tensor: NDArray[np.float32]) -> tuple[float, float]:
+    return float(tensor.min()), float(tensor.max())
 
 
 def site_encoding(component: str, name: str, density: Density, options: UnifyOptions) -> Encoding | None:
