@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from quad.runtime.engine import Session as Session
     from quad.runtime.output import PipelineOutput as PipelineOutput
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
+    from quad.runtime.request import Request as Request
 
 _LAZY = {
     "AdapterStore": "quad.runtime.adapters",
@@ -22,6 +23,7 @@ _LAZY = {
     "Session": "quad.runtime.engine",
     "PipelineOutput": "quad.runtime.output",
     "QuadPipeline": "quad.runtime.pipeline",
+    "Request": "quad.runtime.request",
 }
 
 

@@ -78,8 +78,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(self, model_file: Path, threads: int) -> SwitchSession:
+    def load(self, model_file: Path, threads: int, lean: bool = False) -> SwitchSession:
         """Load a graph.
+
+        Args:
+            lean: for memory rather than time, as far as the engine has that choice.
 
         Raises:
             BackendError: the engine cannot load the file.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, BundleManifest, LatentSpec
-from quad.runtime.bundle import Bundle
 from quad.runtime.engine import Session
 
 Float = NDArray[np.float32]
@@ -126,20 +125,3 @@ def draw_noise(seed: int, latents: Float | None, manifest: BundleManifest) -> tu
     if latents.shape != shape or not np.isfinite(latents).all():
         raise InputError(mismatch("latents", f"finite float32 {shape}", f"shape {latents.shape}", "draw them anew"))
     return rng, np.asarray(latents, np.float32)
-
-
-def slot_inputs(bundle: Bundle, sessions: Mapping[str, Session]) -> dict[str, list[str]]:
-    """Names of each graph's slot inputs.
-
-    Raises:
-        VerificationError: a graph lacks one, or has it in another shape.
-    """
-    names: dict[str, list[str]] = {}
-    for slot in bundle.slots.slots:
-        for name, shape in ((slot.a_name, slot.a_shape), (slot.b_name, slot.b_shape)):
-            session = sessions.get(slot.component)
-            found = None if session is None else session.inputs.get(name)
-            if found != shape:
-                raise VerificationError(mismatch(f"graph {slot.component}, input {name}", shape, found, "build the bundle again"))
-            names.setdefault(slot.component, []).append(name)
-    return names
