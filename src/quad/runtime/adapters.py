@@ -188,7 +188,7 @@ class AdapterStore:
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
         tasks = dict(self._bundle.manifest.tasks)
-        for name, manifest in self._manifests.items():
+        for name, manifest in dict(self._manifests).items():  # a copy: another thread may load one meanwhile
             for task, spec in manifest.tasks.items():
                 tasks[task] = msgspec.structs.replace(spec, adapter=name)
         return tasks

@@ -203,14 +203,17 @@ class QuadPipeline:
             self._store.manifest(name)
         return resolved
 
-    def prepare(self, request: Request) -> Prepared:
+    def prepare(self, request: Request, resolved: Resolved | None = None) -> Prepared:
         """The first half of a call: text, condition, adapter buffers. It does not touch the U-Net, which may work on another picture.
+
+        Args:
+            resolved: of this request, where it is known already.
 
         Raises:
             UsageError, InputError: as a call. CompatibilityError: the adapters' ranks together exceed a slot's.
         """
-        resolved = self.resolve(request)
-        return self._stages.prepare(request, resolved, self._mixer.adapted(resolved.weights))
+        meant = self.resolve(request) if resolved is None else resolved
+        return self._stages.prepare(request, meant, self._mixer.adapted(meant.weights))
 
     def finish(self, prepared: Prepared, callback_on_step_end: StepCallback | None = None) -> PipelineOutput:
         """The second half of a call, once for each `prepare`: the same picture, bit for bit, whatever happened between."""

@@ -18,7 +18,7 @@ from quad.runtime.network import draw_noise
 from quad.runtime.output import PipelineOutput, Run
 from quad.runtime.request import Request, Resolved
 from quad.runtime.residency import Graph
-from quad.runtime.samplers import OnStep, run_sampler
+from quad.runtime.samplers import OnStep, count_calls, run_sampler
 from quad.runtime.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
@@ -26,7 +26,11 @@ Float = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Prepared:
-    """A picture up to its first step, to be denoised once: its generator and its clocks go on."""
+    """A picture up to its first step, to be denoised once: its generator and its clocks go on.
+
+    Args:
+        calls: how many steps `on_step` will be told of.
+    """
 
     request: Request
     resolved: Resolved
@@ -35,6 +39,7 @@ class Prepared:
     denoising: Denoising
     noise: Float
     rng: np.random.Generator
+    calls: int
     run: Run = field(default_factory=Run)
 
 
@@ -58,7 +63,8 @@ class Stages:
             texts = self._texts(request, is_guided(spec), adapted, run)
             inputs = Inputs(condition, texts, noise, partial(self._encode, run))
             denoising = plan_denoising(self._graphs["unet"], manifest.latent, spec, inputs)
-        return Prepared(request, resolved, adapted, condition, denoising, noise, rng, run)
+            calls = count_calls(spec.sampler, manifest.schedule, denoising.start)
+        return Prepared(request, resolved, adapted, condition, denoising, noise, rng, calls, run)
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
