@@ -15,7 +15,7 @@ from quad.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
-DEVICE_ROOMS = [room for room in ("quad.core", "quad.runtime", "quad.delivery") if importlib.util.find_spec(room)]
+DEVICE_ROOMS = [room for room in ("quad.core", "quad.runtime", "quad.delivery", "quad.serve") if importlib.util.find_spec(room)]
 
 
 def _loaded(code: str) -> set[str]:
@@ -37,7 +37,7 @@ def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
 
 
 def test_the_command_line_itself_is_light() -> None:
-    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime"})
+    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime", "starlette", "uvicorn"})
 
 
 def _verbs() -> list[str]:

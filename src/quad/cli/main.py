@@ -17,6 +17,7 @@ from quad.cli.build import build
 from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
+from quad.cli.serve import serve
 from quad.core.errors import InputError, QuadError, mismatch
 
 DEBUG = "--debug"
@@ -90,6 +91,7 @@ app.command()(inspect)
 app.command()(eval)
 app.command()(ablate)
 app.command()(bench)
+app.command()(serve)
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -39,7 +38,7 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
     return decode_picture(_read(Path(source), where), f"{where} {source}")
 
 
-def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] | None = None) -> Image.Image:
+def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
     """The picture of a file's bytes, wholly read and turned upright; its mode is as it comes.
 
     Args:
