@@ -13,7 +13,7 @@ import random
 import tempfile
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -140,7 +140,7 @@ def run(bundle: Path, n_cases: int, number: int) -> dict[str, Any]:
         seconds = perf_counter() - start
         left = _calm(server)
         code, said = server.stop()
-    facts = {**asdict(found), "statuses": dict(sorted(found.statuses.items())), "rss": rss, "seconds": seconds}
+    facts = {**vars(found), "statuses": dict(sorted(found.statuses.items())), "rss": rss, "seconds": seconds}
     return {**facts, "left": left, "exit_code": code, "stderr": said[-2000:]}
 
 

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 
@@ -68,6 +69,14 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+def same(client: QuadClient, pipe: QuadPipeline, *words: str, **wanted: Any) -> None:
+    theirs, ours = client(*words, **wanted), pipe(*words, **wanted)
+    np.testing.assert_array_equal(np.asarray(theirs.images[0]), np.asarray(ours.images[0]))
+    assert theirs.images[0].mode == ours.images[0].mode
+    assert (theirs.notes, theirs.task, theirs.adapters, theirs.seed) == (ours.notes, ours.task, ours.adapters, ours.seed)
+    assert theirs.timings_ms.keys() == ours.timings_ms.keys()
 
 
 @pytest.fixture

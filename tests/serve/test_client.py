@@ -9,17 +9,15 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from quad import QuadPipeline
-from quad.core.errors import BackendError, QuadError, UsageError
-from quad.core.pack import write_pack
+from quad.core.errors import BackendError, QuadError, StoppedError, UsageError
 from quad.serve import QuadClient
-from tests.serve.conftest import Serve
+from tests.serve.conftest import Serve, same
 
 DRAW = np.random.default_rng(5)
 
@@ -29,23 +27,15 @@ def pipe(tiny_bundle: Path) -> QuadPipeline:
     return QuadPipeline.from_pretrained(tiny_bundle, threads=1)
 
 
-def _same(client: QuadClient, pipe: QuadPipeline, *words: str, **wanted: Any) -> None:
-    theirs, ours = client(*words, **wanted), pipe(*words, **wanted)
-    np.testing.assert_array_equal(np.asarray(theirs.images[0]), np.asarray(ours.images[0]))
-    assert theirs.images[0].mode == ours.images[0].mode
-    assert (theirs.notes, theirs.task, theirs.adapters, theirs.seed) == (ours.notes, ours.task, ours.adapters, ours.seed)
-    assert theirs.timings_ms.keys() == ours.timings_ms.keys()
-
-
 def test_pictures_are_those_of_the_pipeline_bit_for_bit(
     serve: Serve, pipe: QuadPipeline, picture: NDArray[np.uint8], mask: NDArray[np.uint8]
 ) -> None:
     client = serve(real=True).client()
-    _same(client, pipe, "car night", seed=3)
-    _same(client, pipe, "make it night", task="transform", image=picture, num_inference_steps=5)
-    _same(client, pipe, "the zeppelin", task="sketch", image=np.repeat(picture, 3, axis=1), negative_prompt="car", guidance_scale=3.5)
-    _same(client, pipe, task="transform", image=picture, strength=0.5)
-    _same(client, pipe, task="removal", image=np.tile(picture, (2, 3, 1)), mask_image=np.repeat(mask, 2, axis=1), mask_grow=4)
+    same(client, pipe, "car night", seed=3)
+    same(client, pipe, "make it night", task="transform", image=picture, num_inference_steps=5)
+    same(client, pipe, "the zeppelin", task="sketch", image=np.repeat(picture, 3, axis=1), negative_prompt="car", guidance_scale=3.5)
+    same(client, pipe, task="transform", image=picture, strength=0.5)
+    same(client, pipe, task="removal", image=np.tile(picture, (2, 3, 1)), mask_image=np.repeat(mask, 2, axis=1), mask_grow=4)
 
 
 def _pictures() -> dict[str, Any]:
@@ -79,8 +69,8 @@ def test_a_picture_of_any_mode_arrives_as_the_pipeline_reads_it(
     serve: Serve, pipe: QuadPipeline, picture: NDArray[np.uint8], name: str
 ) -> None:
     client, given = serve(real=True).client(), _pictures()[name]
-    _same(client, pipe, task="transform", image=given)
-    _same(client, pipe, task="removal", image=picture, mask_image=given)
+    same(client, pipe, task="transform", image=given)
+    same(client, pipe, task="removal", image=picture, mask_image=given)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tiff"])
@@ -88,11 +78,11 @@ def test_a_file_arrives_as_the_pipeline_reads_it_turned_or_not(serve: Serve, pip
     client, path = serve(real=True).client(), tmp_path / f"a.{suffix}"
     whole = Image.fromarray(DRAW.integers(0, 256, (30, 20, 3)).astype(np.uint8))
     whole.save(path)
-    _same(client, pipe, task="transform", image=path)
+    same(client, pipe, task="transform", image=path)
     if suffix == "jpg":
         whole.save(path, exif=_turned_by(6))
         assert ImageOps.exif_transpose(Image.open(path)).size == (30, 20)
-        _same(client, pipe, task="transform", image=str(path))
+        same(client, pipe, task="transform", image=str(path))
 
 
 def test_adapters_are_chosen_by_each_client_for_itself(serve: Serve, pipe: QuadPipeline, picture: NDArray[np.uint8]) -> None:
@@ -100,15 +90,15 @@ def test_adapters_are_chosen_by_each_client_for_itself(serve: Serve, pipe: QuadP
     one, other = served.client(name="one"), served.client(name="other")
     one.set_adapters(["transform", "removal"], weights=[0.7, 0.3])
     pipe.set_adapters(["transform", "removal"], weights=[0.7, 0.3])
-    _same(one, pipe, "car", task="text-to-image")
+    same(one, pipe, "car", task="text-to-image")
     assert one.get_active_adapters() == ["transform", "removal"]
     assert other.get_active_adapters() == []
     one.set_adapters("transform")
     pipe.set_adapters("transform")
-    _same(one, pipe, "car", image=picture)  # the task of the adapter
+    same(one, pipe, "car", image=picture)  # the task of the adapter
     one.disable_lora()
     pipe.disable_lora()
-    _same(one, pipe, "car", task="transform", image=picture)
+    same(one, pipe, "car", task="transform", image=picture)
     assert other("car", task="transform", image=picture).adapters == {"transform": 1.0}
     assert other.get_active_adapters() == ["transform"]
 
@@ -176,44 +166,9 @@ def test_clients_at_once_each_get_their_own(serve: Serve, pipe: QuadPipeline, pi
         np.testing.assert_array_equal(made[number], np.asarray(pipe("car", **one).images[0]))  # type: ignore[arg-type]
 
 
-def test_a_pack_is_sent_used_replaced_and_taken_back(serve: Serve, tmp_path: Path, ink: Any, pipe: QuadPipeline) -> None:
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    client, pack = serve(real=True, uploads=uploads).client(), tmp_path / "ink.qpack"
-    write_pack(pack, *ink)
-    for _ in range(2):
-        assert client.load_lora_weights(pack, "ink") == "ink"
-        assert len(list(uploads.iterdir())) == 1
-    pipe.load_lora_weights(pack, "ink")
-    for one in (client, pipe):
-        one.set_adapters("ink")
-    _same(client, pipe, "car")
-    with pytest.raises(UsageError, match="expected a new one"):
-        client.load_lora_weights(pack, "sketch")
-    with pytest.raises(UsageError, match="letters, digits"):
-        client.load_lora_weights(pack, "in k")
-    client.unload("ink")
-    assert client.get_active_adapters() == []
-    assert "ink" not in client.adapters
-    assert not list(uploads.iterdir())
-    with pytest.raises(UsageError, match="one that was uploaded"):
-        client.unload("sketch")
-
-
-def test_a_pack_that_is_none_or_another_bundles_is_refused_and_leaves_nothing(serve: Serve, tmp_path: Path, ink: Any) -> None:
-    uploads = tmp_path / "uploads"
-    uploads.mkdir()
-    client, pack = serve(real=True, uploads=uploads).client(), tmp_path / "ink.qpack"
-    manifest, tensors = ink
-    write_pack(pack, msgspec.structs.replace(manifest, parents={"slots": "0" * 64, "profile": "0" * 64}), tensors)
-    with pytest.raises(QuadError, match="packed for slots 00000000") as told:
-        client.load_lora_weights(pack, "ink")
-    assert told.value.exit_code == 3
-    pack.write_bytes(b"nothing")
-    with pytest.raises(QuadError, match="safetensors") as told:
-        client.load_lora_weights(pack, "ink")
-    assert told.value.exit_code == 3
-    assert not list(uploads.iterdir())
+def test_a_deadline_that_cannot_be_kept_is_told_as_such(serve: Serve) -> None:
+    with pytest.raises(StoppedError, match="expired"):
+        serve(real=True).client()("x", deadline_s=1e-9)
 
 
 def test_no_server_is_one_line(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +17,9 @@ import pytest
 from numpy.typing import NDArray
 
 from quad import QuadPipeline
-from quad.core.digests import file_digest
 from quad.core.errors import StoppedError
-from quad.core.installed import PACKS, Installed, Version, pack_path, write_pointer
-from quad.core.pack import write_pack
 from quad.serve import QuadClient
+from tests.serve.device import install_pack
 from tests.serve.process import PATIENCE_S, ServerProcess, start
 
 SLOW = {"num_inference_steps": 1000}  # long enough to be met while it runs
@@ -72,15 +72,13 @@ def test_a_stop_ends_what_runs_and_is_clean(tiny_bundle: Path, folder: Path, by:
 def test_a_killed_clients_work_is_freed(tiny_bundle: Path, folder: Path) -> None:
     with ServerProcess(tiny_bundle, "--socket", str(folder / "s"), *ENOUGH_STEPS) as server:
         client = server.client()
-
-        class Killed(BaseException):
-            pass
-
-        def die(*_: Any) -> None:
-            raise Killed
-
-        with pytest.raises(Killed):
-            client("x", **SLOW, callback_on_step_end=die)
+        code = f"from quad.serve import QuadClient; QuadClient({str(folder / 's')!r})('x', num_inference_steps=1000, " \
+               "callback_on_step_end=lambda c, i, t, k: print(i, flush=True))"  # fmt: skip
+        app = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert app.stdout is not None
+        assert app.stdout.readline() == "0\n"
+        app.kill()
+        app.communicate()
         _until(lambda: client.health.running == 0)
         assert 'quad_requests_total{state="cancelled"} 1' in client._wire.fetch("GET", "/metrics").decode()
         assert client("x").task == "text-to-image"
@@ -111,17 +109,6 @@ def test_killed_at_any_point_the_next_one_runs_and_nothing_is_left(tiny_bundle: 
     assert not list(folder.iterdir())
 
 
-def _install(store: Path, name: str, made: Any, version: int) -> None:
-    """As `quad install` does."""
-    draft = store / "draft"
-    (store / PACKS).mkdir(parents=True, exist_ok=True)
-    write_pack(draft, *made)
-    digest = file_digest(draft)
-    size = draft.stat().st_size
-    draft.rename(pack_path(store, digest))
-    write_pointer(store, Installed(name, Version(version, digest, size)))
-
-
 def test_an_adapter_installed_while_a_request_runs_is_taken_up_and_disturbs_nothing(tiny_bundle: Path, folder: Path, ink: Any) -> None:
     store = folder / "store"
     pipe = QuadPipeline.from_pretrained(tiny_bundle, threads=1)
@@ -131,7 +118,7 @@ def test_an_adapter_installed_while_a_request_runs_is_taken_up_and_disturbs_noth
 
         def install(_client: QuadClient, index: int, _timestep: float, _kwargs: dict[str, Any]) -> None:
             if index == 0:
-                _install(store, "ink", ink, 1)
+                install_pack(store, "ink", ink, 1)
                 server.client().install("ink")
 
         made = client("car", **SLOW, callback_on_step_end=install)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
 from quad.core.files import writing_to
 from quad.core.manifest import AdapterName
-from quad.core.pack import PACK_SUFFIX
+from quad.core.pack import PACK_SUFFIX, read_pack
 from quad.serve.api import PACK, Adapters, AdapterState, Named
 from quad.serve.body import chunks, require_type
 from quad.serve.operations import Operation
@@ -59,7 +59,7 @@ async def upload(service: Service, http: HttpRequest) -> Response:
                 stream.write(chunk)
         async with service.changing:
             _require_free(service, name)
-            await service.in_thread(partial(service.scheduler.install, path, name))
+            await service.in_thread(partial(_admit, service, path, name))
             old, service.uploaded[name] = service.uploaded.get(name), path
     except BaseException:
         path.unlink(missing_ok=True)
@@ -95,6 +95,19 @@ def _one(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState:
         "uploaded" if name in service.uploaded else "installed" if name in installed else "bundle"
     )
     return AdapterState(name, tasks, manifest.rank, manifest.bits, manifest.size_bytes, source)
+
+
+def _admit(service: Service, path: Path, name: str) -> None:
+    """Register an uploaded pack, which may bring new tasks, but changes none that others rely on.
+
+    Raises:
+        Refusal: 409, it names such a task. RefusedError: it is no whole pack, or made for another bundle.
+    """
+    taken = {task for task, spec in service.pipe.tasks.items() if spec.adapter != name}
+    if both := sorted(taken & read_pack(path).manifest.tasks.keys()):
+        found = f"{both[0]!r}, which is there already"
+        raise Refusal(409, UsageError(mismatch("pack", "tasks of its own", found, "pack it without that task")))
+    service.scheduler.install(path, name)
 
 
 def _known(service: Service, http: HttpRequest) -> str:

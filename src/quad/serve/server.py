@@ -22,7 +22,7 @@ from quad.serve.guard import Door
 from quad.serve.limits import Limits
 from quad.serve.service import Service
 
-_IDLE_S, _GRACE_S = 15, 30
+_IDLE_S, _GRACE_S = 30, 30
 _LARGEST_HEAD = 16 * 1024
 
 
@@ -102,6 +102,11 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
             super().data_received(data)
             if idle and self._deadline is None and (self.cycle is None or self.cycle.response_complete):
                 self._expect_head()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            if self.transport.get_write_buffer_size():  # an answer that nobody has read by now
+                self.transport.abort()
 
         def send_400_response(self, msg: str) -> None:
             body = error_body(InputError(mismatch("call", "HTTP/1.1", msg, "see /openapi.json")))

@@ -28,7 +28,9 @@ async def until_gone(receive: Callable[[], Awaitable[Message]], work: Coroutine[
     doing, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
     try:
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if doing.done():
+        if not doing.done():
+            return True
+        with suppress(TimeoutError):
             doing.result()
             return False
         return True
@@ -55,12 +57,16 @@ class EventStream(Response):
         self._service, self._entry = service, entry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._service.limits.body_timeout_s):  # who does not read for so long has gone
+                await send(message)
+
         with self._service.stream(), self._service.book.listening(self._entry) as stay:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 stay()
                 await send({"type": "http.response.body"})
-            elif not await until_gone(receive, self._send_all(send)):
+            elif not await until_gone(receive, self._send_all(send_in_time)):
                 stay()
 
     async def _send_all(self, send: Send) -> None:
