@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from quad.runtime.bound import Arrays, Ready
+from quad.runtime.bound import Ready
+from quad.runtime.buffers import Buffers
 from quad.runtime.engine import SwitchSession
 
 
@@ -17,9 +18,9 @@ class Binder:
         slot_names: component -> its slot inputs.
         """
         self._sessions, self._slot_names = dict(sessions), dict(slot_names)
-        self._kept: dict[str, tuple[Arrays, dict[str, Ready]]] = {}
+        self._kept: dict[str, tuple[Buffers, dict[str, Ready]]] = {}
 
-    def bind(self, buffers: Arrays, name: str | None = None) -> None:
+    def bind(self, buffers: Buffers, name: str | None = None) -> None:
         """Make these buffers every graph's slot inputs.
 
         Args:
@@ -40,7 +41,7 @@ class Binder:
         """Let go of the memory that is kept under a name, once nothing of it is bound."""
         self._kept.pop(name, None)
 
-    def _prepare(self, buffers: Arrays) -> dict[str, Ready]:
+    def _prepare(self, buffers: Buffers) -> dict[str, Ready]:
         return {
             component: self._sessions[component].prepare({name: buffers[name] for name in names})
             for component, names in self._slot_names.items()

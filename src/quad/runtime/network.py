@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, BundleManifest, LatentSpec
-from quad.runtime.engine import Session
+from quad.runtime.engine import Runnable
 
 Float = NDArray[np.float32]
 Network = Callable[[NDArray[Any], float], NDArray[Any]]
@@ -33,7 +33,7 @@ class PictureGuidance:
     without: Float
 
 
-def beside_of(session: Session, latent: LatentSpec) -> tuple[Beside, ...]:
+def beside_of(session: Runnable, latent: LatentSpec) -> tuple[Beside, ...]:
     """What follows the latent in the graph's `sample`.
 
     Raises:
@@ -57,7 +57,7 @@ def layouts(latent: LatentSpec) -> dict[int, tuple[Beside, ...]]:
 
 
 def guided_network(
-    session: Session, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
+    session: Runnable, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
 ) -> Network:
     """The network with classifier-free guidance, `u + g (c - u)`; the condition channels are the same on both sides.
 
@@ -89,7 +89,7 @@ def guided_network(
     return network
 
 
-def _once(session: Session, sample: Float, timestep: Float, text: Float) -> Float:
+def _once(session: Runnable, sample: Float, timestep: Float, text: Float) -> Float:
     output: Float = session.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": text})
     return output
 

@@ -234,7 +234,7 @@ class QuadPipeline:
         return self._stages.decode(prepared, x0)
 
     def graph(self, component: str) -> Graph:
-        """One graph as a `Session`, which is loaded where it is needed."""
+        """One graph, which is loaded where it is needed."""
         return self._graphs[component]
 
     def pinned(self, names: Sequence[str]) -> AbstractContextManager[None]:

@@ -23,6 +23,7 @@ from quad.core.memory import release_memory
 from quad.core.slots import UNET
 from quad.runtime.binding import Binder
 from quad.runtime.bound import Arrays, Shape
+from quad.runtime.buffers import Buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engine import Engine, SwitchSession
 from quad.runtime.graph_file import graph_inputs
@@ -51,7 +52,7 @@ class Slots:
 
 
 class Graph:
-    """One component's graph, a `Session` that is loaded when it is needed and remembers which adapter belongs into it.
+    """One component's graph, a `Runnable` that is loaded when it is needed and remembers which adapter belongs into it.
 
     Calls from several threads take turns; who needs several of them to belong together holds `loaded()` around them.
     """
@@ -69,7 +70,7 @@ class Graph:
         self._session: SwitchSession | None = None
         self._binder: Binder | None = None
         self._shapes: Mapping[str, Shape] | None = None
-        self._wanted: tuple[Arrays, str | None] | None = None
+        self._wanted: tuple[Buffers, str | None] | None = None
 
     @property
     def has_slots(self) -> bool:
@@ -77,7 +78,7 @@ class Graph:
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
-        """See `Session.inputs`; remembered, so that the graph is loaded for it once at most."""
+        """See `Runnable.inputs`; remembered, so that the graph is loaded for it once at most."""
         if self._shapes is None:
             with self.loaded():
                 pass
@@ -115,14 +116,14 @@ class Graph:
                 if not self._users and not self._kept:
                     self._drop()
 
-    def bind(self, inputs: Arrays, name: str | None = None) -> None:
+    def bind(self, buffers: Buffers, name: str | None = None) -> None:
         """Make these the slot inputs, of which there may be none, now and whenever the graph is loaded again; see `Binder.bind`."""
         if not self._slots.shapes:
             return
         with self._own:
-            if self._binder is not None and not (self._wanted is not None and self._wanted[0] is inputs):
-                self._binder.bind(inputs, name)
-            self._wanted = (inputs, name)
+            if self._binder is not None and not (self._wanted is not None and self._wanted[0] is buffers):
+                self._binder.bind(buffers, name)
+            self._wanted = (buffers, name)
 
     def forget(self, name: str) -> None:
         """See `Binder.forget`; waits for nobody."""
@@ -131,7 +132,7 @@ class Graph:
             binder.forget(name)
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
-        """See `Session.run`."""
+        """See `Runnable.run`."""
         with self.loaded(), self._budget:
             assert self._session is not None
             return self._session.run(inputs)
