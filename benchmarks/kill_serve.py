@@ -71,7 +71,12 @@ def one_life(world: World, found: Found, share: float) -> None:
         share: where in its life, 0 to 1: in the first half it starts, in the second it works.
     """
     process, doing, over = start(world.bundle, *world.options()), ["starting"], Event()
-    timer = Timer(2 * share * world.starts_s if share < _HALF else 2 * (share - _HALF) * WORKS_S, process.kill)
+
+    def kill() -> None:
+        found.points[doing[0]] += 1
+        process.kill()
+
+    timer = Timer(2 * share * world.starts_s if share < _HALF else 2 * (share - _HALF) * WORKS_S, kill)
     if share < _HALF:
         timer.start()
     user = Thread(target=_use, args=(world, found, doing, over))
@@ -82,7 +87,6 @@ def one_life(world: World, found: Found, share: float) -> None:
         found.strays += sorted({path.name for path in world.folder.iterdir()} - FILES) + _uploads(world)
         user.start()
     process.wait(timeout=PATIENCE_S)
-    found.points[doing[0]] += 1
     timer.cancel()
     over.set()
     if user.ident is not None:

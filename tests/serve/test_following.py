@@ -180,6 +180,12 @@ def test_a_client_gets_the_servers_errors_as_its_own_and_its_callbacks_errors_fr
     served.tickets[-1].wait_until("cancelled")
 
 
+def test_a_stream_that_breaks_off_before_its_first_event_is_one_line(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
+    monkeypatch.setattr("quad.serve.client._events", lambda _stream: iter(()))
+    with pytest.raises(BackendError, match="a stream that broke off"):
+        serve().client()("x")
+
+
 def test_a_stop_ends_what_runs_and_says_so(serve: Serve) -> None:
     served = serve()
     key = served.ask()
