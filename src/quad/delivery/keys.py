@@ -82,11 +82,10 @@ class Keys:
         """
         named = root.roles[role]
         found = [self._open(self._path(role, keyid), keyid) for keyid in named.keyids if self._path(role, keyid).is_file()]
-        if len(found) < named.threshold:
-            folder = self._path(role, "").parent
-            raise UsageError(
-                mismatch(f"{folder}", f"{named.threshold} keys of role {role}", len(found), "name the directory that holds them")
-            )
+        needed = named.threshold if least is None else least
+        if len(found) < needed:
+            where = str(self._path(role, "").parent)
+            raise UsageError(mismatch(where, f"{needed} keys of role {role}", len(found), "name the directory that holds them"))
         return found
 
     def retire(self, role: str, keyid: str) -> None:

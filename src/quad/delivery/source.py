@@ -23,6 +23,7 @@ from quad.core.files import inside
 CHUNK_BYTES = 1 << 16
 _MOST_REDIRECTS = 5
 _SCHEMES = ("http", "https")
+_MOVED = (301, 302, 303, 307, 308)
 
 
 @dataclass(frozen=True)
@@ -144,28 +145,35 @@ class HttpSource:
                 connection.connect()
                 watch.line = connection.sock
                 connection.request("GET", parts._replace(scheme="", netloc="", fragment="").geturl(), headers=headers)
-                response = connection.getresponse()  # it lets go of the connection's socket, and keeps it open
-            return self._sort(response, watch.line, start, most)
+                response = connection.getresponse()
+            if response.status in _MOVED and response.getheader("Location"):
+                connection.close()
+                return str(response.getheader("Location"))
+            begins = _begins(response, start)
+        except BaseException:
+            connection.close()
+            raise
+        return Answer(begins, metered(self._chunks(connection, response, watch.line, most), self.patience))
+
+    def _chunks(
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, line: socket.socket, most: int
+    ) -> Iterator[bytes]:
+        try:
+            with response, Watch(self.patience.window_s + most / self.patience.lowest_rate, line):
+                while chunk := response.read1(CHUNK_BYTES):
+                    yield chunk
+                if response.length:
+                    raise http.client.IncompleteRead(b"", response.length)
         finally:
             connection.close()
 
-    def _sort(self, response: http.client.HTTPResponse, line: socket.socket, start: int, most: int) -> Answer | str:
-        if response.status in (301, 302, 303, 307, 308) and response.getheader("Location"):
-            response.close()
-            return str(response.getheader("Location"))
-        found = re.match(r"bytes (\d+)-", response.getheader("Content-Range") or "") if response.status == 206 else None
-        if response.status not in (200, 206) or (response.status == 206 and (found is None or int(found[1]) != start)):
-            response.close()
-            raise DownloadHTTPError(f"HTTP status {response.status}", response.status)
-        begins = start if found is not None else 0
-        return Answer(begins, metered(self._chunks(response, line, most), self.patience))
 
-    def _chunks(self, response: http.client.HTTPResponse, line: socket.socket, most: int) -> Iterator[bytes]:
-        with response, Watch(self.patience.window_s + most / self.patience.lowest_rate, line):
-            while chunk := response.read1(CHUNK_BYTES):
-                yield chunk
-            if response.length:
-                raise http.client.IncompleteRead(b"", response.length)
+def _begins(response: http.client.HTTPResponse, start: int) -> int:
+    """The byte that an answer begins with: the one asked for, or the first where the server knows no ranges."""
+    found = re.match(r"bytes (\d+)-", response.getheader("Content-Range") or "") if response.status == 206 else None
+    if response.status != 200 and (found is None or int(found[1]) != start):
+        raise DownloadHTTPError(f"HTTP status {response.status}", response.status)
+    return start if found is not None else 0
 
 
 def _connection(parts: SplitResult, silence_s: float) -> http.client.HTTPConnection:
@@ -197,9 +205,10 @@ class Watch:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._timer.cancel()
-        if isinstance(error, OSError | http.client.HTTPException):
-            if self._ended or isinstance(error, TimeoutError):
-                raise SlowRetrievalError("no answer in time") from error
+        broken = isinstance(error, OSError | http.client.HTTPException)
+        if isinstance(error, TimeoutError) or (self._ended and (broken or error is None)):  # an end that we made reads like the server's
+            raise SlowRetrievalError("no answer in time") from error
+        if broken:
             raise DownloadError(str(error) or type(error).__name__) from error
 
     def _end(self) -> None:
