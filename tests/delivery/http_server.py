@@ -28,6 +28,10 @@ class Served:
     url: str = ""
 
 
+def _quiet(*_: object) -> None:
+    """Say nothing of what is asked."""
+
+
 def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -85,8 +89,7 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
                 self.send_header(name, value)
             self.end_headers()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+        log_message = _quiet
 
     return Handler
 

@@ -71,15 +71,14 @@ def test_a_short_password_is_refused(tmp_path: Path) -> None:
 
 
 def test_versions_count_up_and_those_of_revoked_packs_do_not_come_again(world: World) -> None:
-    world.add(2)
-    world.add(7, name="sky")
+    ink, sky = world.add(2), world.add(7, name="sky")
     world.repository.revoke("ink:2")
     (offer,) = world.repository.add([make_pack(world.home / "new.qpack", 3)], WISHES)
     assert offer.label == "ink:3"
     with pytest.raises(InputError, match=r"found one that is revoked as ink:2; leave it out"):
-        world.add(2)
+        world.repository.add([ink], WISHES)
     with pytest.raises(InputError, match=r"found one that is on offer as sky:1"):
-        world.add(7, name="sky")
+        world.repository.add([sky], WISHES)
 
 
 def test_only_what_is_named_is_revoked(world: World) -> None:
