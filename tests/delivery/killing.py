@@ -1,7 +1,7 @@
 """Kills installs, updates, rollbacks and publishes at any step, and looks what is left. Run as a process of its own, so that it can fork.
 
 A step is a line of quad's own code, or a call that audit hooks see (open, rename, unlink, mkdir, ...). A child of this process does the
-work and kills itself with SIGKILL at one step; or a timer of the kernel does it at a moment that nobody chose.
+work and kills itself with SIGKILL at one step; or its parent does it at a moment that nobody chose.
 
     python -m tests.delivery.killing HOME OPERATION POINTS SEED
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import shutil
 import signal
 import sys
@@ -32,7 +33,7 @@ from quad.delivery.repository import Repository, Wishes
 
 PASSWORD = b"a password of tests"
 _OURS = (os.sep + os.path.join("quad", "delivery") + os.sep, os.sep + os.path.join("quad", "core") + os.sep)
-TIMED = 8  # one point in so many is left to the kernel's timer
+TIMED = 8  # one point in so many is left to chance
 
 
 class Steps:
@@ -94,7 +95,7 @@ def in_child(work: Callable[[], Any], last: int, after_s: float | None) -> tuple
 
     Args:
         last: the step that kills it.
-        after_s: seconds after which the kernel kills it.
+        after_s: seconds after which this process kills it, wherever it is.
 
     Returns:
         The signal that ended it, 0 for none, and the steps that it made when it came to its end.
@@ -104,9 +105,7 @@ def in_child(work: Callable[[], Any], last: int, after_s: float | None) -> tuple
     if child == 0:
         steps = Steps(last)
         try:
-            if after_s is not None:
-                signal.setitimer(signal.ITIMER_REAL, after_s)  # nothing handles its signal: it ends the process as SIGKILL does
-            else:
+            if after_s is None:
                 steps.begin()
             work()
             sys.settrace(None)
@@ -115,6 +114,8 @@ def in_child(work: Callable[[], Any], last: int, after_s: float | None) -> tuple
             os._exit(0)
     os.close(writes)
     with os.fdopen(reads) as pipe:
+        if after_s is not None and not select.select([pipe], [], [], after_s)[0]:
+            os.kill(child, signal.SIGKILL)
         told = pipe.read()
     _, status = os.waitpid(child, 0)
     return (os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0), int(told or -1)
@@ -187,7 +188,7 @@ def main(home: Path, operation: str, points: int, seed: int) -> dict[str, Any]:
         timed = index % TIMED == 0
         last, after_s = rng.randint(1, steps), rng.uniform(1e-4, lasts_s) if timed else None
         killed, _ = in_child(lambda last=last: work(home, place), last, after_s)  # type: ignore[misc]
-        kills += killed in (signal.SIGKILL, signal.SIGALRM)
+        kills += killed == signal.SIGKILL
         try:
             state = look(home, place)
             assert state in (old, new), f"{state} is neither {old} nor {new}"
