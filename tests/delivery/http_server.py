@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-MODES = ("honest", "no-range", "cut", "silent", "silent-headers", "chunked", "redirect", "broken", "wrong-range")
+REDIRECTS = {"to-a-file": "file:///etc/passwd", "to-noise": "http://[x/\xe9", "to-no-port": "http://127.0.0.1:x/", "for-ever": "/x.qpack"}
 
 
 @dataclass
@@ -17,7 +17,7 @@ class Served:
     """What the server serves and how; `asked` holds each path with its Range header.
 
     Args:
-        mode: how packs are served; metadata is always served honestly.
+        mode: how packs are served, one of `REDIRECTS`, of those in the code, or `honest`; metadata is always served honestly.
         released: until it is set, a silent server says nothing more.
     """
 
@@ -42,16 +42,16 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
             served.asked.append((self.path, asked))
             path = served.folder / self.path.lstrip("/").removeprefix("again/")
             mode = served.mode if self.path.endswith(".qpack") else "honest"
-            if not path.is_file():
+            if not path.is_file() and mode not in REDIRECTS:
                 self.send_error(404)
                 return
-            data = path.read_bytes()
+            data = path.read_bytes() if path.is_file() else b""
             start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and mode != "no-range" else 0
             self._answer(mode, data, start)
 
         def _answer(self, mode: str, data: bytes, start: int) -> None:
-            if mode == "redirect" and not self.path.startswith("/again/"):
-                self._head(302, {"Location": f"/again{self.path}", "Content-Length": "0"})
+            if mode in REDIRECTS or (mode == "redirect" and not self.path.startswith("/again/")):
+                self._head(302, {"Location": REDIRECTS.get(mode, f"/again{self.path}"), "Content-Length": "0"})
             elif mode == "broken":
                 self.send_error(500)
             elif mode == "silent-headers":

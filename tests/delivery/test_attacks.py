@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from quad.core.errors import RefusedError, VerificationError
+from quad.core.errors import QuadError, RefusedError, VerificationError
 from quad.delivery import device
 from quad.delivery.source import Answer, DirectorySource, Patience, metered
 from tests.delivery.attacks import ATTACKS, Attack, fast_forward, mix_and_match
@@ -130,3 +132,29 @@ def test_another_publishers_root_is_not_this_ones(world: World, tmp_path: Path) 
     other.store = world.store
     with pytest.raises(Exception, match=r"--root: expected the root \w{8} of before, found another one"):
         other.device().install("ink", nothing)
+
+
+def test_a_byte_anywhere_that_is_another_is_refused_or_changes_nothing(world: World) -> None:
+    """Every error is one of quad's own, with a line; a pack of other bytes never runs."""
+    world.add(2)
+    good = (world.home / "pack2.qpack").read_bytes()
+    clean = Path(shutil.copytree(world.store, world.home / "clean"))
+    honest = Path(shutil.copytree(world.server, world.home / "honest"))
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        for place, kept in ((world.store, clean), (world.server, honest)):
+            shutil.rmtree(place)
+            shutil.copytree(kept, place)
+        path = rng.choice(sorted(path for path in world.server.rglob("*") if path.is_file()))
+        data = bytearray(path.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+        before = world.running()
+        try:
+            world.install()
+            assert world.running()["ink"] == good
+        except QuadError:
+            refused += 1
+            assert world.running() == before
+    assert refused > 10

@@ -95,6 +95,21 @@ def test_a_server_that_cannot_is_told_of(world: World, served: Served, mode: str
         _device(world, served).fetch(["ink"])
 
 
+@pytest.mark.parametrize(
+    ("mode", "says"),
+    [
+        ("to-a-file", "a redirect from http to file"),
+        ("to-noise", "an answer that makes no sense"),
+        ("to-no-port", "an answer that makes no sense"),
+        ("for-ever", "more than 5 redirects"),
+    ],
+)
+def test_a_redirect_leads_to_http_or_nowhere(world: World, served: Served, mode: str, says: str) -> None:
+    served.mode = mode
+    with pytest.raises(BackendError, match=says):
+        _device(world, served).fetch(["ink"])
+
+
 def test_no_server_is_no_attack_and_what_is_installed_runs_on(world: World) -> None:
     with serving(world.server) as gone:
         pass

@@ -60,8 +60,7 @@ def refusal(error: DownloadError, where: str) -> QuadError:
         return refused(where, "data at a tolerable rate", str(error), "slow data")
     if isinstance(error, DownloadHTTPError) and error.status_code in _MISSING:
         return BackendError(mismatch(where, "a file", "none", "the repository is not whole, or the address is wrong"))
-    reason = f"{error.__cause__ or error}"
-    return BackendError(mismatch(where, "an answer", reason, "check the address and the network; what is installed runs on"))
+    return BackendError(mismatch(where, "an answer", str(error), "check the address and the network; what is installed runs on"))
 
 
 def metadata_refusal(error: RepositoryError, where: str, data: bytes, root: Root) -> QuadError:

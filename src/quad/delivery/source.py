@@ -125,7 +125,12 @@ class HttpSource:
         return self.url.rstrip("/")
 
     def open(self, path: str, start: int, most: int) -> Answer:
-        address = f"{self.name}/{quote(path)}"
+        try:
+            return self._follow(f"{self.name}/{quote(path)}", start, most)
+        except ValueError as error:  # of a redirect, or of a header, that is beyond sense
+            raise DownloadError(f"an answer that makes no sense: {error}") from error
+
+    def _follow(self, address: str, start: int, most: int) -> Answer:
         for _ in range(_MOST_REDIRECTS):
             parts = urlsplit(address)
             if parts.scheme not in _SCHEMES or (self.url.startswith("https:") and parts.scheme != "https"):
@@ -144,7 +149,7 @@ class HttpSource:
             with Watch(self.patience.window_s) as watch:
                 connection.connect()
                 watch.line = connection.sock
-                connection.request("GET", parts._replace(scheme="", netloc="", fragment="").geturl(), headers=headers)
+                connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
                 response = connection.getresponse()
             if response.status in _MOVED and response.getheader("Location"):
                 connection.close()
@@ -177,11 +182,7 @@ def _begins(response: http.client.HTTPResponse, start: int) -> int:
 
 
 def _connection(parts: SplitResult, silence_s: float) -> http.client.HTTPConnection:
-    try:
-        port = parts.port
-    except ValueError as error:
-        raise DownloadError(f"no such port in {parts.netloc}") from error
-    host = parts.hostname or ""
+    host, port = parts.hostname or "", parts.port
     if parts.scheme == "https":
         return http.client.HTTPSConnection(host, port, timeout=silence_s, context=ssl.create_default_context())
     return http.client.HTTPConnection(host, port, timeout=silence_s)
