@@ -16,7 +16,7 @@ from tests.delivery.killing import PUBLISHING, WORK
 from tests.delivery.simulator import World, make_pack
 
 ROOT = Path(__file__).parents[2]
-POINTS = {"install": 70, "update": 80, "rollback": 50, "add": 20, "revoke": 20, "rotate": 25}
+POINTS = {"install": 75, "update": 85, "rollback": 55, "add": 20, "revoke": 20, "rotate": 25}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_a_killed_operation_leaves_the_old_or_the_new(home: Path, operation: str
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     assert found["wrong"] == []
-    assert found["kills"] >= POINTS[operation] * 0.8
+    assert found["kills"] >= POINTS[operation] * 0.9  # the others came to their end before chance struck
     assert found["old"] + found["new"] == POINTS[operation]
     assert found["old"] > 0
     assert found["new"] > 0
