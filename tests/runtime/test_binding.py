@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
         bound: dict[str, Any]
 
         def prepare(self, inputs: Arrays) -> Ready:
-            return Ready(self, inputs, inputs)
+            return Ready(weakref.ref(self), inputs, inputs)
 
         def bind(self, inputs: Ready) -> None:
             self.bound = dict(inputs.of(self).arrays)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from threading import Thread
 
 import msgspec
 
-from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError, mismatch
+from quad.core.errors import CompatibilityError, InputError, QuadError, UsageError, VerificationError, mismatch
 from quad.core.files import inside
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.core.pack import Pack, parse_adapter_manifest, parse_tensors, read_pack
@@ -164,10 +166,29 @@ class AdapterStore:
             return next(iter(parts.values())), ()
         return mix_adapters(parts, used, self._bundle.slots, self._zeros)
 
+    def pinned(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """While inside, these adapters stay in memory; nothing is ever put out of it yet."""
+        for name in names:
+            self.manifest(name)
+        return nullcontext()
+
+    def preload(self, name: str) -> None:
+        """Read an adapter on another thread.
+
+        Raises:
+            UsageError: no adapter has that name. What is wrong with its file is told when it is used.
+        """
+        self.manifest(name)
+        Thread(target=self._read_ahead, args=(name,), name=f"preload {name}", daemon=True).start()
+
+    def _read_ahead(self, name: str) -> None:
+        with suppress(QuadError, OSError):
+            self.buffers(name)
+
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
         tasks = dict(self._bundle.manifest.tasks)
-        for name, manifest in self._manifests.items():
+        for name, manifest in dict(self._manifests).items():  # a copy: another thread may load one meanwhile
             for task, spec in manifest.tasks.items():
                 tasks[task] = msgspec.structs.replace(spec, adapter=name)
         return tasks
