@@ -32,6 +32,8 @@ def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
     assert store.size_bytes() == sum(a.nbytes for a in first.values()) > 0
     assert store.buffers("removal") is first
     store.drop("removal")
+    assert store.size_bytes() == sum(a.nbytes for a in first.values()), "it is in use"
+    del first
     assert store.size_bytes() == 0
     assert "removal" in store.names
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,7 +13,14 @@ from quad.core.errors import VerificationError, mismatch
 from quad.core.padding import own_shapes
 from quad.core.slots import Slot, SlotTable
 
-Buffers = dict[str, NDArray[Any]]
+
+class Buffers(dict[str, NDArray[Any]]):
+    """Graph input name -> array, not to be written to.
+
+    A dict that can be referred to weakly: what is kept beside buffers goes when they go. Who uses the arrays holds the dict.
+    """
+
+    __slots__ = ("__weakref__",)
 
 
 def zero_buffers(slots: SlotTable) -> Buffers:
@@ -21,7 +29,7 @@ def zero_buffers(slots: SlotTable) -> Buffers:
     Inputs of one shape share one array; not to be written to.
     """
     shared: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
-    zeros: Buffers = {}
+    zeros = Buffers()
     for slot in slots.slots:
         for name, shape in ((slot.a_name, slot.a_shape), (slot.b_name, slot.b_shape)):
             key = (slot.dtype, shape)
@@ -34,6 +42,12 @@ def zero_buffers(slots: SlotTable) -> Buffers:
 def size_bytes(arrays: Iterable[NDArray[Any]]) -> int:
     """Memory that arrays take, one that comes several times counted once."""
     return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
+
+
+def padded_bytes(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> int:
+    """Memory of an adapter at the slots' ranks, before it is padded; tensors of no slot are passed over."""
+    shapes = slots.input_shapes()
+    return sum(_count(shapes[name]) * array.itemsize for name, array in tensors.items() if name in shapes)
 
 
 def largest_bytes(slots: SlotTable) -> int:
@@ -77,4 +91,4 @@ def _odd(where: str, expected: str, found: str) -> VerificationError:
 
 
 def _count(shape: tuple[int, ...]) -> int:
-    return int(np.prod(shape, dtype=np.int64))
+    return math.prod(shape)
