@@ -37,7 +37,7 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
     return kept
 
 
-def pad(tensors: Mapping[str, NDArray[Any]], slots: SlotTable, zeros: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def pad(tensors: Mapping[str, NDArray[Any]], zeros: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Every graph input at the slot's rank.
 
     Where all tensors have it, they are taken as they are, not copied. Where one is smaller, or begins where no number of its type may, all
@@ -46,12 +46,12 @@ def pad(tensors: Mapping[str, NDArray[Any]], slots: SlotTable, zeros: Mapping[st
 
     Args:
         tensors: graph input name -> array in the slot's dtype, of any rank up to the slot's.
-        zeros: what stands for slots that are not there; not copied.
+        zeros: every graph input, in slot order, at the slot's rank; they stand for slots that are not there, not copied.
     """
-    shapes = {name: shape for name, shape in slots.input_shapes().items() if name in tensors}
+    shapes = {name: zero.shape for name, zero in zeros.items() if name in tensors}
     if any(tensors[name].shape != shape or not tensors[name].flags.aligned for name, shape in shapes.items()):
         tensors = _grown(tensors, shapes)
-    return {name: tensors.get(name, zeros[name]) for name in slots.input_shapes()}
+    return {name: tensors.get(name, zero) for name, zero in zeros.items()}
 
 
 def own_shapes(slot: Slot, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -57,12 +57,12 @@ class AdapterFile:
             InputError, VerificationError: as `check`.
         """
         file = map_tensors(self._path)
-        make_room(padded_bytes(file.tensors, slots))
+        make_room(padded_bytes(file.tensors, zeros))
         if file.identity == self._checked:
             file.touch()
         else:
             self._check(file, slots)
-        return Buffers(pad(file.tensors, slots, zeros))
+        return Buffers(pad(file.tensors, zeros))
 
     def _check(self, file: TensorFile, slots: SlotTable) -> None:
         now_ns = time.time_ns()

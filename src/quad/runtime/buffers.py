@@ -44,10 +44,9 @@ def size_bytes(arrays: Iterable[NDArray[Any]]) -> int:
     return sum(array.nbytes for array in {id(array): array for array in arrays}.values())
 
 
-def padded_bytes(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> int:
-    """Memory of an adapter at the slots' ranks, before it is padded; tensors of no slot are passed over."""
-    shapes = slots.input_shapes()
-    return sum(_count(shapes[name]) * array.itemsize for name, array in tensors.items() if name in shapes)
+def padded_bytes(tensors: Iterable[str], zeros: Buffers) -> int:
+    """Memory of an adapter that has these tensors, at the slots' ranks; names of no slot are passed over."""
+    return sum(zeros[name].nbytes for name in tensors if name in zeros)
 
 
 def largest_bytes(slots: SlotTable) -> int:
