@@ -7,8 +7,8 @@ change.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
+from time import time_ns
 
 from quad.core.errors import CompatibilityError, InputError, VerificationError, mismatch
 from quad.core.files import inside
@@ -65,7 +65,7 @@ class AdapterFile:
         return Buffers(pad(file.tensors, zeros))
 
     def _check(self, file: TensorFile, slots: SlotTable) -> None:
-        now_ns = time.time_ns()
+        now_ns = time_ns()
         if self._packed and pack_manifest(file) != self.manifest:
             raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
         found = content_digest(file.tensors) if self._packed else file.sha256()
