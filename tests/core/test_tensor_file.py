@@ -20,7 +20,7 @@ from quad.core.errors import InputError, VerificationError
 from quad.core.tensor_file import DTYPES, SETTLED_NS, Identity, map_tensors
 
 Tensors = dict[str, NDArray[Any]]
-TYPES = sorted({np.dtype(kind).str for kind in DTYPES.values()})
+TYPES = sorted({kind.str for kind in DTYPES.values()})
 TENSORS = {"b.lora_A": np.arange(6, dtype=np.int16).reshape(2, 3), "a.lora_B": np.ones((3, 2), np.int8), "c": np.float32([0.5])}
 WHOLE = save(TENSORS, {"who": "ink"})
 

@@ -21,6 +21,7 @@ from quad.core.slots import Slot, SlotTable
 from quad.runtime.adapters import AdapterStore
 from quad.runtime.binding import Binder
 from quad.runtime.bound import BoundSession, GraphInputs
+from quad.runtime.buffers import padded_bytes, zero_buffers
 from quad.runtime.bundle import Bundle
 
 RANK = 16
@@ -61,7 +62,8 @@ def main() -> None:
     root = Path(sys.argv[1])
     manifest = BundleManifest(1, "phone", "cpu", "w8a16", 64, {}, {}, (), {}, NoiseSchedule(), LatentSpec(4, 8, (), ()), TextSpec(7, 0, 8),
                               ("ort",), {}, "")  # fmt: skip
-    one = sum(zero.nbytes for zero in AdapterStore(Bundle(root, manifest, SLOTS, Profile({}))).zeros.values())
+    zeros = zero_buffers(SLOTS)
+    one = padded_bytes(zeros, zeros)
     store = AdapterStore(Bundle(root, manifest, SLOTS, Profile({})), BUDGET * one)
     for number in range(ADAPTERS):
         write_adapter(root / f"{number}.qpack", number)

@@ -19,12 +19,13 @@ from quad.core.padding import trim
 from quad.core.tensor_file import TensorFile
 from quad.runtime import AdapterStore, adapter_file, open_bundle
 from quad.runtime.binding import Binder
+from quad.runtime.buffers import padded_bytes, zero_buffers
 from quad.runtime.engine import open_engine
 from tests.runtime.conftest import SLOTS, adapter_manifest, adapter_tensors
 from tests.runtime.tiny_unet import RANK
 
 NOISE_BYTES = 1_000_000  # what an interpreter takes and gives back as it runs
-ONE = sum(array.nbytes for array in adapter_tensors(0, RANK).values())
+ONE = padded_bytes(zero_buffers(SLOTS), zero_buffers(SLOTS))
 
 
 @pytest.fixture

@@ -22,8 +22,11 @@ from numpy.typing import NDArray
 from quad.core.errors import InputError, VerificationError, mismatch
 
 DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+    kind: np.dtype(name)
+    for kind, name in {
+        "F64": "float64", "F32": "float32", "F16": "float16", "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+        "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8",
+    }.items()
 }  # fmt: skip
 SETTLED_NS = 2_000_000_000  # no file system in use counts time in coarser steps
 _METADATA = "__metadata__"
@@ -142,7 +145,7 @@ def _check_layout(where: str, entries: Mapping[str, _Entry], size: int) -> None:
         begin, after = entry.data_offsets
         if entry.dtype not in DTYPES:
             raise _odd(where, f"{name[:80]} of type {entry.dtype[:20]}")
-        if begin != end or after - begin != math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize or after > size:
+        if begin != end or after - begin != math.prod(entry.shape) * DTYPES[entry.dtype].itemsize or after > size:
             raise _odd(where, f"{name[:80]} of shape {entry.shape} at {begin} to {after}, after {end} of {size} bytes")
         end = after
     if end != size:
