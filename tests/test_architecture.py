@@ -14,7 +14,7 @@ from quad.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
-DEVICE_ROOMS = ("quad.core", "quad.runtime", "quad.delivery")
+DEVICE_ROOMS = ("quad.core", "quad.runtime", "quad.delivery", "quad.serve")
 
 
 def _loaded(code: str) -> set[str]:
@@ -36,7 +36,7 @@ def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
 
 
 def test_the_command_line_itself_is_light() -> None:
-    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime", "tuf", "cryptography"})
+    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime", "tuf", "cryptography", "starlette", "uvicorn"})
 
 
 def test_what_runs_loads_nothing_of_what_delivers_and_the_other_way_round() -> None:

@@ -22,6 +22,7 @@ from quad.cli.list import list as list_adapters
 from quad.cli.publish import app as publish
 from quad.cli.rollback import rollback
 from quad.cli.run import run
+from quad.cli.serve import serve
 from quad.core.errors import InputError, QuadError, mismatch
 
 DEBUG = "--debug"
@@ -100,6 +101,7 @@ app.command()(fetch)
 app.command()(install)
 app.command()(rollback)
 app.command()(list_adapters)
+app.command()(serve)
 
 
 def main() -> None:

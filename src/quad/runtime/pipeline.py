@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import TaskSpec
+from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.runtime.adapted import Mixer
 from quad.runtime.adapters import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
@@ -84,6 +84,14 @@ class QuadPipeline:
         """Names that `set_adapters` takes."""
         return self._store.names
 
+    def adapter_manifest(self, name: str) -> AdapterManifest:
+        """What an adapter says of itself.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        return self._store.manifest(name)
+
     def get_active_adapters(self) -> list[str]:
         """Adapters bound at this moment; empty for the base."""
         return list(self._bound)
@@ -137,12 +145,16 @@ class QuadPipeline:
         """
         names = self._store.names if adapter_name is None else (adapter_name,)
         for name in names:
-            self._store.drop(name)
-            self._forget(name)
+            self.dismiss(name)
         if self._chosen is not None and self._chosen.keys() & set(names):
             self._chosen = {}
         if self._bound.keys() & set(names):
             self._use({})
+
+    def dismiss(self, name: str) -> None:
+        """As `unload`, but pictures that are prepared or on their way keep the adapter that they began with."""
+        self._store.drop(name)
+        self._forget(name)
 
     def __call__(  # noqa: PLR0913 - the names and the number are diffusers'
         self,
