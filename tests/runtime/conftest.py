@@ -130,10 +130,8 @@ def write_manifest(root: Path, **changes: Any) -> None:
     (root / "bundle.json").write_bytes(canonical_json(seal(msgspec.structs.replace(manifest, **changes))))
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle; not to be written to."""
-    root = tmp_path_factory.mktemp("bundles") / "phone"
+def make_bundle(root: Path) -> Path:
+    """Write the bundle into a new directory."""
     rng = np.random.default_rng(0)
     save_unet(root / "unet/model.onnx")
     _text_encoder(root / "text_encoder/model.onnx", rng)
@@ -145,6 +143,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "profile.json").write_bytes(canonical_json(PROFILE))
     write_manifest(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle; not to be written to."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "phone")
 
 
 @pytest.fixture(scope="session")
