@@ -12,7 +12,7 @@ import pytest
 from quad import QuadPipeline
 from quad.core.errors import InputError, VerificationError
 from quad.core.installed import pointer_path, remove_pointer
-from quad.serve.installed import InstalledAdapters
+from quad.runtime.installed import InstalledAdapters
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.conftest import Serve
 from tests.serve.device import install_pack

@@ -11,7 +11,9 @@ import typer
 
 from quad.cli.options import weighted_names
 from quad.cli.show import Json, note, progress_bar, result
+from quad.cli.stores import StoreDir
 from quad.core.errors import UsageError, mismatch
+from quad.core.installed import store_beside
 from quad.core.memory import peak_ram_bytes
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def run(
     negative_prompt: Negative = "",
     engine: EngineName = "auto",
     memory: MemoryPlan = "minimal",
+    store: StoreDir = None,
     as_json: Json = False,
 ) -> None:
     """Make one picture from a bundle, without torch."""
@@ -83,7 +86,9 @@ def run(
     weights = weighted_names("--adapter", adapter or [])
     from quad.runtime.pipeline import QuadPipeline
 
-    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory)
+    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
+    for line in pipe.notes:
+        note(line)
     if weights:
         pipe.set_adapters(list(weights), list(weights.values()))
     total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)

@@ -11,6 +11,7 @@ import typer
 
 from quad.cli.run import EngineName
 from quad.cli.show import Json, result
+from quad.cli.stores import StoreDir
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 
 if TYPE_CHECKING:
@@ -33,9 +34,9 @@ Port = Annotated[
     ),
 ]
 TokenFile = Annotated[Path | None, typer.Option(help="Where the token is written, with --port.", metavar="F", show_default=False)]
-Store = Annotated[
-    Path | None,
-    typer.Option(help="The device's store of installed adapters; BUNDLE.adapters by default.", metavar="DIR", show_default=False),
+Budget = Annotated[
+    int | None,
+    typer.Option("--adapter-budget", help="Bytes of memory for adapters; no bound by default.", metavar="BYTES", min=0, show_default=False),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
 Memory = Annotated[Literal["keep-all", "balanced", "minimal"], typer.Option(help="Which graphs stay in memory between pictures.")]
@@ -54,10 +55,11 @@ def serve(
     socket: Socket = None,
     port: Port = None,
     token_file: TokenFile = None,
-    store: Store = None,
+    store: StoreDir = None,
     engine: EngineName = "auto",
     threads: Threads = None,
     memory: Memory = "keep-all",
+    adapter_budget: Budget = None,
     max_queue: Queue = 32,
     max_body: Body = 32 * MIB,
     max_pixels: Pixels = 16 * MIB,
@@ -84,7 +86,7 @@ def serve(
     from quad.serve.place import port_place, socket_place
 
     limits = Limits(max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease)
-    hosted = Hosted(bundle, engine, threads, memory, store, allow_uploads, limits)
+    hosted = Hosted(bundle, engine, threads, memory, store, allow_uploads, limits, adapter_budget)
     where = socket_place(socket) if port is None else port_place(port, token_file)
     host(hosted, where, lambda place, service: _announce(place, service, as_json))
 

@@ -66,7 +66,7 @@ def read_pointers(store_dir: Path) -> dict[str, Installed]:
     """
     folder = store_dir / POINTERS
     files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
-    return {path.name.removesuffix(POINTER_SUFFIX): _read(path) for path in files if not path.name.startswith(".")}
+    return {path.name.removesuffix(POINTER_SUFFIX): read_pointer(path) for path in files if not path.name.startswith(".")}
 
 
 def read_installed(store_dir: Path) -> dict[str, Path]:
@@ -76,6 +76,12 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
         VerificationError: a pointer is damaged, or its pack is not there whole.
     """
     return {name: _whole(store_dir, pointer) for name, pointer in read_pointers(store_dir).items()}
+
+
+def is_whole(store_dir: Path, version: Version) -> bool:
+    """Whether a version's pack lies there with all of its bytes."""
+    path = pack_path(store_dir, version.sha256)
+    return path.is_file() and path.stat().st_size == version.size_bytes
 
 
 def write_pointer(store_dir: Path, pointer: Installed) -> None:
@@ -101,7 +107,12 @@ def remove_pointer(store_dir: Path, name: str) -> None:
     sync_directory(path.parent)
 
 
-def _read(path: Path) -> Installed:
+def read_pointer(path: Path) -> Installed:
+    """One pointer.
+
+    Raises:
+        VerificationError: it is damaged, or speaks of another adapter.
+    """
     try:
         pointer = msgspec.json.decode(path.read_bytes(), type=Installed)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
@@ -113,8 +124,7 @@ def _read(path: Path) -> Installed:
 
 def _whole(store_dir: Path, pointer: Installed) -> Path:
     path, expected = pack_path(store_dir, pointer.current.sha256), pointer.current.size_bytes
-    found = path.stat().st_size if path.is_file() else None
-    if found != expected:
-        there = "no such file" if found is None else f"{found} bytes"
+    if not is_whole(store_dir, pointer.current):
+        there = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
         raise VerificationError(mismatch(f"{path} of {pointer.name!r}", f"a pack of {expected} bytes", there, _AGAIN))
     return path

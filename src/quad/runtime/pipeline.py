@@ -17,6 +17,7 @@ from quad.runtime.adapters import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning import DEFAULT_GROW_PX
 from quad.runtime.engine import default_threads, open_engine
+from quad.runtime.installed import InstalledAdapters
 from quad.runtime.mix import weights_of
 from quad.runtime.network import beside_of
 from quad.runtime.output import PipelineOutput
@@ -37,7 +38,9 @@ class QuadPipeline:
     Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
     """
 
-    def __init__(self, bundle: Bundle, graphs: Mapping[str, Graph], engine: str, memory: str) -> None:
+    def __init__(
+        self, bundle: Bundle, graphs: Mapping[str, Graph], engine: str, memory: str, adapter_budget_bytes: int | None = None
+    ) -> None:
         """Use `from_pretrained`; this takes what it opened.
 
         Raises:
@@ -45,7 +48,8 @@ class QuadPipeline:
         """
         self.bundle, self.engine, self.memory = bundle, engine, memory
         self._graphs = graphs
-        self._store = AdapterStore(bundle)
+        self.notes: tuple[str, ...] = ()
+        self._store = AdapterStore(bundle, adapter_budget_bytes)
         self._mixer = Mixer(self._store)
         self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.tokenizer_file, bundle.manifest.text))
         beside_of(graphs["unet"], bundle.manifest.latent)
@@ -54,8 +58,15 @@ class QuadPipeline:
         self._use({})
 
     @classmethod
-    def from_pretrained(
-        cls, path: str | Path, engine: str = "auto", threads: int | None = None, verify: bool = True, memory: str = "keep-all"
+    def from_pretrained(  # noqa: PLR0913 - how a model is opened is said here or nowhere
+        cls,
+        path: str | Path,
+        engine: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        memory: str = "keep-all",
+        store: str | Path | None = None,
+        adapter_budget_bytes: int | None = None,
     ) -> QuadPipeline:
         """Open a bundle directory.
 
@@ -64,6 +75,9 @@ class QuadPipeline:
             threads: CPU threads for all graphs together, None for as many as the process may use.
             verify: compare the digest of every file.
             memory: which graphs stay in memory between calls: `keep-all`; `balanced`, the U-Net; `minimal`, none.
+            store: the device's installed adapters, each in place of the bundle's own of its name; what of them cannot be used is left out
+                and told in `notes`. None for the bundle's own alone.
+            adapter_budget_bytes: of memory for adapters, None for no bound.
 
         Raises:
             InputError: no bundle there. VerificationError: it was changed. BackendError: no engine can run it.
@@ -72,7 +86,13 @@ class QuadPipeline:
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
         chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-        return cls(bundle, open_graphs(bundle, chosen, threads or default_threads(), memory), chosen.name, memory)
+        graphs = open_graphs(bundle, chosen, threads or default_threads(), memory)
+        pipe = cls(bundle, graphs, chosen.name, memory, adapter_budget_bytes)
+        if store is not None:
+            installed = InstalledAdapters(Path(store), pipe.admit, pipe.dismiss)
+            installed.look()
+            pipe.notes = installed.notes
+        return pipe
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:

@@ -11,10 +11,10 @@ from pathlib import Path
 from types import FrameType
 
 from quad.core.installed import store_beside
+from quad.runtime.installed import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.scheduler import Scheduler, SchedulerOptions
 from quad.serve.guard import Door
-from quad.serve.installed import InstalledAdapters
 from quad.serve.limits import Limits
 from quad.serve.place import Place
 from quad.serve.server import serve
@@ -28,6 +28,7 @@ class Hosted:
     Args:
         store: the device's installed adapters; `BUNDLE.adapters` beside the bundle by default.
         allow_uploads: clients may send packs.
+        adapter_budget_bytes: of memory for adapters, None for no bound.
     """
 
     bundle: Path
@@ -37,6 +38,7 @@ class Hosted:
     store: Path | None = None
     allow_uploads: bool = False
     limits: Limits = field(default_factory=Limits)
+    adapter_budget_bytes: int | None = None
 
 
 def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callable[[Place, Service], None]) -> None:
@@ -61,7 +63,9 @@ def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callabl
 @contextmanager
 def opened(hosted: Hosted, place: Place) -> Iterator[Service]:
     """Everything that a server works on, released when the block ends."""
-    pipe = QuadPipeline.from_pretrained(hosted.bundle, hosted.engine, hosted.threads, memory=hosted.memory)
+    pipe = QuadPipeline.from_pretrained(
+        hosted.bundle, hosted.engine, hosted.threads, memory=hosted.memory, adapter_budget_bytes=hosted.adapter_budget_bytes
+    )
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=hosted.limits.max_queue))
     try:
         installed = InstalledAdapters(hosted.store or store_beside(hosted.bundle), scheduler.install, pipe.dismiss)

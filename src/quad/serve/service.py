@@ -12,10 +12,10 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from quad.core.errors import BusyError, StoppedError, mismatch
+from quad.runtime.installed import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.scheduler import Scheduler
 from quad.serve.book import Book
-from quad.serve.installed import InstalledAdapters
 from quad.serve.limits import Budget, Limits
 from quad.serve.refusal import Refusal
 

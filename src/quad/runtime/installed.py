@@ -1,4 +1,4 @@
-"""Adapters that `quad install` put into the device's store while a server runs: taken up, and dropped again, without a restart."""
+"""Adapters that `quad install` puts into the device's store: taken up at the start, and while a server runs, without a restart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Take = Callable[[Path, str], object]
 
 
 class InstalledAdapters:
-    """What of a store a server has taken up. A pack that cannot be taken is told of once, and tried again when its pointer changes."""
+    """What of a store has been taken up. A pack that cannot be taken is told of once, and tried again when its pointer changes."""
 
     def __init__(self, store: Path, take: Take, drop: Callable[[str], None]) -> None:
         """Args:
