@@ -29,6 +29,7 @@ from quad.compile.passes.layer_norm import DecomposeLayerNorm
 from quad.compile.passes.linear_to_conv import LinearToConv
 from quad.compile.passes.narrow_ids import NarrowIds
 from quad.compile.passes.silu import FlattenSmallSilu
+from quad.compile.passes.slice_attention import SliceAttention
 from quad.compile.passes.slot_gemm import SlotGemm
 from quad.compile.passes.split_concat import SplitConcat
 from quad.compile.passes.split_halves import SplitHalves
@@ -83,6 +84,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "merge_equal": NamedPass(library.CommonSubexpressionEliminationPass),
         "narrow_ids": NamedPass(NarrowIds),
         "plain_arithmetic": NamedPass(PlainArithmetic),
+        "slice_attention": NamedPass(SliceAttention, placed=True),
         "slot_gemm": NamedPass(SlotGemm, placed=True),
         "split_concat": NamedPass(SplitConcat, placed=True),
         "split_halves": NamedPass(SplitHalves, placed=True),
