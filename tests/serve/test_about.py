@@ -24,6 +24,7 @@ def test_every_line_is_of_the_format_and_counts_what_was_done(serve: Serve) -> N
     assert facts['quad_answers_total{code="404"}'] == "2"
     assert (facts["quad_requests_running"], facts["quad_held_bytes"], facts["quad_streams_open"]) == ("0", "0", "0")
     assert int(facts["quad_peak_ram_bytes"]) > 0
+    assert (facts["quad_adapters_registered"], facts["quad_scheduler_running"]) == ("3", "0")
     assert all(f"# TYPE {name.partition('{')[0]} " in text for name in facts)
 
 

@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quad import QuadPipeline
-from quad.core.errors import StoppedError
+from quad.core.errors import BackendError, StoppedError
 from quad.serve import QuadClient
 from tests.serve.device import install_pack
 from tests.serve.process import PATIENCE_S, ServerProcess, start
@@ -82,6 +82,18 @@ def test_a_killed_clients_work_is_freed(tiny_bundle: Path, folder: Path) -> None
         _until(lambda: client.health.running == 0)
         assert 'quad_requests_total{state="cancelled"} 1' in client._wire.fetch("GET", "/metrics").decode()
         assert client("x").task == "text-to-image"
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_server_that_is_killed_is_one_line_for_its_clients(tiny_bundle: Path, folder: Path, at: int) -> None:
+    with ServerProcess(tiny_bundle, "--socket", str(folder / "s"), *ENOUGH_STEPS) as server:
+
+        def kill(_client: QuadClient, index: int, _timestep: float, _kwargs: dict[str, Any]) -> None:
+            if index == at:
+                server.process.kill()
+
+        with pytest.raises(BackendError):
+            server.client()("x", **SLOW, callback_on_step_end=kill)
 
 
 def test_tcp_asks_for_the_token_and_takes_it_along(tiny_bundle: Path, folder: Path) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.runtime.adapted import Mixer
-from quad.runtime.adapters import AdapterStore
+from quad.runtime.adapters import AdapterStore, StoreMetrics
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning import DEFAULT_GROW_PX
 from quad.runtime.engine import default_threads, open_engine
@@ -111,6 +111,10 @@ class QuadPipeline:
             UsageError: no adapter has that name.
         """
         return self._store.manifest(name)
+
+    def adapter_metrics(self) -> StoreMetrics:
+        """What its adapters hold of memory, and how they came there."""
+        return self._store.metrics()
 
     def get_active_adapters(self) -> list[str]:
         """Adapters bound at this moment; empty for the base."""

@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from quad.core.errors import QuadError, UsageError, mismatch
+from quad.core.errors import BackendError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.runtime.conditioning import DEFAULT_GROW_PX
 from quad.runtime.mix import weights_of
@@ -118,6 +118,7 @@ class QuadClient:
                             strength, image_guidance_scale, priority, deadline_s, self._name)  # fmt: skip
         asked = self._wire.json("POST", "/v1/requests", RequestState, wanted)
         where = f"/v1/requests/{asked.id}"
+        told: RequestState | Step = asked
         with self._wire.answer("GET", f"{where}/events") as stream:
             for told in _events(stream):
                 if isinstance(told, Step) and callback_on_step_end is not None:
@@ -125,10 +126,12 @@ class QuadClient:
         return self._fetch(where, told)
 
     def _fetch(self, where: str, end: RequestState | Step) -> PipelineOutput:
-        if not isinstance(end, RequestState):
-            raise QuadError(mismatch(where, "its end", "a stream that broke off", "ask again"))
-        if end.error is not None or end.task is None or end.seed is None:
-            raise raised(end.error) if end.error else QuadError(mismatch(where, "done", end.state, "ask again"))
+        if isinstance(end, RequestState) and end.error is not None:
+            raise raised(end.error)
+        if isinstance(end, Step) or end.task is None or end.seed is None:
+            raise BackendError(
+                mismatch("server", "the end of what it began", "a stream that broke off", "see whether it runs, and ask again")
+            )
         picture = from_png(self._wire.fetch("GET", f"{where}/image"))
         self._wire.fetch("DELETE", where)
         self._last = tuple(end.adapters)

@@ -52,6 +52,7 @@ def exposition(service: Service) -> str:
         Metric("quad_answers_total", "counter", "HTTP answers by status.", _by_name(service.answers), "code"),
         Metric("quad_peak_ram_bytes", "gauge", "Largest resident size so far.", {"": peak_ram_bytes()}),
         *_numbers("quad_scheduler", asdict(service.scheduler.metrics())),
+        *_numbers("quad_adapters", asdict(service.pipe.adapter_metrics())),
     ])  # fmt: skip
 
 
