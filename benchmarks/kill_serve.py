@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import signal
 import tempfile
 from collections import Counter
 from contextlib import suppress
@@ -36,11 +37,13 @@ class Found:
     points: what the server did when it was killed -> how often.
     strays: files that a later start did not remove.
     wrong: pictures that were not the pipeline's.
+    failed: what servers said that ended by themselves.
     """
 
     points: Counter[str] = field(default_factory=Counter)
     strays: list[str] = field(default_factory=list)
     wrong: int = 0
+    failed: list[str] = field(default_factory=list)
     pictures: int = 0
     last_exit_code: int | None = None
     left_at_the_end: list[str] = field(default_factory=list)
@@ -91,7 +94,9 @@ def one_life(world: World, found: Found, share: float) -> None:
     over.set()
     if user.ident is not None:
         user.join()
-    process.communicate()
+    _, said = process.communicate()
+    if process.returncode != -signal.SIGKILL:
+        found.failed.append(said)
 
 
 def _uploads(world: World) -> list[str]:
@@ -140,7 +145,7 @@ def main() -> int:
     if options.output:
         options.output.write_text(text, encoding="utf-8")
     print(text)
-    return 1 if facts["strays"] or facts["wrong"] or facts["last_exit_code"] or facts["left_at_the_end"] else 0
+    return 1 if facts["strays"] or facts["wrong"] or facts["failed"] or facts["last_exit_code"] or facts["left_at_the_end"] else 0
 
 
 if __name__ == "__main__":
