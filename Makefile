@@ -13,7 +13,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[build,openvino,dev]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet -e '.[build,openvino,delivery,serve,dev]' -c constraints.txt
 	$(BIN)/python -m pip install --quiet -e '.[qnn]' -c constraints.txt || echo "make: Qualcomm's compiler is not for this platform, qnn-htp is left out" >&2
 	@touch $@
 

@@ -12,6 +12,7 @@ FLOAT_MERGED, FLOAT_SHARED = "FP32, merged", "FP32, one for all"
 INT_MERGED, INT_SHARED = "quantized, merged", "quantized, one for all"
 SIDES = (FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED)
 SWITCH_MS, FLAT, ROM, PLACE_SECONDS, PLACE_BYTES = 2.0, 1.3, 8.0, 180.0, 12e9
+COLD_SWITCH, RESIDENT, GROWTH = 1.5, 1.05, 0.01
 LORA_COST = {"quantized": 1.05, "FP32": 1.08}
 SPEED = {"openvino": (2.3, 3.5), "ort": (1.7, 2.3)}
 _HALF = 2
@@ -90,6 +91,22 @@ def rom_figures(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
             name = f"ROM, 10 adapters of rank {row['rank']:.0f}, separate {kind.upper()} binaries over ours"
             found.append(Figure(name, row[f"{kind}_over_ours"], ROM, "x", True))
     return found
+
+
+def switching_figures(found: Mapping[str, Any]) -> list[Figure]:
+    """Switching from memory and from disk, what it takes of memory, and how much dearer the other ways are."""
+    disk = {name: one["ratio"] for name, one in found["disk"].items()}
+    warm, memory, slowest = found["warm"]["median_ms"], found["memory"], found["disk"]["later, cold, of the slots' rank"]["switch_ms"]
+    return [
+        Figure("switch from memory", warm, SWITCH_MS, "ms"),
+        Figure("switch from a cold disk over reading the file", disk["later, cold, of the slots' rank"], COLD_SWITCH, "x"),
+        Figure("the same where the file is hashed first", disk["first, cold, of the slots' rank"], COLD_SWITCH, "x"),
+        Figure("diffusers' set_adapters over a switch from memory", found["diffusers"]["median_ms"] / warm, 1.0, "x", True),
+        Figure("loading a merged graph over a switch, both from a cold disk", found["merged"]["cold_ms"] / slowest, 1.0, "x", True),
+        Figure("the same, graph in the page cache, over a switch from memory", found["merged"]["warm_ms"] / warm, 1.0, "x", True),
+        Figure("most resident memory over the budget", memory["most_bytes"] / memory["budget_bytes"], RESIDENT, "x"),
+        Figure("its growth over the last half over the budget", memory["growth_bytes"] / memory["budget_bytes"], GROWTH, "x"),
+    ]
 
 
 def placement_figures(built: Mapping[str, Mapping[str, float]]) -> list[Figure]:

@@ -13,12 +13,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from quad.core.memory import peak_ram_bytes
 from quad.core.slots import SlotTable
 from quad.evaluate.timing import median
 from quad.runtime.binding import Binder
+from quad.runtime.buffers import Buffers
 from quad.runtime.engine import open_engine
 
 COMPONENT = "unet"
@@ -109,7 +109,7 @@ class _Loaded:
 
     def switch(self, counts: Sequence[int]) -> dict[int, float]:
         """Median ms of binding another resident adapter, with so many of them registered."""
-        adapters: dict[str, dict[str, NDArray[Any]]] = {}
+        adapters: dict[str, Buffers] = {}
         found = {}
         for count in counts:
             for number in range(len(adapters) + 1, count + 1):
@@ -118,18 +118,18 @@ class _Loaded:
             found[count] = median([self._switched(adapters, str(1 + k % count)) for k in range(_SWITCHES)])
         return found
 
-    def _switched(self, adapters: dict[str, dict[str, NDArray[Any]]], name: str) -> float:
+    def _switched(self, adapters: dict[str, Buffers], name: str) -> float:
         start = perf_counter()
         self._binder.bind(adapters[name], name)
         return (perf_counter() - start) * 1e3
 
-    def _adapter(self, number: int) -> dict[str, NDArray[Any]]:
+    def _adapter(self, number: int) -> Buffers:
         """An adapter of noise; its integers fill an eighth of their range."""
         draw = np.random.default_rng(number)
         if self._dtype == np.float32:
-            return {name: 0.02 * draw.standard_normal(shape, np.float32) for name, shape in self._shapes.items()}
+            return Buffers({name: 0.02 * draw.standard_normal(shape, np.float32) for name, shape in self._shapes.items()})
         top = int(np.iinfo(self._dtype).max) // _EIGHTH
-        return {name: draw.integers(-top, top, shape, self._dtype) for name, shape in self._shapes.items()}
+        return Buffers({name: draw.integers(-top, top, shape, self._dtype) for name, shape in self._shapes.items()})
 
 
 def _static(shape: Sequence[int | None]) -> tuple[int, ...]:

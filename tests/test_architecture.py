@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -15,7 +14,7 @@ from quad.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
-DEVICE_ROOMS = [room for room in ("quad.core", "quad.runtime", "quad.delivery") if importlib.util.find_spec(room)]
+DEVICE_ROOMS = ("quad.core", "quad.runtime", "quad.delivery", "quad.serve")
 
 
 def _loaded(code: str) -> set[str]:
@@ -37,15 +36,21 @@ def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
 
 
 def test_the_command_line_itself_is_light() -> None:
-    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime"})
+    assert not _loaded("import quad.cli.main") & (NOT_ON_A_DEVICE | {"onnxruntime", "tuf", "cryptography", "starlette", "uvicorn"})
+
+
+def test_what_runs_loads_nothing_of_what_delivers_and_the_other_way_round() -> None:
+    assert not _loaded("import quad\nassert quad.QuadPipeline.from_pretrained") & {"tuf", "cryptography"}
+    assert "onnxruntime" not in _loaded("import quad.delivery.device, quad.delivery.repository")
 
 
 def _verbs() -> list[str]:
-    return [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    single = [command.callback.__name__ for command in app.registered_commands if command.callback is not None]
+    return [*single, *(group.name for group in app.registered_groups if group.name)]
 
 
 def test_there_are_verbs() -> None:
-    assert {"build", "run", "inspect"} <= set(_verbs())
+    assert {"build", "run", "inspect", "publish", "install"} <= set(_verbs())
 
 
 @pytest.mark.parametrize("verb", _verbs())
@@ -56,6 +61,7 @@ def test_every_verb_and_option_is_documented(verb: str) -> None:
     sections = dict(re.findall(r"^## quad (\S+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
     assert verb in sections
     command = get_command(app).commands[verb]  # type: ignore[attr-defined]
-    options = [name for parameter in command.params for name in parameter.opts if name.startswith("--") and name != "--help"]
+    every = [command, *getattr(command, "commands", {}).values()]  # a group's own verbs are documented with it
+    options = [name for one in every for parameter in one.params for name in parameter.opts if name.startswith("--") and name != "--help"]
     missing = [name for name in options if f"`{name}" not in sections[verb]]
     assert not missing

@@ -84,7 +84,7 @@ def test_every_adapter_is_packed_and_measured(aligner: Aligner, request_: BuildR
     assert [(one.name, one.rank, one.source) for one in packed] == [(a.name, a.rank, a.digest) for a in aligner.adapters]
     assert shares == [("align transform", 0.0), ("align removal", 0.5)]
     for one in packed:
-        assert pad(one.tensors, slots, zero_buffers(slots)).keys() == slots.input_shapes().keys()
+        assert pad(one.tensors, zero_buffers(slots)).keys() == slots.input_shapes().keys()
         assert found[one.name].steps == STEPS
 
 
@@ -92,7 +92,7 @@ def test_without_steps_the_pack_is_rescaling_alone(aligner: Aligner, request_: B
     packed, _ = aligner.pack(replace(request_, distill_steps=0), profile, slots)
     for one, adapter in zip(packed, aligner.adapters, strict=True):
         for name, values in quantize_adapter(adapter, slots, profile).items():
-            np.testing.assert_array_equal(pad(one.tensors, slots, zero_buffers(slots))[name], values)
+            np.testing.assert_array_equal(pad(one.tensors, zero_buffers(slots))[name], values)
     assert not kept_dir(request_).exists()
 
 

@@ -24,6 +24,7 @@ from quad.core.slots import TEXT_ENCODER, UNET
 from quad.evaluate.metrics import psnr
 from quad.model.base import open_model
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.tokenizer import Tokenizer
 from quad.zoo.calibration import calibration_samples
 from tests.pixart import ADAPTERS, save_adapters, save_pixart
 
@@ -146,10 +147,10 @@ def test_an_integer_graph_is_near_the_float_one(adapter: str | None, made: Calla
         pipe = QuadPipeline.from_pretrained(made(precision).bundle)
         if adapter is not None:
             pipe.set_adapters(adapter)
-        ids = pipe._tokenizer(PROMPT).ids
+        ids = Tokenizer(pipe.bundle.tokenizer_file, pipe.bundle.manifest.text)(PROMPT).ids
         if not outputs:
-            inputs["encoder_hidden_states"] = pipe._sessions["text_encoder"].run({"input_ids": ids})
-        outputs.append(pipe._sessions["unet"].run(inputs))
+            inputs["encoder_hidden_states"] = pipe.graph("text_encoder").run({"input_ids": ids})
+        outputs.append(pipe.graph("unet").run(inputs))
     assert sqnr_db(outputs[1], outputs[0]) >= QUANTIZED_DB
 
 
@@ -165,8 +166,8 @@ def test_what_a_bundle_holds(precision: str, made: Callable[[str], BuildResult])
 def test_what_fills_a_prompt_up_is_not_read(made: Callable[[str], BuildResult]) -> None:
     """Also in integers: rows of zeros stay rows of zeros, and the denoiser passes over them."""
     pipe = QuadPipeline.from_pretrained(made("w8a16").bundle)
-    ids = pipe._tokenizer(PROMPT).ids
-    hidden = pipe._sessions["text_encoder"].run({"input_ids": ids})
+    ids = Tokenizer(pipe.bundle.tokenizer_file, pipe.bundle.manifest.text)(PROMPT).ids
+    hidden = pipe.graph("text_encoder").run({"input_ids": ids})
     np.testing.assert_array_equal(np.abs(hidden).max(-1) > 0, ids != 0)
     assert 3 < int((ids != 0).sum()) < 100
 

@@ -16,7 +16,7 @@ from quad.core.memory import forget_peak, peak_ram_bytes
 from quad.evaluate.bench import BenchOptions, bench
 from quad.evaluate.bench_process import measure
 from quad.evaluate.bench_report import make_page
-from quad.evaluate.bench_tables import grids, text_lines
+from quad.evaluate.bench_tables import grids, memory_grid, text_lines
 from quad.evaluate.footprint import separate_bytes
 from quad.evaluate.switching import bench_resident, flatness
 from quad.evaluate.timing import median_p95, milliseconds
@@ -101,9 +101,28 @@ def test_the_json_has_what_checks_read(found: dict[str, Any], tiny_bundle: Path)
 
 def test_stages_are_told_from_the_other_process(found: dict[str, Any], told: Told) -> None:
     stages, shares = zip(*told, strict=True)
-    assert stages == ("open", "switch", *found["tasks"], "resident adapters", "components")
+    plans = ("memory keep-all", "memory balanced", "memory minimal")
+    assert stages == ("open", "switch", *found["tasks"], "resident adapters", "components", *plans)
     assert list(shares) == sorted(shares)
     assert shares[-1] < 1
+
+
+def test_each_memory_plan_has_a_peak_of_its_own(found: dict[str, Any]) -> None:
+    plans = found["memory"]
+    assert list(plans) == ["keep-all", "balanced", "minimal"]
+    for entry in plans.values():
+        assert entry["peak_ram_bytes"] > 1_000_000
+        assert min(entry[key] for key in ("open_ms", "first_ms", "next_ms")) > 0
+        assert entry["task"] in ("transform", "removal", "sketch")  # they read a picture: every graph is used
+
+
+def test_a_plan_that_spares_too_little_is_told() -> None:
+    entry = {"open_ms": 1.0, "first_ms": 2.0, "next_ms": 3.0}
+    for peak, passed in ((60e6, True), (80e6, False)):
+        plans = {"keep-all": {**entry, "peak_ram_bytes": 100e6}, "minimal": {**entry, "peak_ram_bytes": peak}}
+        grid = memory_grid({"memory": plans})
+        assert grid.rows[1].passed == (None, passed)
+        assert ("(bar ≥ 30 %)" in text_lines(grid)[3]) is not passed
 
 
 def test_the_measuring_process_is_the_runtime_alone() -> None:
@@ -176,4 +195,4 @@ def test_a_bundle_without_adapters_is_measured_too(found: dict[str, Any]) -> Non
     bare["switch"] = {"warm_ms": 0.0, "cold_ms": 0.0, "warm_p95_ms": 0.0, "resident": {}, "flatness": None}
     bare["rom_bytes"] |= {"adapters": {}, "separate": []}
     assert "ROM: one for all" not in make_page(bare)
-    assert len(grids(bare)) == 3
+    assert len(grids(bare)) == 4

@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from benchmarks import sides
-from benchmarks.figures import FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED, Figure, engine_figures, paired_ratio, rom_rows
+from benchmarks.figures import (
+    FLOAT_MERGED,
+    FLOAT_SHARED,
+    INT_MERGED,
+    INT_SHARED,
+    Figure,
+    engine_figures,
+    paired_ratio,
+    rom_rows,
+    switching_figures,
+)
 
 
 def test_a_machine_that_slows_down_slows_both_sides() -> None:
@@ -46,3 +56,15 @@ def test_a_side_that_is_ended_is_an_error_and_no_wait(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sides, "_serve", ended)
     with pytest.raises(RuntimeError, match="base: its process was ended"):
         sides.Side("base", "ort", "float", Path("model.onnx"), 1)
+
+
+def test_switching_is_held_to_its_bars_by_turns_and_by_resident_memory() -> None:
+    turn = {"switch_ms": 8.0, "read_ms": 6.0, "ratio": 1.4}
+    found = {
+        "warm": {"median_ms": 0.2}, "diffusers": {"median_ms": 24.0}, "merged": {"cold_ms": 400.0, "warm_ms": 300.0},
+        "disk": {"later, cold, of the slots' rank": turn, "first, cold, of the slots' rank": {**turn, "ratio": 1.6}},
+        "memory": {"budget_bytes": 100.0, "most_bytes": 104.0, "growth_bytes": 2.0},
+    }  # fmt: skip
+    figures = switching_figures(found)
+    assert [figure.value for figure in figures] == pytest.approx([0.2, 1.4, 1.6, 120.0, 50.0, 1500.0, 1.04, 0.02])
+    assert [figure.reached for figure in figures] == [True, True, False, True, True, True, True, False]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ from quad.core.manifest import (
 from quad.core.padding import trim
 from quad.core.ports import PORTS_FILE
 from quad.core.profile import Profile
+from quad.runtime import Request, Scheduler, SchedulerOptions
+from tests.runtime.held import Clock, HeldPipeline
 from tests.runtime.tiny_htp import save_htp_unet
 from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, save_graph, save_unet, tiny_slots, value
 
@@ -128,10 +130,8 @@ def write_manifest(root: Path, **changes: Any) -> None:
     (root / "bundle.json").write_bytes(canonical_json(seal(msgspec.structs.replace(manifest, **changes))))
 
 
-@pytest.fixture(scope="session")
-def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole bundle; not to be written to."""
-    root = tmp_path_factory.mktemp("bundles") / "phone"
+def make_bundle(root: Path) -> Path:
+    """Write the bundle into a new directory."""
     rng = np.random.default_rng(0)
     save_unet(root / "unet/model.onnx")
     _text_encoder(root / "text_encoder/model.onnx", rng)
@@ -143,6 +143,12 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "profile.json").write_bytes(canonical_json(PROFILE))
     write_manifest(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle; not to be written to."""
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "phone")
 
 
 @pytest.fixture(scope="session")
@@ -200,3 +206,39 @@ def mask() -> NDArray[np.uint8]:
     plane = np.zeros((SIZE, SIZE), np.uint8)
     plane[5:9, 6:11] = 255
     return plane
+
+
+@pytest.fixture
+def held(tiny_bundle: Path) -> HeldPipeline:
+    """A pipeline whose steps a test can stop."""
+    opened = HeldPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1)
+    assert isinstance(opened, HeldPipeline)
+    return opened
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def scheduler(held: HeldPipeline, clock: Clock) -> Iterator[Scheduler]:
+    """A scheduler on the held pipeline; closed when the test is over."""
+    made = Scheduler(held, SchedulerOptions(max_queue=50, most_overtaken=3, clock=clock))
+    yield made
+    if held.held:
+        held.free()
+    made.close()
+
+
+@pytest.fixture
+def requests(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> list[Request]:
+    """All tasks, a mix, the base by name, guidance on and off."""
+    return [
+        Request("the car", seed=1),
+        Request("make it night", task="transform", image=picture, seed=2),
+        Request("remove the car", task="removal", image=picture, mask_image=mask, seed=3),
+        Request("the car", task="sketch", image=picture, seed=4, negative_prompt="night"),
+        Request("the car", task="text-to-image", adapters={"transform": 0.5, "removal": 0.25}, seed=5),
+        Request("the car", task="sketch", adapters={}, image=picture, guidance_scale=1.0, seed=6),
+    ]

@@ -15,6 +15,7 @@ from quad.core.manifest import AdapterManifest
 from quad.core.pack import write_pack
 from quad.core.padding import trim
 from quad.runtime import AdapterStore, open_bundle
+from quad.runtime.buffers import padded_bytes
 from tests.runtime.conftest import SLOTS
 
 Ink = tuple[AdapterManifest, dict[str, NDArray[Any]]]
@@ -29,9 +30,11 @@ def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
     assert store.names == ("transform", "removal", "sketch")
     assert store.size_bytes() == 0
     first = store.buffers("removal")
-    assert store.size_bytes() == sum(a.nbytes for a in first.values()) > 0
+    assert store.size_bytes() == padded_bytes(first, store.zeros) > 0
     assert store.buffers("removal") is first
     store.drop("removal")
+    assert store.size_bytes() == padded_bytes(first, store.zeros), "it is in use"
+    del first
     assert store.size_bytes() == 0
     assert "removal" in store.names
 
@@ -89,7 +92,7 @@ def test_slots_that_an_adapter_does_not_have_cost_it_no_memory(store: AdapterSto
     write_pack(tmp_path / "ink.qpack", ink[0], own)
     buffers = store.buffers(store.load(tmp_path / "ink.qpack"))
     assert buffers["conv_in.lora_A"] is store.zeros["conv_in.lora_A"]
-    assert store.size_bytes() == sum(buffers[name].nbytes for name in own)
+    assert store.size_bytes() == padded_bytes(own, store.zeros)
 
 
 def test_pickles_and_nothing(store: AdapterStore, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
         bound: dict[str, Any]
 
         def prepare(self, inputs: Arrays) -> Ready:
-            return Ready(self, inputs, inputs)
+            return Ready(weakref.ref(self), inputs, inputs)
 
         def bind(self, inputs: Ready) -> None:
             self.bound = dict(inputs.of(self).arrays)
@@ -107,3 +108,14 @@ def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
         for name, graph in graphs.items():
             assert graph.bound.keys() == slots.of(name).input_shapes().keys()
             assert all(array is buffers[key] for key, array in graph.bound.items())
+
+
+def test_what_was_made_ready_goes_with_its_buffers(session: _Counting, binder: Binder, store: AdapterStore) -> None:
+    for name in ("sketch", "removal"):
+        binder.bind(store.buffers(name), name)
+    alive = [weakref.ref(ready) for _, kept in binder._kept.values() for ready in kept.values()]
+    store.drop("sketch")
+    store.drop("removal")
+    assert [ready() is None for ready in alive] == [True, False], "the one that is bound stays"
+    binder.bind(store.zeros, "")
+    assert alive[1]() is None

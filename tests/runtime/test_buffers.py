@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError
 from quad.core.slots import Slot, SlotTable
-from quad.runtime.buffers import check_tensors, largest_bytes, size_bytes, zero_buffers
+from quad.runtime.buffers import BESIDE_BYTES, check_tensors, largest_bytes, padded_bytes, zero_buffers
 
 SLOTS = SlotTable(
     (
@@ -72,5 +72,13 @@ def test_zeros_are_of_the_slots_and_shared_by_shape_and_type() -> None:
     assert not any(zero.any() for zero in zeros.values())
     assert zeros["mid.to_k.lora_A"] is zeros["mid.to_v.lora_B"]
     assert zeros["mid.to_q.lora_A"] is not zeros["mid.to_k.lora_A"]
-    assert size_bytes(zeros.values()) == 2 * (4 * 27 + 5 * 4 + 4 * 4) + 4 * 4
+    shared = {id(zero): zero.nbytes for zero in zeros.values()}
+    assert sum(shared.values()) == 2 * (4 * 27 + 5 * 4 + 4 * 4) + 4 * 4
     assert largest_bytes(SLOTS) == sum(zero.nbytes for zero in zeros.values())
+
+
+def test_an_adapter_takes_its_slots_sizes_whatever_its_rank_and_nothing_for_slots_it_lacks() -> None:
+    zeros = zero_buffers(SLOTS)
+    own = ["conv_in.lora_A", "conv_in.lora_B"]
+    assert padded_bytes([*own, "ghost.lora_A"], zeros) == sum(zeros[name].nbytes + BESIDE_BYTES for name in own)
+    assert padded_bytes(zeros, zeros) == largest_bytes(SLOTS) + BESIDE_BYTES * len(zeros)

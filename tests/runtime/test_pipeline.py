@@ -19,6 +19,7 @@ from quad import QuadPipeline
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
 from quad.core.manifest import AdapterManifest
 from quad.core.pack import write_pack
+from quad.runtime import Request
 
 
 @pytest.fixture
@@ -136,6 +137,35 @@ def test_callback_and_steps(pipe: QuadPipeline) -> None:
     assert [t for _, t in seen] == sorted((t for _, t in seen), reverse=True)
     with pytest.raises(UsageError, match="num_inference_steps: expected 1 to 1000, found 0"):
         pipe("the car", num_inference_steps=0)
+
+
+def test_a_call_that_is_given_up_leaves_the_pipeline_as_it_was(pipe: QuadPipeline, picture: np.ndarray) -> None:
+    def stop(_: QuadPipeline, index: int, __: float, ___: dict[str, Any]) -> None:
+        if index == 1:
+            raise KeyboardInterrupt
+
+    base, sketch = _pixels(pipe), _pixels(pipe, task="sketch", image=picture)
+    with pytest.raises(KeyboardInterrupt):
+        pipe("the car", task="sketch", image=picture, callback_on_step_end=stop)
+    np.testing.assert_array_equal(_pixels(pipe), base)
+    np.testing.assert_array_equal(_pixels(pipe, task="sketch", image=picture), sketch)
+
+
+def test_stages_of_several_pictures_in_any_order(pipe: QuadPipeline, picture: np.ndarray, mask: np.ndarray) -> None:
+    asked = [
+        Request("the car", task="sketch", image=picture, seed=1),
+        Request("make it night", task="transform", image=picture, seed=2),
+        Request("remove the car", task="removal", image=picture, mask_image=mask, seed=3),
+        Request("the car", adapters={"sketch": 0.5}, task="text-to-image"),
+    ]
+    alone = [np.asarray(pipe.finish(pipe.prepare(one)).images[0]) for one in asked]
+    prepared = [pipe.prepare(one) for one in asked]
+    for which in (2, 0, 3, 1):
+        np.testing.assert_array_equal(np.asarray(pipe.finish(prepared[which]).images[0]), alone[which])
+    np.testing.assert_array_equal(alone[0], np.asarray(pipe("the car", task="sketch", image=picture, seed=1).images[0]))
+    pipe.set_adapters("sketch", 0.5)
+    pipe.finish(pipe.prepare(asked[1]))
+    assert pipe("the car", task="text-to-image").adapters == {"sketch": 0.5}  # what was set stays set
 
 
 def test_words_for_wrong_calls(pipe: QuadPipeline, picture: np.ndarray, tmp_path: Path) -> None:

@@ -16,8 +16,14 @@ from quad.cli.adapt import adapt
 from quad.cli.bench import bench
 from quad.cli.build import build
 from quad.cli.eval import eval
+from quad.cli.fetch import fetch
 from quad.cli.inspect import inspect
+from quad.cli.install import install
+from quad.cli.list import list as list_adapters
+from quad.cli.publish import app as publish
+from quad.cli.rollback import rollback
 from quad.cli.run import run
+from quad.cli.serve import serve
 from quad.core.errors import InputError, QuadError, mismatch
 
 DEBUG = "--debug"
@@ -92,6 +98,12 @@ app.command()(inspect)
 app.command()(eval)
 app.command()(ablate)
 app.command()(bench)
+app.add_typer(publish, name="publish")
+app.command()(fetch)
+app.command()(install)
+app.command()(rollback)
+app.command()(list_adapters)
+app.command()(serve)
 
 
 def main() -> None:

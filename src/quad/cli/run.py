@@ -11,7 +11,9 @@ import typer
 
 from quad.cli.options import weighted_names
 from quad.cli.show import Json, note, progress_bar, result
+from quad.cli.stores import StoreDir
 from quad.core.errors import UsageError, mismatch
+from quad.core.installed import store_beside
 from quad.core.memory import peak_ram_bytes
 
 if TYPE_CHECKING:
@@ -54,6 +56,10 @@ Negative = Annotated[str, typer.Option("--negative-prompt", help="What the pictu
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
+MemoryPlan = Annotated[
+    str,
+    typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),
+]
 
 
 def run(
@@ -71,6 +77,8 @@ def run(
     image_guidance: ImageGuidance = None,
     negative_prompt: Negative = "",
     engine: EngineName = "auto",
+    memory: MemoryPlan = "minimal",
+    store: StoreDir = None,
     as_json: Json = False,
 ) -> None:
     """Make one picture from a bundle, without torch."""
@@ -78,7 +86,9 @@ def run(
     weights = weighted_names("--adapter", adapter or [])
     from quad.runtime.pipeline import QuadPipeline
 
-    pipe = QuadPipeline.from_pretrained(bundle, engine=engine)
+    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
+    for line in pipe.notes:
+        note(line)
     if weights:
         pipe.set_adapters(list(weights), list(weights.values()))
     total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)

@@ -101,13 +101,13 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase
     session: Session | None = None
     loaded = ""
     errors: dict[str, dict[str, float]] = {}
-    zeros, own = zero_buffers(slots), {component: slots.of(component) for component in {case.component for case in cases}}
+    zeros = {component: zero_buffers(slots.of(component)) for component in {case.component for case in cases}}
     for case in cases:
         if session is None or case.component != loaded:
             session = None  # one graph in memory at a time
             session, loaded = opened.load(root / case.component / "model.onnx", default_threads()), case.component
-        if own[case.component].slots:
-            session.bind(pad(case.bound, own[case.component], zeros))
+        if zeros[case.component]:
+            session.bind(pad(case.bound, zeros[case.component]))
         found = session.run(case.inputs)
         where = f"smoke run of {case.component} with {case.label}"
         if found.shape != case.expected.shape or not np.isfinite(found).all():

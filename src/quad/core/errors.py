@@ -7,6 +7,8 @@
     |-- RefusedError          exit 3   given things do not belong together or are not what they claim to be
     |   |-- VerificationError exit 3   a digest, signature or format check failed
     |   `-- CompatibilityError exit 3  made for other slots, another profile or another target
+    |-- BusyError             exit 1   too much is being asked for at once
+    |-- StoppedError          exit 1   given up on purpose: cancelled, or its time was over
     `-- BackendError          exit 1   an engine, a toolchain or the disk failed
 
 A message is one line: where, expected, found, what to do next. It quotes names and words of strangers: what would break the line, or
@@ -55,6 +57,14 @@ class VerificationError(RefusedError):
 
 class CompatibilityError(RefusedError):
     """Two things that were made for different slots, profiles or targets."""
+
+
+class BusyError(QuadError):
+    """Nothing is wrong with the call but its moment: ask again later."""
+
+
+class StoppedError(QuadError):
+    """It was cancelled, or could not end within its time."""
 
 
 class BackendError(QuadError):

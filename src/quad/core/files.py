@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
-from quad.core.errors import BackendError, InputError, VerificationError
+from quad.core.errors import BackendError, InputError, QuadError, VerificationError
 
 TEMPORARY = "set TMPDIR to another place"
 _LONGEST_NAME = 255  # bytes, of one part of a path
@@ -79,6 +80,53 @@ def write_bytes(path: Path, data: bytes) -> None:
         with suppress(OSError):  # where the place itself is wrong, so is this; the first error is the one to tell
             temporary.unlink(missing_ok=True)
         raise _disk_error(path, error) from error
+
+
+def sync_directory(folder: Path) -> None:
+    """Wait until names made, changed and removed in a directory are on the disk, where the system can tell.
+
+    Raises:
+        BackendError: the disk cannot keep them.
+    """
+    if sys.platform == "win32":
+        return
+    with writing_to(folder):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def alone_in(folder: Path, taken: QuadError) -> Iterator[None]:
+    """While the block runs no other process is in a block of the same directory, where the system and the disk know locks.
+
+    The directory itself is locked: nothing is left behind, however the process ends.
+
+    Raises:
+        QuadError: `taken`, where another process is in one.
+        BackendError: the directory cannot be made.
+    """
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if sys.platform == "win32":
+        yield
+        return
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise taken from None
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:

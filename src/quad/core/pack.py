@@ -17,23 +17,22 @@ from typing import Any
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from quad.core.digests import canonical_json
 from quad.core.errors import VerificationError, mismatch
 from quad.core.files import write_bytes
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
+from quad.core.tensor_file import TensorFile, map_tensors
 
 PACK_SUFFIX = ".qpack"
 MANIFEST_KEY = "quad_adapter"
 DIGEST_KEY = "quad_digest"
-_LENGTH_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Pack:
-    """An adapter as read from disk: graph input name -> integers (or float32), and what it claims to be."""
+    """An adapter as mapped from disk, read-only: graph input name -> integers (or float32), and what it claims to be."""
 
     manifest: AdapterManifest
     tensors: dict[str, NDArray[Any]]
@@ -55,25 +54,13 @@ def parse_adapter_manifest(where: str, text: bytes) -> AdapterManifest:
         raise VerificationError(mismatch(where, "an adapter manifest", f"something else ({error})", "fetch it again")) from error
 
 
-def parse_tensors(where: str, data: bytes) -> dict[str, NDArray[Any]]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        VerificationError: it is no whole safetensors file.
-    """
-    try:
-        return dict(load_safetensors(data))
-    except Exception as error:
-        raise VerificationError(mismatch(where, "a safetensors file", f"something else ({error})", "fetch it again")) from error
-
-
 def content_digest(tensors: Mapping[str, NDArray[Any]]) -> str:
     """SHA-256 over names, types, shapes and bytes of the tensors, in order of their names."""
     h = hashlib.sha256()
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         h.update(canonical_json([name, array.dtype.str, list(array.shape)]))
-        h.update(array.tobytes())
+        h.update(array.ravel().data)
     return h.hexdigest()
 
 
@@ -98,25 +85,34 @@ def write_pack(path: Path, manifest: AdapterManifest, tensors: Mapping[str, NDAr
 
 
 def read_pack(path: Path) -> Pack:
-    """Read a pack and check both of its digests.
+    """Map a pack and check both of its digests.
 
     Raises:
         VerificationError: it is no pack, or a byte of it was changed.
     """
-    data = path.read_bytes()
-    tensors = parse_tensors(str(path), data)
-    header = json.loads(data[_LENGTH_BYTES : _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")])
-    metadata = header.get("__metadata__", {})
-    if MANIFEST_KEY not in metadata:
+    file = map_tensors(path)
+    manifest = pack_manifest(file)
+    check_digest(file.where, content_digest(file.tensors), manifest.sha256)
+    return Pack(manifest, file.tensors)
+
+
+def pack_manifest(file: TensorFile) -> AdapterManifest:
+    """What a pack says of itself, its digest checked; that of its tensors is not.
+
+    Raises:
+        VerificationError: it is no pack, or its words were changed.
+    """
+    if MANIFEST_KEY not in file.metadata:
         then = "turn a LoRA file into a pack with quad adapt"
-        raise VerificationError(mismatch(str(path), f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", then))
-    text = str(metadata[MANIFEST_KEY]).encode()
-    _same(path, hashlib.sha256(text).hexdigest(), str(metadata.get(DIGEST_KEY)))
-    manifest = parse_adapter_manifest(str(path), text)
-    _same(path, content_digest(tensors), manifest.sha256)
-    return Pack(manifest, tensors)
+        raise VerificationError(mismatch(file.where, f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", then))
+    text = file.metadata[MANIFEST_KEY].encode()
+    check_digest(file.where, hashlib.sha256(text).hexdigest(), file.metadata.get(DIGEST_KEY, "none"))
+    return parse_adapter_manifest(file.where, text)
 
 
-def _same(path: Path, found: str, expected: str) -> None:
+def check_digest(where: str, found: str, expected: str) -> None:
+    """Raises:
+    VerificationError: they differ.
+    """
     if found != expected:
-        raise VerificationError(mismatch(str(path), f"digest {expected[:8]}", found[:8], "the file was changed or damaged, fetch it again"))
+        raise VerificationError(mismatch(where, f"digest {expected[:8]}", found[:8], "the file was changed or damaged, fetch it again"))

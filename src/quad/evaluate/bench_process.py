@@ -11,13 +11,16 @@ from typing import Any
 
 from quad.core.errors import BackendError, QuadError, RefusedError, UsageError, mismatch
 from quad.evaluate.bench import BenchOptions
+from quad.runtime.residency import PLANS
 
 # Exit code of the child -> the error that its last line becomes here.
 ERRORS: dict[int, type[QuadError]] = {1: QuadError, 2: UsageError, 3: RefusedError}
 
+_MEMORY = 0.95  # share of the whole that is done when the memory plans begin
+
 
 def measure(options: BenchOptions, progress: Callable[[str, float], None]) -> dict[str, Any]:
-    """What `quad.evaluate.bench.bench` gives, measured in a started process.
+    """What `quad.evaluate.bench.bench` gives, measured in a started process; and `memory`, what each plan takes, each in one more.
 
     Args:
         progress: called with the stage that begins and the share done.
@@ -26,9 +29,19 @@ def measure(options: BenchOptions, progress: Callable[[str, float], None]) -> di
         QuadError: what the bench raised, with its exit code.
         BackendError: the process ended otherwise.
     """
-    command = [sys.executable, "-m", "quad.evaluate.bench", str(options.path), "--progress", "--engine", options.engine]
-    command += ["--threads", str(options.threads or 0), "--repeats", str(options.repeats)]
-    command += [word for task in options.tasks for word in ("--task", task)]
+    words = ["quad.evaluate.bench", str(options.path), "--progress", "--repeats", str(options.repeats)]
+    found = _child([*words, *(word for task in options.tasks for word in ("--task", task))], options, progress)
+    found["memory"] = {}
+    for i, plan in enumerate(PLANS):
+        progress(f"memory {plan}", _MEMORY + (1 - _MEMORY) * i / len(PLANS))
+        words = ["quad.evaluate.bench_memory", str(options.path), "--memory", plan]
+        found["memory"][plan] = _child(words, options, progress)
+    return found
+
+
+def _child(words: list[str], options: BenchOptions, progress: Callable[[str, float], None]) -> dict[str, Any]:
+    """What a module prints as JSON."""
+    command = [sys.executable, "-m", *words, "--engine", options.engine, "--threads", str(options.threads or 0)]
     last = ""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as answer:
         with subprocess.Popen(command, stdout=answer, stderr=subprocess.PIPE, text=True) as child:

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-SWITCH_MS, FLAT = 2.0, 1.3
+from quad.runtime.residency import LEAN
+
+SWITCH_MS, FLAT, SPARED = 2.0, 1.3, 0.3
 NOT_APPLICABLE = "NA"
 _PARTS = (
     ("Text encoder (ms)", "text_encoder_ms"),
@@ -76,6 +78,19 @@ def component_grid(found: Mapping[str, Any]) -> Grid:
     return Grid("Graphs", "Single calls, the U-Net's without guidance.", ("median ms", "p95 ms", "MB"), rows)
 
 
+def memory_grid(found: Mapping[str, Any]) -> Grid:
+    """What each memory plan takes, against keeping all graphs."""
+    rows, plans = [], found.get("memory", {})
+    for plan, entry in plans.items():
+        less = 1 - entry["peak_ram_bytes"] / plans["keep-all"]["peak_ram_bytes"]
+        shown = (megabytes(entry["peak_ram_bytes"]), f"{100 * less:.0f} %")
+        cells = (*shown, *(milliseconds_shown(entry[key]) for key in ("open_ms", "first_ms", "next_ms")))
+        lean = plan == LEAN
+        rows.append(Row(plan, cells, f"≥ {100 * SPARED:.0f} %" if lean else "", (None, less >= SPARED) if lean else ()))
+    lead = "One picture in a few steps that uses every graph, then another; each plan in a process of its own."
+    return Grid("Memory plans", lead, ("peak MB", "less", "open ms", "first ms", "next ms"), rows)
+
+
 def switch_grid(found: Mapping[str, Any]) -> Grid:
     """Another adapter instead of the one bound."""
     switch, bar = found["switch"], f"≤ {SWITCH_MS:g} ms"
@@ -112,7 +127,7 @@ def rom_grid(found: Mapping[str, Any]) -> Grid:
 
 def grids(found: Mapping[str, Any]) -> list[Grid]:
     """All tables of a bench; those without a row are left out."""
-    some = [task_grid(found), component_grid(found), switch_grid(found), rom_grid(found)]
+    some = [task_grid(found), component_grid(found), memory_grid(found), switch_grid(found), rom_grid(found)]
     return [grid for grid in some if grid.rows]
 
 

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from quad.runtime.engine import Session as Session
     from quad.runtime.output import PipelineOutput as PipelineOutput
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
+    from quad.runtime.request import Request as Request
+    from quad.runtime.scheduler import Scheduler as Scheduler
+    from quad.runtime.scheduler import SchedulerOptions as SchedulerOptions
 
 _LAZY = {
     "AdapterStore": "quad.runtime.adapters",
@@ -22,6 +25,9 @@ _LAZY = {
     "Session": "quad.runtime.engine",
     "PipelineOutput": "quad.runtime.output",
     "QuadPipeline": "quad.runtime.pipeline",
+    "Request": "quad.runtime.request",
+    "Scheduler": "quad.runtime.scheduler",
+    "SchedulerOptions": "quad.runtime.scheduler",
 }
 
 

@@ -1,84 +1,72 @@
-"""The adapters of one bundle: read, checked, kept ready to bind."""
+"""The adapters of one bundle, its own and those installed beside it: registered by name on disk, in memory while there is room for them."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError, mismatch
-from quad.core.files import inside
+from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
-from quad.core.pack import Pack, parse_adapter_manifest, parse_tensors, read_pack
-from quad.core.padding import pad
-from quad.runtime.buffers import Buffers, check_tensors, size_bytes, zero_buffers
+from quad.runtime.adapter_file import AdapterFile, check_parents, open_adapter, open_directory
+from quad.runtime.buffer_cache import BufferCache
+from quad.runtime.buffers import Buffers, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.mix import mix_adapters
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
+@dataclass(frozen=True)
+class StoreMetrics:
+    """What a store holds and has done.
 
-def read_adapter(path: Path) -> Pack:
-    """An adapter from a pack file, or from a directory with `adapter.json` and `adapter.safetensors`.
-
-    Raises:
-        InputError: there is nothing at `path`, or a pickle.
-        VerificationError: it is no adapter, or it was changed.
+    Args:
+        hits: uses that found their adapter in memory.
+        misses: uses that waited for it to be read.
+        evictions: adapters let go of for want of room.
+        loads: adapters read, for a use or ahead of it.
+        load_ms: wall-clock of these reads together.
+        loaded_bytes: memory of adapters now, mapped files included.
+        registered: adapters that can be used.
     """
-    if path.is_dir():
-        return _read_directory(inside(path, "adapter.json"), inside(path, "adapter.safetensors"))
-    if not path.is_file():
-        raise InputError(mismatch(str(path), "a pack file or an adapter directory", "none", "check the path"))
-    if path.suffix in PICKLED:
-        then = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
-        raise InputError(mismatch(str(path), "a pack", "pickled weights", then))
-    return read_pack(path)
 
-
-def _read_directory(manifest_file: Path, tensor_file: Path) -> Pack:
-    for path in (manifest_file, tensor_file):
-        if not path.is_file():
-            raise InputError(mismatch(str(path.parent), path.name, "none", "check the path"))
-    manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
-    data = tensor_file.read_bytes()
-    found = hashlib.sha256(data).hexdigest()
-    if found != manifest.sha256:
-        then = "the file was changed or damaged, fetch it again"
-        raise VerificationError(mismatch(str(tensor_file), f"digest {manifest.sha256[:8]}", found[:8], then))
-    return Pack(manifest, parse_tensors(str(tensor_file), data))
-
-
-def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
-    """An adapter fits a bundle when slots digest and profile digest are the same; shapes prove nothing.
-
-    Raises:
-        CompatibilityError: it was packed for another bundle.
-    """
-    name, phone = manifest.name, bundle.manifest.name
-    for parent, has in (("slots", bundle.slots.digest), ("profile", bundle.profile.digest)):
-        found = manifest.parents.get(parent, "none")
-        if found != has:
-            raise CompatibilityError(
-                f"adapter {name!r} was packed for {parent} {found[:8]}, bundle {phone!r} has {has[:8]}: "
-                f"run quad adapt {phone} {name}={name}.safetensors"
-            )
+    hits: int
+    misses: int
+    evictions: int
+    loads: int
+    load_ms: float
+    loaded_bytes: int
+    registered: int
 
 
 class AdapterStore:
-    """Adapters by name. Tensors are read when first used and kept, so that a warm switch reads nothing."""
+    """Adapters by name. A registered one costs its manifest; its tensors are mapped when first used, and kept within a budget.
 
-    def __init__(self, bundle: Bundle) -> None:
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, bundle: Bundle, budget_bytes: int | None = None) -> None:
         """Read the manifests of the bundle's own adapters.
 
+        Args:
+            budget_bytes: of memory for adapters, None for no bound. What is pinned or in use is never taken away for it, and one adapter
+                may always be there: smaller than that, it is exceeded.
+
         Raises:
+            UsageError: the budget is below zero.
             CompatibilityError: one was packed for another bundle.
         """
+        if budget_bytes is not None and budget_bytes < 0:
+            raise UsageError(mismatch("adapter budget", "0 bytes or more", budget_bytes, "leave it out for no bound"))
         self._bundle = bundle
         self._zeros = zero_buffers(bundle.slots)
         self._manifests: dict[str, AdapterManifest] = {}
-        self._buffers: dict[str, Buffers] = {}
+        self._cache = BufferCache(budget_bytes)
+        self._ahead = ThreadPoolExecutor(1, "quad-preload")
         for name in bundle.manifest.adapters:
             self._admit_own(name)
 
@@ -98,16 +86,16 @@ class AdapterStore:
             UsageError: no adapter has that name; the message lists those there are.
         """
         if name not in self._manifests:
-            known = ", ".join(self._manifests) or "none loaded"
+            known = ", ".join(self.names) or "none loaded"
             raise UsageError(mismatch("adapter", f"one of {known}", repr(name), "choose one of these or load_lora_weights first"))
         return self._manifests[name]
 
     def load(self, path: str | Path, name: str | None = None) -> str:
-        """Admit an adapter from outside the bundle.
+        """Register an adapter from outside the bundle. All of it is read and checked now; the file is read again when it is used.
 
         Args:
-            path: pack file or adapter directory.
-            name: what to call it, None for its own name; a loaded adapter of that name is replaced.
+            path: pack file or adapter directory, which must stay there.
+            name: what to call it, None for its own name; a loaded adapter of that name is replaced, and whoever uses that one keeps it.
 
         Returns:
             What it is called.
@@ -116,36 +104,44 @@ class AdapterStore:
             CompatibilityError: it was packed for another bundle.
             VerificationError: it was changed, or is no adapter.
         """
-        pack = read_adapter(Path(path))
-        check_parents(pack.manifest, self._bundle)
-        buffers = self._padded(pack)
-        chosen = name or pack.manifest.name
-        self._manifests[chosen], self._buffers[chosen] = pack.manifest, buffers
+        file = open_adapter(Path(path))
+        check_parents(file.manifest, self._bundle)
+        file.check(self._bundle.slots)
+        chosen = name or file.manifest.name
+        self._admit(chosen, file)
         return chosen
 
     def drop(self, name: str) -> None:
-        """Free an adapter's tensors and forget it; the bundle's own of that name stays known and is read again when used."""
+        """Let go of an adapter and forget it; the bundle's own of that name stays known and is read again when used."""
         self.manifest(name)
         del self._manifests[name]
-        self._buffers.pop(name, None)
+        self._cache.forget(name)
         if name in self._bundle.manifest.adapters:
             self._admit_own(name)
 
     def buffers(self, name: str) -> Buffers:
-        """Graph input name -> array of one adapter; not to be written to.
+        """Graph input name -> array of one adapter; not to be written to. Who uses the arrays holds the answer: so long they are in use.
 
         Raises:
             UsageError: no adapter has that name.
             VerificationError: its file was changed.
         """
-        manifest = self.manifest(name)
-        if name not in self._buffers:
-            pack = _read_directory(*self._bundle.adapter_files(name))
-            if pack.manifest.sha256 != manifest.sha256:
-                found = pack.manifest.sha256[:8]
-                raise VerificationError(mismatch(f"adapter {name!r}", f"digest {manifest.sha256[:8]}", found, "open the bundle again"))
-            self._buffers[name] = self._padded(pack)
-        return self._buffers[name]
+        self.manifest(name)
+        return self._cache.get(name)
+
+    def pinned(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """While inside, these adapters stay in memory once they are there. Nested and from several threads, each counts."""
+        return self._cache.pinned(names)
+
+    def preload(self, name: str) -> None:
+        """Have an adapter read by the time it is used, on a thread of the store's own; an error shows when it is used.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        self.manifest(name)
+        with suppress(RuntimeError):  # closed: a hint is of no use any more
+            self._ahead.submit(self._cache.get, name, hint=True)
 
     def mix(self, names: Sequence[str], weights: Sequence[float]) -> tuple[Buffers, tuple[str, ...]]:
         """Buffers of a weighted sum of adapters, with notes on what was lost. One adapter of weight 1 is returned as it is.
@@ -167,22 +163,31 @@ class AdapterStore:
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
         tasks = dict(self._bundle.manifest.tasks)
-        for name, manifest in self._manifests.items():
+        for name, manifest in tuple(self._manifests.items()):
             for task, spec in manifest.tasks.items():
                 tasks[task] = msgspec.structs.replace(spec, adapter=name)
         return tasks
 
     def size_bytes(self) -> int:
-        """Memory that loaded adapters take, each at the slots' ranks; zeros that stand for slots they do not have are not theirs."""
-        shared = {id(zero) for zero in self._zeros.values()}
-        return size_bytes(array for buffers in self._buffers.values() for array in buffers.values() if id(array) not in shared)
+        """Memory that adapters take now, mapped files included; zeros that stand for slots they do not have are not theirs."""
+        return self._cache.size_bytes()
 
-    def _padded(self, pack: Pack) -> Buffers:
-        check_tensors(pack.manifest.name, pack.tensors, self._bundle.slots)
-        return pad(pack.tensors, self._bundle.slots, self._zeros)
+    def metrics(self) -> StoreMetrics:
+        """What it holds and has done."""
+        tally = self._cache.tally
+        counts = (tally.hits, tally.misses, tally.evictions, tally.loads, tally.load_ms)
+        return StoreMetrics(*counts, self._cache.size_bytes(), len(self._manifests))
+
+    def close(self) -> None:
+        """Preload no more and let go of all adapters; those that are used again are read again."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._cache.clear()
+
+    def _admit(self, name: str, file: AdapterFile) -> None:
+        self._manifests[name] = file.manifest
+        self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
 
     def _admit_own(self, name: str) -> None:
-        file = self._bundle.adapter_files(name)[0]
-        manifest = parse_adapter_manifest(str(file), file.read_bytes())
-        check_parents(manifest, self._bundle)
-        self._manifests[name] = manifest
+        file = open_directory(*self._bundle.adapter_files(name))
+        check_parents(file.manifest, self._bundle)
+        self._admit(name, file)

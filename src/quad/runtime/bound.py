@@ -6,6 +6,7 @@ An address carries no type: a wrong array must be stopped before it becomes one,
 from __future__ import annotations
 
 import abc
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -66,12 +67,12 @@ class Ready:
     """Inputs that one session has checked and wrapped: binding them again costs next to nothing.
 
     Args:
-        owner: the session that made it; no other may bind it.
+        owner: refers to the session that made it, and no other may bind it; weakly, so that a dropped session is gone at once.
         arrays: keeps the memory alive.
         values: input name -> the engine's own tensor over that memory.
     """
 
-    owner: object
+    owner: weakref.ref[object]
     arrays: Arrays
     values: Mapping[str, Any]
 
@@ -85,7 +86,7 @@ class Ready:
         Raises:
             BackendError: for another one.
         """
-        if self.owner is not session:
+        if self.owner() is not session:
             raise BackendError(mismatch("bind", "inputs made ready by this session", "another session's", "call prepare on this one"))
         return self
 
@@ -126,7 +127,7 @@ class BoundSession(abc.ABC):
     def prepare(self, inputs: Arrays) -> Ready:
         """See `Session.prepare`."""
         arrays = self._inputs.fitting(inputs)
-        return Ready(self, arrays, {name: self._wrap(array) for name, array in arrays.items()})
+        return Ready(weakref.ref(self), arrays, {name: self._wrap(array) for name, array in arrays.items()})
 
     def bind(self, inputs: Arrays | Ready) -> None:
         """See `Session.bind`; all inputs are checked before the first is bound."""

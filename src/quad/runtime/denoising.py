@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec
 from quad.runtime.conditioning import Condition
-from quad.runtime.engine import Session
+from quad.runtime.engine import Runnable
 from quad.runtime.network import Float, Network, PictureGuidance, beside_of, guided_network
 from quad.runtime.samplers import Start, add_noise
 
@@ -44,7 +44,7 @@ class Inputs:
     encode: Encode
 
 
-def plan_denoising(unet: Session, latent: LatentSpec, spec: TaskSpec, inputs: Inputs) -> Denoising:
+def plan_denoising(unet: Runnable, latent: LatentSpec, spec: TaskSpec, inputs: Inputs) -> Denoising:
     """Everything about one call that does not change from step to step.
 
     Args:

@@ -19,23 +19,12 @@ ENGINES = {"ort": "quad.runtime.ort", "openvino": "quad.runtime.openvino", "qnn"
 INSTALL = {"ort": "pip install onnxruntime", "openvino": "pip install 'quad[openvino]'", "qnn": "pip install 'quad[qnn]'"}
 
 
-class Session(Protocol):
-    """One loaded graph, as a sampler sees it.
-
-    A Protocol because vendors' engines share no class: only these members are relied on.
-    """
+class Runnable(Protocol):
+    """One graph with its adapter, as a sampler sees it."""
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
         """Graph input name -> shape, None for a dynamic axis, in graph order."""
-        ...
-
-    def bind(self, inputs: Arrays) -> None:
-        """Give inputs that stay until bound again: adapter buffers, once per switch. The arrays must not be written to meanwhile.
-
-        Raises:
-            BackendError: the graph has no such input, or not of that type and shape.
-        """
         ...
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
@@ -43,6 +32,21 @@ class Session(Protocol):
 
         Raises:
             BackendError: an input is missing or does not fit, or the engine failed.
+        """
+        ...
+
+
+class Session(Runnable, Protocol):
+    """One loaded graph.
+
+    A Protocol because vendors' engines share no class: only these members are relied on.
+    """
+
+    def bind(self, inputs: Arrays) -> None:
+        """Give inputs that stay until bound again: adapter buffers, once per switch. The arrays must not be written to meanwhile.
+
+        Raises:
+            BackendError: the graph has no such input, or not of that type and shape.
         """
         ...
 
@@ -78,8 +82,11 @@ class Engine(Protocol):
     @property
     def name(self) -> str: ...
 
-    def load(self, model_file: Path, threads: int) -> SwitchSession:
+    def load(self, model_file: Path, threads: int, lean: bool = False) -> SwitchSession:
         """Load a graph.
+
+        Args:
+            lean: for memory rather than time, as far as the engine has that choice.
 
         Raises:
             BackendError: the engine cannot load the file.

@@ -71,7 +71,7 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slo
     Raises:
         CompatibilityError: at some slot the ranks together exceed the slot's, and the nearest sum that fits keeps too little.
     """
-    mixed: Buffers = {}
+    mixed = Buffers()
     clipped: Counter[str] = Counter()
     cut: dict[str, float] = {}
     for slot in slots.slots:

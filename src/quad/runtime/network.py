@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, BundleManifest, LatentSpec
-from quad.runtime.bundle import Bundle
-from quad.runtime.engine import Session
+from quad.runtime.engine import Runnable
 
 Float = NDArray[np.float32]
 Network = Callable[[NDArray[Any], float], NDArray[Any]]
@@ -34,7 +33,7 @@ class PictureGuidance:
     without: Float
 
 
-def beside_of(session: Session, latent: LatentSpec) -> tuple[Beside, ...]:
+def beside_of(session: Runnable, latent: LatentSpec) -> tuple[Beside, ...]:
     """What follows the latent in the graph's `sample`.
 
     Raises:
@@ -58,7 +57,7 @@ def layouts(latent: LatentSpec) -> dict[int, tuple[Beside, ...]]:
 
 
 def guided_network(
-    session: Session, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
+    session: Runnable, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
 ) -> Network:
     """The network with classifier-free guidance, `u + g (c - u)`; the condition channels are the same on both sides.
 
@@ -90,7 +89,7 @@ def guided_network(
     return network
 
 
-def _once(session: Session, sample: Float, timestep: Float, text: Float) -> Float:
+def _once(session: Runnable, sample: Float, timestep: Float, text: Float) -> Float:
     output: Float = session.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": text})
     return output
 
@@ -126,20 +125,3 @@ def draw_noise(seed: int, latents: Float | None, manifest: BundleManifest) -> tu
     if latents.shape != shape or not np.isfinite(latents).all():
         raise InputError(mismatch("latents", f"finite float32 {shape}", f"shape {latents.shape}", "draw them anew"))
     return rng, np.asarray(latents, np.float32)
-
-
-def slot_inputs(bundle: Bundle, sessions: Mapping[str, Session]) -> dict[str, list[str]]:
-    """Names of each graph's slot inputs.
-
-    Raises:
-        VerificationError: a graph lacks one, or has it in another shape.
-    """
-    names: dict[str, list[str]] = {}
-    for slot in bundle.slots.slots:
-        for name, shape in ((slot.a_name, slot.a_shape), (slot.b_name, slot.b_shape)):
-            session = sessions.get(slot.component)
-            found = None if session is None else session.inputs.get(name)
-            if found != shape:
-                raise VerificationError(mismatch(f"graph {slot.component}, input {name}", shape, found, "build the bundle again"))
-            names.setdefault(slot.component, []).append(name)
-    return names

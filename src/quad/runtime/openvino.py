@@ -110,8 +110,8 @@ class OpenVinoEngine:
 
         self._library, self._core = openvino, openvino.Core()
 
-    def load(self, model_file: Path, threads: int) -> OpenVinoSession:
-        """See `Engine.load`."""
+    def load(self, model_file: Path, threads: int, lean: bool = False) -> OpenVinoSession:
+        """See `Engine.load`; there is no leaner way."""
         return OpenVinoSession(self._library, self._core, model_file, threads)
 
 

@@ -123,13 +123,13 @@ class OrtEngine:
     def __init__(self, precision: str) -> None:
         self._precision = precision
 
-    def load(self, model_file: Path, threads: int) -> OrtSession:
-        """See `Engine.load`."""
+    def load(self, model_file: Path, threads: int, lean: bool = False) -> OrtSession:
+        """See `Engine.load`; a large graph is loaded lean anyway."""
         options = session_options(self._precision, threads)
-        if not is_large(model_file, self._precision):
+        if not (lean or is_large(model_file, self._precision)):
             return OrtSession(model_file, options)
         options.enable_cpu_mem_arena = options.enable_mem_pattern = False
-        return OrtSession(model_file, options, LEFT_OUT)
+        return OrtSession(model_file, options, LEFT_OUT if self._precision == AS_WRITTEN else ())
 
 
 def open_engine(precision: str) -> OrtEngine:

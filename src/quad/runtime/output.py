@@ -17,7 +17,8 @@ class PipelineOutput:
     Args:
         images: one PIL picture.
         notes: what the user should be told, one line each: unknown words, resized masks, unused inputs.
-        timings_ms: `text_encoder`, `vae_encoder` (where a picture is read), `unet` (all steps), `vae_decoder`, `total`.
+        timings_ms: `text_encoder`, `vae_encoder` (where a picture is read), `unet` (all steps), `vae_decoder`, `total`. A graph that the
+            memory plan does not keep is loaded within its own; what passed between two stages of a picture is in none.
         adapters: adapter name -> weight, as used.
     """
 

@@ -35,19 +35,31 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
         return _from_array(source, where)
     if not isinstance(source, str | Path):
         raise InputError(mismatch(where, "a picture or a file's path", type(source).__name__, "open it with PIL first"))
-    data = _read(Path(source), where)
+    return decode_picture(_read(Path(source), where), f"{where} {source}")
+
+
+def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
+    """The picture of a file's bytes, wholly read and turned upright; its mode is as it comes.
+
+    Args:
+        max_pixels: width times height, which the header tells before anything is decoded.
+        formats: names that Pillow knows, None for all of them.
+
+    Raises:
+        InputError: it is no picture, is damaged, or too large.
+    """
     try:
-        with Image.open(BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
+        with Image.open(BytesIO(data), formats=formats) as picture:
+            if picture.width * picture.height > max_pixels:
                 found = f"{picture.width}x{picture.height}"
-                raise InputError(mismatch(f"{where} {source}", f"at most {MAX_PIXELS} pixels", found, "make it smaller"))
+                raise InputError(mismatch(where, f"at most {max_pixels} pixels", found, "make it smaller"))
             picture.load()
             return ImageOps.exif_transpose(picture)
     except InputError:
         raise
     except Exception as error:  # decoders raise many kinds, and bomb warnings may be errors
         reason = "something else" if isinstance(error, UnidentifiedImageError) else f"a damaged one ({error})"
-        raise InputError(mismatch(f"{where} {source}", "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
+        raise InputError(mismatch(where, "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
 
 
 def _read(path: Path, where: str) -> bytes:

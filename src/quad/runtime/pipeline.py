@@ -2,33 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from quad.core.errors import BackendError, UsageError, mismatch
-from quad.core.manifest import TaskSpec
+from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.runtime.adapted import Mixer
 from quad.runtime.adapters import AdapterStore
-from quad.runtime.binding import Binder
-from quad.runtime.bundle import COMPONENTS, Bundle, open_bundle
-from quad.runtime.conditioning import DEFAULT_GROW_PX, Condition, Given, make_condition, to_picture
-from quad.runtime.denoising import Inputs, is_guided, plan_denoising
-from quad.runtime.engine import SwitchSession, default_threads, open_engine
+from quad.runtime.bundle import Bundle, open_bundle
+from quad.runtime.conditioning import DEFAULT_GROW_PX
+from quad.runtime.engine import default_threads, open_engine
+from quad.runtime.installed import InstalledAdapters
 from quad.runtime.mix import weights_of
-from quad.runtime.network import beside_of, draw_noise, slot_inputs
-from quad.runtime.output import PipelineOutput, Run
+from quad.runtime.network import beside_of
+from quad.runtime.output import PipelineOutput
 from quad.runtime.picture import PictureSource
-from quad.runtime.samplers import run_sampler
-from quad.runtime.tasks import Wishes, as_wished, choose_task
+from quad.runtime.request import Request, Resolved, resolve
+from quad.runtime.residency import Graph, open_graphs
+from quad.runtime.stages import Prepared, Stages
 from quad.runtime.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
-# As in diffusers: called as f(pipe, step index, timestep, {"latents": array}); what it returns is not used.
+# As in diffusers: called as f(pipe, step index, timestep, {"latents": array}); what it returns is not used, what it raises ends the call.
 StepCallback = Callable[["QuadPipeline", int, float, dict[str, Any]], Any]
 
 
@@ -38,32 +38,46 @@ class QuadPipeline:
     Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
     """
 
-    def __init__(self, bundle: Bundle, sessions: dict[str, SwitchSession], engine: str) -> None:
+    def __init__(
+        self, bundle: Bundle, graphs: Mapping[str, Graph], engine: str, memory: str, adapter_budget_bytes: int | None = None
+    ) -> None:
         """Use `from_pretrained`; this takes what it opened.
 
         Raises:
-            VerificationError: the graphs' inputs are not those of the slot table.
+            VerificationError: the U-Net reads other channels than its bundle says.
         """
-        self.bundle, self.engine = bundle, engine
-        self._sessions = sessions
-        names = slot_inputs(bundle, sessions)  # before buffers are made of a table's numbers, the graphs have to bear it out
-        self._store = AdapterStore(bundle)
-        self._tokenizer = Tokenizer(bundle.tokenizer_file, bundle.manifest.text)
-        beside_of(sessions["unet"], bundle.manifest.latent)
-        self._binder = Binder(sessions, names)
+        self.bundle, self.engine, self.memory = bundle, engine, memory
+        self._graphs = graphs
+        self.notes: tuple[str, ...] = ()
+        self._store = AdapterStore(bundle, adapter_budget_bytes)
+        self._mixer = Mixer(self._store)
+        self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.tokenizer_file, bundle.manifest.text))
+        beside_of(graphs["unet"], bundle.manifest.latent)
+        self._chosen: dict[str, float] | None = None
         self._bound: dict[str, float] = {}
-        self._bound_notes: tuple[str, ...] = ()
-        self._chosen = False
         self._use({})
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, engine: str = "auto", threads: int | None = None, verify: bool = True) -> QuadPipeline:
+    def from_pretrained(  # noqa: PLR0913 - how a model is opened is said here or nowhere
+        cls,
+        path: str | Path,
+        engine: str = "auto",
+        threads: int | None = None,
+        verify: bool = True,
+        memory: str = "keep-all",
+        store: str | Path | None = None,
+        adapter_budget_bytes: int | None = None,
+    ) -> QuadPipeline:
         """Open a bundle directory.
 
         Args:
             engine: `auto` for the bundle's first installed one, or a name.
-            threads: CPU threads, None for as many as the process may use.
+            threads: CPU threads for all graphs together, None for as many as the process may use.
             verify: compare the digest of every file.
+            memory: which graphs stay in memory between calls: `keep-all`; `balanced`, the U-Net; `minimal`, none.
+            store: the device's installed adapters, each in place of the bundle's own of its name; what of them cannot be used is left out
+                and told in `notes`. None for the bundle's own alone.
+            adapter_budget_bytes: of memory for adapters, None for no bound.
 
         Raises:
             InputError: no bundle there. VerificationError: it was changed. BackendError: no engine can run it.
@@ -72,13 +86,13 @@ class QuadPipeline:
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
         chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-        try:
-            sessions = {name: chosen.load(bundle.graph(name), threads or default_threads()) for name in COMPONENTS}
-        except BackendError as error:
-            if not bundle.device:
-                raise
-            raise BackendError(f"{error}; this bundle is for {bundle.device}") from error
-        return cls(bundle, sessions, chosen.name)
+        graphs = open_graphs(bundle, chosen, threads or default_threads(), memory)
+        pipe = cls(bundle, graphs, chosen.name, memory, adapter_budget_bytes)
+        if store is not None:
+            installed = InstalledAdapters(Path(store), pipe.admit, pipe.dismiss)
+            installed.look()
+            pipe.notes = installed.notes
+        return pipe
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:
@@ -89,6 +103,14 @@ class QuadPipeline:
     def adapters(self) -> tuple[str, ...]:
         """Names that `set_adapters` takes."""
         return self._store.names
+
+    def adapter_manifest(self, name: str) -> AdapterManifest:
+        """What an adapter says of itself.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        return self._store.manifest(name)
 
     def get_active_adapters(self) -> list[str]:
         """Adapters bound at this moment; empty for the base."""
@@ -106,13 +128,14 @@ class QuadPipeline:
             CompatibilityError: their ranks together exceed a slot's.
         """
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self._use(weights_of(names, weights))
-        self._chosen = True
+        wanted = weights_of(names, weights)
+        self._use(wanted)
+        self._chosen = wanted
 
     def disable_lora(self) -> None:
         """Use the base from now on: zero buffers, its output bit for bit."""
         self._use({})
-        self._chosen = True
+        self._chosen = {}
 
     def load_lora_weights(self, path: str | Path, adapter_name: str | None = None) -> str:
         """Admit a pack or an adapter directory; `set_adapters` makes it active.
@@ -123,10 +146,15 @@ class QuadPipeline:
         Raises:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        name = self._store.load(path, adapter_name)
-        self._binder.forget(name)
+        name = self.admit(path, adapter_name)
         if name in self._bound:
             self._use(dict(self._bound))
+        return name
+
+    def admit(self, path: str | Path, adapter_name: str | None = None) -> str:
+        """As `load_lora_weights`, but pictures that are prepared or on their way keep the adapter that they began with."""
+        name = self._store.load(path, adapter_name)
+        self._forget(name)
         return name
 
     def unload(self, adapter_name: str | None = None) -> None:
@@ -137,10 +165,16 @@ class QuadPipeline:
         """
         names = self._store.names if adapter_name is None else (adapter_name,)
         for name in names:
-            self._store.drop(name)
-            self._binder.forget(name)
+            self.dismiss(name)
+        if self._chosen is not None and self._chosen.keys() & set(names):
+            self._chosen = {}
         if self._bound.keys() & set(names):
             self._use({})
+
+    def dismiss(self, name: str) -> None:
+        """As `unload`, but pictures that are prepared or on their way keep the adapter that they began with."""
+        self._store.drop(name)
+        self._forget(name)
 
     def __call__(  # noqa: PLR0913 - the names and the number are diffusers'
         self,
@@ -173,60 +207,78 @@ class QuadPipeline:
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
             InputError: a picture is no picture, the mask is empty.
         """
-        run, manifest = Run(), self.bundle.manifest
-        with run.clock("total"):
-            name = choose_task(task, list(self._bound) if self._chosen else (), self.tasks)
-            wishes = Wishes(num_inference_steps, strength, guidance_scale, image_guidance_scale)
-            spec = as_wished(name, self.tasks[name], wishes, manifest.schedule)
-            rng, noise = draw_noise(seed, latents, manifest)
-            condition = make_condition(name, spec, Given(image, mask_image, mask_grow), manifest.size, manifest.latent.factor)
-            run.notes += [*condition.notes, *self._adapt(name, spec)]
-            inputs = Inputs(condition, self._texts(prompt, negative_prompt, is_guided(spec), run), noise, partial(self._encode, run))
-            plan = plan_denoising(self._sessions["unet"], manifest.latent, spec, inputs)
-            told = self._on_step(callback_on_step_end)
-            with run.clock("unet"):
-                x0 = run_sampler(spec.sampler, manifest.schedule, plan.network, noise, rng, told, start=plan.start)
-            picture = self._decode(x0, condition, run)
-        notes = tuple(dict.fromkeys(run.notes))
-        return PipelineOutput([picture], notes, run.timings_ms, name, dict(self._bound), seed)
+        request = Request(
+            prompt=prompt,
+            task=task,
+            adapters=self._chosen,
+            image=image,
+            mask_image=mask_image,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            mask_grow=mask_grow,
+            strength=strength,
+            image_guidance_scale=image_guidance_scale,
+            latents=latents,
+        )
+        return self.finish(self.prepare(request), callback_on_step_end)
 
-    def _adapt(self, task: str, spec: TaskSpec) -> tuple[str, ...]:
-        """Bind the task's adapter where the user chose none; else say when the choice does not hold it."""
-        if not self._chosen:
-            wanted = {spec.adapter: 1.0} if spec.adapter is not None else {}
-            if wanted != self._bound:
-                self._use(wanted)
-        elif spec.adapter is not None and spec.adapter not in self._bound:
-            return (f"adapters: task {task} is meant for {spec.adapter!r}, which is not active", *self._bound_notes)
-        return self._bound_notes
+    def resolve(self, request: Request) -> Resolved:
+        """Which task and which adapters a request means; what of its call is wrong is told here, before any work.
 
-    def _use(self, weights: dict[str, float]) -> None:
-        buffers, notes = self._store.mix(list(weights), list(weights.values()))
-        # An adapter as it is, and the base, come as the same buffers again; a mix does not.
-        plain = list(weights.values()) in ([], [1.0])
-        self._binder.bind(buffers, "".join(weights) if plain else None)
-        self._bound, self._bound_notes = dict(weights), notes
+        Raises:
+            UsageError: an unknown task or adapter, or a number out of its range.
+        """
+        resolved = resolve(request, self.tasks, self.bundle.manifest.schedule)
+        for name in resolved.weights:
+            self._store.manifest(name)
+        return resolved
 
-    def _texts(self, prompt: str, negative: str, guided: bool, run: Run) -> tuple[Float, Float | None]:
-        if guided:
-            return self._text(prompt, run), self._text(negative, run)
-        if negative:
-            run.notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
-        return self._text(prompt, run), None
+    def prepare(self, request: Request, resolved: Resolved | None = None) -> Prepared:
+        """The first half of a call: text, condition, adapter buffers. It does not touch the U-Net, which may work on another picture.
 
-    def _text(self, prompt: str, run: Run) -> Float:
-        if not isinstance(prompt, str):
-            raise UsageError(mismatch("prompt", "one string", type(prompt).__name__, "call once per prompt"))
-        with run.clock("text_encoder"):
-            tokens = self._tokenizer(prompt)
-            run.notes += tokens.notes
-            hidden: Float = self._sessions["text_encoder"].run({"input_ids": tokens.ids})
-        return hidden
+        Args:
+            resolved: of this request, where it is known already.
 
-    def _encode(self, run: Run, image: Float) -> Float:
-        with run.clock("vae_encoder"):
-            latent: Float = self._sessions["vae_encoder"].run({"image": image})
-        return latent
+        Raises:
+            UsageError, InputError: as a call. CompatibilityError: the adapters' ranks together exceed a slot's.
+        """
+        meant = self.resolve(request) if resolved is None else resolved
+        return self._stages.prepare(request, meant, self._mixer.adapted(meant.weights))
+
+    def finish(self, prepared: Prepared, callback_on_step_end: StepCallback | None = None) -> PipelineOutput:
+        """The second half of a call, once for each `prepare`: the same picture, bit for bit, whatever happened between."""
+        self._bound = dict(prepared.adapted.weights)
+        x0 = self._stages.denoise(prepared, self._on_step(callback_on_step_end))
+        return self._stages.decode(prepared, x0)
+
+    def graph(self, component: str) -> Graph:
+        """One graph, which is loaded where it is needed."""
+        return self._graphs[component]
+
+    def pinned(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """While inside, these adapters stay in memory."""
+        return self._store.pinned(names)
+
+    def preload(self, name: str) -> None:
+        """Read an adapter on another thread, so that it is there when it is needed.
+
+        Raises:
+            UsageError: no adapter has that name. What is wrong with its file is told when it is used.
+        """
+        self._store.preload(name)
+
+    def _use(self, weights: Mapping[str, float]) -> None:
+        adapted = self._mixer.adapted(weights)
+        for graph in self._graphs.values():
+            graph.bind(adapted.buffers, adapted.keep_as)
+        self._bound = dict(weights)
+
+    def _forget(self, name: str) -> None:
+        self._mixer.forget(name)
+        for graph in self._graphs.values():
+            graph.forget(name)
 
     def _on_step(self, callback: StepCallback | None) -> Callable[[int, float, NDArray[Any]], None] | None:
         if callback is None:
@@ -236,11 +288,3 @@ class QuadPipeline:
             callback(self, index, timestep, {"latents": x})
 
         return on_step
-
-    def _decode(self, x0: NDArray[Any], condition: Condition, run: Run) -> Image.Image:
-        with run.clock("vae_decoder"):
-            image = self._sessions["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
-        if not np.isfinite(image).all():
-            then = "use guidance_scale or adapter weights nearer to 1"
-            raise BackendError(mismatch(f"engine {self.engine}", "a picture of finite numbers", "NaN or Inf", then))
-        return to_picture(image, condition.paste)

@@ -197,8 +197,8 @@ class QnnEngine:
 
     name = "qnn"
 
-    def load(self, model_file: Path, threads: int) -> QnnSession:
-        """See `Engine.load`."""
+    def load(self, model_file: Path, threads: int, lean: bool = False) -> QnnSession:
+        """See `Engine.load`; there is no leaner way."""
         ports = read_ports(model_file)
         return QnnSession(htp_session(model_file, threads), ports, model_file.parent.name)
 

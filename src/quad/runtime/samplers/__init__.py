@@ -3,7 +3,7 @@
 from quad.runtime.samplers.denoiser import Model, OnStep
 from quad.runtime.samplers.lcm import lcm_timesteps
 from quad.runtime.samplers.olss_solver import olss_error, solve_olss
-from quad.runtime.samplers.run import run_sampler
+from quad.runtime.samplers.run import count_calls, run_sampler
 from quad.runtime.samplers.schedule import alphas_cumprod
 from quad.runtime.samplers.trajectory import Trajectory, record_trajectory
 from quad.runtime.samplers.walk import Keep, Start, add_noise
@@ -16,6 +16,7 @@ __all__ = [
     "Trajectory",
     "add_noise",
     "alphas_cumprod",
+    "count_calls",
     "lcm_timesteps",
     "olss_error",
     "record_trajectory",

@@ -25,7 +25,7 @@ from quad.runtime.samplers.olss import make_olss
 from quad.runtime.samplers.pndm import make_pndm
 from quad.runtime.samplers.route import Job, Sampler
 from quad.runtime.samplers.unipc import make_unipc
-from quad.runtime.samplers.walk import Start, walk
+from quad.runtime.samplers.walk import Start, first_call, walk
 
 _MAKERS: Mapping[str, Callable[[Job], Sampler]] = {
     "ddim": make_ddim,
@@ -55,6 +55,13 @@ def make_sampler(spec: SamplerSpec, schedule: NoiseSchedule, rng: np.random.Gene
     if spec.kind not in _MAKERS:
         raise UnsupportedError(mismatch("sampler", f"one of {', '.join(get_args(SamplerKind))}", spec.kind, "name one of these"))
     return _MAKERS[spec.kind](job)
+
+
+def count_calls(spec: SamplerSpec, schedule: NoiseSchedule, start: Start | None = None) -> int:
+    """How often `run_sampler` calls the network; it raises what `run_sampler` would before its first call."""
+    begin = Start() if start is None else start
+    route = make_sampler(spec, schedule, np.random.default_rng(0), begin).route
+    return len(route.timesteps) - first_call(route, spec.steps, begin)
 
 
 def run_sampler(  # noqa: PLR0913 - the start is given by name, and rarely

@@ -1,0 +1,131 @@
+"""Kill a server at random points of its life, while it starts, makes pictures and takes packs: the next one runs, and nothing is left.
+
+python -m benchmarks.kill_serve [--points 200] [--seed 0] [-o kill.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import tempfile
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Event, Thread, Timer
+from typing import Any
+
+import numpy as np
+
+from quad import QuadPipeline
+from quad.core.errors import QuadError
+from quad.core.pack import write_pack
+from tests.runtime.conftest import adapter_manifest, adapter_tensors, make_bundle
+from tests.serve.process import PATIENCE_S, ServerProcess, start
+
+LATEST_S = 5.0
+PROMPT, STEPS = "remove the car", 40
+FILES = {"s", "s.lock", "s.uploads"}
+
+
+@dataclass
+class Found:
+    """Args:
+    points: what the server did when it was killed -> how often.
+    strays: files that a later start did not remove.
+    wrong: pictures that were not the pipeline's.
+    """
+
+    points: Counter[str] = field(default_factory=Counter)
+    strays: list[str] = field(default_factory=list)
+    wrong: int = 0
+    pictures: int = 0
+    last_exit_code: int | None = None
+    left_at_the_end: list[str] = field(default_factory=list)
+
+
+class World:
+    """A bundle, a pack and the picture that every server has to make of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.bundle, self.pack, self.folder = make_bundle(root / "phone"), root / "ink.qpack", root / "run"
+        self.folder.mkdir()
+        write_pack(self.pack, adapter_manifest("ink", 2), adapter_tensors(9, 2))
+        pipe = QuadPipeline.from_pretrained(self.bundle, threads=1)
+        self.expected = np.asarray(pipe(PROMPT, num_inference_steps=STEPS).images[0])
+
+    def options(self) -> tuple[str, ...]:
+        return ("--socket", str(self.folder / "s"), "--allow-uploads")
+
+
+def one_life(world: World, found: Found, after_s: float) -> None:
+    """Start a server, use it without rest, kill it."""
+    process, doing, over = start(world.bundle, *world.options()), ["starting"], Event()
+    timer = Timer(after_s, process.kill)
+    timer.start()
+    user = Thread(target=_use, args=(world, found, doing, over))
+    assert process.stdout is not None
+    if process.stdout.readline():
+        found.strays += sorted({path.name for path in world.folder.iterdir()} - FILES) + _uploads(world)
+        user.start()
+    process.wait(timeout=PATIENCE_S)
+    found.points[doing[0]] += 1
+    timer.cancel()
+    over.set()
+    if user.ident is not None:
+        user.join()
+    process.communicate()
+
+
+def _uploads(world: World) -> list[str]:
+    folder = world.folder / "s.uploads"
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
+
+
+def _use(world: World, found: Found, doing: list[str], over: Event) -> None:
+    from quad.serve import QuadClient
+
+    client = QuadClient(world.folder / "s")
+    while not over.is_set():
+        with suppress(QuadError):
+            doing[0] = "a picture"
+            made = np.asarray(client(PROMPT, num_inference_steps=STEPS).images[0])
+            found.pictures, found.wrong = found.pictures + 1, found.wrong + (not np.array_equal(made, world.expected))
+            doing[0] = "a pack"
+            client.load_lora_weights(world.pack, "ink")
+
+
+def run(points: int, number: int, root: Path) -> dict[str, Any]:
+    """The whole measurement as a JSON-like object."""
+    world, found, draw = World(root), Found(), random.Random(number)
+    for count in range(points):
+        one_life(world, found, draw.uniform(0, LATEST_S))
+        if count % 20 == 19:
+            print(f"{count + 1} kills, {dict(found.points)}", flush=True)
+    with ServerProcess(world.bundle, *world.options()) as server:
+        made = np.asarray(server.client()(PROMPT, num_inference_steps=STEPS).images[0])
+        found.wrong += not np.array_equal(made, world.expected)
+        found.last_exit_code = server.stop()[0]
+    found.left_at_the_end = sorted(path.name for path in world.folder.iterdir())
+    return vars(found)
+
+
+def main() -> int:
+    """Print the figures; 1 where something was left or wrong."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("-o", "--output", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="q") as folder:
+        facts = run(options.points, options.seed, Path(folder))
+    text = json.dumps(facts, indent=2)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+    print(text)
+    return 1 if facts["strays"] or facts["wrong"] or facts["last_exit_code"] or facts["left_at_the_end"] else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

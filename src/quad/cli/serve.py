@@ -1,0 +1,120 @@
+"""`quad serve`: several apps on one device, one resident model."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from quad.cli.run import EngineName
+from quad.cli.show import Json, result
+from quad.cli.stores import StoreDir
+from quad.core.errors import UnsupportedError, UsageError, mismatch
+
+if TYPE_CHECKING:
+    from quad.serve.place import Place
+    from quad.serve.service import Service
+
+MIB = 2**20
+
+BundleDir = Annotated[
+    Path | None, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)
+]
+Socket = Annotated[
+    Path | None,
+    typer.Option(help="The Unix socket to listen on; by default one in your own runtime directory.", metavar="PATH", show_default=False),
+]
+Port = Annotated[
+    int | None,
+    typer.Option(
+        help="Listen on this port of 127.0.0.1 instead, 0 for any; calls need a token.", metavar="N", min=0, max=65535, show_default=False
+    ),
+]
+TokenFile = Annotated[Path | None, typer.Option(help="Where the token is written, with --port.", metavar="F", show_default=False)]
+Budget = Annotated[
+    int | None,
+    typer.Option("--adapter-budget", help="Bytes of memory for adapters; no bound by default.", metavar="BYTES", min=0, show_default=False),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
+Memory = Annotated[Literal["keep-all", "balanced", "minimal"], typer.Option(help="Which graphs stay in memory between pictures.")]
+Queue = Annotated[int, typer.Option("--max-queue", help="Requests that wait or run.", metavar="N", min=1)]
+Body = Annotated[int, typer.Option("--max-body", help="Bytes of one call, packs apart.", metavar="BYTES", min=1024)]
+Pixels = Annotated[int, typer.Option("--max-pixels", help="Width times height of a given picture.", metavar="N", min=1)]
+Steps = Annotated[int, typer.Option("--max-steps", help="Sampler steps of one request.", metavar="N", min=1)]
+Time = Annotated[float, typer.Option("--time-limit", help="Seconds that one request may run.", metavar="S", min=0.1)]
+Lease = Annotated[float, typer.Option("--lease", help="Seconds that a request lives when nobody asks after it.", metavar="S", min=0.1)]
+Uploads = Annotated[bool, typer.Option("--allow-uploads", help="Let clients send packs.")]
+Document = Annotated[bool, typer.Option("--openapi", help="Print the API's OpenAPI document, and serve nothing.")]
+
+
+def serve(
+    bundle: BundleDir = None,
+    socket: Socket = None,
+    port: Port = None,
+    token_file: TokenFile = None,
+    store: StoreDir = None,
+    engine: EngineName = "auto",
+    threads: Threads = None,
+    memory: Memory = "keep-all",
+    adapter_budget: Budget = None,
+    max_queue: Queue = 32,
+    max_body: Body = 32 * MIB,
+    max_pixels: Pixels = 16 * MIB,
+    max_steps: Steps = 150,
+    time_limit: Time = 600.0,
+    lease: Lease = 30.0,
+    allow_uploads: Uploads = False,
+    openapi: Document = False,
+    as_json: Json = False,
+) -> None:
+    """Serve a bundle to the apps of this device until SIGTERM or Ctrl-C."""
+    if openapi:
+        _print_document()
+        return
+    if bundle is None:
+        raise UsageError(mismatch("quad serve", "a bundle", "none", "name one: quad serve BUNDLE"))
+    if port is not None and socket is not None:
+        raise UsageError(mismatch("quad serve", "--socket or --port", "both", "leave one out"))
+    if port is None and token_file is not None:
+        raise UsageError(mismatch("--token-file", "--port with it", "none", "a socket needs no token, its file mode is the check"))
+    _require_extra()
+    from quad.serve.host import Hosted, host
+    from quad.serve.limits import Limits
+    from quad.serve.place import port_place, socket_place
+
+    limits = Limits(max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease)
+    hosted = Hosted(bundle, engine, threads, memory, store, allow_uploads, limits, adapter_budget)
+    where = socket_place(socket) if port is None else port_place(port, token_file)
+    host(hosted, where, lambda place, service: _announce(place, service, as_json))
+
+
+def _require_extra() -> None:
+    try:
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise UnsupportedError(mismatch("quad serve", "the serve extra", "none", "pip install 'quad[serve]'")) from error
+
+
+def _print_document() -> None:
+    _require_extra()
+    from quad.serve.app import OPERATIONS
+    from quad.serve.openapi import document
+
+    print(json.dumps(document(OPERATIONS), indent=2))
+
+
+def _announce(place: Place, service: Service, as_json: bool) -> None:
+    """Where it is found: once this is read, calls are answered. The token itself is never shown."""
+    if place.token_file is None:
+        facts, line = {"socket": str(place.stem)}, f"serving on {place.stem}"
+    else:
+        address = f"http://127.0.0.1:{place.port}"
+        facts = {"address": address, "token_file": str(place.token_file)}
+        line = f"serving on {address}, its token is in {place.token_file}"
+    whole = {**facts, "bundle": service.pipe.bundle.manifest.name, "engine": service.pipe.engine}
+    result(whole, as_json, [line])
+    sys.stdout.flush()

@@ -1,0 +1,25 @@
+"""How a new pack is tried in its bundle before anything runs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+
+def smoke_run(bundle: Path, engine: str) -> Callable[[Path], None]:
+    """Tries a pack in its bundle: it has to load and bind, and one step of a picture has to be of finite numbers."""
+
+    def smoke(pack: Path) -> None:
+        import numpy as np
+
+        from quad.runtime.pipeline import QuadPipeline
+
+        pipe = QuadPipeline.from_pretrained(bundle, engine=engine, verify=False)
+        pipe.set_adapters(pipe.load_lora_weights(pack))
+        task, spec = min(pipe.tasks.items(), key=lambda item: item[1].reads_picture)
+        side = pipe.bundle.manifest.size
+        image = np.zeros((side, side, 3), np.uint8) if spec.reads_picture else None
+        mask = np.full((side, side), 255, np.uint8) if spec.reads_picture else None
+        pipe(task=task, image=image, mask_image=mask, num_inference_steps=None if spec.sampler.kind == "olss" else 1)
+
+    return smoke

@@ -1,0 +1,91 @@
+"""What a device is, and whether a pack on offer can run there: decided before a byte of the pack is fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import msgspec
+
+from quad.core.errors import CompatibilityError, VerificationError, mismatch
+from quad.core.manifest import AdapterManifest
+from quad.delivery.offer import Terms
+
+_PARENTS = ("graph", "slots", "profile")
+
+
+def machine_ram_bytes() -> int:
+    """Memory of this machine in all; 0 where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+@dataclass(frozen=True)
+class Host:
+    """The bundle that packs are for, and the device around it.
+
+    Args:
+        bundle: its name, for messages.
+        parents: its digests: `slots`, `profile`, and `graph` where it has one.
+        release: of quad.
+        ram_bytes: memory of the device in all; 0 when nobody knows, then nothing is refused for it.
+    """
+
+    bundle: str
+    parents: Mapping[str, str]
+    release: str
+    ram_bytes: int = 0
+
+
+def release_key(release: str) -> tuple[int, ...]:
+    """A release as numbers to compare; what follows them (`rc1`, `.dev2`) does not count, and zeros at the end neither."""
+    digits = re.match(r"\d+(\.\d+)*", release)
+    numbers = [int(part) for part in digits[0].split(".")] if digits else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
+
+
+def check_fit(terms: Terms, host: Host) -> None:
+    """Refuse a pack that cannot run here.
+
+    Raises:
+        CompatibilityError: other digests, another release of quad, or too little memory.
+    """
+    where, then = f"adapter {terms.name}:{terms.version}", "nothing was fetched"
+    for parent in _PARENTS:
+        asked, has = getattr(terms, parent), host.parents.get(parent)
+        if asked is msgspec.UNSET or (has is None and parent == "graph"):
+            continue
+        if asked != has:
+            found = f"{parent} {(has or 'none')[:8]} of bundle {host.bundle!r}"
+            raise CompatibilityError(
+                mismatch(where, f"{parent} {asked[:8]}", found, f"{then}, it is a pack for another graph: adapt it again")
+            )
+    if not release_key(terms.at_least) <= release_key(host.release) < release_key(terms.below):
+        expected = f"quad {terms.at_least} or later, before {terms.below}"
+        raise CompatibilityError(mismatch(where, expected, host.release, f"{then}, update quad or take another version"))
+    if host.ram_bytes and host.ram_bytes < terms.min_ram_bytes:
+        found = f"{host.ram_bytes} bytes of memory"
+        raise CompatibilityError(mismatch(where, f"{terms.min_ram_bytes} bytes", found, f"{then}, it needs a larger device"))
+
+
+def check_manifest(where: str, manifest: AdapterManifest, terms: Terms) -> None:
+    """Refuse a pack that is not what its signed terms say.
+
+    Raises:
+        VerificationError: another adapter, or one of another graph.
+    """
+    promised = {parent: getattr(terms, parent) for parent in _PARENTS if getattr(terms, parent) is not msgspec.UNSET}
+    for what, expected, found in (
+        ("adapter", terms.name, manifest.name),
+        *((p, d, manifest.parents.get(p, "none")) for p, d in promised.items()),
+    ):
+        if expected != found:
+            shown = expected if what == "adapter" else expected[:8]
+            told = repr(found) if what == "adapter" else f"{found[:8]} (a pack of another graph)"
+            raise VerificationError(mismatch(where, f"{what} {shown}", told, "it was not installed, ask the publisher"))

@@ -1,0 +1,248 @@
+"""The publisher's side: a plain directory that any static host or object store can serve.
+
+REPO/metadata/   N.root.json, N.targets.json, N.snapshot.json, timestamp.json
+REPO/targets/    NAME/SHA256.VERSION.qpack
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, final
+
+import msgspec
+from securesystemslib.signer import CryptoSigner
+from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timestamp
+
+from quad.core.digests import file_digest
+from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.files import alone_in, sync_directory, write_bytes, writing_to
+from quad.core.pack import Pack, read_pack
+from quad.delivery.host import release_key
+from quad.delivery.keys import Keys
+from quad.delivery.offer import REVOKED, Offer, Revocation, Terms, read_catalogue, revocations, target_path
+from quad.delivery.signed import (
+    LIFE_DAYS,
+    METADATA,
+    ONLINE,
+    ROLES,
+    ROOT_KEYS,
+    State,
+    expiry,
+    new_state,
+    now,
+    publish,
+    read_state,
+    write_root,
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a publisher says of packs that the packs do not say themselves.
+
+    Args:
+        at_least, below: releases of quad that can run them, the second one no more.
+        min_ram_bytes: memory a device must have in all; None for what their tensors take.
+    """
+
+    at_least: str
+    below: str
+    min_ram_bytes: int | None = None
+
+    def terms(self, pack: Pack, version: int) -> Terms:
+        """The terms of one pack.
+
+        Raises:
+            InputError: the pack does not say for which bundle it is. UsageError: a release is no release.
+        """
+        said = pack.manifest
+        fields: dict[str, object] = {
+            "name": said.name,
+            "version": version,
+            "slots": said.parents.get("slots"),
+            "profile": said.parents.get("profile"),
+            "at_least": self.at_least,
+            "below": self.below,
+            "min_ram_bytes": said.size_bytes if self.min_ram_bytes is None else self.min_ram_bytes,
+            "tasks": sorted(said.tasks),
+        }
+        if "graph" in said.parents:
+            fields["graph"] = said.parents["graph"]
+        try:
+            terms = msgspec.convert(fields, Terms)
+        except msgspec.ValidationError as error:
+            then = "pack it with quad adapt, and write releases as 0.1 or 0.2.1"
+            raise InputError(mismatch(f"pack {said.name!r}", "digests of its bundle and releases of quad", str(error), then)) from error
+        if release_key(terms.at_least) >= release_key(terms.below):
+            raise UsageError(mismatch("--runtime", "a range of releases", f"{terms.at_least}..{terms.below}", "write the lower one first"))
+        return terms
+
+
+class Refreshed(msgspec.Struct, frozen=True):
+    """What a refresh did: roles signed anew, days that each role has left, and those past half of their life: they need their keys."""
+
+    signed: tuple[str, ...]
+    left_days: dict[str, int]
+    ageing: tuple[str, ...]
+
+
+@final
+class Repository:
+    """A repository that this process may change: every call publishes at once and whole.
+
+    Args:
+        folder: the directory that is served.
+        keys: of its roles.
+    """
+
+    def __init__(self, folder: Path, keys: Keys) -> None:
+        keys.require_apart_from(folder)
+        self._folder, self._keys = folder, keys
+
+    def init(self) -> Path:
+        """Make keys, and an empty repository.
+
+        Returns:
+            The first root, which devices are given by another way than the network.
+
+        Raises:
+            InputError: there is something at the place.
+        """
+        with self._alone():
+            if any(self._folder.iterdir()):
+                raise InputError(mismatch(str(self._folder), "a new or empty directory", "something else", "choose another place"))
+            state, signers = new_state(self._keys)
+            write_root(self._folder, state.root, signers[Root.type])
+            publish(self._folder, state, ONLINE, signers)
+        return self._folder / METADATA / "1.root.json"
+
+    def add(self, packs: Sequence[Path], wishes: Wishes) -> list[Offer]:
+        """Offer packs, each as the next version of its adapter.
+
+        Raises:
+            VerificationError: a pack was changed. InputError: one is on offer already, or was revoked.
+        """
+        with self._alone():
+            state, signers = self._open()
+            made = [self._add(state.targets, path, wishes) for path in packs]
+            publish(self._folder, state, [Targets.type], signers)
+        return made
+
+    def _add(self, targets: Targets, path: Path, wishes: Wishes) -> Offer:
+        pack, catalogue = read_pack(path), read_catalogue(targets)
+        sha256 = file_digest(path)
+        offered = {offer.sha256: offer.label for offers in catalogue.offers.values() for offer in offers}
+        gone = catalogue.revocation(sha256)
+        if sha256 in offered or gone is not None:
+            found = f"revoked as {gone.name}:{gone.version}" if gone is not None else f"on offer as {offered[sha256]}"
+            raise InputError(mismatch(str(path), "a pack that is new to the repository", f"one that is {found}", "leave it out"))
+        name = pack.manifest.name
+        taken = [offer.terms.version for offer in catalogue.offers.get(name, ())]
+        taken += [entry.version for entry in catalogue.revoked if entry.name == name]
+        offer = Offer(wishes.terms(pack, max(taken, default=0) + 1), sha256, path.stat().st_size)
+        _copy(path, self._folder / offer.location)
+        custom = {"custom": msgspec.to_builtins(offer.terms)}
+        place = target_path(name, offer.terms.version)
+        targets.targets[place] = TargetFile(offer.size_bytes, {"sha256": sha256}, place, custom)
+        return offer
+
+    def revoke(self, wish: str, reason: str = "") -> list[Revocation]:
+        """Withdraw `NAME:VERSION`, or every version of `NAME`: no device installs it any more, and those that have it stop to run it.
+
+        Raises:
+            UsageError: nothing of that name is on offer.
+        """
+        with self._alone():
+            state, signers = self._open()
+            catalogue = read_catalogue(state.targets)
+            catalogue.choose(wish)  # there is one, or a line says why not
+            name, _, number = wish.partition(":")
+            chosen = [offer for offer in catalogue.offers[name] if number in ("", str(offer.terms.version))]
+            made = [Revocation(name, offer.terms.version, offer.sha256, reason) for offer in chosen]
+            for offer in chosen:
+                del state.targets.targets[target_path(name, offer.terms.version)]
+            told: list[Any] = msgspec.to_builtins([*revocations(state.targets), *made])
+            state.targets.unrecognized_fields[REVOKED] = told
+            publish(self._folder, state, [Targets.type], signers)
+            for offer in chosen:
+                with writing_to(self._folder / offer.location):
+                    (self._folder / offer.location).unlink(missing_ok=True)
+        return made
+
+    def refresh(self) -> Refreshed:
+        """Sign `timestamp.json` anew, and what has less than half of its life left and keys at hand."""
+        with self._alone():
+            state = read_state(self._folder)
+            at_hand = {role: self._keys.signers(role, state.root, least=0) for role in ONLINE}
+            ageing = [role for role, payload in ((Targets.type, state.targets), (Snapshot.type, state.snapshot)) if _is_ageing(payload)]
+            changed = [role for role in ageing if at_hand[role]]
+            needed = {*changed, Timestamp.type} | ({Snapshot.type} if Targets.type in changed else set())
+            publish(self._folder, state, changed, {role: self._keys.signers(role, state.root) for role in ONLINE if role in needed})
+        payloads = (state.root, state.targets, state.snapshot, state.timestamp)
+        left = {payload.type: (payload.expires - now()).days for payload in payloads}
+        return Refreshed(tuple(role for role in ONLINE if role in needed), left, tuple(p.type for p in payloads if _is_ageing(p)))
+
+    def rotate(self, roles: Sequence[str]) -> int:
+        """Give roles new keys, and the root a new version and a new life; the old keys' signatures count no more.
+
+        Raises:
+            UsageError: no such role, or keys that are needed are not there.
+
+        Returns:
+            The version of the new root.
+        """
+        unknown = sorted(set(roles) - set(ROLES))
+        if unknown or not roles:
+            raise UsageError(mismatch("ROLE", f"one of {', '.join(ROLES)}", ", ".join(unknown) or "none", "choose of these"))
+        with self._alone():
+            state, signers = self._open(lost=roles)
+            old = state.root
+            before = self._keys.signers(Root.type, old)
+            root, made = self._next_root(old, roles)
+            both = {role: [*signers[role], *made.get(role, ())] for role in ONLINE}
+            publish(self._folder, state, [role for role in ONLINE if role in roles], both)
+            write_root(self._folder, root, [*before, *made.get(Root.type, ())])
+            for role in roles:
+                for keyid in old.roles[role].keyids:
+                    self._keys.retire(role, keyid)
+        return root.version
+
+    def _next_root(self, old: Root, roles: Sequence[str]) -> tuple[Root, dict[str, list[CryptoSigner]]]:
+        root = copy.deepcopy(old)
+        root.version, root.expires = old.version + 1, expiry(Root.type, now())
+        made: dict[str, list[CryptoSigner]] = {}
+        for role in dict.fromkeys(roles):
+            for keyid in old.roles[role].keyids:
+                root.revoke_key(keyid, role)
+            made[role] = [self._keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)]
+            for signer in made[role]:
+                root.add_key(signer.public_key, role)
+        return root, made
+
+    def _open(self, lost: Sequence[str] = ()) -> tuple[State, dict[str, list[CryptoSigner]]]:
+        """What is published, and who can sign the next of it; keys of roles that get new ones may be lost."""
+        state = read_state(self._folder)
+        return state, {role: self._keys.signers(role, state.root, 0 if role in lost else None) for role in ONLINE}
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        with alone_in(self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))):
+            yield
+
+
+def _is_ageing(payload: Signed) -> bool:
+    return payload.expires - now() < timedelta(days=LIFE_DAYS[payload.type]) / 2
+
+
+def _copy(source: Path, place: Path) -> None:
+    """A pack among the targets: whole before anything signed names it."""
+    with writing_to(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(place, source.read_bytes())
+    sync_directory(place.parent)
+    sync_directory(place.parent.parent)

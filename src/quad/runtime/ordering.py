@@ -1,0 +1,82 @@
+"""Which request is next: pure functions of the line, the clock and what is bound.
+
+A higher priority goes first; among equals one that is about to miss its deadline, then one whose adapters are bound already, then the
+earlier deadline, then who came first. All of that may let a request pass others which came before it, and no request is passed more than
+`most_overtaken` times: after that it goes next, before any priority. So whoever joins a line of n has at most n + most_overtaken
+pictures before its own, and a lower priority goes before a higher one only where it has used up its patience.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+Key = tuple[tuple[str, float], ...]
+_NEAR = 2.0  # a deadline within so many pictures is near
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A request in the line.
+
+    Args:
+        number: in the order of arrival.
+        key: of its adapters, see `adapter_key`.
+        deadline_s: by the scheduler's clock; None for none.
+        overtaken: how many that came later have gone before it.
+    """
+
+    number: int
+    key: Key
+    priority: int = 0
+    deadline_s: float | None = None
+    overtaken: int = 0
+
+    @property
+    def due_s(self) -> float:
+        return math.inf if self.deadline_s is None else self.deadline_s
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What is known when the next request is chosen: the clock, the adapters that are bound, and the seconds that a picture takes."""
+
+    now_s: float
+    bound: Key | None = None
+    pace_s: float = 0.0
+
+
+def adapter_key(weights: Mapping[str, float]) -> Key:
+    """One key for one set of adapters and weights."""
+    return tuple(sorted(weights.items()))
+
+
+def choose(line: Sequence[Waiting], moment: Moment, most_overtaken: int) -> Waiting:
+    """The next of a line of one at least."""
+    patient = [one for one in line if one.overtaken >= most_overtaken]
+    if patient:
+        return min(patient, key=lambda one: one.number)
+
+    def rank(one: Waiting) -> tuple[int, bool, bool, float, int]:
+        near = one.due_s - moment.now_s <= _NEAR * moment.pace_s
+        return (-one.priority, not near, one.key != moment.bound, one.due_s, one.number)
+
+    return min(line, key=rank)
+
+
+def without(line: Iterable[Waiting], chosen: Waiting) -> tuple[Waiting, ...]:
+    """The line once the chosen one has gone: those that came before it have been overtaken."""
+    return tuple(
+        replace(one, overtaken=one.overtaken + 1) if one.number < chosen.number else one for one in line if one.number != chosen.number
+    )
+
+
+def expired(line: Iterable[Waiting], now_s: float) -> list[Waiting]:
+    """Those whose time is over."""
+    return [one for one in line if one.due_s <= now_s]
+
+
+def misses(deadline_s: float | None, now_s: float, left: int, fastest_s: float) -> bool:
+    """Whether a picture cannot end in time: not even if all steps that are left were as fast as the fastest so far."""
+    return deadline_s is not None and now_s + left * fastest_s > deadline_s

@@ -1,0 +1,139 @@
+"""What goes over the wire: the bodies of calls and answers. The OpenAPI document is made from these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from quad.core import errors
+from quad.core.errors import QuadError
+from quad.core.manifest import AdapterName, TaskSpec
+from quad.runtime.conditioning import DEFAULT_GROW_PX
+from quad.runtime.mask import MAX_GROW_PX
+
+JSON, PACK = "application/json", "application/octet-stream"
+MOST_STEPS, MOST_ADAPTERS, LONGEST_PROMPT = 1000, 16, 4000
+State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "expired")
+Prompt = Annotated[str, Meta(max_length=LONGEST_PROMPT)]
+Weight = Annotated[float, Meta(ge=-100, le=100)]
+Picture = Annotated[bytes, Meta(description="base64 of a PNG, JPEG or WebP file")]
+
+
+_KINDS: Mapping[str, type[QuadError]] = {
+    kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QuadError)
+}
+
+
+class ErrorBody(msgspec.Struct, frozen=True):
+    """Why not: one line, and the class of `quad.core.errors` that it is, so that a client raises what the pipeline would have raised."""
+
+    error: str
+    kind: str
+
+
+class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One picture to make, by the names of `QuadPipeline.__call__`.
+
+    Args:
+        adapters: adapter name -> weight; empty for the base, null for the task's own.
+        priority: larger goes first.
+        deadline_s: seconds from now after which the picture is of no use.
+        client: who asks, in the client's own words: clients take turns.
+    """
+
+    prompt: Prompt = ""
+    task: Annotated[str, Meta(max_length=128)] | None = None
+    adapters: Annotated[dict[AdapterName, Weight], Meta(max_length=MOST_ADAPTERS)] | None = None
+    image: Picture | None = None
+    mask_image: Picture | None = None
+    num_inference_steps: Annotated[int, Meta(ge=1, le=MOST_STEPS)] | None = None
+    guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
+    negative_prompt: Prompt = ""
+    mask_grow: Annotated[int, Meta(ge=0, le=MAX_GROW_PX)] = DEFAULT_GROW_PX
+    strength: Annotated[float, Meta(gt=0, le=1)] | None = None
+    image_guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0
+    deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
+    client: Annotated[str, Meta(max_length=128)] = ""
+
+
+class Step(msgspec.Struct, frozen=True):
+    """One step that was done: its index from 0, how many there are, and its timestep."""
+
+    index: int
+    total: int
+    timestep: float
+
+
+class RequestState(msgspec.Struct, frozen=True):
+    """A request as it stands; what is known only at its end is empty before."""
+
+    id: str
+    state: State
+    steps_done: int
+    steps_total: int | None
+    task: str | None = None
+    adapters: dict[str, float] = {}
+    seed: int | None = None
+    notes: tuple[str, ...] = ()
+    timings_ms: dict[str, float] = {}
+    error: ErrorBody | None = None
+
+
+class AdapterState(msgspec.Struct, frozen=True):
+    """One adapter: its tasks, its rank before padding, bits of a weight, bytes on disk, and where it comes from."""
+
+    name: str
+    tasks: tuple[str, ...]
+    rank: int
+    bits: int
+    size_bytes: int
+    source: Literal["bundle", "installed", "uploaded"]
+
+
+class Adapters(msgspec.Struct, frozen=True):
+    """All adapters that a request may name."""
+
+    adapters: tuple[AdapterState, ...]
+
+
+class Tasks(msgspec.Struct, frozen=True):
+    """Task name -> how it conditions the graph."""
+
+    tasks: dict[str, TaskSpec]
+
+
+class Named(msgspec.Struct, frozen=True):
+    """The adapter that something was done to."""
+
+    name: str
+
+
+class Health(msgspec.Struct, frozen=True):
+    """Whether the server takes requests.
+
+    Args:
+        notes: what went wrong with installed adapters, one line each.
+    """
+
+    status: Literal["ok", "stopping"]
+    version: str
+    bundle: str
+    engine: str
+    queued: int
+    running: int
+    notes: tuple[str, ...] = ()
+
+
+def error_body(error: QuadError) -> ErrorBody:
+    return ErrorBody(str(error), type(error).__name__ if type(error).__name__ in _KINDS else QuadError.__name__)
+
+
+def raised(body: ErrorBody) -> QuadError:
+    """The error that a body tells of, of the class it had on the other side."""
+    return _KINDS.get(body.kind, QuadError)(body.error)

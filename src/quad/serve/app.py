@@ -1,0 +1,103 @@
+"""The ASGI application: operations behind the guard, and every error as JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.routing import Route
+
+from quad.core.errors import InputError, QuadError, mismatch
+from quad.serve import about_calls, adapter_calls, request_calls
+from quad.serve.guard import Door, Guard
+from quad.serve.openapi import document
+from quad.serve.operations import Operation
+from quad.serve.refusal import Refusal, answer, refusal_of, refused
+from quad.serve.service import Service
+
+OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *about_calls.OPERATIONS)
+DOCUMENT_PATH = "/openapi.json"
+_GONE = 499  # nobody reads it
+
+
+def make_app(service: Service, door: Door | None) -> Starlette:
+    """The application of one server; `door` is what TCP calls have to bring, None on a Unix socket."""
+
+    @asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(service.keep_house())
+        yield
+        service.stop()
+        keeping.cancel()
+        with suppress(asyncio.CancelledError):
+            await keeping
+
+    routes = [*_routes(service), Route(DOCUMENT_PATH, _document, methods=["GET"])]
+    handlers: dict[Any, Any] = {
+        HTTPException: _http_error,
+        Refusal: _refusal,
+        QuadError: _error,
+        ClientDisconnect: _gone,
+        Exception: _fault,
+    }
+    app = Starlette(
+        routes=routes, middleware=[Middleware(Guard, service=service, door=door)], exception_handlers=handlers, lifespan=lifespan
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _routes(service: Service) -> list[Route]:
+    """One route a path, so that a wrong method is told which ones are right."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for op in OPERATIONS:
+        by_path.setdefault(op.path, {})[op.method] = op
+    return [Route(path, _dispatch(service, by_method), methods=list(by_method)) for path, by_method in by_path.items()]
+
+
+def _dispatch(service: Service, by_method: dict[str, Operation]) -> Callable[[HttpRequest], Awaitable[Response]]:
+    async def handle(http: HttpRequest) -> Response:
+        return await by_method["GET" if http.method == "HEAD" else http.method].handle(service, http)
+
+    return handle
+
+
+@functools.cache
+def _whole_document() -> dict[str, Any]:
+    return document(OPERATIONS)
+
+
+async def _document(_http: HttpRequest) -> Response:
+    return answer(_whole_document())
+
+
+async def _http_error(http: HttpRequest, error: HTTPException) -> Response:
+    found = f"{http.method} {http.url.path}"
+    return refused(
+        Refusal(error.status_code, InputError(mismatch("call", "one of the API", repr(found), f"see {DOCUMENT_PATH}")), error.headers)
+    )
+
+
+async def _refusal(_http: HttpRequest, refusal: Refusal) -> Response:
+    return refused(refusal)
+
+
+async def _error(_http: HttpRequest, error: QuadError) -> Response:
+    return refused(refusal_of(error))
+
+
+async def _gone(_http: HttpRequest, _error: ClientDisconnect) -> Response:
+    return Response(status_code=_GONE)
+
+
+async def _fault(_http: HttpRequest, error: Exception) -> Response:
+    return refused(Refusal(500, QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")))

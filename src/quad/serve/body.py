@@ -1,0 +1,75 @@
+"""Reading what a client sends, no more of it than allowed and no longer than allowed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TypeVar
+
+import msgspec
+from starlette.requests import Request
+
+from quad.core.errors import InputError, UsageError, mismatch
+from quad.serve.api import JSON
+from quad.serve.limits import Account, Limits
+from quad.serve.refusal import Refusal
+
+T = TypeVar("T")
+
+
+def require_type(http: Request, wanted: str) -> None:
+    """Raises:
+    Refusal: 415, the body is of another type.
+    """
+    found = http.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    if found != wanted:
+        raise Refusal(415, InputError(mismatch("Content-Type", wanted, repr(found), "name the type of the body")))
+
+
+async def chunks(http: Request, most_bytes: int, timeout_s: float) -> AsyncIterator[bytes]:
+    """The body piece by piece.
+
+    Raises:
+        Refusal: 413, it is larger than `most_bytes`, by its header or as it comes; 408, it takes longer than `timeout_s`.
+    """
+    length = http.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > most_bytes:
+        raise _too_large(most_bytes, length)
+    read, stream, until = 0, aiter(http.stream()), asyncio.get_running_loop().time() + timeout_s
+    while True:
+        try:
+            async with asyncio.timeout_at(until):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            error = InputError(mismatch("body", f"all of it within {timeout_s:g} s", "less", "send it faster"))
+            raise Refusal(408, error, {"Connection": "close"}) from None
+        read += len(chunk)
+        if read > most_bytes:
+            raise _too_large(most_bytes, "more")
+        yield chunk
+
+
+async def read_struct(http: Request, kind: type[T], limits: Limits, account: Account) -> T:
+    """The JSON body as a struct.
+
+    Raises:
+        Refusal: 415, 413, 408, 503 for want of memory, 400 for what is no JSON of that kind.
+    """
+    require_type(http, JSON)
+    data = bytearray()
+    async for chunk in chunks(http, limits.max_body_bytes, limits.body_timeout_s):
+        account.take(len(chunk))
+        data += chunk
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except msgspec.ValidationError as error:
+        raise Refusal(400, UsageError(mismatch("body", f"a {kind.__name__}", f"something else ({error})", "see /openapi.json"))) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(400, InputError(mismatch("body", "JSON", f"something else ({error})", "mend it"))) from error
+
+
+def _too_large(most_bytes: int, found: str) -> Refusal:
+    error = InputError(mismatch("body", f"at most {most_bytes} bytes", found, "make the pictures smaller, or send a smaller pack"))
+    return Refusal(413, error, {"Connection": "close"})

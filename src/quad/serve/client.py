@@ -1,0 +1,146 @@
+"""`QuadClient`: the methods of `QuadPipeline`, the model in another process. Needs no engine, only the standard library and Pillow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from quad.core.errors import QuadError, UsageError, mismatch
+from quad.core.manifest import TaskSpec
+from quad.runtime.conditioning import DEFAULT_GROW_PX
+from quad.runtime.mix import weights_of
+from quad.runtime.output import PipelineOutput
+from quad.runtime.picture import PictureSource
+from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, raised
+from quad.serve.pictures import from_png, picture_file
+from quad.serve.wire import Wire
+
+# As the pipeline's: called as f(client, step index, timestep, {}); the latents stay with the server.
+StepCallback = Callable[["QuadClient", int, float, dict[str, Any]], Any]
+
+
+class QuadClient:
+    """One app's view of a running `quad serve`. Which adapters are chosen is this client's own matter: no other app sees it."""
+
+    def __init__(self, address: str | Path, token: str | None = None, *, timeout_s: float = 60.0, name: str = "") -> None:
+        """Args:
+        address: the socket's path, or `http://127.0.0.1:PORT`.
+        token: what the server's token file holds; on TCP alone.
+        timeout_s: the longest silence of the server.
+        name: of this app; apps take turns.
+        """
+        self._wire = Wire(str(address), token.strip() if token else None, timeout_s)
+        self._name = name
+        self._chosen: dict[str, float] | None = None
+        self._last: tuple[str, ...] = ()
+
+    @property
+    def health(self) -> Health:
+        return self._wire.json("GET", "/health", Health)
+
+    @property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """The tasks that the server can do now."""
+        return self._wire.json("GET", "/v1/tasks", Tasks).tasks
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that `set_adapters` takes."""
+        return tuple(adapter.name for adapter in self._wire.json("GET", "/v1/adapters", Adapters).adapters)
+
+    def get_active_adapters(self) -> list[str]:
+        """What `set_adapters` chose, or what the last picture was made with."""
+        return list(self._last if self._chosen is None else self._chosen)
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
+        """Use these from now on. Raises: UsageError, an unknown name or a wrong weight; ranks that do not fit are told by the next call."""
+        wanted = weights_of([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
+        known = self.adapters
+        for name in wanted:
+            if name not in known:
+                there = ", ".join(known) or "none loaded"
+                raise UsageError(mismatch("adapter", f"one of {there}", repr(name), "choose one of these or load_lora_weights first"))
+        self._chosen = wanted
+
+    def disable_lora(self) -> None:
+        """Use the base from now on."""
+        self._chosen = {}
+
+    def load_lora_weights(self, path: str | Path, adapter_name: str) -> str:
+        """Send a pack to the server, for all of its apps; the server has to run with `--allow-uploads`."""
+        data = Path(path).read_bytes()
+        given = self._wire.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", data, PACK)
+        return msgspec.json.decode(given, type=Named).name
+
+    def unload(self, adapter_name: str) -> None:
+        """Take back a pack that was sent."""
+        self._wire.fetch("DELETE", f"/v1/adapters/{quote(adapter_name, safe='')}")
+        if self._chosen is not None and adapter_name in self._chosen:
+            self._chosen = {}
+
+    def preload(self, name: str) -> None:
+        """A hint: this adapter will be used soon."""
+        self._wire.json("POST", f"/v1/adapters/{quote(name, safe='')}/preload", Named)
+
+    def install(self, name: str) -> None:
+        """Take up at once what `quad install` put into the server's store."""
+        self._wire.json("POST", f"/v1/adapters/{quote(name, safe='')}/install", Named)
+
+    def __call__(  # noqa: PLR0913 - the names and the number are the pipeline's
+        self,
+        prompt: str = "",
+        task: str | None = None,
+        image: PictureSource | None = None,
+        mask_image: PictureSource | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        seed: int = 0,
+        negative_prompt: str = "",
+        callback_on_step_end: StepCallback | None = None,
+        mask_grow: int = DEFAULT_GROW_PX,
+        strength: float | None = None,
+        image_guidance_scale: float | None = None,
+        priority: int = 0,
+        deadline_s: float | None = None,
+    ) -> PipelineOutput:
+        """Make one picture, the same as the pipeline's, bit for bit. Leaving early, by an exception too, frees the server's work.
+
+        Raises:
+            QuadError: as the pipeline. BackendError: no server there. BusyError: no room now. StoppedError: it was stopped.
+        """
+        pictures = (picture_file(image, "image"), picture_file(mask_image, "mask"))
+        wanted = NewRequest(prompt, task, self._chosen, *pictures, num_inference_steps, guidance_scale, seed, negative_prompt, mask_grow,
+                            strength, image_guidance_scale, priority, deadline_s, self._name)  # fmt: skip
+        asked = self._wire.json("POST", "/v1/requests", RequestState, wanted)
+        where = f"/v1/requests/{asked.id}"
+        with self._wire.answer("GET", f"{where}/events") as stream:
+            for told in _events(stream):
+                if isinstance(told, Step) and callback_on_step_end is not None:
+                    callback_on_step_end(self, told.index, told.timestep, {})
+        return self._fetch(where, told)
+
+    def _fetch(self, where: str, end: RequestState | Step) -> PipelineOutput:
+        if not isinstance(end, RequestState):
+            raise QuadError(mismatch(where, "its end", "a stream that broke off", "ask again"))
+        if end.error is not None or end.task is None or end.seed is None:
+            raise raised(end.error) if end.error else QuadError(mismatch(where, "done", end.state, "ask again"))
+        picture = from_png(self._wire.fetch("GET", f"{where}/image"))
+        self._wire.fetch("DELETE", where)
+        self._last = tuple(end.adapters)
+        return PipelineOutput([picture], end.notes, end.timings_ms, end.task, end.adapters, end.seed)
+
+
+def _events(stream: HTTPResponse) -> Iterator[Step | RequestState]:
+    """Steps, then the final state."""
+    kind = ""
+    for line in stream:
+        name, _, value = line.rstrip(b"\n").partition(b": ")
+        if name == b"event":
+            kind = value.decode()
+        elif name == b"data":
+            yield msgspec.json.decode(value, type=Step) if kind == "step" else msgspec.json.decode(value, type=RequestState)

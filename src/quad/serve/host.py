@@ -1,0 +1,82 @@
+"""From a bundle to a server that answers: what `quad serve` does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+from quad.core.installed import store_beside
+from quad.runtime.installed import InstalledAdapters
+from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.scheduler import Scheduler, SchedulerOptions
+from quad.serve.guard import Door
+from quad.serve.limits import Limits
+from quad.serve.place import Place
+from quad.serve.server import serve
+from quad.serve.service import Service
+
+
+@dataclass(frozen=True)
+class Hosted:
+    """What is served, and how.
+
+    Args:
+        store: the device's installed adapters; `BUNDLE.adapters` beside the bundle by default.
+        allow_uploads: clients may send packs.
+        adapter_budget_bytes: of memory for adapters, None for no bound.
+    """
+
+    bundle: Path
+    engine: str = "auto"
+    threads: int | None = None
+    memory: str = "keep-all"
+    store: Path | None = None
+    allow_uploads: bool = False
+    limits: Limits = field(default_factory=Limits)
+    adapter_budget_bytes: int | None = None
+
+
+def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callable[[Place, Service], None]) -> None:
+    """Serve a bundle at a place until SIGTERM or SIGINT; the place is left as it was found.
+
+    Args:
+        announce: called once calls are answered.
+
+    Raises:
+        QuadError: the place is taken, or the bundle cannot be opened.
+    """
+    before = signal.signal(signal.SIGTERM, _stop)  # while the bundle is being opened; from then on the server's own
+    try:
+        with where as place, opened(hosted, place) as service:
+            door = None if place.token is None else Door(place.port, place.token)
+            announce(place, service)
+            serve(service, place.listener, door)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def opened(hosted: Hosted, place: Place) -> Iterator[Service]:
+    """Everything that a server works on, released when the block ends."""
+    pipe = QuadPipeline.from_pretrained(
+        hosted.bundle, hosted.engine, hosted.threads, memory=hosted.memory, adapter_budget_bytes=hosted.adapter_budget_bytes
+    )
+    scheduler = Scheduler(pipe, SchedulerOptions(max_queue=hosted.limits.max_queue))
+    try:
+        installed = InstalledAdapters(hosted.store or store_beside(hosted.bundle), scheduler.install, pipe.dismiss)
+        installed.look()  # one that is damaged is told of by /health, and keeps no other one from being served
+        uploads = place.uploads if hosted.allow_uploads else None
+        if uploads is not None:
+            uploads.mkdir(mode=0o700)
+        yield Service(pipe, scheduler, hosted.limits, installed, uploads)
+    finally:
+        scheduler.close()
+
+
+def _stop(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)

@@ -1,0 +1,93 @@
+"""How much of the device its clients may take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from quad.core.errors import BusyError, mismatch
+from quad.serve.refusal import Refusal
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a server takes at most.
+
+    Args:
+        max_body_bytes: of one call, a pack apart.
+        max_upload_bytes, max_uploads: of one pack, and how many.
+        max_pixels: width times height of one picture that is given.
+        max_held_bytes: bodies being read and pictures of unfinished requests, all clients together.
+        max_queue: requests that wait or run.
+        max_steps: of one request.
+        time_limit_s: from its first step to its end.
+        lease_s: how long an unfinished request lives when nobody asks after it.
+        max_kept, max_kept_bytes, kept_s: finished requests that wait to be fetched: how many, how large, how long.
+        max_streams: open event streams and waits for a picture.
+        max_connections: open connections.
+        head_timeout_s, body_timeout_s: for the whole of a call's headers, and of its body.
+    """
+
+    max_body_bytes: int = 32 * MIB
+    max_upload_bytes: int = 1024 * MIB
+    max_uploads: int = 16
+    max_pixels: int = 16 * MIB
+    max_held_bytes: int = 512 * MIB
+    max_queue: int = 32
+    max_steps: int = 150
+    time_limit_s: float = 600.0
+    lease_s: float = 30.0
+    max_kept: int = 32
+    max_kept_bytes: int = 256 * MIB
+    kept_s: float = 300.0
+    max_streams: int = 64
+    max_connections: int = 256
+    head_timeout_s: float = 10.0
+    body_timeout_s: float = 60.0
+
+
+class Budget:
+    """Bytes that clients' data holds in memory, counted as they come; used on one thread."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most = most_bytes
+        self.held_bytes = 0
+
+    def take(self, n_bytes: int) -> None:
+        """Raises:
+        Refusal: 503, there is no room for so many more.
+        """
+        if self.held_bytes + n_bytes > self._most:
+            found = f"{self.held_bytes + n_bytes}"
+            raise Refusal(503, BusyError(mismatch("server", f"at most {self._most} bytes held for all clients", found, "ask again later")))
+        self.held_bytes += n_bytes
+
+    def give(self, n_bytes: int) -> None:
+        self.held_bytes -= n_bytes
+
+    @contextmanager
+    def account(self) -> Iterator[Account]:
+        """What is taken through it is given back when the block ends, unless it was kept."""
+        account = Account(self)
+        try:
+            yield account
+        finally:
+            self.give(account.n_bytes)
+
+
+class Account:
+    """What one call holds of a budget."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self.n_bytes = budget, 0
+
+    def take(self, n_bytes: int) -> None:
+        self._budget.take(n_bytes)
+        self.n_bytes += n_bytes
+
+    def keep(self, n_bytes: int) -> None:
+        """These now belong to a request, which gives them back itself."""
+        self.n_bytes -= n_bytes

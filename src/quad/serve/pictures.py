@@ -1,0 +1,57 @@
+"""Pictures over the wire: read under bounds, written as PNG, the pixels untouched."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+import numpy as np
+from PIL import Image
+
+from quad.runtime.picture import PictureSource, decode_picture, open_picture, to_rgb
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+PNG = "image/png"
+_KEPT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+_FAST = 1  # of zlib's levels: it stays on the device
+
+
+def read_picture(data: bytes | None, where: str, max_pixels: int) -> Image.Image | None:
+    """A picture file as a client sent it.
+
+    Raises:
+        InputError: it is no PNG, JPEG or WebP, is damaged, or has too many pixels, which its header tells before it is decoded.
+    """
+    return None if data is None else decode_picture(data, where, max_pixels, FORMATS)
+
+
+def held_bytes(picture: Image.Image | None) -> int:
+    """Memory of a decoded picture, at most."""
+    return 0 if picture is None else picture.width * picture.height * 4
+
+
+def to_png(picture: Image.Image) -> bytes:
+    data = BytesIO()
+    picture.save(data, format="PNG", compress_level=_FAST)
+    return data.getvalue()
+
+
+def picture_file(source: PictureSource | None, where: str) -> bytes | None:
+    """A user's picture as the file that a server reads to the same pixels as the pipeline would.
+
+    Raises:
+        InputError: it is no picture, or damaged.
+    """
+    if source is None:
+        return None
+    picture = open_picture(source, where)
+    if picture.mode not in _KEPT_MODES:  # PNG does not hold it as it is: as the pipeline reads it
+        picture = picture.convert("RGBA") if picture.has_transparency_data else Image.fromarray(to_rgb(picture)[0])
+    plain = picture.copy()
+    plain.info = {key: value for key, value in picture.info.items() if key == "transparency"}  # its Exif must not turn it again
+    return to_png(plain)
+
+
+def from_png(data: bytes) -> Image.Image:
+    """A server's picture, wholly read."""
+    with Image.open(BytesIO(data), formats=("PNG",)) as picture:
+        return Image.fromarray(np.asarray(picture, np.uint8))

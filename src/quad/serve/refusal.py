@@ -1,0 +1,38 @@
+"""Every refusal is JSON, with the HTTP status that fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+from starlette.responses import Response
+
+from quad.core.errors import BackendError, BusyError, InputError, QuadError, RefusedError, UnsupportedError
+from quad.serve.api import JSON, error_body
+
+RETRY_AFTER_S = 1
+_STATUS: Mapping[type[QuadError], int] = {InputError: 400, UnsupportedError: 422, RefusedError: 422, BusyError: 503, BackendError: 503}
+
+
+class Refusal(Exception):
+    """An error with the HTTP status that it is answered with."""
+
+    def __init__(self, status: int, error: QuadError, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(str(error))
+        self.status, self.error, self.headers = status, error, dict(headers or {})
+
+
+def refusal_of(error: QuadError) -> Refusal:
+    """An error of the rooms below, with the status that fits its class."""
+    return Refusal(next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500), error)
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer; a client that is told to come again later is told when."""
+    headers = {**({"Retry-After": str(RETRY_AFTER_S)} if refusal.status == 503 else {}), **refusal.headers}
+    return answer(error_body(refusal.error), refusal.status, headers)
+
+
+def answer(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A struct, or builtins, as JSON."""
+    return Response(msgspec.json.encode(body), status, {"Cache-Control": "no-store", **(headers or {})}, JSON)

@@ -1,0 +1,96 @@
+"""What the operations of the API work on: one resident pipeline, its scheduler, and the requests of all clients."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from anyio import CapacityLimiter, to_thread
+
+from quad.core.errors import BusyError, StoppedError, mismatch
+from quad.runtime.installed import InstalledAdapters
+from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.scheduler import Scheduler
+from quad.serve.book import Book
+from quad.serve.limits import Budget, Limits
+from quad.serve.refusal import Refusal
+
+T = TypeVar("T")
+_THREADS = 2  # for decoding pictures and reading packs
+LOOK_AFTER_S, LOOK_AT_STORE_S = 0.25, 2.0
+
+
+@dataclass
+class Service:
+    """Everything that one server knows.
+
+    Args:
+        installed: adapters that come through the device's store; None where there is no store.
+        uploads: where packs that clients send are kept; None where none are taken.
+    """
+
+    pipe: QuadPipeline
+    scheduler: Scheduler
+    limits: Limits = field(default_factory=Limits)
+    installed: InstalledAdapters | None = None
+    uploads: Path | None = None
+
+    def __post_init__(self) -> None:
+        self.budget = Budget(self.limits.max_held_bytes)
+        self.book = Book(self.limits, self.budget)
+        self.uploaded: dict[str, Path] = {}
+        self.answers: dict[int, int] = {}
+        self.streams = 0
+        self.stopping = False
+        self.changing = asyncio.Lock()
+        self._workers: CapacityLimiter | None = None
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what takes long, or may wait for a lock, beside the event loop; a few at a time."""
+        self._workers = self._workers or CapacityLimiter(_THREADS)
+        return await to_thread.run_sync(work, limiter=self._workers)
+
+    def require_running(self) -> None:
+        """Raises:
+        Refusal: 503, it takes no new work.
+        """
+        if self.stopping:
+            raise Refusal(503, BusyError(mismatch("server", "one that takes requests", "one that is stopping", "start it again")))
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """A place among the open streams.
+
+        Raises:
+            Refusal: 503, there are too many.
+        """
+        most = self.limits.max_streams
+        if self.streams >= most:
+            raise Refusal(503, BusyError(mismatch("streams", f"fewer than {most} open", str(most), "ask again later")))
+        self.streams += 1
+        try:
+            yield
+        finally:
+            self.streams -= 1
+
+    def stop(self) -> None:
+        """No new work, and what runs ends at its step."""
+        self.stopping = True
+        reason = StoppedError(mismatch("server", "one that goes on", "one that was stopped", "ask again when it runs"))
+        for entry in self.book.live:
+            self.book.give_up(entry, reason)
+
+    async def keep_house(self) -> None:
+        """Until cancelled: give up what is overdue, and take up what was installed."""
+        since_look = 0.0
+        while True:
+            await asyncio.sleep(LOOK_AFTER_S)
+            self.book.look_after()
+            since_look += LOOK_AFTER_S
+            if self.installed is not None and since_look >= LOOK_AT_STORE_S:
+                since_look = 0.0
+                await self.in_thread(self.installed.look)

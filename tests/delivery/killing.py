@@ -1,0 +1,205 @@
+"""Kills installs, updates, rollbacks and publishes at any step, and looks what is left. Run as a process of its own, so that it can fork.
+
+A step is a line of quad's own code, or a call that audit hooks see (open, rename, unlink, mkdir, ...). A child of this process does the
+work and kills itself with SIGKILL at one step; or its parent does it at a moment that nobody chose.
+
+    python -m tests.delivery.killing HOME OPERATION POINTS SEED
+
+prints one JSON object: steps of the whole operation, points tried, how often the old and the new state was found, and what was wrong.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import select
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from quad.core.digests import file_digest
+from quad.core.installed import read_installed, read_pointers
+from quad.delivery.device import Device
+from quad.delivery.host import Host
+from quad.delivery.keys import Keys
+from quad.delivery.reports import Access
+from quad.delivery.repository import Repository, Wishes
+
+PASSWORD = b"a password of tests"
+_OURS = (os.sep + os.path.join("quad", "delivery") + os.sep, os.sep + os.path.join("quad", "core") + os.sep)
+TIMED = 8  # one point in so many is left to chance
+
+
+class Steps:
+    """Counts steps, and kills its own process at one of them; -1 at none."""
+
+    def __init__(self, last: int) -> None:
+        self.count, self._last = 0, last
+
+    def begin(self) -> None:
+        sys.addaudithook(self._audit)
+        sys.settrace(self._call)
+
+    def _step(self) -> None:
+        self.count += 1
+        if self.count == self._last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def _audit(self, event: str, _: tuple[Any, ...]) -> None:
+        if event == "open" or event.startswith(("os.", "shutil.")):
+            self._step()
+
+    def _call(self, frame: FrameType, event: str, _: Any) -> Any:
+        return self._line if any(part in frame.f_code.co_filename for part in _OURS) else None
+
+    def _line(self, frame: FrameType, event: str, _: Any) -> Any:
+        self._step()
+        return self._line
+
+
+def nothing(_: Path) -> None:
+    """A smoke run that finds nothing."""
+
+
+def device(home: Path, store: Path, server: Path | None = None) -> Device:
+    """The device of a world, on a store of its own."""
+    parents = json.loads((home / "parents.json").read_text())
+    access = Access(str(server or home / "server"), (home / "repo/metadata/1.root.json").read_bytes())
+    return Device(store, Host("phone", parents, "0.1.0", 10**9), access)
+
+
+def _repository(home: Path, repo: Path) -> Repository:
+    return Repository(repo, Keys(repo.parent / "keys", PASSWORD))
+
+
+Work = Callable[[Path, Path], Any]
+WORK: dict[str, Work] = {
+    "install": lambda home, place: device(home, place / "store").install("ink:2", nothing),
+    "update": lambda home, place: device(home, place / "store").install("ink:3", nothing),
+    "rollback": lambda home, place: device(home, place / "store").rollback("ink", nothing),
+    "add": lambda home, place: _repository(home, place / "repo").add([home / "new.qpack"], Wishes("0.1", "1")),
+    "revoke": lambda home, place: _repository(home, place / "repo").revoke("ink:3"),
+    "rotate": lambda home, place: _repository(home, place / "repo").rotate(["root", "targets", "timestamp"]),
+}
+PUBLISHING = ("add", "revoke", "rotate")
+
+
+def in_child(work: Callable[[], Any], last: int, after_s: float | None) -> tuple[int, int]:
+    """Do it in a child.
+
+    Args:
+        last: the step that kills it.
+        after_s: seconds after which this process kills it, wherever it is.
+
+    Returns:
+        The signal that ended it, 0 for none, and the steps that it made when it came to its end.
+    """
+    reads, writes = os.pipe()
+    child = os.fork()
+    if child == 0:
+        steps = Steps(last)
+        try:
+            if after_s is None:
+                steps.begin()
+            work()
+            sys.settrace(None)
+            os.write(writes, str(steps.count).encode())
+        finally:
+            os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as pipe:
+        if after_s is not None and not select.select([pipe], [], [], after_s)[0]:
+            os.kill(child, signal.SIGKILL)
+        told = pipe.read()
+    _, status = os.waitpid(child, 0)
+    return (os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0), int(told or -1)
+
+
+def state_of_store(home: Path, place: Path) -> str:
+    """The version that runs, after the checks that hold at any moment and after the next start."""
+    store = place / "store"
+    before = _running(store)
+    device(home, store).clean()
+    assert _running(store) == before, "the next start changed what runs"
+    named = {f"packs/{v.sha256}.qpack" for p in read_pointers(store).values() for v in (p.current, p.previous) if v}
+    pointers = {f"installed/{name}.json" for name in read_pointers(store)}
+    files = {path.relative_to(store).as_posix() for path in store.rglob("*") if not path.is_dir()} if store.is_dir() else set()
+    waiting = {name for name in files if name.startswith(("fetched/", "partial/"))}
+    strays = files - named - pointers - {"trust.json"} - waiting
+    assert not strays, f"stray files: {sorted(strays)}"
+    assert all(Path(name).stem in _offered(home) for name in waiting), f"waiting for nothing: {sorted(waiting)}"
+    return before
+
+
+def _running(store: Path) -> str:
+    for path in read_installed(store).values():
+        assert file_digest(path) == path.stem, "the pointer names a pack of other bytes"
+    return ",".join(f"{name}:{pointer.current.version}" for name, pointer in read_pointers(store).items())
+
+
+def _offered(home: Path) -> set[str]:
+    return {path.name.split(".")[0] for path in (home / "server/targets").rglob("*.qpack")}
+
+
+def state_of_repository(home: Path, place: Path) -> str:
+    """What a device of the first root and one that knew the old state see: both the same, and every pack of it can be fetched."""
+    seen = []
+    for store in (place / "new", Path(shutil.copytree(home / "known", place / "known"))):
+        found = device(home, store, place / "repo")
+        found.fetch()
+        listed = found.listing()
+        for entry in listed:
+            found.fetch([f"{entry.name}:{version}" for version in entry.offered])
+        root = max(int(path.name.split(".")[0]) for path in (place / "repo/metadata").glob("*.root.json"))
+        seen.append(f"{[sorted(entry.offered) for entry in listed]} root {root}")
+    assert seen[0] == seen[1], f"a new device sees {seen[0]}, an old one {seen[1]}"
+    return seen[0]
+
+
+def main(home: Path, operation: str, points: int, seed: int) -> dict[str, Any]:
+    """Kill one operation at many points."""
+    rng, work, found, wrong = random.Random(seed), WORK[operation], {}, []
+    look = state_of_repository if operation in PUBLISHING else state_of_store
+    place = home / "place"
+
+    def begin() -> None:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(home / "before" / operation, place)
+
+    begin()
+    old = look(home, place)
+    begin()
+    killed, steps = in_child(lambda: work(home, place), -1, None)
+    assert (killed, steps > 0) == (0, True), "the operation does not come to its end"
+    new = look(home, place)
+    begin()
+    since = time.monotonic()
+    in_child(lambda: work(home, place), -1, 1e3)
+    lasts_s = time.monotonic() - since
+    kills = 0
+    for index in range(points):
+        begin()
+        timed = index % TIMED == 0
+        last, after_s = rng.randint(1, steps), rng.uniform(1e-4, lasts_s) if timed else None
+        killed, _ = in_child(lambda last=last: work(home, place), last, after_s)  # type: ignore[misc]
+        kills += killed == signal.SIGKILL
+        try:
+            state = look(home, place)
+            assert state in (old, new), f"{state} is neither {old} nor {new}"
+            found[state] = found.get(state, 0) + 1
+            if operation in ("install", "update"):
+                work(home, place)
+                assert look(home, place) == new, "the next try did not bring it to its end"
+        except Exception as error:
+            wrong.append(f"point {index}, step {last} of {steps}, {'timer' if timed else 'step'}: {type(error).__name__} {error}")
+    return {"steps": steps, "points": points, "kills": kills, "old": found.get(old, 0), "new": found.get(new, 0), "wrong": wrong}
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))))

@@ -1,0 +1,94 @@
+"""A scheduler that does nothing until a test says so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Condition
+
+from PIL import Image
+
+from quad.core.errors import QuadError, StoppedError
+from quad.runtime.output import PipelineOutput
+from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.request import Request
+from quad.runtime.ticket import StepEvent
+from quad.serve.api import ENDED, State
+
+
+def an_output(side: int = 16) -> PipelineOutput:
+    return PipelineOutput([Image.new("RGB", (side, side), "red")], ("a note",), {"total": 1.0}, "text-to-image", {}, 7)
+
+
+class FakeTicket:
+    """One request in a test's hand."""
+
+    def __init__(self, number: int, request: Request, client: str) -> None:
+        self.id, self.request, self.client = number, request, client
+        self.state: State = "queued"
+        self.steps: list[StepEvent] = []
+        self.outcome: PipelineOutput | QuadError | None = None
+        self._changed = Condition()
+
+    def step(self, total: int = 4) -> None:
+        with self._changed:
+            self.state = "running"
+            self.steps.append(StepEvent(len(self.steps), total, 100.0))
+            self._changed.notify_all()
+
+    def end(self, state: State, outcome: PipelineOutput | QuadError) -> None:
+        with self._changed:
+            if self.state not in ENDED:
+                self.state, self.outcome = state, outcome
+                self._changed.notify_all()
+
+    def cancel(self) -> bool:
+        self.end("cancelled", StoppedError("request: expected to go on, found it cancelled; ask again"))
+        return self.state == "cancelled"
+
+    def events(self) -> Iterator[StepEvent]:
+        for number in itertools.count():
+            with self._changed:
+                self._changed.wait_for(lambda at=number: len(self.steps) > at or self.state in ENDED)
+                if number >= len(self.steps):
+                    return
+                event = self.steps[number]
+            yield event
+
+    def result(self, timeout: float | None = None) -> PipelineOutput:
+        with self._changed:
+            self._changed.wait_for(lambda: self.state in ENDED, timeout)
+        if isinstance(self.outcome, PipelineOutput):
+            return self.outcome
+        raise self.outcome or TimeoutError
+
+    def wait_until(self, state: State) -> None:
+        """For what the server does on its own."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.state == state, timeout=30), self.state
+
+
+class FakeMetrics:
+    """Nothing to tell."""
+
+
+class FakeScheduler:
+    """Takes everything, runs nothing; adapters go to the pipeline."""
+
+    def __init__(self, pipe: QuadPipeline) -> None:
+        self._pipe = pipe
+        self.tickets: list[FakeTicket] = []
+        self.asked: list[dict[str, object]] = []
+
+    def submit(self, request: Request, **how: object) -> FakeTicket:
+        self.tickets.append(FakeTicket(len(self.tickets), request, str(how["client"])))
+        self.asked.append(how)
+        return self.tickets[-1]
+
+    def install(self, path: Path, name: str | None = None) -> str:
+        return self._pipe.admit(path, name)
+
+    def close(self, *, drain: bool = False) -> None:
+        for ticket in self.tickets:
+            ticket.cancel()

@@ -1,0 +1,125 @@
+"""Adapters that are installed while a server runs: taken up, switched, dropped; a damaged one harms no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from quad import QuadPipeline
+from quad.core.errors import InputError, VerificationError
+from quad.core.installed import pointer_path, remove_pointer
+from quad.runtime.installed import InstalledAdapters
+from tests.runtime.conftest import adapter_manifest, adapter_tensors
+from tests.serve.conftest import Serve
+from tests.serve.device import install_pack
+
+
+@pytest.fixture
+def pipe(tiny_bundle: Path) -> QuadPipeline:
+    return QuadPipeline.from_pretrained(tiny_bundle, threads=1)
+
+
+@pytest.fixture
+def installed(pipe: QuadPipeline, tmp_path: Path) -> InstalledAdapters:
+    return InstalledAdapters(tmp_path, pipe.admit, pipe.dismiss)
+
+
+def _pixels(pipe: QuadPipeline, name: str) -> Any:
+    pipe.set_adapters(name)
+    return np.asarray(pipe("car", task="text-to-image").images[0])
+
+
+def test_new_changed_and_removed_pointers_are_followed(pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
+    installed.look()
+    assert (installed.names, installed.notes) == (frozenset(), ())
+    install_pack(tmp_path, "ink", ink, 1)
+    installed.look()
+    first = _pixels(pipe, "ink")
+    install_pack(tmp_path, "ink", (ink[0], adapter_tensors(10, 2)), 2)
+    installed.look()
+    assert (_pixels(pipe, "ink") != first).any()
+    install_pack(tmp_path, "ink", ink, 1)  # rolled back
+    installed.look()
+    np.testing.assert_array_equal(_pixels(pipe, "ink"), first)
+    remove_pointer(tmp_path, "ink")
+    installed.look()
+    assert "ink" not in pipe.adapters
+    assert (installed.names, installed.notes) == (frozenset(), ())
+
+
+def test_an_adapter_of_the_bundle_comes_back_when_its_update_is_removed(
+    pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path
+) -> None:
+    own = _pixels(pipe, "sketch")
+    install_pack(tmp_path, "sketch", (adapter_manifest("sketch", 2), adapter_tensors(11, 2)), 1)
+    installed.look()
+    assert (_pixels(pipe, "sketch") != own).any()
+    remove_pointer(tmp_path, "sketch")
+    installed.look()
+    np.testing.assert_array_equal(_pixels(pipe, "sketch"), own)
+
+
+def test_one_that_does_not_fit_is_told_of_once_and_tried_again_when_it_changes(pipe: QuadPipeline, tmp_path: Path, ink: Any) -> None:
+    tried: list[Path] = []
+
+    def take(path: Path, name: str) -> str:
+        tried.append(path)
+        return pipe.admit(path, name)
+
+    installed = InstalledAdapters(tmp_path, take, pipe.dismiss)
+    stranger = msgspec.structs.replace(ink[0], parents={"slots": "0" * 64, "profile": "0" * 64})
+    bad = install_pack(tmp_path, "ink", (stranger, ink[1]), 1)
+    good = install_pack(tmp_path, "other", ink, 1)
+    for _ in range(3):
+        installed.look()
+    assert tried == [bad, good]
+    assert installed.names == {"other"}
+    assert len(installed.notes) == 1
+    assert "packed for slots 00000000" in installed.notes[0]
+    install_pack(tmp_path, "ink", ink, 2)
+    installed.look()
+    assert (installed.names, installed.notes) == ({"ink", "other"}, ())
+
+
+def test_a_damaged_store_changes_nothing(pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
+    install_pack(tmp_path, "ink", ink, 1)
+    installed.look()
+    pointer = pointer_path(tmp_path, "ink")
+    whole = pointer.read_bytes()
+    pointer.write_bytes(whole[:-3])
+    installed.look()
+    assert "a pointer to a pack" in installed.notes[0]
+    assert installed.names == {"ink"}
+    with pytest.raises(VerificationError):
+        installed.install("ink")
+    pointer.write_bytes(whole)
+    installed.look()
+    assert installed.notes == ()
+
+
+def test_a_name_that_is_not_installed_is_one_line(installed: InstalledAdapters) -> None:
+    with pytest.raises(InputError, match="installed adapter: expected one of none, found 'ink'"):
+        installed.install("ink")
+
+
+def test_a_server_looks_by_itself_and_tells_what_it_could_not_take(serve: Serve, tmp_path: Path, ink: Any) -> None:
+    served = serve(real=True)
+    service = served.service
+    service.installed = InstalledAdapters(tmp_path, service.scheduler.install, service.pipe.dismiss)
+    install_pack(tmp_path, "ink", ink, 1)
+    while "ink" not in served.client().adapters:
+        pass
+    (state,) = (one for one in served.call("GET", "/v1/adapters")[1]["adapters"] if one["name"] == "ink")
+    assert (state["source"], state["rank"], state["bits"]) == ("installed", 2, 16)
+    pointer_path(tmp_path, "ghost").write_text("{}")
+    while not served.client().health.notes:
+        pass
+    assert "ghost" in served.client().health.notes[0]
+    assert served.call("POST", "/v1/adapters/ink/install")[0] == 422
+    pointer_path(tmp_path, "ghost").unlink()
+    assert served.call("POST", "/v1/adapters/ink/install") == (200, {"name": "ink"})
+    assert served.call("POST", "/v1/adapters/ghost/install")[0] == 404
