@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread, Timer
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from quad.core.pack import write_pack
 from tests.runtime.conftest import adapter_manifest, adapter_tensors, make_bundle
 from tests.serve.process import PATIENCE_S, ServerProcess, start
 
-LATEST_S = 5.0
+WORKS_S, _HALF = 1.0, 0.5
 PROMPT, STEPS = "remove the car", 40
 FILES = {"s", "s.lock", "s.uploads"}
 
@@ -54,19 +55,30 @@ class World:
         write_pack(self.pack, adapter_manifest("ink", 2), adapter_tensors(9, 2))
         pipe = QuadPipeline.from_pretrained(self.bundle, threads=1)
         self.expected = np.asarray(pipe(PROMPT, num_inference_steps=STEPS).images[0])
+        begin = perf_counter()
+        with ServerProcess(self.bundle, *self.options()) as server:
+            self.starts_s = perf_counter() - begin
+            server.stop()
 
     def options(self) -> tuple[str, ...]:
         return ("--socket", str(self.folder / "s"), "--allow-uploads")
 
 
-def one_life(world: World, found: Found, after_s: float) -> None:
-    """Start a server, use it without rest, kill it."""
+def one_life(world: World, found: Found, share: float) -> None:
+    """Start a server, use it without rest, kill it.
+
+    Args:
+        share: where in its life, 0 to 1: in the first half it starts, in the second it works.
+    """
     process, doing, over = start(world.bundle, *world.options()), ["starting"], Event()
-    timer = Timer(after_s, process.kill)
-    timer.start()
+    timer = Timer(2 * share * world.starts_s if share < _HALF else 2 * (share - _HALF) * WORKS_S, process.kill)
+    if share < _HALF:
+        timer.start()
     user = Thread(target=_use, args=(world, found, doing, over))
     assert process.stdout is not None
     if process.stdout.readline():
+        if share >= _HALF:
+            timer.start()
         found.strays += sorted({path.name for path in world.folder.iterdir()} - FILES) + _uploads(world)
         user.start()
     process.wait(timeout=PATIENCE_S)
@@ -100,7 +112,7 @@ def run(points: int, number: int, root: Path) -> dict[str, Any]:
     """The whole measurement as a JSON-like object."""
     world, found, draw = World(root), Found(), random.Random(number)
     for count in range(points):
-        one_life(world, found, draw.uniform(0, LATEST_S))
+        one_life(world, found, draw.random())
         if count % 20 == 19:
             print(f"{count + 1} kills, {dict(found.points)}", flush=True)
     with ServerProcess(world.bundle, *world.options()) as server:

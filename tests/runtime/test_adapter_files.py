@@ -17,7 +17,7 @@ from quad.core.errors import InputError, UsageError, VerificationError
 from quad.core.pack import write_pack
 from quad.core.padding import trim
 from quad.core.tensor_file import TensorFile
-from quad.runtime import AdapterStore, adapter_file, open_bundle
+from quad.runtime import AdapterStore, adapter_file, bundle, open_bundle
 from quad.runtime.binding import Binder
 from quad.runtime.buffers import padded_bytes, zero_buffers
 from quad.runtime.engine import open_engine
@@ -39,7 +39,8 @@ def store(tiny_bundle: Path) -> Iterator[AdapterStore]:
 def later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock of the store is a minute ahead: files that were written just now have settled."""
     now = time.time_ns
-    monkeypatch.setattr(adapter_file, "time_ns", lambda: now() + 60 * 10**9)
+    for module in (adapter_file, bundle):
+        monkeypatch.setattr(module, "time_ns", lambda: now() + 60 * 10**9)
 
 
 @pytest.fixture
@@ -75,6 +76,22 @@ def test_a_file_is_hashed_once(store: AdapterStore, hashed: list[str], tmp_path:
     for key, array in store.buffers(name).items():
         np.testing.assert_array_equal(array, first[key])
     assert len(hashed) == 1
+
+
+@pytest.mark.usefixtures("later")
+@pytest.mark.parametrize("verify", [True, False])
+def test_an_adapter_of_a_bundle_is_hashed_when_that_is_opened(bundle_copy: Path, hashed: list[str], verify: bool) -> None:
+    store = AdapterStore(open_bundle(bundle_copy, verify))
+    for _ in range(2):
+        store.buffers("sketch")
+        store.close()
+    assert len(hashed) == (0 if verify else 1)
+    file = bundle_copy / "adapters/sketch/adapter.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(VerificationError, match="the file was changed or damaged"):
+        store.buffers("sketch")
 
 
 def test_a_file_that_was_just_written_is_hashed_again(store: AdapterStore, hashed: list[str], tmp_path: Path) -> None:

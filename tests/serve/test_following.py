@@ -126,12 +126,11 @@ def test_a_request_that_runs_too_long_is_told_why_it_ended(serve: Serve) -> None
 
 def test_finished_pictures_are_kept_no_longer_than_allowed(serve: Serve) -> None:
     served = serve(limits=Limits(max_kept=1))
-    keys = [served.ask() for _ in range(2)]
-    for ticket in served.tickets:
+    older, newest = (f"/v1/requests/{served.ask()}/image?wait=30" for _ in range(2))
+    for ticket, where in zip(served.tickets, (older, newest), strict=True):
         ticket.end("done", an_output())
-    newest = f"/v1/requests/{keys[1]}/image?wait=30"
-    assert served.call("GET", newest)[0] == 200
-    while served.call("GET", f"/v1/requests/{keys[0]}")[0] != 404:
+        assert served.call("GET", where)[0] == 200  # its end has been heard of
+    while served.call("GET", older)[0] != 404:
         pass
     assert served.call("GET", newest)[0] == 200
 

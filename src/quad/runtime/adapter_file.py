@@ -1,8 +1,8 @@
 """An adapter on disk, and the way from there to what can be bound.
 
-All of a file is hashed the first time that it is read. Later it is taken to be the same as long as the system says so (`Identity`): a file
-that was replaced or written to since is hashed again, and so is one that was changed so shortly before that the clock could hide another
-change.
+All of a file is hashed the first time that it is read, in a bundle when that is opened. Later it is taken to be the same as long as the
+system says so (`Identity`): a file that was replaced or written to since is hashed again, and so is one that was changed so shortly before
+that the clock could hide another change.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ MANIFEST_FILE, TENSORS_FILE = "adapter.json", "adapter.safetensors"
 class AdapterFile:
     """Where an adapter lies and what it said of itself when it was found there. The file must stay."""
 
-    def __init__(self, path: Path, manifest: AdapterManifest, packed: bool) -> None:
+    def __init__(self, path: Path, manifest: AdapterManifest, packed: bool, hashed: Identity | None = None) -> None:
         """Args:
         path: the pack, or the file of tensors beside an `adapter.json`.
         packed: which of the two.
+        hashed: which file was seen to have the manifest's digest already.
         """
         self.manifest = manifest
-        self._path, self._packed = path, packed
-        self._checked: Identity | None = None
+        self._path, self._packed, self._hashed = path, packed, hashed
+        self._fits = False
 
     def check(self, slots: SlotTable) -> None:
         """Read all of it once and see that it is whole and fits.
@@ -58,20 +59,25 @@ class AdapterFile:
         """
         file = map_tensors(self._path)
         make_room(padded_bytes(file.tensors, zeros))
-        if file.identity == self._checked:
-            file.touch()
-        else:
-            self._check(file, slots)
+        self._check(file, slots)
         return Buffers(pad(file.tensors, zeros))
 
     def _check(self, file: TensorFile, slots: SlotTable) -> None:
+        if file.identity == self._hashed:
+            file.touch()
+        else:
+            self._hash(file)
+        if not self._fits:
+            check_tensors(self.manifest.name, file.tensors, slots)
+            self._fits = True  # for good: only the same bytes get here again
+
+    def _hash(self, file: TensorFile) -> None:
         now_ns = time_ns()
         if self._packed and pack_manifest(file) != self.manifest:
             raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
         found = content_digest(file.tensors) if self._packed else file.sha256()
         check_digest(file.where, found, self.manifest.sha256)
-        check_tensors(self.manifest.name, file.tensors, slots)
-        self._checked = file.identity if file.identity.settled(now_ns) else None
+        self._hashed = file.identity if file.identity.settled(now_ns) else None
 
 
 def open_adapter(path: Path) -> AdapterFile:
@@ -89,6 +95,19 @@ def open_adapter(path: Path) -> AdapterFile:
         then = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
         raise InputError(mismatch(str(path), "a pack", "pickled weights", then))
     return AdapterFile(path, pack_manifest(map_tensors(path)), packed=True)
+
+
+def open_own(bundle: Bundle, name: str) -> AdapterFile:
+    """An adapter of a bundle; opening the bundle has hashed it, unless that was not wanted.
+
+    Raises:
+        InputError, VerificationError: as `open_directory`.
+    """
+    shipped = f"adapters/{name}/{TENSORS_FILE}"
+    manifest_file, tensors_file = bundle.adapter_files(name)
+    manifest = open_directory(manifest_file, tensors_file).manifest
+    same = bundle.manifest.files[shipped].sha256 == manifest.sha256
+    return AdapterFile(tensors_file, manifest, packed=False, hashed=bundle.hashed.get(shipped) if same else None)
 
 
 def open_directory(manifest_file: Path, tensors_file: Path) -> AdapterFile:

@@ -13,7 +13,7 @@ import msgspec
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
-from quad.runtime.adapter_file import AdapterFile, check_parents, open_adapter, open_directory
+from quad.runtime.adapter_file import AdapterFile, check_parents, open_adapter, open_own
 from quad.runtime.buffer_cache import BufferCache
 from quad.runtime.buffers import Buffers, zero_buffers
 from quad.runtime.bundle import Bundle
@@ -188,6 +188,6 @@ class AdapterStore:
         self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
 
     def _admit_own(self, name: str) -> None:
-        file = open_directory(*self._bundle.adapter_files(name))
+        file = open_own(self._bundle, name)
         check_parents(file.manifest, self._bundle)
         self._admit(name, file)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import time_ns
 from typing import TypeVar
 
 import msgspec
@@ -15,6 +17,7 @@ from quad.core.files import inside
 from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 AGAIN = "fetch or build the bundle again"
@@ -24,12 +27,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Bundle:
-    """An opened bundle: where it is, what it says, and what its graph's inputs mean."""
+    """An opened bundle: where it is, what it says, and what its graph's inputs mean.
+
+    Args:
+        hashed: name -> the file that was found to have the manifest's digest; those changed a moment before are not among them.
+    """
 
     root: Path
     manifest: BundleManifest
     slots: SlotTable
     profile: Profile
+    hashed: Mapping[str, Identity] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         """A shipped file by its name in the manifest.
@@ -73,16 +81,19 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     root = Path(path)
     manifest = _read_manifest(root)
     _check_listed(root, manifest)
+    hashed = {}
     for name, entry in manifest.files.items():
-        _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
+        found = _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
+        if found is not None:
+            hashed[name] = found
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
-    for parent, found in (("slots", slots.digest), ("profile", profile.digest)):
+    for parent, has in (("slots", slots.digest), ("profile", profile.digest)):
         expected = manifest.parents.get(parent, "none")
-        if expected != found:
-            raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", found[:8], AGAIN))
-    return Bundle(root, manifest, slots, profile)
+        if expected != has:
+            raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", has[:8], AGAIN))
+    return Bundle(root, manifest, slots, profile, hashed)
 
 
 def _read_manifest(root: Path) -> BundleManifest:
@@ -144,12 +155,15 @@ def _check_numbers(where: Path, manifest: BundleManifest) -> None:
             raise VerificationError(mismatch(f"{where}, task {name}", "one of the bundle's adapters", repr(task.adapter), AGAIN))
 
 
-def _check_file(root: Path, name: str, sha256: str | None) -> None:
+def _check_file(root: Path, name: str, sha256: str | None) -> Identity | None:
+    """Compare a digest, if there is one to compare; which file it is of, if a later change of it would show."""
     path = inside(root, name)
     if not path.is_file():
         raise VerificationError(mismatch(str(root), f"a file {name}", "none", AGAIN))
     if sha256 is None:
-        return
+        return None
+    identity, now_ns = Identity.of(path.stat()), time_ns()
     found = file_digest(path)
     if found != sha256:
         raise VerificationError(mismatch(str(path), f"digest {sha256[:8]}", found[:8], f"the file was changed or damaged, {AGAIN}"))
+    return identity if identity.settled(now_ns) else None
