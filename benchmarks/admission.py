@@ -1,8 +1,7 @@
 """What admission costs and brings on the reference model: `python -m benchmarks.admission BUNDLE LORA [-o FILE.json]`.
 
 A later LoRA is admitted without the base, and with it. Its pictures, and those of the bundle's own adapters, are held against full
-precision (the last bar of docs/adr/0018-admission.md). Then the tolerance of golden outputs: what engines and threads make of one adapter, and how far
-another one is.
+precision. Then the tolerance of golden outputs: what engines and threads make of one adapter, and how far another one is.
 """
 
 from __future__ import annotations
@@ -72,12 +71,12 @@ def picture_figures(bundle: Path, lora: Path, out: Path, n: int) -> dict[str, fl
 
 
 def golden_figures(bundle: Bundle, engines: tuple[str, ...]) -> dict[str, float]:
-    """Largest difference of one block mean over their RMS: by threads, by engine, and the least one to another adapter or the base."""
+    """Largest difference of one block mean over their RMS: by threads, lean loading, engine; and the least one to another adapter."""
     store, probes = AdapterStore(bundle), read_probes(bundle)
     names = [None, *store.names]
 
-    def answers(engine: str, threads: int) -> np.ndarray:
-        session = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision).load(bundle.graph(UNET), threads)
+    def answers(engine: str, threads: int, lean: bool = False) -> np.ndarray:
+        session = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision).load(bundle.graph(UNET), threads, lean)
         rows = []
         for name in names:
             session.bind(unet_buffers(bundle, store.zeros if name is None else store.buffers(name)))
@@ -86,9 +85,8 @@ def golden_figures(bundle: Bundle, engines: tuple[str, ...]) -> dict[str, float]
 
     first = answers(engines[0], 1)
     rms = np.sqrt((first**2).mean(axis=2))
-    found = {"threads": float((np.abs(answers(engines[0], 2) - first).max(axis=2) / rms).max())}
-    for engine in engines[1:]:
-        found[engine] = float((np.abs(answers(engine, 1) - first).max(axis=2) / rms).max())
+    ways = {"threads": (engines[0], 2, False), "lean": (engines[0], 1, True), **{engine: (engine, 1, False) for engine in engines[1:]}}
+    found = {label: float((np.abs(answers(*way) - first).max(axis=2) / rms).max()) for label, way in ways.items()}
     apart = [np.abs(first[i] - first[j]).max(axis=1) / rms[i] for i in range(len(names)) for j in range(len(names)) if i != j]
     return {**found, "another": float(np.min(apart))}
 

@@ -26,15 +26,16 @@ from quad.model.lora import read_lora
 from quad.quantize import quantize_adapter, simulated
 from quad.quantize.equalize import equalized
 from quad.runtime.adapters import AdapterStore
-from quad.runtime.buffers import zero_buffers
+from quad.runtime.buffers import Buffers, zero_buffers
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engine import open_engine
-from quad.runtime.golden import check_golden, golden_of, read_probes, smoke_run, unet_buffers
+from quad.runtime.golden import check_golden, golden, read_probes, unet_buffers
 from quad.runtime.ort import OrtSession
 from quad.runtime.pipeline import QuadPipeline
 from tests.compile.conftest import _write_lora
 from tests.compile.test_build import SAMPLES, run
 
+QUIET = 0.3
 ENDINGS = ("attn1.to_q", "conv_in", "attn2.to_v")
 
 
@@ -50,10 +51,10 @@ def phone(
 
 @pytest.fixture(scope="module")
 def lora(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Another LoRA, of modules that have slots."""
-    file = tmp_path_factory.mktemp("later") / "ink.safetensors"
-    _write_lora(file, base.unet, 2, ENDINGS, 7)
-    return file
+    """Another LoRA, of modules that have slots, quieter than those of the bundle."""
+    place = tmp_path_factory.mktemp("later")
+    _write_lora(place / "loud.safetensors", base.unet, 2, ENDINGS, 7)
+    return changed(place / "loud.safetensors", place / "ink.safetensors", QUIET)
 
 
 @pytest.fixture
@@ -69,6 +70,11 @@ def unet(bundle: Bundle) -> Any:
     return open_engine("ort", (), bundle.manifest.precision).load(bundle.graph("unet"), 1)
 
 
+def bound(session: Any, bundle: Bundle, buffers: Buffers) -> Any:
+    session.bind(unet_buffers(bundle, buffers))
+    return session
+
+
 def changed(lora: Path, place: Path, factor: float = 1.0, **tensors: torch.Tensor) -> Path:
     """The LoRA with its up-projections `factor` times as large, and more tensors."""
     held = {name: tensor * (factor if "lora_B" in name else 1.0) for name, tensor in load_file(lora).items()}
@@ -81,11 +87,11 @@ def test_a_build_stores_calls_and_goldens(phone: Bundle) -> None:
     assert len(probes) == STORED
     assert len({float(call["timestep"][0]) for call in probes}) > 1
     for name in store.names:
-        check_golden(session, phone, store.manifest(name), store.buffers(name))
+        check_golden(bound(session, phone, store.buffers(name)), phone, store.manifest(name))
         others = [store.zeros, *(store.buffers(other) for other in store.names if other != name)]
         for other in others:
             with pytest.raises(VerificationError, match="its golden output"):
-                check_golden(session, phone, store.manifest(name), other)
+                check_golden(bound(session, phone, other), phone, store.manifest(name))
 
 
 def test_nothing_of_the_bundle_is_touched(asked: AdaptRequest, model_dir: Path) -> None:
@@ -98,7 +104,7 @@ def test_nothing_of_the_bundle_is_touched(asked: AdaptRequest, model_dir: Path) 
 def test_what_is_admitted_is_what_a_build_would_have_bound(phone: Bundle, adapter_files: dict[str, Path], tmp_path: Path) -> None:
     again = adapt(AdaptRequest(phone.root, "again", adapter_files["transform"], tmp_path / "again.qpack", task="transform"))
     built = AdapterStore(phone).buffers("transform")
-    found = pad(read_pack(again.pack).tensors, phone.slots, zero_buffers(phone.slots))
+    found = pad(read_pack(again.pack).tensors, zero_buffers(phone.slots))
     assert found.keys() == built.keys()
     for name, array in built.items():
         np.testing.assert_array_equal(found[name], array, name)
@@ -113,7 +119,7 @@ def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone
     adapter = read_lora("ink", asked.adapter, base.unet)
     gains = phone.profile.gains.get("unet", {})
     expected = quantize_adapter(equalized(adapter, gains), phone.slots, phone.profile)
-    found = pad(read_pack(asked.output).tensors, phone.slots, zero_buffers(phone.slots))
+    found = Buffers(pad(read_pack(asked.output).tensors, zero_buffers(phone.slots)))
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, name)
     if phone.manifest.precision != "w8a16":
@@ -125,15 +131,15 @@ def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone
 def test_its_task_runs_and_its_golden_tells_it_from_others(asked: AdaptRequest, phone: Bundle) -> None:
     admitted = adapt(asked)
     pipe = QuadPipeline.from_pretrained(phone.root, threads=1)
-    pipe.load_lora_weights(asked.output)
+    pipe.set_adapters(pipe.load_lora_weights(asked.output))
     assert pipe.tasks["ink"] == msgspec.structs.replace(pipe.tasks["transform"], adapter="ink")
     sample = next(sample for sample in SAMPLES if sample.task == "transform")
     assert pipe(sample.prompt, task="ink", image=sample.image, seed=3).images[0].size == (phone.manifest.size,) * 2
-    smoke_run(phone, asked.output, threads=1)
+    check_golden(pipe.graph("unet"), phone, admitted.manifest)
     session, store = unet(phone), AdapterStore(phone)
     for buffers in (store.zeros, *map(store.buffers, store.names)):
         with pytest.raises(VerificationError, match="adapter 'ink' on probe"):
-            check_golden(session, phone, admitted.manifest, buffers)
+            check_golden(bound(session, phone, buffers), phone, admitted.manifest)
     assert admitted.manifest.parents == {**AdapterStore(phone).manifest("transform").parents, "source": admitted.manifest.parents["source"]}
 
 
@@ -142,7 +148,7 @@ def test_without_the_base_it_says_what_was_not_checked(asked: AdaptRequest) -> N
     assert "output_db" not in said["quality"]
     assert any("--base" in line for line in said["unchecked"])
     assert said["trial"]["sites"] > 0
-    assert 0.0 <= said["quality"]["outside"] <= 0.01
+    assert 0.0 <= said["quality"]["lost"] <= 1.0
     assert set(said["trial"]["others"]) == {"transform", "removal"}
 
 
@@ -164,18 +170,19 @@ def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Pa
     session: OrtSession = unet(phone)
     session.bind(unet_buffers(phone, zero_buffers(phone.slots)))
     for call in read_probes(phone):
-        tensors = [torch.from_numpy(call[name]) for name in ("sample", "timestep", "encoder_hidden_states")]
+        tensors = [torch.from_numpy(call[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
         with torch.no_grad(), simulated(own.room.student, phone.profile, "unet"):
             expected = own.room.student(*tensors, {}).numpy()
         with torch.no_grad():
             np.testing.assert_allclose(own.room.teacher(*tensors, {}), base.unet(*tensors).sample, atol=1e-5)
         off = np.sqrt(np.mean((session.run(call) - expected) ** 2) / np.mean(expected**2))
-        assert off < (2e-3 if phone.manifest.precision == "w8a16" else 2e-2)
+        assert off < (2e-3 if phone.manifest.precision == "w8a16" else 4e-2)
 
 
 def test_a_rank_over_the_slots_is_cut_and_told(asked: AdaptRequest, base: Base, tmp_path: Path) -> None:
     file = tmp_path / "wide.safetensors"
     _write_lora(file, base.unet, 6, ENDINGS, 8)
+    file = changed(file, tmp_path / "narrow.safetensors", 0.25)
     admitted = adapt(replace(asked, adapter=file, min_energy=0.0))
     assert any("reduced to their slot's rank" in note for note in admitted.notes)
     cut = [one for one in admitted.slots if one.rank > one.slot_rank]
@@ -197,6 +204,15 @@ def test_each_unfit_slot_is_named_with_its_reason(asked: AdaptRequest, tmp_path:
     # Nothing at all is learnt: it would be the base under another name.
     with pytest.raises(CompatibilityError, match="an effect on the U-Net's output, found none"):
         adapt(replace(asked, adapter=changed(asked.adapter, tmp_path / "zero.safetensors", 0.0)))
+    assert not asked.output.exists()
+
+
+def test_activations_that_their_ranges_cut_off_are_named(asked: AdaptRequest, phone: Bundle, tmp_path: Path) -> None:
+    if phone.manifest.precision == "w8a16":
+        pytest.skip("16 bits leave room for it")
+    loud = changed(asked.adapter, tmp_path / "loud.safetensors", 1 / QUIET)
+    with pytest.raises(CompatibilityError, match=r"lose more: up_blocks\S+ \(\S+% of its energy, up to 1\.\d+ of the range\)"):
+        adapt(replace(asked, adapter=loud))
     assert not asked.output.exists()
 
 
@@ -272,5 +288,6 @@ def test_the_pack_is_not_written_into_the_bundle(asked: AdaptRequest) -> None:
 def test_a_golden_is_the_same_wherever_it_is_taken(asked: AdaptRequest, phone: Bundle) -> None:
     said = adapt(asked).manifest.golden
     assert said is not msgspec.UNSET
-    buffers = pad(read_pack(asked.output).tensors, phone.slots, zero_buffers(phone.slots))
-    assert golden_of(unet(phone), phone, buffers, said.probe).values == pytest.approx(said.values, abs=said.tolerance)
+    buffers = Buffers(pad(read_pack(asked.output).tensors, zero_buffers(phone.slots)))
+    found = golden("here", bound(unet(phone), phone, buffers), read_probes(phone)[said.probe], said.probe)
+    assert found.values == pytest.approx(said.values, abs=said.tolerance)

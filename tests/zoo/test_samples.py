@@ -17,7 +17,7 @@ SEEDS = st.integers(0, 2 * 10**9)
 FEW = settings(max_examples=20)
 
 
-@pytest.mark.parametrize("task", (*samples.TASKS, *samples.LATER))
+@pytest.mark.parametrize("task", [*samples.TASKS, *samples.LATER])
 @FEW
 @given(seed=SEEDS)
 def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None:
@@ -26,7 +26,7 @@ def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None
     assert set(words) <= set(world.VOCABULARY)
 
 
-@pytest.mark.parametrize("task", (*samples.TASKS, *samples.LATER))
+@pytest.mark.parametrize("task", [*samples.TASKS, *samples.LATER])
 def test_a_seed_is_a_sample_and_another_seed_is_another(task: str) -> None:
     one, again, other = (samples.sample(task, seed) for seed in (10**9, 10**9, 10**9 + 1))
     np.testing.assert_array_equal(one.truth, again.truth)

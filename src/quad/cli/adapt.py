@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,19 +70,17 @@ def adapt(
         from quad.compile.adapt_request import AdaptRequest
 
         name, path = next(iter(pairs.items()))
-        given = {} if min_energy is None else {"min_energy": min_energy}
         asked = AdaptRequest(
             bundle, name, path, output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=allow_unused_keys, engine=engine, **given,
+            allow_unused_keys=allow_unused_keys, engine=engine,
         )  # fmt: skip
+        asked = asked if min_energy is None else replace(asked, min_energy=min_energy)
         admitted = admit(asked if base is None else _with_base(asked, base), progress)
     result(admitted.to_json(), as_json, _lines(admitted))
 
 
 def _with_base(asked: AdaptRequest, base: str) -> AdaptRequest:
     """The model's directory, and samples of its tasks."""
-    from dataclasses import replace
-
     from quad.model.hub import resolve_model
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_dir
@@ -101,8 +100,8 @@ def _lines(admitted: AdaptResult) -> list[str]:
         lines.append(f"slots {len(admitted.slots)}: B A right to {weakest.product_db:.1f} dB at worst ({weakest.path}), nothing clipped")
     others = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
     lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({others})")
-    for name, use in list(trial["outside"].items())[:3]:
-        lines.append(f"activation {name}: {use['outside']:.2%} outside of its range, up to {use['reach']:.2f} of it")
+    for name, use in list(trial["lossy"].items())[:3]:
+        lines.append(f"activation {name}: its range cuts off {use['lost']:.2%} of its energy, values reach {use['reach']:.2f} of it")
     lines += [f"quality {line}" for line in _quality(admitted)]
     lines += [f"checked {line}" for line in admitted.checked] + [f"NOT checked {line}" for line in admitted.unchecked]
     return [*lines, f"{admitted.pack}, {admitted.seconds:.0f} s"]

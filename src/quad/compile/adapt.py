@@ -136,8 +136,8 @@ def _read(request: AdaptRequest, bundle: Bundle, base: Base | None) -> FloatAdap
 def _alone(bundle: Bundle, fitted: Fitted) -> _Aligned:
     """Rescaled to the frozen encodings; in a float bundle as it is."""
     if not bundle.profile.encodings:
-        return _Aligned(dict(slot_inputs(fitted.adapter, bundle.slots)))
-    return _Aligned(dict(quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)))
+        return _Aligned(Buffers(slot_inputs(fitted.adapter, bundle.slots)))
+    return _Aligned(Buffers(quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)))
 
 
 def _with_base(request: AdaptRequest, bundle: Bundle, session: Session, base: Base, read: tuple[FloatAdapter, Fitted]) -> _Aligned:
@@ -156,7 +156,7 @@ def _with_base(request: AdaptRequest, bundle: Bundle, session: Session, base: Ba
     steps = request.steps(bundle.manifest.precision)
     alone = _alone(bundle, fitted)
     done = own.align(fitted.adapter, probes, DistillOptions(steps)) if bundle.profile.encodings else None
-    buffers = alone.buffers if done is None else pad(done.integers, bundle.slots, zero_buffers(bundle.slots))
+    buffers = alone.buffers if done is None else Buffers(pad(done.integers, zero_buffers(bundle.slots)))
     lessons = own.held_out(probes)
     found = quality(bundle, session, lessons, (buffers, zero_buffers(bundle.slots)))
     _refuse_poor(request.name, found)
@@ -189,7 +189,7 @@ def _manifest(packed: PackedAdapter, bundle: Bundle, tasks: dict[str, TaskSpec],
         product_db=msgspec.UNSET if fitted.product_db is None else fitted.product_db,
         energy=fitted.energy,
         effect=trial.effect,
-        outside=max((use.outside for use in trial.sites.values()), default=0.0) if trial.sites else msgspec.UNSET,
+        lost=max(use.lost for use in trial.sites.values()) if trial.sites else msgspec.UNSET,
         calls=len(aligned.lessons) or msgspec.UNSET,
     )
     said = adapter_manifest(packed, bundle.slots, bundle.manifest.parents, tasks)

@@ -1,8 +1,8 @@
 """Which activations leave their frozen ranges with a new adapter: read off the bundle's own graph.
 
-Every QuantizeLinear of a Q/DQ graph stands at a Site and carries its name. In a copy of the graph each gets three numbers beside it: the
-share of the values outside of its range, the smallest and the largest. So that no activation is kept, whatever the size of the network, and
-neither the base model nor torch is needed.
+Every QuantizeLinear of a Q/DQ graph stands at a Site and carries its name. In a copy of the graph each gets four numbers beside it: the
+energy of what its range cuts off, the energy of all, the smallest value and the largest. So no activation is kept, whatever the size of the
+network, and neither the base model nor torch is needed.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class SiteUse:
     """How one activation uses its range, over some calls.
 
     Args:
-        outside: share of its values outside of the range, the largest of any call.
+        lost: share of its energy (sum of squares) that the range cuts off, the largest of any call.
         reach: how far the values go, in ranges: 1 is the end of it.
     """
 
     name: str
-    outside: float
+    lost: float
     reach: float
 
 
@@ -88,17 +88,21 @@ def _range(node: ir.Node) -> tuple[float, float]:
 
 
 def _observed(model: ir.Model) -> dict[str, tuple[float, float]]:
-    """Put the three numbers of each site behind the graph's outputs; site -> its range, in their order."""
+    """Put the four numbers of each site behind the graph's outputs; site -> its range, in their order."""
     graph, bounds = model.graph, {}
     for node in _sites(graph):
         name, x = str(node.name).removesuffix(_NAME), node.inputs[0]
         low, high = bounds[name] = _range(node)
         ends = [_constant(graph, f"{name}/{end}", value) for end, value in (("low", low), ("high", high))]
-        outside = _add(graph, "Or", [_add(graph, "Less", [x, ends[0]]), _add(graph, "Greater", [x, ends[1]])])
-        share = _add(graph, "Cast", [outside], to=ir.DataType.FLOAT)
-        for kind, of in (("ReduceMean", share), ("ReduceMin", x), ("ReduceMax", x)):
+        cut = _add(graph, "Sub", [x, _add(graph, "Clip", [x, *ends])])
+        for number, kind, of in (
+            ("lost", "ReduceSumSquare", cut),
+            ("all", "ReduceSumSquare", x),
+            ("min", "ReduceMin", x),
+            ("max", "ReduceMax", x),
+        ):
             value = _add(graph, kind, [of], keepdims=0)
-            value.name, value.dtype, value.shape = f"{name}/{kind}", ir.DataType.FLOAT, ir.Shape([])
+            value.name, value.dtype, value.shape = f"{name}/{number}", ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(value)
     return bounds
 
@@ -129,16 +133,16 @@ def _open(model: ir.Model, path: Path) -> ort.InferenceSession:
 
 
 def _run(session: ort.InferenceSession, call: Call, buffers: Buffers, sites: int) -> NDArray[np.float64]:
-    """Share, smallest and largest of every site `(sites, 3)`."""
+    """Energy lost and in all, smallest and largest of every site `(sites, 4)`."""
     found = session.run(None, {**call, **buffers})
-    return np.array([float(value) for value in found[-3 * sites :]]).reshape(sites, 3)
+    return np.array([float(value) for value in found[-4 * sites :]]).reshape(sites, 4)
 
 
 def _use(name: str, values: NDArray[np.float64], bounds: tuple[float, float]) -> SiteUse:
-    """Of the three numbers of every call `(calls, 3)`; what is not finite reaches beyond every range."""
+    """Of the four numbers of every call `(calls, 4)`; what is not finite reaches beyond every range."""
     if not np.isfinite(values).all():
         return SiteUse(name, 1.0, float("inf"))
-    (low, high), (shares, smallest, largest) = bounds, values.T
+    (low, high), (lost, energy, smallest, largest) = bounds, values.T
     below = max(0.0, -float(smallest.min())) / max(-low, 1e-30)
     above = max(0.0, float(largest.max())) / max(high, 1e-30)
-    return SiteUse(name, float(shares.max()), max(below, above))
+    return SiteUse(name, float((lost / np.maximum(energy, 1e-30)).max()), max(below, above))

@@ -26,8 +26,8 @@ from quad.runtime.golden import Call, block_means, distance, golden, read_probes
 
 # Toyland: the bundle's five change its U-Net's output by MEASURED of its RMS; a LoRA four times too strong, by MEASURED.
 MOST_EFFECT = 4.0
-# Share of one activation's values that may be clipped beyond what the base's own are.
-MOST_OUTSIDE = 0.01
+# Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
+MOST_LOST = 0.01
 Array = NDArray[Any]
 
 
@@ -39,7 +39,7 @@ class Trial:
         effect: RMS of what it changes in the output over the RMS of that output, the largest of all calls.
         others: the same of the bundle's own adapters.
         sites: activations, with the new adapter; empty where the graph cannot be looked into.
-        before: the same of the base.
+        before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own.
         golden: its golden output, on the call where it differs most from the others.
     """
 
@@ -50,15 +50,20 @@ class Trial:
     golden: Golden
 
     @property
-    def outside(self) -> dict[str, SiteUse]:
-        """Activations that leave their ranges more than they do with the base, worst first."""
-        more = {name: use for name, use in self.sites.items() if use.outside > self.before[name].outside}
-        return dict(sorted(more.items(), key=lambda item: -item[1].outside))
+    def lossy(self) -> dict[str, SiteUse]:
+        """Activations of which more is cut off than `before`, worst first."""
+        more = {name: use for name, use in self.sites.items() if use.lost > self.before[name].lost}
+        return dict(sorted(more.items(), key=lambda item: -item[1].lost))
+
+    @property
+    def clipped(self) -> dict[str, SiteUse]:
+        """Those of which too much is."""
+        return {name: use for name, use in self.lossy.items() if use.lost - self.before[name].lost > MOST_LOST}
 
     def to_json(self) -> dict[str, Any]:
-        """`effect`, `others`, how many `sites` were looked at, and those `outside` of their ranges."""
-        shown = {name: {"outside": use.outside, "reach": min(use.reach, 1e9)} for name, use in self.outside.items()}
-        return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "outside": shown}
+        """`effect`, `others`, how many `sites` were looked at, and those that are `lossy`."""
+        shown = {name: {"lost": use.lost, "reach": min(use.reach, 1e9)} for name, use in self.lossy.items()}
+        return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "lossy": shown}
 
 
 def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequence[Call] = ()) -> Trial:
@@ -84,14 +89,24 @@ def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequen
     if not all(np.isfinite(output).all() for output in own):
         where, then = "U-Net with the new adapter, stored calls", "give another checkpoint"
         raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", then))
-    model, sites = bundle.graph(UNET), {}
-    if has_sites(model):
-        both = {"base": unet_buffers(bundle, store.zeros), "own": unet_buffers(bundle, buffers)}
-        sites = site_uses(model, [*probes, *more], both)
+    sites, before = _sites(bundle, store, buffers, [*probes, *more])
     probe = _telling(own, [zero, *others.values()])
     made = golden("golden output", session, probes[probe], probe)
     effects = {name: _effect(found, zero) for name, found in others.items()}
-    return Trial(_effect(own, zero), effects, sites.get("own", {}), sites.get("base", {}), made)
+    return Trial(_effect(own, zero), effects, sites, before, made)
+
+
+def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Call]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
+    """`Trial.sites` and `Trial.before`; the bundle's own adapters are asked where it matters alone: each costs as much as the new one."""
+    model = bundle.graph(UNET)
+    if not has_sites(model):
+        return {}, {}
+    found = site_uses(model, calls, {"base": unet_buffers(bundle, store.zeros), "new": unet_buffers(bundle, buffers)})
+    before, new = found["base"], found["new"]
+    if store.names and any(use.lost > MOST_LOST for use in new.values()):
+        own = site_uses(model, calls, {name: unet_buffers(bundle, store.buffers(name)) for name in store.names})
+        before = {name: max((use, *(uses[name] for uses in own.values())), key=lambda one: one.lost) for name, use in before.items()}
+    return new, before
 
 
 def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
@@ -107,14 +122,11 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
     if largest and trial.effect > MOST_EFFECT * largest:
         found = f"{trial.effect:.2f} of the output, the largest of the others changes {largest:.2f}"
         raise CompatibilityError(mismatch(where, f"an effect up to {MOST_EFFECT:g} times theirs", found, "is it trained for this base?"))
-    clipped = {
-        site: f"{use.outside:.1%} of its values, up to {use.reach:.2f} of the range"
-        for site, use in trial.outside.items()
-        if use.outside - trial.before[site].outside > MOST_OUTSIDE
-    }
+    clipped = {site: f"{use.lost:.1%} of its energy, up to {use.reach:.2f} of the range" for site, use in trial.clipped.items()}
     if clipped:
-        expected = f"activations within their frozen ranges but for {MOST_OUTSIDE:.0%}"
-        raise CompatibilityError(mismatch(where, expected, f"{len(clipped)} outside: {listed(clipped)}", "build the bundle again with it"))
+        expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
+        found = f"{len(clipped)} that lose more: {listed(clipped)}"
+        raise CompatibilityError(mismatch(where, expected, found, "build the bundle again with this adapter"))
 
 
 def _effect(found: Sequence[Array], zero: Sequence[Array]) -> float:

@@ -165,7 +165,7 @@ class AdapterQuality(msgspec.Struct, frozen=True):
         product_db: SQNR of the products B A over all slots.
         energy: least share of a slot's update that its rank holds.
         effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest over the stored probes.
-        outside: largest share of an activation's values that lay outside of its range.
+        lost: largest share of an activation's energy that its range cut off, over the stored probes and some calls of its own.
         output_db, effect_db, effect_gain: output with the adapter, and what it changes in it, against the full-precision model.
         calls: of the U-Net that those three were measured on.
     """
@@ -173,7 +173,7 @@ class AdapterQuality(msgspec.Struct, frozen=True):
     product_db: float | msgspec.UnsetType = msgspec.UNSET
     energy: float | msgspec.UnsetType = msgspec.UNSET
     effect: float | msgspec.UnsetType = msgspec.UNSET
-    outside: float | msgspec.UnsetType = msgspec.UNSET
+    lost: float | msgspec.UnsetType = msgspec.UNSET
     output_db: float | msgspec.UnsetType = msgspec.UNSET
     effect_db: float | msgspec.UnsetType = msgspec.UNSET
     effect_gain: float | msgspec.UnsetType = msgspec.UNSET

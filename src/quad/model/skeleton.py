@@ -6,7 +6,7 @@ the model that the bundle was built from.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
@@ -40,7 +40,7 @@ class Skeleton(nn.Module):
             _put(self, path, _layer(slot))
 
 
-def skeletons(table: SlotTable, layers: dict[str, Iterable[str]]) -> tuple[Skeleton, Skeleton | None]:
+def skeletons(table: SlotTable, layers: Mapping[str, Iterable[str]]) -> tuple[Skeleton, Skeleton | None]:
     """The U-Net and the text encoder, None where that has no slot.
 
     Args:

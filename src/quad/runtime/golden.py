@@ -20,13 +20,11 @@ from numpy.typing import NDArray
 
 from quad.core.errors import CompatibilityError, VerificationError, mismatch
 from quad.core.manifest import PROBES_FILE, AdapterManifest, Golden
-from quad.core.pack import parse_tensors
-from quad.core.padding import pad
 from quad.core.slots import UNET
-from quad.runtime.adapters import check_parents, read_adapter
-from quad.runtime.buffers import Buffers, check_tensors, zero_buffers
+from quad.core.tensor_file import map_tensors
+from quad.runtime.buffers import Buffers
 from quad.runtime.bundle import Bundle
-from quad.runtime.engine import Session, default_threads, open_engine
+from quad.runtime.engine import Runnable
 
 GRID = 4  # blocks along each side of the output
 TOLERANCE = 0.02  # of the RMS of the block means
@@ -53,7 +51,7 @@ def calls_of(file: Path) -> tuple[Call, ...]:
     Raises:
         VerificationError: it is no such file.
     """
-    tensors = parse_tensors(str(file), file.read_bytes())
+    tensors = map_tensors(file).tensors
     names = {f"{index}/{name}" for index in range(len(tensors) // len(INPUTS)) for name in INPUTS}
     fit = all(array.dtype == np.float32 and np.isfinite(array).all() for array in tensors.values())
     if not tensors or names != tensors.keys() or not fit:
@@ -71,30 +69,16 @@ def block_means(output: NDArray[Any]) -> NDArray[np.float64]:
 
 def unet_buffers(bundle: Bundle, buffers: Buffers) -> Buffers:
     """Of an adapter's buffers those that the U-Net takes."""
-    return {name: buffers[name] for name in bundle.slots.of(UNET).input_shapes()}
+    return Buffers((name, buffers[name]) for name in bundle.slots.of(UNET).input_shapes())
 
 
-def golden_of(session: Session, bundle: Bundle, buffers: Buffers, probe: int = 0) -> Golden:
-    """What the U-Net answers to a stored probe with these buffers; they stay bound.
-
-    Args:
-        session: the bundle's U-Net.
-        buffers: of the whole adapter, padded (`AdapterStore.buffers`).
-
-    Raises:
-        VerificationError: the answer holds NaN or Inf, or the bundle has no such probe. CompatibilityError: it has none at all.
-    """
-    session.bind(unet_buffers(bundle, buffers))
-    return golden(f"bundle {bundle.manifest.name!r}", session, _probe(bundle, probe), probe)
-
-
-def golden(where: str, session: Session, call: Call, probe: int) -> Golden:
-    """What a session answers to a call with what is bound, which is probe number `probe`.
+def golden(where: str, network: Runnable, call: Call, probe: int) -> Golden:
+    """What the U-Net answers to a call with what is bound; the call is probe number `probe`.
 
     Raises:
         VerificationError: with NaN or Inf; the message begins with `where`.
     """
-    means = _answer(where, session, call)
+    means = _answer(where, network, call)
     return Golden(probe, tuple(float(np.float32(mean)) for mean in means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
 
 
@@ -106,8 +90,8 @@ def _probe(bundle: Bundle, number: int) -> Call:
     return probes[number]
 
 
-def _answer(where: str, session: Session, call: Call) -> NDArray[np.float64]:
-    output = session.run(call)
+def _answer(where: str, network: Runnable, call: Call) -> NDArray[np.float64]:
+    output = network.run(call)
     if not np.isfinite(output).all():
         raise VerificationError(mismatch(where, "an answer of finite numbers to a stored probe", "NaN or Inf", "do not use the adapter"))
     return block_means(output)
@@ -119,12 +103,11 @@ def distance(said: Golden, means: NDArray[np.float64]) -> float:
     return float(np.abs(values - means).max(initial=0.0)) if values.shape == means.shape else float("inf")
 
 
-def check_golden(session: Session, bundle: Bundle, manifest: AdapterManifest, buffers: Buffers | None = None) -> None:
+def check_golden(network: Runnable, bundle: Bundle, manifest: AdapterManifest) -> None:
     """Compare the U-Net's answer with the adapter's golden one; a manifest without one passes.
 
     Args:
-        session: the bundle's U-Net.
-        buffers: the adapter's, bound here; None checks what is bound.
+        network: the bundle's U-Net, the adapter bound.
 
     Raises:
         VerificationError: it answers otherwise.
@@ -133,26 +116,7 @@ def check_golden(session: Session, bundle: Bundle, manifest: AdapterManifest, bu
     if said is msgspec.UNSET:
         return
     call = _probe(bundle, said.probe)
-    if buffers is not None:
-        session.bind(unet_buffers(bundle, buffers))
-    off = distance(said, _answer(where, session, call))
+    off = distance(said, _answer(where, network, call))
     if not off <= said.tolerance:
         where, expected = f"{where} on probe {said.probe}", f"its golden output within {said.tolerance:.3g}"
         raise VerificationError(mismatch(where, expected, f"{off:.3g} away", "fetch the adapter again, it is not what it was tested as"))
-
-
-def smoke_run(bundle: Bundle, adapter: Path, engine: str = "auto", threads: int | None = None) -> None:
-    """Try an adapter on a device: it fits the bundle, and the U-Net with it gives the golden output.
-
-    Args:
-        adapter: a pack, or an adapter directory.
-
-    Raises:
-        CompatibilityError: packed for another bundle. VerificationError: changed, or it answers otherwise. BackendError: no engine.
-    """
-    pack = read_adapter(adapter)
-    check_parents(pack.manifest, bundle)
-    check_tensors(pack.manifest.name, pack.tensors, bundle.slots)
-    opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-    session = opened.load(bundle.graph(UNET), threads or default_threads())
-    check_golden(session, bundle, pack.manifest, pad(pack.tensors, bundle.slots, zero_buffers(bundle.slots)))
