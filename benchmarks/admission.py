@@ -76,7 +76,7 @@ def golden_figures(bundle: Bundle, engines: tuple[str, ...]) -> dict[str, float]
     names = [None, *store.names]
 
     def answers(engine: str, threads: int, lean: bool = False) -> np.ndarray:
-        session = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision).load(bundle.graph(UNET), threads, lean)
+        session = open_engine(engine, (), bundle.manifest.precision).load(bundle.graph(UNET), threads, lean)
         rows = []
         for name in names:
             session.bind(unet_buffers(bundle, store.zeros if name is None else store.buffers(name)))

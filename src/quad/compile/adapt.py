@@ -44,7 +44,8 @@ __all__ = ["STAGES", "AdaptRequest", "AdaptResult", "adapt"]
 
 STAGES = ("open", "lora", "slots", "align", "try", "write")
 LOOKED_AT = 4  # of the adapter's own calls, whose activations are looked at with the base at hand
-# Under this the adapter's effect comes through as something else: its noise is half as large as itself, or it has half or twice its size.
+# Beyond these the adapter's effect comes through as something else: its noise is half as large as itself, or its size is off by half.
+# Toyland's six have 25 dB and more, and 0.998 to 1.006 of it.
 LEAST_EFFECT_DB, EFFECT_GAIN = 6.0, (0.5, 1.5)
 _WEIGHT = ".weight"
 

@@ -22,8 +22,8 @@ from quad.quantize.adapters import balance
 from quad.quantize.align import align
 from quad.quantize.equalize import equalized
 
-# A product that rounding leaves less right than this is not the adapter's any more. Toyland's five have 38 dB and more at their worst slot
-# with 16 bits, 16 dB with 8. It counts where the slot holds a share of the adapter's update that can be seen.
+# A product that rounding leaves less right than this (noise a third of it) is not the adapter's any more; Toyland's six have 72 dB and more
+# at their worst slot with 16 bits. It counts where the slot holds a share of the adapter's update that can be seen.
 LEAST_DB, SEEN_SHARE = 10.0, 0.01
 _CAP_DB = 200.0
 _LISTED = 6

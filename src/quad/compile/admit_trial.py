@@ -1,7 +1,7 @@
 """A new adapter tried on the bundle's stored calls, by the bundle's own graph and engine: no base model, no torch.
 
-Without the base nobody knows what the adapter should do. What can be known: the answer is finite, it changes something, the change is of
-the size that the bundle's own adapters make, and no activation leaves the range that was frozen for others.
+Without the base nobody knows what the adapter should do. What can be known: the answer is finite, it changes something, and no activation
+leaves the range that was frozen for others.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from quad.runtime.bundle import Bundle
 from quad.runtime.engine import Session
 from quad.runtime.golden import Call, block_means, distance, golden, read_probes, unet_buffers
 
-# Toyland: the bundle's five change its U-Net's output by MEASURED of its RMS; a LoRA four times too strong, by MEASURED.
-MOST_EFFECT = 4.0
 # Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
+# Toyland with 16-bit activations: none of six adapters loses anything; one made half as strong again loses 0.0024, and at twice its
+# strength slots refuse it.
 MOST_LOST = 0.01
 Array = NDArray[Any]
 
@@ -113,15 +113,11 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
     """Raise where the adapter does not behave like one of this bundle.
 
     Raises:
-        CompatibilityError: no effect, one far larger than any other's, or activations that are clipped, by name.
+        CompatibilityError: no effect, or activations that are cut off, by name.
     """
     where = f"adapter {name!r} on the stored calls of bundle {bundle!r}"
-    largest = max(trial.others.values(), default=0.0)
     if trial.effect == 0.0:
         raise CompatibilityError(mismatch(where, "an effect on the U-Net's output", "none", "is it trained, and for this base?"))
-    if largest and trial.effect > MOST_EFFECT * largest:
-        found = f"{trial.effect:.2f} of the output, the largest of the others changes {largest:.2f}"
-        raise CompatibilityError(mismatch(where, f"an effect up to {MOST_EFFECT:g} times theirs", found, "is it trained for this base?"))
     clipped = {site: f"{use.lost:.1%} of its energy, up to {use.reach:.2f} of the range" for site, use in trial.clipped.items()}
     if clipped:
         expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
