@@ -78,17 +78,17 @@ _KEYS: _Cases = {
     ),
 }
 
-_ATTN2 = Q.replace("attn1.to_q", "attn2.to_k")
+ATTN2 = Q.replace("attn1.to_q", "attn2.to_k")
 _BASES: _Cases = {
     "SDXL by its second encoder": ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": ones(4, 32)}, "one for SDXL"),
     "SDXL by its blocks": ({"lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q.lora_down.weight": ones(4, 32)}, "one for SDXL"),
-    "SDXL by its width": ({f"unet.{_ATTN2}.lora_A.weight": ones(4, 2048), f"unet.{_ATTN2}.lora_B.weight": ones(32, 4)}, ": SDXL"),
+    "SDXL by its width": ({f"unet.{ATTN2}.lora_A.weight": ones(4, 2048), f"unet.{ATTN2}.lora_B.weight": ones(32, 4)}, ": SDXL"),
     "Stable Diffusion 1 by its width": (
-        {f"unet.{_ATTN2}.lora_A.weight": ones(4, 768), f"unet.{_ATTN2}.lora_B.weight": ones(32, 4)},
+        {f"unet.{ATTN2}.lora_A.weight": ones(4, 768), f"unet.{ATTN2}.lora_B.weight": ones(32, 4)},
         ": Stable Diffusion 1.x",
     ),
     "Stable Diffusion 2 by its width": (
-        {f"unet.{_ATTN2}.lora_A.weight": ones(4, 1024), f"unet.{_ATTN2}.lora_B.weight": ones(32, 4)},
+        {f"unet.{ATTN2}.lora_A.weight": ones(4, 1024), f"unet.{ATTN2}.lora_B.weight": ones(32, 4)},
         ": Stable Diffusion 2.x",
     ),
     "Stable Diffusion 3": ({"transformer.transformer_blocks.0.attn.add_q_proj.lora_A.weight": ones(4, 32)}, "one for Stable Diffusion 3"),

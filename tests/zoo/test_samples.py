@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quad.zoo import samples, world
+from quad.zoo.draw import PAPER, PASTEL
 from quad.zoo.world import Portrait, Scene
 
 SEEDS = st.integers(0, 2 * 10**9)
 FEW = settings(max_examples=20)
 
 
-@pytest.mark.parametrize("task", samples.TASKS)
+@pytest.mark.parametrize("task", [*samples.TASKS, *samples.LATER])
 @FEW
 @given(seed=SEEDS)
 def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None:
@@ -25,7 +26,7 @@ def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None
     assert set(words) <= set(world.VOCABULARY)
 
 
-@pytest.mark.parametrize("task", samples.TASKS)
+@pytest.mark.parametrize("task", [*samples.TASKS, *samples.LATER])
 def test_a_seed_is_a_sample_and_another_seed_is_another(task: str) -> None:
     one, again, other = (samples.sample(task, seed) for seed in (10**9, 10**9, 10**9 + 1))
     np.testing.assert_array_equal(one.truth, again.truth)
@@ -86,3 +87,18 @@ def test_portrait_asks_for_the_style_of_its_truth(seed: int) -> None:
     assert sample.detail in sample.prompt
     assert isinstance(sample.after, Portrait)
     assert sample.before == sample.after
+
+
+@FEW
+@given(SEEDS)
+def test_pastel_is_the_same_scene_nearer_to_paper(seed: int) -> None:
+    sample = samples.sample("pastel", seed)
+    assert sample.image is not None
+    assert sample.before == sample.after
+    before, after, paper = (np.asarray(x, np.float64) for x in (sample.image, sample.truth, PAPER))
+    np.testing.assert_allclose(after - paper, (before - paper) * (1 - PASTEL), atol=0.51)
+
+
+def test_what_is_learnt_later_is_no_task_of_the_model() -> None:
+    assert not set(samples.LATER) & set(samples.TASKS)
+    assert set(samples.SAMPLERS) == {*samples.TASKS, *samples.LATER}

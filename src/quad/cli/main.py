@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from quad.cli.ablate import ablate
+from quad.cli.adapt import adapt
 from quad.cli.bench import bench
 from quad.cli.build import build
 from quad.cli.eval import eval
@@ -91,6 +92,7 @@ def _verbs() -> None:
 
 
 app.command()(build)
+app.command()(adapt)
 app.command()(run)
 app.command()(inspect)
 app.command()(eval)

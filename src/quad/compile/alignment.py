@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from torch import nn
 
 from quad.compile import kept_pieces
@@ -16,6 +17,7 @@ from quad.compile.request import BuildRequest
 from quad.compile.stages import Progress, silent
 from quad.compile.write import PackedAdapter
 from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import AdapterQuality
 from quad.core.padding import trim
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
@@ -26,7 +28,7 @@ from quad.quantize import CalibrationSample, Probe, ProbeOptions, record_probes,
 from quad.quantize.calibrate import planned, with_adapter
 from quad.quantize.distill import Alignment, Classroom, Distilled, distill
 from quad.quantize.examples import denoising_examples
-from quad.quantize.lessons import Lesson
+from quad.quantize.lessons import Fidelity, Lesson
 from quad.quantize.probes import in_turns
 from quad.quantize.training import DistillOptions
 
@@ -91,7 +93,8 @@ class Aligner:
                 return replace(found, integers=trim(found.integers, slots))
 
             found = kept_pieces.aligned(kept, adapter.name, make)
-            packed.append(PackedAdapter(adapter.name, found.integers, adapter.rank, adapter.digest))
+            quality = quality_of(found.alignment.after_distill or found.alignment.after_rescale)
+            packed.append(PackedAdapter(adapter.name, found.integers, adapter.rank, adapter.digest, quality))
             alignments[adapter.name] = found.alignment
         return tuple(packed), alignments
 
@@ -106,6 +109,12 @@ class Aligner:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
         own = [sample for sample, _, adapter in in_turns(planned(self.base, samples, self.adapters)) if adapter == name]
         return denoising_examples(self.base, encoder, own, probes)
+
+
+def quality_of(found: Fidelity) -> AdapterQuality:
+    """What an adapter's manifest says of its fidelity."""
+    effect_db, gain = (msgspec.UNSET if value is None else value for value in (found.effect_db, found.effect_gain))
+    return AdapterQuality(output_db=found.output_db, effect_db=effect_db, effect_gain=gain)
 
 
 def measured_on(probes: Sequence[Probe]) -> list[Probe]:

@@ -33,13 +33,14 @@ from quad.compile.processes import is_main, once
 from quad.compile.qairt import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
 from quad.compile.request import BuildRequest, BuildResult
 from quad.compile.scoring import Scoring
-from quad.compile.smoke import Reference, run_smoke, smoke_cases
+from quad.compile.smoke import Reference, golden_outputs, run_smoke, smoke_cases
 from quad.compile.stages import Progress, StageClock, silent, told
+from quad.compile.stored import Corrections, chosen_calls, few_probes, stored_files
 from quad.compile.targets import Target, check_precision, load_target
 from quad.compile.write import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.core.errors import BackendError, QuadError
 from quad.core.files import require_replaceable, scratch_directory
-from quad.core.manifest import BUNDLE_FILE, BundleManifest
+from quad.core.manifest import BUNDLE_FILE, BundleManifest, Golden
 from quad.core.memory import peak_ram_bytes
 from quad.core.padding import trim
 from quad.core.profile import Profile
@@ -130,7 +131,10 @@ def _build(request: BuildRequest, target: Target, clock: StageClock, start: floa
     def compiler(scratch: Path, encodings: Path | None) -> Compiler:
         return Compiler(target, profile, slots, clock, scratch, calls, sinusoid_of(opened.base), encodings, request.chip)
 
-    made = once(lambda: _make(request, opened, compiler, packed), lambda: _Made(open_bundle(request.output).manifest))
+    made = once(
+        lambda: _make(request, opened, compiler, packed, _stored(request, opened, floats, probes)),
+        lambda: _Made(open_bundle(request.output).manifest),
+    )
     forget(request)
     clock.done()
     return BuildResult(
@@ -141,8 +145,20 @@ def _build(request: BuildRequest, target: Target, clock: StageClock, start: floa
     )  # fmt: skip
 
 
+def _stored(request: BuildRequest, opened: Opened, floats: Mapping[str, nn.Module], probes: Callable[[], Probes]) -> dict[str, bytes]:
+    """What the bundle keeps for adapters to come; without an adapter it has no slot for any."""
+    if not opened.adapters:
+        return {}
+    side = opened.base.size // opened.base.latent.factor
+    if request.precision == FLOAT:
+        found = few_probes(opened.base, floats, opened.table, opened.adapters, opened.samples)
+        return stored_files(chosen_calls(found, side), None)
+    corrections = Corrections.between(floats["unet"], opened.networks["unet"], opened.mixed.folded)
+    return stored_files(chosen_calls(probes(), side), corrections)
+
+
 def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Path | None], Compiler],
-          packed: tuple[PackedAdapter, ...]) -> _Made:  # fmt: skip
+          packed: tuple[PackedAdapter, ...], stored: Mapping[str, bytes]) -> _Made:  # fmt: skip
     """The graphs, and the bundle that they are in."""
     with for_converter(request.encodings_dir) as encodings, scratch_directory() as scratch:
         compiler = compiler_in(scratch, encodings)
@@ -155,7 +171,7 @@ def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Pa
             }
         parts = BundleParts(
             request.name or request.output.name, opened.base, compiler.target.name, request.precision, compiler.target.engines,
-            compiler.slots, compiler.profile, artifacts, packed, opened.base.tasks, compiler.requires,
+            compiler.slots, compiler.profile, artifacts, packed, opened.base.tasks, compiler.requires, stored,
         )  # fmt: skip
         with compiler.clock("write"):
             return _write(request, parts, opened.references)
@@ -173,7 +189,10 @@ def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Refer
             forget(request)  # graphs that answer wrongly are not to be taken up again
             raise
 
-    return _Made(write_bundle(parts, request.output, check), smoke, parts.artifacts)
+    def goldens(stage: Path) -> Mapping[str, Golden]:
+        return golden_outputs(stage, parts.engines[0], request.precision, parts.adapters, parts.slots)
+
+    return _Made(write_bundle(parts, request.output, check, goldens), smoke, parts.artifacts)
 
 
 def _probes(opened: Opened, floats: Mapping[str, nn.Module]) -> Probes:

@@ -31,6 +31,7 @@ class Mixed:
         adapters: as they fit the network; `equalized` returns others.
         probes: calls to measure channels and damage by; empty where neither is measured.
         gains: slot path -> gains of the layer's input channels, where the network is equalized.
+        folded: the same of all layers, whether they have a slot or not.
     """
 
     network: SlottedNetwork
@@ -40,6 +41,7 @@ class Mixed:
     percent: float
     probes: Probes = field(default_factory=dict)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    folded: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def needs_probes(self) -> bool:
@@ -59,8 +61,8 @@ class Mixed:
         gains = equalize(self.network, self.probes, self._slots())
         adapters = tuple(equalized(adapter, gains) for adapter in self.adapters)
         slots = {slot.path for slot in self.table.slots}
-        kept = {path: tuple(float(g) for g in gain) for path, gain in gains.items() if path in slots}
-        return replace(self, adapters=adapters, gains=kept)
+        folded = {path: tuple(float(g) for g in gain) for path, gain in gains.items()}
+        return replace(self, adapters=adapters, gains={path: gain for path, gain in folded.items() if path in slots}, folded=folded)
 
     def rules(self, statistics: Statistics, options: UnifyOptions) -> tuple[Rule, ...]:
         """The rules of the profile: the chosen sites at 8 bits.

@@ -12,13 +12,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.compile.export import GraphSpec
-from quad.core.errors import BackendError, mismatch
+from quad.compile.write import PackedAdapter
+from quad.core.errors import BackendError, VerificationError, mismatch
+from quad.core.manifest import PROBES_FILE, Golden
 from quad.core.padding import pad
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_inputs
 from quad.runtime.buffers import zero_buffers
 from quad.runtime.engine import Session, default_threads, open_engine
+from quad.runtime.golden import calls_of, golden
 
 # Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
 # stays under 0.05, and one whose encodings went to the wrong tensors is beyond 0.5.
@@ -115,3 +118,24 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase
             raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
         errors.setdefault(case.component, {})[case.label] = error
     return errors
+
+
+def golden_outputs(root: Path, engine: str, precision: str, adapters: Sequence[PackedAdapter], slots: SlotTable) -> dict[str, Golden]:
+    """The golden output of every adapter on the first stored probe, by the engine that will run it; none where nothing is stored.
+
+    Raises:
+        BackendError: the graph does not load, or an answer is not finite.
+    """
+    if not (root / PROBES_FILE).is_file():
+        return {}
+    call = calls_of(root / PROBES_FILE)[0]
+    session = open_engine(engine, (), precision).load(root / UNET / "model.onnx", default_threads())
+    zeros = zero_buffers(slots.of(UNET))
+    found = {}
+    for adapter in adapters:
+        session.bind(pad(adapter.tensors, zeros))
+        try:
+            found[adapter.name] = golden(adapter.name, session, call, 0)
+        except VerificationError as error:
+            raise BackendError(f"smoke run of {UNET}, {error}") from error
+    return found

@@ -24,9 +24,11 @@ from quad.core.manifest import (
     SLOTS_FILE,
     TOKENIZER_FILE,
     AdapterManifest,
+    AdapterQuality,
     BundleManifest,
     Component,
     FileEntry,
+    Golden,
     TaskSpec,
     seal,
 )
@@ -46,12 +48,14 @@ class PackedAdapter:
         tensors: slot inputs in the slot's dtype, at the adapter's own ranks (`padding.trim`); a slot that is not there is zero.
         rank: its own largest rank.
         source: digest of the file it came from.
+        quality: as its alignment measured it, where it was aligned.
     """
 
     name: str
     tensors: Mapping[str, NDArray[np.generic]]
     rank: int
     source: str
+    quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ class BundleParts:
         tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
         engines: that run the target's graphs, best first.
         requires: what a device must be, e.g. the chip that a binary was compiled for.
+        stored: file name -> content of what else is shipped, see `quad.compile.stored`.
     """
 
     name: str
@@ -76,13 +81,20 @@ class BundleParts:
     adapters: tuple[PackedAdapter, ...]
     tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] | None = None) -> BundleManifest:
+Goldens = Callable[[Path], Mapping[str, Golden]]
+
+
+def write_bundle(
+    parts: BundleParts, final: Path, check: Callable[[Path], None] | None = None, goldens: Goldens | None = None
+) -> BundleManifest:
     """Write the bundle to `final`, wholly or not at all.
 
     Args:
         check: called with the finished directory before it gets its final name; if it raises, nothing is left.
+        goldens: called with the directory that has its graphs; gives the golden outputs of adapters, by name.
 
     Raises:
         InputError: `final` exists and is no bundle.
@@ -95,8 +107,11 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], None] 
         write_bytes(stage / TOKENIZER_FILE, parts.base.tokenizer.encode())
         parents = {"base": parts.base.digest, "slots": parts.slots.digest, "profile": parts.profile.digest,
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
+        for name, content in parts.stored.items():
+            write_bytes(stage / name, content)
+        found = goldens(stage) if goldens is not None else {}
         for adapter in parts.adapters:
-            _write_adapter(stage, adapter, parts, parents)
+            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, found.get(adapter.name, msgspec.UNSET))
         manifest = _manifest(stage, parts, components, parents)
         write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
         if check is not None:
@@ -109,22 +124,38 @@ def graph_digest(root: Path, component: Component) -> str:
     return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
 
 
-def _write_adapter(stage: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str]) -> None:
-    data, room = save(dict(adapter.tensors)), headroom(adapter.tensors, parts.slots)
-    folder = stage / "adapters" / adapter.name
+def _write_adapter(
+    folder: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str], golden: Golden | msgspec.UnsetType
+) -> None:
+    data = save(dict(adapter.tensors))
     write_bytes(folder / "adapter.safetensors", data)
-    manifest = AdapterManifest(
+    tasks = {name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name}
+    said = adapter_manifest(adapter, parts.slots, parents, tasks)
+    manifest = msgspec.structs.replace(said, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
+    write_bytes(folder / "adapter.json", canonical_json(manifest))
+
+
+def adapter_manifest(
+    adapter: PackedAdapter, slots: SlotTable, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
+) -> AdapterManifest:
+    """What an adapter's manifest says before its file is written: size and digest are for the writer to set.
+
+    Args:
+        parents: the bundle's.
+    """
+    room = headroom(adapter.tensors, slots)
+    return AdapterManifest(
         name=adapter.name,
         format_version=FORMAT_VERSION,
         rank=adapter.rank,
-        bits=_BITS[parts.slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
-        size_bytes=len(data),
-        sha256=file_digest(folder / "adapter.safetensors"),
+        bits=_BITS[slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
+        size_bytes=0,
+        sha256="",
         parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
-        tasks={name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name},
+        tasks=dict(tasks),
         headroom=room if math.isfinite(room) else msgspec.UNSET,
+        quality=adapter.quality,
     )
-    write_bytes(folder / "adapter.json", canonical_json(manifest))
 
 
 def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:

@@ -18,6 +18,9 @@ BUNDLE_FILE = "bundle.json"
 SLOTS_FILE = "slots.json"
 PROFILE_FILE = "profile.json"
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
+# Calls of the U-Net to try an adapter on, and what a build wrote into the U-Net beside its encodings; older bundles have neither.
+PROBES_FILE = "probes.safetensors"
+CORRECTIONS_FILE = "corrections.safetensors"
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -141,6 +144,42 @@ class TextSpec(msgspec.Struct, frozen=True):
     hidden: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 
 
+class Golden(msgspec.Struct, frozen=True):
+    """What the U-Net with the adapter answers to one stored probe, coarsely: enough to tell it from another adapter.
+
+    Args:
+        probe: number of the probe among the bundle's.
+        values: means of the output over blocks, see `quad.runtime.golden`.
+        tolerance: largest difference of one value that engines and numbers of threads make.
+    """
+
+    probe: Annotated[int, msgspec.Meta(ge=0, le=2**10)]
+    values: Annotated[tuple[float, ...], msgspec.Meta(max_length=2**16)]
+    tolerance: Annotated[float, msgspec.Meta(ge=0)]
+
+
+class AdapterQuality(msgspec.Struct, frozen=True):
+    """How well an adapter came into the frozen encodings, as it was measured when it was packed; what was not measured is unset.
+
+    Args:
+        product_db: SQNR of the products B A over all slots.
+        energy: least share of a slot's update that its rank holds.
+        effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest over the stored probes.
+        lost: largest share of an activation's energy that its range cut off, over the stored probes and some calls of its own.
+        output_db, effect_db, effect_gain: output with the adapter, and what it changes in it, against the full-precision model.
+        calls: of the U-Net that those three were measured on.
+    """
+
+    product_db: float | msgspec.UnsetType = msgspec.UNSET
+    energy: float | msgspec.UnsetType = msgspec.UNSET
+    effect: float | msgspec.UnsetType = msgspec.UNSET
+    lost: float | msgspec.UnsetType = msgspec.UNSET
+    output_db: float | msgspec.UnsetType = msgspec.UNSET
+    effect_db: float | msgspec.UnsetType = msgspec.UNSET
+    effect_gain: float | msgspec.UnsetType = msgspec.UNSET
+    calls: int | msgspec.UnsetType = msgspec.UNSET
+
+
 class AdapterManifest(msgspec.Struct, frozen=True):
     """`adapter.json`: one adapter as shipped.
 
@@ -151,6 +190,7 @@ class AdapterManifest(msgspec.Struct, frozen=True):
         bits: 16 or 8; 32 means float32 weights.
         sha256: digest of `adapter.safetensors`.
         headroom: the largest weight before an entry of its weighted B is clipped; unset where none ever is, and in files of older builds.
+        golden, quality: unset in adapters of older builds, and where they were not measured.
     """
 
     name: AdapterName
@@ -162,6 +202,8 @@ class AdapterManifest(msgspec.Struct, frozen=True):
     parents: dict[str, str]
     tasks: dict[str, TaskSpec] = {}
     headroom: float | msgspec.UnsetType = msgspec.UNSET
+    golden: Golden | msgspec.UnsetType = msgspec.UNSET
+    quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
 
 
 class BundleManifest(msgspec.Struct, frozen=True):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
 from quad.model.adapter import FloatAdapter, LowRank
 from quad.model.lora_bases import base_by_names, base_by_width, reads_text
 from quad.model.lora_convert import Converted, convert, shaped
@@ -19,6 +19,7 @@ from quad.model.lora_keys import Role, is_text_key, parse_key, refuse_other_kind
 from quad.model.lora_names import TEXT_PREFIX, Names, network_names
 from quad.model.lora_target import Target
 from quad.model.rank import Product, RankLimits
+from quad.model.skeleton import Unslotted
 
 __all__ = ["FloatAdapter", "LowRank", "RankLimits", "read_lora", "reduced"]
 
@@ -103,6 +104,17 @@ def _require_matches(where: str, file: LoraFile, found: Mapping[str, _Module], u
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, then))
 
 
+def require_slots(name: str, outside: Iterable[str]) -> None:
+    """Refuse an adapter with targets that have no slot in a bundle.
+
+    Raises:
+        CompatibilityError: names them.
+    """
+    if missing := sorted(outside):
+        then = "build the bundle again with this adapter, or train it on fewer modules"
+        raise CompatibilityError(mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{_listed(missing)} without one", then))
+
+
 def _notes(converted: Iterable[Converted]) -> tuple[str, ...]:
     """A line for each kind that was converted."""
     energies: dict[str, list[float]] = {}
@@ -143,6 +155,7 @@ def read_lora(
         InputError: missing, pickled or truncated file, another base's, keys that match nothing or the same module twice, wrong shapes, rank
         0, NaN or Inf, or too little energy kept.
         UnsupportedError: OFT, IA3 and other kinds than those of `quad.model.lora_convert`, or text-encoder LoRA without `text_encoder`.
+        CompatibilityError: `network` is a bundle's skeleton, and a target has no slot.
     """
     limits = limits or RankLimits()
     limits.check()
@@ -150,12 +163,13 @@ def read_lora(
     where = f"adapter {name!r} ({file.path.name})"
     refuse_other_kinds(file.tensors)
     unet, text = _layers(network), _layers(text_encoder)
-    modules, unused = _group(where, file, network_names(unet, text))
+    modules, unused = _group(where, file, network_names(unet, text, getattr(network, "whole", True)))
     layers: Layers = {**unet, **{TEXT_PREFIX + p: layer for p, layer in text.items()}}
-    _require_base(where, file, unused, modules, layers)
+    _require_base(where, file, unused, {p: m for p, m in modules.items() if not isinstance(layers[p], Unslotted)}, layers)
     if text_encoder is None:
         _refuse_text(file)
     _require_matches(where, file, modules, unused, allow_unused)
+    require_slots(name, (path for path in modules if isinstance(layers[path], Unslotted)))
     done = {
         slot: convert(
             _target(where, slot, layer, slot in unet),
@@ -182,6 +196,14 @@ def _rank(weights: Mapping[str, LowRank]) -> int:
     return max(pair.rank for pair in weights.values())
 
 
+def cut(pair: LowRank, rank: int) -> tuple[LowRank, float]:
+    """The nearest pair of a rank, and the share of the update's energy that it keeps."""
+    flat = (part.reshape(part.shape[0], -1).astype(np.float64) for part in (pair.b, pair.a))
+    found = Product(*flat).cut(rank)
+    small = LowRank(found.a.astype(np.float32), found.b.astype(np.float32))
+    return shaped(small, (pair.b.shape[0], *pair.a.shape[1:])), found.energy
+
+
 def reduced(adapter: FloatAdapter, max_rank: int, min_energy: float = RankLimits.min_energy) -> FloatAdapter:
     """The nearest adapter with no module above `max_rank`; modules that are not above it stay as they are.
 
@@ -198,12 +220,9 @@ def reduced(adapter: FloatAdapter, max_rank: int, min_energy: float = RankLimits
     for path, pair in adapter.weights.items():
         if pair.rank <= max_rank:
             continue
-        flat = (part.reshape(part.shape[0], -1).astype(np.float64) for part in (pair.b, pair.a))
-        cut = Product(*flat).cut(max_rank)
-        small = LowRank(cut.a.astype(np.float32), cut.b.astype(np.float32))
-        weights[path] = shaped(small, (pair.b.shape[0], *pair.a.shape[1:]))
-        energy[path] = energy.get(path, 1.0) * cut.energy
-        kept.append(cut.energy)
+        weights[path], share = cut(pair, max_rank)
+        energy[path] = energy.get(path, 1.0) * share
+        kept.append(share)
     if not kept:
         return adapter
     _require_energy(adapter.name, energy, limits)

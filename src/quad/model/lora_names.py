@@ -91,10 +91,10 @@ def original_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _unet_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:
+def _unet_spellings(paths: list[str], whole: bool) -> Iterator[tuple[str, str]]:
     for path in paths:
         yield path, path
-    for path, original in original_names(paths).items():
+    for path, original in original_names(paths).items() if whole else ():
         yield original, path
 
 
@@ -106,17 +106,18 @@ def _text_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:
         yield _WRAPPER + bare, TEXT_PREFIX + path
 
 
-def network_names(unet: Iterable[str], text_encoder: Iterable[str] = ()) -> Names:
+def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), whole: bool = True) -> Names:
     """Every spelling of the layers of a U-Net and of a text encoder.
 
     Args:
         unet: module paths, which are slot paths too.
         text_encoder: module paths in the text encoder; their slots are `text_encoder.<path>`.
+        whole: the U-Net's are all there; of a part, the original's numbers would be wrong, and its names are left out.
     """
     paths: dict[tuple[Component, bool, str], str] = {}
     twice: set[tuple[Component, bool, str]] = set()
     both: tuple[tuple[Component, Iterator[tuple[str, str]]], ...] = (
-        ("unet", _unet_spellings(list(unet))),
+        ("unet", _unet_spellings(list(unet), whole)),
         ("text_encoder", _text_spellings(list(text_encoder))),
     )
     for component, spellings in both:

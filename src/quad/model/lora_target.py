@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quad.core.errors import InputError, mismatch
+from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.model.lora_config import AdapterConfig
 from quad.model.lora_keys import Role
 from quad.model.rank import Matrix
@@ -55,7 +55,14 @@ class Target:
         return InputError(mismatch(f"{self.where}, {self.path}.{_SHOWN.get(role, role)}", expected, found, then))
 
     def base(self) -> Matrix:
-        """The layer's own weight `(out, n)`."""
+        """The layer's own weight `(out, n)`.
+
+        Raises:
+            UnsupportedError: there is a bundle, and no model.
+        """
+        if self.layer.weight.is_meta:
+            expected = "a LoRA that needs nothing of the base, or the base itself"
+            raise UnsupportedError(mismatch(f"{self.where}, {self.path}", expected, "DoRA, and no base", "give it: --base MODEL"))
         return self.layer.weight.detach().double().reshape(self.outputs, -1).numpy()
 
 

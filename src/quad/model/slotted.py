@@ -166,7 +166,15 @@ def slot_networks(unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[F
     Raises:
         InputError, UnsupportedError: as `new_table` and `add_sites`.
     """
-    table = new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank)
+    return slotted_as(unet, text_encoder, new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank))
+
+
+def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Slotted:
+    """The networks with the slots of a table that was made before; the caller's stay as they are, the weights are shared.
+
+    Args:
+        table: of these networks.
+    """
     own = table.of(TEXT_ENCODER)
     return Slotted(_slotted_unet(unet, table.of(UNET)), _slotted_text(text_encoder, own) if own.slots else None, table)
 

@@ -21,6 +21,7 @@ from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quad.core.errors import CompatibilityError, mismatch
 from quad.model.lora import FloatAdapter, LowRank
 from quad.model.slotted import SlottedNetwork
 from quad.quantize.layers import Layer, layers_of
@@ -87,6 +88,27 @@ def equalize(
         _fold(network.unet.get_submodule(one.norm), [layers[path] for path in one.layers], gain)
         gains.update(dict.fromkeys(one.layers, gain))
     return gains
+
+
+def fold_gains(network: SlottedNetwork, gains: Gains) -> None:
+    """What `equalize` did to a network, done again with the gains that it returned.
+
+    Args:
+        gains: of every layer that reads an equalized norm.
+
+    Raises:
+        CompatibilityError: the network has no such norm, or one of its readers has no gain.
+    """
+    layers, left = layers_of(network), set(gains)
+    for one in norm_readers(network.unet):
+        known = [path for path in one.layers if path in gains]
+        if len(known) != len(one.layers) and known:
+            raise CompatibilityError(mismatch(one.norm, f"a gain for {', '.join(one.layers)}", ", ".join(known), "build the bundle again"))
+        if known:
+            _fold(network.unet.get_submodule(one.norm), [layers[path] for path in known], np.asarray(gains[known[0]], np.float32))
+            left -= set(known)
+    if left:
+        raise CompatibilityError(mismatch(sorted(left)[0], "a norm before it that takes a gain", "none", "build the bundle again"))
 
 
 def equalized(adapter: FloatAdapter, gains: Gains) -> FloatAdapter:

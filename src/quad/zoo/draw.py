@@ -29,6 +29,7 @@ STICKER_GROUND: RGB = (150, 214, 200)
 NEON_GROUND: RGB = (26, 12, 48)
 CARTOON_GROUND: RGB = (255, 222, 60)
 PAPER: RGB = (252, 248, 240)
+PASTEL = 0.55
 
 
 class Canvas:
@@ -102,6 +103,12 @@ def draw_lines(scene: Scene, size: int = 64) -> np.ndarray:
     return canvas.pixels()
 
 
+def draw_pastel(scene: Scene, size: int = 64) -> np.ndarray:
+    """The scene in pale colours: every pixel `PASTEL` of the way to paper."""
+    mixed = draw_scene(scene, size) * (1 - PASTEL) + np.asarray(PAPER) * PASTEL
+    return np.round(mixed).astype(np.uint8)
+
+
 def draw_mask(thing: Thing, size: int = 64, grow: float = 0.03) -> np.ndarray:
     """The silhouette of one object, grown by `grow` picture widths: uint8 `(H, W)`, 255 inside."""
     canvas = Canvas(size, (0, 0, 0))
@@ -137,7 +144,7 @@ def draw_portrait(face: Portrait, style: str | None = None, size: int = 64) -> n
     if style == "cartoon":
         return _portrait(shapes, Canvas(size, CARTOON_GROUND), 0.0, (16, 12, 20), 0.028)
     if style == "pastel":
-        return _portrait(shapes, Canvas(size, PAPER), 0.55, None, 0.0)
+        return _portrait(shapes, Canvas(size, PAPER), PASTEL, None, 0.0)
     if style == "neon":
         canvas = Canvas(size, NEON_GROUND)
         for shape in shapes:

@@ -22,6 +22,7 @@ CUTS = ("short", "long")
 EXPRESSIONS = ("happy", "sad", "surprised")
 STYLES = ("cartoon", "neon", "pastel")
 
+PASTEL_PROMPT = "make it pastel"
 TIME_PHRASE = {"day": "by day", "sunset": "at sunset", "night": "at night"}
 PLACE_PHRASE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 

@@ -1,4 +1,7 @@
-"""Stage `adapters`: five LoRAs on the frozen base, deliberately unlike each other in rank, targets and alpha."""
+"""Stages `adapters` and `later`: LoRAs on the frozen base, deliberately unlike each other in rank, targets and alpha.
+
+The five of `RECIPES` ship inside the model and are built into its bundle; those of `LATER_RECIPES` are learnt when that is frozen.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import CLIPTextModel
 
-from quad.zoo.samples import TASKS, masked, sample
+from quad.zoo.samples import LATER, TASKS, masked, sample
 from quad.zoo.train.base import Batch, denoising_loss, new_scheduler
 from quad.zoo.train.cache import LATENT, encode_pictures, pool_mask
 from quad.zoo.train.loop import Plan, run_stage
@@ -45,6 +48,10 @@ RECIPES: dict[str, Recipe] = {
     "sketch": Recipe(16, 32, (*ATTENTION, *FEED_FORWARD, "conv_in"), 8),
     "sticker": Recipe(6, 12, (*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), 8, 3.0, 520),
     "portrait": Recipe(4, 4, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), 8, 2.0, 600),
+}
+
+LATER_RECIPES: dict[str, Recipe] = {
+    "pastel": Recipe(8, 8, (*ATTENTION, "conv1", "conv_in", "conv_out"), 8),
 }
 
 
@@ -89,11 +96,12 @@ def own_timesteps(steps: int, size: int) -> Tensor:
     return t
 
 
-def train_adapter(task: str, out: Path, unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
-    """Train one LoRA, checkpoints in `out`, and write it in diffusers' format below `out/toyland/adapters/<task>`."""
-    recipe = RECIPES[task]
+def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
+    """Train one LoRA and write it in diffusers' format; `run` is where checkpoints go and the directory of the file."""
+    out, target = run
+    recipe = (RECIPES | LATER_RECIPES)[task]
     unet.requires_grad_(False)
-    torch.manual_seed(TASKS.index(task))
+    torch.manual_seed((*TASKS, *LATER).index(task))
     unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets)), adapter_name=task)
     unet.set_adapter(task)
     abar = new_scheduler().alphas_cumprod.double()
@@ -109,7 +117,6 @@ def train_adapter(task: str, out: Path, unet: UNet2DConditionModel, text: CLIPTe
     weights = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(unet, adapter_name=task).items()}
     kept = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
     config = {key: value for key, value in unet.peft_config[task].to_dict().items() if key in kept}
-    target = out / "toyland" / "adapters" / task
     metadata = config | {"target_modules": sorted(recipe.targets)}
     StableDiffusionLoraLoaderMixin.save_lora_weights(target, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata)
     unet.delete_adapters(task)

@@ -19,9 +19,10 @@ from quad.compile.solvers import solve_tasks
 from quad.model.base import open_model
 from quad.model.lora import read_lora
 from quad.model.slotted import slot_network
+from quad.model.world import read_world
 from quad.quantize import component_networks
 from quad.zoo.calibration import calibration_samples
-from quad.zoo.reference import ADAPTER_FILE
+from quad.zoo.reference import ADAPTER_FILE, reference_dir
 from quad.zoo.train import adapters, assemble, base, cache, text, vae
 from quad.zoo.train.loop import Plan
 
@@ -113,16 +114,30 @@ def make_directory(run: Run) -> None:
     assemble.write_toyland(run.model, *latent_stats(run), assemble.default_tasks())
 
 
+def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
+    """One LoRA on the base in `model`, unless `target` is there already."""
+    if target.exists():
+        return
+    encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False)
+    autoencoder = AutoencoderTiny.from_pretrained(model / "vae", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    unet.set_attn_processor(AttnProcessor())
+    world = read_world(model).world
+    shift, scale = np.array(world.latent_shift, np.float32), np.array(world.latent_scale, np.float32)
+    data = adapters.TaskData(task, ADAPTER_SAMPLES, autoencoder, shift, scale)
+    adapters.train_adapter(task, (run.out, target), unet, encoder, data)
+
+
 def train_adapters(run: Run, tasks: tuple[str, ...] = tuple(adapters.RECIPES)) -> None:
-    encoder = CLIPTextModel.from_pretrained(run.model / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False)
-    autoencoder = AutoencoderTiny.from_pretrained(run.model / "vae", torch_dtype=torch.float32)
     for task in tasks:
-        if (run.model / "adapters" / task).exists():
-            continue
-        unet = UNet2DConditionModel.from_pretrained(run.model / "unet", torch_dtype=torch.float32)
-        unet.set_attn_processor(AttnProcessor())
-        data = adapters.TaskData(task, ADAPTER_SAMPLES, autoencoder, *latent_stats(run))
-        adapters.train_adapter(task, run.out, unet, encoder, data)
+        _train_adapter(run, run.model, task, run.model / "adapters" / task)
+
+
+def train_later(run: Run) -> None:
+    """The LoRAs of after the freeze, on the model of this run, or on the shipped one where this run has none; they lie beside it."""
+    model = run.model if run.model.exists() else reference_dir()
+    for task in adapters.LATER_RECIPES:
+        _train_adapter(run, model, task, run.out / "later" / task)
 
 
 def solve_samplers(run: Run) -> None:
@@ -143,4 +158,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "assemble": make_directory,
     "adapters": train_adapters,
     "samplers": solve_samplers,
+    "later": train_later,
 }

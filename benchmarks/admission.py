@@ -1,0 +1,95 @@
+"""What admission costs and brings on the reference model: `python -m benchmarks.admission BUNDLE LORA [-o FILE.json]`.
+
+A later LoRA is admitted without the base, and with it. Its pictures, and those of the bundle's own adapters, are held against full
+precision. Then the tolerance of golden outputs: what engines and threads make of one adapter, and how far another one is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quad.compile.adapt import AdaptRequest, adapt
+from quad.core.slots import UNET
+from quad.evaluate import metrics
+from quad.evaluate.quality import held_out, jobs_of
+from quad.evaluate.reference import Reference
+from quad.evaluate.runs import bundle_pictures
+from quad.runtime.adapters import AdapterStore
+from quad.runtime.bundle import Bundle, open_bundle
+from quad.runtime.engine import open_engine
+from quad.runtime.golden import block_means, read_probes, unet_buffers
+from quad.runtime.pipeline import QuadPipeline
+from quad.zoo.calibration import calibration_samples
+from quad.zoo.reference import reference_adapters, reference_dir
+from quad.zoo.world import PASTEL_PROMPT
+
+TASK, LIKE, NAME = "pastel", "transform", "pastel"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("lora", type=Path)
+    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("-o", type=Path, default=Path("out/admission"))
+    asked = parser.parse_args()
+    asked.o.mkdir(parents=True, exist_ok=True)
+    alone = AdaptRequest(asked.bundle, NAME, asked.lora, asked.o / "alone.qpack", task=TASK, like=LIKE)
+    samples = calibration_samples(reference_dir(), [NAME])
+    based = replace(alone, output=asked.o / "based.qpack", base=reference_dir(), samples=samples, prompts=(PASTEL_PROMPT,))
+    found: dict[str, Any] = {"alone": adapt(alone).to_json(), "based": adapt(based).to_json()}
+    found["golden"] = golden_figures(open_bundle(asked.bundle), ("ort", "openvino"))
+    found["pictures"] = picture_figures(asked.bundle, asked.lora, asked.o, asked.n)
+    (asked.o / "admission.json").write_text(json.dumps(found, indent=1))
+    for key in ("golden", "pictures"):
+        print(json.dumps({key: found[key]}))
+
+
+def picture_figures(bundle: Path, lora: Path, out: Path, n: int) -> dict[str, float]:
+    """PSNR in dB of the bundle's pictures to full precision, mean over pictures: its own tasks, and the new one by both packs."""
+    reference = Reference(reference_dir(), {**reference_adapters(), NAME: lora})
+    pipe, found = QuadPipeline.from_pretrained(bundle), {}
+    for label in ("own", "alone", "based"):
+        if label != "own":
+            pipe.load_lora_weights(out / f"{label}.qpack", NAME)
+        tasks = [task for task, spec in pipe.tasks.items() if spec.adapter is not None] if label == "own" else [TASK]
+        for task in tasks:
+            jobs, spec = jobs_of(held_out(task, n)), pipe.tasks[task]
+            pipe.set_adapters(str(spec.adapter))
+            pictures, _ = bundle_pictures(pipe, task, jobs)
+            pairs = zip(reference.pictures(task, jobs, spec), pictures, strict=True)
+            found[task if label == "own" else f"{task} {label}"] = float(np.mean([metrics.psnr(a, b) for a, b in pairs]))
+            print(label, task, f"{list(found.values())[-1]:.2f} dB", file=sys.stderr)
+    return found
+
+
+def golden_figures(bundle: Bundle, engines: tuple[str, ...]) -> dict[str, float]:
+    """Largest difference of one block mean over their RMS: by threads, lean loading, engine; and the least one to another adapter."""
+    store, probes = AdapterStore(bundle), read_probes(bundle)
+    names = [None, *store.names]
+
+    def answers(engine: str, threads: int, lean: bool = False) -> np.ndarray:
+        session = open_engine(engine, (), bundle.manifest.precision).load(bundle.graph(UNET), threads, lean)
+        rows = []
+        for name in names:
+            session.bind(unet_buffers(bundle, store.zeros if name is None else store.buffers(name)))
+            rows.append([block_means(session.run(call)) for call in probes])
+        return np.array(rows)
+
+    first = answers(engines[0], 1)
+    rms = np.sqrt((first**2).mean(axis=2))
+    ways = {"threads": (engines[0], 2, False), "lean": (engines[0], 1, True), **{engine: (engine, 1, False) for engine in engines[1:]}}
+    found = {label: float((np.abs(answers(*way) - first).max(axis=2) / rms).max()) for label, way in ways.items()}
+    apart = [np.abs(first[i] - first[j]).max(axis=1) / rms[i] for i in range(len(names)) for j in range(len(names)) if i != j]
+    return {**found, "another": float(np.min(apart))}
+
+
+if __name__ == "__main__":
+    main()

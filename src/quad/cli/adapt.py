@@ -1,0 +1,116 @@
+"""`quad adapt`: a new LoRA for a bundle that is frozen."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import redirect_stdout
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quad.cli.build import REFERENCE, UnusedKeys, check_extra
+from quad.cli.options import named_paths
+from quad.cli.run import BundleDir, EngineName
+from quad.cli.show import Json, result, size, stage_bar
+from quad.core.errors import UsageError, mismatch
+
+if TYPE_CHECKING:
+    from quad.compile.adapt_request import AdaptRequest, AdaptResult
+
+Adapter = Annotated[
+    str, typer.Argument(metavar="NAME=PATH", help="A float LoRA file or directory, under the name it will have.", show_default=False)
+]
+Output = Annotated[Path, typer.Option("-o", "--output", help="The pack to write.", metavar="FILE.qpack", show_default=False)]
+BaseModel = Annotated[
+    str | None,
+    typer.Option(
+        "--base", metavar="MODEL", help="The model the bundle was built from; the adapter is aligned with it and measured against it.",
+        show_default=False,
+    ),
+]  # fmt: skip
+Task = Annotated[str | None, typer.Option(help="What the adapter is for: a task of the bundle, or a new one with --like.", metavar="TASK")]
+Like = Annotated[str | None, typer.Option(help="The task of the bundle that a new task takes its sampler and inputs from.", metavar="TASK")]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", help="Words to align and measure it with, where its own matter; repeat it. Needs --base.", metavar="S"),
+]
+DistillSteps = Annotated[
+    int | None,
+    typer.Option("--distill-steps", help="Steps of training against the float model; 0 rescales alone. Needs --base.", metavar="N",
+                 show_default="20, and 0 where activations have 8 bits"),
+]  # fmt: skip
+MinEnergy = Annotated[
+    float | None,
+    typer.Option("--min-energy", help="Refuse an adapter that keeps less of a module where it is converted or cut to its slot's rank.",
+                 metavar="E", show_default="0.9"),
+]  # fmt: skip
+
+
+def adapt(
+    bundle: BundleDir,
+    adapter: Adapter,
+    output: Output,
+    base: BaseModel = None,
+    task: Task = None,
+    like: Like = None,
+    prompt: Prompts = None,
+    distill_steps: DistillSteps = None,
+    min_energy: MinEnergy = None,
+    allow_unused_keys: UnusedKeys = False,
+    engine: EngineName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Admit a new LoRA to a frozen bundle: check it against every slot, pack it or refuse it."""
+    pairs = named_paths("NAME=PATH", [adapter])
+    with stage_bar() as progress, redirect_stdout(sys.stderr):
+        check_extra("quad adapt")
+        from quad.compile.adapt import adapt as admit
+        from quad.compile.adapt_request import AdaptRequest
+
+        name, path = next(iter(pairs.items()))
+        asked = AdaptRequest(
+            bundle, name, path, output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
+            allow_unused_keys=allow_unused_keys, engine=engine,
+        )  # fmt: skip
+        asked = asked if min_energy is None else replace(asked, min_energy=min_energy)
+        admitted = admit(asked if base is None else _with_base(asked, base), progress)
+    result(admitted.to_json(), as_json, _lines(admitted))
+
+
+def _with_base(asked: AdaptRequest, base: str) -> AdaptRequest:
+    """The model's directory, and samples of its tasks."""
+    from quad.model.hub import resolve_model
+    from quad.zoo.calibration import calibration_samples
+    from quad.zoo.reference import reference_dir
+
+    if not base:
+        raise UsageError(mismatch("--base", "a model", "nothing", "name it, or leave the option out"))
+    directory = reference_dir() if base == REFERENCE else resolve_model(base)
+    return replace(asked, base=directory, samples=calibration_samples(directory, [asked.name]))
+
+
+def _lines(admitted: AdaptResult) -> list[str]:
+    said, trial = admitted.manifest, admitted.trial
+    lines = [f"adapter {said.name}: rank {said.rank}, {said.bits} bits, {size(said.size_bytes)}, for {', '.join(said.tasks) or 'no task'}"]
+    lines += [f"note {note}" for note in admitted.notes]
+    if admitted.slots:
+        weakest = min(admitted.slots, key=lambda one: one.product_db)
+        lines.append(f"slots {len(admitted.slots)}: B A right to {weakest.product_db:.1f} dB at worst ({weakest.path}), nothing clipped")
+    others = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
+    lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({others})")
+    for name, use in list(trial["lossy"].items())[:3]:
+        lines.append(f"activation {name}: its range cuts off {use['lost']:.2%} of its energy, values reach {use['reach']:.2f} of it")
+    lines += [f"quality {line}" for line in _quality(admitted)]
+    lines += [f"checked {line}" for line in admitted.checked] + [f"NOT checked {line}" for line in admitted.unchecked]
+    return [*lines, f"{admitted.pack}, {admitted.seconds:.0f} s"]
+
+
+def _quality(admitted: AdaptResult) -> list[str]:
+    import msgspec
+
+    quality = admitted.manifest.quality
+    if quality is msgspec.UNSET or quality.output_db is msgspec.UNSET:
+        return []
+    return [f"output {quality.output_db:.1f} dB, effect {quality.effect_db:.1f} dB, gain {quality.effect_gain:.3f}"]
