@@ -105,3 +105,16 @@ def test_a_fingerprint_is_of_all_that_is_asked_and_told() -> None:
     found = {fingerprint([other, *lessons[1:]]) for other in (one, *changed)} | {fingerprint(lessons[1:]), fingerprint(lessons[::-1])}
     assert len(found) == 6
     assert fingerprint(make_lessons()) == fingerprint(lessons)
+
+
+def test_what_floats_differ_by_is_no_effect() -> None:
+    """The float network alone and in a batch: an adapter that does nothing has no effect to be measured, not one of rounding."""
+    rng = torch.Generator().manual_seed(0)
+    y = torch.randn(1, 4, 8, 8, generator=rng)
+    nearly = y * (1 + 1e-6 * torch.randn(y.shape, generator=rng))
+    call = (y, torch.zeros(1), torch.zeros(1, 1, 1))
+    quantized = [y + 0.01 * torch.randn(y.shape, generator=rng)]
+    found = fidelity([Lesson(0, call, nearly, y)], quantized, quantized)
+    assert (found.effect_db, found.effect_gain) == (None, None)
+    seen = fidelity([Lesson(0, call, y * 1.001, y)], quantized, quantized)
+    assert seen.effect_gain == pytest.approx(0.0)

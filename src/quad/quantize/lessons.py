@@ -25,6 +25,8 @@ from quad.quantize.calls import Inputs, SlotArrays, answers
 from quad.quantize.probes import Probe, true_answers
 
 _CAP_DB = 200.0  # JSON knows no infinity
+# Of an output's energy: so far two float runs of one network may be apart that add in another order, alone and in a batch for instance.
+_ROUNDING = 1e-10
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def fidelity(lessons: Sequence[Lesson], outputs: Sequence[Tensor], bases: Sequen
         signal, noise = signal + float(y.square().sum()), noise + float((found - y).square().sum())
         power, cross = power + float(e.square().sum()), cross + float((e * effect).sum())
         missed += float((effect - e).square().sum())
-    if power == 0.0:
+    if power <= _ROUNDING * signal:
         return Fidelity(_db(signal, noise), None, None)
     return Fidelity(_db(signal, noise), _db(power, missed), cross / power)
 
