@@ -22,10 +22,9 @@ from quad.core.manifest import BUNDLE_FILE, Component
 from quad.model.base import open_model
 from tests.compile.test_build import SAMPLES, picture
 
-# `probes` are kept too, and asked for only where no sensitivity is.
 PIECES = {
     "references", "tasks", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal", "rules", "sensitivity",
-    "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder", "graph.vae_encoder",
+    "probes", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder", "graph.vae_encoder",
     "graph.vae_decoder",
 }  # fmt: skip
 
