@@ -1,14 +1,20 @@
-"""A pipeline that stops after each step until it is let on, and a clock that is set by hand."""
+"""What tests of the scheduler share: a pipeline that stops after each step until it is let on, a clock set by hand, pictures made alone."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Semaphore
 from typing import Any
 
-from quad.runtime import PipelineOutput, QuadPipeline
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.runtime import PipelineOutput, QuadPipeline, Request
 from quad.runtime.pipeline import StepCallback
 from quad.runtime.stages import Prepared
+from quad.runtime.ticket import Ticket
 
+Pixels = NDArray[np.uint8]
 PATIENCE_S = 60.0  # a test that waits longer has failed
 
 
@@ -53,3 +59,18 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now_s
+
+
+def pixels(output: Any) -> Pixels:
+    return np.asarray(output.images[0])
+
+
+def alone(bundle: Path, requests: list[Request], memory: str = "keep-all") -> list[Pixels]:
+    """The pictures of a pipeline that nobody else uses."""
+    pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1, memory=memory)
+    return [pixels(pipe.finish(pipe.prepare(request))) for request in requests]
+
+
+def ended(ticket: Ticket) -> list[Any]:
+    """All its events, the last of them the state that it ended in."""
+    return list(ticket.events())

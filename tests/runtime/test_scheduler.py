@@ -10,35 +10,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from quad.core.errors import UsageError
 from quad.core.pack import write_pack
 from quad.runtime import QuadPipeline, Request, Scheduler, SchedulerOptions
 from quad.runtime.bound import BoundSession
-from quad.runtime.ticket import StepEvent, Ticket
-from tests.runtime.held import PATIENCE_S, HeldPipeline
-
-Pixels = NDArray[np.uint8]
-
-
-def _pixels(output: Any) -> Pixels:
-    return np.asarray(output.images[0])
-
-
-def _alone(bundle: Path, requests: list[Request], memory: str = "keep-all") -> list[Pixels]:
-    pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1, memory=memory)
-    return [_pixels(pipe.finish(pipe.prepare(request))) for request in requests]
-
-
-def _ended(ticket: Ticket) -> list[Any]:
-    """All its events, the last of them the state that it ended in."""
-    return list(ticket.events())
+from quad.runtime.ticket import StepEvent
+from tests.runtime.held import PATIENCE_S, HeldPipeline, Pixels, alone, ended, pixels
 
 
 @pytest.mark.parametrize(("memory", "rounds"), [("keep-all", 6), ("minimal", 1)])
 def test_every_client_gets_what_it_would_get_alone(tiny_bundle: Path, requests: list[Request], memory: str, rounds: int) -> None:
-    expected = _alone(tiny_bundle, requests, memory)
+    expected = alone(tiny_bundle, requests, memory)
     pipe = QuadPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1, memory=memory)
     wrong: list[tuple[str, int]] = []
     served = 0
@@ -48,7 +31,7 @@ def test_every_client_gets_what_it_would_get_alone(tiny_bundle: Path, requests: 
         order = [(start + i) % len(requests) for i in range(rounds * len(requests))]
         tickets = [(which, scheduler.submit(requests[which], priority=which % 2, client=name)) for which in order]
         for which, ticket in tickets:
-            if (_pixels(ticket.result(PATIENCE_S)) != expected[which]).any():
+            if (pixels(ticket.result(PATIENCE_S)) != expected[which]).any():
                 wrong.append((name, which))
             served += 1
 
@@ -68,16 +51,16 @@ def test_every_client_gets_what_it_would_get_alone(tiny_bundle: Path, requests: 
 
 def test_progress_step_by_step(scheduler: Scheduler, requests: list[Request]) -> None:
     ticket = scheduler.submit(requests[0], client="phone")
-    events = _ended(ticket)
+    events = ended(ticket)
     assert [type(event) for event in events] == [StepEvent] * 3 + [str]
     assert [(event.index, event.total) for event in events[:-1]] == [(0, 3), (1, 3), (2, 3)]
     assert (events[-1], ticket.state, ticket.client, ticket.result().seed) == ("done", "done", "phone", 1)
-    assert _ended(ticket) == events  # who asks later hears the same
+    assert ended(ticket) == events  # who asks later hears the same
 
 
 def test_steps_are_counted_as_they_are_taken(scheduler: Scheduler, picture: Pixels) -> None:
     ticket = scheduler.submit(Request("", task="sketch", image=picture, strength=0.5, num_inference_steps=6))
-    assert [event.total for event in _ended(ticket)[:-1]] == [3, 3, 3]
+    assert [event.total for event in ended(ticket)[:-1]] == [3, 3, 3]
 
 
 def test_priorities_go_first_and_equals_are_grouped(held: HeldPipeline, scheduler: Scheduler, requests: list[Request]) -> None:
@@ -182,7 +165,7 @@ def test_an_adapter_is_replaced_without_disturbing_what_runs(
     for file in ("ink.qpack", "other.qpack"):
         alone = QuadPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1)
         alone.load_lora_weights(tmp_path / file, "pen")
-        expected.append(_pixels(alone.finish(alone.prepare(asked))))
+        expected.append(pixels(alone.finish(alone.prepare(asked))))
     with pytest.raises(UsageError, match="'pen'"):
         scheduler.submit(asked)
     assert scheduler.install(tmp_path / "ink.qpack", "pen") == "pen"
@@ -192,5 +175,5 @@ def test_an_adapter_is_replaced_without_disturbing_what_runs(
     assert scheduler.install(tmp_path / "other.qpack", "pen") == "pen"
     later = scheduler.submit(asked)
     held.free()
-    np.testing.assert_array_equal(_pixels(running.result(PATIENCE_S)), expected[0])
-    np.testing.assert_array_equal(_pixels(later.result(PATIENCE_S)), expected[1])
+    np.testing.assert_array_equal(pixels(running.result(PATIENCE_S)), expected[0])
+    np.testing.assert_array_equal(pixels(later.result(PATIENCE_S)), expected[1])

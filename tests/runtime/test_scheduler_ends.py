@@ -8,29 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from quad.core.errors import BusyError, InputError, StoppedError, UsageError
-from quad.runtime import QuadPipeline, Request, Scheduler, SchedulerOptions
+from quad.runtime import Request, Scheduler, SchedulerOptions
 from quad.runtime.scheduler import SchedulerMetrics
 from quad.runtime.ticket import StepEvent, Ticket
-from tests.runtime.held import PATIENCE_S, Clock, HeldPipeline
-
-Pixels = NDArray[np.uint8]
-
-
-def _pixels(output: Any) -> Pixels:
-    return np.asarray(output.images[0])
-
-
-def _alone(bundle: Path, requests: list[Request], memory: str = "keep-all") -> list[Pixels]:
-    pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1, memory=memory)
-    return [_pixels(pipe.finish(pipe.prepare(request))) for request in requests]
-
-
-def _ended(ticket: Ticket) -> list[Any]:
-    """All its events, the last of them the state that it ended in."""
-    return list(ticket.events())
+from tests.runtime.held import PATIENCE_S, Clock, HeldPipeline, alone, ended, pixels
 
 
 def test_cancelled_in_the_line_and_at_a_step(
@@ -45,11 +28,11 @@ def test_cancelled_in_the_line_and_at_a_step(
     assert not waiting.cancel()
     assert running.cancel()
     held.free()
-    assert _ended(running)[1:] == ["cancelled"]
+    assert ended(running)[1:] == ["cancelled"]
     for ticket in (running, waiting):
         with pytest.raises(StoppedError, match=rf"^request {ticket.id}: expected a picture, found it cancelled; ask for it again$"):
             ticket.result()
-    np.testing.assert_array_equal(_pixels(last.result(PATIENCE_S)), _alone(tiny_bundle, requests)[2])
+    np.testing.assert_array_equal(pixels(last.result(PATIENCE_S)), alone(tiny_bundle, requests)[2])
     assert not last.cancel()
     assert scheduler.metrics().ended == {"cancelled": 2, "done": 1}
 
@@ -64,7 +47,7 @@ def test_who_is_told_that_it_is_cancelled_gets_no_picture(held: HeldPipeline, sc
     held.wait()
     assert ticket.cancel()
     held.free()
-    assert _ended(ticket)[-1] == "cancelled"
+    assert ended(ticket)[-1] == "cancelled"
 
 
 def test_a_clients_work_is_given_up_together(held: HeldPipeline, scheduler: Scheduler, requests: list[Request]) -> None:
@@ -74,7 +57,7 @@ def test_a_clients_work_is_given_up_together(held: HeldPipeline, scheduler: Sche
     assert scheduler.cancel_client("gone") == 3
     assert scheduler.cancel_client("nobody") == 0
     held.free()
-    assert [_ended(ticket)[-1] for ticket in tickets] == ["cancelled", "done", "cancelled", "cancelled"]
+    assert [ended(ticket)[-1] for ticket in tickets] == ["cancelled", "done", "cancelled", "cancelled"]
 
 
 def test_deadlines(held: HeldPipeline, scheduler: Scheduler, clock: Clock, requests: list[Request]) -> None:
@@ -89,10 +72,10 @@ def test_deadlines(held: HeldPipeline, scheduler: Scheduler, clock: Clock, reque
     assert (running.state, waiting.state) == ("running", "queued")
     clock.now_s += 4.5  # 3.5 s are left for one step of 4.5
     held.let()
-    assert _ended(running)[-2:] == [StepEvent(1, 3, running._events[-1].timestep), "expired"]
-    assert _ended(waiting) == ["expired"]
+    assert ended(running)[-2:] == [StepEvent(1, 3, running._events[-1].timestep), "expired"]
+    assert ended(waiting) == ["expired"]
     held.free()
-    assert _ended(patient)[-1] == "done"
+    assert ended(patient)[-1] == "done"
     with pytest.raises(StoppedError, match="found it expired"):
         waiting.result()
 
@@ -128,7 +111,7 @@ def test_what_is_wrong_with_one_request_is_its_own(scheduler: Scheduler, request
     with pytest.raises(InputError, match=r"nowhere.png"):
         bad.result(PATIENCE_S)
     assert good.result(PATIENCE_S).seed == 1
-    assert (bad.state, _ended(bad)) == ("failed", ["failed"])
+    assert (bad.state, ended(bad)) == ("failed", ["failed"])
 
 
 def test_a_clients_callback_cannot_stop_the_others(scheduler: Scheduler, requests: list[Request], caplog: Any) -> None:
@@ -154,7 +137,7 @@ def test_closing(held: HeldPipeline, requests: list[Request]) -> None:
     held.wait()
     closer = threading.Thread(target=scheduler.close)
     closer.start()
-    assert _ended(tickets[2]) == ["cancelled"]
+    assert ended(tickets[2]) == ["cancelled"]
     held.free()
     closer.join()
     assert {ticket.state for ticket in tickets} == {"cancelled"}

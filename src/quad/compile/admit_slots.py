@@ -21,11 +21,11 @@ from quad.model.lora import FloatAdapter, LowRank, cut, require_slots
 from quad.quantize.adapters import balance
 from quad.quantize.align import align
 from quad.quantize.equalize import equalized
+from quad.quantize.lessons import decibels
 
 # A product that rounding leaves less right than this (noise a third of it) is not the adapter's any more; Toyland's six have 72 dB and more
 # at their worst slot with 16 bits. It counts where the slot holds a share of the adapter's update that can be seen.
 LEAST_DB, SEEN_SHARE = 10.0, 0.01
-_CAP_DB = 200.0
 _LISTED = 6
 Matrix = NDArray[np.float64]
 
@@ -85,7 +85,7 @@ class Fitted:
     @property
     def product_db(self) -> float | None:
         """SQNR of all products together; None where nothing is quantized."""
-        return _db(1.0, sum(one.share * 10 ** (-one.product_db / 10) for one in self.slots)) if self.slots else None
+        return decibels(1.0, sum(one.share * 10 ** (-one.product_db / 10) for one in self.slots)) if self.slots else None
 
     @property
     def energy(self) -> float:
@@ -171,7 +171,8 @@ def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
         found.append(encodings[name].dequantize(encodings[name].quantize(values)))
     clipped = outside / sum(values.size for _, values in parts)
     error = _difference(pair, LowRank(found[0], found[1]))
-    return SlotFit(slot.path, pair.rank, slot.rank, 1.0, 0.0, _db(_power(pair), error), clipped, (min(room[0], 1e9), min(room[1], 1e9)))
+    right = decibels(_power(pair), error)
+    return SlotFit(slot.path, pair.rank, slot.rank, 1.0, 0.0, right, clipped, (min(room[0], 1e9), min(room[1], 1e9)))
 
 
 def _flat(pair: LowRank) -> tuple[Matrix, Matrix]:
@@ -190,10 +191,6 @@ def _difference(one: LowRank, other: LowRank) -> float:
     (a, b), (a_hat, b_hat) = _flat(one), _flat(other)
     right, left = np.concatenate([a_hat, a_hat - a]), np.concatenate([b_hat - b, b], axis=1)
     return float(max(0.0, ((left.T @ left) * (right @ right.T)).sum()))
-
-
-def _db(signal: float, noise: float) -> float:
-    return _CAP_DB if noise <= 0.0 else min(10 * math.log10(max(signal, 1e-300) / noise), _CAP_DB)
 
 
 def worst(fits: Iterable[SlotFit]) -> Sequence[SlotFit]:

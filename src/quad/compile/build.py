@@ -214,7 +214,7 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
         keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None
-        heard = CalibrationOptions(listener=keeper.hear if keeper else None)
+        heard = CalibrationOptions(listener=None if keeper is None else lambda component, inputs, _: keeper.hear(component, inputs))
         feeds = calibration_feeds(opened.measured, opened.networks, opened.table, opened.adapters, opened.samples, heard)
         feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
         if keeper is not None:  # it must hear every call

@@ -9,13 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import IO, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 import msgspec
 
@@ -24,7 +23,7 @@ from quad.compile.processes import is_main
 from quad.compile.request import BuildRequest
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
-from quad.core.files import writing_to
+from quad.core.files import alone_in
 from quad.core.sealed import Arrays, read_sealed, write_sealed
 from quad.model.base import Base
 from quad.model.lora import FloatAdapter
@@ -32,7 +31,7 @@ from quad.quantize import CalibrationSample
 from quad.runtime.picture import PictureSource, open_picture, to_rgb
 
 T = TypeVar("T")
-_SUFFIX, _VALUE, _LOCK = ".kept", "value", "lock"
+_SUFFIX, _VALUE = ".kept", "value"
 # Their numbers go into every piece; one of another version may round otherwise.
 _MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
 # Of a request: where things lie and what they are called, not what comes of them; models, adapters and samples count by content.
@@ -62,32 +61,13 @@ def alone(request: BuildRequest) -> Iterator[None]:
         yield
         return
     folder = kept_dir(request)
-    with writing_to(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / _LOCK).open("wb")
-    with lock:
-        _take(lock, request.output)
+    taken = InputError(mismatch(f"{request.output}", "no other build at work on it", "one", "wait for it or choose another -o"))
+    with alone_in(folder, taken):
         try:
             yield
         finally:
             with suppress(OSError):  # gone with the pieces, or there are some left
-                (folder / _LOCK).unlink(missing_ok=True)
                 folder.rmdir()
-
-
-def _take(lock: IO[bytes], output: Path) -> None:
-    """Lock a file, where the system and the disk know locks."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        then = "wait for it or choose another -o"
-        raise InputError(mismatch(f"{output}", "no other build at work on it", "one", then)) from error
-    except OSError:
-        pass
 
 
 def identity_of(request: BuildRequest, base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> str:

@@ -100,9 +100,10 @@ def fidelity(lessons: Sequence[Lesson], outputs: Sequence[Tensor], bases: Sequen
         power, cross = power + float(e.square().sum()), cross + float((e * effect).sum())
         missed += float((effect - e).square().sum())
     if power <= _ROUNDING * signal:
-        return Fidelity(_db(signal, noise), None, None)
-    return Fidelity(_db(signal, noise), _db(power, missed), cross / power)
+        return Fidelity(decibels(signal, noise), None, None)
+    return Fidelity(decibels(signal, noise), decibels(power, missed), cross / power)
 
 
-def _db(signal: float, noise: float) -> float:
-    return _CAP_DB if noise == 0.0 else min(10 * math.log10(max(signal, 1e-300) / noise), _CAP_DB)
+def decibels(signal: float, noise: float) -> float:
+    """`10 log10(signal / noise)` of two energies, 200 at most."""
+    return _CAP_DB if noise <= 0.0 else min(10 * math.log10(max(signal, 1e-300) / noise), _CAP_DB)

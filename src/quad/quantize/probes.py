@@ -22,8 +22,7 @@ from quad.model.lora import FloatAdapter
 from quad.quantize.adapters import BalancedSlots
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
 from quad.quantize.calls import SlotArrays, answers
-from quad.quantize.session import Shapes, torch_sessions
-from quad.runtime.engine import Session
+from quad.quantize.session import HeardSession, torch_sessions
 from quad.runtime.samplers.schedule import alphas_cumprod
 from quad.runtime.tokenizer import Tokenizer
 
@@ -110,8 +109,10 @@ def record_probes(
     slots = BalancedSlots(adapters, table)
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
     how = CalibrationOptions(options.seed, options.negative_prompt)
-    recorder = _Recorder(sessions["unet"])
-    runner = TaskRunner(base, {**sessions, "unet": recorder}, Tokenizer(base.tokenizer, base.text), how)
+    recorder = _Recorder()
+    runner = TaskRunner(
+        base, {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}, Tokenizer(base.tokenizer, base.text), how
+    )
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     done: dict[str, int] = dict.fromkeys(probes, 0)
     per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
@@ -156,25 +157,14 @@ def true_answers(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays)
 
 @final
 class _Recorder:
-    """A session that keeps a copy of what it is called with, and of what it answers."""
+    """Keeps a copy of what the U-Net is called with, and of what it answers."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
+    def __init__(self) -> None:
         self._calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
 
-    @property
-    def inputs(self) -> Shapes:
-        return self._session.inputs
-
-    def bind(self, inputs: Mapping[str, NDArray[Any]]) -> None:
-        self._session.bind(inputs)
-
-    def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """The session's answer."""
-        kept = {name: np.array(values, np.float32) for name, values in inputs.items()}
-        output = self._session.run(inputs)
-        self._calls.append((kept, np.array(output, np.float32)))
-        return output
+    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
+        """See `Listener`."""
+        self._calls.append(({name: np.array(values, np.float32) for name, values in inputs.items()}, np.array(output, np.float32)))
 
     def taken(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
         """Inputs and output of the calls since the last time."""

@@ -16,7 +16,7 @@ from quad.model.base import Base
 from quad.runtime.engine import Session
 
 Shapes = Mapping[str, tuple[int | None, ...]]
-Listener = Callable[[str, Mapping[str, NDArray[Any]]], None]  # component, inputs of one call
+Listener = Callable[[str, Mapping[str, NDArray[Any]], NDArray[Any]], None]  # component, inputs and output of one call
 
 
 @final
@@ -82,9 +82,10 @@ class HeardSession:
         self._session.bind(inputs)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """The session's answer; the listener hears first, and must copy what it keeps."""
-        self._listener(self._component, inputs)
-        return self._session.run(inputs)
+        """The session's answer; the listener hears of it, and must copy what it keeps."""
+        output = self._session.run(inputs)
+        self._listener(self._component, inputs, output)
+        return output
 
 
 def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, TorchSession]:
