@@ -87,20 +87,20 @@ def test_a_sample_may_name_an_adapter_that_has_no_task(base: Base, make_adapter:
     assert set(statistics.sites["unet"]["conv_in.in"]) == {"ink"}
 
 
-def test_a_sample_may_take_fewer_steps_than_its_task(base: Base, tiny: Any) -> None:
+@pytest.mark.parametrize(("steps", "calls"), [(None, 2), (1, 1), (5, 2)])
+def test_a_sample_may_take_fewer_steps_than_its_task(base: Base, tiny: Any, steps: int | None, calls: int) -> None:
+    heard: list[str] = []
+    options = CalibrationOptions(listener=lambda component, _inputs, _answer: heard.append(component))
     networks = component_networks(base, tiny.network)
-    for steps, calls in ((None, 2), (1, 1), (5, 2)):
-        heard: list[str] = []
-        options = CalibrationOptions(listener=lambda component, _inputs, heard=heard: heard.append(component))  # type: ignore[misc]
-        calibrate(base, networks, tiny.table, (), [CalibrationSample("text-to-image", "a", steps=steps)], options)
-        assert heard.count("unet") == calls
+    calibrate(base, networks, tiny.table, (), [CalibrationSample("text-to-image", "a", steps=steps)], options)
+    assert heard.count("unet") == calls
 
 
 def test_a_walk_that_begins_at_a_picture_encodes_it(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
     task = msgspec.structs.replace(base.tasks["text-to-image"], strength=0.5)
     begun = replace(base, tasks={"transform": task})
     heard: list[str] = []
-    options = CalibrationOptions(listener=lambda component, _inputs: heard.append(component))
+    options = CalibrationOptions(listener=lambda component, _inputs, _answer: heard.append(component))
     picture = next(sample.image for sample in samples if sample.image is not None)
     calibrate(begun, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample("transform", "a", picture)], options)
     assert (heard.count("unet"), heard.count("vae_encoder"), heard.count("vae_decoder")) == (1, 1, 1)
