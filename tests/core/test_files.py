@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -43,3 +45,47 @@ def test_the_innermost_place_is_named(tmp_path: Path) -> None:
     ):
         raise FULL
     assert list(tmp_path.iterdir()) == []
+
+
+def _old(place: Path) -> Path:
+    place.mkdir()
+    (place / "bundle.json").write_text("old")
+    return place
+
+
+def test_what_is_replaced_stays_when_the_new_one_cannot_take_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, renames = _old(tmp_path / "phone"), iter([None, FULL])
+    real = os.replace
+
+    def replace(source: Path, place: Path) -> None:
+        if (error := next(renames, None)) is not None:
+            raise error
+        real(source, place)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(BackendError, match="disk full"), new_directory(final, "bundle.json") as stage:
+        (stage / "bundle.json").write_text("new")
+    assert (final / "bundle.json").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_nothing_of_what_is_replaced_goes_before_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    final, real, seen = _old(tmp_path / "phone"), shutil.rmtree, []
+
+    def remove(place: Path, ignore_errors: bool = False) -> None:
+        seen.append((final / "bundle.json").read_text())
+        real(place, ignore_errors)
+
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    with new_directory(final, "bundle.json") as stage:
+        (stage / "bundle.json").write_text("new")
+    assert set(seen) == {"new"}
+    assert list(tmp_path.iterdir()) == [final]
+
+
+def test_a_link_to_a_directory_goes_on_to_lead_there(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(_old(tmp_path / "phone"))
+    with new_directory(tmp_path / "link", "bundle.json") as stage:
+        (stage / "bundle.json").write_text("new")
+    assert (tmp_path / "phone/bundle.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "phone"]

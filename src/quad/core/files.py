@@ -149,25 +149,31 @@ def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
 def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path]:
     """A temporary directory that becomes `final` when the block ends well, and vanishes when it does not.
 
-    An existing `final` is replaced only if it holds a file `marker` (it is one of ours) or is empty.
+    An existing `final` is replaced only if it holds a file `marker` (it is one of ours) or is empty. It is put aside, not removed, until
+    the new one has its name: whatever fails, one of the two is there.
 
     Raises:
         InputError: `final` exists and is something else.
         BackendError: the disk is full or the place cannot be written to.
     """
     require_replaceable(final, marker, option)
+    final = final.resolve() if final.is_symlink() else final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
     except OSError as error:
         raise _disk_error(final, error) from error
+    old = stage.with_name(f"{stage.name}.old")
     try:
         yield stage
         stage.chmod(0o755)
         if final.exists():
-            shutil.rmtree(final)
+            os.replace(final, old)
         os.replace(stage, final)
     except OSError as error:
         raise _disk_error(final, error) from error
     finally:
+        if old.exists() and not final.exists():
+            os.replace(old, final)
         shutil.rmtree(stage, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
