@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import shutil
 from collections.abc import Callable, Iterator
@@ -132,6 +133,32 @@ def test_another_publishers_root_is_not_this_ones(world: World, tmp_path: Path) 
     other.store = world.store
     with pytest.raises(Exception, match=r"--root: expected the root \w{8} of before, found another one"):
         other.device().install("ink", nothing)
+
+
+def test_a_root_that_was_given_by_mistake_is_no_trap(world: World, tmp_path: Path) -> None:
+    """Nothing was verified with it: the right one is taken afterwards."""
+    other = World(tmp_path / "other")
+    world.store, right, world.root = world.home / "new", world.root, other.root
+    with pytest.raises(VerificationError, match=r"\(wrong keys\)"):
+        world.install()
+    assert not world.files()
+    world.root = right
+    assert world.install() == 1
+
+
+def test_a_pack_under_another_name_is_refused_and_stays_where_it_runs(world: World) -> None:
+    """Terms that lie about a pack that is here: it is not thrown away under the adapter that runs from it."""
+
+    def lie(signed: Any) -> None:
+        lent = copy.deepcopy(signed.targets["ink/1.qpack"])
+        lent.custom.update(name="sky")
+        signed.targets["sky/1.qpack"] = lent
+
+    before = world.running()
+    world.forge_targets(lie)
+    with pytest.raises(VerificationError, match=r"sky:1 in .*: expected adapter sky, found 'ink'"):
+        world.install("sky")
+    assert world.running() == before
 
 
 def test_a_byte_anywhere_that_is_another_is_refused_or_changes_nothing(world: World) -> None:

@@ -180,7 +180,7 @@ class Device:
             pack: Pack = read_pack(waits)
             check_manifest(f"{offer.label} in {waits}", pack.manifest, offer.terms)
         except VerificationError:
-            waits.unlink(missing_ok=True)
+            fetched.unlink(missing_ok=True)  # never the other one: an adapter may run from it
             raise
         if waits is fetched:
             self._store.move(fetched, place)

@@ -131,7 +131,7 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
 
     Args:
         scratch: an empty directory for tuf's files.
-        keep: called with what was verified, before anything is raised.
+        keep: called with what was verified, before anything is raised; not where that is nothing new.
 
     Raises:
         VerificationError: an attack, see `quad.delivery.refusals`. BackendError: the source is not to be reached.
@@ -151,12 +151,13 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
     verified = Trust(trust.anchor, _newest_root(scratch) or trust.root, trust.url if failure else source.name, _roles_in(scratch))
     leap = _leap(trust, verified, source.name)
     strange = None if leap or failure else _strange(verified)
+    kept = verified
     if leap is not None:
-        keep(msgspec.structs.replace(trust, root=verified.root))
+        kept = msgspec.structs.replace(trust, root=verified.root)
     elif strange is not None:  # the list of packs of before is still good for what is installed
-        keep(msgspec.structs.replace(verified, roles={**verified.roles, "targets": trust.roles.get("targets", "")}))
-    else:
-        keep(verified)
+        kept = msgspec.structs.replace(verified, roles={**verified.roles, "targets": trust.roles.get("targets", "")})
+    if kept != trust:  # a root that was given by mistake, and that nothing was verified with, is forgotten
+        keep(kept)
     wrong = leap or failure or strange
     if wrong is not None:
         raise wrong from cause
