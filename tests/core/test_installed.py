@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from quad.core.digests import canonical_json
-from quad.core.errors import UsageError, VerificationError
+from quad.core.errors import InputError, UsageError, VerificationError
 from quad.core.files import alone_in
 from quad.core.installed import (
     Installed,
@@ -53,6 +53,7 @@ def test_a_switch_leaves_the_pointer_alone_in_its_directory(tmp_path: Path) -> N
 def test_no_store_holds_no_adapter_and_it_lies_beside_the_bundle(tmp_path: Path) -> None:
     assert read_installed(tmp_path / "nowhere") == {}
     assert store_beside(tmp_path / "phone") == tmp_path / "phone.adapters"
+    assert store_beside(tmp_path / "phone/files/..") == tmp_path / "phone.adapters"
 
 
 def test_a_file_that_a_killed_switch_left_is_no_pointer(tmp_path: Path) -> None:
@@ -100,3 +101,11 @@ def test_one_at_a_time_and_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
         pass
     with alone_in(tmp_path, taken):
         assert not list(tmp_path.iterdir())
+
+
+def test_a_pointer_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    """Who calls it damaged removes it; this one may be sound."""
+    pointer_path(tmp_path, "ink").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"ink\.json: expected a file that can be read, found Is a directory") as caught:
+        read_installed(tmp_path)
+    assert not isinstance(caught.value, VerificationError)

@@ -8,13 +8,14 @@ A pointer always names a whole pack: the pack is on the disk before the pointer 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
 
 from quad.core.digests import canonical_json
-from quad.core.errors import VerificationError, mismatch
+from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.files import sync_directory, write_bytes, writing_to
 from quad.core.manifest import AdapterName
 from quad.core.pack import PACK_SUFFIX
@@ -44,7 +45,7 @@ class Installed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def store_beside(bundle: Path) -> Path:
     """Where the adapters of a bundle go when nobody says where: `phone.adapters` beside `phone`."""
-    place = bundle.absolute()
+    place = Path(os.path.abspath(bundle))  # of every spelling of a place the same
     return place.with_name(f"{place.name}{STORE_SUFFIX}")
 
 
@@ -62,7 +63,7 @@ def read_pointers(store_dir: Path) -> dict[str, Installed]:
     """Every pointer by adapter name, sorted; none where there is no store.
 
     Raises:
-        VerificationError: a pointer is damaged, or speaks of another adapter.
+        VerificationError: a pointer is damaged, or speaks of another adapter. InputError: one cannot be read.
     """
     folder = store_dir / POINTERS
     files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
@@ -73,7 +74,7 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
     """The pack that each installed adapter runs from, by name, sorted. Bytes are checked when a pack is loaded, by its own digests.
 
     Raises:
-        VerificationError: a pointer is damaged, or its pack is not there whole.
+        VerificationError: a pointer is damaged, or its pack is not there whole. InputError: one cannot be read.
     """
     return {name: _whole(store_dir, pointer) for name, pointer in read_pointers(store_dir).items()}
 
@@ -93,6 +94,7 @@ def write_pointer(store_dir: Path, pointer: Installed) -> None:
     path = pointer_path(store_dir, pointer.name)
     write_bytes(path, canonical_json(pointer))
     sync_directory(path.parent)
+    sync_directory(store_dir)
 
 
 def remove_pointer(store_dir: Path, name: str) -> None:
@@ -112,10 +114,13 @@ def read_pointer(path: Path) -> Installed:
 
     Raises:
         VerificationError: it is damaged, or speaks of another adapter.
+        InputError: the system does not let it be read; it may be sound.
     """
     try:
         pointer = msgspec.json.decode(path.read_bytes(), type=Installed)
-    except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise InputError(mismatch(str(path), "a file that can be read", error.strerror or str(error), "check the disk")) from error
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VerificationError(mismatch(str(path), "a pointer to a pack", f"something else ({error})", _AGAIN)) from error
     if pointer.name != path.name.removesuffix(POINTER_SUFFIX):
         raise VerificationError(mismatch(str(path), "a pointer of that name", repr(pointer.name), _AGAIN))

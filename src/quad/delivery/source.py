@@ -97,7 +97,11 @@ class DirectorySource:
 
     def open(self, path: str, start: int, most: int) -> Answer:
         file = inside(self.folder, path)
-        if not file.is_file():
+        try:
+            there = file.is_file()
+        except OSError as error:
+            raise DownloadError(f"cannot read {file.name}: {error.strerror}") from error
+        if not there:
             raise DownloadHTTPError(f"no file {path}", 404)
         return Answer(start, self._chunks(file, start))
 

@@ -5,14 +5,15 @@
     STORE/packs/           packs that a pointer names
     STORE/fetched/         whole and verified packs on offer, not installed yet
     STORE/partial/         packs on offer of which a part is there
-    STORE/stage/           of the process at work; gone at the next start
+    STORE/.stage/          of the process at work; gone at the next start
 
-Whatever no pointer and no offer names is removed.
+What of it no pointer and no offer names is removed; a file that is not called as quad calls its own is left alone.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,7 +40,8 @@ from quad.delivery.offer import Catalogue, Offer
 from quad.delivery.reports import Change
 from quad.delivery.trust import TRUST_FILE
 
-FETCHED, PARTIAL, STAGE = "fetched", "partial", "stage"
+FETCHED, PARTIAL, STAGE = "fetched", "partial", ".stage"
+_PACK = re.compile(rf"[0-9a-f]{{64}}{re.escape(PACK_SUFFIX)}")
 
 
 @final
@@ -62,14 +64,18 @@ class Store:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty directory while the block runs."""
+        """An empty directory while the block runs.
+
+        Raises:
+            BackendError: for every OSError of the block, that writes there.
+        """
         stage = self.folder / STAGE
         with writing_to(stage):
             stage.mkdir(parents=True)
-        try:
-            yield stage
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
 
     def fetched(self, offer: Offer) -> Path:
         """Where a verified pack waits."""
@@ -90,6 +96,7 @@ class Store:
             os.replace(source, place)
         sync_directory(place.parent)
         sync_directory(source.parent)
+        sync_directory(self.folder)  # where the directory of the place may be new
 
     def settle(self, catalogue: Catalogue) -> list[Change]:
         """Bring the store to rest: adapters that cannot or must not run step back, and what nothing names is removed.
@@ -146,7 +153,7 @@ class Store:
             shutil.rmtree(self.folder / STAGE, ignore_errors=True)
             for place, named in ((PACKS, packs), (FETCHED, offered - packs), (PARTIAL, offered - packs)):
                 for path in (self.folder / place).glob("*"):
-                    if path.name not in named:
+                    if path.name not in named and _PACK.fullmatch(path.name):
                         path.unlink()
             for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.part")):
                 part.unlink()
