@@ -52,8 +52,8 @@ def _handler(served: Served) -> type[BaseHTTPRequestHandler]:
         def _answer(self, mode: str, data: bytes, start: int) -> None:
             if mode in REDIRECTS or (mode == "redirect" and not self.path.startswith("/again/")):
                 self._head(302, {"Location": REDIRECTS.get(mode, f"/again{self.path}"), "Content-Length": "0"})
-            elif mode == "broken":
-                self.send_error(500)
+            elif mode == "broken" or (mode == "no-part" and start):
+                self.send_error(416 if start else 500)
             elif mode == "silent-headers":
                 self.wfile.write(b"HTTP/1.1 200 OK\r\nX-Slow: ")
                 self._trickle()

@@ -13,7 +13,8 @@ import pytest
 
 from quad.core.errors import QuadError, RefusedError, VerificationError
 from quad.delivery import device
-from quad.delivery.source import Answer, DirectorySource, Patience, metered
+from quad.delivery.patience import Patience, metered
+from quad.delivery.source import Answer, DirectorySource
 from tests.delivery.attacks import ATTACKS, Attack, fast_forward, mix_and_match
 from tests.delivery.simulator import World, nothing
 

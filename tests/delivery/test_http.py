@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import http.client
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tuf.api.exceptions import DownloadError
 
 from quad.core.errors import BackendError, UsageError, VerificationError
+from quad.delivery import source
 from quad.delivery.device import Device
+from quad.delivery.patience import Patience, Watch, metered
 from quad.delivery.reports import Access, Ears
-from quad.delivery.source import HttpSource, Patience, metered, open_source
+from quad.delivery.source import HttpSource, open_source
 from tests.delivery.http_server import Served, serving
 from tests.delivery.simulator import World, nothing
 
@@ -85,14 +90,51 @@ def test_an_endless_pack_is_cut_and_thrown_away(world: World, served: Served) ->
     assert not list((world.store / "partial").iterdir())
 
 
-@pytest.mark.parametrize(("mode", "says"), [("broken", "HTTP status 500"), ("wrong-range", "HTTP status 206")])
-def test_a_server_that_cannot_is_told_of(world: World, served: Served, mode: str, says: str) -> None:
+def test_a_server_that_cannot_is_told_of(world: World, served: Served) -> None:
+    served.mode = "broken"
+    with pytest.raises(BackendError, match="HTTP status 500"):
+        _device(world, served).fetch(["ink"])
+
+
+@pytest.mark.parametrize("mode", ["wrong-range", "no-part"])
+def test_a_server_that_cannot_give_the_rest_is_asked_for_the_whole(world: World, served: Served, mode: str) -> None:
+    """Else a download that was cut off once would never come to its end."""
     served.mode = "cut"
     with pytest.raises(BackendError):
         _device(world, served).fetch(["ink"])
     served.mode = mode
-    with pytest.raises(BackendError, match=says):
+    assert _device(world, served).install("ink", nothing).version == 2
+    assert [asked is None for asked in _ranges(served)] == [True, False, True]
+
+
+def test_time_is_given_for_the_bytes_that_come_not_for_those_that_were_asked_for(
+    world: World, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server without ranges sends all of it again."""
+    given: list[float] = []
+
+    def watch(seconds: float, line: socket.socket | None = None) -> Watch:
+        given.append(seconds)
+        return Watch(seconds, line)
+
+    monkeypatch.setattr(source, "Watch", watch)
+    served.mode = "cut"
+    with pytest.raises(BackendError):
         _device(world, served).fetch(["ink"])
+    whole = given.pop()
+    served.mode = "no-range"
+    _device(world, served).fetch(["ink"])
+    assert given.pop() == whole > (world.home / "pack2.qpack").stat().st_size / PATIENCE.lowest_rate
+
+
+def test_a_server_that_does_not_pick_up_is_no_slow_one(world: World, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(_: object) -> None:
+        raise TimeoutError("timed out")
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    with pytest.raises(BackendError, match=r"found no connection \(timed out\); check the address and the network") as caught:
+        _device(world, served).install("ink", nothing)
+    assert caught.value.exit_code == 1
 
 
 @pytest.mark.parametrize(
@@ -120,7 +162,27 @@ def test_no_server_is_no_attack_and_what_is_installed_runs_on(world: World) -> N
     assert world.device().listing()[0].installed == 1
 
 
-@pytest.mark.parametrize("url", ["ftp://host/repo", "nowhere", "http:///path"])
+def test_an_address_may_be_a_number_of_the_longer_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def connect(line: http.client.HTTPConnection) -> None:
+        asked.append((line.host, line.port))
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
+    for url in ("http://[::1]/repo", "https://[::1]/repo", "http://[::1]:8080"):
+        with pytest.raises(DownloadError, match="no connection"):
+            HttpSource(url, PATIENCE).open("x", 0, 1)
+    assert asked == [("::1", 80), ("::1", 443), ("::1", 8080)]
+
+
+def test_a_redirect_leads_not_from_https_to_http_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(HttpSource, "_ask", lambda *_: "http://host/x")
+    with pytest.raises(DownloadError, match="a redirect from https to http"):
+        HttpSource("HTTPS://host/repo", PATIENCE).open("x", 0, 1)
+
+
+@pytest.mark.parametrize("url", ["ftp://host/repo", "nowhere", "http:///path", "http://[x/", "http://host:x/", "http://host:99999/"])
 def test_what_is_no_address_is_wrong_usage(url: str) -> None:
     with pytest.raises(UsageError, match="--url: expected http"):
         open_source(url)

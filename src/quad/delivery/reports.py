@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quad.delivery.source import Patience
+from quad.delivery.patience import Patience
 
 Progress = Callable[[str, int, int], None]  # label, bytes there, bytes in all
 

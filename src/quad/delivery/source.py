@@ -5,40 +5,23 @@ from __future__ import annotations
 import http.client
 import re
 import socket
-import ssl
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
-from tuf.api.exceptions import DownloadError, DownloadHTTPError, SlowRetrievalError
+from tuf.api.exceptions import DownloadError, DownloadHTTPError
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.files import inside
+from quad.delivery.patience import Patience, Watch, metered
 
 CHUNK_BYTES = 1 << 16
 _MOST_REDIRECTS = 5
 _SCHEMES = ("http", "https")
 _MOVED = (301, 302, 303, 307, 308)
-
-
-@dataclass(frozen=True)
-class Patience:
-    """How slow a server may be.
-
-    Args:
-        silence_s: seconds without a byte.
-        window_s: seconds over which the rate is measured, and in which an answer must begin.
-        lowest_rate: bytes a second, in each such window.
-    """
-
-    silence_s: float = 15.0
-    window_s: float = 20.0
-    lowest_rate: int = 1024
+_NO_PART = (206, 416)  # another part than was asked for, or none
 
 
 @dataclass(frozen=True)
@@ -75,12 +58,17 @@ def open_source(url: str, patience: Patience | None = None) -> Source:
     Raises:
         UsageError: neither.
     """
-    parts = urlsplit(url)
-    if parts.scheme in _SCHEMES and parts.hostname:
+    wrong = UsageError(mismatch("--url", "http://, https://, file:// or a directory", repr(url), "check the address"))
+    try:
+        parts = urlsplit(url)
+        over_http = parts.scheme in _SCHEMES and parts.hostname and parts.port != 0
+    except ValueError as error:  # a port or an address that is none
+        raise wrong from error
+    if over_http:
         return HttpSource(url, patience or Patience())
     folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(url)
     if ("://" in url and parts.scheme != "file") or not folder.is_dir():
-        raise UsageError(mismatch("--url", "http://, https://, file:// or a directory", repr(url), "check the address"))
+        raise wrong
     return DirectorySource(folder.absolute())
 
 
@@ -129,16 +117,23 @@ class HttpSource:
         return self.url.rstrip("/")
 
     def open(self, path: str, start: int, most: int) -> Answer:
+        address = f"{self.name}/{quote(path)}"
         try:
-            return self._follow(f"{self.name}/{quote(path)}", start, most)
+            try:
+                return self._follow(address, start, most)
+            except DownloadHTTPError as error:
+                if not start or error.status_code not in _NO_PART:
+                    raise
+            return self._follow(address, 0, start + most)
         except ValueError as error:  # of a redirect, or of a header, that is beyond sense
             raise DownloadError(f"an answer that makes no sense: {error}") from error
 
     def _follow(self, address: str, start: int, most: int) -> Answer:
+        began = urlsplit(address).scheme
         for _ in range(_MOST_REDIRECTS):
             parts = urlsplit(address)
-            if parts.scheme not in _SCHEMES or (self.url.startswith("https:") and parts.scheme != "https"):
-                raise DownloadError(f"a redirect from {urlsplit(self.url).scheme} to {parts.scheme}")
+            if parts.scheme not in _SCHEMES or (began == "https" and parts.scheme != began):
+                raise DownloadError(f"a redirect from {began} to {parts.scheme}")
             answer = self._ask(parts, start, most)
             if isinstance(answer, Answer):
                 return answer
@@ -147,12 +142,10 @@ class HttpSource:
 
     def _ask(self, parts: SplitResult, start: int, most: int) -> Answer | str:
         """The file's bytes, or where to ask instead."""
-        connection = _connection(parts, self.patience.silence_s)
+        connection = _reached(parts, self.patience.silence_s)
         headers = {"Accept-Encoding": "identity", "Connection": "close"} | ({"Range": f"bytes={start}-"} if start else {})
         try:
-            with Watch(self.patience.window_s) as watch:
-                connection.connect()
-                watch.line = connection.sock
+            with Watch(self.patience.window_s, connection.sock) as watch:
                 connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
                 response = connection.getresponse()
             if response.status in _MOVED and response.getheader("Location"):
@@ -162,10 +155,10 @@ class HttpSource:
         except BaseException:
             connection.close()
             raise
-        return Answer(begins, metered(self._chunks(connection, response, watch.line, most), self.patience))
+        return Answer(begins, metered(self._chunks(connection, response, watch.line, start + most - begins), self.patience))
 
     def _chunks(
-        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, line: socket.socket, most: int
+        self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, line: socket.socket | None, most: int
     ) -> Iterator[bytes]:
         try:
             with response, Watch(self.patience.window_s + most / self.patience.lowest_rate, line):
@@ -185,56 +178,12 @@ def _begins(response: http.client.HTTPResponse, start: int) -> int:
     return start if found is not None else 0
 
 
-def _connection(parts: SplitResult, silence_s: float) -> http.client.HTTPConnection:
-    host, port = parts.hostname or "", parts.port
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(host, port, timeout=silence_s, context=ssl.create_default_context())
-    return http.client.HTTPConnection(host, port, timeout=silence_s)
-
-
-@final
-class Watch:
-    """Ends a conversation at a moment, however many bytes trickle in: a socket's own timeout begins anew with each of them.
-
-    While the block runs it also says in tuf's words what goes wrong there.
-    """
-
-    def __init__(self, seconds: float, line: socket.socket | None = None) -> None:
-        self.line, self._ended = line, False
-        self._timer = threading.Timer(seconds, self._end)
-        self._timer.daemon = True
-
-    def __enter__(self) -> Watch:
-        self._timer.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._timer.cancel()
-        broken = isinstance(error, OSError | http.client.HTTPException)
-        if isinstance(error, TimeoutError) or (self._ended and (broken or error is None)):  # an end that we made reads like the server's
-            raise SlowRetrievalError("no answer in time") from error
-        if broken:
-            raise DownloadError(str(error) or type(error).__name__) from error
-
-    def _end(self) -> None:
-        self._ended = True
-        if self.line is not None:
-            with suppress(OSError):
-                self.line.shutdown(socket.SHUT_RDWR)
-
-
-def metered(chunks: Iterator[bytes], patience: Patience, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
-    """The same chunks, as long as they come fast enough.
-
-    Raises:
-        SlowRetrievalError: a window brought less than it must.
-    """
-    since, taken = clock(), 0
-    for chunk in chunks:
-        taken += len(chunk)
-        passed = clock() - since
-        if passed >= patience.window_s:
-            if taken < patience.lowest_rate * passed:
-                raise SlowRetrievalError(f"{taken} bytes in {passed:.0f} s")
-            since, taken = clock(), 0
-        yield chunk
+def _reached(parts: SplitResult, silence_s: float) -> http.client.HTTPConnection:
+    """A line to a server, nothing said yet. One that is not there is no slow one."""
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    try:
+        connection = kind(parts.hostname or "", parts.port or kind.default_port, timeout=silence_s)
+        connection.connect()
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"no connection ({error})") from error
+    return connection
