@@ -90,6 +90,25 @@ def test_a_pack_that_the_bundle_cannot_bind_is_not_switched_to(repo: Path, bundl
     assert before["ink"].is_file()
 
 
+def test_what_was_installed_before_a_refusal_is_told(repo: Path, bundle_copy: Path) -> None:
+    call = ["install", str(bundle_copy), "ink", "sky", "--url", str(repo), "--root", str(repo / "metadata/1.root.json")]
+    done = RUNNER.invoke(app, call, env=PASSWORD)
+    first, last = done.stderr.splitlines()
+    assert first == "note: ink:1  installed, before what follows"
+    assert "found 'sky'" in last
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_a_reason_stays_on_its_line_and_moves_no_cursor(repo: Path, bundle_copy: Path, tmp_path: Path) -> None:
+    _quad("install", bundle_copy, "ink", "--url", repo, "--root", repo / "metadata/1.root.json")
+    reason = "faded\nadapter sky runs \x1b[2J"
+    assert _quad("publish", "revoke", repo, "ink", "--keys", tmp_path / "keys", "--reason", reason)["revoked"][0]["reason"] == reason
+    done = RUNNER.invoke(app, ["fetch", str(bundle_copy)])
+    shown = "revoked: faded\\nadapter sky runs \\x1b[2J"
+    assert done.stderr.splitlines() == [f"note: adapter ink:1 {shown}; it is disabled"]
+    assert done.stdout.splitlines() == [f"ink  not installed; version 1 {shown}"]
+
+
 def test_a_repository_that_was_tampered_with_is_refused_with_exit_3(repo: Path, bundle_copy: Path) -> None:
     for path in (repo / "targets").rglob("*.qpack"):
         data = np.frombuffer(path.read_bytes(), np.uint8).copy()
@@ -125,6 +144,11 @@ def test_the_password_comes_from_a_file_or_the_environment_and_is_asked_of_nobod
     assert RUNNER.invoke(app, [*init, "--password-file", str(tmp_path / "password")]).exit_code == 0
     refresh = ["publish", "refresh", str(tmp_path / "repo"), "--keys", str(tmp_path / "keys")]
     assert RUNNER.invoke(app, refresh, env={"QUAD_PASSWORD": "a password in a file"}).exit_code == 0
+    (tmp_path / "password").write_bytes("Passwörter".encode("latin-1"))
+    other = ["publish", "init", str(tmp_path / "other"), "--keys", str(tmp_path / "keys2")]
+    assert RUNNER.invoke(app, other, env={"QUAD_PASSWORD": "Passw\udcf6rter"}).exit_code == 0  # bytes that are no UTF-8
+    refresh_other = ["publish", "refresh", str(tmp_path / "other"), "--keys", str(tmp_path / "keys2")]
+    assert RUNNER.invoke(app, [*refresh_other, "--password-file", str(tmp_path / "password")]).exit_code == 0
     wrong = RUNNER.invoke(app, refresh, env={"QUAD_PASSWORD": "another password"})
     assert wrong.exit_code == 1
     assert "a password in" not in wrong.stderr

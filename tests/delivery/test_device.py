@@ -209,7 +209,7 @@ def test_one_installer_at_a_time(world: World) -> None:
 
 def test_what_is_not_on_offer_is_wrong_usage_that_lists_what_is(world: World) -> None:
     world.add(7, name="sky")
-    for wish in ("moon", "ink:9"):
+    for wish in ("moon", "ink:9", "ink:"):
         with pytest.raises(UsageError, match=f"adapter: expected one of ink:1, sky:1, found '{wish}'"):
             world.install(wish)
 

@@ -65,9 +65,12 @@ def test_keys_do_not_go_where_they_would_be_published(tmp_path: Path, place: str
     assert not (tmp_path / "repo").exists()
 
 
-def test_a_short_password_is_refused(tmp_path: Path) -> None:
+def test_a_short_password_is_refused_and_one_that_no_file_can_be_encrypted_with(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="expected 8 characters or more, found 7"):
         Keys(tmp_path, b"1234567")
+    with pytest.raises(UsageError, match="expected 1023 bytes or fewer, found 1024"):
+        Keys(tmp_path, bytes(1024))
+    Keys(tmp_path, b"x" * 1023).make("root")
 
 
 def test_versions_count_up_and_those_of_revoked_packs_do_not_come_again(world: World) -> None:
@@ -87,6 +90,8 @@ def test_only_what_is_named_is_revoked(world: World) -> None:
     assert [entry.version for entry in world.repository.revoke("ink:2", "why")] == [2]
     with pytest.raises(VerificationError, match="version 2 revoked: why"):
         world.repository.revoke("ink:2")
+    with pytest.raises(UsageError, match="found 'ink:'"):  # as a script writes it that has no number; not every version
+        world.repository.revoke("ink:")
     assert [entry.version for entry in world.repository.revoke("ink")] == [1, 3]
     assert not list((world.home / "repo/targets").rglob("*.qpack"))
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from quad.cli.run import BundleDir, EngineName
-from quad.cli.show import Json, result
+from quad.cli.show import Json, note, result
 from quad.cli.smoke import smoke_run
 from quad.cli.stores import RootFile, StoreDir, Url, Wishes, open_device
+
+if TYPE_CHECKING:
+    from quad.delivery.reports import Installation
 
 
 def install(
@@ -19,6 +24,17 @@ def install(
 ) -> None:
     """Install adapters: fetched, verified, tried, and then switched to."""
     with open_device("quad install", bundle, store, url, root) as call:
-        done = [call.device.install(wish, smoke_run(bundle, engine)) for wish in adapters]
-    lines = [f"{entry.name}:{entry.version}  {'installed' if entry.switched else 'runs already'}" for entry in done]
-    result({"store": str(call.store), "installed": done, "changes": call.changes}, as_json, [*lines, f"in {call.store}"])
+        done: list[Installation] = []
+        try:
+            for wish in adapters:
+                done.append(call.device.install(wish, smoke_run(bundle, engine)))
+        except BaseException:
+            for entry in done:
+                note(f"{_told(entry)}, before what follows")
+            raise
+    lines = [*map(_told, done), f"in {call.store}"]
+    result({"store": str(call.store), "installed": done, "changes": call.changes}, as_json, lines)
+
+
+def _told(entry: Installation) -> str:
+    return f"{entry.name}:{entry.version}  {'installed' if entry.switched else 'runs already'}"

@@ -33,4 +33,4 @@ def read_password(file: Path | None, new: bool) -> bytes:
         if not sys.stdin.isatty():
             raise UsageError(mismatch("password", f"--password-file or {VARIABLE}", "neither, and no terminal to ask", "give one of them"))
         given = str(typer.prompt("Password of the keys", hide_input=True, confirmation_prompt=new, err=True))
-    return given.encode()
+    return os.fsencode(given)

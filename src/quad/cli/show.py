@@ -13,6 +13,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
+from quad.core.errors import one_line
+
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 
 
@@ -47,7 +49,7 @@ def stage_bar() -> Iterator[Callable[[str, float], None]]:
 
 def note(text: str) -> None:
     """One line for the user's attention that is not an error."""
-    print(f"note: {text}", file=sys.stderr)
+    print(f"note: {one_line(text)}", file=sys.stderr)
 
 
 def result(value: Any, as_json: bool, lines: list[str]) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quad.cli.show import note, progress_bar
-from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.errors import InputError, UnsupportedError, mismatch, one_line
 from quad.core.installed import store_beside
 
 if TYPE_CHECKING:
@@ -113,4 +113,4 @@ def _words(entry: Listed) -> list[str]:
     words += [
         f"version {version} on offer{f', but {why}' if why else ''}" for version, why in entry.offered.items() if version != entry.installed
     ]
-    return words + [f"version {version} revoked{f': {why}' if why else ''}" for version, why in entry.revoked.items()]
+    return words + [f"version {version} revoked{f': {one_line(why)}' if why else ''}" for version, why in entry.revoked.items()]

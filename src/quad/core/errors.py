@@ -20,6 +20,12 @@ from __future__ import annotations
 _LONGEST, _HEAD, _TAIL = 1200, 800, 350
 
 
+def one_line(text: str) -> str:
+    """A text as one printable line."""
+    line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return line if len(line) <= _LONGEST else f"{line[:_HEAD]} ... {line[-_TAIL:]}"
+
+
 class QuadError(Exception):
     """Root of all errors that quad raises on purpose."""
 
@@ -27,8 +33,7 @@ class QuadError(Exception):
 
     def __init__(self, message: str) -> None:
         """Keep the message as one printable line."""
-        line = "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in message)
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:_HEAD]} ... {line[-_TAIL:]}")
+        super().__init__(one_line(message))
 
 
 class InputError(QuadError):

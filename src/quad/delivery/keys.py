@@ -15,7 +15,7 @@ from tuf.api.metadata import Root
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.files import sync_directory, writing_to
 
-SHORTEST_PASSWORD = 8
+SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1023  # the longest one that OpenSSL takes
 _SHOWN = 16  # digits of a key's id in a file name
 _RETIRED = "retired"
 
@@ -34,10 +34,12 @@ class Keys:
         """Take the password.
 
         Raises:
-            UsageError: it is too short.
+            UsageError: it is too short, or too long.
         """
         if len(password) < SHORTEST_PASSWORD:
             raise UsageError(mismatch("password", f"{SHORTEST_PASSWORD} characters or more", len(password), "choose a longer one"))
+        if len(password) > LONGEST_PASSWORD:
+            raise UsageError(mismatch("password", f"{LONGEST_PASSWORD} bytes or fewer", len(password), "choose a shorter one"))
         self._folder, self._password, self._root_folder = folder, password, root_folder or folder
 
     def require_apart_from(self, repository: Path) -> None:

@@ -94,11 +94,11 @@ class Catalogue:
         Raises:
             VerificationError: it was revoked. UsageError: there is none.
         """
-        name, _, number = wish.partition(":")
+        name, colon, number = wish.partition(":")
         for offer in reversed(self.offers.get(name, ())):
-            if number in ("", str(offer.terms.version)):
+            if not colon or number == str(offer.terms.version):
                 return offer
-        gone = [entry for entry in self.revoked if entry.name == name and number in ("", str(entry.version))]
+        gone = [entry for entry in self.revoked if entry.name == name and (not colon or number == str(entry.version))]
         if gone:
             why = f": {gone[-1].reason}" if gone[-1].reason else ""
             then = "install another version, or ask the publisher"
