@@ -29,7 +29,8 @@ from quad.delivery.device import Device
 from quad.delivery.host import Host
 from quad.delivery.keys import Keys
 from quad.delivery.reports import Access
-from quad.delivery.repository import Repository, Wishes
+from quad.delivery.repository import Repository
+from quad.delivery.wishes import Wishes
 
 PASSWORD = b"a password of tests"
 _OURS = (os.sep + os.path.join("quad", "delivery") + os.sep, os.sep + os.path.join("quad", "core") + os.sep)

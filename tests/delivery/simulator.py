@@ -28,8 +28,9 @@ from quad.delivery.device import Device
 from quad.delivery.host import Host
 from quad.delivery.keys import Keys
 from quad.delivery.reports import Access, Change, Ears
-from quad.delivery.repository import Repository, Wishes
+from quad.delivery.repository import Repository
 from quad.delivery.signed import read_state
+from quad.delivery.wishes import Wishes
 
 PASSWORD = b"a password of tests"
 PARENTS = {"slots": "5" * 64, "profile": "9" * 64}

@@ -13,8 +13,9 @@ from tuf.ngclient import Updater
 from quad.core.errors import InputError, UsageError, VerificationError
 from quad.delivery import signed
 from quad.delivery.keys import Keys
-from quad.delivery.repository import Repository, Wishes
+from quad.delivery.repository import Repository
 from quad.delivery.signed import read_state
+from quad.delivery.wishes import Wishes
 from tests.delivery.simulator import PASSWORD, WISHES, World, flip, make_pack
 
 
@@ -100,13 +101,17 @@ def test_a_pack_that_was_changed_or_says_no_bundle_is_not_offered(world: World) 
     flip(make_pack(world.home / "bad.qpack", 5))
     with pytest.raises(VerificationError, match="the file was changed or damaged"):
         world.repository.add([world.home / "bad.qpack"], WISHES)
-    with pytest.raises(InputError, match="expected digests of its bundle and releases of quad"):
+    with pytest.raises(InputError, match="expected digests of its bundle"):
         world.repository.add([make_pack(world.home / "none.qpack", 6, parents={})], WISHES)
-    with pytest.raises(InputError, match="expected digests of its bundle and releases of quad"):
-        world.repository.add([make_pack(world.home / "new.qpack", 6)], Wishes("soon", "1"))
-    with pytest.raises(UsageError, match=r"--runtime: expected a range of releases, found 1\.\.1"):
-        world.repository.add([make_pack(world.home / "new.qpack", 6)], Wishes("1", "1"))
     assert read_state(world.home / "repo").targets.version == 2
+
+
+@pytest.mark.parametrize(
+    ("first", "before", "says"), [("soon", "1", r"releases, found soon\.\.1"), ("1", "1", r"a range of releases, found 1\.\.1")]
+)
+def test_what_is_no_range_of_releases_is_wrong_usage(first: str, before: str, says: str) -> None:
+    with pytest.raises(UsageError, match=f"--runtime: expected {says}"):
+        Wishes(first, before)
 
 
 def test_refresh_signs_the_timestamp_and_what_is_past_half_of_its_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,10 +140,10 @@ def test_refresh_needs_the_timestamps_key_alone(world: World) -> None:
 def test_a_lost_key_is_replaced_and_a_root_needs_two_of_its_own(world: World, tmp_path: Path) -> None:
     for path in (world.home / "keys").glob("targets-*.pem"):
         path.unlink()
-    assert world.repository.rotate(["targets"]) == 2
+    assert world.repository.rotate(["targets"]) == 3
     first, *_ = sorted((world.home / "keys").glob("root-*.pem"))
     first.unlink()
-    assert world.repository.rotate(["root"]) == 3
+    assert world.repository.rotate(["root"]) == 4
     assert sorted(path.name[:4] for path in (world.home / "keys/retired").iterdir()) == ["root", "root"]
     for path in sorted((world.home / "keys").glob("root-*.pem"))[:2]:
         path.unlink()
@@ -157,6 +162,28 @@ def test_a_client_of_the_first_root_follows_every_rotation(world: World, tmp_pat
             assert (set(before.roles[role].keyids) & set(after.roles[role].keyids) == set()) == (role in roles)
     for name in ("old", "new"):
         assert _stock_client(world, tmp_path / name).get_targetinfo("ink/1.qpack") is not None
+
+
+@pytest.mark.parametrize("lost", [(), ("timestamp",), ("targets", "snapshot")])
+def test_a_rotation_is_whole_after_every_file_that_it_writes(world: World, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]) -> None:
+    """For the publisher, for a device that knew it before and for one of the first root; keys that are lost or not."""
+    real, known, seen = signed._put, world.store, []
+
+    def put(repository: Path, name: str, data: bytes) -> None:
+        real(repository, name, data)
+        seen.append(name)
+        read_state(world.home / "repo")
+        world.serve()
+        for store in (known, world.home / f"new{len(seen)}"):
+            world.store = store
+            assert world.install() == 1
+
+    for role in lost:
+        for path in (world.home / "keys").glob(f"{role}-*.pem"):
+            path.unlink()
+    monkeypatch.setattr(signed, "_put", put)
+    version = world.repository.rotate(["targets", "snapshot", "timestamp"])
+    assert seen[-1] == f"{version}.root.json"
 
 
 def test_root_keys_may_lie_in_another_place(tmp_path: Path) -> None:

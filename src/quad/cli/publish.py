@@ -68,7 +68,7 @@ def add(
     first, before = _range(runtime)
     bound = None if min_ram is None else _bytes(min_ram)
     repository = _open(repo, keys, None, password_file)
-    from quad.delivery.repository import Wishes
+    from quad.delivery.wishes import Wishes
 
     offers = repository.add(packs, Wishes(first, before, bound))
     told = [{"terms": offer.terms, "sha256": offer.sha256, "size_bytes": offer.size_bytes} for offer in offers]

@@ -7,9 +7,8 @@ REPO/targets/    NAME/SHA256.VERSION.qpack
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, final
@@ -21,10 +20,9 @@ from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timest
 from quad.core.digests import file_digest
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.files import alone_in, sync_directory, write_bytes, writing_to
-from quad.core.pack import Pack, read_pack
-from quad.delivery.host import release_key
+from quad.core.pack import read_pack
 from quad.delivery.keys import Keys
-from quad.delivery.offer import REVOKED, Offer, Revocation, Terms, read_catalogue, revocations, target_path
+from quad.delivery.offer import REVOKED, Offer, Revocation, read_catalogue, revocations, target_path
 from quad.delivery.signed import (
     LIFE_DAYS,
     METADATA,
@@ -39,48 +37,7 @@ from quad.delivery.signed import (
     read_state,
     write_root,
 )
-
-
-@dataclass(frozen=True)
-class Wishes:
-    """What a publisher says of packs that the packs do not say themselves.
-
-    Args:
-        at_least, below: releases of quad that can run them, the second one no more.
-        min_ram_bytes: memory a device must have in all; None for what their tensors take.
-    """
-
-    at_least: str
-    below: str
-    min_ram_bytes: int | None = None
-
-    def terms(self, pack: Pack, version: int) -> Terms:
-        """The terms of one pack.
-
-        Raises:
-            InputError: the pack does not say for which bundle it is. UsageError: a release is no release.
-        """
-        said = pack.manifest
-        fields: dict[str, object] = {
-            "name": said.name,
-            "version": version,
-            "slots": said.parents.get("slots"),
-            "profile": said.parents.get("profile"),
-            "at_least": self.at_least,
-            "below": self.below,
-            "min_ram_bytes": said.size_bytes if self.min_ram_bytes is None else self.min_ram_bytes,
-            "tasks": sorted(said.tasks),
-        }
-        if "graph" in said.parents:
-            fields["graph"] = said.parents["graph"]
-        try:
-            terms = msgspec.convert(fields, Terms)
-        except msgspec.ValidationError as error:
-            then = "pack it with quad adapt, and write releases as 0.1 or 0.2.1"
-            raise InputError(mismatch(f"pack {said.name!r}", "digests of its bundle and releases of quad", str(error), then)) from error
-        if release_key(terms.at_least) >= release_key(terms.below):
-            raise UsageError(mismatch("--runtime", "a range of releases", f"{terms.at_least}..{terms.below}", "write the lower one first"))
-        return terms
+from quad.delivery.wishes import Wishes
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -201,9 +158,14 @@ class Repository:
             raise UsageError(mismatch("ROLE", f"one of {', '.join(ROLES)}", ", ".join(unknown) or "none", "choose of these"))
         with self._alone():
             state, signers = self._open(lost=roles)
-            old = state.root
+            old, lost = state.root, [role for role in roles if role in ONLINE and not signers[role]]
             before = self._keys.signers(Root.type, old)
-            root, made = self._next_root(old, roles)
+            made = {role: [self._keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)] for role in dict.fromkeys(roles)}
+            between = old
+            if lost:  # nobody can sign with old and new keys: a root comes first that knows both
+                between = _next_root(old, {role: made[role] for role in lost})
+                write_root(self._folder, between, before)
+            root = _next_root(between, made, instead=True)
             both = {role: [*signers[role], *made.get(role, ())] for role in ONLINE}
             publish(self._folder, state, [role for role in ONLINE if role in roles], both)
             write_root(self._folder, root, [*before, *made.get(Root.type, ())])
@@ -211,18 +173,6 @@ class Repository:
                 for keyid in old.roles[role].keyids:
                     self._keys.retire(role, keyid)
         return root.version
-
-    def _next_root(self, old: Root, roles: Sequence[str]) -> tuple[Root, dict[str, list[CryptoSigner]]]:
-        root = copy.deepcopy(old)
-        root.version, root.expires = old.version + 1, expiry(Root.type, now())
-        made: dict[str, list[CryptoSigner]] = {}
-        for role in dict.fromkeys(roles):
-            for keyid in old.roles[role].keyids:
-                root.revoke_key(keyid, role)
-            made[role] = [self._keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)]
-            for signer in made[role]:
-                root.add_key(signer.public_key, role)
-        return root, made
 
     def _open(self, lost: Sequence[str] = ()) -> tuple[State, dict[str, list[CryptoSigner]]]:
         """What is published, and who can sign the next of it; keys of roles that get new ones may be lost."""
@@ -233,6 +183,18 @@ class Repository:
     def _alone(self) -> Iterator[None]:
         with alone_in(self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))):
             yield
+
+
+def _next_root(old: Root, made: Mapping[str, Sequence[CryptoSigner]], instead: bool = False) -> Root:
+    """The root after another, with new keys of roles beside the old ones, or instead of them."""
+    root = copy.deepcopy(old)
+    root.version, root.expires = old.version + 1, expiry(Root.type, now())
+    for role, signers in made.items():
+        for keyid in root.roles[role].keyids[:] if instead else ():
+            root.revoke_key(keyid, role)
+        for signer in signers:
+            root.add_key(signer.public_key, role)
+    return root
 
 
 def _is_ageing(payload: Signed) -> bool:
