@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from quad.core.digests import canonical_json
-from quad.core.errors import InputError, UsageError, VerificationError
+from quad.core.errors import UsageError, VerificationError
 from quad.core.files import alone_in
 from quad.core.installed import (
     Installed,
@@ -106,6 +106,6 @@ def test_one_at_a_time_and_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
 def test_a_pointer_that_cannot_be_read_is_not_called_damaged(tmp_path: Path) -> None:
     """Who calls it damaged removes it; this one may be sound."""
     pointer_path(tmp_path, "ink").mkdir(parents=True)
-    with pytest.raises(InputError, match=r"ink\.json: expected a file that can be read, found Is a directory") as caught:
+    with pytest.raises(VerificationError, match=r"ink\.json: expected a file that can be read, found Is a directory") as caught:
         read_installed(tmp_path)
-    assert not isinstance(caught.value, VerificationError)
+    assert isinstance(caught.value.__cause__, IsADirectoryError)

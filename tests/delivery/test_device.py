@@ -190,6 +190,7 @@ def test_a_pointer_or_a_pack_that_is_gone_is_told_and_steps_back(world: World) -
     world.install()
     current = read_pointers(world.store)["ink"].current
     (world.store / f"packs/{current.sha256}.qpack").unlink()
+    assert (world.device().listing()[0].installed, world.device().listing()[0].previous) == (None, 1)
     world.device().clean()
     assert [(change.was, change.now, change.why) for change in world.changes] == [(2, 1, "its pack was gone or cut")]
     (world.store / "installed/ink.json").write_bytes(b"{")

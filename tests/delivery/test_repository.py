@@ -193,6 +193,14 @@ def test_root_keys_may_lie_in_another_place(tmp_path: Path) -> None:
     assert Repository(repo, Keys(tmp_path / "online", PASSWORD)).refresh().signed == ("timestamp",)
 
 
+def test_a_list_that_no_device_would_read_is_not_published(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signed, "LARGEST_LIST", world.metadata("targets").stat().st_size)
+    with pytest.raises(InputError, match=r"targets\.json: expected at most \d+ bytes, devices read no more, found \d+; nothing was publ"):
+        world.add(2)
+    assert read_state(world.home / "repo").targets.version == 2
+    world.repository.revoke("ink")
+
+
 def test_nothing_is_signed_on_top_of_what_another_has_changed(world: World) -> None:
     path = max((world.home / "repo/metadata").glob("*.targets.json"))
     text = json.loads(path.read_text())

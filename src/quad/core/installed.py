@@ -15,7 +15,7 @@ from typing import Annotated
 import msgspec
 
 from quad.core.digests import canonical_json
-from quad.core.errors import InputError, VerificationError, mismatch
+from quad.core.errors import VerificationError, mismatch
 from quad.core.files import sync_directory, write_bytes, writing_to
 from quad.core.manifest import AdapterName
 from quad.core.pack import PACK_SUFFIX
@@ -63,7 +63,7 @@ def read_pointers(store_dir: Path) -> dict[str, Installed]:
     """Every pointer by adapter name, sorted; none where there is no store.
 
     Raises:
-        VerificationError: a pointer is damaged, or speaks of another adapter. InputError: one cannot be read.
+        VerificationError: a pointer is damaged, or speaks of another adapter.
     """
     folder = store_dir / POINTERS
     files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
@@ -74,7 +74,7 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
     """The pack that each installed adapter runs from, by name, sorted. Bytes are checked when a pack is loaded, by its own digests.
 
     Raises:
-        VerificationError: a pointer is damaged, or its pack is not there whole. InputError: one cannot be read.
+        VerificationError: a pointer is damaged, or its pack is not there whole.
     """
     return {name: _whole(store_dir, pointer) for name, pointer in read_pointers(store_dir).items()}
 
@@ -113,13 +113,13 @@ def read_pointer(path: Path) -> Installed:
     """One pointer.
 
     Raises:
-        VerificationError: it is damaged, or speaks of another adapter.
-        InputError: the system does not let it be read; it may be sound.
+        VerificationError: it is damaged, or speaks of another adapter; one that the system does not let be read may be sound, its cause is
+            the system's error.
     """
     try:
         pointer = msgspec.json.decode(path.read_bytes(), type=Installed)
     except OSError as error:
-        raise InputError(mismatch(str(path), "a file that can be read", error.strerror or str(error), "check the disk")) from error
+        raise VerificationError(mismatch(str(path), "a file that can be read", error.strerror or str(error), "check the disk")) from error
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VerificationError(mismatch(str(path), "a pointer to a pack", f"something else ({error})", _AGAIN)) from error
     if pointer.name != path.name.removesuffix(POINTER_SUFFIX):

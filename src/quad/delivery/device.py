@@ -126,7 +126,8 @@ class Device:
         offered = {offer.terms.version: _fit(offer.terms, self._host) for offer in catalogue.offers.get(name, ())}
         revoked = {entry.version: entry.reason for entry in catalogue.revoked if entry.name == name}
         previous = pointer.previous.version if pointer and pointer.previous else None
-        return Listed(name, pointer.current.version if pointer else None, previous, offered, revoked)
+        runs = pointer is not None and is_whole(self._store.folder, pointer.current)
+        return Listed(name, pointer.current.version if pointer and runs else None, previous, offered, revoked)
 
     @contextmanager
     def _fresh(self) -> Iterator[tuple[Source, Catalogue]]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from securesystemslib.signer import CryptoSigner
 from tuf.api.exceptions import RepositoryError, StorageError
 from tuf.api.metadata import Metadata, MetaFile, Root, Signed, Snapshot, Targets, Timestamp
+from tuf.ngclient import UpdaterConfig
 
 from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.files import sync_directory, write_bytes
@@ -28,6 +29,7 @@ METADATA, TARGETS = "metadata", "targets"
 ONLINE = (Targets.type, Snapshot.type, Timestamp.type)
 ROLES = (Root.type, *ONLINE)
 ROOT_KEYS, ROOT_THRESHOLD = 3, 2
+LARGEST_LIST = UpdaterConfig().targets_max_length
 LIFE_DAYS = {Root.type: 365, Targets.type: 180, Snapshot.type: 30, Timestamp.type: 7}
 
 Signers = Mapping[str, Sequence[CryptoSigner]]
@@ -101,12 +103,19 @@ def publish(repository: Path, state: State, changed: Sequence[str], signers: Sig
     Args:
         changed: of `targets`, `snapshot`, `timestamp`; a change of one brings those after it.
         signers: of every role that is written.
+
+    Raises:
+        InputError: the list of packs is longer than a device reads.
     """
     at = now()
     if Targets.type in changed:
         _next(state.targets, at)
         state.snapshot.meta["targets.json"] = MetaFile(state.targets.version)
-        _put(repository, f"{state.targets.version}.targets.json", signed_bytes(state.targets, signers[Targets.type]))
+        data = signed_bytes(state.targets, signers[Targets.type])
+        if len(data) > LARGEST_LIST:
+            then = "nothing was published; revoke packs that nobody needs, or begin another repository"
+            raise InputError(mismatch("targets.json", f"at most {LARGEST_LIST} bytes, devices read no more", len(data), then))
+        _put(repository, f"{state.targets.version}.targets.json", data)
     if Targets.type in changed or Snapshot.type in changed:
         _next(state.snapshot, at)
         state.timestamp.snapshot_meta = MetaFile(state.snapshot.version)

@@ -109,12 +109,18 @@ class Store:
         return changes
 
     def pointers(self) -> dict[str, Installed | None]:
-        """Every pointer by name; None for a damaged one."""
+        """Every pointer by name; None for a damaged one.
+
+        Raises:
+            VerificationError: the system does not let one be read; nobody may call it damaged and remove it.
+        """
         found: dict[str, Installed | None] = {}
         for path in sorted((self.folder / POINTERS).glob(f"[!.]*{POINTER_SUFFIX}")):
             try:
                 found[path.name.removesuffix(POINTER_SUFFIX)] = read_pointer(path)
-            except VerificationError:
+            except VerificationError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
                 found[path.name.removesuffix(POINTER_SUFFIX)] = None
         return found
 
