@@ -23,9 +23,9 @@ from quad.model.base import open_model
 from tests.compile.test_build import SAMPLES, picture
 
 PIECES = {
-    "references", "tasks", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal", "rules", "sensitivity",
-    "probes", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder", "graph.vae_encoder",
-    "graph.vae_decoder",
+    "references", "tasks", "probes.mixed.channels", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal",
+    "rules", "sensitivity", "probes", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder",
+    "graph.vae_encoder", "graph.vae_decoder",
 }  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from quad.core.slots import SlotTable
 from quad.model.slotted import SlottedNetwork, slot_inputs, slot_network
 from quad.quantize import Feed, Probe, Statistics, UnifyOptions, dequantize_adapter, observe, quantize_adapter, simulated, unify, weights_of
 from quad.quantize.adapters import integer_slots
+from quad.quantize.equalize import hearing_channels
 from quad.quantize.rules import goes_last
 from quad.quantize.steps import QualitySteps
 from quad.runtime.ort import OrtSession, session_options
@@ -67,11 +68,14 @@ def case(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     mixed = Mixed(network, table, tiny.adapters, QualitySteps(), request.param, probes)
     assert mixed.needs_probes
     mixed.split()
-    mixed = mixed.equalized()
 
     def call(slots: dict[str, np.ndarray]) -> object:
         return network(*map(torch.from_numpy, tiny.inputs.values()), {name: torch.from_numpy(values) for name, values in slots.items()})
 
+    with hearing_channels(network) as channels:
+        for adapter in tiny.adapters:
+            call(slot_inputs(adapter, table))
+    mixed = replace(mixed, channels=channels).equalized()
     statistics = observe({"unet": network}, [Feed(a.name, partial(call, slot_inputs(a, table))) for a in mixed.adapters])
     options, slots = UnifyOptions(), integer_slots(table, 16)
     options = replace(options, rules=mixed.rules(statistics, options))

@@ -12,8 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from quad.model.lora import FloatAdapter, LowRank
 from quad.model.slotted import SlottedNetwork, slot_inputs, slot_network
-from quad.quantize.equalize import LARGEST_GAIN, equalize, equalized, norm_readers
-from quad.quantize.probes import Probe
+from quad.quantize.equalize import LARGEST_GAIN, Channels, equalize, equalized, hearing_channels, norm_readers
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 LAYERS = {f"{BLOCK}.attn1.to_q": (16, 16), f"{BLOCK}.ff.net.0.proj": (16, 128), "mid_block.attentions.0.proj_in": (16, 16)}
@@ -53,11 +52,17 @@ def tensors(adapter: FloatAdapter | None, table: Any) -> dict[str, torch.Tensor]
 
 
 @pytest.fixture(scope="module")
-def probes() -> dict[str, list[Probe]]:
+def inputs() -> tuple[torch.Tensor, ...]:
     rng = np.random.default_rng(1)
-    inputs = {"sample": rng.normal(size=(2, 9, 8, 8)), "timestep": np.array([300.0]), "encoder_hidden_states": rng.normal(size=(2, 5, 16))}
-    probe = Probe("ink", "task", 0, {name: values.astype(np.float32) for name, values in inputs.items()}, 0.5)
-    return {"ink": [probe], "base": [probe]}
+    arrays = rng.normal(size=(2, 9, 8, 8)), np.array([300.0, 300.0]), rng.normal(size=(2, 5, 16))
+    return tuple(torch.from_numpy(values.astype(np.float32)) for values in arrays)
+
+
+def heard(network: SlottedNetwork, inputs: Any, *slots: dict[str, torch.Tensor]) -> Channels:
+    with hearing_channels(network) as channels:
+        for one in slots:
+            network(*inputs, one)
+    return channels
 
 
 @pytest.fixture
@@ -75,31 +80,30 @@ def test_every_foldable_norm_is_found(unet: UNet2DConditionModel) -> None:
     assert not any("resnets" in norm for norm in found)
 
 
-def test_the_function_is_the_same_with_and_without_an_adapter(fresh: Any, adapter: FloatAdapter, probes: Any) -> None:
+def test_the_function_is_the_same_with_and_without_an_adapter(fresh: Any, adapter: FloatAdapter, inputs: Any) -> None:
     network, table = fresh()
-    inputs = probes["ink"][0].tensors()
     before = [network(*inputs, tensors(one, table)) for one in (None, adapter)]
     unmoved = network(*inputs, tensors(adapter, table))
-    gains = equalize(network, probes, {"ink": slot_inputs(adapter, table)})
+    gains = equalize(network, heard(network, inputs, tensors(adapter, table), {}))
     moved = equalized(adapter, gains)
     for one, expected in zip((None, moved), before, strict=True):
         assert torch.allclose(network(*inputs, tensors(one, table)), expected, atol=2e-5)
     assert not torch.allclose(network(*inputs, tensors(adapter, table)), unmoved, atol=1e-3)  # the counterpart is needed
 
 
-def test_channels_come_nearer_to_each_other(fresh: Any, adapter: FloatAdapter, probes: Any) -> None:
+def test_channels_come_nearer_to_each_other(fresh: Any, adapter: FloatAdapter, inputs: Any) -> None:
     network, _ = fresh()
     name = f"{BLOCK}.attn1.to_q.in"
 
     def spread() -> float:
         seen: list[torch.Tensor] = []
         network.sites[name].transform = lambda x: (seen.append(x), x)[1]
-        network(*probes["ink"][0].tensors(), {})
+        network(*inputs, {})
         network.sites[name].transform = None
         return float(seen[0].abs().amax(dim=(0, 1)).log().std())
 
     before = spread()
-    gains = equalize(network, probes, {})
+    gains = equalize(network, heard(network, inputs, {}))
     assert spread() < 0.75 * before
     gain = gains[f"{BLOCK}.attn1.to_q"]
     assert np.array_equal(gain, gains[f"{BLOCK}.attn1.to_v"])
@@ -107,9 +111,10 @@ def test_channels_come_nearer_to_each_other(fresh: Any, adapter: FloatAdapter, p
     assert max(gain.max(), 1 / gain.min()) <= LARGEST_GAIN * 1.001
 
 
-def test_the_callers_network_stays(unet: UNet2DConditionModel, fresh: Any, probes: Any) -> None:
+def test_the_callers_network_stays(unet: UNet2DConditionModel, fresh: Any, inputs: Any) -> None:
     before = {name: values.clone() for name, values in unet.state_dict().items()}
-    equalize(fresh()[0], probes, {})
+    network, _ = fresh()
+    equalize(network, heard(network, inputs, {}))
     assert all(torch.equal(values, before[name]) for name, values in unet.state_dict().items())
 
 

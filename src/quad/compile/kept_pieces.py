@@ -19,8 +19,10 @@ from quad.compile.processes import is_main
 from quad.compile.smoke import Reference
 from quad.core.digests import file_digest
 from quad.core.files import writing_to
+from quad.model.slotted import SlottedNetwork
 from quad.quantize import Feed, Probe, Statistics, observe
 from quad.quantize.distill import Alignment, Distilled
+from quad.quantize.equalize import Channels, hearing_channels
 from quad.quantize.histogram import Histogram
 from quad.quantize.observers import SiteStatistics
 
@@ -100,6 +102,23 @@ def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
     if found is not None:
         return _probes(*found)
     made = make()
+    _keep_probes(kept, name, made)
+    return made
+
+
+def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[[], Probes]) -> tuple[Probes, Channels]:
+    """`probes` along whose calls `equalize` has listened to this network."""
+    channels, found = kept.read(f"{name}.channels"), kept.read(name)
+    if channels is not None and found is not None:
+        return _probes(*found), {site: np.asarray(largest, np.float64) for site, largest in channels[1].items()}
+    with hearing_channels(network) as heard:
+        made = make()
+    kept.write(f"{name}.channels", None, heard)
+    _keep_probes(kept, name, made)
+    return made, heard
+
+
+def _keep_probes(kept: Kept, name: str, made: Probes) -> None:
     rows: dict[str, list[list[Any]]] = {}
     arrays: dict[str, NDArray[Any]] = {}
     for source, some in made.items():
@@ -108,7 +127,6 @@ def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
             arrays |= {f"{source}/{index}/{key}": array for key, array in probe.inputs.items()}
             arrays |= {} if probe.output is None else {f"{source}/{index}/{_OUTPUT}": probe.output}
     kept.write(name, rows, arrays)
-    return made
 
 
 def _probes(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:

@@ -14,7 +14,7 @@ from quad.model.skips import split_skips
 from quad.model.slotted import SlottedNetwork
 from quad.quantize import Probe, Rule, Statistics, UnifyOptions, unify
 from quad.quantize.adapters import BalancedSlots
-from quad.quantize.equalize import equalize, equalized
+from quad.quantize.equalize import Channels, equalize, equalized
 from quad.quantize.ranking import eight_bit_sites, rank_sites
 from quad.quantize.rules import MIXED_COMPONENT, RULES, goes_last, with_eight_bit
 from quad.quantize.steps import QualitySteps
@@ -29,7 +29,8 @@ class Mixed:
     Args:
         percent: share of its sites at 8 bits, 0 to 100; with 0 nothing is done to it.
         adapters: as they fit the network; `equalized` returns others.
-        probes: calls to measure channels and damage by; empty where neither is measured.
+        probes: calls to measure damage by; empty where it is not measured.
+        channels: what was heard along these calls; empty where nothing is equalized.
         gains: slot path -> gains of the layer's input channels, where the network is equalized.
         folded: the same of all layers, whether they have a slot or not.
     """
@@ -40,6 +41,7 @@ class Mixed:
     quality: QualitySteps
     percent: float
     probes: Probes = field(default_factory=dict)
+    channels: Channels = field(default_factory=dict)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     folded: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -58,7 +60,7 @@ class Mixed:
         """With gains folded into the network and multiplied into the adapters."""
         if not (self.quality.equalize and self.percent > 0.0):
             return self
-        gains = equalize(self.network, self.probes, self._slots())
+        gains = equalize(self.network, self.channels)
         adapters = tuple(equalized(adapter, gains) for adapter in self.adapters)
         slots = {slot.path for slot in self.table.slots}
         folded = {path: tuple(float(g) for g in gain) for path, gain in gains.items()}

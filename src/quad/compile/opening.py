@@ -85,7 +85,9 @@ def open_all(request: BuildRequest, clock: StageClock) -> Opened:
     measured = replace(base, size=request.calibration_size or base.size)
     with clock("equalize"):
         if mixed.needs_probes:
-            found = kept_pieces.probes(kept, "probes.mixed", lambda: record_probes(measured, networks, table, adapters, samples))
-            mixed = replace(mixed, probes=found)
+            probes, channels = kept_pieces.heard_probes(
+                kept, "probes.mixed", slotted.unet, lambda: record_probes(measured, networks, table, adapters, samples)
+            )
+            mixed = replace(mixed, probes=probes, channels=channels)
         mixed = mixed.equalized()
     return Opened(base, mixed, samples, networks, table, specs, references, kept, measured)

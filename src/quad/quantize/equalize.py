@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +27,10 @@ from quad.model.lora import FloatAdapter, LowRank
 from quad.model.slotted import SlottedNetwork
 from quad.quantize.layers import Layer, layers_of
 from quad.quantize.observers import transforming
-from quad.quantize.probes import Probe
-from quad.quantize.ranking import SlotValues
 
 ALPHA = 0.5
 LARGEST_GAIN = 16.0  # a channel that is all but silent in the probes must not vanish from the lattice
+Channels = Mapping[str, NDArray[np.float64]]  # site -> largest magnitude of each channel, (C,)
 Gains = Mapping[str, Sequence[float] | NDArray[np.float32]]  # layer path -> gain of each input channel
 
 
@@ -63,25 +63,40 @@ def norm_readers(unet: nn.Module) -> tuple[NormReaders, ...]:
     return tuple(one for one in found if _affine(modules.get(one.norm)) and all(path in modules for path in one.layers))
 
 
-def equalize(
-    network: SlottedNetwork, probes: Mapping[str, Sequence[Probe]], slots: SlotValues, alpha: float = ALPHA
-) -> dict[str, NDArray[np.float32]]:
+@contextmanager
+def hearing_channels(network: SlottedNetwork) -> Iterator[Channels]:
+    """What `equalize` wants to know of full-precision runs, complete when the block ends: runs cost, so it listens to those of others."""
+    sites = {f"{one.layers[0]}.in" for one in norm_readers(network.unet)}
+    largest: dict[str, NDArray[np.float64]] = {}
+
+    def recorder(name: str) -> Callable[[Tensor], Tensor] | None:
+        def record(x: Tensor) -> Tensor:
+            channel = 1 if x.ndim == 4 else x.ndim - 1
+            found = x.detach().abs().amax(dim=[axis for axis in range(x.ndim) if axis != channel]).double().numpy()
+            largest[name] = np.maximum(largest.get(name, 0.0), found)
+            return x
+
+        return record if name in sites else None
+
+    with transforming(network, recorder):
+        yield largest
+
+
+def equalize(network: SlottedNetwork, channels: Channels, alpha: float = ALPHA) -> dict[str, NDArray[np.float32]]:
     """Fold gains into norms and weights of this network's own modules; others that share them do not see it.
 
     The function stays the same once the adapters went through `equalized` with the gains that are returned.
 
     Args:
-        probes: source -> calls of full-precision runs, which give the largest magnitude of each channel.
-        slots: source -> float slot inputs of its adapter; a source without any is the base.
+        channels: of `hearing_channels`, from runs of all adapters and of the base; a norm that no run reached is left.
 
     Returns:
         Layer path -> gain of each of its input channels, `(in,)`.
     """
     readers, layers = norm_readers(network.unet), layers_of(network)
-    largest = _channel_maxima(network, {f"{one.layers[0]}.in" for one in readers}, probes, slots)
     gains: dict[str, NDArray[np.float32]] = {}
     for one in readers:
-        activation = largest.get(f"{one.layers[0]}.in")
+        activation = channels.get(f"{one.layers[0]}.in")
         if activation is None:
             continue
         gain = _gain(activation, [layers[path] for path in one.layers], alpha)
@@ -126,29 +141,6 @@ def equalized(adapter: FloatAdapter, gains: Gains) -> FloatAdapter:
 
 def _affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, nn.LayerNorm | nn.GroupNorm) and norm.weight is not None and norm.bias is not None
-
-
-def _channel_maxima(
-    network: SlottedNetwork, sites: set[str], probes: Mapping[str, Sequence[Probe]], slots: SlotValues
-) -> dict[str, NDArray[np.float64]]:
-    """Site -> largest magnitude of each channel, `(C,)`, over all probes."""
-    largest: dict[str, NDArray[np.float64]] = {}
-
-    def recorder(name: str) -> Callable[[Tensor], Tensor] | None:
-        def record(x: Tensor) -> Tensor:
-            channel = 1 if x.ndim == 4 else x.ndim - 1
-            found = x.abs().amax(dim=[axis for axis in range(x.ndim) if axis != channel]).double().numpy()
-            largest[name] = np.maximum(largest.get(name, 0.0), found)
-            return x
-
-        return record if name in sites else None
-
-    with torch.no_grad(), transforming(network, recorder):
-        for source, found in probes.items():
-            tensors = {name: torch.from_numpy(values) for name, values in slots.get(source, {}).items()}
-            for probe in found:
-                network(*probe.tensors(), tensors)
-    return largest
 
 
 def _gain(activation: NDArray[np.float64], layers: Sequence[Layer], alpha: float) -> NDArray[np.float32]:

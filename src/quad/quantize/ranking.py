@@ -33,7 +33,7 @@ from quad.quantize.observers import transforming
 from quad.quantize.probes import Probe
 from quad.quantize.rules import goes_last
 
-DRAWS = 8  # of u: each damage is known to sqrt(2 / 8) of itself, and damages of one network span five decades
+DRAWS = 24  # of u, over all sources: each damage is known to sqrt(2 / 24) of itself, and damages of one network span five decades
 _SEED = 0
 SlotValues = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
@@ -67,7 +67,7 @@ def rank_sites(
         probes: source -> calls of full-precision runs; one of each is used, the sources taking turns along their runs: it is the number of
             calls that costs, and a profile is shared by all sources and all steps.
         slots: source -> float slot inputs of its adapter; a source without any is the base.
-        draws: random directions per call.
+        draws: random directions, over all sources; each gets one at least.
 
     Raises:
         InputError: there is no probe.
@@ -75,11 +75,12 @@ def rank_sites(
     chosen = _one_each({source: found for source, found in probes.items() if found})
     if not chosen:
         raise InputError(mismatch("site ranking", "at least one probe", "none", "give calibration samples"))
+    each = -(-draws // len(chosen))
     generator = torch.Generator().manual_seed(_SEED)
     damage: dict[str, float] = {}
     for source, probe in chosen.items():
         tensors = {name: torch.from_numpy(array) for name, array in slots.get(source, {}).items()}
-        for name, change in _damages(network, probe.tensors(), tensors, encodings, draws, generator).items():
+        for name, change in _damages(network, probe.tensors(), tensors, encodings, each, generator).items():
             damage[name] = damage.get(name, 0.0) + change / len(chosen)
     ranked = [SiteDamage(name, damage.get(name, float("inf")), goes_last(name)) for name in encodings]
     return tuple(sorted(ranked, key=lambda site: (site.last, site.damage, site.name)))
