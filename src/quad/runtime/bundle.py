@@ -53,6 +53,18 @@ class Bundle:
         """The graph file of a component."""
         return self.path(self.manifest.components[component].file)
 
+    def recheck(self, component: str) -> None:
+        """See that a component's files are those that were hashed when the bundle was opened; what was changed since is hashed again.
+
+        Raises:
+            VerificationError: one is another now, or gone.
+        """
+        part = self.manifest.components[component]
+        for name in (part.file, *part.data_files):
+            path, known = self.path(name), self.hashed.get(name)
+            if known is not None and not (path.is_file() and Identity.of(path.stat()) == known):
+                _check_file(self.root, name, self.manifest.files[name].sha256)
+
     @property
     def device(self) -> str:
         """What it was built for where that is one chip, in words; empty where any machine will do."""
