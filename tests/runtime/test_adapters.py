@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quad.core import profile
 from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError
 from quad.core.manifest import AdapterManifest
 from quad.core.pack import write_pack
@@ -72,6 +73,20 @@ def test_a_mix_is_memory_in_use(tiny_bundle: Path) -> None:
     assert store.size_bytes() == 2 * one, "the mix and the one asked for last"
     del mixed
     assert store.size_bytes() == one
+
+
+def test_a_profile_is_digested_once_however_many_adapters_there_are(
+    tiny_bundle: Path, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than all else that registering an adapter does."""
+    seen: list[object] = []
+    digest = profile.digest
+    monkeypatch.setattr(profile, "digest", lambda value: (seen.append(value), digest(value))[1])
+    store = AdapterStore(open_bundle(tiny_bundle))
+    write_pack(tmp_path / "ink.qpack", *ink)
+    for name in "abc":
+        store.load(tmp_path / "ink.qpack", name)
+    assert len(seen) == 1
 
 
 def test_unknown_name_lists_known_ones(store: AdapterStore) -> None:

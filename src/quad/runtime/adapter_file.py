@@ -137,7 +137,7 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
         CompatibilityError: it was packed for another bundle.
     """
     name, phone = manifest.name, bundle.manifest.name
-    for parent, has in (("slots", bundle.slots.digest), ("profile", bundle.profile.digest)):
+    for parent, has in bundle.digests.items():
         found = manifest.parents.get(parent, "none")
         if found != has:
             raise CompatibilityError(
