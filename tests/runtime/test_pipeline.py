@@ -179,13 +179,6 @@ def test_words_for_wrong_calls(pipe: QuadPipeline, picture: np.ndarray, tmp_path
         pipe("the car", task="removal", image=picture, mask_image=np.zeros((16, 16), np.uint8))
 
 
-@pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
-def test_half_a_character_is_no_text(pipe: QuadPipeline, name: str) -> None:
-    """What a terminal makes of bytes that are no text."""
-    with pytest.raises(UsageError, match=rf"^{name}: expected text in UTF-8, found 'caf.udce9'; write it again$"):
-        pipe(**{name: b"caf\xe9".decode("utf-8", "surrogateescape")})
-
-
 def test_loading_a_pack(pipe: QuadPipeline, ink: tuple[AdapterManifest, dict[str, NDArray[Any]]], tmp_path: Path) -> None:
     base = _pixels(pipe)
     write_pack(tmp_path / "ink.qpack", *ink)
