@@ -1,7 +1,7 @@
 """What a memory plan takes and costs: one picture that uses every graph, and another one after it. The runtime only, no torch.
 
 `python -m quad.evaluate.bench_memory BUNDLE --memory PLAN` prints one JSON object; a plan's peak is only its own in a process of its own,
-which is why this reads its arguments without the libraries of the command line: they take 10 MB.
+which is why this reads its arguments without the libraries of the command line: they take up to 11 MB.
 """
 
 from __future__ import annotations
