@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from quad.core import profile
 from quad.core.errors import CompatibilityError, InputError, UsageError, VerificationError
 from quad.core.manifest import AdapterManifest
 from quad.core.pack import write_pack
 from quad.core.padding import trim
-from quad.runtime import AdapterStore, open_bundle
+from quad.runtime import AdapterStore, adapters, open_bundle
+from quad.runtime.adapter_file import open_own
 from quad.runtime.buffers import padded_bytes
 from tests.runtime.conftest import SLOTS
 
@@ -37,6 +39,54 @@ def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
     del first
     assert store.size_bytes() == 0
     assert "removal" in store.names
+
+
+def test_an_adapter_of_the_bundle_is_known_while_its_update_goes(
+    store: AdapterStore, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_pack(tmp_path / "ink.qpack", *ink)
+    store.load(tmp_path / "ink.qpack", "sketch")
+    seen: list[int] = []
+    monkeypatch.setattr(adapters, "open_own", lambda *given: (seen.append(store.manifest("sketch").rank), open_own(*given))[1])
+    store.drop("sketch")
+    assert (seen, store.manifest("sketch").rank) == ([2], 4)
+
+
+def test_whoever_loads_drops_or_replaces_is_counted(store: AdapterStore, ink: Ink, tmp_path: Path) -> None:
+    write_pack(tmp_path / "ink.qpack", *ink)
+    counts = [store.changes]
+    for _ in range(2):
+        store.load(tmp_path / "ink.qpack", "sketch")
+        counts.append(store.changes)
+    store.drop("sketch")
+    counts.append(store.changes)
+    assert counts == sorted(set(counts))
+    store.buffers("removal")
+    assert store.changes == counts[-1]
+
+
+def test_a_mix_is_memory_in_use(tiny_bundle: Path) -> None:
+    store = AdapterStore(open_bundle(tiny_bundle), budget_bytes=0)
+    one = padded_bytes(store.zeros, store.zeros)
+    mixed, _ = store.mix(["transform", "removal"], [0.5, 0.5])
+    store.buffers("sketch")
+    assert store.size_bytes() == 2 * one, "the mix and the one asked for last"
+    del mixed
+    assert store.size_bytes() == one
+
+
+def test_a_profile_is_digested_once_however_many_adapters_there_are(
+    tiny_bundle: Path, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes longer than all else that registering an adapter does."""
+    seen: list[object] = []
+    digest = profile.digest
+    monkeypatch.setattr(profile, "digest", lambda value: (seen.append(value), digest(value))[1])
+    store = AdapterStore(open_bundle(tiny_bundle))
+    write_pack(tmp_path / "ink.qpack", *ink)
+    for name in "abc":
+        store.load(tmp_path / "ink.qpack", name)
+    assert len(seen) == 1
 
 
 def test_unknown_name_lists_known_ones(store: AdapterStore) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, UsageError, VerificationError
 from quad.runtime import QuadPipeline, open_bundle
+from quad.runtime import bundle as bundle_room
 from quad.runtime import ort as ort_engine
 from quad.runtime.ort import OrtEngine, OrtSession
 
@@ -166,6 +168,30 @@ def test_a_lying_table_is_refused_before_anything_is_made_of_it(
     monkeypatch.setattr("quad.runtime.adapters.zero_buffers", made)
     with pytest.raises(VerificationError, match=r"graph unet, input conv_in.lora_A: expected \(5, 9, 3, 3\)"):
         _open(bundle_copy, memory)
+
+
+@pytest.mark.parametrize("how", ["other bytes", "gone"])
+def test_a_graph_that_was_changed_since_the_bundle_was_opened_is_refused(
+    bundle_copy: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under a plan that loads it again and again; one that was only written anew, as by a restored backup, is the same."""
+    now = time.time_ns
+    monkeypatch.setattr(bundle_room, "time_ns", lambda: now() + 60 * 10**9)  # files that were written just now have settled
+    pipe = _open(bundle_copy, "minimal")
+    first = _latents(pipe, {"seed": 1})
+    file = bundle_copy / "unet/model.onnx"
+    whole = file.read_bytes()
+    file.unlink()
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(_latents(pipe, {"seed": 1}), first)
+    if how == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(whole[:-1] + b"\x00")
+    with pytest.raises(VerificationError, match=r"fetch or build the bundle again"):
+        pipe("the car")
+    file.write_bytes(whole)
+    np.testing.assert_array_equal(_latents(pipe, {"seed": 1}), first)
 
 
 def test_a_graph_that_its_file_does_not_show_is_the_engines_to_refuse(bundle_copy: Path, rewrite: Any) -> None:

@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
 from quad.core.errors import UsageError
+from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.pack import write_pack
 from quad.runtime import QuadPipeline, Request, Scheduler, SchedulerOptions
 from quad.runtime.bound import BoundSession
@@ -152,6 +154,24 @@ def test_one_graph_runs_at_a_time(tiny_bundle: Path, requests: list[Request], mo
         assert all(ticket.result(PATIENCE_S) for ticket in tickets)
         assert scheduler.metrics().ahead
     assert most == [1]
+
+
+def test_a_request_in_line_takes_the_sampler_of_the_adapter_that_replaced_its_own(
+    held: HeldPipeline, scheduler: Scheduler, requests: list[Request], ink: Any, tmp_path: Path
+) -> None:
+    """Never the steps of the one with the weights of the other."""
+    for steps in (2, 5):
+        brings = msgspec.structs.replace(ink[0], tasks={"paint": TaskSpec("ink", SamplerSpec("euler", steps), "none", "ones")})
+        write_pack(tmp_path / f"{steps}.qpack", brings, ink[1])
+    scheduler.install(tmp_path / "2.qpack", "pen")
+    held.hold()
+    scheduler.submit(requests[0])
+    held.wait()
+    waiting = scheduler.submit(Request(task="paint"))
+    scheduler.install(tmp_path / "5.qpack", "pen")
+    held.free()
+    assert waiting.result(PATIENCE_S).adapters == {"pen": 1.0}
+    assert [event.total for event in ended(waiting)[:-1]] == [5] * 5
 
 
 def test_an_adapter_is_replaced_without_disturbing_what_runs(

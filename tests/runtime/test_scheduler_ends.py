@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from quad.core.errors import BusyError, InputError, StoppedError, UsageError
+from quad.core.errors import BackendError, BusyError, InputError, StoppedError, UsageError
 from quad.runtime import Request, Scheduler, SchedulerOptions
 from quad.runtime.scheduler import SchedulerMetrics
+from quad.runtime.stages import Prepared
 from quad.runtime.ticket import StepEvent, Ticket
 from tests.runtime.held import PATIENCE_S, Clock, HeldPipeline, alone, ended, pixels
 
@@ -128,6 +131,59 @@ def test_a_clients_callback_cannot_stop_the_others(scheduler: Scheduler, request
     second.add_done_callback(lambda ended: called.append(ended.state))  # it has ended: at once
     assert called == ["done"]
     assert "its callback failed" in caplog.text
+
+
+def test_a_callback_that_leaves_its_thread_stops_nobody(scheduler: Scheduler, requests: list[Request], caplog: Any) -> None:
+    first = scheduler.submit(requests[0])
+    first.add_done_callback(lambda _: sys.exit(1))
+    assert first.result(PATIENCE_S)
+    assert scheduler.submit(requests[0]).result(PATIENCE_S)
+    assert "its callback failed" in caplog.text
+
+
+def test_a_library_that_panics_ends_one_request(
+    held: HeldPipeline, scheduler: Scheduler, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Panic(BaseException):
+        """As libraries in Rust raise it."""
+
+    prepare = held.prepare
+
+    def panics(request: Request) -> Prepared:
+        if request is requests[1]:
+            raise Panic("index out of bounds")
+        return prepare(request)
+
+    monkeypatch.setattr(held, "prepare", panics)
+    bad, good = scheduler.submit(requests[1]), scheduler.submit(requests[0])
+    says = rf"^request {bad.id}: expected a picture, found Panic: index out of bounds; report it with the request$"
+    with pytest.raises(BackendError, match=says):
+        bad.result(PATIENCE_S)
+    assert good.result(PATIENCE_S)
+
+
+@pytest.mark.parametrize("priority", ["high", None, 0.5, float("nan")])
+def test_a_priority_that_is_none(scheduler: Scheduler, requests: list[Request], priority: Any) -> None:
+    with pytest.raises(UsageError, match="priority: expected a whole number, found"):
+        scheduler.submit(requests[0], priority=priority)
+    assert scheduler.submit(requests[0]).result(PATIENCE_S)
+
+
+def test_an_idle_scheduler_holds_nothing_of_a_picture(scheduler: Scheduler, picture: Any) -> None:
+    class Owned(np.ndarray):
+        """An array that can be referred to weakly."""
+
+    given = picture.view(Owned)
+    known = weakref.ref(given)
+    ticket = scheduler.submit(Request(task="sketch", image=given))
+    scheduler.submit(Request(task="sketch", image=given)).result(PATIENCE_S)
+    assert ticket.result(PATIENCE_S)
+    del given, ticket
+    for _ in range(int(PATIENCE_S * 1000)):  # until the worker waits again
+        if known() is None:
+            break
+        threading.Event().wait(0.001)
+    assert known() is None
 
 
 def test_closing(held: HeldPipeline, requests: list[Request]) -> None:

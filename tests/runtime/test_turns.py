@@ -6,6 +6,7 @@ from threading import Event, Thread
 
 import pytest
 
+from quad.runtime import turns
 from quad.runtime.turns import Turns
 
 
@@ -41,6 +42,32 @@ def test_who_asks_again_goes_to_the_end_of_the_line() -> None:
         order.append(2)
     waiting.join()
     assert order == [1, 2]
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_who_is_interrupted_while_waiting_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
+    """Also where the turn was given just before."""
+    one = Turns()
+
+    class Interrupted:
+        asked = 0
+
+        def acquire(self) -> None:
+            self.asked += 1
+            if self.asked == 2:
+                if given:
+                    one.__exit__(None, None, None)
+                raise KeyboardInterrupt
+
+        def release(self) -> None:
+            """Nobody waits for it."""
+
+    with one:
+        monkeypatch.setattr(turns, "Lock", Interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            one.__enter__()
+        monkeypatch.undo()
+    assert (one._taken, len(one._waiting)) == (False, 0)
 
 
 def test_an_error_inside_gives_the_turn_on() -> None:

@@ -101,6 +101,41 @@ def test_a_damaged_store_changes_nothing(pipe: QuadPipeline, installed: Installe
     assert installed.notes == ()
 
 
+def test_a_damaged_pointer_hides_no_other_adapter(pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
+    cut = install_pack(tmp_path, "cut", (adapter_manifest("cut", 2), adapter_tensors(6, 2)), 1)
+    cut.unlink()
+    pointer_path(tmp_path, "torn").write_text("{")
+    install_pack(tmp_path, "ink", ink, 1)
+    installed.look()
+    assert "ink" in pipe.adapters
+    assert [note.count(name) for note, name in zip(installed.notes, ("'cut': expected a pack", "torn.json"), strict=True)] == [1, 1]
+    installed.install("ink")
+    with pytest.raises(VerificationError, match="of 'cut': expected a pack"):
+        installed.install("cut")
+    for name in ("cut", "torn"):
+        remove_pointer(tmp_path, name)
+    installed.look()
+    assert (installed.names, installed.notes) == ({"ink"}, ())
+
+
+def test_what_is_said_of_a_refused_version_goes_with_its_pointer(installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
+    install_pack(tmp_path, "ink", ink, 1)
+    installed.look()
+    stranger = msgspec.structs.replace(ink[0], parents={"slots": "0" * 64, "profile": "0" * 64})
+    for _ in range(2):  # rolled back in between
+        install_pack(tmp_path, "ink", (stranger, ink[1]), 2)
+        installed.look()
+        assert "packed for slots 00000000" in installed.notes[0]
+        install_pack(tmp_path, "ink", ink, 1)
+        installed.look()
+        assert installed.notes == ()
+    install_pack(tmp_path, "new", (stranger, ink[1]), 1)
+    installed.look()
+    remove_pointer(tmp_path, "new")
+    installed.look()
+    assert installed.notes == ()
+
+
 def test_a_name_that_is_not_installed_is_one_line(installed: InstalledAdapters) -> None:
     with pytest.raises(InputError, match="installed adapter: expected one of none, found 'ink'"):
         installed.install("ink")
@@ -119,7 +154,7 @@ def test_a_server_looks_by_itself_and_tells_what_it_could_not_take(serve: Serve,
     while not served.client().health.notes:
         pass
     assert "ghost" in served.client().health.notes[0]
-    assert served.call("POST", "/v1/adapters/ink/install")[0] == 422
-    pointer_path(tmp_path, "ghost").unlink()
+    assert served.call("POST", "/v1/adapters/ghost/install")[0] == 422
     assert served.call("POST", "/v1/adapters/ink/install") == (200, {"name": "ink"})
+    pointer_path(tmp_path, "ghost").unlink()
     assert served.call("POST", "/v1/adapters/ghost/install")[0] == 404

@@ -65,9 +65,7 @@ def read_pointers(store_dir: Path) -> dict[str, Installed]:
     Raises:
         VerificationError: a pointer is damaged, or speaks of another adapter.
     """
-    folder = store_dir / POINTERS
-    files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
-    return {path.name.removesuffix(POINTER_SUFFIX): read_pointer(path) for path in files if not path.name.startswith(".")}
+    return {name: read_pointer(pointer_path(store_dir, name)) for name in _pointer_names(store_dir)}
 
 
 def read_installed(store_dir: Path) -> dict[str, Path]:
@@ -76,7 +74,16 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
     Raises:
         VerificationError: a pointer is damaged, or its pack is not there whole.
     """
-    return {name: _whole(store_dir, pointer) for name, pointer in read_pointers(store_dir).items()}
+    found = look_at_installed(store_dir)
+    for what in found.values():
+        if isinstance(what, VerificationError):
+            raise what
+    return {name: what for name, what in found.items() if isinstance(what, Path)}
+
+
+def look_at_installed(store_dir: Path) -> dict[str, Path | VerificationError]:
+    """As `read_installed`, but what is damaged of one adapter is said of that one, and hides no other."""
+    return {name: _pack_of(store_dir, name) for name in _pointer_names(store_dir)}
 
 
 def is_whole(store_dir: Path, version: Version) -> bool:
@@ -125,6 +132,19 @@ def read_pointer(path: Path) -> Installed:
     if pointer.name != path.name.removesuffix(POINTER_SUFFIX):
         raise VerificationError(mismatch(str(path), "a pointer of that name", repr(pointer.name), _AGAIN))
     return pointer
+
+
+def _pointer_names(store_dir: Path) -> list[str]:
+    folder = store_dir / POINTERS
+    files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
+    return [path.name.removesuffix(POINTER_SUFFIX) for path in files if not path.name.startswith(".")]
+
+
+def _pack_of(store_dir: Path, name: str) -> Path | VerificationError:
+    try:
+        return _whole(store_dir, read_pointer(pointer_path(store_dir, name)))
+    except VerificationError as error:
+        return error
 
 
 def _whole(store_dir: Path, pointer: Installed) -> Path:

@@ -1,18 +1,19 @@
 """What a memory plan takes and costs: one picture that uses every graph, and another one after it. The runtime only, no torch.
 
-`python -m quad.evaluate.bench_memory BUNDLE --memory PLAN` prints one JSON object; a plan's peak is only its own in a process of its own.
+`python -m quad.evaluate.bench_memory BUNDLE --memory PLAN` prints one JSON object; a plan's peak is only its own in a process of its own,
+which is why this reads its arguments without the libraries of the command line: they take up to 11 MB.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
 from quad.core.errors import QuadError
 from quad.core.manifest import TaskSpec
@@ -52,19 +53,20 @@ def _rank(spec: TaskSpec) -> tuple[bool, bool]:
     return spec.reads_picture, spec.adapter is not None
 
 
-def main(
-    bundle: Annotated[Path, typer.Argument(help="bundle directory")],
-    memory: Annotated[str, typer.Option(help="the plan")],
-    engine: Annotated[str, typer.Option(help="auto, or an engine's name")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all cores")] = 0,
-) -> None:
+def main() -> None:
     """Print what a memory plan takes as one JSON object."""
-    print(json.dumps(bench_memory(bundle, memory, engine, threads or None), allow_nan=False))
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("bundle", type=Path, help="bundle directory")
+    parser.add_argument("--memory", required=True, help="the plan")
+    parser.add_argument("--engine", default="auto", help="auto, or an engine's name")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
+    given = parser.parse_args()
+    print(json.dumps(bench_memory(given.bundle, given.memory, given.engine, given.threads or None), allow_nan=False))
 
 
 if __name__ == "__main__":
     try:
-        typer.run(main)
+        main()
     except QuadError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

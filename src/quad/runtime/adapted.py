@@ -32,30 +32,29 @@ class Mixer:
     def __init__(self, store: AdapterStore) -> None:
         self._store = store
         self._lock = Lock()
-        self._latest: Adapted | None = None
-        self._changes = 0
+        self._latest: tuple[int, Adapted] | None = None  # and the store's count of changes before it was made
 
     def adapted(self, weights: Mapping[str, float]) -> Adapted:
         """Raises:
         UsageError: no adapter has that name. CompatibilityError: their ranks together exceed a slot's by too much.
         """
+        changes = self._store.changes
         with self._lock:
-            latest, changes = self._latest, self._changes
-        if latest is not None and latest.weights == weights:
-            return latest
+            latest = self._latest
+        if latest is not None and latest[0] == changes and latest[1].weights == weights:
+            return latest[1]
         buffers, notes = self._store.mix(list(weights), list(weights.values()))
         # An adapter as it is, and the base, come as the same buffers again.
         if list(weights.values()) in ([], [1.0]):
             return Adapted(dict(weights), buffers, "".join(weights), notes)
         mixed = Adapted(dict(weights), buffers, None, notes)
         with self._lock:
-            if changes == self._changes:  # else a part was replaced meanwhile
-                self._latest = mixed
+            if changes == self._store.changes:  # else a part may have been replaced meanwhile
+                self._latest = (changes, mixed)
         return mixed
 
     def forget(self, name: str) -> None:
         """Let go of what was mixed of an adapter that is gone, or another one now."""
         with self._lock:
-            self._changes += 1
-            if self._latest is not None and name in self._latest.weights:
+            if self._latest is not None and name in self._latest[1].weights:
                 self._latest = None

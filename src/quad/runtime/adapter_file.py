@@ -38,14 +38,21 @@ class AdapterFile:
         self._path, self._packed, self._hashed = path, packed, hashed
         self._fits = False
 
-    def check(self, slots: SlotTable) -> None:
-        """Read all of it once and see that it is whole and fits.
+    def check(self, slots: SlotTable, verify: bool = True) -> None:
+        """See that it fits, and that it is whole.
+
+        Args:
+            verify: for the latter all of it is read once; False leaves that to `read`.
 
         Raises:
             InputError: it cannot be read.
             VerificationError: it was changed, or is no adapter for these slots.
         """
-        self._check(map_tensors(self._path), slots)
+        file = map_tensors(self._path)
+        if verify:
+            self._check(file, slots)
+        else:
+            check_tensors(self.manifest.name, file.tensors, slots)
 
     def read(self, slots: SlotTable, zeros: Buffers, make_room: MakeRoom) -> Buffers:
         """Its buffers: the mapped file itself where all of its ranks are the slots', else a padded copy.
@@ -130,7 +137,7 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
         CompatibilityError: it was packed for another bundle.
     """
     name, phone = manifest.name, bundle.manifest.name
-    for parent, has in (("slots", bundle.slots.digest), ("profile", bundle.profile.digest)):
+    for parent, has in bundle.digests.items():
         found = manifest.parents.get(parent, "none")
         if found != has:
             raise CompatibilityError(

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from threading import Lock
 
 import msgspec
 
@@ -15,7 +16,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.runtime.adapter_file import AdapterFile, check_parents, open_adapter, open_own
 from quad.runtime.buffer_cache import BufferCache
-from quad.runtime.buffers import Buffers, zero_buffers
+from quad.runtime.buffers import Buffers, padded_bytes, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.mix import mix_adapters
 
@@ -46,6 +47,8 @@ class StoreMetrics:
 class AdapterStore:
     """Adapters by name. A registered one costs its manifest; its tensors are mapped when first used, and kept within a budget.
 
+    Mixes count as memory in use: they are made when asked for, and live as long as somebody uses them.
+
     All methods may be called from any thread.
     """
 
@@ -67,12 +70,20 @@ class AdapterStore:
         self._manifests: dict[str, AdapterManifest] = {}
         self._cache = BufferCache(budget_bytes)
         self._ahead = ThreadPoolExecutor(1, "quad-preload")
+        self._own = Lock()  # what an adapter says and how it is read change together
+        self._changes = 0
         for name in bundle.manifest.adapters:
             self._admit_own(name)
 
     @property
     def names(self) -> tuple[str, ...]:
         return tuple(self._manifests)
+
+    @property
+    def changes(self) -> int:
+        """How often an adapter came, went or was replaced: between two equal answers every name stood for one adapter."""
+        with self._own:
+            return self._changes
 
     @property
     def zeros(self) -> Buffers:
@@ -85,17 +96,19 @@ class AdapterStore:
         Raises:
             UsageError: no adapter has that name; the message lists those there are.
         """
-        if name not in self._manifests:
+        found = self._manifests.get(name)
+        if found is None:
             known = ", ".join(self.names) or "none loaded"
             raise UsageError(mismatch("adapter", f"one of {known}", repr(name), "choose one of these or load_lora_weights first"))
-        return self._manifests[name]
+        return found
 
-    def load(self, path: str | Path, name: str | None = None) -> str:
-        """Register an adapter from outside the bundle. All of it is read and checked now; the file is read again when it is used.
+    def load(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+        """Register an adapter from outside the bundle. The file is read again when it is used.
 
         Args:
             path: pack file or adapter directory, which must stay there.
             name: what to call it, None for its own name; a loaded adapter of that name is replaced, and whoever uses that one keeps it.
+            verify: read and hash all of it now; False leaves that to its first use, and checks only what it says of itself.
 
         Returns:
             What it is called.
@@ -106,18 +119,25 @@ class AdapterStore:
         """
         file = open_adapter(Path(path))
         check_parents(file.manifest, self._bundle)
-        file.check(self._bundle.slots)
+        file.check(self._bundle.slots, verify)
         chosen = name or file.manifest.name
         self._admit(chosen, file)
         return chosen
 
     def drop(self, name: str) -> None:
-        """Let go of an adapter and forget it; the bundle's own of that name stays known and is read again when used."""
+        """Let go of an adapter and forget it; the bundle's own of that name stays known and is read again when used.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
         self.manifest(name)
-        del self._manifests[name]
-        self._cache.forget(name)
         if name in self._bundle.manifest.adapters:
             self._admit_own(name)
+            return
+        with self._own:
+            self._manifests.pop(name, None)
+            self._cache.forget(name)
+            self._changes += 1
 
     def buffers(self, name: str) -> Buffers:
         """Graph input name -> array of one adapter; not to be written to. Who uses the arrays holds the answer: so long they are in use.
@@ -158,7 +178,9 @@ class AdapterStore:
             return self._zeros, ()
         if list(used.values()) == [1.0]:
             return next(iter(parts.values())), ()
-        return mix_adapters(parts, used, self._bundle.slots, self._zeros)
+        mixed, notes = mix_adapters(parts, used, self._bundle.slots, self._zeros)
+        self._cache.count(mixed, padded_bytes((name for name in mixed if mixed[name] is not self._zeros[name]), self._zeros))
+        return mixed, notes
 
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
@@ -169,7 +191,7 @@ class AdapterStore:
         return tasks
 
     def size_bytes(self) -> int:
-        """Memory that adapters take now, mapped files included; zeros that stand for slots they do not have are not theirs."""
+        """Memory that adapters and mixes take now, mapped files included; zeros that stand for slots they do not have are not theirs."""
         return self._cache.size_bytes()
 
     def metrics(self) -> StoreMetrics:
@@ -184,8 +206,10 @@ class AdapterStore:
         self._cache.clear()
 
     def _admit(self, name: str, file: AdapterFile) -> None:
-        self._manifests[name] = file.manifest
-        self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
+        with self._own:
+            self._manifests[name] = file.manifest
+            self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
+            self._changes += 1
 
     def _admit_own(self, name: str) -> None:
         file = open_own(self._bundle, name)

@@ -47,7 +47,8 @@ class Binder:
 
     def _outlived(self, name: str, buffers: weakref.ref[Buffers]) -> None:
         """Buffers are gone: what was made of them would keep their memory."""
-        if name in self._kept and self._kept[name][0] is buffers:
+        kept = self._kept.get(name)
+        if kept is not None and kept[0] is buffers:
             self.forget(name)
 
     def _prepare(self, buffers: Buffers) -> dict[str, Ready]:

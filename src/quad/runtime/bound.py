@@ -150,6 +150,6 @@ class BoundSession(abc.ABC):
                     self._put(name, held.values[name])
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What a library's error says first; its class where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

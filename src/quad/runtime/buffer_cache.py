@@ -117,8 +117,14 @@ class BufferCache:
                 self._pins -= Counter(set(names))
                 self._trim()
 
+    def count(self, buffers: Buffers, size: int) -> None:
+        """Know of buffers that were made elsewhere and are in use: they take memory for as long as they live."""
+        with self._lock:
+            self._living.append((weakref.ref(buffers), size))
+            self._trim()
+
     def size_bytes(self) -> int:
-        """Memory of all buffers that live: those that are kept, and those that were let go of and are in use still."""
+        """Memory of all buffers that live: those that are kept, and those that are in use beside them."""
         with self._lock:
             return self._living_bytes()
 

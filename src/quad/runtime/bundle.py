@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from time import time_ns
 from typing import TypeVar
@@ -53,6 +54,23 @@ class Bundle:
         """The graph file of a component."""
         return self.path(self.manifest.components[component].file)
 
+    @cached_property
+    def digests(self) -> Mapping[str, str]:
+        """Digests of slots and profile, which an adapter must have been packed for; computed once, because a profile is large."""
+        return {"slots": self.slots.digest, "profile": self.profile.digest}
+
+    def recheck(self, component: str) -> None:
+        """See that a component's files are those that were hashed when the bundle was opened; what was changed since is hashed again.
+
+        Raises:
+            VerificationError: one is another now, or gone.
+        """
+        part = self.manifest.components[component]
+        for name in (part.file, *part.data_files):
+            path, known = self.path(name), self.hashed.get(name)
+            if known is not None and not (path.is_file() and Identity.of(path.stat()) == known):
+                _check_file(self.root, name, self.manifest.files[name].sha256)
+
     @property
     def device(self) -> str:
         """What it was built for where that is one chip, in words; empty where any machine will do."""
@@ -89,11 +107,12 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
-    for parent, has in (("slots", slots.digest), ("profile", profile.digest)):
+    bundle = Bundle(root, manifest, slots, profile, hashed)
+    for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:
             raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", has[:8], AGAIN))
-    return Bundle(root, manifest, slots, profile, hashed)
+    return bundle
 
 
 def _read_manifest(root: Path) -> BundleManifest:

@@ -7,7 +7,7 @@ from pathlib import Path
 from threading import Lock
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.core.installed import read_installed
+from quad.core.installed import look_at_installed
 
 Take = Callable[[Path, str], object]
 
@@ -38,31 +38,38 @@ class InstalledAdapters:
     def look(self) -> None:
         """Take up every pointer that has changed; what fails is noted. Reads the disk."""
         with self._own:
-            try:
-                found = read_installed(self._store)
-            except QuadError as error:  # nothing is changed on the word of a damaged store
-                self._notes[""] = str(error)
-                return
-            self._notes.pop("", None)
-            for name in self._taken.keys() - found.keys():
+            found = look_at_installed(self._store)
+            for name in (self._taken.keys() | self._notes.keys()) - found.keys():
                 self._forget(name)
-            for name, path in found.items():
-                if path not in (self._taken.get(name), self._refused.get(name)):
-                    self._try(name, path)
+            for name, what in found.items():
+                self._follow(name, what)
 
     def install(self, name: str) -> None:
         """Take up the version that the store now points to.
 
         Raises:
-            InputError: the store has no such adapter. RefusedError: its pack is damaged, or made for another bundle.
+            InputError: the store has no such adapter. RefusedError: it is damaged, or made for another bundle.
         """
         with self._own:
-            found = read_installed(self._store)
+            found = look_at_installed(self._store)
             if name not in found:
                 there = ", ".join(found) or "none"
                 raise InputError(mismatch("installed adapter", f"one of {there}", repr(name), "install it first: quad install"))
-            if self._taken.get(name) != found[name]:
-                self._admit(name, found[name])
+            what = found[name]
+            if isinstance(what, QuadError):
+                raise what
+            if self._taken.get(name) != what:
+                self._admit(name, what)
+
+    def _follow(self, name: str, what: Path | QuadError) -> None:
+        if isinstance(what, QuadError):  # nothing is changed on the word of a damaged pointer
+            self._refused.pop(name, None)
+            self._notes[name] = str(what)
+        elif what == self._taken.get(name):
+            self._refused.pop(name, None)
+            self._notes.pop(name, None)
+        elif what != self._refused.get(name):
+            self._try(name, what)
 
     def _try(self, name: str, path: Path) -> None:
         try:
@@ -77,8 +84,11 @@ class InstalledAdapters:
         self._notes.pop(name, None)
 
     def _forget(self, name: str) -> None:
+        self._refused.pop(name, None)
+        self._notes.pop(name, None)
+        if self._taken.pop(name, None) is None:
+            return
         try:
             self._drop(name)
         except QuadError as error:
             self._notes[name] = str(error)
-        del self._taken[name]

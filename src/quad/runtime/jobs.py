@@ -8,12 +8,34 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
+from quad.core.errors import BackendError, UsageError, mismatch
+from quad.runtime.bound import first_line
 from quad.runtime.ordering import misses
 from quad.runtime.request import Request, Resolved
 from quad.runtime.stages import Prepared
 from quad.runtime.ticket import State, Ticket
 
 Pin = Callable[[Sequence[str]], AbstractContextManager[None]]
+
+
+def check_terms(priority: int, deadline_s: float | None) -> None:
+    """Numbers that the line is ordered by.
+
+    Raises:
+        UsageError: one is none.
+    """
+    if not isinstance(priority, int):
+        raise UsageError(mismatch("priority", "a whole number", repr(priority), "leave it out for 0"))
+    if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
+        raise UsageError(mismatch("deadline_s", "seconds from now, more than 0", deadline_s, "leave it out for none"))
+
+
+def told(number: int, error: BaseException) -> Exception:
+    """What a client hears of an error; one that is meant to end a thread, as a library's panic is, becomes one that is not."""
+    if isinstance(error, Exception):
+        return error
+    found = f"{type(error).__name__}: {first_line(error)}"
+    return BackendError(mismatch(f"request {number}", "a picture", found, "report it with the request"))
 
 
 class Stopped(Exception):

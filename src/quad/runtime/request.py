@@ -72,6 +72,8 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if not isinstance(text, str):
             raise UsageError(mismatch(name, "one string", type(text).__name__, "call once per prompt"))
+        if not _is_unicode(text):
+            raise UsageError(mismatch(name, "text in UTF-8", repr(text), "write it again"))
     task = choose_task(request.task, list(request.adapters or ()), tasks)
     spec = as_wished(task, tasks[task], request.wishes, schedule)
     if request.adapters is None:
@@ -80,3 +82,8 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     if spec.adapter is None or spec.adapter in weights:
         return Resolved(task, spec, weights, ())
     return Resolved(task, spec, weights, (f"adapters: task {task} is meant for {spec.adapter!r}, which is not active",))
+
+
+def _is_unicode(text: str) -> bool:
+    """No half of a character, as bytes become that are no text of the terminal's encoding: no tokenizer takes one."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)

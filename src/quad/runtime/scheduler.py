@@ -7,7 +7,6 @@ that the pipeline makes alone, bit for bit. Meanwhile the pipeline belongs to th
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +17,8 @@ from threading import Condition, Thread
 from types import TracebackType
 from typing import Any
 
-from quad.core.errors import BusyError, QuadError, UsageError, mismatch
-from quad.runtime.jobs import Job, Stopped
+from quad.core.errors import BusyError, QuadError, mismatch
+from quad.runtime.jobs import Job, Stopped, check_terms, told
 from quad.runtime.ordering import Key, Moment, Waiting, adapter_key, choose, expired, without
 from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
@@ -78,8 +77,7 @@ class Scheduler:
         Raises:
             UsageError: an unknown task or adapter, a number out of its range. BusyError: the line is full, or the scheduler closed.
         """
-        if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
-            raise UsageError(mismatch("deadline_s", "seconds from now, more than 0", deadline_s, "leave it out for none"))
+        check_terms(priority, deadline_s)
         resolved = self._pipe.resolve(request)
         self._expire()
         with self._changed:
@@ -145,8 +143,8 @@ class Scheduler:
         return True
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
-            self._serve(job)
+        while self._serve(self._next()):
+            pass
 
     def _next(self) -> Job | None:
         """The job to serve, once there is one; None when there will be no more."""
@@ -171,19 +169,21 @@ class Scheduler:
         self._running, self._bound, job.seen = job, waiting.key, True
         return job
 
-    def _serve(self, job: Job) -> None:
-        """One picture, whatever becomes of it."""
+    def _serve(self, job: Job | None) -> bool:
+        """One picture, whatever becomes of it; whether there was one to make. Nothing of it is held when this returns."""
+        if job is None:
+            return False
         start, output, failure = self._options.clock(), None, None
         state: State = "done"
         job.ticket.begin()
         try:
             job.pin(self._pipe.pinned)
-            prepared = self._prepare(job) if job.ahead is None else job.ahead.result()
+            prepared = self._pipe.prepare(job.request) if job.ahead is None else job.ahead.result()
             output = self._pipe.finish(prepared, self._on_step(job, prepared))
         except Stopped as stopped:
             state = stopped.state
-        except Exception as error:  # of this request; the next one must not suffer from it
-            state, failure = "failed", error
+        except BaseException as error:  # of this request; the next one must not suffer from it
+            state, failure = "failed", told(job.ticket.id, error)
         with self._changed:
             took = self._options.clock() - start
             self._tally.worked_s += took
@@ -193,9 +193,7 @@ class Scheduler:
             state = job.stop or state  # who was told that it is cancelled gets no picture
             self._leave(job)
         self._finish(job, state, output if state == "done" else None, failure if state == "failed" else None)
-
-    def _prepare(self, job: Job) -> Prepared:
-        return self._pipe.prepare(job.request, job.resolved)
+        return True
 
     def _on_step(self, job: Job, prepared: Prepared) -> Callable[..., None]:
         def on_step(_pipe: Any, index: int, timestep: float, _state: Any) -> None:
@@ -225,7 +223,7 @@ class Scheduler:
         for name in job.resolved.weights:
             self._pipe.preload(name)
         if self._pipe.memory == "keep-all":
-            job.ahead = self._preparer.submit(self._prepare, job)
+            job.ahead = self._preparer.submit(self._pipe.prepare, job.request)
 
     def _expire(self) -> None:
         """End those in the line whose time is over."""

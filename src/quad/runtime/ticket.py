@@ -119,5 +119,5 @@ class Ticket:
     def _call(self, callback: Callable[[Ticket], object]) -> None:
         try:
             callback(self)
-        except Exception:  # it is the client's, and must not stop others' requests
+        except BaseException:  # it is the client's, and must not stop others' requests, even where it would leave its thread
             _LOG.exception("request %s: its callback failed", self.id)

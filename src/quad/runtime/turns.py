@@ -23,7 +23,11 @@ class Turns:
             call = Lock()
             call.acquire()
             self._waiting.append(call)
-        call.acquire()
+        try:
+            call.acquire()
+        except BaseException:  # an interrupt: who does not enter must not keep the turn
+            self._give_up(call)
+            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._own:
@@ -31,3 +35,10 @@ class Turns:
                 self._waiting.popleft().release()  # handed over: it stays taken
             else:
                 self._taken = False
+
+    def _give_up(self, call: Lock) -> None:
+        with self._own:
+            if call in self._waiting:
+                self._waiting.remove(call)
+                return
+        self.__exit__(None, None, None)  # it was given meanwhile
