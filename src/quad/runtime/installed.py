@@ -40,8 +40,8 @@ class InstalledAdapters:
         with self._own:
             try:
                 found = read_installed(self._store)
-            except QuadError as error:  # nothing is changed on the word of a damaged store
-                self._notes[""] = str(error)
+            except (QuadError, OSError) as error:  # nothing is changed on the word of a damaged store
+                self._notes[""] = _line(error)
                 return
             self._notes.pop("", None)
             for name in self._taken.keys() - found.keys():
@@ -67,8 +67,8 @@ class InstalledAdapters:
     def _try(self, name: str, path: Path) -> None:
         try:
             self._admit(name, path)
-        except QuadError as error:
-            self._refused[name], self._notes[name] = path, str(error)
+        except (QuadError, OSError) as error:
+            self._refused[name], self._notes[name] = path, _line(error)
 
     def _admit(self, name: str, path: Path) -> None:
         self._take(path, name)
@@ -82,3 +82,8 @@ class InstalledAdapters:
         except QuadError as error:
             self._notes[name] = str(error)
         del self._taken[name]
+
+
+def _line(error: Exception) -> str:
+    told = error if isinstance(error, QuadError) else InputError(mismatch("store", "one that can be read", str(error), "check its disk"))
+    return str(told)
