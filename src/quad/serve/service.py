@@ -48,6 +48,7 @@ class Service:
         self.streams = 0
         self.stopping = False
         self.changing = asyncio.Lock()
+        self.fetching = asyncio.Semaphore(self.limits.max_fetches)
         self._workers: CapacityLimiter | None = None
 
     async def in_thread(self, work: Callable[[], T]) -> T:
