@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,10 +15,11 @@ from starlette.responses import Response
 from quad.core.errors import BusyError, InputError, UnsupportedError, UsageError, mismatch
 from quad.core.files import writing_to
 from quad.core.manifest import AdapterName
-from quad.core.pack import PACK_SUFFIX, read_pack
+from quad.core.pack import read_pack
 from quad.serve.api import PACK, Adapters, AdapterState, Named
 from quad.serve.body import chunks, require_type
 from quad.serve.operations import Operation
+from quad.serve.place import upload_name
 from quad.serve.refusal import Refusal, answer
 from quad.serve.service import Service
 
@@ -59,7 +59,7 @@ async def upload(service: Service, http: HttpRequest) -> Response:
 
 
 async def _receive(service: Service, http: HttpRequest, folder: Path, name: str) -> None:
-    path = folder / f"{secrets.token_hex(8)}{PACK_SUFFIX}"
+    path = folder / upload_name()
     try:
         with writing_to(folder), path.open("xb") as stream:
             async for chunk in chunks(http, service.limits.max_upload_bytes, service.limits.body_timeout_s):
