@@ -44,7 +44,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         adapters: adapter name -> weight; empty for the base, null for the task's own.
         priority: larger goes first.
         deadline_s: seconds from now after which the picture is of no use.
-        client: who asks, in the client's own words: clients take turns.
+        client: who asks, in the client's own words; it changes nothing in the order.
     """
 
     prompt: Prompt = ""

@@ -33,7 +33,7 @@ class QuadClient:
         address: the socket's path, or `http://127.0.0.1:PORT`.
         token: what the server's token file holds; on TCP alone.
         timeout_s: the longest silence of the server.
-        name: of this app; apps take turns.
+        name: of this app, told to the server with each request.
         """
         self._wire = Wire(str(address), token.strip() if token else None, timeout_s)
         self._name = name
