@@ -32,7 +32,7 @@ from quad.serve.openapi import document
 from tests.runtime.conftest import make_bundle
 from tests.serve.process import ServerProcess
 
-FIRST_LOOK = 2000
+FIRST_LOOK, FLAT_BYTES = 2000, 16 * 2**20
 HANG_S = 20.0
 CALM_S = 5.0
 ADAPTERS = ("transform", "removal", "sketch", "ghost")
@@ -141,7 +141,12 @@ def run(bundle: Path, n_cases: int, number: int) -> dict[str, Any]:
         left = _calm(server)
         code, said = server.stop()
     facts = {**vars(found), "statuses": dict(sorted(found.statuses.items())), "rss": rss, "seconds": seconds}
-    return {**facts, "left": left, "exit_code": code, "stderr": said[-2000:]}
+    return {**facts, "grown_bytes": grown_bytes(rss), "left": left, "exit_code": code, "stderr": said[-2000:]}
+
+
+def grown_bytes(rss: dict[int, int]) -> int:
+    """By how much the server grew after the first cases, in which it comes to its size; 0 where there were no more."""
+    return rss[max(rss)] - rss[FIRST_LOOK] if FIRST_LOOK in rss else 0
 
 
 def _calm(server: ServerProcess) -> int:
@@ -167,7 +172,7 @@ def main() -> int:
     if given_options.output:
         given_options.output.write_text(text, encoding="utf-8")
     print(text)
-    return 1 if facts["broken"] or facts["left"] or facts["exit_code"] else 0
+    return 1 if facts["broken"] or facts["left"] or facts["exit_code"] or facts["grown_bytes"] > FLAT_BYTES else 0
 
 
 if __name__ == "__main__":

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import re
 
-from quad.serve.metrics import Metric, show
+import pytest
+
+from quad import QuadPipeline
+from quad.serve.metrics import Metric, exposition, show
 from tests.serve.conftest import Serve
 from tests.serve.fake import an_output
 
@@ -25,7 +28,32 @@ def test_every_line_is_of_the_format_and_counts_what_was_done(serve: Serve) -> N
     assert (facts["quad_requests_running"], facts["quad_held_bytes"], facts["quad_streams_open"]) == ("0", "0", "0")
     assert int(facts["quad_peak_ram_bytes"]) > 0
     assert (facts["quad_adapters_registered"], facts["quad_scheduler_running"]) == ("3", "0")
-    assert all(f"# TYPE {name.partition('{')[0]} " in text for name in facts)
+    for name in (whole.partition("{")[0] for whole in facts):  # what only grows is a counter, and is named as one
+        assert f"# TYPE {name} {'counter' if name.endswith('_total') else 'gauge'}\n" in text
+    assert {
+        "quad_adapters_hits_total",
+        "quad_adapters_load_ms_total",
+        "quad_scheduler_refused_total",
+        "quad_scheduler_waited_s_total",
+    } <= facts.keys()
+
+
+def test_a_fault_is_counted_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve(real=True)
+    monkeypatch.setattr(QuadPipeline, "tasks", property(lambda pipe: {}["nothing"]))
+    assert served.call("GET", "/v1/tasks")[0] == 500
+    assert 'quad_answers_total{code="500"} 1\n' in served.wire.fetch("GET", "/metrics").decode()
+
+
+def test_answers_may_be_counted_while_they_are_told(serve: Serve) -> None:
+    class Code(int):
+        def __str__(self) -> str:  # as the loop does, which does not wait
+            service.answers[418] = 1
+            return "417"
+
+    service = serve(real=True).service
+    service.answers[Code(417)] = 1
+    assert 'quad_answers_total{code="417"} 1\n' in exposition(service)
 
 
 def test_a_label_cannot_break_out_of_its_line() -> None:

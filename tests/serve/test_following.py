@@ -181,7 +181,7 @@ def test_a_client_gets_the_servers_errors_as_its_own_and_its_callbacks_errors_fr
 
 
 def test_a_stream_that_breaks_off_before_its_first_event_is_one_line(monkeypatch: pytest.MonkeyPatch, serve: Serve) -> None:
-    monkeypatch.setattr("quad.serve.client._events", lambda _stream: iter(()))
+    monkeypatch.setattr("quad.serve.client._events", lambda _wire, _stream: iter(()))
     with pytest.raises(BackendError, match="a stream that broke off"):
         serve().client()("x")
 

@@ -64,4 +64,6 @@ def test_a_page_of_another_origin_is_given_no_leave(serve: Serve) -> None:
 
 
 def test_on_a_socket_the_file_is_the_check(serve: Serve) -> None:
-    assert serve().call("GET", "/health", Host="whatever")[0] == 200
+    served = serve()
+    assert served.call("GET", "/health", Host="whatever")[0] == 200
+    assert "found 'GET /v1/nothing'" in served.call("GET", "/v1/nothing", Host="[")[1]["error"]  # whose path is not to be told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import msgspec
@@ -10,9 +11,11 @@ import numpy as np
 import pytest
 
 from quad import QuadPipeline
-from quad.core.errors import InputError, VerificationError
+from quad.core.errors import InputError, UsageError, VerificationError
 from quad.core.installed import pointer_path, remove_pointer
+from quad.core.pack import write_pack
 from quad.runtime.installed import InstalledAdapters
+from quad.serve.limits import Limits
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.conftest import Serve
 from tests.serve.device import install_pack
@@ -158,3 +161,61 @@ def test_a_server_looks_by_itself_and_tells_what_it_could_not_take(serve: Serve,
     assert served.call("POST", "/v1/adapters/ink/install") == (200, {"name": "ink"})
     pointer_path(tmp_path, "ghost").unlink()
     assert served.call("POST", "/v1/adapters/ghost/install")[0] == 404
+
+
+def test_a_store_that_cannot_be_read_is_told_of_and_looked_at_again(
+    pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(_store: Path) -> dict[str, Path]:
+        raise OSError(5, "Input/output error", str(tmp_path))
+
+    install_pack(tmp_path, "ink", ink, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr("quad.runtime.installed.read_installed", broken)
+        installed.look()
+    assert "Input/output error" in installed.notes[0]
+    installed.look()
+    assert (installed.names, installed.notes) == ({"ink"}, ())
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_look_that_lasts_or_fails_keeps_no_request_alive(serve: Serve, fails: bool) -> None:
+    began, go_on = Event(), Event()
+
+    class Store:
+        names, notes = frozenset[str](), ()
+
+        def look(self) -> None:
+            began.set()
+            if fails:
+                raise OSError(5, "Input/output error")
+            go_on.wait()
+
+    served = serve(limits=Limits(lease_s=0.1))
+    served.service.installed = Store()  # type: ignore[assignment]
+    try:
+        assert began.wait(30)
+        served.ask()
+        served.tickets[0].wait_until("cancelled")
+    finally:
+        go_on.set()
+
+
+def test_what_the_store_takes_up_is_no_clients_any_more(serve: Serve, tmp_path: Path, ink: Any) -> None:
+    uploads, store, pack = tmp_path / "uploads", tmp_path / "store", tmp_path / "ink.qpack"
+    uploads.mkdir()
+    served = serve(real=True, uploads=uploads)
+    service, client = served.service, served.client()
+    write_pack(pack, ink[0], adapter_tensors(12, 2))
+    client.load_lora_weights(pack, "ink")
+    service.installed = InstalledAdapters(store, service.scheduler.install, service.pipe.dismiss)
+    install_pack(store, "ink", ink, 1)
+    client.install("ink")
+    (state,) = (one for one in served.call("GET", "/v1/adapters")[1]["adapters"] if one["name"] == "ink")
+    assert state["source"] == "installed"
+    assert not list(uploads.iterdir())
+    with pytest.raises(UsageError, match="expected a new one"):
+        client.load_lora_weights(pack, "ink")
+    with pytest.raises(UsageError, match="one that was uploaded"):
+        client.unload("ink")
+    assert "ink" in client.adapters

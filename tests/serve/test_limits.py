@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from quad.runtime.mask import MAX_GROW_PX
-from quad.serve.api import NewRequest
+from quad.serve.api import LONGEST_PROMPT, NewRequest
 from quad.serve.limits import Budget, Limits
 from quad.serve.refusal import Refusal
 from tests.serve.conftest import Serve, Served
@@ -54,6 +54,14 @@ def test_a_body_over_its_size_is_refused_by_its_header_and_as_it_comes(serve: Se
     )
     assert said.startswith(b"HTTP/1.1 413")
     assert len(served.tickets) == 1
+
+
+def test_a_table_without_end_is_refused_before_it_is_made(serve: Serve) -> None:
+    served = serve()
+    most = json.dumps({"prompt": ":" * LONGEST_PROMPT, "negative_prompt": ":" * LONGEST_PROMPT}).encode()
+    assert served.call("POST", "/v1/requests", most)[0] == 202
+    table = {f"a{number}": 1 for number in range(20_000)}
+    _refused(served.call("POST", "/v1/requests", {"adapters": table}), 400, "colons, found 20001")
 
 
 def test_a_promised_large_body_is_refused_before_it_is_sent(serve: Serve) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import schemathesis
-from benchmarks.fuzz_serve import Found, fuzz
+from benchmarks.fuzz_serve import Found, fuzz, grown_bytes
 from starlette.routing import Route
 
 from quad.serve.app import DOCUMENT_PATH, OPERATIONS, make_app
@@ -49,3 +49,8 @@ def test_no_case_breaks_it(serve: Serve, tmp_path: Path) -> None:
     assert found.broken == []
     assert found.cases == CASES
     assert {200, 202, 204, 400, 404, 409} <= found.statuses.keys()
+
+
+def test_the_fuzzer_tells_growth_from_its_first_look_on() -> None:
+    assert grown_bytes({1000: 5, 2000: 90, 3000: 95}) == 5
+    assert grown_bytes({500: 5}) == 0

@@ -6,13 +6,14 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from quad.core.errors import BackendError, InputError, UsageError
-from quad.serve.place import own_directory, port_place, socket_place
+from quad.serve.place import own_directory, port_place, socket_place, upload_name
 
 
 @pytest.fixture
@@ -33,9 +34,10 @@ def _as_killed(folder: Path, stem: str) -> None:
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(folder / stem))
     (folder / f"{stem}.lock").touch()
-    (folder / f"{stem}.token").write_text("quad-old")
+    if stem.startswith("tcp-"):
+        (folder / f"{stem}.token").write_text("quad-old")
     (folder / f"{stem}.uploads").mkdir()
-    (folder / f"{stem}.uploads" / "a.qpack").touch()
+    (folder / f"{stem}.uploads" / upload_name()).touch()
 
 
 def test_a_socket_is_its_owners_alone_and_gone_at_the_end(folder: Path) -> None:
@@ -94,6 +96,27 @@ def test_something_else_under_the_name_is_not_touched(folder: Path) -> None:
     assert [found.name for found in folder.iterdir()] == ["s"]
 
 
+@pytest.mark.parametrize("name", ["s.token", "s.lock", "s.uploads/notes.txt", "s.uploads/my.qpack"])
+def test_what_a_user_has_beside_the_socket_is_his(folder: Path, name: str) -> None:
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("mine")
+    beside = {found.name for found in folder.iterdir()}
+    with suppress(InputError), socket_place(folder / "s"):
+        assert name == "s.token"  # a socket has none
+    assert path.read_text() == "mine"
+    assert {found.name for found in folder.iterdir()} == beside
+
+
+def test_a_link_in_the_place_of_uploads_is_not_followed(folder: Path) -> None:
+    (folder / "mine").mkdir()
+    (folder / "mine" / upload_name()).touch()
+    (folder / "s.uploads").symlink_to(folder / "mine")
+    with pytest.raises(InputError, match="packs that clients sent, or nothing"), socket_place(folder / "s"):
+        pass
+    assert list((folder / "mine").iterdir())
+
+
 def test_a_path_too_long_for_an_address_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="at most 103 bytes"), socket_place(tmp_path / ("s" * 104)):
         pass
@@ -120,6 +143,33 @@ def test_a_token_file_replaces_an_older_token_and_nothing_else(folder: Path) -> 
         with pytest.raises(InputError, match="an older token"), port_place(0, file):
             pass
     assert file.is_dir()
+
+
+def test_a_token_file_is_its_owners_alone_whatever_lies_there_before(folder: Path) -> None:
+    part = folder / ".token.part"
+    part.touch(0o644)
+    with part.open("rb") as open_before, port_place(0, folder / "token") as place:
+        assert _mode(folder / "token") == 0o600
+        assert (place.token or "").encode() not in open_before.read()
+    with port_place(0, folder / "new" / "token"):
+        assert _mode(folder / "new") & 0o700 == 0o700
+    assert not part.exists()
+
+
+def test_a_token_file_belongs_to_one_server(folder: Path) -> None:
+    with port_place(0, folder / "token") as place:
+        with pytest.raises(InputError, match="found a running one"), port_place(0, folder / "token"):
+            pass
+        assert (folder / "token").read_text() == f"{place.token}\n"
+    assert not [path.name for path in folder.iterdir() if path.name != "quad"]
+
+
+def test_a_token_file_in_the_users_own_directory_keeps_no_later_server_from_starting(folder: Path) -> None:
+    own = own_directory()
+    (own / "mine").write_text("quad-old")  # as a server leaves it that was killed
+    (own / "mine.lock").touch()
+    with socket_place(None), port_place(0, own / "mine") as place:
+        assert (own / "mine").read_text() == f"{place.token}\n"
 
 
 def test_a_taken_port_is_one_line(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ import msgspec
 import pytest
 
 from quad import QuadPipeline
-from quad.core.errors import QuadError, UsageError
+from quad.core.errors import BusyError, QuadError, UsageError
 from quad.core.pack import write_pack
+from quad.serve.limits import Limits
 from tests.serve.conftest import Serve, same
 
 
@@ -74,3 +76,32 @@ def test_a_pack_brings_no_task_that_others_rely_on(serve: Serve, tmp_path: Path,
     for _ in range(2):  # its own task it may bring again
         client.load_lora_weights(pack, "ink")
     assert client.tasks["ink"].adapter == "ink"
+
+
+def test_packs_on_their_way_are_counted_too(serve: Serve, tmp_path: Path, ink: Any) -> None:
+    uploads, pack = tmp_path / "uploads", tmp_path / "ink.qpack"
+    uploads.mkdir()
+    write_pack(pack, *ink)
+    served = serve(real=True, uploads=uploads, limits=Limits(max_uploads=1))
+    head = b"PUT /v1/adapters/%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/octet-stream\r\nContent-Length: 1000\r\n\r\n"
+    with socket.socket(socket.AF_UNIX) as slow:
+        slow.connect(served.address)
+        slow.sendall(head % b"slow" + b"x")
+        while not list(uploads.iterdir()):
+            pass
+        with pytest.raises(BusyError, match="at most 1 with those on their way"):
+            served.client().load_lora_weights(pack, "ink")
+        assert len(list(uploads.iterdir())) == 1
+    while served.service.sending:
+        pass
+    for _ in range(2):  # a replacement may be there beside what it replaces
+        served.client().load_lora_weights(pack, "ink")
+    with pytest.raises(UsageError, match="remove one first"):
+        served.client().load_lora_weights(pack, "other")
+
+
+def test_an_adapter_that_goes_while_it_is_listed_is_left_out(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    served = serve()
+    monkeypatch.setattr(QuadPipeline, "adapters", ("sketch", "gone"))
+    status, body = served.call("GET", "/v1/adapters")
+    assert (status, [one["name"] for one in body["adapters"]]) == (200, ["sketch"])

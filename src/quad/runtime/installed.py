@@ -38,7 +38,12 @@ class InstalledAdapters:
     def look(self) -> None:
         """Take up every pointer that has changed; what fails is noted. Reads the disk."""
         with self._own:
-            found = look_at_installed(self._store)
+            try:
+                found = look_at_installed(self._store)
+            except (QuadError, OSError) as error:  # nothing is changed on the word of a store that cannot be read
+                self._notes[""] = _line(error)
+                return
+            self._notes.pop("", None)
             for name in (self._taken.keys() | self._notes.keys()) - found.keys():
                 self._forget(name)
             for name, what in found.items():
@@ -74,8 +79,8 @@ class InstalledAdapters:
     def _try(self, name: str, path: Path) -> None:
         try:
             self._admit(name, path)
-        except QuadError as error:
-            self._refused[name], self._notes[name] = path, str(error)
+        except (QuadError, OSError) as error:
+            self._refused[name], self._notes[name] = path, _line(error)
 
     def _admit(self, name: str, path: Path) -> None:
         self._take(path, name)
@@ -92,3 +97,8 @@ class InstalledAdapters:
             self._drop(name)
         except QuadError as error:
             self._notes[name] = str(error)
+
+
+def _line(error: Exception) -> str:
+    told = error if isinstance(error, QuadError) else InputError(mismatch("store", "one that can be read", str(error), "check its disk"))
+    return str(told)

@@ -35,7 +35,7 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
         return _from_array(source, where)
     if not isinstance(source, str | Path):
         raise InputError(mismatch(where, "a picture or a file's path", type(source).__name__, "open it with PIL first"))
-    return decode_picture(_read(Path(source), where), f"{where} {source}")
+    return decode_picture(picture_bytes(Path(source), where), f"{where} {source}")
 
 
 def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
@@ -62,8 +62,12 @@ def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, format
         raise InputError(mismatch(where, "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
 
 
-def _read(path: Path, where: str) -> bytes:
-    """The bytes of a plain file: a pipe may never end, a device never does."""
+def picture_bytes(path: Path, where: str) -> bytes:
+    """The bytes of a plain file: a pipe may never end, a device never does.
+
+    Raises:
+        InputError: it is none, cannot be read, or is too large.
+    """
     try:
         if path.exists() and not path.is_file():
             raise InputError(mismatch(f"{where} {path}", "a picture file", "no plain file", "check the path"))

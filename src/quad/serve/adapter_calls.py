@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -11,13 +12,14 @@ import msgspec
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
+from quad.core.errors import BusyError, InputError, UnsupportedError, UsageError, mismatch
 from quad.core.files import writing_to
 from quad.core.manifest import AdapterName
-from quad.core.pack import PACK_SUFFIX, read_pack
+from quad.core.pack import read_pack
 from quad.serve.api import PACK, Adapters, AdapterState, Named
 from quad.serve.body import chunks, require_type
 from quad.serve.operations import Operation
+from quad.serve.place import upload_name
 from quad.serve.refusal import Refusal, answer
 from quad.serve.service import Service
 
@@ -40,7 +42,7 @@ async def install(service: Service, http: HttpRequest) -> Response:
     if installed is None:
         raise Refusal(409, UnsupportedError(mismatch("server", "a store of installed adapters", "none", "start it with --store")))
     try:
-        await service.in_thread(partial(installed.install, name))
+        await service.take_up(partial(installed.install, name))
     except InputError as error:
         raise Refusal(404, error) from error
     return answer(Named(name))
@@ -51,8 +53,13 @@ async def upload(service: Service, http: HttpRequest) -> Response:
     folder, name = _uploads(service), http.path_params["name"]
     service.require_running()
     require_type(http, PACK)
-    _require_free(service, name)
-    path = folder / f"{secrets.token_hex(8)}{PACK_SUFFIX}"
+    with _sending(service, name):
+        await _receive(service, http, folder, name)
+    return answer(Named(name))
+
+
+async def _receive(service: Service, http: HttpRequest, folder: Path, name: str) -> None:
+    path = folder / upload_name()
     try:
         with writing_to(folder), path.open("xb") as stream:
             async for chunk in chunks(http, service.limits.max_upload_bytes, service.limits.body_timeout_s):
@@ -66,7 +73,6 @@ async def upload(service: Service, http: HttpRequest) -> Response:
         raise
     if old is not None:
         old.unlink(missing_ok=True)
-    return answer(Named(name))
 
 
 async def remove(service: Service, http: HttpRequest) -> Response:
@@ -83,13 +89,15 @@ async def remove(service: Service, http: HttpRequest) -> Response:
 
 def _all(service: Service) -> Adapters:
     tasks = service.pipe.tasks
-    return Adapters(tuple(
-        _one(service, name, tuple(task for task, spec in tasks.items() if spec.adapter == name)) for name in service.pipe.adapters
-    ))  # fmt: skip
+    found = (_one(service, name, tuple(task for task, spec in tasks.items() if spec.adapter == name)) for name in service.pipe.adapters)
+    return Adapters(tuple(state for state in found if state is not None))
 
 
-def _one(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState:
-    manifest = service.pipe.adapter_manifest(name)
+def _one(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState | None:
+    try:
+        manifest = service.pipe.adapter_manifest(name)
+    except UsageError:  # it has gone meanwhile
+        return None
     installed = service.installed.names if service.installed else ()
     source: Literal["uploaded", "installed", "bundle"] = (
         "uploaded" if name in service.uploaded else "installed" if name in installed else "bundle"
@@ -137,8 +145,22 @@ def _require_free(service: Service, name: str) -> None:
         return
     if name in service.pipe.adapters:
         raise Refusal(409, UsageError(mismatch("name", "a new one, or one that was uploaded", repr(name), "choose another name")))
-    if len(service.uploaded) >= (most := service.limits.max_uploads):
+
+
+@contextmanager
+def _sending(service: Service, name: str) -> Iterator[None]:
+    """A place on the disk for one pack more; one that replaces another may be there beside it."""
+    _require_free(service, name)
+    most, there = service.limits.max_uploads, len(service.uploaded)
+    if there >= most and name not in service.uploaded:
         raise Refusal(409, UsageError(mismatch("uploads", f"fewer than {most}", str(most), "remove one first")))
+    if there + service.sending >= most + (name in service.uploaded):
+        raise Refusal(503, BusyError(mismatch("uploads", f"at most {most} with those on their way", "more", "ask again later")))
+    service.sending += 1
+    try:
+        yield
+    finally:
+        service.sending -= 1
 
 
 _NAME = "/v1/adapters/{name}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 from msgspec import Meta
 
 from quad.core import errors
-from quad.core.errors import QuadError
+from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import AdapterName, TaskSpec
 from quad.runtime.conditioning import DEFAULT_GROW_PX
 from quad.runtime.mask import MAX_GROW_PX
@@ -42,7 +44,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         adapters: adapter name -> weight; empty for the base, null for the task's own.
         priority: larger goes first.
         deadline_s: seconds from now after which the picture is of no use.
-        client: who asks, in the client's own words: clients take turns.
+        client: who asks, in the client's own words; it changes nothing in the order.
     """
 
     prompt: Prompt = ""
@@ -128,6 +130,24 @@ class Health(msgspec.Struct, frozen=True):
     queued: int
     running: int
     notes: tuple[str, ...] = ()
+
+
+def encoded(body: msgspec.Struct) -> bytes:
+    """A body as JSON, which has no number for infinity and none: they would arrive as if nothing had been said.
+
+    Raises:
+        UsageError: something in it is neither text nor a finite number.
+    """
+    for name, value in msgspec.structs.asdict(body).items():
+        if isinstance(value, float | np.floating) and not math.isfinite(value):
+            raise UsageError(mismatch(name, "a finite number", value, "choose one, or leave it out"))
+    return msgspec.json.encode(body, enc_hook=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise UsageError(mismatch("request", "texts and numbers", type(value).__name__, "see QuadPipeline"))
 
 
 def error_body(error: QuadError) -> ErrorBody:

@@ -81,7 +81,7 @@ async def _document(_http: HttpRequest) -> Response:
 
 
 async def _http_error(http: HttpRequest, error: HTTPException) -> Response:
-    found = f"{http.method} {http.url.path}"
+    found = f"{http.method} {http.scope['path']}"
     return refused(
         Refusal(error.status_code, InputError(mismatch("call", "one of the API", repr(found), f"see {DOCUMENT_PATH}")), error.headers)
     )

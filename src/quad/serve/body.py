@@ -10,11 +10,12 @@ import msgspec
 from starlette.requests import Request
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.serve.api import JSON
+from quad.serve.api import JSON, LONGEST_PROMPT
 from quad.serve.limits import Account, Limits
 from quad.serve.refusal import Refusal
 
 T = TypeVar("T")
+_MOST_COLONS = 2 * LONGEST_PROMPT + 1000
 
 
 def require_type(http: Request, wanted: str) -> None:
@@ -62,6 +63,8 @@ async def read_struct(http: Request, kind: type[T], limits: Limits, account: Acc
     async for chunk in chunks(http, limits.max_body_bytes, limits.body_timeout_s):
         account.take(len(chunk))
         data += chunk
+    if (found := data.count(b":")) > _MOST_COLONS:  # a body is long by its pictures, whose base64 has none: this is a table without end
+        raise Refusal(400, UsageError(mismatch("body", f"a {kind.__name__}, at most {_MOST_COLONS} colons", found, "see /openapi.json")))
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:

@@ -116,11 +116,11 @@ def overdue(entry: Entry, limits: Limits, now: float) -> Why | None:
 
 
 def surplus(ended: list[Entry], limits: Limits) -> list[Entry]:
-    """Which finished requests go, the longest ago first, so that the rest is within bounds."""
+    """Which finished requests go, the longest ago first, so that the rest is within bounds; the last one stays, however large it is."""
     oldest_first = sorted(ended, key=lambda entry: entry.ended_at or 0.0)
     kept_bytes, count = sum(held_bytes(entry.picture) for entry in oldest_first), len(oldest_first)
     gone = []
-    for entry in oldest_first:
+    for entry in oldest_first[:-1]:
         if count <= limits.max_kept and kept_bytes <= limits.max_kept_bytes:
             break
         gone.append(entry)

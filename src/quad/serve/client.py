@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from quad.core.errors import BackendError, UsageError, mismatch
+from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.runtime.conditioning import DEFAULT_GROW_PX
 from quad.runtime.mix import weights_of
@@ -32,7 +33,7 @@ class QuadClient:
         address: the socket's path, or `http://127.0.0.1:PORT`.
         token: what the server's token file holds; on TCP alone.
         timeout_s: the longest silence of the server.
-        name: of this app; apps take turns.
+        name: of this app, told to the server with each request.
         """
         self._wire = Wire(str(address), token.strip() if token else None, timeout_s)
         self._name = name
@@ -73,9 +74,11 @@ class QuadClient:
 
     def load_lora_weights(self, path: str | Path, adapter_name: str) -> str:
         """Send a pack to the server, for all of its apps; the server has to run with `--allow-uploads`."""
-        data = Path(path).read_bytes()
-        given = self._wire.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", data, PACK)
-        return msgspec.json.decode(given, type=Named).name
+        if not Path(path).is_file():
+            raise InputError(mismatch(str(path), "a pack file", "none", "check the path"))
+        with Path(path).open("rb") as pack:
+            self._wire.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", pack, PACK)
+        return adapter_name
 
     def unload(self, adapter_name: str) -> None:
         """Take back a pack that was sent."""
@@ -118,32 +121,46 @@ class QuadClient:
                             strength, image_guidance_scale, priority, deadline_s, self._name)  # fmt: skip
         asked = self._wire.json("POST", "/v1/requests", RequestState, wanted)
         where = f"/v1/requests/{asked.id}"
-        told: RequestState | Step = asked
-        with self._wire.answer("GET", f"{where}/events") as stream:
-            for told in _events(stream):
-                if isinstance(told, Step) and callback_on_step_end is not None:
-                    callback_on_step_end(self, told.index, told.timestep, {})
-        return self._fetch(where, told)
+        try:
+            end = self._follow(where, callback_on_step_end)
+        except BusyError:  # no stream was to be had, whose end would have told that nobody waits
+            self._forget(where)
+            raise
+        return self._fetch(where, end)
 
-    def _fetch(self, where: str, end: RequestState | Step) -> PipelineOutput:
-        if isinstance(end, RequestState) and end.error is not None:
-            raise raised(end.error)
-        if isinstance(end, Step) or end.task is None or end.seed is None:
-            raise BackendError(
-                mismatch("server", "the end of what it began", "a stream that broke off", "see whether it runs, and ask again")
-            )
+    def _follow(self, where: str, callback: StepCallback | None) -> RequestState:
+        with self._wire.answer("GET", f"{where}/events") as stream:
+            for told in _events(self._wire, stream):
+                if isinstance(told, RequestState):
+                    return told
+                if callback is not None:
+                    callback(self, told.index, told.timestep, {})
+        raise BackendError(mismatch("server", "the end of what it began", "a stream that broke off", "see whether it runs, and ask again"))
+
+    def _fetch(self, where: str, end: RequestState) -> PipelineOutput:
+        if end.error is not None or end.task is None or end.seed is None:
+            raise raised(end.error) if end.error else BackendError(mismatch("server", "a picture", end.state, "ask again"))
         picture = from_png(self._wire.fetch("GET", f"{where}/image"))
-        self._wire.fetch("DELETE", where)
+        self._forget(where)
         self._last = tuple(end.adapters)
         return PipelineOutput([picture], end.notes, end.timings_ms, end.task, end.adapters, end.seed)
 
+    def _forget(self, where: str) -> None:
+        with suppress(QuadError):  # it forgets by itself too, only later
+            self._wire.fetch("DELETE", where)
 
-def _events(stream: HTTPResponse) -> Iterator[Step | RequestState]:
+
+def _events(wire: Wire, stream: HTTPResponse) -> Iterator[Step | RequestState]:
     """Steps, then the final state."""
-    kind = ""
-    for line in stream:
-        name, _, value = line.rstrip(b"\n").partition(b": ")
-        if name == b"event":
-            kind = value.decode()
-        elif name == b"data":
-            yield msgspec.json.decode(value, type=Step) if kind == "step" else msgspec.json.decode(value, type=RequestState)
+    kind: type[Step | RequestState] = RequestState
+    while True:
+        with wire.reaching():
+            line = stream.readline()
+            name, _, value = line.rstrip(b"\n").partition(b": ")
+            told = msgspec.json.decode(value, type=kind) if name == b"data" else None
+        if told is not None:
+            yield told
+        elif name == b"event":
+            kind = Step if value == b"step" else RequestState
+        elif not line:
+            return

@@ -48,10 +48,13 @@ class Guard:
             await self._app(scope, receive, send)
             return
 
+        begun = False
+
         async def counted(message: Message) -> None:
+            nonlocal begun
             if message["type"] == "http.response.start":
-                answers, status = self._service.answers, message["status"]
-                answers[status] = answers.get(status, 0) + 1
+                begun = True
+                self._count(message["status"])
             await send(message)
 
         try:
@@ -60,7 +63,16 @@ class Guard:
         except Refusal as refusal:
             await refused(refusal)(scope, receive, counted)
             return
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except Exception:  # a fault, which is answered further out
+            if not begun:
+                self._count(500)
+            raise
+
+    def _count(self, status: int) -> None:
+        answers = self._service.answers
+        answers[status] = answers.get(status, 0) + 1
 
 
 def _by_name(scope: Scope) -> dict[bytes, list[bytes]]:

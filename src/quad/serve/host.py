@@ -50,14 +50,10 @@ def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callabl
     Raises:
         QuadError: the place is taken, or the bundle cannot be opened.
     """
-    before = signal.signal(signal.SIGTERM, _stop)  # while the bundle is being opened; from then on the server's own
-    try:
-        with where as place, opened(hosted, place) as service:
-            door = None if place.token is None else Door(place.port, place.token)
+    with _stoppable() as is_stopped, where as place, opened(hosted, place) as service:
+        if not is_stopped():
             announce(place, service)
-            serve(service, place.listener, door)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+            serve(service, place.listener, None if place.token is None else Door(place.port, place.token))
 
 
 @contextmanager
@@ -78,5 +74,22 @@ def opened(hosted: Hosted, place: Place) -> Iterator[Service]:
         scheduler.close()
 
 
-def _stop(_number: int, _frame: FrameType | None) -> None:
-    sys.exit(0)
+@contextmanager
+def _stoppable() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and SIGINT end the block, until the server has them: at once, but where code of others lets no exception through, later.
+
+    Yields:
+        Whether one came.
+    """
+    came: list[int] = []
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        came.append(number)
+        sys.exit(0)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

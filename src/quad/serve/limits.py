@@ -27,8 +27,9 @@ class Limits:
         lease_s: how long an unfinished request lives when nobody asks after it.
         max_kept, max_kept_bytes, kept_s: finished requests that wait to be fetched: how many, how large, how long.
         max_streams: open event streams and waits for a picture.
+        max_fetches: finished pictures that are being sent; more wait.
         max_connections: open connections.
-        head_timeout_s, body_timeout_s: for the whole of a call's headers, and of its body.
+        head_timeout_s, body_timeout_s: for the whole of a call's headers, and of its body; the second also to read what was sent.
     """
 
     max_body_bytes: int = 32 * MIB
@@ -44,6 +45,7 @@ class Limits:
     max_kept_bytes: int = 256 * MIB
     kept_s: float = 300.0
     max_streams: int = 64
+    max_fetches: int = 8
     max_connections: int = 256
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0

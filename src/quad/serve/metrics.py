@@ -10,6 +10,7 @@ from quad.core.memory import peak_ram_bytes
 from quad.serve.service import Service
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_OF_NOW = ("waiting", "running", "most_overtaken", "loaded_bytes", "registered")  # what other rooms tell that does not only grow
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def exposition(service: Service) -> str:
         Metric("quad_requests_running", "gauge", "Requests that run.", {"": running}),
         Metric("quad_streams_open", "gauge", "Clients that wait for a request.", {"": service.streams}),
         Metric("quad_held_bytes", "gauge", "Bodies being read, and pictures of unfinished requests.", {"": service.budget.held_bytes}),
-        Metric("quad_answers_total", "counter", "HTTP answers by status.", _by_name(service.answers), "code"),
+        Metric("quad_answers_total", "counter", "HTTP answers by status.", _by_name(dict(service.answers)), "code"),
         Metric("quad_peak_ram_bytes", "gauge", "Largest resident size so far.", {"": peak_ram_bytes()}),
         *_numbers("quad_scheduler", asdict(service.scheduler.metrics())),
         *_numbers("quad_adapters", asdict(service.pipe.adapter_metrics())),
@@ -62,7 +63,11 @@ def _by_name(counts: Mapping[Any, int]) -> dict[str, float]:
 
 def _numbers(prefix: str, facts: Mapping[str, Any]) -> list[Metric]:
     """The numbers among the facts that another room tells of itself, by their own names."""
-    plain = {name: value for name, value in facts.items() if isinstance(value, int | float)}
-    return [
-        Metric(f"{prefix}_{name}", "gauge", f"{name.replace('_', ' ')}, as {prefix} tells.", {"": float(v)}) for name, v in plain.items()
-    ]
+    return [_number(prefix, name, value) for name, value in facts.items() if isinstance(value, int | float)]
+
+
+def _number(prefix: str, name: str, value: float) -> Metric:
+    says = f"{name.replace('_', ' ')}, as {prefix} tells."
+    if name in _OF_NOW:
+        return Metric(f"{prefix}_{name}", "gauge", says, {"": value})
+    return Metric(f"{prefix}_{name}_total", "counter", says, {"": value})

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from quad.runtime.picture import PictureSource, decode_picture, open_picture, to_rgb
+from quad.runtime.picture import PictureSource, decode_picture, open_picture, picture_bytes, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG = "image/png"
@@ -43,12 +44,24 @@ def picture_file(source: PictureSource | None, where: str) -> bytes | None:
     """
     if source is None:
         return None
-    picture = open_picture(source, where)
+    data = picture_bytes(Path(source), where) if isinstance(source, str | Path) else None
+    if data is not None and _goes_as_it_is(data):
+        return data
+    picture = open_picture(source, where) if data is None else decode_picture(data, f"{where} {source}")
     if picture.mode not in _KEPT_MODES:  # PNG does not hold it as it is: as the pipeline reads it
         picture = picture.convert("RGBA") if picture.has_transparency_data else Image.fromarray(to_rgb(picture)[0])
     plain = picture.copy()
     plain.info = {key: value for key, value in picture.info.items() if key == "transparency"}  # its Exif must not turn it again
     return to_png(plain)
+
+
+def _goes_as_it_is(data: bytes) -> bool:
+    """A photo's own file is a fifth of its PNG."""
+    try:
+        with Image.open(BytesIO(data), formats=FORMATS):
+            return True
+    except Exception:  # decoders raise many kinds; what is wrong with it is told when it is decoded
+        return False
 
 
 def from_png(data: bytes) -> Image.Image:

@@ -19,10 +19,10 @@ from quad.serve.body import read_struct
 from quad.serve.book import Entry
 from quad.serve.limits import Limits
 from quad.serve.operations import Operation, Query
-from quad.serve.pictures import PNG, held_bytes, read_picture, to_png
+from quad.serve.pictures import PNG, held_bytes, read_picture
 from quad.serve.refusal import Refusal, answer
 from quad.serve.service import Service
-from quad.serve.stream import EVENT_STREAM, EventStream, until_gone
+from quad.serve.stream import EVENT_STREAM, EventStream, PictureFile, until_gone
 
 LONGEST_WAIT_S = 60.0
 
@@ -64,7 +64,7 @@ async def image(service: Service, http: HttpRequest) -> Response:
     picture = entry.picture
     if picture is None:
         raise Refusal(409, entry.error or InputError(mismatch(f"request {entry.id}", "one that is done", entry.state, "wait for its end")))
-    return Response(await service.in_thread(partial(to_png, picture)), 200, {"Cache-Control": "no-store"}, PNG)
+    return PictureFile(service, picture)
 
 
 async def cancel(service: Service, http: HttpRequest) -> Response:

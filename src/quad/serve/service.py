@@ -43,10 +43,12 @@ class Service:
         self.budget = Budget(self.limits.max_held_bytes)
         self.book = Book(self.limits, self.budget)
         self.uploaded: dict[str, Path] = {}
+        self.sending = 0  # packs that are on their way to the disk
         self.answers: dict[int, int] = {}
         self.streams = 0
         self.stopping = False
         self.changing = asyncio.Lock()
+        self.fetching = asyncio.Semaphore(self.limits.max_fetches)
         self._workers: CapacityLimiter | None = None
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -84,13 +86,25 @@ class Service:
         for entry in self.book.live:
             self.book.give_up(entry, reason)
 
+    async def take_up(self, work: Callable[[], None]) -> None:
+        """Do what takes up installed adapters; what comes through the store is no client's any more, who may have sent one of its name."""
+        async with self.changing:
+            await self.in_thread(work)
+            for name in self.uploaded.keys() & (self.installed.names if self.installed else ()):
+                self.uploaded.pop(name).unlink(missing_ok=True)
+
     async def keep_house(self) -> None:
-        """Until cancelled: give up what is overdue, and take up what was installed."""
-        since_look = 0.0
+        """Until cancelled: give up what is overdue, and take up what was installed, which may take long."""
+        looking = asyncio.create_task(self._look_at_store())
+        try:
+            while True:
+                await asyncio.sleep(LOOK_AFTER_S)
+                self.book.look_after()
+        finally:
+            looking.cancel()
+
+    async def _look_at_store(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_AFTER_S)
-            self.book.look_after()
-            since_look += LOOK_AFTER_S
-            if self.installed is not None and since_look >= LOOK_AT_STORE_S:
-                since_look = 0.0
-                await self.in_thread(self.installed.look)
+            await asyncio.sleep(LOOK_AT_STORE_S)
+            if self.installed is not None:
+                await self.take_up(self.installed.look)

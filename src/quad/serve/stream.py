@@ -1,21 +1,25 @@
-"""Server-sent events of one request, and noticing that nobody reads them any more."""
+"""Answers that are sent in pieces: the events of one request, its picture; and noticing that nobody reads them any more."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import msgspec
+from PIL.Image import Image
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quad.serve.book import Entry
+from quad.serve.pictures import PNG, to_png
 from quad.serve.service import Service
 
 EVENT_STREAM = "text/event-stream"
 KEEP_ALIVE_S = 10.0
+PIECE_BYTES = 64 * 1024
 
 
 def event(kind: str, data: msgspec.Struct) -> bytes:
@@ -30,10 +34,8 @@ async def until_gone(receive: Callable[[], Awaitable[Message]], work: Coroutine[
         await asyncio.wait((doing, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
             return True
-        with suppress(TimeoutError):
-            doing.result()
-            return False
-        return True
+        doing.result()
+        return False
     finally:
         for task in (doing, leaving):
             task.cancel()
@@ -57,16 +59,12 @@ class EventStream(Response):
         self._service, self._entry = service, entry
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._service.limits.body_timeout_s):  # who does not read for so long has gone
-                await send(message)
-
         with self._service.stream(), self._service.book.listening(self._entry) as stay:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 stay()
                 await send({"type": "http.response.body"})
-            elif not await until_gone(receive, self._send_all(send_in_time)):
+            elif not await until_gone(receive, self._send_all(send)):
                 stay()
 
     async def _send_all(self, send: Send) -> None:
@@ -88,3 +86,22 @@ class EventStream(Response):
                     await change.wait()
                     return
             await send({"type": "http.response.body", "body": b": waiting\n\n", "more_body": True})
+
+
+class PictureFile(Response):
+    """A picture as PNG. A few at once are held and sent, the others wait; no more of one is given away than its reader has taken."""
+
+    media_type = PNG
+
+    def __init__(self, service: Service, picture: Image) -> None:
+        super().__init__(headers={"Cache-Control": "no-store"})
+        self._service, self._picture = service, picture
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._service.fetching:
+            data = memoryview(await self._service.in_thread(partial(to_png, self._picture)))
+            self.headers["content-length"] = str(len(data))
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for begin in range(0, len(data), PIECE_BYTES):
+                end = begin + PIECE_BYTES
+                await send({"type": "http.response.body", "body": bytes(data[begin:end]), "more_body": end < len(data)})

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import http.client
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
 
 from quad.core.errors import BackendError, QuadError, UsageError, mismatch
-from quad.serve.api import JSON, ErrorBody, raised
+from quad.serve.api import JSON, ErrorBody, encoded, raised
 
 T = TypeVar("T")
 
@@ -51,47 +52,81 @@ class Wire:
         Raises:
             QuadError: as the server refused. BackendError: there is no server.
         """
-        sent = None if body is None else msgspec.json.encode(body)
-        return msgspec.json.decode(self.fetch(method, path, sent, JSON), type=gives)
+        given = self.fetch(method, path, None if body is None else encoded(body))
+        with self.reaching():
+            return msgspec.json.decode(given, type=gives)
 
-    def fetch(self, method: str, path: str, body: bytes | None = None, kind: str = JSON) -> bytes:
+    def fetch(self, method: str, path: str, body: bytes | BinaryIO | None = None, kind: str = JSON) -> bytes:
         """One call, and the bytes that answer it. Raises: as `json`."""
-        with self.answer(method, path, body, kind) as response:
+        with self.answer(method, path, body, kind) as response, self.reaching():
             return response.read()
 
     @contextmanager
-    def answer(self, method: str, path: str, body: bytes | None = None, kind: str = JSON) -> Iterator[http.client.HTTPResponse]:
+    def answer(self, method: str, path: str, body: bytes | BinaryIO | None = None, kind: str = JSON) -> Iterator[http.client.HTTPResponse]:
         """One call on a connection of its own, which ends with the block: whoever leaves a stream leaves its request.
 
-        Raises: as `json`.
+        Args:
+            body: a file is sent piece by piece.
+
+        Raises: as `json`; what the block raises is its own.
         """
-        connection = self._connection()
-        headers = {"Content-Type": kind} if body is not None else {}
+        headers = {} if body is None else {"Content-Type": kind}
+        if body is not None and not isinstance(body, bytes):
+            headers["Content-Length"] = str(os.fstat(body.fileno()).st_size)
         if self.token:
             headers["Authorization"] = f"Bearer {self.token}"
+        connection = self._connection()
         try:
-            try:
-                connection.request(method, path, body, headers)
-            except (BrokenPipeError, ConnectionResetError):  # refused before all of it was sent: the reason waits to be read
-                if connection.sock is None:
-                    raise
-            with closing(connection.getresponse()) as response:  # where the server closes, the connection is the response's
-                if response.status >= 300:
-                    raise _refused(response)
+            with self.reaching():
+                response = _asked(connection, method, path, body, headers)
+            with closing(response):  # where the server closes, the connection is the response's
                 yield response
-        except (OSError, http.client.HTTPException) as error:
-            found = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BackendError(mismatch(self.address, "a running server", found, "start it: quad serve BUNDLE")) from error
         finally:
             connection.close()
 
+    @contextmanager
+    def reaching(self) -> Iterator[None]:
+        """Raises:
+        BackendError: the block could not reach the server, or found something else in its place.
+        """
+        try:
+            yield
+        except (OSError, http.client.HTTPException) as error:
+            found = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise BackendError(mismatch(self.address, "a running server", found, "start it: quad serve BUNDLE")) from error
+        except msgspec.MsgspecError as error:
+            found = f"something else ({error})"
+            raise BackendError(mismatch(self.address, "a quad server's answer", found, "check the address")) from error
+
     def _connection(self) -> http.client.HTTPConnection:
+        if self.token and not (self.token.isascii() and self.token.isprintable()):
+            raise UsageError(mismatch("token", "the text of the server's token file", "something else", "read that file"))
         if "://" not in self.address:
             return _SocketConnection(self.address, self.timeout_s)
-        parts = urlsplit(self.address)
-        if parts.scheme != "http" or parts.hostname is None:
+        try:
+            parts = urlsplit(self.address)
+            scheme, name, port = parts.scheme, parts.hostname, parts.port
+        except ValueError:
+            scheme, name, port = "", None, None
+        if scheme != "http" or name is None:
             raise UsageError(mismatch("address", "a socket's path or http://127.0.0.1:PORT", repr(self.address), "see quad serve"))
-        return http.client.HTTPConnection(parts.hostname, parts.port, timeout=self.timeout_s)
+        return http.client.HTTPConnection(name, port, timeout=self.timeout_s)
+
+
+def _asked(
+    connection: http.client.HTTPConnection, method: str, path: str, body: bytes | BinaryIO | None, headers: dict[str, str]
+) -> http.client.HTTPResponse:
+    """The answer's head. Raises: QuadError, it is a refusal."""
+    try:
+        connection.request(method, path, body, headers)
+    except (BrokenPipeError, ConnectionResetError):  # refused before all of it was sent: the reason waits to be read
+        if connection.sock is None:
+            raise
+    response = connection.getresponse()
+    if response.status >= 300:
+        with closing(response):
+            raise _refused(response)
+    return response
 
 
 def _refused(response: http.client.HTTPResponse) -> QuadError:

@@ -1,0 +1,90 @@
+"""Who does not read what was answered: neither a connection nor a picture is held for him."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from quad.core.errors import QuadError
+from quad.runtime.output import PipelineOutput
+from quad.serve import stream
+from quad.serve.limits import Limits
+from tests.serve.conftest import Serve, Served
+
+SIDE = 800  # of noise: more than a socket takes at once
+
+
+def _picture(served: Served) -> str:
+    """Where a finished picture is found."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8))
+    where = f"/v1/requests/{served.ask()}/image"
+    served.tickets[-1].end("done", PipelineOutput([noise], (), {"total": 1.0}, "text-to-image", {}, 7))
+    assert served.call("GET", f"{where}?wait=30")[0] == 200
+    return where
+
+
+@contextmanager
+def _asked(served: Served, where: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(30)
+        one.connect(served.address)
+        one.sendall(f"GET {where} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert one.recv(1) == b"H"
+        yield one
+
+
+@pytest.mark.parametrize("then", [b"", b"G", b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n", b"\0\0\r\n\r\n"])
+def test_an_answer_that_nobody_reads_ends_the_connection_whatever_else_is_sent(serve: Serve, then: bytes) -> None:
+    served = serve(limits=Limits(max_connections=1, head_timeout_s=0.2, body_timeout_s=0.2))
+    with _asked(served, _picture(served)) as one:
+        one.sendall(then)
+        while True:  # its place is given to another one
+            try:
+                served.wire.fetch("GET", "/health")
+                break
+            except QuadError:
+                pass
+        whole = 0
+        while data := one.recv(2**20):
+            whole += len(data)
+    assert whole < 3 * SIDE**2
+
+
+def test_pictures_that_are_fetched_at_once_are_bounded_and_the_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[int] = []
+    whole = stream.to_png
+    monkeypatch.setattr(stream, "to_png", lambda picture: made.append(1) or whole(picture))  # type: ignore[func-returns-value]
+    served = serve(limits=Limits(max_fetches=2))
+    where = _picture(served)
+    made.clear()
+    with ExitStack() as stack:
+        first, _ = (stack.enter_context(_asked(served, where)) for _ in range(2))
+        waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.settimeout(30)
+        waiting.connect(served.address)
+        waiting.sendall(f"GET {where} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert served.call("GET", "/v1/adapters")[0] == 200  # on the threads that write pictures, and later
+        assert len(made) == 2
+        first.close()
+        assert waiting.recv(1) == b"H"
+    assert len(made) == 3
+
+
+def test_a_body_that_goes_wrong_after_its_call_was_answered_is_no_fault(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve()
+    head = b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with caplog.at_level(logging.ERROR), socket.socket(socket.AF_UNIX) as one:
+        one.settimeout(30)
+        one.connect(served.address)
+        one.sendall(head + b"3\r\nabc\r\n")
+        assert one.recv(65536).startswith(b"HTTP/1.1 415")
+        one.sendall(b"no chunk\r\n\r\n")
+        while one.recv(65536):
+            pass
+    assert not caplog.records
