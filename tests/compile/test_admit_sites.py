@@ -49,7 +49,7 @@ def test_what_a_range_cuts_off(encoding: Encoding, low: int, high: int, tmp_path
     below, above = (low - 0.5) * STEP, (high + 0.5) * STEP
 
     def use(*values: float) -> tuple[float, float]:
-        found = site_uses(model, [{"sample": np.array([values], np.float32)}], {"new": {}})["new"]["site0"]
+        found = site_uses(model, [{"sample": np.array([values], np.float32)}], [("new", {})])["new"]["site0"]
         return found.lost, found.reach
 
     assert use(below, above, 0.0, 1.0) == (0.0, 1.0)
@@ -64,7 +64,7 @@ def test_the_worst_call_counts_and_the_graph_is_only_read(tmp_path: Path) -> Non
     model = chain(tmp_path / "model.onnx", 2, Encoding(8, True, True, (STEP,), (0,)), (1, 4))
     before = model.read_bytes()
     quiet, loud = np.ones((1, 4), np.float32), np.array([[1.0, 127.5, 1.0, 1.0]], np.float32)
-    found = site_uses(model, [{"sample": quiet}, {"sample": loud}, {"sample": quiet}], {"new": {}})["new"]
+    found = site_uses(model, [{"sample": quiet}, {"sample": loud}, {"sample": quiet}], [("new", {})])["new"]
     assert found["site0"].lost == pytest.approx((127.5 - 63.75) ** 2 / (127.5**2 + 3), rel=1e-5)
     assert found["site1"].lost == 0.0  # what the first has cut off does not reach it
     assert model.read_bytes() == before
@@ -80,7 +80,7 @@ from pathlib import Path
 call = {"sample": np.ones((1, 2**21), np.float32)}
 forget_peak()
 before = peak_ram_bytes()
-site_uses(Path(sys.argv[1]), [call], {"new": {}})
+site_uses(Path(sys.argv[1]), [call], [("new", {})])
 print(peak_ram_bytes() - before)
 """
 

@@ -7,7 +7,7 @@ activation is kept for them, whatever the size of the network, and neither the b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,12 @@ def has_sites(model_file: Path) -> bool:
     return bool(_sites(ir.load(model_file).graph))
 
 
-def site_uses(model_file: Path, calls: Sequence[Call], buffers: Mapping[str, Buffers]) -> dict[str, dict[str, SiteUse]]:
+def site_uses(model_file: Path, calls: Sequence[Call], buffers: Iterable[tuple[str, Buffers]]) -> dict[str, dict[str, SiteUse]]:
     """Label -> site -> its use over the calls, with each of some adapters.
 
     Args:
         model_file: the bundle's U-Net; read only.
-        buffers: label -> slot inputs of the graph, all of them.
+        buffers: labels, each with slot inputs of the graph, all of them; taken one after the other.
 
     Raises:
         BackendError: the graph cannot be run with the numbers beside it.
@@ -63,7 +63,7 @@ def site_uses(model_file: Path, calls: Sequence[Call], buffers: Mapping[str, Buf
     names = list(bounds)
     with scratch_directory() as folder:
         session = _open(model, folder / "observed.onnx")
-        found = {label: np.stack([_run(session, call, own, len(names)) for call in calls]) for label, own in buffers.items()}
+        found = {label: np.stack([_run(session, call, own, len(names)) for call in calls]) for label, own in buffers}
     return {label: {name: _use(name, values[:, i], bounds[name]) for i, name in enumerate(names)} for label, values in found.items()}
 
 
