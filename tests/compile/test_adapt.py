@@ -12,15 +12,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from quad.compile import admit_base
 from quad.compile.adapt import AdaptRequest, adapt
 from quad.compile.admit_base import Study, open_base
 from quad.compile.build import BuildRequest, build
-from quad.compile.stored import STORED
+from quad.compile.smoke import relative_error
+from quad.compile.stored import STORED, Corrections
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import CompatibilityError, InputError, QuadError, UnsupportedError, UsageError, VerificationError
 from quad.core.manifest import BUNDLE_FILE, PROBES_FILE, seal
 from quad.core.pack import read_pack
 from quad.core.padding import pad
+from quad.core.profile import Profile
 from quad.model.base import Base
 from quad.model.lora import read_lora
 from quad.quantize import quantize_adapter, simulated
@@ -163,20 +166,51 @@ def test_with_the_base_its_quality_is_measured(asked: AdaptRequest, model_dir: P
     assert not any("--base" in line for line in trained.unchecked)
 
 
-def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Path, lora: Path) -> None:
-    """Corrected biases, gains and split skips are all taken up again: else the simulated network would not be the graph."""
-    base = open_base(phone, model_dir)
-    own = Study.of(phone, base, {}, read_lora("ink", lora, base.unet))
+def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
+    """How far the network made again is from the frozen graph, without an adapter: on each stored call, and with other noise in it.
+
+    A CPU rounds what has 8 bits and a kernel, and where any has nothing else: so is the network here.
+    """
+    base, encodings = open_base(phone, model_dir), phone.profile.component("unet")
+    student = Study.of(phone, base, {}, read_lora("ink", lora, base.unet)).room.student
+    kept = {
+        name: one for name, one in encodings.items()
+        if phone.manifest.precision == "w8a16" or name.endswith(".weight") or (one.bits == 8 and name.endswith((".in", ".in_skip")))
+    }  # fmt: skip
     session: OrtSession = unet(phone)
     session.bind(unet_buffers(phone, zero_buffers(phone.slots)))
+    rng, found = np.random.default_rng(0), []
+    for call in [call for call in read_probes(phone) for _ in range(4)]:
+        noisy = {**call, "sample": (call["sample"] + 0.1 * rng.standard_normal(call["sample"].shape)).astype(np.float32)}
+        tensors = [torch.from_numpy(noisy[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
+        with torch.no_grad(), simulated(student, Profile({"unet": kept}), "unet"):
+            found.append(relative_error(session.run(noisy), student(*tensors, {}).numpy()))
+    return found
+
+
+def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Path, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Corrected biases, gains and split skips are all taken up again; with any of them left out it would show."""
+    bound = 1e-3  # of the best call: on others a value crosses a rounding edge, which this small network shows as 1 % and more
+    right, given = apart(phone, model_dir, lora), admit_base._corrections(phone)
+    assert min(right) < bound, right
+    left_out = [("_corrections", Corrections({}, given.gains))]
+    if phone.manifest.precision != "w8a16":
+        assert given.gains
+        left_out += [("_corrections", Corrections(given.biases, {})), ("_is_split", False)]
+    for name, value in left_out:
+        with monkeypatch.context() as patch:
+            patch.setattr(admit_base, name, lambda _, value=value: value)
+            wrong = apart(phone, model_dir, lora)
+            assert min(wrong) > 3 * bound, (name, wrong)
+
+
+def test_the_teacher_is_the_base(phone: Bundle, model_dir: Path, lora: Path) -> None:
+    base = open_base(phone, model_dir)
+    teacher = Study.of(phone, base, {}, read_lora("ink", lora, base.unet)).room.teacher
     for call in read_probes(phone):
         tensors = [torch.from_numpy(call[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
-        with torch.no_grad(), simulated(own.room.student, phone.profile, "unet"):
-            expected = own.room.student(*tensors, {}).numpy()
         with torch.no_grad():
-            np.testing.assert_allclose(own.room.teacher(*tensors, {}), base.unet(*tensors).sample, atol=1e-5)
-        off = np.sqrt(np.mean((session.run(call) - expected) ** 2) / np.mean(expected**2))
-        assert off < (2e-3 if phone.manifest.precision == "w8a16" else 4e-2)
+            np.testing.assert_allclose(teacher(*tensors, {}), base.unet(*tensors).sample, atol=1e-5)
 
 
 def test_a_rank_over_the_slots_is_cut_and_told(asked: AdaptRequest, base: Base, tmp_path: Path) -> None:
@@ -202,7 +236,7 @@ def test_each_unfit_slot_is_named_with_its_reason(asked: AdaptRequest, tmp_path:
     with pytest.raises(CompatibilityError, match=r"too fine for the frozen steps"):
         adapt(replace(asked, adapter=faint))
     # Nothing at all is learnt: it would be the base under another name.
-    with pytest.raises(CompatibilityError, match="an effect on the U-Net's output, found none"):
+    with pytest.raises(CompatibilityError, match="an update of the network, found zeros alone"):
         adapt(replace(asked, adapter=changed(asked.adapter, tmp_path / "zero.safetensors", 0.0)))
     assert not asked.output.exists()
 
@@ -223,11 +257,13 @@ def test_targets_without_a_slot_are_listed(asked: AdaptRequest, base: Base, tmp_
         adapt(replace(asked, adapter=file))
 
 
-def test_dora_is_admitted_with_the_base_alone(asked: AdaptRequest, model_dir: Path, tmp_path: Path) -> None:
-    norms = {f"unet__{path}__lora_magnitude_vector": torch.ones(8) for path in ("conv_in",)}
-    file = changed(asked.adapter, tmp_path / "dora.safetensors", **norms)
+def test_dora_is_admitted_with_the_base_alone(asked: AdaptRequest, model_dir: Path, base: Base, tmp_path: Path) -> None:
+    norms = base.unet.conv_in.weight.detach().flatten(1).norm(dim=1)
+    file = changed(asked.adapter, tmp_path / "dora.safetensors", unet__conv_in__lora_magnitude_vector=norms)
     with pytest.raises(UnsupportedError, match="give it: --base MODEL"):
         adapt(replace(asked, adapter=file))
+    admitted = adapt(replace(asked, adapter=file, base=model_dir, samples=SAMPLES, distill_steps=0, min_energy=0.1))
+    assert any("converted" in note for note in admitted.notes)
 
 
 def test_another_model_is_no_base(asked: AdaptRequest, model_dir: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from quad.compile.artifact import OnnxArtifact
 from quad.compile.build import STAGES, BuildRequest, BuildResult, build
+from quad.compile.smoke import Smoke
 from quad.core.errors import InputError, UsageError
 from quad.quantize import CalibrationSample
 from quad.runtime.bundle import open_bundle
@@ -151,8 +152,7 @@ def test_an_adapter_without_a_sample_is_refused(request_: BuildRequest, tmp_path
 def test_some_of_the_adapters_can_be_built(request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples and tasks of the others are left out."""
     _without_export(monkeypatch)
-    monkeypatch.setattr("quad.compile.build.run_smoke", lambda *_: {})
-    monkeypatch.setattr("quad.compile.build.golden_outputs", lambda *_: {})
+    monkeypatch.setattr("quad.compile.build.run_smoke", lambda *_: Smoke())
     one = {"transform": request_.adapters["transform"]}
     assert set(build(replace(request_, adapters=one, precision="float", output=tmp_path / "phone")).manifest.tasks) == {
         "text-to-image",

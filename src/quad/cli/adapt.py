@@ -97,7 +97,8 @@ def _lines(admitted: AdaptResult) -> list[str]:
     lines += [f"note {note}" for note in admitted.notes]
     if admitted.slots:
         weakest = min(admitted.slots, key=lambda one: one.product_db)
-        lines.append(f"slots {len(admitted.slots)}: B A right to {weakest.product_db:.1f} dB at worst ({weakest.path}), nothing clipped")
+        right = f"B A right to {weakest.product_db:.1f} dB at worst ({weakest.path})"
+        lines.append(f"slots {len(admitted.slots)}: rescaled, {right}, nothing clipped")
     others = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
     lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({others})")
     for name, use in list(trial["lossy"].items())[:3]:
@@ -113,4 +114,6 @@ def _quality(admitted: AdaptResult) -> list[str]:
     quality = admitted.manifest.quality
     if quality is msgspec.UNSET or quality.output_db is msgspec.UNSET:
         return []
+    if quality.effect_db is msgspec.UNSET:
+        return [f"output {quality.output_db:.1f} dB"]
     return [f"output {quality.output_db:.1f} dB, effect {quality.effect_db:.1f} dB, gain {quality.effect_gain:.3f}"]

@@ -52,12 +52,18 @@ _WEIGHT = ".weight"
 
 @dataclass(frozen=True)
 class _Aligned:
-    """The adapter in the bundle's numbers, and how it got there; with the base, how near its own graph comes to float."""
+    """The adapter in the bundle's numbers, and how it got there; with the base, how near its own graph comes to float.
+
+    Args:
+        trained: it is no longer the product that was fitted to the slots.
+    """
 
     buffers: Buffers
     alignment: Alignment | None = None
     fidelity: Fidelity | None = None
     lessons: Sequence[Lesson] = ()
+    trained: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
@@ -76,6 +82,9 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     clock = StageClock(STAGES, progress)
     with clock("open"):
         bundle = open_bundle(request.bundle)
+        if not bundle.slots.slots:
+            then = "build it with one adapter at least"
+            raise CompatibilityError(mismatch(f"bundle {bundle.manifest.name!r}", "slots for adapters", "none", then))
         tasks = _tasks(request, bundle)
         read_probes(bundle)
         base = None if request.base is None else open_base(bundle, request.base)
@@ -91,7 +100,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     with clock("try"):
         own = [call for lesson in aligned.lessons for call in calls_in(lesson)]
         trial = try_adapter(bundle, session, aligned.buffers, spread(own, LOOKED_AT))
-        if any(slot.component == UNET and slot.path in adapter.weights for slot in bundle.slots.slots):
+        if UNET in fitted.components:
             refuse_unlike(request.name, trial, bundle.manifest.name)
     with clock("write"):
         packed = PackedAdapter(request.name, trim(aligned.buffers, bundle.slots), fitted.adapter.rank, adapter.digest)
@@ -101,7 +110,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     checked, unchecked = _said(bundle, fitted, trial, aligned)
     return AdaptResult(
         request.output, manifest, fitted.slots, trial.to_json(), time.perf_counter() - start, checked, unchecked,
-        (*fitted.adapter.notes, *_task_notes(tasks)), {} if aligned.alignment is None else aligned.alignment.to_json(),
+        (*fitted.adapter.notes, *aligned.notes, *_task_notes(tasks)), {} if aligned.alignment is None else aligned.alignment.to_json(),
     )  # fmt: skip
 
 
@@ -142,7 +151,7 @@ def _alone(bundle: Bundle, fitted: Fitted) -> _Aligned:
 
 
 def _with_base(request: AdaptRequest, bundle: Bundle, session: Session, base: Base, read: tuple[FloatAdapter, Fitted]) -> _Aligned:
-    """Aligned by rescaling and training, and measured on the bundle's own graph.
+    """Aligned by rescaling and training, and measured on the bundle's own graph; what was trained is kept where it is nearer there.
 
     Args:
         read: the adapter as it was trained, and as it was brought to the slots.
@@ -154,14 +163,21 @@ def _with_base(request: AdaptRequest, bundle: Bundle, session: Session, base: Ba
         spec = base.tasks[task]
     own = Study.of(bundle, base, {task: spec}, with_gains(adapter, bundle.profile))
     probes = own.probes(samples_for(request, task, spec))
-    steps = request.steps(bundle.manifest.precision)
-    alone = _alone(bundle, fitted)
-    done = own.align(fitted.adapter, probes, DistillOptions(steps)) if bundle.profile.encodings else None
-    buffers = alone.buffers if done is None else Buffers(pad(done.integers, zero_buffers(bundle.slots)))
+    options, forms = DistillOptions(request.steps(bundle.manifest.precision)), [_alone(bundle, fitted).buffers]
+    done = own.align(fitted.adapter, probes, options) if bundle.profile.encodings else None
+    if done is not None and done.alignment.steps:
+        forms.append(Buffers(pad(done.integers, zero_buffers(bundle.slots))))
     lessons = own.held_out(probes)
-    found = quality(bundle, session, lessons, (buffers, zero_buffers(bundle.slots)))
-    _refuse_poor(request.name, found)
-    return _Aligned(buffers, None if done is None else done.alignment, found, lessons)
+    found = quality(bundle, session, lessons, forms)
+    best = max(range(len(forms)), key=lambda index: found[index].output_db)
+    if UNET in fitted.components:
+        _refuse_poor(request.name, found[best])
+    notes = () if best == len(forms) - 1 else (f"training took the graph's output from {_db(found[0])} to {_db(found[1])}: rescaled alone",)
+    return _Aligned(forms[best], None if done is None else done.alignment, found[best], lessons, best > 0, notes)
+
+
+def _db(found: Fidelity) -> str:
+    return f"{found.output_db:.2f} dB"
 
 
 def _refuse_poor(name: str, found: Fidelity) -> None:
@@ -187,7 +203,7 @@ def _manifest(packed: PackedAdapter, bundle: Bundle, tasks: dict[str, TaskSpec],
     measured = AdapterQuality() if aligned.fidelity is None else quality_of(aligned.fidelity)
     quality = msgspec.structs.replace(
         measured,
-        product_db=msgspec.UNSET if fitted.product_db is None else fitted.product_db,
+        product_db=msgspec.UNSET if fitted.product_db is None or aligned.trained else fitted.product_db,
         energy=fitted.energy,
         effect=trial.effect,
         lost=max(use.lost for use in trial.sites.values()) if trial.sites else msgspec.UNSET,
@@ -219,8 +235,9 @@ def _said(bundle: Bundle, fitted: Fitted, trial: Trial, aligned: _Aligned) -> tu
     if aligned.fidelity is None:
         unchecked.append("quality against the full-precision model, and on pictures of its own task: give --base MODEL")
     else:
-        checked.append(f"output and effect against the full-precision model on {len(aligned.lessons)} calls")
-    if any(slot.component == TEXT_ENCODER and slot.path in fitted.adapter.weights for slot in bundle.slots.slots):
+        what = "output" if aligned.fidelity.effect_db is None else "output and effect"
+        checked.append(f"{what} against the full-precision model on {len(aligned.lessons)} calls")
+    if TEXT_ENCODER in fitted.components:
         unchecked.append("activations of the text encoder, and their effect on the stored calls, whose words are fixed")
     unchecked.append("whole pictures: quad run, or quad eval on held-out samples")
     return tuple(checked), tuple(unchecked)

@@ -71,6 +71,8 @@ class AdaptRequest:
             raise UsageError(mismatch("-o", "a file to write", f"a directory {self.output}", f"name it: {self.output}/{self.name}.qpack"))
         if self.output.resolve().is_relative_to(self.bundle.resolve()):
             raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
+        if self.output.resolve() == self.adapter.resolve():
+            raise UsageError(mismatch("-o", "another file than the LoRA itself", self.output, "choose another place"))
         for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None)):
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))

@@ -34,7 +34,7 @@ from quad.quantize.distill import Classroom, Distilled, distill, split_runs
 from quad.quantize.equalize import fold_gains
 from quad.quantize.lessons import Fidelity, Lesson, fidelity, lessons_of
 from quad.quantize.training import DistillOptions
-from quad.runtime.buffers import Buffers
+from quad.runtime.buffers import Buffers, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.engine import Session
 from quad.runtime.golden import Call, unet_buffers
@@ -127,20 +127,19 @@ def samples_for(request: AdaptRequest, task: str, spec: TaskSpec) -> list[Calibr
     return [replace(one, prompt=word) for one, word in zip(some, cycle(request.prompts), strict=False)] if request.prompts else some
 
 
-def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], buffers: tuple[Buffers, Buffers]) -> Fidelity:
+def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], forms: Sequence[Buffers]) -> list[Fidelity]:
     """How near the bundle's own graph comes to the float network on some lessons, with the adapter and in what it changes.
 
     Args:
-        buffers: the adapter's, and zeros.
+        forms: of the adapter, each measured for itself.
     """
 
     def answers(given: Buffers) -> list[Tensor]:
         session.bind(unet_buffers(bundle, given))
         return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(lesson)])) for lesson in lessons]
 
-    own, zeros = buffers
-    without = answers(zeros)
-    return fidelity(lessons, answers(own), without)
+    without = answers(zero_buffers(bundle.slots))
+    return [fidelity(lessons, answers(form), without) for form in forms]
 
 
 def calls_in(lesson: Lesson) -> list[Call]:

@@ -1,13 +1,13 @@
 """Which activations leave their frozen ranges with a new adapter: read off the bundle's own graph.
 
 Every QuantizeLinear of a Q/DQ graph stands at a Site and carries its name. In a copy of the graph each gets four numbers beside it: the
-energy of what its range cuts off, the energy of all, the smallest value and the largest. So no activation is kept, whatever the size of the
-network, and neither the base model nor torch is needed.
+energy of what its range cuts off, the energy of all, the smallest value and the largest. They are taken in the graph's own order, so no
+activation is kept for them, whatever the size of the network, and neither the base model nor torch is needed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,12 @@ def has_sites(model_file: Path) -> bool:
     return bool(_sites(ir.load(model_file).graph))
 
 
-def site_uses(model_file: Path, calls: Sequence[Call], buffers: Mapping[str, Buffers]) -> dict[str, dict[str, SiteUse]]:
+def site_uses(model_file: Path, calls: Sequence[Call], buffers: Iterable[tuple[str, Buffers]]) -> dict[str, dict[str, SiteUse]]:
     """Label -> site -> its use over the calls, with each of some adapters.
 
     Args:
         model_file: the bundle's U-Net; read only.
-        buffers: label -> slot inputs of the graph, all of them.
+        buffers: labels, each with slot inputs of the graph, all of them; taken one after the other.
 
     Raises:
         BackendError: the graph cannot be run with the numbers beside it.
@@ -63,7 +63,7 @@ def site_uses(model_file: Path, calls: Sequence[Call], buffers: Mapping[str, Buf
     names = list(bounds)
     with scratch_directory() as folder:
         session = _open(model, folder / "observed.onnx")
-        found = {label: np.stack([_run(session, call, own, len(names)) for call in calls]) for label, own in buffers.items()}
+        found = {label: np.stack([_run(session, call, own, len(names)) for call in calls]) for label, own in buffers}
     return {label: {name: _use(name, values[:, i], bounds[name]) for i, name in enumerate(names)} for label, values in found.items()}
 
 
@@ -88,20 +88,29 @@ def _range(node: ir.Node) -> tuple[float, float]:
 
 
 def _observed(model: ir.Model) -> dict[str, tuple[float, float]]:
-    """Put the four numbers of each site behind the graph's outputs; site -> its range, in their order."""
+    """Put the four numbers of each site behind the graph's outputs; site -> its range, in their order.
+
+    Their nodes stand before the site's own, where `_open` has them run.
+    """
     graph, bounds = model.graph, {}
+
+    def add(site: ir.Node, kind: str, *inputs: ir.Value | None, **attributes: int) -> ir.Value:
+        node = ir.node(kind, inputs, attributes=attributes)
+        graph.insert_before(site, node)
+        return node.outputs[0]
+
     for node in _sites(graph):
         name, x = str(node.name).removesuffix(_NAME), node.inputs[0]
         low, high = bounds[name] = _range(node)
         ends = [_constant(graph, f"{name}/{end}", value) for end, value in (("low", low), ("high", high))]
-        cut = _add(graph, "Sub", [x, _add(graph, "Clip", [x, *ends])])
+        cut = add(node, "Sub", x, add(node, "Clip", x, *ends))
         for number, kind, of in (
             ("lost", "ReduceSumSquare", cut),
             ("all", "ReduceSumSquare", x),
             ("min", "ReduceMin", x),
             ("max", "ReduceMax", x),
         ):
-            value = _add(graph, kind, [of], keepdims=0)
+            value = add(node, kind, of, keepdims=0)
             value.name, value.dtype, value.shape = f"{name}/{number}", ir.DataType.FLOAT, ir.Shape([])
             graph.outputs.append(value)
     return bounds
@@ -114,16 +123,11 @@ def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
     return value
 
 
-def _add(graph: ir.Graph, kind: str, inputs: Sequence[ir.Value | None], **attributes: Any) -> ir.Value:
-    node = ir.node(kind, inputs, attributes=attributes)
-    graph.append(node)
-    return node.outputs[0]
-
-
 def _open(model: ir.Model, path: Path) -> ort.InferenceSession:
-    """As written, so that every site is there."""
+    """As written, so that every site is there, and in that order: the library's own has everything wait for the last output."""
     options = session_options(AS_WRITTEN, default_threads())
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     save_graph(model, path)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

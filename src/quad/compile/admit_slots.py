@@ -18,7 +18,7 @@ from quad.core.errors import CompatibilityError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.model.lora import FloatAdapter, LowRank, cut, require_slots
-from quad.quantize.adapters import balance
+from quad.quantize.adapters import balance, require_finite
 from quad.quantize.align import align
 from quad.quantize.equalize import equalized
 from quad.quantize.lessons import decibels
@@ -52,10 +52,9 @@ class SlotFit:
     clipped: float
     room: tuple[float, float]
 
-    def reason(self, min_energy: float) -> str:
+    @property
+    def reason(self) -> str:
         """Why the slot refuses the adapter; empty where it takes it."""
-        if self.energy < min_energy:
-            return f"keeps {self.energy:.3f} of its update at rank {self.slot_rank}, {min_energy:g} is asked for"
         if self.clipped > 0.0:
             factor, side = min(zip(self.room, "AB", strict=True))
             return f"{self.clipped:.2%} of its weights clipped, {side} is {1 / factor:.2f} times the frozen range"
@@ -76,10 +75,12 @@ class Fitted:
 
     Args:
         adapter: of the slots' ranks and of the profile's channel gains, as the frozen network takes it.
+        components: in which its update is not zero.
         slots: how each of its slots takes it; empty where nothing is quantized.
     """
 
     adapter: FloatAdapter
+    components: frozenset[str]
     slots: tuple[SlotFit, ...]
 
     @property
@@ -89,8 +90,8 @@ class Fitted:
 
     @property
     def energy(self) -> float:
-        """The least share of an update that is kept."""
-        return min((one.energy for one in self.slots), default=1.0)
+        """The least share of a slot's update that is left after conversion and cutting."""
+        return min(self.adapter.energy.values(), default=1.0)
 
 
 def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
@@ -100,16 +101,19 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
         CompatibilityError: a target has no slot. InputError: a weight is NaN or infinite.
     """
     slots = table.by_path()
+    require_finite(adapter)
     require_slots(adapter.name, (path for path in adapter.weights if path not in slots))
     small = with_gains(_cut_to(adapter, slots), profile)
+    powers = {path: _power(pair) for path, pair in small.weights.items()}
+    components = frozenset(slots[path].component for path, power in powers.items() if power > 0.0)
     if not profile.encodings:
-        return Fitted(small, ())
+        return Fitted(small, components, ())
     ready = align(balance(small), table, profile)
-    powers = {path: _power(pair) for path, pair in ready.weights.items()}
     whole = sum(powers.values()) or 1.0
     fits = [_measure(slots[path], pair, profile) for path, pair in ready.weights.items()]
     return Fitted(
         small,
+        components,
         tuple(
             replace(one, rank=adapter.weights[one.path].rank, energy=small.energy.get(one.path, 1.0), share=powers[one.path] / whole)
             for one in fits
@@ -123,15 +127,23 @@ def with_gains(adapter: FloatAdapter, profile: Profile) -> FloatAdapter:
 
 
 def refuse_unfit(fitted: Fitted, bundle: str, min_energy: float) -> None:
-    """Raise for the slots that do not take the adapter.
+    """Raise for an adapter of zeros, and for the slots that do not take it.
 
     Raises:
         CompatibilityError: names the slots, worst first, and the reason of each.
     """
-    reasons = {one.path: reason for one in worst(fitted.slots) if (reason := one.reason(min_energy))}
+    adapter, where = fitted.adapter, f"adapter {fitted.adapter.name!r}"
+    if not fitted.components:
+        raise CompatibilityError(mismatch(where, "an update of the network", "zeros alone", "is it trained?"))
+    reasons = {
+        path: f"keeps {kept:.3f} of its update at rank {adapter.weights[path].rank}, {min_energy:g} is asked for"
+        for path, kept in sorted(adapter.energy.items(), key=lambda item: item[1])
+        if kept < min_energy
+    }
+    reasons |= {one.path: one.reason for one in worst(fitted.slots) if one.reason and one.path not in reasons}
     if reasons:
         then = "build the bundle again with this adapter"
-        where, expected = f"adapter {fitted.adapter.name!r}", f"one that all {len(fitted.slots)} of its slots of bundle {bundle!r} take"
+        expected = f"one that all {len(adapter.weights)} of its slots of bundle {bundle!r} take"
         raise CompatibilityError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", then))
 
 

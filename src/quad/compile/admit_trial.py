@@ -77,7 +77,7 @@ def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequen
     Raises:
         CompatibilityError: the bundle has no stored calls, or the new adapter's answer holds NaN or Inf.
     """
-    probes, store = read_probes(bundle), AdapterStore(bundle)
+    probes, store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time, however many there are
 
     def answers(given: Buffers) -> list[Array]:
         session.bind(unet_buffers(bundle, given))
@@ -101,10 +101,10 @@ def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequenc
     model = bundle.graph(UNET)
     if not has_sites(model):
         return {}, {}
-    found = site_uses(model, calls, {"base": unet_buffers(bundle, store.zeros), "new": unet_buffers(bundle, buffers)})
+    found = site_uses(model, calls, [("base", unet_buffers(bundle, store.zeros)), ("new", unet_buffers(bundle, buffers))])
     before, new = found["base"], found["new"]
     if store.names and any(use.lost > MOST_LOST for use in new.values()):
-        own = site_uses(model, calls, {name: unet_buffers(bundle, store.buffers(name)) for name in store.names})
+        own = site_uses(model, calls, ((name, unet_buffers(bundle, store.buffers(name))) for name in store.names))
         before = {name: max((use, *(uses[name] for uses in own.values())), key=lambda one: one.lost) for name, use in before.items()}
     return new, before
 

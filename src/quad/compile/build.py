@@ -33,7 +33,7 @@ from quad.compile.processes import is_main, once
 from quad.compile.qairt import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
 from quad.compile.request import BuildRequest, BuildResult
 from quad.compile.scoring import Scoring
-from quad.compile.smoke import Reference, golden_outputs, run_smoke, smoke_cases
+from quad.compile.smoke import Reference, run_smoke, smoke_cases
 from quad.compile.stages import Progress, StageClock, silent, told
 from quad.compile.stored import Corrections, chosen_calls, few_probes, stored_files
 from quad.compile.targets import Target, check_precision, load_target
@@ -179,20 +179,19 @@ def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Pa
 
 def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Reference]) -> _Made:
     """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
-    smoke: dict[str, dict[str, float]] = {}
+    smoke: dict[str, Mapping[str, float]] = {}
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
-    def check(stage: Path) -> None:
+    def check(stage: Path) -> Mapping[str, Golden]:
         try:
-            smoke.update(run_smoke(stage, parts.engines[0], request.precision, cases, parts.slots))
+            found = run_smoke(stage, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
         except BackendError:
             forget(request)  # graphs that answer wrongly are not to be taken up again
             raise
+        smoke.update(found.errors)
+        return found.goldens
 
-    def goldens(stage: Path) -> Mapping[str, Golden]:
-        return golden_outputs(stage, parts.engines[0], request.precision, parts.adapters, parts.slots)
-
-    return _Made(write_bundle(parts, request.output, check, goldens), smoke, parts.artifacts)
+    return _Made(write_bundle(parts, request.output, check), smoke, parts.artifacts)
 
 
 def _probes(opened: Opened, floats: Mapping[str, nn.Module]) -> Probes:

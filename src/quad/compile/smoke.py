@@ -1,9 +1,11 @@
-"""Before a bundle gets its name: every graph is loaded by the engine that will run it and compared with the float network."""
+"""Before a bundle gets its name: every graph is loaded by the engine that will run it and compared with the float network. Golden outputs
+are taken while the U-Net is there."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from quad.core.padding import pad
 from quad.core.slots import UNET, SlotTable
 from quad.model.lora import FloatAdapter
 from quad.model.slotted import slot_inputs
-from quad.runtime.buffers import zero_buffers
+from quad.runtime.buffers import Buffers, zero_buffers
 from quad.runtime.engine import Session, default_threads, open_engine
 from quad.runtime.golden import calls_of, golden
 
@@ -44,6 +46,19 @@ class SmokeCase:
     inputs: Mapping[str, NDArray[np.generic]]
     expected: NDArray[np.floating]
     bound: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """What the graphs answered.
+
+    Args:
+        errors: component -> case -> relative error.
+        goldens: adapter -> its golden output.
+    """
+
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    goldens: Mapping[str, Golden] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -91,47 +106,52 @@ def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) 
     return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
-def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase], slots: SlotTable) -> dict[str, dict[str, float]]:
-    """Component -> case -> relative error; adapters are padded to the slots one by one, as on a device.
+def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase], slots: SlotTable, adapters: Sequence[PackedAdapter] = ()
+              ) -> Smoke:  # fmt: skip
+    """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
+
+    Args:
+        cases: those of one component side by side.
+        adapters: whose golden outputs are taken, where `root` holds stored probes.
 
     Raises:
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
     """
     opened = open_engine(engine, (), precision)
-    session: Session | None = None
-    loaded = ""
+    limit = LIMITS.get(precision, QUANTIZED_LIMIT)
+
+    def tried(component: str, some: Sequence[SmokeCase]) -> tuple[dict[str, float], dict[str, Golden]]:
+        session, zeros = opened.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
+        errors = {case.label: _error(session, case, zeros, limit) for case in some}
+        return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
+
     errors: dict[str, dict[str, float]] = {}
-    zeros = {component: zero_buffers(slots.of(component)) for component in {case.component for case in cases}}
-    for case in cases:
-        if session is None or case.component != loaded:
-            session = None  # one graph in memory at a time
-            session, loaded = opened.load(root / case.component / "model.onnx", default_threads()), case.component
-        if zeros[case.component]:
-            session.bind(pad(case.bound, zeros[case.component]))
-        found = session.run(case.inputs)
-        where = f"smoke run of {case.component} with {case.label}"
-        if found.shape != case.expected.shape or not np.isfinite(found).all():
-            raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
-        error, limit = relative_error(found, case.expected), LIMITS.get(precision, QUANTIZED_LIMIT)
-        if error > limit:
-            then = "calibrate with more samples or build with --precision float"
-            raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
-        errors.setdefault(case.component, {})[case.label] = error
-    return errors
+    goldens: dict[str, Golden] = {}
+    for component, some in groupby(cases, lambda case: case.component):
+        errors[component], found = tried(component, list(some))
+        goldens |= found
+    return Smoke(errors, goldens)
 
 
-def golden_outputs(root: Path, engine: str, precision: str, adapters: Sequence[PackedAdapter], slots: SlotTable) -> dict[str, Golden]:
-    """The golden output of every adapter on the first stored probe, by the engine that will run it; none where nothing is stored.
+def _error(session: Session, case: SmokeCase, zeros: Buffers, limit: float) -> float:
+    if zeros:
+        session.bind(pad(case.bound, zeros))
+    found = session.run(case.inputs)
+    where = f"smoke run of {case.component} with {case.label}"
+    if found.shape != case.expected.shape or not np.isfinite(found).all():
+        raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
+    error = relative_error(found, case.expected)
+    if error > limit:
+        then = "calibrate with more samples or build with --precision float"
+        raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
+    return error
 
-    Raises:
-        BackendError: the graph does not load, or an answer is not finite.
-    """
+
+def _goldens(root: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: Buffers) -> dict[str, Golden]:
+    """The golden output of every adapter on the first stored probe; none where nothing is stored."""
     if not (root / PROBES_FILE).is_file():
         return {}
-    call = calls_of(root / PROBES_FILE)[0]
-    session = open_engine(engine, (), precision).load(root / UNET / "model.onnx", default_threads())
-    zeros = zero_buffers(slots.of(UNET))
-    found = {}
+    call, found = calls_of(root / PROBES_FILE)[0], {}
     for adapter in adapters:
         session.bind(pad(adapter.tensors, zeros))
         try:

@@ -84,17 +84,12 @@ class BundleParts:
     stored: Mapping[str, bytes] = field(default_factory=dict)
 
 
-Goldens = Callable[[Path], Mapping[str, Golden]]
-
-
-def write_bundle(
-    parts: BundleParts, final: Path, check: Callable[[Path], None] | None = None, goldens: Goldens | None = None
-) -> BundleManifest:
+def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mapping[str, Golden]] | None = None) -> BundleManifest:
     """Write the bundle to `final`, wholly or not at all.
 
     Args:
-        check: called with the finished directory before it gets its final name; if it raises, nothing is left.
-        goldens: called with the directory that has its graphs; gives the golden outputs of adapters, by name.
+        check: called with the directory once its graphs and stored calls are there, and before it gets its final name; gives the golden
+            outputs of adapters, by name. If it raises, nothing is left.
 
     Raises:
         InputError: `final` exists and is no bundle.
@@ -109,13 +104,11 @@ def write_bundle(
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
         for name, content in parts.stored.items():
             write_bytes(stage / name, content)
-        found = goldens(stage) if goldens is not None else {}
+        goldens = check(stage) if check is not None else {}
         for adapter in parts.adapters:
-            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, found.get(adapter.name, msgspec.UNSET))
+            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, goldens.get(adapter.name, msgspec.UNSET))
         manifest = _manifest(stage, parts, components, parents)
         write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
-        if check is not None:
-            check(stage)
     return manifest
 
 

@@ -162,8 +162,8 @@ class AdapterQuality(msgspec.Struct, frozen=True):
     """How well an adapter came into the frozen encodings, as it was measured when it was packed; what was not measured is unset.
 
     Args:
-        product_db: SQNR of the products B A over all slots.
-        energy: least share of a slot's update that its rank holds.
+        product_db: SQNR of the products B A over all slots; unset where training has moved them on purpose.
+        energy: least share of a slot's update that is left after conversion and cutting to its rank.
         effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest over the stored probes.
         lost: largest share of an activation's energy that its range cut off, over the stored probes and some calls of its own.
         output_db, effect_db, effect_gain: output with the adapter, and what it changes in it, against the full-precision model.
