@@ -44,8 +44,20 @@ def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_fetched(world: Worl
 def test_another_graph_is_refused_where_both_name_one(world: World) -> None:
     world.add(2, parents={**world.parents, "graph": "3" * 64})
     with pytest.raises(CompatibilityError, match="expected graph 33333333, found graph 44444444"):
-        world.device(parents={**world.parents, "graph": "4" * 64}).install("ink", nothing)
+        world.device(parents={**world.parents, "graph": "4" * 64}).install("ink:2", nothing)
     assert world.install() == 2
+
+
+def test_a_name_alone_is_its_newest_version_that_fits(world: World) -> None:
+    """One repository serves two bundles: each device takes its own line of versions."""
+    other = {"slots": "6" * 64, "profile": "7" * 64}
+    world.add(2, parents=other)
+    world.add(3)
+    world.add(4, parents=other)
+    assert world.device().install("ink", nothing).version == 3
+    with pytest.raises(CompatibilityError, match="ink:4: expected slots 66666666, found slots 55555555"):
+        world.device().install("ink:4", nothing)
+    assert [offer.terms.version for offer in world.device(parents=other).fetch(["ink"])] == [4]
 
 
 def test_a_device_that_does_not_say_its_memory_is_refused_nothing_for_it(world: World) -> None:

@@ -52,15 +52,13 @@ class Device:
         """Read what is on offer, and bring packs here, verified, to be installed later.
 
         Args:
-            wishes: `NAME` or `NAME:VERSION` each; none for the metadata alone.
+            wishes: `NAME` (the newest version that fits) or `NAME:VERSION` each; none for the metadata alone.
 
         Returns:
             The packs that are here now.
         """
         with self._fresh() as (source, catalogue):
-            offers = [catalogue.choose(wish) for wish in wishes]
-            for offer in offers:
-                check_fit(offer.terms, self._host)
+            offers = [self._choose(catalogue, wish) for wish in wishes]
             for offer in offers:
                 self._bring(source, offer)
         return offers
@@ -69,7 +67,7 @@ class Device:
         """Make a pack the one that runs: fetched if need be, verified, tried, and then switched to.
 
         Args:
-            wish: `NAME` or `NAME:VERSION`.
+            wish: `NAME` (the newest version that fits) or `NAME:VERSION`.
             smoke: tries the pack and raises when it does not work.
 
         Raises:
@@ -77,8 +75,7 @@ class Device:
             BackendError: no network, or a full disk. In every case the adapter runs as before.
         """
         with self._fresh() as (source, catalogue):
-            offer = catalogue.choose(wish)
-            check_fit(offer.terms, self._host)
+            offer = self._choose(catalogue, wish)
             name = offer.terms.name
             current = self._current(name)
             runs = current is not None and current.current.sha256 == offer.sha256
@@ -159,6 +156,11 @@ class Device:
 
     def _current(self, name: str) -> Installed | None:
         return self._store.pointers().get(name)
+
+    def _choose(self, catalogue: Catalogue, wish: str) -> Offer:
+        offer = catalogue.choose(wish, lambda terms: not _fit(terms, self._host))
+        check_fit(offer.terms, self._host)
+        return offer
 
     def _bring(self, source: Source, offer: Offer) -> None:
         """A pack's verified bytes in the store; what is there already is not fetched again."""

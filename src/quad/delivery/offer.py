@@ -5,7 +5,7 @@ A target is called `NAME/VERSION.qpack`; its custom part holds `Terms`. Withdraw
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -88,16 +88,19 @@ class Catalogue:
         """Why a pack was withdrawn; None where it was not."""
         return next((entry for entry in self.revoked if entry.sha256 == sha256), None)
 
-    def choose(self, wish: str) -> Offer:
-        """The pack that `NAME` (its newest version) or `NAME:VERSION` stands for.
+    def choose(self, wish: str, fits: Callable[[Terms], bool]) -> Offer:
+        """The pack that `NAME:VERSION` or `NAME` stands for: without a version, the newest that fits, and the newest where none does.
+
+        Args:
+            fits: whether a pack of these terms can run here.
 
         Raises:
             VerificationError: it was revoked. UsageError: there is none.
         """
         name, colon, number = wish.partition(":")
-        for offer in reversed(self.offers.get(name, ())):
-            if not colon or number == str(offer.terms.version):
-                return offer
+        meant = [offer for offer in reversed(self.offers.get(name, ())) if not colon or number == str(offer.terms.version)]
+        if meant:
+            return next((offer for offer in meant if fits(offer.terms)), meant[0])
         gone = [entry for entry in self.revoked if entry.name == name and (not colon or number == str(entry.version))]
         if gone:
             why = f": {gone[-1].reason}" if gone[-1].reason else ""
