@@ -171,7 +171,7 @@ def test_a_store_that_cannot_be_read_is_told_of_and_looked_at_again(
 
     install_pack(tmp_path, "ink", ink, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("quad.runtime.installed.read_installed", broken)
+        patch.setattr("quad.runtime.installed.look_at_installed", broken)
         installed.look()
     assert "Input/output error" in installed.notes[0]
     installed.look()
