@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import BackendError
-from quad.core.files import new_directory, scratch_directory, writing_to
+from quad.core.files import inside, new_directory, scratch_directory, writing_to
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -89,3 +89,11 @@ def test_a_link_to_a_directory_goes_on_to_lead_there(tmp_path: Path) -> None:
         (stage / "bundle.json").write_text("new")
     assert (tmp_path / "phone/bundle.json").read_text() == "new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "phone"]
+
+
+def test_links_in_a_circle_are_nothing_and_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    found = inside(tmp_path, "a")
+    assert found == tmp_path / "a"
+    assert not found.is_file()

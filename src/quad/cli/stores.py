@@ -18,9 +18,7 @@ if TYPE_CHECKING:
     from quad.delivery.device import Device
     from quad.delivery.reports import Change, Listed
 
-Wishes = Annotated[
-    list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)
-]
+Wishes = Annotated[list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)]
 Url = Annotated[
     str | None,
     typer.Option(help="The repository: http(s)://, file:// or a directory; kept after the first time.", metavar="URL", show_default=False),

@@ -13,6 +13,7 @@ import msgspec
 from quad.compile.admit_slots import SlotFit, worst
 from quad.compile.request import DISTILL_STEPS
 from quad.core.errors import UsageError, mismatch
+from quad.core.files import real_path
 from quad.core.manifest import AdapterManifest
 from quad.model.rank import MIN_ENERGY, RankLimits
 from quad.quantize.calibrate import BASE_SOURCE, CalibrationSample
@@ -69,9 +70,9 @@ class AdaptRequest:
             raise UsageError(mismatch("--task", "a name of letters, digits, dot, dash and underscore", repr(self.task), "choose another"))
         if self.output.is_dir():
             raise UsageError(mismatch("-o", "a file to write", f"a directory {self.output}", f"name it: {self.output}/{self.name}.qpack"))
-        if self.output.resolve().is_relative_to(self.bundle.resolve()):
+        if real_path(self.output).is_relative_to(real_path(self.bundle)):
             raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
-        if self.output.resolve() == self.adapter.resolve():
+        if real_path(self.output) == real_path(self.adapter):
             raise UsageError(mismatch("-o", "another file than the LoRA itself", self.output, "choose another place"))
         for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None)):
             if value is not None and self.base is None:

@@ -73,6 +73,7 @@ def open_all(request: BuildRequest, clock: StageClock) -> Opened:
     with clock("slot"):
         slotted = slot_networks(base.unet, base.text_encoder, adapters, request.max_rank)
         table = slotted.table
+        base = replace(base, unet=slotted.unet.unet)  # the weights that equalization folds away are held by nobody then
         mixed = Mixed(slotted.unet, table, adapters, request.quality, eight_bit_percent(request.precision) or 0.0)
         mixed.split()
         networks = component_networks(base, slotted.unet, slotted.text_encoder)

@@ -12,6 +12,7 @@ from typing import Any
 from quad.compile.targets import load_target
 from quad.compile.targets.socs import DEFAULT_SOC, Soc, soc_named
 from quad.core.errors import UsageError, mismatch
+from quad.core.files import real_path
 from quad.core.manifest import BundleManifest
 from quad.model.base import BaseOptions
 from quad.model.rank import MIN_ENERGY, RankLimits
@@ -102,7 +103,7 @@ class BuildRequest:
         """Where files for Qualcomm's own converter go; None for a target that has none."""
         if not load_target(self.target).integers_only:
             return None
-        return self.encodings or Path(f"{self.output.resolve()}.qairt")
+        return self.encodings or Path(f"{real_path(self.output)}.qairt")
 
     @property
     def chip(self) -> Soc:
@@ -140,7 +141,7 @@ class BuildRequest:
     def _check_places(self) -> None:
         """Each is replaced as a whole: none may be another one, or lie in it."""
         given = (("-o", self.output), ("--dump-passes", self.dump_passes), ("--encodings", self.encodings_dir))
-        places = [(option, place.resolve(), place) for option, place in given if place is not None]
+        places = [(option, real_path(place), place) for option, place in given if place is not None]
         for (first, outer, _), (option, inner, place) in combinations(places, 2):
             if outer.is_relative_to(inner) or inner.is_relative_to(outer):
                 raise UsageError(mismatch(option, f"a directory apart from that of {first}", place, "choose another"))

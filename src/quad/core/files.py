@@ -17,6 +17,11 @@ TEMPORARY = "set TMPDIR to another place"
 _LONGEST_NAME = 255  # bytes, of one part of a path
 
 
+def real_path(path: Path) -> Path:
+    """Where links lead in the end; links in a circle stay as they are, and whoever opens them is told."""
+    return Path(os.path.realpath(path))  # before Python 3.13 Path.resolve() raises RuntimeError there
+
+
 def inside(root: Path, name: str) -> Path:
     """The file `name` below `root`.
 
@@ -28,7 +33,7 @@ def inside(root: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or strange or not pure.parts:
         raise VerificationError(f"{root}: expected file names inside the directory, found {name!r}; the manifest is not to be trusted")
     path = root / pure
-    if not path.resolve().is_relative_to(root.resolve()):
+    if not real_path(path).is_relative_to(real_path(root)):
         raise VerificationError(f"{root}: {name!r} is a link out of the directory; the manifest is not to be trusted")
     return path
 
@@ -157,7 +162,7 @@ def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path
         BackendError: the disk is full or the place cannot be written to.
     """
     require_replaceable(final, marker, option)
-    final = final.resolve() if final.is_symlink() else final
+    final = real_path(final) if final.is_symlink() else final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))

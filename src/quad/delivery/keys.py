@@ -13,7 +13,7 @@ from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Root
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.core.files import sync_directory, writing_to
+from quad.core.files import real_path, sync_directory, writing_to
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1023  # the longest one that OpenSSL takes
 _SHOWN = 16  # digits of a key's id in a file name
@@ -49,7 +49,7 @@ class Keys:
             UsageError: a key directory is the repository or lies in it.
         """
         for folder in (self._folder, self._root_folder):
-            if folder.resolve().is_relative_to(repository.resolve()):
+            if real_path(folder).is_relative_to(real_path(repository)):
                 raise UsageError(
                     mismatch("--keys", f"a directory outside of {repository}", str(folder), "keys must not be published, choose another")
                 )
