@@ -163,7 +163,7 @@ def pack_of_another_graph(world: World) -> str:
     world.add(2, parents={"slots": "7" * 64, "profile": "8" * 64})
     for path in world.pack_files():
         path.unlink()
-    return "ink"
+    return "ink:2"
 
 
 def path_escape(world: World) -> str:
