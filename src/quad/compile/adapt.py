@@ -96,7 +96,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
         refuse_unfit(fitted, bundle.manifest.name, request.min_energy)
     with clock("align"):
         session = opened.load(bundle.graph(UNET), default_threads())
-        aligned = _alone(bundle, fitted) if base is None else _with_base(request, bundle, session, base, (adapter, fitted))
+        aligned = _alone(bundle, fitted) if base is None else _with_base(request, bundle, session, (base, tasks), (adapter, fitted))
     with clock("try"):
         own = [call for lesson in aligned.lessons for call in calls_in(lesson)]
         trial = try_adapter(bundle, session, aligned.buffers, spread(own, LOOKED_AT))
@@ -150,14 +150,17 @@ def _alone(bundle: Bundle, fitted: Fitted) -> _Aligned:
     return _Aligned(Buffers(quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)))
 
 
-def _with_base(request: AdaptRequest, bundle: Bundle, session: Session, base: Base, read: tuple[FloatAdapter, Fitted]) -> _Aligned:
+def _with_base(
+    request: AdaptRequest, bundle: Bundle, session: Session, model: tuple[Base, dict[str, TaskSpec]], read: tuple[FloatAdapter, Fitted]
+) -> _Aligned:
     """Aligned by rescaling and training, and measured on the bundle's own graph; what was trained is kept where it is nearer there.
 
     Args:
+        model: the base, and the task that the adapter is for, if any.
         read: the adapter as it was trained, and as it was brought to the slots.
     """
-    adapter, fitted = read
-    task, spec = next(iter(_tasks(request, bundle).items()), (TEXT_TO_IMAGE, None))
+    (base, tasks), (adapter, fitted) = model, read
+    task, spec = next(iter(tasks.items()), (TEXT_TO_IMAGE, None))
     if spec is None:
         task = task if task in base.tasks else next(iter(base.tasks))
         spec = base.tasks[task]

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quad.compile.admit_sites import SiteUse, has_sites, site_uses
 from quad.compile.admit_slots import listed
+from quad.compile.smoke import relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
 from quad.core.slots import UNET
@@ -126,7 +127,7 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
 
 
 def _effect(found: Sequence[Array], zero: Sequence[Array]) -> float:
-    return max(_rms(a - b) / max(_rms(b), 1e-12) for a, b in zip(found, zero, strict=True))
+    return max(relative_error(a, b) for a, b in zip(found, zero, strict=True))
 
 
 def _rms(x: Array) -> float:

@@ -110,7 +110,7 @@ def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[
     """`probes` along whose calls `equalize` has listened to this network."""
     channels, found = kept.read(f"{name}.channels"), kept.read(name)
     if channels is not None and found is not None:
-        return _probes(*found), {site: np.asarray(largest, np.float64) for site, largest in channels[1].items()}
+        return _probes(*found), channels[1]
     with hearing_channels(network) as heard:
         made = make()
     kept.write(f"{name}.channels", None, heard)
