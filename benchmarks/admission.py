@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from quad.compile.adapt import AdaptRequest, adapt
+from quad.admit.admit import AdaptRequest, adapt
 from quad.core.slots import UNET
-from quad.evaluate import metrics
-from quad.evaluate.quality import held_out, jobs_of
-from quad.evaluate.reference import Reference
-from quad.evaluate.runs import bundle_pictures
-from quad.runtime.adapters import AdapterStore
+from quad.evaluate.figures import metrics
+from quad.evaluate.figures.quality import held_out, jobs_of
+from quad.evaluate.figures.reference import Reference
+from quad.evaluate.figures.runs import bundle_pictures
+from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
-from quad.runtime.engine import open_engine
-from quad.runtime.golden import block_means, read_probes, unet_buffers
+from quad.runtime.engines.engine import open_engine
+from quad.runtime.golden_outputs import block_means, read_probes, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import reference_adapters, reference_dir

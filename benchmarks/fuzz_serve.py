@@ -28,7 +28,7 @@ from schemathesis.core.failures import FailureGroup
 from schemathesis.schemas import BaseSchema
 
 from quad.serve.app import OPERATIONS
-from quad.serve.openapi import document
+from quad.serve.operations.openapi import document
 from tests.runtime.conftest import make_bundle
 from tests.serve.process import ServerProcess
 

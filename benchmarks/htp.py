@@ -1,7 +1,7 @@
 """The reference model on Qualcomm's emulated HTP against full precision, with the bars it is held to.
 
     quad build toyland --target qnn-htp -o out/htp
-    python benchmarks/htp.py out/htp [--n 16] [--json FILE]
+    python -m benchmarks.htp out/htp [--n 16] [--json FILE]
 
 - U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR pooled over the calls.
 - Removal: whole pictures, all four components on the emulated HTP, PSNR against full precision.
@@ -21,15 +21,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from quad.evaluate.effect import held_out_probes, open_unet, unet_output
-from quad.evaluate.machine import machine
-from quad.evaluate.metrics import psnr
-from quad.evaluate.quality import find_adapters
-from quad.evaluate.reference import Reference
-from quad.evaluate.runs import run_task
-from quad.quantize.probes import Probe
-from quad.runtime.adapters import AdapterStore
-from quad.runtime.engine import default_threads
+from quad.evaluate.bench.machine import machine
+from quad.evaluate.figures.effect import held_out_probes, open_unet, unet_output
+from quad.evaluate.figures.metrics import psnr
+from quad.evaluate.figures.quality import find_adapters
+from quad.evaluate.figures.reference import Reference
+from quad.evaluate.figures.runs import run_task
+from quad.quantize.observe.probes import Probe
+from quad.runtime.adapters.store import AdapterStore
+from quad.runtime.engines.engine import default_threads
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.reference import reference_dir
 

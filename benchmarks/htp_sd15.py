@@ -1,6 +1,6 @@
 """Stable Diffusion 1.5's U-Net, random weights, W8A16, 128 slots of rank 16, to a binary for Qualcomm's HTP: whole, and at what cost?
 
-    python benchmarks/htp_sd15.py [--latent 32] [--soc SM8750] [--step] [--cache DIR] [--json FILE]
+    python -m benchmarks.htp_sd15 [--latent 32] [--soc SM8750] [--step] [--cache DIR] [--json FILE]
 
 Peaks of memory hold everything up to that point, the torch network too. `--step` also runs one step in the emulator, which takes minutes,
 and compares it with full precision.
@@ -21,26 +21,29 @@ import numpy as np
 import onnx_ir as ir
 import torch
 import typer
-from graphs import COMPONENT, OUTPUT, network_inputs, random_adapter, random_unet
+from benchmarks.rig.graphs import COMPONENT, OUTPUT, network_inputs, random_adapter, random_unet
 from numpy.typing import NDArray
 from rich.console import Console
 
 from quad.compile.artifact import MODEL_FILE
-from quad.compile.edges import Call
-from quad.compile.emulate import agreement_db
 from quad.compile.export import GraphSpec, export_graph
-from quad.compile.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
 from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.placement.edge_ranges import Call
+from quad.compile.qnn.chips import DEFAULT_SOC, soc_named
+from quad.compile.qnn.emulate import agreement_db
+from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
 from quad.compile.targets import load_target
-from quad.compile.targets.socs import DEFAULT_SOC, soc_named
 from quad.core.encoding import Encoding
 from quad.core.memory import peak_ram_bytes
 from quad.core.ports import Sinusoid
-from quad.evaluate.machine import machine
-from quad.model.slotted import slot_network
-from quad.quantize import Feed, UnifyOptions, balanced_inputs, integer_slots, observe, unify, weights_of
-from quad.quantize.ranges import RangeOptions
-from quad.runtime.engine import default_threads
+from quad.evaluate.bench.machine import machine
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import slot_network
+from quad.quantize.encodings.integers import balanced_inputs, integer_slots
+from quad.quantize.encodings.ranges import RangeOptions
+from quad.quantize.observe.observers import Feed, observe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from quad.runtime.engines.engine import default_threads
 
 RANK, GB = 16, 1e9
 STEP_FILE = "step.npz"
@@ -114,7 +117,7 @@ def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
 
 def step(folder: Path) -> dict[str, float]:
     """One emulated step against full precision."""
-    from quad.runtime.qnn import open_engine
+    from quad.runtime.engines.qnn import open_engine
 
     with np.load(folder.parent / STEP_FILE) as stored:
         given = {name: stored[name] for name in stored.files}

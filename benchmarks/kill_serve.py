@@ -22,7 +22,7 @@ import numpy as np
 
 from quad import QuadPipeline
 from quad.core.errors import QuadError
-from quad.core.pack import write_pack
+from quad.core.storage.pack import write_pack
 from tests.runtime.conftest import adapter_manifest, adapter_tensors, make_bundle
 from tests.serve.process import PATIENCE_S, ServerProcess, start
 

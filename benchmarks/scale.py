@@ -1,6 +1,6 @@
 """A whole build at Stable Diffusion 1.5's size with ten LoRAs of mixed rank, killed half-way and gone on with, and a picture from it.
 
-    python benchmarks/scale.py [--size 256] [--calibration-size N] [--precision w8a16] [--distill-steps 0] [--widest]
+    python -m benchmarks.scale [--size 256] [--calibration-size N] [--precision w8a16] [--distill-steps 0] [--widest]
         [--cache out/scale] [--json FILE]
 
 What a user would do, by the command line, each command in a process of its own, which says what memory it took. Weights are random.
@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from figures import Figure
-from world import RANKS, write_adapters, write_pipeline
+from benchmarks.rig.figures import Figure
+from benchmarks.rig.world import RANKS, write_adapters, write_pipeline
 
 from quad.core.manifest import BundleManifest
 from quad.runtime.bundle import COMPONENTS, open_bundle

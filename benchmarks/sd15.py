@@ -1,6 +1,6 @@
 """What one graph for all adapters costs, and what 8 bits gain, on a U-Net of Stable Diffusion 1.5's shape.
 
-    python benchmarks/sd15.py [--latent 32|64] [--engines ort,openvino] [--adapters 1,2,10,100] [--repeats N] [--json FILE]
+    python -m benchmarks.sd15 [--latent 32|64] [--engines ort,openvino] [--adapters 1,2,10,100] [--repeats N] [--json FILE]
 
 Weights are random: times and sizes are those of the real model, pictures are none. The four sides of an engine take turns (A B C D,
 D C B A, ...), each in a process of its own, and ratios are medians over turns, so that a machine whose speed drifts does not decide.
@@ -18,13 +18,23 @@ from time import sleep
 from typing import Any
 
 import msgspec
-from figures import FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED, Figure, engine_figures, placement_figures, rom_figures, rom_rows
-from graphs import MERGED, SHARED, SLOTS_FILE, TARGETS, Shape, build_graphs, graph_file, random_unet
-from sides import Side
+from benchmarks.rig.figures import (
+    FLOAT_MERGED,
+    FLOAT_SHARED,
+    INT_MERGED,
+    INT_SHARED,
+    Figure,
+    engine_figures,
+    placement_figures,
+    rom_figures,
+    rom_rows,
+)
+from benchmarks.rig.graphs import MERGED, SHARED, SLOTS_FILE, TARGETS, Shape, build_graphs, graph_file, random_unet
+from benchmarks.rig.sides import Side
 
 from quad.core.slots import SlotTable
-from quad.evaluate.machine import machine
-from quad.evaluate.timing import median_p95
+from quad.evaluate.bench.machine import machine
+from quad.evaluate.bench.timing import median_p95
 
 RED, PLAIN = "\x1b[31m", "\x1b[0m"
 REST_SECONDS, WARM_UP = 0.05, 2

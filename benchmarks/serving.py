@@ -1,6 +1,6 @@
 """Several apps on one resident model: every picture the one that the pipeline makes alone, none lost, nobody passed too often.
 
-    python benchmarks/serving.py BUNDLE [--clients 8] [--requests 200] [--threads N] [--cache out/serving] [--json FILE]
+    python -m benchmarks.serving BUNDLE [--clients 8] [--requests 200] [--threads N] [--cache out/serving] [--json FILE]
 
 Every client asks for the same `requests` pictures of each task, in an order and with a priority of its own, a few at a time. BUNDLE is one
 of the reference model (`quad build toyland -o BUNDLE`). Then two tasks in turn against swapping merged graphs, which are built into the
@@ -22,16 +22,16 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from figures import Figure
-from merged import compare
-from merged import figures as merged_figures
+from benchmarks.rig.figures import Figure
+from benchmarks.rig.merged import compare
+from benchmarks.rig.merged import figures as merged_figures
 
 from quad.core.manifest import TaskSpec
 from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
+from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
-from quad.runtime.scheduler import Scheduler, SchedulerOptions
-from quad.runtime.ticket import Ticket
 
 AT_ONCE = 6  # requests of one client in line
 MOST_OVERTAKEN = 8

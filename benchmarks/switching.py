@@ -1,6 +1,6 @@
 """What it costs to change the adapter at Stable Diffusion 1.5's size: from memory, from disk, and the other ways to do it, in one run.
 
-    nice python benchmarks/switching.py [--adapters 100] [--switches 1000] [--repeats 40] [--cache out/switching] [--json FILE]
+    nice python -m benchmarks.switching [--adapters 100] [--switches 1000] [--repeats 40] [--cache out/switching] [--json FILE]
 
 Each side runs in a process of its own, one after the other. A switch from disk and a plain reading of the same file take turns, and
 their ratio is the median over turns, so that a machine whose speed drifts does not decide. "Cold" files are dropped from the page cache
@@ -25,16 +25,24 @@ from time import sleep, time
 from typing import Any
 
 import numpy as np
-from figures import paired_ratio, switching_figures
-from switching_world import OWN_RANKS, RANK, attention_slots, meta_unet, write_adapters, write_bound_graph, write_merged_graph
+from benchmarks.rig.figures import paired_ratio, switching_figures
+from benchmarks.rig.switching_world import (
+    OWN_RANKS,
+    RANK,
+    attention_slots,
+    meta_unet,
+    write_adapters,
+    write_bound_graph,
+    write_merged_graph,
+)
 
-from quad.evaluate.machine import machine
-from quad.evaluate.timing import median, median_p95, milliseconds
-from quad.runtime.adapters import AdapterStore
-from quad.runtime.binding import Binder
-from quad.runtime.buffers import padded_bytes, zero_buffers
+from quad.evaluate.bench.machine import machine
+from quad.evaluate.bench.timing import median, median_p95, milliseconds
+from quad.runtime.adapters.buffers import padded_bytes, zero_buffers
+from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
-from quad.runtime.engine import SwitchSession, open_engine
+from quad.runtime.engines.binding import Binder
+from quad.runtime.engines.engine import SwitchSession, open_engine
 
 BUDGET_ADAPTERS, PEFT_ADAPTERS = 4, 3
 LOADS = 5  # of the merged graph

@@ -41,7 +41,7 @@ def test_the_command_line_itself_is_light() -> None:
 
 def test_what_runs_loads_nothing_of_what_delivers_and_the_other_way_round() -> None:
     assert not _loaded("import quad\nassert quad.QuadPipeline.from_pretrained") & {"tuf", "cryptography"}
-    assert "onnxruntime" not in _loaded("import quad.delivery.device, quad.delivery.repository")
+    assert "onnxruntime" not in _loaded("import quad.delivery.device.device, quad.delivery.publisher.repository")
 
 
 def _verbs() -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.integers.remove_sites import is_site
 
 PASSES = ("linear_to_conv", "merge_equal", "cancel_transposes")
 ATTENTION = "attn1"

@@ -15,8 +15,8 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "QuadPipeline": "quad.runtime.pipeline",
-    "build": "quad.compile.build",
-    "adapt": "quad.compile.adapt",
+    "build": "quad.build.build",
+    "adapt": "quad.admit.admit",
 }
 
 

@@ -12,18 +12,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from quad.build.build import BuildRequest, build
 from quad.cli.main import app
-from quad.compile.build import BuildRequest, build
 from quad.core.digests import file_digest
-from quad.core.installed import read_installed
 from quad.core.manifest import Golden
-from quad.core.pack import read_pack, write_pack
-from quad.model.base import Base
-from tests.compile.conftest import _write_lora
-from tests.compile.conftest import adapter_files as adapter_files
-from tests.compile.conftest import base as base
-from tests.compile.conftest import model_dir as model_dir
-from tests.compile.test_build import SAMPLES
+from quad.core.storage.install_pointers import read_installed
+from quad.core.storage.pack import read_pack, write_pack
+from quad.model.base.open import Base
+from tests.build.test_build import SAMPLES
+from tests.small_model import adapter_files as adapter_files
+from tests.small_model import base as base
+from tests.small_model import model_dir as model_dir
+from tests.small_model import write_lora
 
 RUNNER = CliRunner()
 PASSWORD = {"QUAD_PASSWORD": "a password of tests"}
@@ -56,7 +56,7 @@ def phone(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pyt
 @pytest.fixture(scope="module")
 def lora(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("later") / "ink.safetensors"
-    _write_lora(file, base.unet, 2, ("attn1.to_q", "conv_in", "attn2.to_v"), 7)
+    write_lora(file, base.unet, 2, ("attn1.to_q", "conv_in", "attn2.to_v"), 7)
     return file
 
 
@@ -108,7 +108,7 @@ def test_with_the_model_it_is_measured_and_people_read_lines(phone: Path, lora: 
 
 
 def test_a_lora_with_targets_that_have_no_slot_is_refused(phone: Path, base: Base, tmp_path: Path) -> None:
-    _write_lora(tmp_path / "more.safetensors", base.unet, 2, ("attn1.to_q", "conv_out"), 7)
+    write_lora(tmp_path / "more.safetensors", base.unet, 2, ("attn1.to_q", "conv_out"), 7)
     line = _refused(3, "adapt", phone, f"ink={tmp_path / 'more.safetensors'}", "-o", tmp_path / "ink.qpack")
     assert "conv_out" in line
     assert not (tmp_path / "ink.qpack").exists()

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from quad.build.request import BuildRequest
 from quad.cli.main import app
-from quad.compile.request import BuildRequest
 from quad.core.errors import QuadError
-from quad.model.base import BaseOptions
+from quad.model.base.open import BaseOptions
 from quad.zoo import reference
-from tests.compile.conftest import adapter_files as adapter_files
-from tests.compile.conftest import base as base
-from tests.compile.conftest import model_dir as model_dir
+from tests.small_model import adapter_files as adapter_files
+from tests.small_model import base as base
+from tests.small_model import model_dir as model_dir
 
 RUNNER = CliRunner()
 
@@ -76,7 +76,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
         requests.append(request)
         raise _Asked("asked")
 
-    monkeypatch.setattr("quad.compile.build.build", stop)
+    monkeypatch.setattr("quad.build.build.build", stop)
     return requests
 
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from quad.cli.main import app
-from quad.core.installed import read_installed
-from quad.core.pack import write_pack
+from quad.core.storage.install_pointers import read_installed
+from quad.core.storage.pack import write_pack
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 
 RUNNER = CliRunner()

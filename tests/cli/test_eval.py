@@ -12,11 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
+from quad.build.request import BuildRequest
 from quad.cli.main import app
-from quad.compile.request import BuildRequest
-from quad.evaluate import ablate as ablation
-from quad.evaluate import cross
-from quad.quantize.anchor import CrossTable
+from quad.evaluate.ablation import ablate as ablation
+from quad.evaluate.ablation import cross_table as cross
+from quad.quantize.profile.anchor import CrossTable
 from quad.zoo.samples import TASKS
 from tests.evaluate.conftest import model_dir as model_dir
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from quad.cli.main import app
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
-from quad.core.pack import write_pack
+from quad.core.storage.pack import write_pack
 
 RUNNER = CliRunner()
 PATH = "down_blocks.0.attentions.0.to_q"

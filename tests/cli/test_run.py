@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from quad.cli.main import app
-from quad.core import files
+from quad.core.storage import files
 from quad.runtime import open_bundle
 
 RUNNER = CliRunner()

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from quad.cli.main import app
 from quad.serve.app import OPERATIONS
-from quad.serve.openapi import document
+from quad.serve.operations.openapi import document
 
 RUNNER = CliRunner()
 

@@ -11,12 +11,12 @@ import numpy as np
 import onnx
 import pytest
 
-from quad.compile.build import BuildRequest, build
+from quad.build.build import BuildRequest, build
 from quad.compile.dump import CENSUS_FILE, dumping, observer_of
 from quad.compile.passes import run_passes, unobserved
-from quad.compile.qdq import place_float
+from quad.compile.placement.qdq import place_float
 from quad.core.errors import InputError, UsageError
-from tests.compile.test_build import SAMPLES
+from tests.build.test_build import SAMPLES
 
 NAMES = ("split_heads", "linear_to_conv")
 

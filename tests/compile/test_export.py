@@ -10,16 +10,16 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from quad.compile.components import text_spec, vae_specs
+from quad.build.smoke import relative_error
 from quad.compile.export import GraphSpec, export_graph
-from quad.compile.passes.remove_sites import is_site
-from quad.compile.qdq import place_float
-from quad.compile.smoke import relative_error
-from quad.model.base import text_module, vae_decoder_module, vae_encoder_module
-from quad.model.sites import add_sites
-from quad.model.slotted import slot_inputs
-from quad.quantize.layers import weights_of
-from quad.runtime.ort import OrtSession, session_options
+from quad.compile.graph_specs import text_spec, vae_specs
+from quad.compile.passes.integers.remove_sites import is_site
+from quad.compile.placement.qdq import place_float
+from quad.model.base.open import text_module, vae_decoder_module, vae_encoder_module
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import slot_inputs
+from quad.model.slots.sites import add_sites
+from quad.runtime.engines.ort import OrtSession, session_options
 
 
 @pytest.fixture(scope="module")

@@ -13,23 +13,25 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from quad.compile.build import STAGES
-from quad.compile.edges import Call
+from quad.build.build import STAGES
+from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec, export_graph
-from quad.compile.graphs import Compiler
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import Trial, check_contract
-from quad.compile.qdq import place_qdq
-from quad.compile.stages import StageClock, silent
+from quad.compile.placement.edge_ranges import Call
+from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.profile import Profile
+from quad.core.progress import StageClock, silent
 from quad.core.slots import TEXT_ENCODER, SlotTable
-from quad.model.lora import FloatAdapter, LowRank
-from quad.model.slotted import SlottedText, slot_inputs, slot_networks
-from quad.quantize import Feed, UnifyOptions, balanced_inputs, observe, quantize_adapter, unify, weights_of
-from quad.quantize.adapters import dequantize_adapter, integer_slots
-from quad.quantize.simulate import simulated
-from quad.runtime.ort import OrtSession, session_options
+from quad.lora.read import FloatAdapter, LowRank
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import SlottedText, slot_inputs, slot_networks
+from quad.quantize.correct.simulate import simulated
+from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
+from quad.quantize.observe.observers import Feed, observe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from quad.runtime.engines.ort import OrtSession, session_options
 
 TOKENS, WORDS, CALLS = 16, 64, 3
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
@@ -138,8 +140,8 @@ def test_the_token_table_is_stored_as_integers_and_only_its_rows_become_floats(
 
 def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_qnn")
-    from quad.compile.emulate import agreement_db
-    from quad.runtime.qnn import open_engine
+    from quad.compile.qnn.emulate import agreement_db
+    from quad.runtime.engines.qnn import open_engine
 
     table = integer_slots(text.table, 16)
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}

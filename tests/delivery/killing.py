@@ -24,13 +24,13 @@ from types import FrameType
 from typing import Any
 
 from quad.core.digests import file_digest
-from quad.core.installed import read_installed, read_pointers
-from quad.delivery.device import Device
-from quad.delivery.host import Host
-from quad.delivery.keys import Keys
-from quad.delivery.reports import Access
-from quad.delivery.repository import Repository
-from quad.delivery.wishes import Wishes
+from quad.core.storage.install_pointers import read_installed, read_pointers
+from quad.delivery.device.device import Device
+from quad.delivery.device.events import Access
+from quad.delivery.device.fit import Host
+from quad.delivery.publisher.keys import Keys
+from quad.delivery.publisher.repository import Repository
+from quad.delivery.publisher.terms import Wishes
 
 PASSWORD = b"a password of tests"
 _OURS = (os.sep + os.path.join("quad", "delivery") + os.sep, os.sep + os.path.join("quad", "core") + os.sep)

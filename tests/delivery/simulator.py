@@ -21,16 +21,16 @@ import numpy as np
 from securesystemslib.signer import CryptoSigner
 from tuf.api.metadata import Metadata
 
-from quad.core.installed import read_installed
 from quad.core.manifest import AdapterManifest
-from quad.core.pack import write_pack
-from quad.delivery.device import Device
-from quad.delivery.host import Host
-from quad.delivery.keys import Keys
-from quad.delivery.reports import Access, Change, Ears
-from quad.delivery.repository import Repository
-from quad.delivery.signed import read_state
-from quad.delivery.wishes import Wishes
+from quad.core.storage.install_pointers import read_installed
+from quad.core.storage.pack import write_pack
+from quad.delivery.device.device import Device
+from quad.delivery.device.events import Access, Change, Ears
+from quad.delivery.device.fit import Host
+from quad.delivery.publisher.keys import Keys
+from quad.delivery.publisher.repository import Repository
+from quad.delivery.publisher.signed import read_state
+from quad.delivery.publisher.terms import Wishes
 
 PASSWORD = b"a password of tests"
 PARENTS = {"slots": "5" * 64, "profile": "9" * 64}

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from quad.evaluate.demo import SHARES, Place, demo
-from quad.evaluate.profile_table import QUAD_SECONDS, profile_table, quad_seconds
-from quad.evaluate.quality import find_adapters
-from quad.evaluate.summary import Measured
+from quad.evaluate.figures.quality import find_adapters
+from quad.evaluate.page.profile_table import QUAD_SECONDS, profile_table, quad_seconds
+from quad.evaluate.page.summary import Measured
 from quad.zoo.samples import TASKS
 
 N = 2

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-import quad.compile.build
-import quad.evaluate.runs  # noqa: F401
-from quad.model.base import Base, open_model
+import quad.build.build
+import quad.evaluate.figures.runs  # noqa: F401
+from quad.model.base.open import Base, open_model
 from tests.model.conftest import model_dir as model_dir
 from tests.model.conftest import unet as unet
 from tests.runtime.conftest import bundle_copy as bundle_copy

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 
 from quad.core.digests import canonical_json
 from quad.core.errors import CompatibilityError, InputError, QuadError, VerificationError
-from quad.core.pack import DIGEST_KEY, MANIFEST_KEY, content_digest
 from quad.core.padding import trim
+from quad.core.storage.pack import DIGEST_KEY, MANIFEST_KEY, content_digest
 from tests.hostile import lora_bytes
 from tests.hostile.raw import Written, of_bytes
 from tests.hostile.refusal import Case

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import save_file
 
-from quad.compile.build import BuildRequest, build
-from quad.quantize import CalibrationSample
+from quad.build.build import BuildRequest, build
+from quad.quantize.observe.calibrate import CalibrationSample
 from tests.hostile.lora_bytes import CUT, ENTRIES, FORMATS, HEADERS, LENGTHS, PAIR
 from tests.hostile.lora_meaning import ATTN2, BASES, CONV, KEYS, KINDS, NUMBERS, PARTS, TEXT
 from tests.hostile.lora_places import CONFIGS, METADATA, PLACES

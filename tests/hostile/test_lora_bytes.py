@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quad.model.base import Base
-from quad.model.lora import read_lora
+from quad.lora.read import read_lora
+from quad.model.base.open import Base
 from tests.hostile.lora_bytes import CUT, ENTRIES, FORMATS, HEADERS, LENGTHS
 from tests.hostile.refusal import Case, each, quad_refuses, refused
 

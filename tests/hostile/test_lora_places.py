@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import InputError
-from quad.model.base import Base
-from quad.model.lora import read_lora
+from quad.lora.read import read_lora
+from quad.model.base.open import Base
 from tests.hostile.lora_bytes import WHOLE
 from tests.hostile.lora_places import CONFIGS, METADATA, PLACES
 from tests.hostile.raw import of_bytes

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import InputError, QuadError, UsageError
-from quad.model.hub import resolve_model
+from quad.model.base.hub import resolve_model
 from quad.zoo import calibration
 from tests.hostile.refusal import quad_refuses, refused
 

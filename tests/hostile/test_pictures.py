@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from quad.core.errors import InputError
-from quad.runtime.mask import read_mask
-from quad.runtime.picture import open_picture, to_rgb
+from quad.runtime.conditioning.mask import read_mask
+from quad.runtime.conditioning.picture import open_picture, to_rgb
 from tests.hostile.pictures import PICTURES, PNG, png
 from tests.hostile.raw import of_bytes
 from tests.hostile.refusal import Case, each, quad_refuses

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from quad.model.lora_names import original_names
+from quad.lora.module_names import original_names
 
 Tensors = dict[str, Tensor]
 Spelling = Callable[[Tensors, nn.Module], Tensors]

@@ -15,10 +15,14 @@ from torch import Tensor
 from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.model.base import Base
-from quad.model.lora import FloatAdapter, LowRank
-from quad.model.slotted import SlottedNetwork, slot_network
-from quad.quantize import CalibrationSample, Feed, Statistics, UnifyOptions, balanced_inputs, observe, unify, weights_of
+from quad.lora.read import FloatAdapter, LowRank
+from quad.model.base.open import Base
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import SlottedNetwork, slot_network
+from quad.quantize.encodings.integers import balanced_inputs
+from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.observe.observers import Feed, Statistics, observe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "mid_block.resnets.0.conv1"

@@ -13,33 +13,22 @@ import torch
 from quad.core.errors import BackendError
 from quad.core.profile import Profile
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
-from quad.model.base import Base
-from quad.model.lora import FloatAdapter, LowRank
-from quad.model.slotted import Slotted, slot_networks
-from quad.quantize import (
-    CalibrationSample,
-    Probe,
-    ProbeOptions,
-    Statistics,
-    UnifyOptions,
-    balanced_inputs,
-    calibrate,
-    component_networks,
-    dequantize_adapter,
-    integer_slots,
-    own_profiles,
-    quantize_adapter,
-    record_probes,
-    score_adapters,
-    simulated,
-    torch_sessions,
-    unify,
-    weights_of,
-)
-from quad.quantize.distill import Classroom, distill
-from quad.quantize.session import bind_slots
-from quad.quantize.training import DistillOptions
-from quad.runtime.tokenizer import Tokenizer
+from quad.lora.read import FloatAdapter, LowRank
+from quad.model.base.open import Base
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import Slotted, slot_networks
+from quad.quantize.correct.simulate import simulated
+from quad.quantize.distill.distill import Classroom, distill
+from quad.quantize.distill.training import DistillOptions
+from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
+from quad.quantize.observe.calibrate import CalibrationSample, calibrate, component_networks
+from quad.quantize.observe.observers import Statistics
+from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.quantize.observe.torch_session import bind_slots, torch_sessions
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from quad.quantize.profile.sensitivity import score_adapters
+from quad.quantize.profile.shared_ranges import own_profiles
+from quad.runtime.conditioning.tokenizer import Tokenizer
 
 QUERY, MLP = "text_encoder.encoder.layers.0.self_attn.q_proj", "text_encoder.encoder.layers.0.mlp.fc1"
 WORDS = CalibrationSample("text-to-image", "a house", adapter="words")

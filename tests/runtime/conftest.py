@@ -36,7 +36,7 @@ from quad.core.padding import trim
 from quad.core.ports import PORTS_FILE
 from quad.core.profile import Profile
 from quad.runtime import Request, Scheduler, SchedulerOptions
-from tests.runtime.held import Clock, HeldPipeline
+from tests.runtime.held_pipeline import Clock, HeldPipeline
 from tests.runtime.tiny_htp import save_htp_unet
 from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, save_graph, save_unet, tiny_slots, value
 

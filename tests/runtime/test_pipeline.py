@@ -18,7 +18,7 @@ from PIL import Image
 from quad import QuadPipeline
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
 from quad.core.manifest import AdapterManifest
-from quad.core.pack import write_pack
+from quad.core.storage.pack import write_pack
 from quad.runtime import Request
 
 

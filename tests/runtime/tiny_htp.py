@@ -101,7 +101,7 @@ def ports() -> Ports:
 
 def save_htp_unet(path: Path, rank: int) -> None:
     """Binary, its pointer `path` and the ports; rank 0 leaves the slots out."""
-    from quad.runtime.qnn import htp_session
+    from quad.runtime.engines.qnn import htp_session
 
     written = _graph(bool(rank))
     inputs = [value(name, shape, TensorProto.UINT16) for name, shape in INPUTS.items()]

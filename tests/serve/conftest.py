@@ -17,13 +17,13 @@ import pytest
 import uvicorn
 
 from quad import QuadPipeline
-from quad.runtime.scheduler import Scheduler, SchedulerOptions
+from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
 from quad.serve import QuadClient
 from quad.serve.guard import Door
+from quad.serve.http_client import Wire
 from quad.serve.limits import Limits
 from quad.serve.server import make_server
 from quad.serve.service import Service
-from quad.serve.wire import Wire
 from tests.runtime.conftest import bundle_copy, forge, ink, mask, picture, rewrite, tiny_bundle  # noqa: F401
 from tests.serve.fake import FakeScheduler
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from quad.core.digests import file_digest
-from quad.core.installed import PACKS, Installed, Version, pack_path, write_pointer
-from quad.core.pack import write_pack
+from quad.core.storage.install_pointers import PACKS, Installed, Version, pack_path, write_pointer
+from quad.core.storage.pack import write_pack
 
 
 def install_pack(store: Path, name: str, made: tuple[Any, Any], version: int) -> Path:

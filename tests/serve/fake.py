@@ -12,8 +12,8 @@ from PIL import Image
 from quad.core.errors import QuadError, StoppedError
 from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.queue.ticket import StepEvent
 from quad.runtime.request import Request
-from quad.runtime.ticket import StepEvent
 from quad.serve.api import ENDED, State
 
 

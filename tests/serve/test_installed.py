@@ -12,9 +12,9 @@ import pytest
 
 from quad import QuadPipeline
 from quad.core.errors import InputError, UsageError, VerificationError
-from quad.core.installed import pointer_path, remove_pointer
-from quad.core.pack import write_pack
-from quad.runtime.installed import InstalledAdapters
+from quad.core.storage.install_pointers import pointer_path, remove_pointer
+from quad.core.storage.pack import write_pack
+from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.serve.limits import Limits
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.conftest import Serve
@@ -171,7 +171,7 @@ def test_a_store_that_cannot_be_read_is_told_of_and_looked_at_again(
 
     install_pack(tmp_path, "ink", ink, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("quad.runtime.installed.look_at_installed", broken)
+        patch.setattr("quad.runtime.adapters.follow_store.look_at_installed", broken)
         installed.look()
     assert "Input/output error" in installed.notes[0]
     installed.look()

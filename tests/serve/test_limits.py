@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from quad.runtime.mask import MAX_GROW_PX
+from quad.runtime.conditioning.mask import MAX_GROW_PX
 from quad.serve.api import LONGEST_PROMPT, NewRequest
+from quad.serve.error_response import Refusal
 from quad.serve.limits import Budget, Limits
-from quad.serve.refusal import Refusal
 from tests.serve.conftest import Serve, Served
 
 

@@ -12,7 +12,7 @@ from starlette.routing import Route
 
 from quad.serve.app import DOCUMENT_PATH, OPERATIONS, make_app
 from quad.serve.limits import Limits
-from quad.serve.openapi import document
+from quad.serve.operations.openapi import document
 from tests.serve.conftest import Serve
 
 ROOT = Path(__file__).parents[2]

@@ -149,7 +149,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from quad import QuadPipeline
 from quad.serve.host import Hosted, host
-from quad.serve.place import socket_place
+from quad.serve.endpoint import socket_place
 
 by, swallowed, announced, whole = int(sys.argv[3]), sys.argv[4] == "True", [], QuadPipeline.from_pretrained
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from quad.core.errors import QuadError
 from quad.runtime.output import PipelineOutput
-from quad.serve import stream
 from quad.serve.limits import Limits
+from quad.serve.operations import stream
 from tests.serve.conftest import Serve, Served
 
 SIDE = 800  # of noise: more than a socket takes at once

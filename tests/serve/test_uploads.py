@@ -11,7 +11,7 @@ import pytest
 
 from quad import QuadPipeline
 from quad.core.errors import BusyError, QuadError, UsageError
-from quad.core.pack import write_pack
+from quad.core.storage.pack import write_pack
 from quad.serve.limits import Limits
 from tests.serve.conftest import Serve, same
 

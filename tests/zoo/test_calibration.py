@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quad.quantize.calibrate import CalibrationSample
+from quad.quantize.observe.calibrate import CalibrationSample
 from quad.zoo.calibration import PER_ADAPTER, UNET_CALLS, calibration_samples
 
 

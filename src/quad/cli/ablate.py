@@ -15,7 +15,7 @@ from quad.cli.options import named_paths
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
-    from quad.evaluate.ablate import Study
+    from quad.evaluate.ablation.ablate import Study
 
 Output = Annotated[
     Path,
@@ -39,9 +39,9 @@ def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = 
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_extra("quad ablate")
-        from quad.evaluate.ablate import ablate as measure
-        from quad.evaluate.ablation_report import study_json, write_study
-        from quad.evaluate.cross import cross
+        from quad.evaluate.ablation.ablate import ablate as measure
+        from quad.evaluate.ablation.cross_table import cross
+        from quad.evaluate.ablation.page import study_json, write_study
 
         study = _study(model, adapters, output, names, n)
         found = measure(study, progress)
@@ -52,10 +52,10 @@ def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = 
 
 def _study(model: str, adapters: dict[str, Path], output: Path, names: list[str], n: int) -> Study:
     """The rows that are asked for; a model directory brings its own adapters where none is named."""
-    from quad.evaluate.ablate import Study
-    from quad.evaluate.ablation_plan import plan
-    from quad.evaluate.quality import find_adapters
-    from quad.model.hub import resolve_model
+    from quad.evaluate.ablation.ablate import Study
+    from quad.evaluate.ablation.plan import plan
+    from quad.evaluate.figures.quality import find_adapters
+    from quad.model.base.hub import resolve_model
     from quad.zoo.reference import reference_dir
 
     directory = reference_dir() if model == REFERENCE else resolve_model(model)

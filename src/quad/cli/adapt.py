@@ -17,7 +17,7 @@ from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
-    from quad.compile.adapt_request import AdaptRequest, AdaptResult
+    from quad.admit.request import AdaptRequest, AdaptResult
 
 Adapter = Annotated[
     str, typer.Argument(metavar="NAME=PATH", help="A float LoRA file or directory, under the name it will have.", show_default=False)
@@ -66,8 +66,8 @@ def adapt(
     pairs = named_paths("NAME=PATH", [adapter])
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_extra("quad adapt")
-        from quad.compile.adapt import adapt as admit
-        from quad.compile.adapt_request import AdaptRequest
+        from quad.admit.admit import adapt as admit
+        from quad.admit.request import AdaptRequest
 
         name, path = next(iter(pairs.items()))
         asked = AdaptRequest(
@@ -81,7 +81,7 @@ def adapt(
 
 def _with_base(asked: AdaptRequest, base: str) -> AdaptRequest:
     """The model's directory, and samples of its tasks."""
-    from quad.model.hub import resolve_model
+    from quad.model.base.hub import resolve_model
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_dir
 

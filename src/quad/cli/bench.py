@@ -33,9 +33,9 @@ def bench(
 ) -> None:
     """Measure a bundle here: milliseconds, switch time, ROM, peak memory."""
     check_report_dir(out)
-    from quad.evaluate.bench import BenchOptions
-    from quad.evaluate.bench_process import measure
-    from quad.evaluate.bench_report import write_bench
+    from quad.evaluate.bench.bench import BenchOptions
+    from quad.evaluate.bench.page import write_bench
+    from quad.evaluate.bench.process import measure
 
     with stage_bar() as progress:
         found = measure(BenchOptions(bundle, engine, threads, repeats, tuple(task or ())), progress)
@@ -45,8 +45,8 @@ def bench(
 
 
 def _lines(found: dict[str, Any], out: Path | None) -> list[str]:
-    from quad.evaluate.bench_report import PAGE_FILE, machine_line
-    from quad.evaluate.bench_tables import grids, text_lines
+    from quad.evaluate.bench.page import PAGE_FILE, machine_line
+    from quad.evaluate.bench.tables import grids, text_lines
 
     lines = [line for grid in grids(found) for line in text_lines(grid)] + [machine_line(found)]
     return lines if out is None else [*lines, str(out / PAGE_FILE)]

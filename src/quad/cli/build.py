@@ -18,7 +18,7 @@ from quad.cli.show import size as shown_size
 from quad.core.errors import UnsupportedError, mismatch
 
 if TYPE_CHECKING:
-    from quad.compile.request import BuildRequest, BuildResult
+    from quad.build.request import BuildRequest, BuildResult
 
 REFERENCE = "toyland"
 
@@ -179,10 +179,10 @@ def build(
     adapters = named_paths("--adapter", chosen.adapter or [])
     with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
         check_extra("quad build")
-        from quad.compile.build import build as build_bundle
+        from quad.build.build import build as build_bundle
 
         built = build_bundle(replace(_request(model, adapters, output, chosen), dump_passes=dump_passes, encodings=encodings), progress)
-        from quad.compile.processes import is_main
+        from quad.build.processes import is_main
     if not is_main():
         return
     for line in _sensitivity(built.profile):
@@ -203,8 +203,8 @@ def check_extra(verb: str) -> None:
 
 def _request(model: str, adapters: dict[str, Path], output: Path, chosen: Choices) -> BuildRequest:
     """The build that is asked for; `toyland` brings its directory and, where no adapter is named, its five."""
-    from quad.compile.request import BuildRequest
-    from quad.model.hub import resolve_model
+    from quad.build.request import BuildRequest
+    from quad.model.base.hub import resolve_model
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_adapters, reference_dir
 

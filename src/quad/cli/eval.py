@@ -16,7 +16,7 @@ from quad.cli.show import Json, result, stage_bar
 from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
-    from quad.evaluate.against import Answer
+    from quad.evaluate.compare import Answer
 
 Against = Annotated[
     str,
@@ -53,8 +53,8 @@ def eval(
     check_report_dir(output)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_extra("quad eval")
-        from quad.evaluate.against import Question, evaluate_bundle, write_answer
-        from quad.model.hub import resolve_model
+        from quad.evaluate.compare import Question, evaluate_bundle, write_answer
+        from quad.model.base.hub import resolve_model
         from quad.zoo.reference import reference_dir
 
         model = reference_dir() if against == REFERENCE else resolve_model(against)

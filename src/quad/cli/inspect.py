@@ -57,7 +57,7 @@ def _facts(path: Path) -> Facts:
 
 
 def _bundle_facts(path: Path) -> Facts:
-    from quad.core.pack import parse_adapter_manifest
+    from quad.core.storage.pack import parse_adapter_manifest
     from quad.runtime import open_bundle
 
     bundle = open_bundle(path)
@@ -81,7 +81,7 @@ def _bundle_facts(path: Path) -> Facts:
 
 
 def _pack_facts(path: Path) -> Facts:
-    from quad.core.pack import read_pack
+    from quad.core.storage.pack import read_pack
 
     pack = read_pack(path)
     said = pack.manifest
@@ -112,6 +112,6 @@ def _lines(path: Path, facts: Facts) -> list[str]:
 
 
 def _weights(adapter: AdapterFacts) -> str:
-    from quad.runtime.mix import show_headroom
+    from quad.runtime.adapters.weighted_sum import show_headroom
 
     return "" if adapter.headroom is msgspec.UNSET else f", weights up to {show_headroom(adapter.headroom)}"

@@ -9,11 +9,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from quad.core.errors import InputError, mismatch
-from quad.core.pack import MANIFEST_KEY
-from quad.model.links import contained
-from quad.model.lora_keys import Role, parse_key, refuse_other_kinds
-from quad.model.lora_kinds import kind_of, own_rank
-from quad.model.lora_places import DIFFUSERS_NAME, PEFT_NAME, first_bytes, refuse_pickle
+from quad.core.storage.links import contained
+from quad.core.storage.pack import MANIFEST_KEY
+from quad.lora.keys import Role, parse_key, refuse_other_kinds
+from quad.lora.kinds import kind_of, own_rank
+from quad.lora.places import DIFFUSERS_NAME, PEFT_NAME, first_bytes, refuse_pickle
 
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 

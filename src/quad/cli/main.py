@@ -15,13 +15,13 @@ from quad.cli.ablate import ablate
 from quad.cli.adapt import adapt
 from quad.cli.bench import bench
 from quad.cli.build import build
+from quad.cli.delivery.fetch import fetch
+from quad.cli.delivery.install import install
+from quad.cli.delivery.list import list as list_adapters
+from quad.cli.delivery.publish import app as publish
+from quad.cli.delivery.rollback import rollback
 from quad.cli.eval import eval
-from quad.cli.fetch import fetch
 from quad.cli.inspect import inspect
-from quad.cli.install import install
-from quad.cli.list import list as list_adapters
-from quad.cli.publish import app as publish
-from quad.cli.rollback import rollback
 from quad.cli.run import run
 from quad.cli.serve import serve
 from quad.core.errors import InputError, QuadError, mismatch

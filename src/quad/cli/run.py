@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from quad.cli.delivery.device import StoreDir
 from quad.cli.options import weighted_names
 from quad.cli.show import Json, note, progress_bar, result
-from quad.cli.stores import StoreDir
 from quad.core.errors import UsageError, mismatch
-from quad.core.installed import store_beside
 from quad.core.memory import peak_ram_bytes
+from quad.core.storage.install_pointers import store_beside
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -119,7 +119,7 @@ def _check_output(output: Path) -> None:
 
 
 def _write_png(path: Path, picture: Image) -> None:
-    from quad.core.files import write_bytes
+    from quad.core.storage.files import write_bytes
 
     data = io.BytesIO()
     picture.save(data, format="PNG")

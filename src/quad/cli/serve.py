@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from quad.cli.delivery.device import StoreDir
 from quad.cli.run import EngineName
 from quad.cli.show import Json, result
-from quad.cli.stores import StoreDir
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 
 if TYPE_CHECKING:
-    from quad.serve.place import Place
+    from quad.serve.endpoint import Place
     from quad.serve.service import Service
 
 MIB = 2**20
@@ -81,9 +81,9 @@ def serve(
     if port is None and token_file is not None:
         raise UsageError(mismatch("--token-file", "--port with it", "none", "a socket needs no token, its file mode is the check"))
     _require_extra()
+    from quad.serve.endpoint import port_place, socket_place
     from quad.serve.host import Hosted, host
     from quad.serve.limits import Limits
-    from quad.serve.place import port_place, socket_place
 
     limits = Limits(max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease)
     hosted = Hosted(bundle, engine, threads, memory, store, allow_uploads, limits, adapter_budget)
@@ -102,7 +102,7 @@ def _require_extra() -> None:
 def _print_document() -> None:
     _require_extra()
     from quad.serve.app import OPERATIONS
-    from quad.serve.openapi import document
+    from quad.serve.operations.openapi import document
 
     print(json.dumps(document(OPERATIONS), indent=2))
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
-from quad.model.sites import SITE_OP, exporting
-from quad.quantize.layers import layers_of, tables_of
+from quad.model.slots.layers import layers_of, tables_of
+from quad.model.slots.sites import SITE_OP, exporting
 
 OPSET = 21
 SITE_DOMAIN = "quad"

@@ -149,7 +149,7 @@ class Golden(msgspec.Struct, frozen=True):
 
     Args:
         probe: number of the probe among the bundle's.
-        values: means of the output over blocks, see `quad.runtime.golden`.
+        values: means of the output over blocks, see `quad.runtime.golden_outputs`.
         tolerance: largest difference of one value that engines and numbers of threads make.
     """
 

@@ -13,9 +13,9 @@ import msgspec
 from tuf.api.metadata import TargetFile, Targets
 
 from quad.core.errors import UsageError, VerificationError, mismatch
-from quad.core.installed import Sha256, Version
 from quad.core.manifest import AdapterName
-from quad.core.pack import PACK_SUFFIX
+from quad.core.storage.install_pointers import Sha256, Version
+from quad.core.storage.pack import PACK_SUFFIX
 
 REVOKED = "quad_revoked"
 LARGEST_PACK = 1 << 33  # bytes; a larger one is damage, or meant to fill the disk

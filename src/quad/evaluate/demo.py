@@ -18,21 +18,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 
-from quad.compile.build import build
-from quad.compile.request import BuildRequest
+from quad.build.build import build
+from quad.build.request import BuildRequest
 from quad.core.errors import QuadError, UsageError, mismatch
-from quad.core.files import write_bytes
-from quad.evaluate import laws
-from quad.evaluate.bench import BenchOptions
-from quad.evaluate.bench_process import measure
-from quad.evaluate.effect import bundle_effects
-from quad.evaluate.output import save_pictures, write_json
-from quad.evaluate.quality import find_adapters, vae_figures
-from quad.evaluate.reference import Reference
-from quad.evaluate.report import render
-from quad.evaluate.runs import Show, evaluate_all, run_tasks
-from quad.evaluate.summary import Measured, make_report
-from quad.evaluate.tables import quality_rows
+from quad.core.storage.files import write_bytes
+from quad.evaluate.bench.bench import BenchOptions
+from quad.evaluate.bench.process import measure
+from quad.evaluate.figures import laws
+from quad.evaluate.figures.effect import bundle_effects
+from quad.evaluate.figures.quality import find_adapters, vae_figures
+from quad.evaluate.figures.reference import Reference
+from quad.evaluate.figures.runs import Show, evaluate_all, run_tasks
+from quad.evaluate.page.output import save_pictures, write_json
+from quad.evaluate.page.report import render
+from quad.evaluate.page.summary import Measured, make_report
+from quad.evaluate.page.tables import quality_rows
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import reference_dir

@@ -6,28 +6,28 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from quad.runtime.adapters import AdapterStore as AdapterStore
+    from quad.runtime.adapters.store import AdapterStore as AdapterStore
     from quad.runtime.bundle import Bundle as Bundle
     from quad.runtime.bundle import open_bundle as open_bundle
-    from quad.runtime.engine import Engine as Engine
-    from quad.runtime.engine import Session as Session
+    from quad.runtime.engines.engine import Engine as Engine
+    from quad.runtime.engines.engine import Session as Session
     from quad.runtime.output import PipelineOutput as PipelineOutput
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
+    from quad.runtime.queue.scheduler import Scheduler as Scheduler
+    from quad.runtime.queue.scheduler import SchedulerOptions as SchedulerOptions
     from quad.runtime.request import Request as Request
-    from quad.runtime.scheduler import Scheduler as Scheduler
-    from quad.runtime.scheduler import SchedulerOptions as SchedulerOptions
 
 _LAZY = {
-    "AdapterStore": "quad.runtime.adapters",
+    "AdapterStore": "quad.runtime.adapters.store",
     "Bundle": "quad.runtime.bundle",
     "open_bundle": "quad.runtime.bundle",
-    "Engine": "quad.runtime.engine",
-    "Session": "quad.runtime.engine",
+    "Engine": "quad.runtime.engines.engine",
+    "Session": "quad.runtime.engines.engine",
     "PipelineOutput": "quad.runtime.output",
     "QuadPipeline": "quad.runtime.pipeline",
     "Request": "quad.runtime.request",
-    "Scheduler": "quad.runtime.scheduler",
-    "SchedulerOptions": "quad.runtime.scheduler",
+    "Scheduler": "quad.runtime.queue.scheduler",
+    "SchedulerOptions": "quad.runtime.queue.scheduler",
 }
 
 

@@ -14,11 +14,11 @@ import msgspec
 
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import InputError, VerificationError, mismatch
-from quad.core.files import inside
 from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.core.tensor_file import Identity
+from quad.core.storage.files import inside
+from quad.core.storage.tensor_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 AGAIN = "fetch or build the bundle again"

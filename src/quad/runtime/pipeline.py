@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
-from quad.runtime.active import AdaptedGraphs
+from quad.runtime.adapter_switch import AdaptedGraphs
+from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.bundle import Bundle, open_bundle
-from quad.runtime.conditioning import DEFAULT_GROW_PX
-from quad.runtime.engine import default_threads, open_engine
-from quad.runtime.installed import InstalledAdapters
-from quad.runtime.network import beside_of
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
+from quad.runtime.conditioning.guidance import beside_of
+from quad.runtime.conditioning.picture import PictureSource
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.engines.engine import default_threads, open_engine
+from quad.runtime.engines.graph import Graph, open_graphs
 from quad.runtime.output import PipelineOutput
-from quad.runtime.picture import PictureSource
 from quad.runtime.request import Request
-from quad.runtime.residency import Graph, open_graphs
 from quad.runtime.stages import Prepared, Stages
-from quad.runtime.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
 # As in diffusers: called as f(pipe, step index, timestep, {"latents": array}); what it returns is not used, what it raises ends the call.
@@ -103,7 +103,7 @@ class QuadPipeline(AdaptedGraphs):
 
         Args:
             task: None for the active adapter's task, or text-to-image where none is.
-            image, mask_image: PIL, array or path, any size; see `quad.runtime.conditioning`.
+            image, mask_image: PIL, array or path, any size; see `quad.runtime.conditioning.condition`.
             seed: noise is `default_rng(seed).standard_normal((1, c, h, w))` as float32.
             latents: that noise itself, float32 `(1, c, h, w)`.
             mask_grow: pixels of the graph's square by which the mask is grown.

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, TaskSpec
-from quad.runtime.conditioning import DEFAULT_GROW_PX, Given
-from quad.runtime.mix import weights_of
-from quad.runtime.picture import PictureSource
+from quad.runtime.adapters.weighted_sum import weights_of
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX, Given
+from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.tasks import Wishes, as_wished, choose_task
 
 

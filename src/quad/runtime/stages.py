@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest
-from quad.runtime.adapted import Adapted
-from quad.runtime.conditioning import Condition, make_condition, to_picture
-from quad.runtime.denoising import Denoising, Inputs, is_guided, plan_denoising
-from quad.runtime.network import draw_noise
+from quad.runtime.adapters.mixer import Adapted
+from quad.runtime.conditioning.condition import Condition, make_condition, to_picture
+from quad.runtime.conditioning.denoising import Denoising, Inputs, is_guided, plan_denoising
+from quad.runtime.conditioning.guidance import draw_noise
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.engines.graph import Graph
 from quad.runtime.output import PipelineOutput, Run
 from quad.runtime.request import Request, Resolved
-from quad.runtime.residency import Graph
 from quad.runtime.samplers import OnStep, count_calls, run_sampler
-from quad.runtime.tokenizer import Tokenizer
 
 Float = NDArray[np.float32]
 

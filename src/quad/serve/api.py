@@ -13,8 +13,8 @@ from msgspec import Meta
 from quad.core import errors
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import AdapterName, TaskSpec
-from quad.runtime.conditioning import DEFAULT_GROW_PX
-from quad.runtime.mask import MAX_GROW_PX
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
+from quad.runtime.conditioning.mask import MAX_GROW_PX
 
 JSON, PACK = "application/json", "application/octet-stream"
 MOST_STEPS, MOST_ADAPTERS, LONGEST_PROMPT = 1000, 16, 4000

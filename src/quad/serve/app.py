@@ -17,11 +17,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.serve import about_calls, adapter_calls, request_calls
+from quad.serve.error_response import Refusal, answer, refusal_of, refused
 from quad.serve.guard import Door, Guard
-from quad.serve.openapi import document
-from quad.serve.operations import Operation
-from quad.serve.refusal import Refusal, answer, refusal_of, refused
+from quad.serve.operations import about as about_calls
+from quad.serve.operations import adapters as adapter_calls
+from quad.serve.operations import requests as request_calls
+from quad.serve.operations.openapi import document
+from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
 
 OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *about_calls.OPERATIONS)

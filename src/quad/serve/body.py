@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.serve.api import JSON, LONGEST_PROMPT
+from quad.serve.error_response import Refusal
 from quad.serve.limits import Account, Limits
-from quad.serve.refusal import Refusal
 
 T = TypeVar("T")
 _MOST_COLONS = 2 * LONGEST_PROMPT + 1000

@@ -13,13 +13,13 @@ import msgspec
 
 from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.runtime.conditioning import DEFAULT_GROW_PX
-from quad.runtime.mix import weights_of
+from quad.runtime.adapters.weighted_sum import weights_of
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
+from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.output import PipelineOutput
-from quad.runtime.picture import PictureSource
 from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, raised
+from quad.serve.http_client import Wire
 from quad.serve.pictures import from_png, picture_file
-from quad.serve.wire import Wire
 
 # As the pipeline's: called as f(client, step index, timestep, {}); the latents stay with the server.
 StepCallback = Callable[["QuadClient", int, float, dict[str, Any]], Any]

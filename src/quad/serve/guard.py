@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quad.core.errors import InputError, mismatch
-from quad.serve.refusal import Refusal, refused
+from quad.serve.error_response import Refusal, refused
 from quad.serve.service import Service
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
-from quad.core.installed import store_beside
-from quad.runtime.installed import InstalledAdapters
+from quad.core.storage.install_pointers import store_beside
+from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
-from quad.runtime.scheduler import Scheduler, SchedulerOptions
+from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
+from quad.serve.endpoint import Place
 from quad.serve.guard import Door
 from quad.serve.limits import Limits
-from quad.serve.place import Place
 from quad.serve.server import serve
 from quad.serve.service import Service
 

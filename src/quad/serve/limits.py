@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quad.core.errors import BusyError, mismatch
-from quad.serve.refusal import Refusal
+from quad.serve.error_response import Refusal
 
 MIB = 2**20
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quad.runtime.picture import PictureSource, decode_picture, open_picture, picture_bytes, to_rgb
+from quad.runtime.conditioning.picture import PictureSource, decode_picture, open_picture, picture_bytes, to_rgb
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG = "image/png"

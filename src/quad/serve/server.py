@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import uvicorn
 
 from quad.serve.app import make_app
-from quad.serve.connection import bounded
+from quad.serve.bounded_connection import bounded
 from quad.serve.guard import Door
 from quad.serve.service import Service
 

@@ -12,12 +12,12 @@ from typing import TypeVar
 from anyio import CapacityLimiter, to_thread
 
 from quad.core.errors import BusyError, StoppedError, mismatch
-from quad.runtime.installed import InstalledAdapters
+from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
-from quad.runtime.scheduler import Scheduler
-from quad.serve.book import Book
+from quad.runtime.queue.scheduler import Scheduler
+from quad.serve.error_response import Refusal
 from quad.serve.limits import Budget, Limits
-from quad.serve.refusal import Refusal
+from quad.serve.registry import Book
 
 T = TypeVar("T")
 _THREADS = 2  # for decoding pictures and reading packs

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import QuadError
-from quad.model.base import WORLD_FILE
-from quad.model.tasks import tasks_of
-from quad.model.weights import read_config
-from quad.quantize.calibrate import CalibrationSample
+from quad.model.base.default_tasks import tasks_of
+from quad.model.base.open import WORLD_FILE
+from quad.model.base.weight_files import read_config
+from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.tasks import TEXT_TO_IMAGE
 from quad.zoo.draw import draw_mask, draw_scene
 from quad.zoo.samples import TASKS, sample

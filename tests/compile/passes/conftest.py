@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from quad.compile.passes import run_passes
 from quad.compile.passes.contract import Kept, Trial, check_contract
-from quad.compile.passes.remove_sites import is_site
-from quad.model.slotted import slot_inputs
+from quad.compile.passes.integers.remove_sites import is_site
+from quad.model.slots.network import slot_inputs
 
 SLOT_A, SLOT_B = "fc.lora_A", "fc.lora_B"
 

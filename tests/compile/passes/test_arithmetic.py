@@ -9,8 +9,8 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.arithmetic import PlainArithmetic
 from quad.compile.passes.contract import check_contract
+from quad.compile.passes.operators.arithmetic import PlainArithmetic
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 

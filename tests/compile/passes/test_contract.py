@@ -10,7 +10,7 @@ import pytest
 
 from quad.compile.passes.contract import Trial, check_contract
 from quad.compile.passes.edit import Writer, replace, scalar
-from quad.compile.passes.remove_sites import is_site
+from quad.compile.passes.integers.remove_sites import is_site
 from quad.core.errors import VerificationError
 from tests.compile.passes.conftest import Sketch, feeds
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.dynamic_gemm import DynamicGemm
+from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 

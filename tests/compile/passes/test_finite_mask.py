@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.finite_mask import MASKED
+from quad.compile.passes.operators.finite_mask import MASKED
 from tests.compile.passes.conftest import Sketch, kept
 
 CAUSAL = np.triu(np.full((1, 1, 4, 4), -np.inf, np.float32), 1)

@@ -14,10 +14,10 @@ from diffusers.models.embeddings import Timesteps
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quad.compile.components import sinusoid_of
 from quad.compile.export import GraphSpec, export_graph
+from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import RemoveSites, run_passes
-from quad.compile.passes.host_timestep import HostTimestep
+from quad.compile.passes.operators.host_timestep import HostTimestep
 from quad.core.ports import Sinusoid
 from tests.compile.passes.conftest import Sketch, operators
 

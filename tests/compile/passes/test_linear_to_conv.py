@@ -9,7 +9,7 @@ import pytest
 
 from quad.compile.passes import run_passes, weight_permutation
 from quad.compile.passes.contract import Trial, check_contract
-from quad.compile.passes.fold_transpose import as_parameter, as_stored
+from quad.compile.passes.layout.fold_transpose import as_parameter, as_stored
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 

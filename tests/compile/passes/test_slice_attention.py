@@ -6,8 +6,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from quad.compile.passes.attention.slice_attention import MOST_SCORES, SliceAttention
 from quad.compile.passes.contract import Trial, check_contract
-from quad.compile.passes.slice_attention import MOST_SCORES, SliceAttention
 from tests.compile.passes.conftest import Sketch, operators
 from tests.compile.passes.test_integer import quantized
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes.contract import Trial, check_contract
-from quad.compile.passes.split_bias import SplitBias
+from quad.compile.passes.integers.split_bias import SplitBias
 from tests.compile.passes.conftest import Sketch, feeds, operators
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from quad.compile.passes import run_passes
 from quad.compile.passes.contract import Trial, check_contract
-from quad.compile.qdq import place_qdq
+from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.encoding import Encoding
 from quad.core.slots import SlotTable

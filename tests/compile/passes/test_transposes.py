@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.axes import inverse, reshape_first
 from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.layout.axes import inverse, reshape_first
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 

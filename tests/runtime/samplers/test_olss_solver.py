@@ -11,7 +11,7 @@ import pytest
 from quad.core.errors import InputError, UsageError
 from quad.core.manifest import SamplerSpec
 from quad.runtime.samplers import Trajectory, olss_error, record_trajectory, run_sampler, solve_olss
-from quad.runtime.samplers import olss_solver as solver
+from quad.runtime.samplers.olss import solver
 
 CASES = [("zero_snr", "v_prediction"), ("stable_diffusion", "epsilon"), ("stable_diffusion", "v_prediction")]
 

@@ -4,9 +4,9 @@
 target's table names, see `PASSES`.
 """
 
-from quad.compile.passes.fold_transpose import FoldWeightTranspose, weight_permutation
+from quad.compile.passes.integers.remove_sites import RemoveSites
+from quad.compile.passes.layout.fold_transpose import FoldWeightTranspose, weight_permutation
 from quad.compile.passes.registry import PASSES, NamedPass, Observer, passes_after, passes_before, run_passes, unobserved
-from quad.compile.passes.remove_sites import RemoveSites
 from quad.compile.passes.sequences import clean, finish, tidy
 
 __all__ = [

@@ -18,9 +18,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from quad.compile.passes.remove_sites import RemoveSites, is_site, site_name
+from quad.compile.passes.integers.remove_sites import RemoveSites, is_site, site_name
 from quad.core.errors import VerificationError, mismatch
-from quad.runtime.ort import OrtSession, session_options
+from quad.runtime.engines.ort import OrtSession, session_options
 
 Arrays = Mapping[str, NDArray[Any]]
 

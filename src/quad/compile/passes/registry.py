@@ -14,27 +14,27 @@ import onnx_ir as ir
 import onnx_ir.passes.common as library
 from onnxscript.optimizer import fold_constants_ir
 
-from quad.compile.passes.arithmetic import PlainArithmetic
-from quad.compile.passes.dynamic_gemm import DynamicGemm
-from quad.compile.passes.finite_mask import FiniteMask
-from quad.compile.passes.fold_qdq import FoldQdq
-from quad.compile.passes.fold_scales import FoldScales
-from quad.compile.passes.fuse_slots import FuseSlots
-from quad.compile.passes.gelu import FuseGelu
-from quad.compile.passes.group_norm import ToGroupNorm
-from quad.compile.passes.host_timestep import HostTimestep
-from quad.compile.passes.integer_conv import IntegerConv
-from quad.compile.passes.integer_matmul import IntegerMatMul
-from quad.compile.passes.layer_norm import DecomposeLayerNorm
-from quad.compile.passes.linear_to_conv import LinearToConv
-from quad.compile.passes.narrow_ids import NarrowIds
-from quad.compile.passes.silu import FlattenSmallSilu
-from quad.compile.passes.slice_attention import SliceAttention
-from quad.compile.passes.slot_gemm import SlotGemm
-from quad.compile.passes.split_concat import SplitConcat
-from quad.compile.passes.split_halves import SplitHalves
-from quad.compile.passes.split_heads import SplitHeads
-from quad.compile.passes.transposes import CancelTransposes
+from quad.compile.passes.attention.slice_attention import SliceAttention
+from quad.compile.passes.attention.split_halves import SplitHalves
+from quad.compile.passes.attention.split_heads import SplitHeads
+from quad.compile.passes.integers.fold_qdq import FoldQdq
+from quad.compile.passes.integers.fold_scales import FoldScales
+from quad.compile.passes.integers.integer_conv import IntegerConv
+from quad.compile.passes.integers.integer_matmul import IntegerMatMul
+from quad.compile.passes.integers.split_concat import SplitConcat
+from quad.compile.passes.layout.linear_to_conv import LinearToConv
+from quad.compile.passes.layout.transposes import CancelTransposes
+from quad.compile.passes.operators.arithmetic import PlainArithmetic
+from quad.compile.passes.operators.finite_mask import FiniteMask
+from quad.compile.passes.operators.gelu import FuseGelu
+from quad.compile.passes.operators.group_norm import ToGroupNorm
+from quad.compile.passes.operators.host_timestep import HostTimestep
+from quad.compile.passes.operators.layer_norm import DecomposeLayerNorm
+from quad.compile.passes.operators.narrow_ids import NarrowIds
+from quad.compile.passes.operators.silu import FlattenSmallSilu
+from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
+from quad.compile.passes.slots.fuse_slots import FuseSlots
+from quad.compile.passes.slots.slot_gemm import SlotGemm
 from quad.core.errors import UsageError, mismatch
 
 Observer = Callable[[str, ir.Model], None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir as ir
 import onnx_ir.passes.common as library
 
-from quad.compile.passes.fold_transpose import FoldWeightTranspose
+from quad.compile.passes.layout.fold_transpose import FoldWeightTranspose
 from quad.compile.passes.registry import FoldConstants, Observer, run_sequence, unobserved
 
 

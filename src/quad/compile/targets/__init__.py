@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from quad.core.encoding import Encoding
 from quad.core.errors import UnsupportedError, UsageError, mismatch
+from quad.core.precision import eight_bit_percent, precision_kind
 from quad.core.profile import Profile
-from quad.quantize.precision import eight_bit_percent, precision_kind
 
 _BYTE = 8
 _CONSTANTS = (".weight", ".lora_A", ".lora_B")

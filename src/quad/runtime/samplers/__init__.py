@@ -2,11 +2,11 @@
 
 from quad.runtime.samplers.denoiser import Model, OnStep
 from quad.runtime.samplers.lcm import lcm_timesteps
-from quad.runtime.samplers.olss_solver import olss_error, solve_olss
+from quad.runtime.samplers.loop import Keep, Start, add_noise
+from quad.runtime.samplers.olss.solver import olss_error, solve_olss
+from quad.runtime.samplers.olss.trajectory import Trajectory, record_trajectory
 from quad.runtime.samplers.run import count_calls, run_sampler
 from quad.runtime.samplers.schedule import alphas_cumprod
-from quad.runtime.samplers.trajectory import Trajectory, record_trajectory
-from quad.runtime.samplers.walk import Keep, Start, add_noise
 
 __all__ = [
     "Keep",

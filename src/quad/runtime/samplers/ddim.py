@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.route import Call, Job, Route, preserving_route
+from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
 from quad.runtime.samplers.schedule import Array, alphas_cumprod
 from quad.runtime.samplers.spacing import whole_timesteps
 

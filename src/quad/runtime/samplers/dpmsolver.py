@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from math import exp, expm1, inf, log, sqrt
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.runtime.samplers.route import Call, Job, Route, solver_route
+from quad.runtime.samplers.contract import Call, Job, Route, solver_route
 from quad.runtime.samplers.schedule import Array
 from quad.runtime.samplers.spacing import solver_path
 

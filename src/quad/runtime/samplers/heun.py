@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quad.runtime.samplers.route import Call, Job, Route, sigma_route
+from quad.runtime.samplers.contract import Call, Job, Route, sigma_route
 from quad.runtime.samplers.schedule import Array
 from quad.runtime.samplers.spacing import sigma_path
 

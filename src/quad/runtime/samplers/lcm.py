@@ -17,7 +17,7 @@ import numpy as np
 
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerSettings
-from quad.runtime.samplers.route import Call, Job, Route, preserving_route
+from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
 from quad.runtime.samplers.schedule import Array, check_steps
 
 SIGMA_DATA = 0.5

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
 
-from quad.runtime.samplers.route import Call, Job, Route, sigma_route
+from quad.runtime.samplers.contract import Call, Job, Route, sigma_route
 from quad.runtime.samplers.schedule import Array
 from quad.runtime.samplers.spacing import sigma_path
 

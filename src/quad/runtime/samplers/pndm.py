@@ -20,8 +20,8 @@ from math import sqrt
 import numpy as np
 
 from quad.core.errors import UnsupportedError, UsageError, mismatch
+from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
 from quad.runtime.samplers.ddim import last_abar
-from quad.runtime.samplers.route import Call, Job, Route, preserving_route
 from quad.runtime.samplers.schedule import Array, alphas_cumprod
 from quad.runtime.samplers.spacing import whole_timesteps
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
+from quad.runtime.samplers.contract import Job, Sampler
 from quad.runtime.samplers.ddim import make_ddim
 from quad.runtime.samplers.ddpm import make_ddpm
 from quad.runtime.samplers.denoiser import Denoiser, Model, OnStep
@@ -21,11 +22,10 @@ from quad.runtime.samplers.euler import make_euler, make_euler_ancestral
 from quad.runtime.samplers.heun import make_heun
 from quad.runtime.samplers.lcm import make_lcm
 from quad.runtime.samplers.lms import make_lms
-from quad.runtime.samplers.olss import make_olss
+from quad.runtime.samplers.loop import Start, first_call, walk
+from quad.runtime.samplers.olss.sampler import make_olss
 from quad.runtime.samplers.pndm import make_pndm
-from quad.runtime.samplers.route import Job, Sampler
 from quad.runtime.samplers.unipc import make_unipc
-from quad.runtime.samplers.walk import Start, first_call, walk
 
 _MAKERS: Mapping[str, Callable[[Job], Sampler]] = {
     "ddim": make_ddim,

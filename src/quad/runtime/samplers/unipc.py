@@ -24,8 +24,8 @@ from math import expm1
 import numpy as np
 
 from quad.core.errors import UnsupportedError, mismatch
+from quad.runtime.samplers.contract import Call, Job, Route, solver_route
 from quad.runtime.samplers.dpmsolver import log_ratio, signal_and_noise
-from quad.runtime.samplers.route import Call, Job, Route, solver_route
 from quad.runtime.samplers.schedule import Array
 from quad.runtime.samplers.spacing import solver_path
 

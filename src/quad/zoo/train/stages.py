@@ -15,12 +15,12 @@ from diffusers.models.attention_processor import AttnProcessor
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from quad.compile.solvers import solve_tasks
-from quad.model.base import open_model
-from quad.model.lora import read_lora
-from quad.model.slotted import slot_network
-from quad.model.world import read_world
-from quad.quantize import component_networks
+from quad.build.olss_tables import solve_tasks
+from quad.lora.read import read_lora
+from quad.model.base.open import open_model
+from quad.model.base.toyland_file import read_world
+from quad.model.slots.network import slot_network
+from quad.quantize.observe.calibrate import component_networks
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
 from quad.zoo.train import adapters, assemble, base, cache, text, vae

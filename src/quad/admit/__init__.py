@@ -1,0 +1,1 @@
+"""Later adapters for a frozen bundle: map, check against the profile, align, try, pack or refuse."""

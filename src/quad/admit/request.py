@@ -1,0 +1,132 @@
+"""What an admission is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quad.admit.slots import SlotFit, worst
+from quad.build.request import DISTILL_STEPS
+from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import AdapterManifest
+from quad.core.precision import eight_bit_percent
+from quad.core.storage.files import real_path
+from quad.lora.low_rank import MIN_ENERGY, RankLimits
+from quad.quantize.distill.training import DistillOptions
+from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationSample
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+@dataclass(frozen=True)
+class AdaptRequest:
+    """One admission.
+
+    Args:
+        bundle: the frozen bundle's directory; nothing in it is written.
+        name: what the adapter will be called.
+        adapter: LoRA file or directory, of any dialect.
+        output: the pack to write.
+        base: the model that the bundle was built from; None admits without it.
+        samples: calls to learn from and to measure on; read with `base` alone.
+        prompts: in place of the samples' own.
+        task: what the adapter is for; None for the task of its name where the bundle has one, else for none.
+        like: a task of the bundle whose way (conditioning, sampler) a new task takes.
+        distill_steps: with `base`; None for a build's own number, 0 for rescaling alone.
+        min_energy: an adapter that keeps less of an update where it is converted or cut is refused.
+        allow_unused_keys: pass over LoRA keys that match nothing.
+        engine: what runs the bundle's U-Net; `auto` takes its first that is installed.
+    """
+
+    bundle: Path
+    name: str
+    adapter: Path
+    output: Path
+    base: Path | None = None
+    samples: Sequence[CalibrationSample] = ()
+    prompts: Sequence[str] = ()
+    task: str | None = None
+    like: str | None = None
+    distill_steps: int | None = None
+    min_energy: float = MIN_ENERGY
+    allow_unused_keys: bool = False
+    engine: str = "auto"
+
+    def check(self) -> None:
+        """Refuse values outside their range before anything is loaded.
+
+        Raises:
+            UsageError: a name that cannot be a file's or means something else, or a number or option that does not fit.
+        """
+        if not _NAME.fullmatch(self.name) or self.name == BASE_SOURCE:
+            expected = f"a name of letters, digits, dot, dash and underscore, other than {BASE_SOURCE}"
+            raise UsageError(mismatch("NAME=PATH", expected, repr(self.name), "choose another"))
+        if self.task is not None and not _NAME.fullmatch(self.task):
+            raise UsageError(mismatch("--task", "a name of letters, digits, dot, dash and underscore", repr(self.task), "choose another"))
+        if self.output.is_dir():
+            raise UsageError(mismatch("-o", "a file to write", f"a directory {self.output}", f"name it: {self.output}/{self.name}.qpack"))
+        if real_path(self.output).is_relative_to(real_path(self.bundle)):
+            raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
+        if real_path(self.output) == real_path(self.adapter):
+            raise UsageError(mismatch("-o", "another file than the LoRA itself", self.output, "choose another place"))
+        for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None)):
+            if value is not None and self.base is None:
+                raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
+        RankLimits(None, self.min_energy).check()
+        DistillOptions(self.distill_steps or 0).check(False)
+
+    def steps(self, precision: str) -> int:
+        """Of distillation, for a bundle of this precision."""
+        if self.distill_steps is not None:
+            return self.distill_steps
+        return 0 if eight_bit_percent(precision) else DISTILL_STEPS
+
+
+@dataclass(frozen=True)
+class AdaptResult:
+    """What was admitted, and what it took.
+
+    Args:
+        manifest: as written into the pack.
+        slots: how each slot took the adapter.
+        trial: see `admit_trial.Trial.to_json`.
+        alignment: see `Alignment.to_json`; empty without the base.
+        checked, unchecked: what was looked at and what was not, a line each.
+        notes: what was done to the adapter, a line each.
+    """
+
+    pack: Path
+    manifest: AdapterManifest
+    slots: tuple[SlotFit, ...]
+    trial: Mapping[str, Any]
+    seconds: float
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    alignment: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `quad adapt --json`."""
+        said = self.manifest
+        return {
+            "pack": str(self.pack),
+            "name": said.name,
+            "tasks": sorted(said.tasks),
+            "rank": said.rank,
+            "bits": said.bits,
+            "size_bytes": said.size_bytes,
+            "seconds": self.seconds,
+            "headroom": None if said.headroom is msgspec.UNSET else said.headroom,
+            "quality": {} if said.quality is msgspec.UNSET else msgspec.to_builtins(said.quality),
+            "alignment": dict(self.alignment),
+            "slots": {one.path: one.to_json() for one in worst(self.slots)},
+            "trial": dict(self.trial),
+            "checked": list(self.checked),
+            "unchecked": list(self.unchecked),
+            "notes": list(self.notes),
+        }

@@ -1,0 +1,145 @@
+"""A new adapter tried on the bundle's stored calls, by the bundle's own graph and engine: no base model, no torch.
+
+Without the base nobody knows what the adapter should do. What can be known: the answer is finite, it changes something, and no activation
+leaves the range that was frozen for others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.admit.sites import SiteUse, has_sites, site_uses
+from quad.admit.slots import listed
+from quad.build.smoke import relative_error
+from quad.core.errors import CompatibilityError, mismatch
+from quad.core.manifest import Golden
+from quad.core.slots import UNET
+from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.store import AdapterStore
+from quad.runtime.bundle import Bundle
+from quad.runtime.engines.engine import Session
+from quad.runtime.golden_outputs import Call, block_means, distance, golden, read_probes, unet_buffers
+
+# Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
+# Toyland with 16-bit activations: none of six adapters loses anything; one made half as strong again loses 0.0024, and at twice its
+# strength slots refuse it.
+MOST_LOST = 0.01
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a new adapter does to the stored calls.
+
+    Args:
+        effect: RMS of what it changes in the output over the RMS of that output, the largest of all calls.
+        others: the same of the bundle's own adapters.
+        sites: activations, with the new adapter; empty where the graph cannot be looked into.
+        before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own.
+        golden: its golden output, on the call where it differs most from the others.
+    """
+
+    effect: float
+    others: Mapping[str, float]
+    sites: Mapping[str, SiteUse]
+    before: Mapping[str, SiteUse]
+    golden: Golden
+
+    @property
+    def lossy(self) -> dict[str, SiteUse]:
+        """Activations of which more is cut off than `before`, worst first."""
+        more = {name: use for name, use in self.sites.items() if use.lost > self.before[name].lost}
+        return dict(sorted(more.items(), key=lambda item: -item[1].lost))
+
+    @property
+    def clipped(self) -> dict[str, SiteUse]:
+        """Those of which too much is."""
+        return {name: use for name, use in self.lossy.items() if use.lost - self.before[name].lost > MOST_LOST}
+
+    def to_json(self) -> dict[str, Any]:
+        """`effect`, `others`, how many `sites` were looked at, and those that are `lossy`."""
+        shown = {name: {"lost": use.lost, "reach": min(use.reach, 1e9)} for name, use in self.lossy.items()}
+        return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "lossy": shown}
+
+
+def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequence[Call] = ()) -> Trial:
+    """Run the stored calls with the base, the new adapter and the bundle's own.
+
+    Args:
+        session: the bundle's U-Net; its slot inputs are bound anew.
+        buffers: of the new adapter, padded.
+        more: the adapter's own calls, whose activations are looked at too.
+
+    Raises:
+        CompatibilityError: the bundle has no stored calls, or the new adapter's answer holds NaN or Inf.
+    """
+    probes, store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time, however many there are
+
+    def answers(given: Buffers) -> list[Array]:
+        session.bind(unet_buffers(bundle, given))
+        return [session.run(call) for call in probes]
+
+    zero = answers(store.zeros)
+    others = {name: answers(store.buffers(name)) for name in store.names}
+    own = answers(buffers)
+    if not all(np.isfinite(output).all() for output in own):
+        where, then = "U-Net with the new adapter, stored calls", "give another checkpoint"
+        raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", then))
+    sites, before = _sites(bundle, store, buffers, [*probes, *more])
+    probe = _telling(own, [zero, *others.values()])
+    made = golden("golden output", session, probes[probe], probe)
+    effects = {name: _effect(found, zero) for name, found in others.items()}
+    return Trial(_effect(own, zero), effects, sites, before, made)
+
+
+def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Call]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
+    """`Trial.sites` and `Trial.before`; the bundle's own adapters are asked where it matters alone: each costs as much as the new one."""
+    model = bundle.graph(UNET)
+    if not has_sites(model):
+        return {}, {}
+    found = site_uses(model, calls, [("base", unet_buffers(bundle, store.zeros)), ("new", unet_buffers(bundle, buffers))])
+    before, new = found["base"], found["new"]
+    if store.names and any(use.lost > MOST_LOST for use in new.values()):
+        own = site_uses(model, calls, ((name, unet_buffers(bundle, store.buffers(name))) for name in store.names))
+        before = {name: max((use, *(uses[name] for uses in own.values())), key=lambda one: one.lost) for name, use in before.items()}
+    return new, before
+
+
+def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
+    """Raise where the adapter does not behave like one of this bundle.
+
+    Raises:
+        CompatibilityError: no effect, or activations that are cut off, by name.
+    """
+    where = f"adapter {name!r} on the stored calls of bundle {bundle!r}"
+    if trial.effect == 0.0:
+        raise CompatibilityError(mismatch(where, "an effect on the U-Net's output", "none", "is it trained, and for this base?"))
+    clipped = {site: f"{use.lost:.1%} of its energy, up to {use.reach:.2f} of the range" for site, use in trial.clipped.items()}
+    if clipped:
+        expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
+        found = f"{len(clipped)} that lose more: {listed(clipped)}"
+        raise CompatibilityError(mismatch(where, expected, found, "build the bundle again with this adapter"))
+
+
+def _effect(found: Sequence[Array], zero: Sequence[Array]) -> float:
+    return max(relative_error(a, b) for a, b in zip(found, zero, strict=True))
+
+
+def _rms(x: Array) -> float:
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+def _telling(own: Sequence[Array], others: Sequence[Sequence[Array]]) -> int:
+    """The number of the call on which the new adapter's block means are farthest from the nearest of the others', in their own RMS."""
+
+    def gap(index: int) -> float:
+        means = block_means(own[index])
+        said = Golden(index, tuple(map(float, means)), 0.0)
+        return min(distance(said, block_means(other[index])) for other in others) / max(_rms(means), 1e-12)
+
+    return max(range(len(own)), key=gap)

@@ -1,0 +1,170 @@
+"""Admission with the base model at hand: the adapter aligned as a build would have, and measured against the float model it was trained on.
+
+The float network is the base with the slots of the bundle. The simulated one is made of it by what the bundle has kept: the profile,
+corrected biases, the gains of equalized norms, split skips. Quality is then measured on the bundle's own graph by its own engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from quad.admit.request import AdaptRequest
+from quad.build.admission_data import Corrections
+from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
+from quad.build.call_recorder import spread
+from quad.core.errors import CompatibilityError, InputError, mismatch
+from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.base.open import Base, open_model
+from quad.model.slots.network import slot_inputs, slotted_as
+from quad.model.slots.sites import SKIP_SUFFIX, share_copy
+from quad.model.slots.skips import split_skips
+from quad.quantize.correct.bias import apply_biases
+from quad.quantize.correct.smooth import fold_gains
+from quad.quantize.distill.distill import Classroom, Distilled, distill, split_runs
+from quad.quantize.distill.teacher_calls import Fidelity, Lesson, fidelity, lessons_of
+from quad.quantize.distill.training import DistillOptions
+from quad.quantize.observe.calibrate import CalibrationSample, component_networks
+from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.bundle import Bundle
+from quad.runtime.engines.engine import Session
+from quad.runtime.golden_outputs import Call, unet_buffers
+
+
+@dataclass(frozen=True)
+class Study:
+    """The float side of an admission, and the simulated one.
+
+    Args:
+        base: with the adapter's task alone.
+        adapter: as it was trained, for the networks as they are here.
+        networks: float, by component.
+        room: with teacher and student.
+        table: slots that hold the adapter at its own ranks.
+    """
+
+    base: Base
+    adapter: FloatAdapter
+    networks: Mapping[str, nn.Module]
+    room: Classroom
+    table: SlotTable
+
+    @staticmethod
+    def of(bundle: Bundle, base: Base, tasks: Mapping[str, TaskSpec], adapter: FloatAdapter) -> Study:
+        """Teacher and student of a bundle.
+
+        Args:
+            base: of `open_base`.
+            tasks: what the adapter is measured at.
+            adapter: at its own ranks, with the bundle's channel gains.
+
+        Raises:
+            CompatibilityError: the bundle does not say how its U-Net was corrected.
+        """
+        slotted, corrections = slotted_as(base.unet, base.text_encoder, bundle.slots), _corrections(bundle)
+        fold_gains(slotted.unet, corrections.gains)
+        if _is_split(bundle.profile):
+            split_skips(slotted.unet)
+        student = share_copy(slotted.unet)
+        apply_biases(student, dict(corrections.biases))
+        networks = component_networks(base, slotted.unet, slotted.text_encoder)
+        room = Classroom(slotted.unet, student, bundle.slots, bundle.profile)
+        return Study(replace(base, tasks=dict(tasks)), adapter, networks, room, _widened(bundle.slots, adapter))
+
+    def probes(self, samples: Sequence[CalibrationSample]) -> list[Probe]:
+        """Calls of the float network along a run of each sample, with its answers."""
+        how = ProbeOptions(per_adapter=None, seed=SEED)
+        return record_probes(self.base, self.networks, self.table, [self.adapter], samples, how)[self.adapter.name]
+
+    def align(self, fitted: FloatAdapter, probes: Sequence[Probe], options: DistillOptions) -> Distilled:
+        """See `distill`; the lessons are what the adapter said at its own ranks."""
+        return distill(self.room, fitted, probes, options)
+
+    def held_out(self, probes: Sequence[Probe]) -> list[Lesson]:
+        """Lessons of calls that nothing was trained on, as far as there are."""
+        held = spread(split_runs(probes)[1], 2 * MEASURED_CALLS)
+        return lessons_of(self.room.teacher, slot_inputs(self.adapter, self.table), held)
+
+
+def open_base(bundle: Bundle, directory: Path) -> Base:
+    """The model that a bundle was built from, with pictures of the bundle's size and its tasks.
+
+    Raises:
+        CompatibilityError: it is another model.
+    """
+    base, manifest = open_model(directory), bundle.manifest
+    expected = manifest.parents.get("base", "none")
+    if base.digest != expected:
+        where, then = f"--base {directory}", "give that one"
+        raise CompatibilityError(mismatch(where, f"digest {expected[:8]}, of which the bundle was built", base.digest[:8], then))
+    return replace(base, size=manifest.size, tasks=dict(manifest.tasks))
+
+
+def samples_for(request: AdaptRequest, task: str, spec: TaskSpec) -> list[CalibrationSample]:
+    """Samples of the adapter's task, `RUNS` of them, each with noise of its own.
+
+    Those that name the adapter go first, then those of its task or of the one it is like; with the request's prompts, where it has any.
+
+    Raises:
+        InputError: there is none.
+    """
+    named = [sample for sample in request.samples if sample.adapter == request.name]
+    alike = [sample for sample in request.samples if sample.task in (request.like, task)]
+    fit = [[one for one in some if one.image is not None or not spec.reads_picture] for some in (named, alike)]
+    own = fit[0] or fit[1]
+    if not own:
+        raise InputError(mismatch(f"adapter {request.name!r}", f"samples of task {task}", "none", "say what it is like: --like TASK"))
+    some = [replace(one, task=task, adapter=request.name) for one in islice(cycle(own), RUNS)]
+    return [replace(one, prompt=word) for one, word in zip(some, cycle(request.prompts), strict=False)] if request.prompts else some
+
+
+def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], forms: Sequence[Buffers]) -> list[Fidelity]:
+    """How near the bundle's own graph comes to the float network on some lessons, with the adapter and in what it changes.
+
+    Args:
+        forms: of the adapter, each measured for itself.
+    """
+
+    def answers(given: Buffers) -> list[Tensor]:
+        session.bind(unet_buffers(bundle, given))
+        return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(lesson)])) for lesson in lessons]
+
+    without = answers(zero_buffers(bundle.slots))
+    return [fidelity(lessons, answers(form), without) for form in forms]
+
+
+def calls_in(lesson: Lesson) -> list[Call]:
+    """A lesson as calls of one picture each, as graphs of batch 1 take them."""
+    sample, timestep, text = (part.numpy() for part in lesson.inputs)
+    rows = [slice(row, row + 1) for row in range(len(sample))]
+    return [{"sample": sample[row], "timestep": timestep[row], "encoder_hidden_states": text[row]} for row in rows]
+
+
+def _corrections(bundle: Bundle) -> Corrections:
+    if not bundle.profile.encodings:
+        return Corrections({}, {})
+    if CORRECTIONS_FILE not in bundle.manifest.files:
+        where, expected = f"bundle {bundle.manifest.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
+        raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
+    return Corrections.read(bundle.path(CORRECTIONS_FILE).read_bytes())
+
+
+def _is_split(profile: Profile) -> bool:
+    return any(name.endswith(SKIP_SUFFIX) for name in profile.component("unet"))
+
+
+def _widened(table: SlotTable, adapter: FloatAdapter) -> SlotTable:
+    """The slots with room for the adapter as it is; ranks are no part of a float network."""
+    ranks = {path: pair.rank for path, pair in adapter.weights.items()}
+    return SlotTable(tuple(msgspec.structs.replace(slot, rank=max(slot.rank, ranks.get(slot.path, 1))) for slot in table.slots))

@@ -1,0 +1,1 @@
+"""A build, stage by stage and resumable: the only room where quantization and compilation meet."""

@@ -1,0 +1,102 @@
+"""What a bundle holds for adapters to come: a few calls of its U-Net, and what the build wrote into the network beside its encodings.
+
+Of the calls an adapter is tried on when it is admitted, and its golden output is taken on one of them. The corrections (biases, and the
+gains of equalized norms) make the simulated network of this build again out of the base, for who aligns an adapter with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load, save
+from torch import nn
+
+from quad.build.call_recorder import spread
+from quad.build.resumable_stages import Probes
+from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.base.open import Base
+from quad.model.slots.layers import layers_of
+from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.runtime.golden_outputs import INPUTS, Call
+
+STORED = 4
+_BIAS, _GAIN = ".bias", ".gain"
+
+
+@dataclass(frozen=True)
+class Corrections:
+    """Of the U-Net: `<module path>.bias` -> corrected bias `(out,)`, and layer path -> gain of each input channel `(in,)`."""
+
+    biases: Mapping[str, NDArray[np.float32]]
+    gains: Mapping[str, NDArray[np.float32]]
+
+    @staticmethod
+    def between(teacher: nn.Module, student: nn.Module, gains: Mapping[str, Sequence[float]]) -> Corrections:
+        """Biases that are the student's own; two networks of shared weights otherwise."""
+        before = layers_of(teacher)
+        biases = {
+            path + _BIAS: layer.bias.detach().float().numpy()
+            for path, layer in layers_of(student).items()
+            if layer.bias is not None and layer.bias is not before[path].bias
+        }
+        return Corrections(biases, {path: np.asarray(gain, np.float32) for path, gain in gains.items()})
+
+    @staticmethod
+    def read(data: bytes) -> Corrections:
+        """Of the bytes of a file whose digest was compared."""
+        held = load(data)
+        biases = {name: array for name, array in held.items() if name.endswith(_BIAS)}
+        return Corrections(biases, {name.removesuffix(_GAIN): held[name] for name in held if name.endswith(_GAIN)})
+
+    def written(self) -> bytes:
+        """The file's bytes."""
+        return save({**self.biases, **{path + _GAIN: gain for path, gain in self.gains.items()}})
+
+
+def stored_files(probes: Sequence[Call], corrections: Corrections | None) -> dict[str, bytes]:
+    """File name -> content; what is empty is left out."""
+    files: dict[str, bytes] = {}
+    if probes:
+        files[PROBES_FILE] = save({f"{i}/{name}": np.ascontiguousarray(call[name]) for i, call in enumerate(probes) for name in INPUTS})
+    if corrections is not None:
+        files[CORRECTIONS_FILE] = corrections.written()
+    return files
+
+
+def chosen_calls(probes: Probes, side: int) -> list[Call]:
+    """`STORED` calls of one picture each, of different adapters where there are so many, from the first step of a run to the last.
+
+    Args:
+        probes: source -> calls along its runs, in order.
+        side: of the graph's latent; calls of smaller pictures are laid side by side to that size.
+    """
+    sources = spread([name for name, some in probes.items() if some], STORED)
+    found = []
+    for index in range(STORED if sources else 0):
+        some = probes[sources[index % len(sources)]]
+        first = [probe for probe in some if probe.run == some[0].run]
+        found.append(_single(first[round(index / (STORED - 1) * (len(first) - 1))], side))
+    return found
+
+
+def few_probes(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter],
+               samples: Sequence[CalibrationSample]) -> Probes:  # fmt: skip
+    """One run of the first adapter that has a sample, where nobody else asks for probes; nothing where none has."""
+    for adapter in adapters:
+        if mine := [sample for sample in samples if (sample.adapter or base.tasks[sample.task].adapter) == adapter.name]:
+            return record_probes(base, networks, table, [adapter], mine[:1], ProbeOptions(per_adapter=1))
+    return {}
+
+
+def _single(probe: Probe, side: int) -> Call:
+    """The last of a call's sides: with the prompt, and with the picture."""
+    sample = probe.inputs["sample"][-1:]
+    times = -(-side // sample.shape[2])
+    sample = np.tile(sample, (1, 1, times, times))[:, :, :side, :side]
+    return {"sample": sample, "timestep": probe.inputs["timestep"], "encoder_hidden_states": probe.inputs["encoder_hidden_states"][-1:]}

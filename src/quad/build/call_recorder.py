@@ -1,0 +1,71 @@
+"""The calls that calibration made of the four networks, kept to run the exported graphs on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.compile.placement.edge_ranges import Call
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.slots.network import slot_inputs
+from quad.quantize.encodings.integers import balanced_inputs
+from quad.quantize.observe.observers import Feed
+
+PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made
+Item = TypeVar("Item")
+_BATCHED = ("sample", "encoder_hidden_states")
+
+
+@final
+class CallKeeper:
+    """Hears every call of a calibration.
+
+    Args:
+        slots: adapter name -> its float slot inputs, balanced as calibration gives them; the base has zeros.
+        zeros: slot inputs of the zero adapter.
+        table: whose slots are whose.
+    """
+
+    @classmethod
+    def of(cls, adapters: Sequence[FloatAdapter], table: SlotTable) -> CallKeeper:
+        """With these adapters' slot inputs."""
+        return cls({adapter.name: balanced_inputs(adapter, table) for adapter in adapters}, slot_inputs(None, table), table)
+
+    def __init__(
+        self, slots: Mapping[str, Mapping[str, NDArray[np.float32]]], zeros: Mapping[str, NDArray[np.float32]], table: SlotTable
+    ) -> None:
+        self._slots, self._zeros = slots, zeros
+        self._table = table
+        self._source = ""
+        self._heard: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
+
+    def following(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
+        """The same feeds; what is heard belongs to the one that was taken last."""
+        for feed in feeds:
+            self._source = feed.source
+            yield feed
+
+    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+        """Keep a copy of one call; a batch becomes calls of one."""
+        rows = max((len(inputs[name]) for name in _BATCHED if name in inputs), default=1)
+        for row in range(rows):
+            call = {name: np.array(array[row : row + 1] if name in _BATCHED else array) for name, array in inputs.items()}
+            self._heard.setdefault((component, self._source), []).append(call)
+
+    def calls(self, per_source: int = PER_SOURCE) -> list[Call]:
+        """Of every component and source at most `per_source`, evenly spread, first and last among them."""
+        found = []
+        for (component, source), heard in self._heard.items():
+            given = self._slots.get(source, self._zeros)
+            slots = {name: given[name] for name in self._table.of(component).input_shapes()}
+            found += [Call(component, source, call, slots) for call in spread(heard, per_source)]
+        return found
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many, evenly spread, the first and the last among them."""
+    return [items[index] for index in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]

@@ -1,0 +1,205 @@
+"""What a build is asked for, and what it gives back."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
+from quad.compile.targets import load_target
+from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import BundleManifest
+from quad.core.precision import eight_bit_percent
+from quad.core.storage.files import real_path
+from quad.lora.low_rank import MIN_ENERGY, RankLimits
+from quad.model.base.open import BaseOptions
+from quad.quantize.distill.training import DistillOptions
+from quad.quantize.encodings.quality_steps import QualitySteps
+from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationSample
+from quad.quantize.profile.anchor import AUTO, UNIFIED, check_asked
+
+_RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
+# Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
+# activations at 8 bits their noise is not to be learned away: 20 steps bring +0.1 dB to one adapter and cost another 0.6 dB.
+DISTILL_STEPS = 20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """One build.
+
+    Args:
+        model: diffusers directory.
+        adapters: name -> LoRA file or directory, in the order they will be listed.
+        output: the bundle directory to write.
+        samples: calls of the pipeline that the ranges must hold; those of adapters that are not built are left out.
+        name: the bundle's name, that of `output` by default.
+        target, precision: see `quad.compile.targets`.
+        lora_bits: 16 or 8.
+        max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot the largest among the adapters.
+        min_energy: an adapter that keeps less of a module's update when it is reduced or converted is refused.
+        allow_unused_keys: pass over LoRA keys that match nothing.
+        quality: which quality steps are taken.
+        anchor: whose activation ranges all adapters get: `auto` (the most sensitive adapter, or several that are equal), `unified`, a name.
+        distill_steps: of training each adapter against the float network, 0 for rescaling alone; None for 20, and 0 where activations have
+            8 bits.
+        lambda_: weight of the denoising loss in that training; it needs samples with their truth.
+        dump_passes: a directory for the graphs after each pass and their census; None for none.
+        soc: the Qualcomm chip that `qnn-htp` compiles for, SM8750 where not given.
+        encodings: where the same quantization is written for Qualcomm's own converter; None for `<output>.qairt` with `qnn-htp`.
+        literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
+        size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
+        sampler: `KIND` or `KIND:STEPS` in place of the model's own.
+        calibration_size: pixels of the pictures that ranges are measured on; None for those of the bundle.
+    """
+
+    model: Path
+    adapters: Mapping[str, Path]
+    output: Path
+    samples: Sequence[CalibrationSample] = ()
+    name: str | None = None
+    target: str = "cpu"
+    precision: str = "w8a16"
+    lora_bits: int = 16
+    max_rank: int | None = None
+    min_energy: float = MIN_ENERGY
+    allow_unused_keys: bool = False
+    quality: QualitySteps = field(default_factory=QualitySteps)
+    anchor: str = AUTO
+    distill_steps: int | None = None
+    lambda_: float = 0.0
+    literal_shared_scale: bool = False
+    dump_passes: Path | None = None
+    soc: str | None = None
+    encodings: Path | None = None
+    size: int | None = None
+    sampler: str | None = None
+    calibration_size: int | None = None
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the model is opened."""
+        return BaseOptions(self.size, self.sampler, tuple(self.adapters))
+
+    @property
+    def rank_limits(self) -> RankLimits:
+        """How far the adapters may be reduced."""
+        return RankLimits(self.max_rank, self.min_energy)
+
+    @property
+    def steps(self) -> int:
+        """Of distillation."""
+        if self.distill_steps is not None:
+            return self.distill_steps
+        return 0 if eight_bit_percent(self.precision) else DISTILL_STEPS
+
+    @property
+    def encodings_dir(self) -> Path | None:
+        """Where files for Qualcomm's own converter go; None for a target that has none."""
+        if not load_target(self.target).integers_only:
+            return None
+        return self.encodings or Path(f"{real_path(self.output)}.qairt")
+
+    @property
+    def chip(self) -> Soc:
+        """What `soc` names."""
+        return soc_named(self.soc or DEFAULT_SOC)
+
+    def check(self) -> None:
+        """Refuse values outside their range before anything is loaded.
+
+        Raises:
+            UsageError: an adapter's name cannot be a file name or means something else, the anchor is no adapter, or a number is none of
+            those allowed.
+        """
+        for name in self.adapters:
+            if not _NAME.fullmatch(name):
+                raise UsageError(mismatch("--adapter", "a name of letters, digits, dot, dash and underscore", repr(name), "choose another"))
+            if name in _RESERVED:
+                raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
+        check_asked(self.anchor, tuple(self.adapters))
+        self.base_options.check()
+        self._check_calibration()
+        self._check_places()
+        self._check_vendor()
+        if self.lora_bits not in (8, 16):
+            raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
+        DistillOptions(self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
+        self.rank_limits.check()
+
+    def _check_calibration(self) -> None:
+        option = "--calibration-size"
+        BaseOptions(self.calibration_size).check(option)
+        if self.calibration_size is not None and load_target(self.target).integers_only:
+            raise UsageError(mismatch(option, "a target that measures Sites alone", self.target, "leave it out"))
+
+    def _check_places(self) -> None:
+        """Each is replaced as a whole: none may be another one, or lie in it."""
+        given = (("-o", self.output), ("--dump-passes", self.dump_passes), ("--encodings", self.encodings_dir))
+        places = [(option, real_path(place), place) for option, place in given if place is not None]
+        for (first, outer, _), (option, inner, place) in combinations(places, 2):
+            if outer.is_relative_to(inner) or inner.is_relative_to(outer):
+                raise UsageError(mismatch(option, f"a directory apart from that of {first}", place, "choose another"))
+
+    def _check_vendor(self) -> None:
+        """What only a target of that vendor reads would be passed over by the others without a word."""
+        soc_named(self.soc or DEFAULT_SOC)
+        for option, value in (("--soc", self.soc), ("--encodings", self.encodings)):
+            if value is not None and self.encodings_dir is None:
+                then = "leave it out or choose --target qnn-htp"
+                raise UsageError(mismatch(option, "a target that compiles for Qualcomm", self.target, then))
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built, and what it took.
+
+    Args:
+        profile: `mode` and `anchor`, why, how many encodings of each kind, and the adapters' sensitivities.
+        placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`.
+        stages: seconds per stage.
+        alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
+        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
+            nothing is compiled.
+        smoke: component -> case -> relative error of the shipped graph against the float network.
+        resumed: pieces that an earlier run of the same build had made before it was killed.
+        lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
+    """
+
+    bundle: Path
+    manifest: BundleManifest
+    seconds: float
+    peak_ram_bytes: int
+    profile: Mapping[str, Any]
+    placement: Mapping[str, Any]
+    stages: Mapping[str, float]
+    smoke: Mapping[str, Mapping[str, float]]
+    rom_bytes: Mapping[str, Any] = field(default_factory=dict)
+    alignment: Mapping[str, Any] = field(default_factory=dict)
+    emulation: Mapping[str, Any] = field(default_factory=dict)
+    resumed: tuple[str, ...] = ()
+    lora: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `quad build --json`."""
+        return {
+            "bundle": str(self.bundle),
+            "seconds": self.seconds,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "profile": dict(self.profile),
+            "alignment": dict(self.alignment),
+            "placement": dict(self.placement),
+            "emulation": dict(self.emulation),
+            "resumed": list(self.resumed),
+            "lora": dict(self.lora),
+            "stages": dict(self.stages),
+            "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
+            "rom_bytes": dict(self.rom_bytes),
+            "tasks": sorted(self.manifest.tasks),
+            "adapters": list(self.manifest.adapters),
+        }

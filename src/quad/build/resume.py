@@ -1,0 +1,145 @@
+"""What a build has made so far, in a directory beside its output: a build that was killed at any point takes it up again.
+
+Every piece is a sealed file under the identity of the build: all that its result depends on. A piece that was cut, or that belongs to
+another build, is made anew. Of several processes the main one writes; what was there at the start is what all of them read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeVar, final
+
+import msgspec
+
+from quad import __version__
+from quad.build.processes import is_main
+from quad.build.request import BuildRequest
+from quad.core.digests import digest, file_digest
+from quad.core.errors import InputError, mismatch
+from quad.core.storage.checksummed_file import Arrays, read_sealed, write_sealed
+from quad.core.storage.files import alone_in
+from quad.lora.read import FloatAdapter
+from quad.model.base.open import Base
+from quad.quantize.observe.calibrate import CalibrationSample
+from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
+
+T = TypeVar("T")
+_SUFFIX, _VALUE = ".kept", "value"
+# Their numbers go into every piece; one of another version may round otherwise.
+_MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
+# Of a request: where things lie and what they are called, not what comes of them; models, adapters and samples count by content.
+_PLACES = frozenset({"model", "adapters", "output", "samples", "name", "dump_passes", "encodings"})
+
+
+def kept_dir(request: BuildRequest) -> Path:
+    """Where a build keeps its pieces until the bundle is written."""
+    output = request.output.absolute()
+    return output.parent / f".{output.name}.build"
+
+
+def forget(request: BuildRequest) -> None:
+    """Remove what a build has kept; of several processes the main one does."""
+    if is_main():
+        shutil.rmtree(kept_dir(request), ignore_errors=True)
+
+
+@contextmanager
+def alone(request: BuildRequest) -> Iterator[None]:
+    """While the block runs no other build of the same output begins: each would take the other's pieces away.
+
+    Raises:
+        InputError: another one is at work. BackendError: the place cannot be written to.
+    """
+    if not is_main():
+        yield
+        return
+    folder = kept_dir(request)
+    taken = InputError(mismatch(f"{request.output}", "no other build at work on it", "one", "wait for it or choose another -o"))
+    with alone_in(folder, taken):
+        try:
+            yield
+        finally:
+            with suppress(OSError):  # gone with the pieces, or there are some left
+                folder.rmdir()
+
+
+def identity_of(request: BuildRequest, base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> str:
+    """Digest of all that a build's result depends on."""
+    options = {field.name: msgspec.to_builtins(getattr(request, field.name)) for field in fields(request) if field.name not in _PLACES}
+    read = [msgspec.to_builtins(part) for part in (base.schedule, base.latent, base.text)]
+    configs = {file.parent.name: file_digest(file) for file in sorted(base.directory.glob("*/config.json"))}
+    files = [base.digest, configs, base.size, base.tokenizer, read, [[adapter.name, adapter.digest] for adapter in adapters]]
+    made_with = [__version__, *map(version, _MADE_WITH)]
+    return digest([made_with, options, files, msgspec.to_builtins(base.tasks), [_fingerprint(sample) for sample in samples]])
+
+
+def _fingerprint(sample: CalibrationSample) -> list[Any]:
+    return [sample.task, sample.prompt, sample.adapter, sample.steps, *map(_picture, (sample.image, sample.mask, sample.truth))]
+
+
+def _picture(source: PictureSource | None) -> str | None:
+    if source is None:
+        return None
+    pixels, _ = to_rgb(open_picture(source))
+    return hashlib.sha256(f"{pixels.shape}".encode() + pixels.tobytes()).hexdigest()
+
+
+@final
+class Kept:
+    """The pieces of one build.
+
+    Args:
+        folder: where they lie; None keeps nothing.
+        identity: see `identity_of`.
+    """
+
+    def __init__(self, folder: Path | None, identity: str = "") -> None:
+        self.folder = folder
+        self.identity = identity
+        self._there = frozenset(path.name for path in folder.glob(f"*{_SUFFIX}")) if folder is not None and folder.is_dir() else frozenset()
+        self.resumed: list[str] = []
+
+    def read(self, name: str) -> tuple[Any, Arrays] | None:
+        """A piece that an earlier run has left: its value and arrays; None where there is nothing whole of this build."""
+        if self.folder is None or f"{name}{_SUFFIX}" not in self._there:
+            return None
+        found = read_sealed(self._file(name), self.identity)
+        if found is None:
+            return None
+        self.resumed.append(name)
+        return json.loads(found[0][_VALUE]), found[1]
+
+    def write(self, name: str, value: Any, arrays: Arrays | None = None) -> None:
+        """Keep a piece: a value of JSON, and arrays by name.
+
+        Raises:
+            BackendError: the disk is full or the place cannot be written to.
+        """
+        if self.folder is not None and is_main():
+            text = json.dumps(value, allow_nan=False)  # in its own order: what comes of a build may depend on it
+            write_sealed(self._file(name), self.identity, {_VALUE: text}, arrays or {})
+
+    def value(self, name: str, make: Callable[[], T], kind: type[T] | Any) -> T:
+        """What `make` gives, or gave in an earlier run.
+
+        Args:
+            kind: its type, which msgspec can read from JSON.
+        """
+        found = self.read(name)
+        if found is not None:
+            taken: T = msgspec.convert(found[0], kind)
+            return taken
+        made = make()
+        self.write(name, msgspec.to_builtins(made))
+        return made
+
+    def _file(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{name}{_SUFFIX}"

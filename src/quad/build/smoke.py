@@ -1,0 +1,161 @@
+"""Before a bundle gets its name: every graph is loaded by the engine that will run it and compared with the float network. Golden outputs
+are taken while the U-Net is there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.build.write_bundle import PackedAdapter
+from quad.compile.export import GraphSpec
+from quad.core.errors import BackendError, VerificationError, mismatch
+from quad.core.manifest import PROBES_FILE, Golden
+from quad.core.padding import pad
+from quad.core.slots import UNET, SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.slots.network import slot_inputs
+from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.golden_outputs import calls_of, golden
+
+# Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
+# stays under 0.05, and one whose encodings went to the wrong tensors is beyond 0.5.
+LIMITS = {"float": 1e-3}
+QUANTIZED_LIMIT = 0.3
+
+
+@dataclass(frozen=True)
+class SmokeCase:
+    """One call of one graph.
+
+    Args:
+        label: adapter name, or `base`.
+        expected: what the float torch network returns.
+        bound: slot inputs in the graph's own dtype, at the adapter's own ranks; what is not there is zero.
+    """
+
+    component: str
+    label: str
+    inputs: Mapping[str, NDArray[np.generic]]
+    expected: NDArray[np.floating]
+    bound: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Smoke:
+    """What the graphs answered.
+
+    Args:
+        errors: component -> case -> relative error.
+        goldens: adapter -> its golden output.
+    """
+
+    errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    goldens: Mapping[str, Golden] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the float torch network makes of the example inputs, for one adapter (`base` for none)."""
+
+    component: str
+    label: str
+    inputs: Mapping[str, NDArray[np.generic]]
+    expected: NDArray[np.floating]
+
+
+def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
+                     adapters: Sequence[FloatAdapter]) -> tuple[Reference, ...]:  # fmt: skip
+    """One call of each network; of a slotted one, one per adapter and one of the base.
+
+    Args:
+        table: of all components.
+    """
+    found = []
+    for component, spec in specs.items():
+        inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
+        for adapter in (None, *adapters) if spec.slots else (None,):
+            slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
+            with torch.no_grad():
+                output = networks[component](*spec.inputs.values(), *(() if slots is None else (slots,)))
+            found.append(Reference(component, adapter.name if adapter else "base", inputs, output.numpy()))
+    return tuple(found)
+
+
+def smoke_cases(references: Sequence[Reference], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
+                ) -> tuple[SmokeCase, ...]:  # fmt: skip
+    """The same calls for the shipped graphs, with the packed adapters."""
+    own = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
+
+    def bound(reference: Reference) -> dict[str, NDArray[np.generic]]:
+        return {name: tensor for name, tensor in packed.get(reference.label, {}).items() if name in own[reference.component]}
+
+    return tuple(SmokeCase(r.component, r.label, r.inputs, r.expected, bound(r)) for r in references)
+
+
+def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """RMS of the difference over RMS of `expected`."""
+    rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
+
+
+def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase], slots: SlotTable, adapters: Sequence[PackedAdapter] = ()
+              ) -> Smoke:  # fmt: skip
+    """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
+
+    Args:
+        cases: those of one component side by side.
+        adapters: whose golden outputs are taken, where `root` holds stored probes.
+
+    Raises:
+        BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
+    """
+    opened = open_engine(engine, (), precision)
+    limit = LIMITS.get(precision, QUANTIZED_LIMIT)
+
+    def tried(component: str, some: Sequence[SmokeCase]) -> tuple[dict[str, float], dict[str, Golden]]:
+        session, zeros = opened.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
+        errors = {case.label: _error(session, case, zeros, limit) for case in some}
+        return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
+
+    errors: dict[str, dict[str, float]] = {}
+    goldens: dict[str, Golden] = {}
+    for component, some in groupby(cases, lambda case: case.component):
+        errors[component], found = tried(component, list(some))
+        goldens |= found
+    return Smoke(errors, goldens)
+
+
+def _error(session: Session, case: SmokeCase, zeros: Buffers, limit: float) -> float:
+    if zeros:
+        session.bind(pad(case.bound, zeros))
+    found = session.run(case.inputs)
+    where = f"smoke run of {case.component} with {case.label}"
+    if found.shape != case.expected.shape or not np.isfinite(found).all():
+        raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
+    error = relative_error(found, case.expected)
+    if error > limit:
+        then = "calibrate with more samples or build with --precision float"
+        raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
+    return error
+
+
+def _goldens(root: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: Buffers) -> dict[str, Golden]:
+    """The golden output of every adapter on the first stored probe; none where nothing is stored."""
+    if not (root / PROBES_FILE).is_file():
+        return {}
+    call, found = calls_of(root / PROBES_FILE)[0], {}
+    for adapter in adapters:
+        session.bind(pad(adapter.tensors, zeros))
+        try:
+            found[adapter.name] = golden(adapter.name, session, call, 0)
+        except VerificationError as error:
+            raise BackendError(f"smoke run of {UNET}, {error}") from error
+    return found

@@ -1,0 +1,186 @@
+"""The bundle directory of interfaces.md: written whole beside its final place, then renamed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from quad import __version__
+from quad.compile.artifact import Artifact
+from quad.core.digests import canonical_json, digest, file_digest
+from quad.core.manifest import (
+    BUNDLE_FILE,
+    FORMAT_VERSION,
+    PROFILE_FILE,
+    SLOTS_FILE,
+    TOKENIZER_FILE,
+    AdapterManifest,
+    AdapterQuality,
+    BundleManifest,
+    Component,
+    FileEntry,
+    Golden,
+    TaskSpec,
+    seal,
+)
+from quad.core.profile import Profile
+from quad.core.slots import SlotDtype, SlotTable
+from quad.core.storage.files import new_directory, write_bytes
+from quad.model.base.open import Base
+from quad.runtime.adapters.weighted_sum import headroom
+
+_BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
+
+
+@dataclass(frozen=True)
+class PackedAdapter:
+    """An adapter ready to ship.
+
+    Args:
+        tensors: slot inputs in the slot's dtype, at the adapter's own ranks (`padding.trim`); a slot that is not there is zero.
+        rank: its own largest rank.
+        source: digest of the file it came from.
+        quality: as its alignment measured it, where it was aligned.
+    """
+
+    name: str
+    tensors: Mapping[str, NDArray[np.generic]]
+    rank: int
+    source: str
+    quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
+
+
+@dataclass(frozen=True)
+class BundleParts:
+    """All that a bundle is written from.
+
+    Args:
+        artifacts: component -> what the target's compiler left of it.
+        tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
+        engines: that run the target's graphs, best first.
+        requires: what a device must be, e.g. the chip that a binary was compiled for.
+        stored: file name -> content of what else is shipped, see `quad.build.admission_data`.
+    """
+
+    name: str
+    base: Base
+    target: str
+    precision: str
+    engines: tuple[str, ...]
+    slots: SlotTable
+    profile: Profile
+    artifacts: Mapping[str, Artifact]
+    adapters: tuple[PackedAdapter, ...]
+    tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
+    requires: Mapping[str, str] = field(default_factory=dict)
+    stored: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mapping[str, Golden]] | None = None) -> BundleManifest:
+    """Write the bundle to `final`, wholly or not at all.
+
+    Args:
+        check: called with the directory once its graphs and stored calls are there, and before it gets its final name; gives the golden
+            outputs of adapters, by name. If it raises, nothing is left.
+
+    Raises:
+        InputError: `final` exists and is no bundle.
+        BackendError: the disk is full or the place cannot be written to.
+    """
+    with new_directory(final, BUNDLE_FILE) as stage:
+        components = {name: artifact.write(stage / name) for name, artifact in parts.artifacts.items()}
+        write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
+        write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
+        write_bytes(stage / TOKENIZER_FILE, parts.base.tokenizer.encode())
+        parents = {"base": parts.base.digest, "slots": parts.slots.digest, "profile": parts.profile.digest,
+                   "graph": graph_digest(stage, components["unet"])}  # fmt: skip
+        for name, content in parts.stored.items():
+            write_bytes(stage / name, content)
+        goldens = check(stage) if check is not None else {}
+        for adapter in parts.adapters:
+            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, goldens.get(adapter.name, msgspec.UNSET))
+        manifest = _manifest(stage, parts, components, parents)
+        write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
+    return manifest
+
+
+def graph_digest(root: Path, component: Component) -> str:
+    """Identity of a graph: the digest over its files' digests."""
+    return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
+
+
+def _write_adapter(
+    folder: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str], golden: Golden | msgspec.UnsetType
+) -> None:
+    data = save(dict(adapter.tensors))
+    write_bytes(folder / "adapter.safetensors", data)
+    tasks = {name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name}
+    said = adapter_manifest(adapter, parts.slots, parents, tasks)
+    manifest = msgspec.structs.replace(said, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
+    write_bytes(folder / "adapter.json", canonical_json(manifest))
+
+
+def adapter_manifest(
+    adapter: PackedAdapter, slots: SlotTable, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
+) -> AdapterManifest:
+    """What an adapter's manifest says before its file is written: size and digest are for the writer to set.
+
+    Args:
+        parents: the bundle's.
+    """
+    room = headroom(adapter.tensors, slots)
+    return AdapterManifest(
+        name=adapter.name,
+        format_version=FORMAT_VERSION,
+        rank=adapter.rank,
+        bits=_BITS[slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
+        size_bytes=0,
+        sha256="",
+        parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
+        tasks=dict(tasks),
+        headroom=room if math.isfinite(room) else msgspec.UNSET,
+        quality=adapter.quality,
+    )
+
+
+def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
+    files = {
+        path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size)
+        for path in sorted(stage.rglob("*"))
+        if path.is_file()
+    }
+    return seal(
+        BundleManifest(
+            format_version=FORMAT_VERSION,
+            name=parts.name,
+            target=parts.target,
+            precision=parts.precision,
+            size=parts.base.size,
+            components=components,
+            files=files,
+            adapters=tuple(adapter.name for adapter in parts.adapters),
+            tasks=dict(parts.tasks),
+            schedule=parts.base.schedule,
+            latent=parts.base.latent,
+            text=parts.base.text,
+            engines=parts.engines,
+            requires=dict(parts.requires) or msgspec.UNSET,
+            parents=parents,
+            quad_version=__version__,
+        )
+    )
+
+
+def rom_bytes(manifest: BundleManifest, adapters: tuple[PackedAdapter, ...]) -> dict[str, Any]:
+    """`{"shared": n, "adapters": {name: n}}`: bytes of everything that all adapters share, and of each adapter's files."""
+    sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
+    own = {a.name: sum(size for name, size in sizes.items() if name.startswith(f"adapters/{a.name}/")) for a in adapters}
+    return {"shared": sum(sizes.values()) - sum(own.values()), "adapters": own}

@@ -1,0 +1,1 @@
+"""The verbs of delivery: publish, fetch, install, list, rollback."""

@@ -1,0 +1,116 @@
+"""What the verbs of a device share: the bundle's facts, the store, where packs come from, and how a new one is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quad.cli.show import note, progress_bar
+from quad.core.errors import InputError, UnsupportedError, mismatch, one_line
+from quad.core.storage.install_pointers import store_beside
+
+if TYPE_CHECKING:
+    from quad.delivery.device.device import Device
+    from quad.delivery.device.events import Change, Listed
+
+Wishes = Annotated[list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)]
+Url = Annotated[
+    str | None,
+    typer.Option(help="The repository: http(s)://, file:// or a directory; kept after the first time.", metavar="URL", show_default=False),
+]
+StoreDir = Annotated[
+    Path | None,
+    typer.Option("--store", help="Where adapters are installed; by default BUNDLE.adapters.", metavar="DIR", show_default=False),
+]
+RootFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--root", help="The publisher's 1.root.json, by another way than the network; needed once.", metavar="F", show_default=False
+    ),
+]
+_LARGEST_ROOT = 512_000
+
+
+def check_delivery(verb: str) -> None:
+    """Say which extra is missing, instead of a name of a module."""
+    try:
+        import cryptography  # noqa: F401
+        import tuf.ngclient  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UnsupportedError(
+            mismatch(verb, "the delivery extra", f"no module {error.name}", "install it: pip install 'quad[delivery]'")
+        ) from error
+
+
+@dataclass(frozen=True)
+class Call:
+    """A device, its store, and what it has said so far."""
+
+    device: Device
+    store: Path
+    changes: list[Change] = field(default_factory=list)
+
+
+@contextmanager
+def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = None, root: Path | None = None) -> Iterator[Call]:
+    """The device of a bundle, while a bar shows what it fetches."""
+    check_delivery(verb)
+    from quad import __version__
+    from quad.delivery.device.device import Device
+    from quad.delivery.device.events import Access, Ears
+    from quad.delivery.device.fit import Host, machine_ram_bytes
+    from quad.runtime import open_bundle
+
+    manifest = open_bundle(bundle, verify=False).manifest
+    host = Host(manifest.name, manifest.parents, __version__, machine_ram_bytes())
+    folder, changes = store if store is not None else store_beside(bundle), []
+
+    def changed(change: Change) -> None:
+        changes.append(change)
+        then = "it is disabled" if change.now is None else f"version {change.now} runs again"
+        note(f"adapter {change.name}:{change.was} {change.why}; {then}")
+
+    with progress_bar("fetch", 100) as advance:
+        device = Device(folder, host, Access(url, _read_root(root)), Ears(changed, _percent(advance)))
+        yield Call(device, folder, changes)
+
+
+def _percent(advance: Callable[[], None]) -> Callable[[str, int, int], None]:
+    """A bar of 100 steps that follows bytes; it begins anew with each pack, and then stays where it is."""
+    shown = 0
+
+    def came(_: str, there: int, in_all: int) -> None:
+        nonlocal shown
+        while shown * in_all < 100 * there and shown < 100:
+            advance()
+            shown += 1
+
+    return came
+
+
+def _read_root(path: Path | None) -> bytes | None:
+    if path is None:
+        return None
+    if not path.is_file() or path.stat().st_size > _LARGEST_ROOT:
+        raise InputError(mismatch("--root", "a root.json", f"none at {path}", "check the path"))
+    return path.read_bytes()
+
+
+def listed_lines(listed: Sequence[Listed]) -> list[str]:
+    """One line an adapter."""
+    return [f"{entry.name}  {'; '.join(_words(entry))}" for entry in listed]
+
+
+def _words(entry: Listed) -> list[str]:
+    words = [f"version {entry.installed} installed" if entry.installed else "not installed"]
+    if entry.previous:
+        words.append(f"version {entry.previous} kept")
+    words += [
+        f"version {version} on offer{f', but {why}' if why else ''}" for version, why in entry.offered.items() if version != entry.installed
+    ]
+    return words + [f"version {version} revoked{f': {one_line(why)}' if why else ''}" for version, why in entry.revoked.items()]

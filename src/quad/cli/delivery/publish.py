@@ -1,0 +1,128 @@
+"""`quad publish`: the publisher's side of delivery, one signed directory that any static host can serve."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quad.cli.delivery.device import check_delivery
+from quad.cli.delivery.passwords import read_password
+from quad.cli.show import Json, note, result, size
+from quad.core.errors import UsageError, mismatch
+
+if TYPE_CHECKING:
+    from quad.delivery.publisher.repository import Repository
+
+Repo = Annotated[Path, typer.Argument(metavar="REPO", help="The directory that is served.", show_default=False)]
+KeyDir = Annotated[Path, typer.Option("--keys", help="Where the key files lie; never inside REPO.", metavar="DIR", show_default=False)]
+RootKeyDir = Annotated[
+    Path | None,
+    typer.Option("--root-keys", help="Where the root's keys lie, where that is another place.", metavar="DIR", show_default=False),
+]
+PasswordFile = Annotated[
+    Path | None,
+    typer.Option("--password-file", help="A file with the password; else QUAD_PASSWORD, or a prompt.", metavar="F", show_default=False),
+]
+Packs = Annotated[list[Path], typer.Argument(metavar="PACK...", help="Packs, as quad adapt writes them.", show_default=False)]
+Runtime = Annotated[
+    str | None,
+    typer.Option(help="Releases of quad that can run them, the second one no more; by default from this one to the next major.",
+                 metavar="FROM..BEFORE", show_default=False),
+]  # fmt: skip
+MinRam = Annotated[
+    str | None,
+    typer.Option("--min-ram", help="Memory a device must have in all, as 1500MB or 2GB; by default what the tensors take.", metavar="SIZE",
+                 show_default=False),
+]  # fmt: skip
+Wish = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="An adapter, or one version of it.", show_default=False)]
+Reason = Annotated[str, typer.Option(help="Why, in a few words; devices show it.", metavar="S")]
+Roles = Annotated[list[str], typer.Argument(metavar="ROLE...", help="root, targets, snapshot, timestamp.", show_default=False)]
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+app = typer.Typer(help="Offer packs to devices: a signed directory that any static host can serve.", no_args_is_help=True)
+
+
+@app.command()
+def init(repo: Repo, keys: KeyDir, root_keys: RootKeyDir = None, password_file: PasswordFile = None, as_json: Json = False) -> None:
+    """Make keys and an empty repository."""
+    root = _open(repo, keys, root_keys, password_file, new=True).init()
+    lines = [f"{repo}  a repository, keys in {keys}", f"give {root} to devices by another way than the network"]
+    result({"repository": str(repo), "keys": str(keys), "root": str(root)}, as_json, lines)
+
+
+@app.command()
+def add(
+    repo: Repo,
+    packs: Packs,
+    keys: KeyDir,
+    runtime: Runtime = None,
+    min_ram: MinRam = None,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
+) -> None:
+    """Offer packs, each as the next version of its adapter."""
+    first, before = _range(runtime)
+    bound = None if min_ram is None else _bytes(min_ram)
+    repository = _open(repo, keys, None, password_file)
+    from quad.delivery.publisher.terms import Wishes
+
+    offers = repository.add(packs, Wishes(first, before, bound))
+    told = [{"terms": offer.terms, "sha256": offer.sha256, "size_bytes": offer.size_bytes} for offer in offers]
+    result({"offers": told}, as_json, [f"{offer.label}  {size(offer.size_bytes)}, {offer.sha256[:12]}" for offer in offers])
+
+
+@app.command()
+def revoke(repo: Repo, adapter: Wish, keys: KeyDir, reason: Reason = "", password_file: PasswordFile = None, as_json: Json = False) -> None:
+    """Withdraw a pack: no device installs it, and those that have it stop to run it."""
+    gone = _open(repo, keys, None, password_file).revoke(adapter, reason)
+    result({"revoked": gone}, as_json, [f"{entry.name}:{entry.version}  revoked" for entry in gone])
+
+
+@app.command()
+def rotate(
+    repo: Repo, roles: Roles, keys: KeyDir, root_keys: RootKeyDir = None, password_file: PasswordFile = None, as_json: Json = False
+) -> None:
+    """Give roles new keys; the old ones count no more."""
+    version = _open(repo, keys, root_keys, password_file).rotate(roles)
+    result({"root": version, "roles": roles}, as_json, [f"root {version}: new keys of {', '.join(roles)}"])
+
+
+@app.command()
+def refresh(repo: Repo, keys: KeyDir, password_file: PasswordFile = None, as_json: Json = False) -> None:
+    """Sign what expires anew; to be called at least every few days."""
+    done = _open(repo, keys, None, password_file).refresh()
+    for role in done.ageing:
+        how = "quad publish rotate" if role == "root" else "its key was not there"
+        note(f"{role}.json expires in {done.left_days[role]} days: {how}")
+    lines = [f"signed {', '.join(done.signed)}", *(f"{role}: {days} days left" for role, days in done.left_days.items())]
+    result(done, as_json, lines)
+
+
+def _open(repo: Path, keys: Path, root_keys: Path | None, password_file: Path | None, new: bool = False) -> Repository:
+    check_delivery("quad publish")
+    from quad.delivery.publisher.keys import Keys
+    from quad.delivery.publisher.repository import Repository
+
+    return Repository(repo, Keys(keys, read_password(password_file, new), root_keys))
+
+
+def _range(text: str | None) -> tuple[str, str]:
+    if text is None:
+        from quad import __version__
+
+        return __version__, str(int(__version__.split(".")[0]) + 1)
+    first, dots, before = text.partition("..")
+    if not dots:
+        raise UsageError(mismatch("--runtime", "FROM..BEFORE", repr(text), "write --runtime 0.1..1"))
+    return first, before
+
+
+def _bytes(text: str) -> int:
+    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([A-Za-z]{0,2})", text)
+    if found is None or found[2].upper() not in _UNITS:
+        raise UsageError(mismatch("--min-ram", "a size", repr(text), "write --min-ram 2GB"))
+    return int(float(found[1]) * _UNITS[found[2].upper()])

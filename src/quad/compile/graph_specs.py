@@ -1,0 +1,85 @@
+"""The four graphs of a pipeline: which torch module each comes from, and what it is fed with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from diffusers.models.embeddings import Timesteps
+from torch import Tensor, nn
+
+from quad.compile.export import GraphSpec
+from quad.core.ports import Sinusoid
+from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
+from quad.model.base.open import Base
+from quad.model.base.pixart import MaskedT5
+from quad.runtime.conditioning.guidance import layouts
+from quad.runtime.conditioning.tokenizer import Tokenizer
+
+_SEED = 0
+_WORDS = "a photo of a house with a garden, sunny day"
+
+
+def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, GraphSpec]:
+    """Inputs of all four graphs; the denoiser reads the hidden states that the text encoder makes of its own."""
+    text = text_spec(base, table)
+    with torch.no_grad():
+        hidden: Tensor = networks["text_encoder"](*text.inputs.values())
+    return {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
+
+
+def _noise(*shape: int) -> Tensor:
+    """Fixed unit normal numbers: example inputs serve the smoke run too, where zeros would hide mistakes."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(_SEED))
+
+
+def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> GraphSpec:
+    """Inputs of `unet`: `sample` of all channels, `timestep`, `encoder_hidden_states`, then the slots; batch 1.
+
+    The sample is what text-to-image starts from, noise without a condition and all to be made anew: calibrated ranges hold it.
+
+    Args:
+        table: of all components.
+        hidden: a prompt's hidden states `(1, L, D)`, noise where not given.
+    """
+    side = base.size // base.latent.factor
+    latent = torch.zeros(1, base.latent.channels, side, side)
+    channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
+    beside = [torch.ones(1, 1, side, side) if part == "mask" else latent for part in layouts(base.latent)[channels]]
+    inputs = {
+        "sample": torch.cat([_noise(*latent.shape), *beside], dim=1),
+        "timestep": torch.tensor([float(base.schedule.steps // 2)]),
+        "encoder_hidden_states": _noise(1, base.text.length, base.text.hidden) if hidden is None else hidden,
+    }
+    return GraphSpec("unet", inputs, "out_sample", _slots(table.of(UNET)))
+
+
+def text_spec(base: Base, table: SlotTable) -> GraphSpec:
+    """Inputs of `text_encoder`: `input_ids` of an empty prompt, or of some words where padding is not read; then its slots.
+
+    Args:
+        table: of all components.
+    """
+    tokens = torch.full((1, base.text.length), base.text.pad_id, dtype=torch.int64)
+    if isinstance(base.text_encoder, MaskedT5):
+        tokens = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(_WORDS).ids)
+    return GraphSpec("text_encoder", {"input_ids": tokens}, "last_hidden_state", _slots(table.of(TEXT_ENCODER)))
+
+
+def _slots(table: SlotTable) -> dict[str, Tensor]:
+    return {name: 0.02 * _noise(*shape) for name, shape in table.input_shapes().items()}
+
+
+def vae_specs(base: Base) -> dict[str, GraphSpec]:
+    """Inputs of the two graphs that never have slots, by component."""
+    side = base.size // base.latent.factor
+    return {
+        "vae_encoder": GraphSpec("vae_encoder", {"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, "latent"),
+        "vae_decoder": GraphSpec("vae_decoder", {"latent": _noise(1, base.latent.channels, side, side)}, "image"),
+    }
+
+
+def sinusoid_of(base: Base) -> Sinusoid:
+    """The embedding that the denoiser makes of its timestep, for graphs that take it ready-made."""
+    made = next(module for module in base.unet.modules() if isinstance(module, Timesteps))
+    return Sinusoid(made.num_channels, made.flip_sin_to_cos, float(made.downscale_freq_shift))

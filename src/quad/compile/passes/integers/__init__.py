@@ -1,0 +1,1 @@
+"""Rewrites around quantized values: folded Q/DQ pairs, integer kernels, split biases."""

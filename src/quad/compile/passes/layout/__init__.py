@@ -1,0 +1,1 @@
+"""Rewrites of transposes, reshapes and the layout of tokens."""

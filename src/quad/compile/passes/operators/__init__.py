@@ -1,0 +1,1 @@
+"""Single operators in the form that a target has."""

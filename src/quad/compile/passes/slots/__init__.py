@@ -1,0 +1,1 @@
+"""Rewrites of what a slot adds to its layer."""

@@ -1,0 +1,1 @@
+"""Q/DQ placement: the profile's encodings become nodes of the graph."""

@@ -1,0 +1,118 @@
+"""The edges of a float graph and the ranges their values take, for targets that want an encoding on every one of them.
+
+A Site names the operand of a layer or of an attention; what lies between (residual sums, norms, activations) has no name in the profile.
+Its range is read from the exported graph itself: every edge gets a ReduceMin and a ReduceMax, so that no activation is kept, whatever
+the size of the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from quad.compile.artifact import save_graph
+from quad.compile.passes import RemoveSites
+from quad.compile.passes.integers.remove_sites import is_site
+from quad.core.errors import BackendError, InputError, mismatch
+from quad.core.storage.files import scratch_directory
+from quad.runtime.engines.bound_session import first_line
+
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of one component: what it is fed with.
+
+    Args:
+        source: adapter name, or `base`.
+        slots: float slot inputs, empty where the component has none.
+    """
+
+    component: str
+    source: str
+    inputs: Mapping[str, NDArray[Any]]
+    slots: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+
+    @property
+    def feed(self) -> dict[str, NDArray[Any]]:
+        """Everything the graph reads."""
+        return {**self.inputs, **self.slots}
+
+
+def is_float(value: ir.Value | None) -> bool:
+    """A value that would need an encoding: float, and not known before the graph runs."""
+    return value is not None and value.const_value is None and value.dtype in (None, ir.DataType.FLOAT)
+
+
+def float_edges(graph: ir.Graph) -> list[ir.Value]:
+    """Every computed or given float value that is no Site's output, inputs first, then in the order of the nodes."""
+    made = [value for node in graph if not is_site(node) for value in node.outputs]
+    return [value for value in (*graph.inputs, *made) if is_float(value)]
+
+
+def observe_edges(model: ir.Model, calls: Sequence[Call]) -> dict[str, Range]:
+    """Smallest and largest value of every edge over all calls.
+
+    Args:
+        model: float, with or without Sites; it stays as it is.
+        calls: of this component.
+
+    Raises:
+        InputError: there is no call, or an edge takes NaN or Inf.
+    """
+    if not calls:
+        raise InputError(mismatch(f"ranges of {model.graph.name}", "at least one call", "none", "give calibration samples"))
+    observed, names = _with_extremes(model)
+    with scratch_directory() as folder:
+        session = _open(observed, folder)
+        low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
+        wanted = {node.name for node in session.get_inputs()}
+        for call in calls:
+            found = session.run(None, {name: array for name, array in call.feed.items() if name in wanted})
+            extremes = np.array([float(value) for value in found[-2 * len(names) :]]).reshape(len(names), 2)
+            low, high = np.minimum(low, extremes[:, 0]), np.maximum(high, extremes[:, 1])
+    for name, bounds in zip(names, zip(low, high, strict=True), strict=True):
+        if not np.isfinite(bounds).all():
+            where, then = f"{model.graph.name}, edge {name}", "check the weights of model and adapter"
+            raise InputError(mismatch(where, "finite values", bounds, then))
+    return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+
+
+def _with_extremes(model: ir.Model) -> tuple[ir.Model, list[str]]:
+    """A copy without Sites whose last outputs are the extremes of each edge, and the edges' names in that order."""
+    copy = RemoveSites()(model.clone()).model
+    edges = float_edges(copy.graph)
+    for value in edges:
+        for kind in ("ReduceMin", "ReduceMax"):
+            node = ir.node(kind, [value], attributes={"keepdims": 0})
+            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = f"{value.name}/{kind}", ir.DataType.FLOAT, ir.Shape([])
+            copy.graph.append(node)
+            copy.graph.outputs.append(node.outputs[0])
+    return copy, [str(value.name) for value in edges]
+
+
+def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """As written: nothing is fused away that has a name."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    path = folder / "observed.onnx"
+    save_graph(model, path)
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the library's errors have no common root but this
+        where, then = f"ranges of {model.graph.name}", "report it with the model's name"
+        raise BackendError(mismatch(where, "a float graph that runs", first_line(error), then)) from error
+
+
+def of_component(calls: Iterable[Call], component: str) -> list[Call]:
+    """The calls of one graph."""
+    return [call for call in calls if call.component == component]

@@ -1,0 +1,1 @@
+"""Qualcomm's HTP: chips, compilation, emulation, and the encodings files of Qualcomm's own converter."""

@@ -1,0 +1,164 @@
+"""A compiled HTP graph against the same Q/DQ graph on the CPU: accepted by the compiler does not mean computed right (targets.md).
+
+Where they part, the first edge at which they do is found by compiling the graph again with some edges as further outputs: sixteen at a
+time, then the sixteen between the last that agreed and the first that did not. An output is not fused with what reads it, so that looking
+can mend a fault; where sixteen edges agree and the graph does not, the search goes on by halves, one edge at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from quad.compile.artifact import save_graph
+from quad.compile.qnn.chips import Soc
+from quad.compile.qnn.htp import HtpGraph, compiler_options
+from quad.compile.targets import is_eight_bit_site
+from quad.core.encoding import Encoding
+from quad.core.errors import BackendError, mismatch
+from quad.core.storage.files import scratch_directory
+from quad.runtime.engines.ort import session_options
+from quad.runtime.engines.qnn import htp_session
+
+Arrays = Mapping[str, NDArray[Any]]
+# Where HTP and CPU differ by rounding edges alone. Measured on the reference model: 59 dB and more with 16-bit activations, 30 dB where a
+# rounding edge is a step of 8 bits (whose own noise is 24 dB); compiler faults gave 15 dB and less.
+AGREE_DB, BYTE_AGREE_DB = 35.0, 20.0
+_AT_ONCE = 16
+_AS_WRITTEN = "w8a16"
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The first edge that HTP and CPU compute differently.
+
+    Args:
+        tensor: its name; `operator` makes it.
+        sqnr_db: of what the HTP gives against the CPU.
+    """
+
+    tensor: str
+    operator: str
+    sqnr_db: float
+
+
+def agreement_db(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
+    """SQNR of `found` in dB; 200 where they are equal."""
+    signal = float(np.mean(np.square(expected, dtype=np.float64)))
+    noise = float(np.mean(np.square(expected.astype(np.float64) - found)))
+    return 200.0 if noise == 0.0 else 10.0 * float(np.log10(max(signal, 1e-30) / noise))
+
+
+def limit_of(profile: Mapping[str, Encoding]) -> float:
+    """The least agreement that a graph of this profile is held to, dB."""
+    return BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
+
+
+def check_agreement(graph: HtpGraph, compiled: Path, soc: Soc, feeds: Mapping[str, Arrays], limit_db: float = AGREE_DB) -> dict[str, float]:
+    """SQNR of the compiled graph against the CPU for each feed.
+
+    Args:
+        compiled: its `model.onnx`.
+        feeds: name -> every graph input as integers.
+
+    Raises:
+        BackendError: one is under `limit_db`; the message names the first edge that diverges.
+    """
+    encoding = next(iter(graph.ports.outputs.values())).encoding
+    if encoding is None:
+        raise BackendError(mismatch(str(compiled), "an encoded output", "none", "build the bundle again"))
+    binary = htp_session(compiled)
+    with scratch_directory() as scratch:
+        reference = _on_cpu(graph.model, scratch)
+        found: dict[str, float] = {}
+        for name, feed in feeds.items():
+            expected, got = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
+            found[name] = agreement_db(expected, got)
+            if found[name] < limit_db:
+                try:
+                    first = first_divergence(graph, soc, feed, limit_db)
+                except BackendError:  # a graph with more outputs may be one that the compiler refuses
+                    first = None
+                raise BackendError(_message(compiled.parent.name, name, first, found[name], limit_db))
+    return found
+
+
+def _message(component: str, feed: str, first: Divergence | None, found: float, limit_db: float) -> str:
+    where = f"{component} on the HTP with {feed}"
+    then = "report it with the model's name"
+    if first is not None:
+        then = f"first to diverge is {first.tensor} (made by {first.operator}, {first.sqnr_db:.1f} dB): write that operator another way"
+    return mismatch(where, f"at least {limit_db:.0f} dB against the CPU", f"{found:.1f} dB", then)
+
+
+def first_divergence(graph: HtpGraph, soc: Soc, feed: Arrays, limit_db: float = AGREE_DB) -> Divergence | None:
+    """The first edge, in the order of the graph, that is under `limit_db`; None where the graph agrees when it is compiled anew."""
+    edges = _quantized(graph.model.graph)
+    low, high = 0, len(edges)
+    places = [high - 1]  # the output
+    first: Divergence | None = None
+    alone = False
+    while low < high:
+        agreed = _compare(graph.model, [edges[place] for place in places], soc, feed)
+        bad = next((index for index, value in enumerate(agreed) if value < limit_db), None)
+        if bad is not None:
+            name, operator, _ = edges[places[bad]]
+            first = Divergence(name, operator, agreed[bad])
+            low, high = (places[bad - 1] + 1 if bad else low), places[bad]
+        elif first is None:
+            return None
+        elif alone:
+            low = places[0] + 1
+        else:
+            alone = True
+        places = [(low + high) // 2] if alone else _spread(low, high)
+    return first
+
+
+def _spread(low: int, high: int) -> list[int]:
+    """Places from `low` to `high - 1`, both among them, as many as are looked at together."""
+    return sorted({round(place) for place in np.linspace(low, high - 1, min(_AT_ONCE, max(high - low, 0)))})
+
+
+def _quantized(graph: ir.Graph) -> list[tuple[str, str, Encoding]]:
+    """Every computed edge: the name of its integers, the operator behind it, its encoding."""
+    found = []
+    for node in graph:
+        source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
+        if source is not None and source.op_type != "DequantizeLinear":
+            found.append((str(node.outputs[0].name), source.op_type, _encoding_of(node)))
+    return found
+
+
+def _encoding_of(node: ir.Node) -> Encoding:
+    scale, zero = (value.const_value.numpy() for value in node.inputs[1:3] if value is not None and value.const_value is not None)
+    signed = zero.dtype.kind == "i"
+    return Encoding(8 * zero.dtype.itemsize, signed, signed, (float(scale),), (int(zero),))
+
+
+def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: Soc, feed: Arrays) -> list[float]:
+    """SQNR of each of these edges, HTP against CPU."""
+    copy = model.clone()
+    values = {str(output.name): output for node in copy.graph for output in node.outputs}
+    names = [name for name, _, _ in edges]
+    given = {str(value.name) for value in copy.graph.outputs}
+    copy.graph.outputs.extend([values[name] for name in names if name not in given])
+    with scratch_directory() as scratch:
+        reference = _on_cpu(copy, scratch)
+        candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
+        expected, found = (session.run(names, dict(feed)) for session in (reference, candidate))
+    return [agreement_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, found, strict=True)]
+
+
+def _on_cpu(model: ir.Model, folder: Path) -> ort.InferenceSession:
+    """The Q/DQ graph computed as it is written."""
+    path = folder / "reference.onnx"
+    save_graph(model, path)
+    return ort.InferenceSession(str(path), session_options(_AS_WRITTEN, 1), providers=["CPUExecutionProvider"])

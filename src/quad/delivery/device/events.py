@@ -1,0 +1,82 @@
+"""What a device is told to begin with, and what it tells."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from quad.delivery.device.timeouts import Patience
+
+Progress = Callable[[str, int, int], None]  # label, bytes there, bytes in all
+
+
+class Change(msgspec.Struct, frozen=True):
+    """An adapter that runs another version than before, and why; `now` is None where it does not run any more."""
+
+    name: str
+    was: int
+    now: int | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a device comes to its repository; what is not said is what it was before.
+
+    Args:
+        url: of the repository, or a directory.
+        root: the first root's bytes, that came by another way.
+    """
+
+    url: str | None = None
+    root: bytes | None = None
+    patience: Patience = Patience()  # noqa: RUF009 - it is frozen
+
+
+def _unheard(*_: object) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True)
+class Ears:
+    """Who is told what happens.
+
+    Args:
+        changed: of an adapter that had to step back, at once: what comes after may still fail.
+        came: while a pack comes in.
+    """
+
+    changed: Callable[[Change], None] = _unheard
+    came: Progress = _unheard
+
+
+class Installation(msgspec.Struct, frozen=True):
+    """What an install or a rollback did.
+
+    Args:
+        version: the one that runs now. previous: what a rollback would return to.
+        switched: False where it ran already.
+    """
+
+    name: str
+    version: int
+    previous: int | None
+    switched: bool
+
+
+class Listed(msgspec.Struct, frozen=True):
+    """One adapter by name, as far as the device knows.
+
+    Args:
+        installed, previous: the version that runs, and the one that a rollback returns to.
+        offered: versions on offer, and why each cannot run here; empty where it can.
+        revoked: versions that were withdrawn, and why.
+    """
+
+    name: str
+    installed: int | None
+    previous: int | None
+    offered: dict[int, str]
+    revoked: dict[int, str]

@@ -1,0 +1,165 @@
+"""The files of a device's store, and what a new start makes of those that a killed one has left.
+
+    STORE/trust.json       see `quad.delivery.device.trust`
+    STORE/installed/       pointers, see `quad.core.storage.install_pointers`
+    STORE/packs/           packs that a pointer names
+    STORE/fetched/         whole and verified packs on offer, not installed yet
+    STORE/partial/         packs on offer of which a part is there
+    STORE/.stage/          of the process at work; gone at the next start
+
+What of it no pointer and no offer names is removed; a file that is not called as quad calls its own is left alone.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from quad.core.errors import InputError, VerificationError, mismatch
+from quad.core.storage.files import alone_in, sync_directory, writing_to
+from quad.core.storage.install_pointers import (
+    PACKS,
+    POINTER_SUFFIX,
+    POINTERS,
+    Installed,
+    Version,
+    is_whole,
+    pack_path,
+    read_pointer,
+    remove_pointer,
+    write_pointer,
+)
+from quad.core.storage.pack import PACK_SUFFIX
+from quad.delivery.device.events import Change
+from quad.delivery.device.trust import TRUST_FILE
+from quad.delivery.offer import Catalogue, Offer
+
+FETCHED, PARTIAL, STAGE = "fetched", "partial", ".stage"
+_PACK = re.compile(rf"[0-9a-f]{{64}}{re.escape(PACK_SUFFIX)}")
+
+
+@final
+@dataclass(frozen=True)
+class Store:
+    """A store on disk."""
+
+    folder: Path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """One installer at a time.
+
+        Raises:
+            InputError: another one is at work.
+        """
+        taken = InputError(mismatch(str(self.folder), "no other installer at work on it", "one", "wait for it or choose another --store"))
+        with alone_in(self.folder, taken):
+            yield
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """An empty directory while the block runs.
+
+        Raises:
+            BackendError: for every OSError of the block, that writes there.
+        """
+        stage = self.folder / STAGE
+        with writing_to(stage):
+            stage.mkdir(parents=True)
+            try:
+                yield stage
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+
+    def fetched(self, offer: Offer) -> Path:
+        """Where a verified pack waits."""
+        return self.folder / FETCHED / f"{offer.sha256}{PACK_SUFFIX}"
+
+    def partial(self, offer: Offer) -> Path:
+        """Where a pack's bytes come in."""
+        return self.folder / PARTIAL / f"{offer.sha256}{PACK_SUFFIX}"
+
+    def move(self, source: Path, place: Path) -> None:
+        """Give a whole file its next place, for good.
+
+        Raises:
+            BackendError: the place cannot be written to.
+        """
+        with writing_to(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(source, place)
+        sync_directory(place.parent)
+        sync_directory(source.parent)
+        sync_directory(self.folder)  # where the directory of the place may be new
+
+    def settle(self, catalogue: Catalogue) -> list[Change]:
+        """Bring the store to rest: adapters that cannot or must not run step back, and what nothing names is removed.
+
+        Args:
+            catalogue: what is on offer and revoked, as far as the device knows.
+        """
+        changes = self._repaired(catalogue)
+        self._remove_strays(catalogue)
+        return changes
+
+    def pointers(self) -> dict[str, Installed | None]:
+        """Every pointer by name; None for a damaged one.
+
+        Raises:
+            VerificationError: the system does not let one be read; nobody may call it damaged and remove it.
+        """
+        found: dict[str, Installed | None] = {}
+        for path in sorted((self.folder / POINTERS).glob(f"[!.]*{POINTER_SUFFIX}")):
+            try:
+                found[path.name.removesuffix(POINTER_SUFFIX)] = read_pointer(path)
+            except VerificationError as error:
+                if isinstance(error.__cause__, OSError):
+                    raise
+                found[path.name.removesuffix(POINTER_SUFFIX)] = None
+        return found
+
+    def _repaired(self, catalogue: Catalogue) -> list[Change]:
+        changes = []
+        for name, pointer in self.pointers().items():
+            if pointer is None:
+                remove_pointer(self.folder, name)
+                changes.append(Change(name, 0, None, "its pointer was damaged"))
+                continue
+            why = self._against(pointer.current, catalogue)
+            back = pointer.previous
+            sound = back if back is not None and not self._against(back, catalogue) else None
+            if why and sound is not None:
+                write_pointer(self.folder, Installed(name, sound))
+            elif why:
+                remove_pointer(self.folder, name)
+            elif back is not None and sound is None:
+                write_pointer(self.folder, Installed(name, pointer.current))
+            if why:
+                changes.append(Change(name, pointer.current.version, sound.version if sound else None, why))
+        return changes
+
+    def _against(self, version: Version, catalogue: Catalogue) -> str:
+        """Why a version must not run; empty where it may."""
+        gone = catalogue.revocation(version.sha256)
+        if gone is not None:
+            return f"revoked: {gone.reason}" if gone.reason else "revoked"
+        return "" if is_whole(self.folder, version) else "its pack was gone or cut"
+
+    def _remove_strays(self, catalogue: Catalogue) -> None:
+        held = [version for pointer in self.pointers().values() if pointer for version in (pointer.current, pointer.previous) if version]
+        offered = {f"{offer.sha256}{PACK_SUFFIX}" for offers in catalogue.offers.values() for offer in offers}
+        packs = {pack_path(self.folder, version.sha256).name for version in held}
+        with writing_to(self.folder):
+            shutil.rmtree(self.folder / STAGE, ignore_errors=True)
+            for place, named in ((PACKS, packs), (FETCHED, offered - packs), (PARTIAL, offered - packs)):
+                for path in (self.folder / place).glob("*"):
+                    if path.name not in named and _PACK.fullmatch(path.name):
+                        path.unlink()
+            for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.part")):
+                part.unlink()

@@ -1,0 +1,1 @@
+"""The publisher's side of delivery: keys, signed metadata, the repository's directory."""

@@ -1,0 +1,1 @@
+"""`quad ablate`: what each choice of a build costs."""

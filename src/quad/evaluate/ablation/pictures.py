@@ -1,0 +1,24 @@
+"""Where `quad ablate` keeps pictures of its rows, for the page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from quad.evaluate.figures.runs import Pictures
+
+KEPT_PICTURES = 2  # of each row and task
+
+
+def picture_file(out: Path, row: str, task: str, index: int) -> Path:
+    """Where a picture of a row is kept; row `fp32` is the full-precision side."""
+    return out / "pictures" / row / f"{task}_{index}.png"
+
+
+def keep_pictures(out: Path, row: str, task: str, pictures: Pictures) -> None:
+    """Keep the first few of a row's pictures of a task."""
+    for index, picture in enumerate(pictures[:KEPT_PICTURES]):
+        file = picture_file(out, row, task, index)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(file)

@@ -1,0 +1,205 @@
+"""KPIs of a bundle on this machine: milliseconds, switch time, ROM and RAM. The runtime only, no torch.
+
+`python -m quad.evaluate.bench.bench BUNDLE` prints one JSON object; run in its own process, its peak RAM is the device's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from quad.core.errors import QuadError, UsageError, mismatch
+from quad.core.manifest import TaskSpec
+from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.evaluate.bench.footprint import rom_bytes
+from quad.evaluate.bench.machine import machine
+from quad.evaluate.bench.switching import bench_resident, bench_switch, flatness
+from quad.evaluate.bench.timing import median, median_p95, milliseconds
+from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.bundle import COMPONENTS, Bundle
+from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.pipeline import QuadPipeline
+
+Buffers = dict[str, NDArray[Any]]
+Progress = Callable[[str, float], None]
+# Shares of the whole that the bar gives to what comes before and after the tasks.
+_SWITCH, _TASKS, _COMPONENTS = 0.15, 0.2, 0.8
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure.
+
+    Args:
+        path: the bundle directory.
+        threads: CPU threads, None for as many as the process may use.
+        repeats: timed calls of each graph; whole pictures are timed a quarter as often, at least three times.
+        tasks: whose whole pictures are timed, empty for all.
+    """
+
+    path: Path
+    engine: str = "auto"
+    threads: int | None = None
+    repeats: int = 15
+    tasks: tuple[str, ...] = ()
+
+
+def _feed(session: Session, held: Buffers) -> Buffers:
+    """Inputs of the right shape for a graph; dynamic axes are 1."""
+    feed: Buffers = {}
+    for name, shape in session.inputs.items():
+        if name not in held:
+            dtype = np.int64 if name == "input_ids" else np.float32
+            feed[name] = np.ones([n or 1 for n in shape], dtype)
+    return feed
+
+
+def graph_times(session: Session, held: Buffers, repeats: int) -> list[float]:
+    """Ms of single calls of one graph with `held` bound, on made-up inputs."""
+    session.bind(held)
+    return milliseconds(partial(session.run, _feed(session, held)), repeats)
+
+
+def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) -> dict[str, dict[str, float]]:
+    """One call of each graph, by component; the U-Net's is one step without guidance."""
+    opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+    found = {}
+    for component in COMPONENTS:
+        session = opened.load(bundle.graph(component), threads)
+        held = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
+        found[component] = median_p95(graph_times(session, held, repeats))
+    return found
+
+
+def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
+    """Bind one adapter, or the base."""
+    if adapter is None:
+        pipe.disable_lora()
+    else:
+        pipe.set_adapters(adapter)
+
+
+def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> dict[str, Any]:
+    """One column of the paper's tables 2 and 3: medians of whole pictures on a made-up input, the task's adapter already bound.
+
+    Returns:
+        `sampler`, `steps`, `guidance`, `adapter`; ms of `text_encoder`, `vae_encoder` (None where no picture is read), `unet_step` (both
+        sides of the guidance), `vae_decoder`, `end_to_end`; `peak_ram_bytes` while it ran.
+    """
+    size = pipe.bundle.manifest.size
+    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+    mask = np.zeros((size, size), np.uint8)
+    mask[size // 4 : size // 2, size // 4 : size // 2] = 255
+    use_adapter(pipe, spec.adapter)
+    image, hole = (None if not spec.reads_picture else picture), (mask if spec.mask == "input" else None)
+    run = partial(pipe, "", task=task, image=image, mask_image=hole)
+    run()
+    forget_peak()
+    runs = [run().timings_ms for _ in range(repeats)]
+    part = {name: median([times[name] for times in runs]) for name in runs[0]}
+    return {
+        "sampler": spec.sampler.kind,
+        "steps": spec.sampler.steps,
+        "guidance": spec.guidance,
+        "adapter": spec.adapter,
+        "text_encoder_ms": part["text_encoder"],
+        "vae_encoder_ms": part.get("vae_encoder"),
+        "unet_step_ms": part["unet"] / spec.sampler.steps,
+        "vae_decoder_ms": part["vae_decoder"],
+        "end_to_end_ms": part["total"],
+        "peak_ram_bytes": peak_ram_bytes(),
+    }
+
+
+def _asked(pipe: QuadPipeline, tasks: tuple[str, ...]) -> dict[str, TaskSpec]:
+    """Raises:
+    UsageError: the bundle has no such task.
+    """
+    unknown = [task for task in tasks if task not in pipe.tasks]
+    if unknown:
+        raise UsageError(mismatch("--task", f"one of {', '.join(pipe.tasks)}", repr(unknown[0]), "choose one of these"))
+    return {task: spec for task, spec in pipe.tasks.items() if task in tasks or not tasks}
+
+
+def _open(options: BenchOptions) -> tuple[QuadPipeline, float]:
+    """The pipeline, and the ms it took to open: files checked, graphs loaded."""
+    start = perf_counter()
+    pipe = QuadPipeline.from_pretrained(options.path, engine=options.engine, threads=options.threads)
+    return pipe, (perf_counter() - start) * 1e3
+
+
+def bench(options: BenchOptions, progress: Progress = lambda stage, share: None) -> dict[str, Any]:
+    """The object of `quad bench --json` (interfaces.md).
+
+    Args:
+        progress: called with what begins and the share done.
+
+    Raises:
+        UsageError: the bundle has no such task.
+        InputError: no bundle there. VerificationError: it was changed. CompatibilityError, BackendError: that engine cannot run it.
+    """
+    progress("open", 0.0)
+    pipe, load_ms = _open(options)
+    asked, bundle = _asked(pipe, options.tasks), pipe.bundle
+    progress("switch", _SWITCH)
+    switch = bench_switch(pipe)
+    opening_peak, tasks = peak_ram_bytes(), {}
+    for i, (task, spec) in enumerate(asked.items()):
+        progress(task, _TASKS + (_COMPONENTS - _TASKS) * i / len(asked))
+        tasks[task] = bench_task(pipe, task, spec, max(3, options.repeats // 4))
+    # Read before adapters are copied and the graphs opened a second time: a device holds them once.
+    peak = max([opening_peak, *(entry["peak_ram_bytes"] for entry in tasks.values())])
+    progress("resident adapters", _COMPONENTS)
+    resident = bench_resident(pipe)
+    threads = options.threads or default_threads()
+    engine, manifest = pipe.engine, bundle.manifest
+    del pipe
+    progress("components", (1 + _COMPONENTS) / 2)
+    return {
+        "engine": engine,
+        "threads": threads,
+        "machine": machine(engine, threads),
+        "bundle": {"name": manifest.name, "target": manifest.target, "precision": manifest.precision, "size": manifest.size},
+        "load_ms": load_ms,
+        "components": bench_components(bundle, engine, threads, options.repeats),
+        "end_to_end_ms": {task: entry["end_to_end_ms"] for task, entry in tasks.items()},
+        "tasks": tasks,
+        "switch": {**switch, "resident": resident, "flatness": flatness(resident)},
+        "rom_bytes": rom_bytes(bundle),
+        "peak_ram_bytes": peak,
+    }
+
+
+def _tell(stage: str, share: float) -> None:
+    print(json.dumps({"stage": stage, "share": share}), file=sys.stderr, flush=True)
+
+
+def main(
+    bundle: Annotated[Path, typer.Argument(help="bundle directory")],
+    engine: Annotated[str, typer.Option(help="auto, or an engine's name")] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads, 0 for all cores")] = 0,
+    repeats: Annotated[int, typer.Option(help="timed calls of each graph")] = 15,
+    task: Annotated[list[str] | None, typer.Option(help="only this task's pictures; repeat it")] = None,
+    progress: Annotated[bool, typer.Option(help="a JSON line on stderr for each stage that begins")] = False,
+) -> None:
+    """Print the KPIs of a bundle as one JSON object."""
+    options = BenchOptions(bundle, engine, threads or None, repeats, tuple(task or ()))
+    print(json.dumps(bench(options, _tell) if progress else bench(options), allow_nan=False))
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(main)
+    except QuadError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

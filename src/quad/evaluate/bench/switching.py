@@ -1,0 +1,89 @@
+"""What it costs to change the adapter, and whether adapters that lie in memory beside it make it dearer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from quad.evaluate.bench.timing import median, median_p95, milliseconds
+from quad.runtime.adapters.buffers import largest_bytes
+from quad.runtime.pipeline import QuadPipeline
+
+RESIDENT = (1, 2, 10, 100)
+# Switches of each kind at each visit of a count.
+SWITCHES = 100
+# Counts whose adapters would take more memory are left out.
+RESIDENT_BYTES = 4_000_000_000
+
+
+def bench_switch(pipe: QuadPipeline, rounds: int = 10) -> dict[str, Any]:
+    """Ms to bind another adapter: cold reads and checks its file (page cache warm), warm finds it in memory. Medians over adapters.
+
+    `pipe` is as opened: its first touch of each adapter is the cold switch.
+    """
+    if not pipe.adapters:
+        return {"warm_ms": 0.0, "cold_ms": 0.0, "warm_p95_ms": 0.0}
+    cold, warm = _round(pipe, pipe.adapters), [time for _ in range(rounds) for time in _round(pipe, pipe.adapters)]
+    spread = median_p95(warm)
+    return {"warm_ms": spread["median_ms"], "cold_ms": median(cold), "warm_p95_ms": spread["p95_ms"]}
+
+
+def bench_resident(pipe: QuadPipeline, counts: Sequence[int] = RESIDENT) -> dict[str, dict[str, float]]:
+    """Warm switches with so many adapters in memory, count -> `median_ms` and `p95_ms` between the first and the last of them, and
+    `in_turn_ms`, the median of switches to each in turn, of which a processor's cache remembers less the more there are.
+
+    The bundle's own adapters come first, then copies of them under new names. Counts are visited upwards and down again, so that a
+    machine that grows slower meanwhile does not look like a cost of adapters. Leaves the bundle's own adapters, none in memory.
+    """
+    own = pipe.bundle.manifest.adapters
+    if not own:
+        return {}
+    largest = largest_bytes(pipe.bundle.slots)
+    fitting = [count for count in counts if count * largest <= RESIDENT_BYTES]
+    crowd = _Crowd(pipe)
+    pair: dict[int, list[float]] = {count: [] for count in fitting}
+    in_turn: dict[int, list[float]] = {count: [] for count in fitting}
+    for count in (*fitting, *reversed(fitting)):
+        crowd.become(count)
+        _round(pipe, crowd.names)
+        for _ in range(SWITCHES // 2):
+            pair[count] += _round(pipe, (crowd.names[0], crowd.names[-1]))
+        for _ in range(-(-SWITCHES // count)):
+            in_turn[count] += _round(pipe, crowd.names)
+    crowd.become(0)
+    return {str(count): {**median_p95(pair[count]), "in_turn_ms": median(in_turn[count])} for count in fitting}
+
+
+def flatness(resident: dict[str, dict[str, float]]) -> float | None:
+    """The dearest median over the cheapest; 1 is flat, None where there is one count or none."""
+    medians = [entry["median_ms"] for entry in resident.values()]
+    return max(medians) / min(medians) if len(medians) > 1 else None
+
+
+def _round(pipe: QuadPipeline, names: Sequence[str]) -> list[float]:
+    """Ms of one switch to each adapter, one after the other."""
+    return [milliseconds(partial(pipe.set_adapters, name), 1, 0)[0] for name in names]
+
+
+class _Crowd:
+    """The adapters that are in a pipeline's memory, as many as asked for."""
+
+    def __init__(self, pipe: QuadPipeline) -> None:
+        self._pipe, self._own = pipe, pipe.bundle.manifest.adapters
+        pipe.unload()
+        self.names: list[str] = []
+
+    def become(self, count: int) -> None:
+        while len(self.names) > count:
+            self._pipe.unload(self.names.pop())
+        while len(self.names) < count:
+            self._add()
+
+    def _add(self) -> None:
+        number = len(self.names)
+        name = self._own[number % len(self._own)]
+        if number >= len(self._own):
+            name = self._pipe.load_lora_weights(self._pipe.bundle.adapter_files(name)[0].parent, f"{name}.{number}")
+        self._pipe.set_adapters(name)
+        self.names.append(name)

@@ -1,0 +1,1 @@
+"""The figures: metrics, features, paired quality, adapter effect, laws."""

@@ -1,0 +1,157 @@
+"""Adapter effect: what an adapter changes, and how much of it a quantized graph carries. Source: method.md section 7.
+
+    e_fp, e_q    output(adapter) - output(zero adapter) on the same inputs, in float and as the bundle's engine runs it
+    gain         <e_q, e_fp> / <e_fp, e_fp>            1 is right, below 1 the adapter is weak
+    SQNR         10 log10( |e_fp|^2 / |e_q - e_fp|^2 )
+
+A whole-output figure hides a weak adapter, because most of the output is the base's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.manifest import TaskSpec
+from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
+from quad.evaluate.figures.quality import held_out
+from quad.evaluate.figures.reference import Reference
+from quad.lora.read import read_lora
+from quad.model.base.open import open_model
+from quad.model.slots.network import slot_networks
+from quad.quantize.observe.calibrate import CalibrationSample, component_networks
+from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.runtime.adapters.store import AdapterStore
+from quad.runtime.bundle import Bundle
+from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.pipeline import QuadPipeline
+
+PROBE_RUNS = 4  # held-out samples a task whose U-Net calls are compared
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Effect:
+    """How an adapter's effect came through: its gain, and its SQNR in dB (infinite where nothing was lost)."""
+
+    gain: float
+    sqnr_db: float
+
+    def to_json(self) -> dict[str, float]:
+        """`gain` and `sqnr_db`, the latter capped as PSNR is: JSON knows no infinity."""
+        return {"gain": self.gain, "sqnr_db": min(self.sqnr_db, PSNR_CAP_DB)}
+
+
+def effect_of(true: Sequence[Array], found: Sequence[Array]) -> Effect | None:
+    """Gain and SQNR of some effects, pooled over all of them.
+
+    Args:
+        true, found: pairs of one shape each: `e_fp` and `e_q`.
+
+    Returns:
+        None where the true effect is zero: of nothing there is no share.
+    """
+    power = cross = noise = 0.0
+    for a, b in zip(true, found, strict=True):
+        fp, q = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
+        power += float(fp @ fp)
+        cross += float(q @ fp)
+        noise += float((q - fp) @ (q - fp))
+    if power == 0.0:
+        return None
+    return Effect(cross / power, 10 * math.log10(power / noise) if noise > 0.0 else math.inf)
+
+
+@dataclass(frozen=True)
+class TrueEffect:
+    """One U-Net call and what the adapter changes in its output in float, `(B, 4, h, w)`."""
+
+    adapter: str
+    probe: Probe
+    effect: Array
+
+
+def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[str, TaskSpec], runs: int = PROBE_RUNS) -> list[Probe]:
+    """The U-Net's inputs along float runs of `runs` held-out samples of every task that has an adapter.
+
+    Args:
+        tasks: as they will be run, with their samplers.
+    """
+    wanted = {task: spec for task, spec in tasks.items() if spec.adapter is not None}
+    if not wanted:
+        return []
+    base = replace(open_model(model), tasks=wanted)
+    names = {spec.adapter for spec in wanted.values()}
+    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
+    slotted = slot_networks(base.unet, base.text_encoder, loaded)
+    drawn = [(task, sample) for task in wanted for sample in held_out(task, runs)]
+    samples = [CalibrationSample(task, sample.prompt, sample.image, sample.mask) for task, sample in drawn]
+    networks = component_networks(base, slotted.unet, slotted.text_encoder)
+    probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))
+    return [probe for some in probes.values() for probe in some]
+
+
+def true_effects(reference: Reference, probes: Sequence[Probe]) -> list[TrueEffect]:
+    """What every probe's adapter changes, by diffusers and PEFT."""
+    found = []
+    for probe in probes:
+        sample, _, words = probe.tensors()
+        full, zero = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.adapter, None))
+        found.append(TrueEffect(probe.adapter, probe, full - zero))
+    return found
+
+
+def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEffect]) -> dict[str, Effect | None]:
+    """Task -> how its adapter's effect comes through one loaded U-Net, on the probes of that task.
+
+    Args:
+        session: the bundle's U-Net; its slot inputs are bound anew.
+        store: the bundle's adapters; probes of others are left out.
+    """
+    pairs: dict[str, tuple[list[Array], list[Array]]] = {}
+    for one in true:
+        if one.adapter not in store.names:
+            continue
+        full, zero = (unet_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.adapter], []))
+        fp, q = pairs.setdefault(one.probe.task, ([], []))
+        fp.append(one.effect)
+        q.append(full - zero)
+    return {task: effect_of(fp, q) for task, (fp, q) in pairs.items()}
+
+
+def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) -> Array:
+    """The loaded U-Net's output `(B, 4, h, w)` for a probe's inputs, with these adapter buffers."""
+    session.bind({name: buffer for name, buffer in buffers.items() if name in session.inputs})
+    if session.inputs["sample"][0] is None:
+        return session.run(probe.inputs)
+    # A graph of fixed batch 1 runs the guided pair one after the other.
+    rows = []
+    for row in range(len(probe.inputs["sample"])):
+        part = {name: values if name == "timestep" else values[row : row + 1] for name, values in probe.inputs.items()}
+        rows.append(session.run(part))
+    return np.concatenate(rows)
+
+
+def open_unet(bundle: Bundle, engine: str) -> Session:
+    """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
+    chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+    return chosen.load(bundle.graph("unet"), default_threads())
+
+
+def bundle_effects(
+    pipe: QuadPipeline, reference: Reference, model: Path, adapters: Mapping[str, Path], runs: int = PROBE_RUNS
+) -> dict[str, Effect | None]:
+    """Task -> its adapter's effect at the U-Net's output, measured from nothing but a bundle and its model."""
+    true = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs))
+    return network_effects(open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle), true)
+
+
+def picture_effect(fp: Array, fp_zero: Array, quantized: Array, quantized_zero: Array) -> Effect | None:
+    """The same of whole pictures, uint8 `(N, S, S, 3)`: both sides with the adapter and with the zero adapter, from the same noise."""
+    return effect_of([unit(fp) - unit(fp_zero)], [unit(quantized) - unit(quantized_zero)])

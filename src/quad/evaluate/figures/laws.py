@@ -1,0 +1,107 @@
+"""What must hold on every bundle, measured on this one. Source: architecture.md, laws 2 and 4."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quad.core.manifest import TaskSpec
+from quad.evaluate.figures.reference import Reference
+from quad.lora.read import read_lora
+from quad.model.base.open import open_model
+from quad.model.slots.network import slot_inputs, slot_networks
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.pipeline import QuadPipeline
+
+PROMPT = "a red house and a tree"
+HEAVY = ("torch", "diffusers", "transformers", "onnx")
+IMPORT = """
+import json, sys, time
+start = time.perf_counter()
+import quad.runtime.pipeline
+print(json.dumps({"seconds": time.perf_counter() - start, "modules": sorted({name.partition(".")[0] for name in sys.modules})}))
+"""
+
+
+def _last_latent(pipe: QuadPipeline, task: str, spec: TaskSpec) -> NDArray[np.float32]:
+    """The latent that one run ends with: finer than the picture's 8 bits."""
+    size = pipe.bundle.manifest.size
+    image = None if not spec.reads_picture else np.full((size, size, 3), 90, np.uint8)
+    mask = np.full((size, size), 255, np.uint8) if spec.mask == "input" else None
+    seen: list[NDArray[np.float32]] = []
+
+    def keep(_: QuadPipeline, __: int, ___: float, state: dict[str, Any]) -> None:
+        seen.append(np.array(state["latents"]))
+
+    pipe("", task=task, image=image, mask_image=mask, seed=3, callback_on_step_end=keep)
+    return seen[-1]
+
+
+def switching_is_exact(pipe: QuadPipeline) -> dict[str, bool]:
+    """Law 4: A -> B -> A gives A's latent bit for bit, and base after unload gives the base's."""
+    names = list(pipe.adapters)
+    tasks = {spec.adapter: (task, spec) for task, spec in pipe.tasks.items()}
+    if None not in tasks or len(names) < 2:
+        return {}
+    task, spec = tasks[None]
+    pipe.disable_lora()
+    base = _last_latent(pipe, task, spec)
+    first = []
+    for name in (names[0], names[1], names[0]):
+        pipe.set_adapters(name)
+        first.append(_last_latent(pipe, task, spec))
+    pipe.disable_lora()
+    again = _last_latent(pipe, task, spec)
+    moved = not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], base)
+    return {
+        "a_b_a": moved and bool(np.array_equal(first[0], first[2])),
+        "base_after_unload": moved and bool(np.array_equal(base, again)),
+    }
+
+
+def slotted_error(directory: Path, adapters: dict[str, Path], reference: Reference) -> dict[str, float]:
+    """Law 2, per adapter: largest difference of a float slotted network from diffusers + PEFT, over the output's RMS.
+
+    Of the U-Net and, where adapters reach it, the text encoder.
+    """
+    base = open_model(directory)
+    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
+    slotted = slot_networks(base.unet, base.text_encoder, loaded)
+    side = base.size // base.latent.factor
+    generator = torch.Generator().manual_seed(5)
+    sample = torch.randn(1, 2 * base.latent.channels + 1, side, side, generator=generator)
+    words = torch.randn(1, base.text.length, base.text.hidden, generator=generator)
+    ids = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(PROMPT).ids)
+    errors = {}
+    for adapter in loaded:
+        slots = {name: torch.from_numpy(np.asarray(value)) for name, value in slot_inputs(adapter, slotted.table).items()}
+        with torch.inference_mode():
+            ours = slotted.unet(sample, torch.tensor([400.0]), words, slots)
+        error = _distance(ours, reference.network_output(adapter.name, sample, 400.0, words))
+        if slotted.text_encoder is not None:
+            with torch.inference_mode():
+                hidden = slotted.text_encoder(ids, slots)
+            error = max(error, _distance(hidden, reference.words([PROMPT])))
+        errors[adapter.name] = error
+    return errors
+
+
+def _distance(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
+
+
+def runtime_import(tries: int = 3) -> dict[str, Any]:
+    """Seconds to import the runtime in a fresh interpreter (best of `tries`), and which heavy packages it dragged in."""
+    found = []
+    for _ in range(tries):
+        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        found.append(json.loads(done.stdout.splitlines()[-1]))
+    return {"seconds": min(one["seconds"] for one in found), "heavy": [name for name in HEAVY if name in found[0]["modules"]]}

@@ -1,0 +1,181 @@
+"""The quality table of issue 2 for one maker of pictures: every row with its bar, its control and an honest yes or no."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+from numpy.typing import NDArray
+
+from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.evaluate.figures import metrics
+from quad.evaluate.figures.reference import Job, Reference
+from quad.evaluate.figures.scores import SCORERS, Scores, score
+from quad.model.base.open import WORLD_FILE
+from quad.zoo.judge import Judge
+from quad.zoo.reference import ADAPTER_FILE, reference_dir
+from quad.zoo.samples import TASKS, Sample, sample
+
+Pictures = NDArray[np.uint8]
+HELD_OUT = 10**9
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table; `bar` None is shown for comparison only."""
+
+    name: str
+    value: float
+    unit: str
+    bar: float | None = None
+    note: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Is the bar reached; None where there is none."""
+        return None if self.bar is None else bool(self.value >= self.bar)
+
+
+@dataclass(frozen=True)
+class Row:
+    """Where a figure comes from: score `key` of `task`, its bar, and scores shown beside it."""
+
+    task: str
+    key: str
+    name: str
+    bar: float
+    beside: tuple[tuple[str, str], ...] = ()
+
+
+FILLS = (("nearest_db", "nearest edge"), ("ring_db", "ring mean"))
+FILLS_POOLED = (("nearest_pooled_db", "nearest edge"), ("ring_pooled_db", "ring mean"))
+ROWS = (
+    Row("removal", "inside_pooled_db", "removal, inside the object", 26.0, FILLS_POOLED),
+    Row("removal", "gain_pooled_db", "removal, over the better fill", 4.0),
+    Row("removal", "inside_db", "removal, inside, mean of pictures", 26.0, FILLS),
+    Row("removal", "gain_db", "removal, over the better fill, mean of pictures", 4.0),
+    Row("text-to-image", "sky", "text-to-image, sky", 0.95),
+    Row("text-to-image", "ground", "text-to-image, ground", 0.95),
+    Row("text-to-image", "skin", "text-to-image, skin", 0.95),
+    Row("text-to-image", "kind", "text-to-image, object kind at its place", 0.75, (("kind_anywhere", "anywhere"),)),
+    Row("text-to-image", "kind_colour", "text-to-image, kind and colour", 0.60),
+    Row("text-to-image", "expression", "text-to-image, expression", 0.70),
+    Row("transform", "changed", "transform, asked attribute changed", 0.80),
+    Row("transform", "kept", "transform, others kept", 0.90),
+    Row("sketch", "edges", "sketch, edges within 2 px", 0.70, (("edges_control", "another picture"),)),
+    Row("sticker", "outline", "sticker, white outline on flat ground", 0.90, (("object", "right object"),)),
+    Row("portrait", "face", "portrait, face attributes kept", 0.80),
+    Row("portrait", "style", "portrait, asked style applied", 0.90),
+)
+
+
+def check_world(model: Path) -> None:
+    """Refuse a model whose pictures have no known truth.
+
+    Raises:
+        InputError: there is no such directory. UnsupportedError: it is not of the reference world.
+    """
+    if not model.is_dir():
+        raise InputError(mismatch(str(model), "a diffusers model directory", "none", "check the path, or name toyland"))
+    if not (model / WORLD_FILE).is_file():
+        then = "truths are known for models of the reference world only"
+        raise UnsupportedError(mismatch(str(model), f"a model with {WORLD_FILE}", "none", then))
+
+
+def find_adapters(model: Path) -> dict[str, Path]:
+    """The adapters that a model directory brings, by name."""
+    return {file.parent.name: file for file in sorted((model / "adapters").glob(f"*/{ADAPTER_FILE}"))}
+
+
+def held_out(task: str, n: int) -> list[Sample]:
+    """The first `n` samples that training never sees."""
+    return [sample(task, HELD_OUT + i) for i in range(n)]
+
+
+def jobs_of(samples: Sequence[Sample], first_seed: int = 0) -> list[Job]:
+    """The jobs of samples; picture i starts from the noise of seed `first_seed + i`."""
+    return [Job(s.prompt, first_seed + i, s.image, s.mask) for i, s in enumerate(samples)]
+
+
+def vae_figures(reference: Reference, samples: dict[str, list[Sample]]) -> list[Figure]:
+    """PSNR and SSIM of the autoencoder on held-out truths of all tasks."""
+    pictures = np.stack([s.truth for rows in samples.values() for s in rows])
+    again = reference.reconstruct(pictures)
+    psnr = float(np.mean([metrics.psnr(a, b) for a, b in zip(pictures, again, strict=True)]))
+    ssim = float(np.mean([metrics.ssim(a, b) for a, b in zip(pictures, again, strict=True)]))
+    note = f"{len(pictures)} held-out pictures of all tasks"
+    return [Figure("VAE, PSNR", psnr, "dB", 30.0, note), Figure("VAE, SSIM", ssim, "", 0.93, note)]
+
+
+def _unit(key: str) -> str:
+    return "dB" if key.endswith("_db") else "%"
+
+
+def _shown(value: float, unit: str) -> str:
+    return f"{value:.1f} dB" if unit == "dB" else f"{100 * value:.0f} %"
+
+
+def task_figures(scores: dict[str, Scores], ceilings: dict[str, Scores], counts: dict[str, int]) -> list[Figure]:
+    """The rows of issue 2 that the scores reach; the VAE ceiling and the controls stand in the note.
+
+    Args:
+        scores: task -> scores of the pictures.
+        ceilings: task -> scores of the truths sent through the VAE.
+        counts: task -> samples.
+    """
+    figures = []
+    for row in ROWS:
+        if row.task not in scores or row.key not in scores[row.task]:
+            continue
+        unit = _unit(row.key)
+        parts = [f"n = {counts[row.task]}"]
+        if row.key in ceilings.get(row.task, {}):
+            parts.append(f"VAE ceiling {_shown(ceilings[row.task][row.key], unit)}")
+        parts += [f"{label} {_shown(scores[row.task][key], unit)}" for key, label in row.beside if key in scores[row.task]]
+        figures.append(Figure(row.name, scores[row.task][row.key], unit, row.bar, ", ".join(parts)))
+    return figures
+
+
+def ceilings_of(reference: Reference, samples: dict[str, list[Sample]], judge: Judge) -> dict[str, Scores]:
+    """Scores of the truths themselves after the VAE: what no sampler can beat."""
+    return {task: score(task, rows, reference.reconstruct(np.stack([s.truth for s in rows])), judge) for task, rows in samples.items()}
+
+
+def quality_table(directory: Path, adapters: dict[str, Path], n: int = 128, progress: Progress | None = None) -> list[Figure]:
+    """The whole FP32 table of a Toyland model directory, on `n` held-out samples a task.
+
+    Args:
+        directory: diffusers directory with `toyland.json`.
+        adapters: name -> LoRA file; tasks whose adapter is missing are left out.
+    """
+    reference, judge = Reference(directory, adapters), Judge.load()
+    tasks = [task for task in TASKS if task in reference.tasks and reference.tasks[task].adapter in (None, *adapters)]
+    samples = {task: held_out(task, n) for task in tasks if task in SCORERS}
+    scores: dict[str, Scores] = {}
+    for i, (task, rows) in enumerate(samples.items()):
+        if progress is not None:
+            progress(task, i / len(samples))
+        scores[task] = score(task, rows, reference.pictures(task, jobs_of(rows)), judge)
+    counts = {task: len(rows) for task, rows in samples.items()}
+    return vae_figures(reference, samples) + task_figures(scores, ceilings_of(reference, samples, judge), counts)
+
+
+def main(
+    model: Annotated[Path | None, typer.Argument(help="model directory; the shipped reference by default")] = None,
+    n: Annotated[int, typer.Option(help="held-out samples a task")] = 128,
+) -> None:
+    """Print the FP32 quality table of a model directory as one JSON object."""
+    directory = model or reference_dir()
+    table = quality_table(directory, find_adapters(directory), n, lambda task, share: print(f"{share:4.0%} {task}", file=sys.stderr))
+    print(json.dumps([{**asdict(figure), "passed": figure.passed} for figure in table], indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,159 @@
+"""The FP32 side of every pair: diffusers modules with PEFT adapters, nothing of our slotted graph.
+
+It shares with the runtime only what makes pairs pairs: samplers, tokenizer, conditioning and the noise of a seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
+from quad.evaluate.figures.peft_adapters import PeftAdapters
+from quad.model.base.open import open_model
+from quad.runtime.conditioning.condition import Condition, Given, PasteBack, make_condition, to_model, to_picture
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.samplers import run_sampler
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Job:
+    """One picture to make: `image` uint8 `(S, S, 3)`, `mask` uint8 `(S, S)` with 255 inside; both only where the task asks."""
+
+    prompt: str
+    seed: int
+    image: NDArray[np.uint8] | None = None
+    mask: NDArray[np.uint8] | None = None
+
+
+class SeedRows:
+    """One generator per picture of a batch, so that a batch draws what single runs draw."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._rows = [np.random.default_rng(seed) for seed in seeds]
+
+    def standard_normal(self, shape: tuple[int, ...], dtype: Any = np.float64) -> NDArray[Any]:
+        """Unit normal of `shape` `(N, ...)`, row i from generator i."""
+        return np.concatenate([row.standard_normal((1, *shape[1:]), dtype=dtype) for row in self._rows])
+
+
+class Reference:
+    """A model directory of diffusers' layout, float32, with its adapters loaded by PEFT."""
+
+    def __init__(self, directory: Path, adapters: dict[str, Path]) -> None:
+        """Open the modules and load every adapter.
+
+        Args:
+            directory: the diffusers directory.
+            adapters: name -> LoRA file.
+        """
+        base = open_model(directory)
+        self.schedule: NoiseSchedule = base.schedule
+        self.latent: LatentSpec = base.latent
+        self.text: TextSpec = base.text
+        self.size: int = base.size
+        self.digest: str = base.digest
+        self.tasks: dict[str, TaskSpec] = base.tasks
+        self._tokenizer = Tokenizer(base.tokenizer, base.text)
+        # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.
+        self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
+        self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
+
+    def _shift_scale(self) -> tuple[Tensor, Tensor]:
+        shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (self.latent.shift, self.latent.scale))
+        return shift, scale
+
+    def encode_signal(self, x: Tensor) -> Tensor:
+        """Pictures `(N, 3, S, S)` in [-1, 1] to model latents `(N, C, S/f, S/f)`."""
+        shift, scale = self._shift_scale()
+        with torch.inference_mode():
+            latent: Tensor = (self._vae.encode(x).latents - shift) * scale
+        return latent
+
+    def decode(self, latent: Tensor, pastes: Sequence[PasteBack | None]) -> NDArray[np.uint8]:
+        """Model latents to pictures, rounded and pasted back as the runtime does."""
+        shift, scale = self._shift_scale()
+        with torch.inference_mode():
+            x = self._vae.decode(latent / scale + shift).sample.numpy()
+        return np.stack([np.asarray(to_picture(x[i : i + 1], paste)) for i, paste in enumerate(pastes)])
+
+    def reconstruct(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Through the VAE and back: the ceiling of every task."""
+        parts = []
+        for i in range(0, len(pictures), BATCH):
+            some = pictures[i : i + BATCH]
+            latent = self.encode_signal(torch.from_numpy(np.concatenate([to_model(picture) for picture in some])))
+            parts.append(self.decode(latent, [None] * len(some)))
+        return np.concatenate(parts)
+
+    def words(self, prompts: Sequence[str]) -> Tensor:
+        """Text conditioning `(N, L, D)` with the adapter that was used last."""
+        ids = torch.from_numpy(np.concatenate([self._tokenizer(prompt).ids for prompt in prompts]))
+        with torch.inference_mode():
+            hidden: Tensor = self._text_encoder(input_ids=ids).last_hidden_state
+        return hidden
+
+    def _condition(self, given: Sequence[Condition]) -> Tensor:
+        """The extra channels of every job: `[condition latent | mask]`, `(N, C + 1, h, w)`."""
+        mask = torch.from_numpy(np.concatenate([one.mask for one in given]))
+        images = [torch.from_numpy(one.image) for one in given if one.image is not None]
+        if images:
+            return torch.cat([self.encode_signal(torch.cat(images)), mask], dim=1)
+        return torch.cat([torch.zeros(len(given), self.latent.channels, *mask.shape[2:]), mask], dim=1)
+
+    def _batch(self, task: str, spec: TaskSpec, jobs: Sequence[Job]) -> NDArray[np.uint8]:
+        side = self.size // self.latent.factor
+        rows = SeedRows([job.seed for job in jobs])
+        noise = rows.standard_normal((len(jobs), self.latent.channels, side, side)).astype(np.float32)
+        given = [make_condition(task, spec, Given(job.image, job.mask), self.size, self.latent.factor) for job in jobs]
+        words, extra = self.words([job.prompt for job in jobs]), self._condition(given)
+        if spec.guidance != 1.0:
+            words, extra = torch.cat([self.words([""] * len(jobs)), words]), torch.cat([extra, extra])
+
+        def model(x: NDArray[Any], t: float) -> NDArray[Any]:
+            latent = torch.from_numpy(np.ascontiguousarray(x))
+            if spec.guidance == 1.0:
+                return self._predict(latent, extra, t, words)
+            empty, full = np.split(self._predict(torch.cat([latent, latent]), extra, t, words), 2)
+            return np.asarray(empty + np.float32(spec.guidance) * (full - empty))
+
+        latent = run_sampler(spec.sampler, self.schedule, model, noise, cast(np.random.Generator, rows))
+        return self.decode(torch.from_numpy(latent), [one.paste for one in given])
+
+    def _predict(self, latent: Tensor, extra: Tensor, t: float, words: Tensor) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            output: NDArray[np.float32] = self._unet(torch.cat([latent, extra], dim=1), t, words).sample.numpy()
+        return output
+
+    def network_output(self, adapter: str | None, sample: Tensor, t: float, words: Tensor) -> Tensor:
+        """The bare U-Net's output with an adapter loaded by PEFT: `(B, 9, h, w)` to `(B, 4, h, w)`."""
+        self._adapters.use(adapter)
+        with torch.inference_mode():
+            output: Tensor = self._unet(sample, t, words).sample
+        return output
+
+    def pictures(self, task: str, jobs: Sequence[Job], spec: TaskSpec | None = None) -> NDArray[np.uint8]:
+        """One picture per job, uint8 `(N, S, S, 3)`.
+
+        Args:
+            task: a task of the model.
+            spec: how to run it; the model's own by default, a bundle's where its sampler was solved anew.
+
+        Raises:
+            UsageError: the model has no such task, or a job lacks the picture or mask that the task needs.
+        """
+        if spec is None and task not in self.tasks:
+            raise UsageError(mismatch("task", f"one of {', '.join(self.tasks)}", task, "choose one of these"))
+        chosen = spec or self.tasks[task]
+        self._adapters.use(chosen.adapter)
+        return np.concatenate([self._batch(task, chosen, jobs[i : i + BATCH]) for i in range(0, len(jobs), BATCH)])

@@ -1,0 +1,1 @@
+"""Pages: plots, tables and reports as one HTML file."""

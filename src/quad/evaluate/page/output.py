@@ -1,0 +1,37 @@
+"""What an evaluation writes beside its page: JSON files and pictures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from quad.core.storage.files import write_bytes
+from quad.evaluate.figures.runs import TaskRun
+from quad.evaluate.page.report import difference
+
+
+def write_json(path: Path, value: Any) -> None:
+    """One readable JSON file, whole or not at all."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def save_pictures(run: TaskRun, folder: Path) -> None:
+    """PNG files of one task: `NN_input`, `NN_fp32`, `NN_quantized`, `NN_difference`, `NN_truth`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, sample in enumerate(run.samples):
+        named: dict[str, NDArray[np.uint8] | None] = {
+            "input": sample.image,
+            "mask": sample.mask,
+            "fp32": run.fp[i],
+            "quantized": run.quantized[i],
+            "difference": difference(run.fp[i], run.quantized[i]),
+            "truth": sample.truth,
+        }
+        for name, picture in named.items():
+            if picture is not None:
+                Image.fromarray(picture).save(folder / f"{i:02d}_{name}.png")

@@ -1,0 +1,128 @@
+"""What a LoRA file may call each module of a network: diffusers' own path, kohya's underscores, and the names of the original code.
+
+Stable Diffusion was published with other names (`input_blocks.1.1`, `middle_block`, `output_blocks`) than diffusers gave it
+(`down_blocks.0.attentions.0`). Trainers that read the original checkpoint write those. The numbers follow from the network itself: the
+original counts the convolution at the entrance, then each ResNet (with its attention) and each downsampler as one block.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from quad.lora.keys import Component, LoraKey
+
+TEXT_PREFIX = "text_encoder."
+_WRAPPER = "text_model."
+
+_TOP = {
+    "conv_in": "input_blocks.0.0",
+    "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+}
+_IN_RESNET = {
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_MIDDLE = {"resnets.0": "middle_block.0", "attentions.0": "middle_block.1", "resnets.1": "middle_block.2"}
+_BLOCK = re.compile(r"(down_blocks|up_blocks)\.(\d+)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class Names:
+    """Every spelling of the modules that a file may name: (component, flat, spelling) to the slot's path."""
+
+    paths: Mapping[tuple[Component, bool, str], str]
+
+    def find(self, key: LoraKey) -> str | None:
+        """The slot's path for a key; None if there is no such module."""
+        components: tuple[Component, ...] = (key.component,) if key.component else ("unet", "text_encoder")
+        for component in components:
+            if found := self.paths.get((component, key.flat, key.path)):
+                return found
+        return None
+
+
+def _original_blocks(paths: Iterable[str]) -> dict[str, str]:
+    """diffusers' block (`down_blocks.0.resnets.1`) to the original's (`input_blocks.2.0`)."""
+    parts = {(found[1], int(found[2]), found[3], int(found[4])) for path in paths if (found := _BLOCK.match(path))}
+
+    def count(side: str, block: int, kind: str) -> int:
+        return sum(part[:3] == (side, block, kind) for part in parts)
+
+    blocks = {f"mid_block.{ours}": theirs for ours, theirs in _MIDDLE.items()}
+    for side, first, sampler in (("down_blocks", 1, "downsamplers"), ("up_blocks", 0, "upsamplers")):
+        number = first
+        for block in sorted({part[1] for part in parts if part[0] == side}):
+            here, original = f"{side}.{block}", "input_blocks" if side == "down_blocks" else "output_blocks"
+            resnets, attended = count(side, block, "resnets"), count(side, block, "attentions") > 0
+            for i in range(resnets):
+                blocks[f"{here}.resnets.{i}"] = f"{original}.{number + i}.0"
+                blocks[f"{here}.attentions.{i}"] = f"{original}.{number + i}.1"
+            number += resnets
+            if side == "up_blocks":  # the upsampler sits behind the last ResNet, in the same block
+                blocks[f"{here}.{sampler}.0"] = f"{original}.{number - 1}.{2 if attended else 1}"
+            elif count(side, block, sampler):
+                blocks[f"{here}.{sampler}.0"] = f"{original}.{number}.0"
+                number += 1
+    return blocks
+
+
+def original_names(paths: Iterable[str]) -> dict[str, str]:
+    """A U-Net's module paths to the names in Stable Diffusion's original code; modules without such a name are left out."""
+    known = list(paths)
+    blocks, names = _original_blocks(known), {}
+    for path in known:
+        parts = path.split(".")
+        block, inner = (".".join(parts[: 3 if parts[0] == "mid_block" else 4]), parts[3 if parts[0] == "mid_block" else 4 :])
+        if path in _TOP:
+            names[path] = _TOP[path]
+        elif block in blocks and inner:
+            leaf = ".".join(inner)
+            if ".downsamplers." in block:
+                leaf = "op"
+            elif ".resnets." in block:
+                leaf = _IN_RESNET.get(leaf, leaf)
+            names[path] = f"{blocks[block]}.{leaf}"
+    return names
+
+
+def _unet_spellings(paths: list[str], whole: bool) -> Iterator[tuple[str, str]]:
+    for path in paths:
+        yield path, path
+    for path, original in original_names(paths).items() if whole else ():
+        yield original, path
+
+
+def _text_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:
+    """Files say `text_model.encoder...`; transformers 5 no longer does."""
+    for path in paths:
+        bare = path.removeprefix(_WRAPPER)
+        yield bare, TEXT_PREFIX + path
+        yield _WRAPPER + bare, TEXT_PREFIX + path
+
+
+def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), whole: bool = True) -> Names:
+    """Every spelling of the layers of a U-Net and of a text encoder.
+
+    Args:
+        unet: module paths, which are slot paths too.
+        text_encoder: module paths in the text encoder; their slots are `text_encoder.<path>`.
+        whole: the U-Net's are all there; of a part, the original's numbers would be wrong, and its names are left out.
+    """
+    paths: dict[tuple[Component, bool, str], str] = {}
+    twice: set[tuple[Component, bool, str]] = set()
+    both: tuple[tuple[Component, Iterator[tuple[str, str]]], ...] = (
+        ("unet", _unet_spellings(list(unet), whole)),
+        ("text_encoder", _text_spellings(list(text_encoder))),
+    )
+    for component, spellings in both:
+        for spelling, path in spellings:
+            for key in ((component, False, spelling), (component, True, spelling.replace(".", "_"))):
+                if paths.setdefault(key, path) != path:
+                    twice.add(key)
+    return Names({key: path for key, path in paths.items() if key not in twice})

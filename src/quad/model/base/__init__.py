@@ -1,0 +1,1 @@
+"""A diffusers model directory as frozen modules: family, weights, schedule, tokenizer, tasks."""

@@ -1,0 +1,82 @@
+"""The tasks of a model that brings none of its own: what diffusers' pipelines of its kind do. Defaults are theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quad.core.errors import QuadError
+from quad.core.manifest import Beside, SamplerSpec, TaskSpec
+from quad.model.base.family import EDITING, INPAINTING, beside_channels, denoiser_folder
+from quad.model.base.weight_files import read_config
+from quad.runtime.tasks import TASKS, TEXT_TO_IMAGE
+
+INPAINT = "inpainting"
+GUIDANCE, PIXART_GUIDANCE, IMAGE_GUIDANCE = 7.5, 4.5, 1.5
+# A consistency model has its guidance distilled into it.
+LCM_GUIDANCE = 1.0
+# How much of a given picture is made anew: diffusers' own for a new version of it; lines leave more open; a portrait stays who it is.
+STRENGTH, SKETCH_STRENGTH, PORTRAIT_STRENGTH = 0.8, 0.9, 0.6
+# These exist only with an adapter of their name: what a plain model makes of them is one of the other tasks.
+ADAPTER_TASKS = ("sticker", "portrait")
+
+Layout = tuple[Beside, ...] | msgspec.UnsetType
+
+
+def plain_tasks(
+    beside: Layout, sampler: SamplerSpec, adapters: Collection[str] = (), guidance: float = GUIDANCE
+) -> dict[str, TaskSpec]:  # fmt: skip
+    """Task -> how it runs; an adapter named like a task is that task's.
+
+    Args:
+        beside: what the U-Net reads beside the latent; unset for nothing.
+        adapters: names of those that are built in.
+        guidance: the model's own scale.
+    """
+    ways = _editing() if beside == EDITING else _drawing("cut-image" if beside == INPAINTING else "none", sampler.steps)
+    scale = LCM_GUIDANCE if sampler.kind == "lcm" else guidance
+    return {
+        task: TaskSpec(task if task in adapters else None, sampler, guidance=scale, **ways[task])
+        for task in (*TASKS, INPAINT)
+        if task in ways and (task not in ADAPTER_TASKS or task in adapters)
+    }
+
+
+def tasks_of(directory: Path, adapters: Collection[str]) -> dict[str, str | None]:
+    """Task -> its adapter of a directory without tasks of its own, told from its configs; none where `open_model` will refuse it."""
+    try:
+        config = read_config(denoiser_folder(directory) / "config.json")
+        beside = beside_channels(directory, config, min(int(config["in_channels"]), int(config["out_channels"])))
+    except (QuadError, KeyError, TypeError, ValueError, OverflowError):
+        return {}
+    return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec("ddim", 1), adapters).items()}
+
+
+def _drawing(condition: str, steps: int) -> dict[str, dict[str, Any]]:
+    """A picture from noise, or from a given one noised; where the U-Net sees no mask, the rest of the picture is blended in.
+
+    Args:
+        steps: of the sampler; where it has one alone, that is taken, from a picture that is all noise.
+    """
+    anew = {"condition": condition, "mask": "ones"}
+    transform, sketch, portrait = ({**anew, "strength": max(s, 1 / steps)} for s in (STRENGTH, SKETCH_STRENGTH, PORTRAIT_STRENGTH))
+    inside = {"condition": condition, "mask": "input", **({"blend": True} if condition == "none" else {})}
+    return {
+        TEXT_TO_IMAGE: anew,
+        "transform": transform,
+        "removal": inside,
+        "sketch": sketch,
+        "sticker": anew,
+        "portrait": portrait,
+        INPAINT: inside,
+    }
+
+
+def _editing() -> dict[str, dict[str, Any]]:
+    """The given picture after an instruction; it has to be given."""
+    edit = {"condition": "image", "mask": "ones", "image_guidance": IMAGE_GUIDANCE}
+    inside = {**edit, "mask": "input"}
+    return {"transform": edit, "removal": inside, "sketch": edit, "sticker": edit, "portrait": edit, INPAINT: inside}

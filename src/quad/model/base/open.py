@@ -1,0 +1,185 @@
+"""Open a diffusers model directory as a frozen base in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import msgspec
+import transformers
+from torch import nn
+
+from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
+from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.storage.links import require_contained
+from quad.model.base.default_tasks import GUIDANCE, PIXART_GUIDANCE, plain_tasks
+from quad.model.base.family import TRANSFORMER, beside_channels, check_family, denoiser_folder, pipeline_class, trained_side
+from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
+from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule
+from quad.model.base.noise_schedule import read_scheduler
+from quad.model.base.pixart import MaskedT5, PixArtDenoiser
+from quad.model.base.sampler_names import parse_sampler
+from quad.model.base.tokenizer_files import read_tokenizer
+from quad.model.base.toyland_file import WORLD_FILE, Place, latent_spec, read_world
+from quad.model.base.weight_files import weights_digest
+from quad.model.slots.sites import share_copy
+
+__all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
+
+# By the denoiser's folder: its own classes, and those of the text encoder that goes with it.
+_DENOISERS: dict[str, dict[str, Any]] = {
+    "unet": {"UNet2DConditionModel": diffusers.UNet2DConditionModel},
+    TRANSFORMER: {"PixArtTransformer2DModel": PixArtDenoiser},
+}
+_TEXTS: dict[str, dict[str, Any]] = {
+    "unet": {"CLIPTextModel": transformers.CLIPTextModel},
+    TRANSFORMER: {"T5EncoderModel": MaskedT5},
+}
+_VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
+_FOLDERS = (*_DENOISERS, "vae", "text_encoder", "tokenizer", "scheduler")
+# Sides of pictures that every denoiser of the family halves as often as it wants to.
+SIZE_STEP = 64
+
+
+@dataclass(frozen=True)
+class Base:
+    """A diffusion model as quad sees it: modules in float32, eval, without gradients, and how they go together.
+
+    Args:
+        unet: the denoiser, a U-Net or a transformer that is called as one.
+        tokenizer: the text of a `tokenizer.json`.
+        latent: latent space of the graph, `z_model = (z_vae - shift) * scale`.
+        size: pixels along one side of its pictures.
+        tasks: what it can do, by name.
+        digest: identity of its weight files.
+    """
+
+    directory: Path
+    unet: nn.Module
+    text_encoder: nn.Module
+    vae: nn.Module
+    tokenizer: str
+    schedule: NoiseSchedule
+    latent: LatentSpec
+    text: TextSpec
+    size: int
+    tasks: dict[str, TaskSpec]
+    digest: str
+
+
+@dataclass(frozen=True)
+class BaseOptions:
+    """What of a model is chosen when it is opened.
+
+    Args:
+        size: pixels along one side, any multiple of 64; None for the model's own.
+        sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
+        adapters: names of those that will be built in; one that is named like a task becomes that task's.
+    """
+
+    size: int | None = None
+    sampler: str | None = None
+    adapters: Collection[str] = ()
+
+    def check(self, option: str = "--size") -> None:
+        """Refuse a size or a sampler before anything is loaded.
+
+        Args:
+            option: what asked for the size, for the message.
+
+        Raises:
+            UsageError: a size that is no multiple of 64, or a sampler that the runtime has not.
+        """
+        if self.size is not None and (not SIZE_STEP <= self.size <= LARGEST_SIZE or self.size % SIZE_STEP):
+            raise UsageError(mismatch(option, f"a multiple of {SIZE_STEP} pixels up to {LARGEST_SIZE}", self.size, "choose one"))
+        if self.sampler is not None:
+            parse_sampler(self.sampler)
+
+
+def _size(directory: Path, unet: Any, place: Place, latent: LatentSpec, options: BaseOptions) -> int:
+    """Pixels along one side: asked for, the world's, or what the denoiser was trained on."""
+    options.check()
+    if (found := options.size or place.world.size) is not None:
+        if not latent.factor <= found <= LARGEST_SIZE or found % latent.factor:
+            expected = f"a size up to {LARGEST_SIZE}, a multiple of {latent.factor}"
+            raise InputError(mismatch(f"{place.file}", expected, found, "mend the file"))
+        return found
+    side = trained_side(unet)
+    if not isinstance(side, int) or not 1 <= side <= LARGEST_SIZE // latent.factor:
+        raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", "one number as sample_size", side, "say it in pixels: --size"))
+    return side * latent.factor
+
+
+def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
+    name = "caption_channels" if unet.get("caption_channels") else "cross_attention_dim"
+    if (width := unet[name]) != text.hidden:
+        expected = f"{width} numbers per token ({name})"
+        raise InputError(mismatch(f"{directory / 'text_encoder'}", expected, text.hidden, "use the model's own text encoder"))
+
+
+def _tasks(place: Place, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
+    """The world's own tasks, or those of any model of its kind."""
+    if not place.world.tasks:
+        guidance = PIXART_GUIDANCE if denoiser_folder(place.file.parent).name == TRANSFORMER else GUIDANCE
+        return plain_tasks(latent.beside, sampler, options.adapters, guidance)
+    if options.sampler is None:
+        return place.world.tasks
+    return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in place.world.tasks.items()}
+
+
+def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
+    """Open a model in diffusers' layout: unet or transformer, vae, text_encoder, tokenizer, scheduler, and `toyland.json` where it has one.
+
+    Raises:
+        InputError: no model there, weights missing, pickled, truncated or of another config, no tokenizer.
+        UnsupportedError: a family, a class, a scheduler or a conditioning that quad does not know.
+        UsageError: a size or sampler that cannot be.
+    """
+    options = options or BaseOptions()
+    options.check()
+    if not directory.is_dir():
+        raise InputError(mismatch(f"{directory}", "a diffusers model directory", "none", "check the path"))
+    require_contained(directory, _FOLDERS, "model")
+    check_family(directory)
+    schedule, sampler = read_scheduler(directory / "scheduler" / "scheduler_config.json", options.sampler, pipeline_class(directory))
+    folder = denoiser_folder(directory)
+    unet, unet_files = load_component(folder, _DENOISERS[folder.name], DIFFUSION_STEM)
+    vae, vae_files = load_component(directory / "vae", _VAES, DIFFUSION_STEM)
+    encoder, text_files = load_component(directory / "text_encoder", _TEXTS[folder.name], TRANSFORMERS_STEM)
+    config: Any = unet.config
+    vae_config: Any = vae.config
+    place = read_world(directory)
+    latent = latent_spec(place, vae_config, beside_channels(directory, config, int(vae_config.latent_channels)))
+    tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
+    _check_text(directory, config, text)
+    return Base(
+        directory=directory,
+        unet=unet,
+        text_encoder=encoder,
+        vae=vae,
+        tokenizer=tokenizer,
+        schedule=schedule,
+        latent=latent,
+        text=text,
+        size=_size(directory, config, place, latent, options),
+        tasks=_tasks(place, latent, sampler, options),
+        digest=weights_digest(directory, unet_files + vae_files + text_files),
+    )
+
+
+def text_module(base: Base) -> nn.Module:
+    """The text encoder's graph; shares the base's weights, not its structure."""
+    return TextModule(share_copy(base.text_encoder)).eval()
+
+
+def vae_encoder_module(base: Base) -> nn.Module:
+    """The VAE encoder's graph; shares the base's weights, not its structure."""
+    return VaeEncoderModule(share_copy(base.vae), base.latent).eval()
+
+
+def vae_decoder_module(base: Base) -> nn.Module:
+    """The VAE decoder's graph; shares the base's weights, not its structure."""
+    return VaeDecoderModule(share_copy(base.vae), base.latent).eval()

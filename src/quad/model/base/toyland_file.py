@@ -1,0 +1,71 @@
+"""`toyland.json`: what diffusers' layout has no place for, in a model of the reference world."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from quad.core.errors import InputError, mismatch
+from quad.core.manifest import Beside, LatentSpec, TaskSpec
+from quad.model.base.weight_files import read_config
+
+WORLD_FILE = "toyland.json"
+
+
+class World(msgspec.Struct, frozen=True):
+    """The file's fields; all may be left out."""
+
+    latent_scale: tuple[float, ...] | None = None
+    latent_shift: tuple[float, ...] | None = None
+    size: int | None = None
+    tasks: dict[str, TaskSpec] = {}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model directory's world, empty where it has no such file."""
+
+    file: Path
+    world: World
+
+    @property
+    def is_toyland(self) -> bool:
+        return self.file.is_file()
+
+
+def read_world(directory: Path) -> Place:
+    """What `toyland.json` says.
+
+    Raises:
+        InputError: it is there and not well-formed.
+    """
+    file = directory / WORLD_FILE
+    if not file.is_file():
+        return Place(file, World())
+    try:
+        return Place(file, msgspec.convert(read_config(file), World))
+    except msgspec.ValidationError as error:
+        raise InputError(mismatch(f"{file}", "latent_scale, latent_shift, size, tasks", f"{error}", "mend the file")) from error
+
+
+def latent_spec(place: Place, vae_config: Any, beside: tuple[Beside, ...] | msgspec.UnsetType) -> LatentSpec:
+    """The latent space of an autoencoder, scaled as the world says, or as its own config does.
+
+    Raises:
+        InputError: the world's numbers do not fit the autoencoder.
+    """
+    channels = int(vae_config.latent_channels)
+    blocks = vae_config.get("encoder_block_out_channels") or vae_config["block_out_channels"]
+    factors = (vae_config.scaling_factor, vae_config.get("shift_factor") or 0.0)
+    if not all(isinstance(number, int | float) for number in factors):
+        found = ", ".join(map(repr, factors))
+        raise InputError(mismatch(f"{place.file.parent / 'vae'}", "numbers as scaling_factor and shift_factor", found, "mend config.json"))
+    scale = place.world.latent_scale or (float(factors[0]),) * channels
+    shift = place.world.latent_shift or (float(factors[1]),) * channels
+    if len(scale) != channels or len(shift) != channels or 0.0 in scale:
+        found = f"{len(scale)} and {len(shift)}"
+        raise InputError(mismatch(f"{place.file}", f"{channels} latent scales (not 0) and shifts", found, "mend the file"))
+    return LatentSpec(channels, 2 ** (len(blocks) - 1), scale, shift, beside)

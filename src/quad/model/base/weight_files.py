@@ -1,0 +1,94 @@
+"""The weight files of a diffusers directory: found, opened and refused by name before any library reads them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from quad.core.digests import digest, file_digest
+from quad.core.errors import InputError, mismatch
+from quad.lora.file import PICKLE_REASON, PICKLED_SUFFIXES
+
+LARGEST_CONFIG = 64 * 2**20
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON object from `path`.
+
+    Raises:
+        InputError: missing, no plain file, or no JSON object.
+    """
+    try:
+        if not path.is_file():
+            raise InputError(mismatch(f"{path}", "a file of a diffusers model", "no such file", "name the model's own directory"))
+        if path.stat().st_size > LARGEST_CONFIG:
+            raise InputError(mismatch(f"{path}", "a config", f"more than {LARGEST_CONFIG >> 20} MiB", "fetch or save the model again"))
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(mismatch(f"{path}", "JSON", f"{error}", "fetch or save the model again")) from error
+    if not isinstance(found, dict):
+        raise InputError(mismatch(f"{path}", "a JSON object", type(found).__name__, "fetch or save the model again"))
+    return found
+
+
+def _open_header(path: Path) -> None:
+    found = "no such file"
+    try:
+        if path.is_file():
+            with safe_open(path, framework="pt"):
+                return
+    except (SafetensorError, OSError) as error:
+        found = f"{error}"
+    raise InputError(mismatch(f"{path}", "a whole safetensors file", found, "fetch or save the model again"))
+
+
+def find_weights(folder: Path, stem: str) -> list[Path]:
+    """The safetensors files of one component, every one of them whole; the `fp16` variant where there is no other.
+
+    Args:
+        stem: `diffusion_pytorch_model` for diffusers' modules, `model` for transformers'.
+
+    Returns:
+        the files, several where the component is sharded.
+
+    Raises:
+        InputError: no weights, only pickled ones, a shard missing, or a truncated file.
+    """
+    gone: list[Path] = []
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        index = folder / f"{stem}.safetensors.index{middle}.json"
+        files = [folder / f"{stem}{middle}.safetensors"]
+        if index.is_file():
+            files = _shards(folder, index)
+        if any(file.is_file() for file in files):
+            for file in files:
+                _open_header(file)
+            return files
+        # An index may lie beside another variant's weights, without its own.
+        gone = gone or (files if index.is_file() else [])
+    for file in gone:
+        _open_header(file)
+    wanted = f"{stem}.safetensors"
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.suffix in PICKLED_SUFFIXES:
+            raise InputError(mismatch(f"{file}", wanted, PICKLE_REASON, "save the model with safe_serialization=True"))
+    raise InputError(mismatch(f"{folder}", wanted, "no weights", "fetch the model whole"))
+
+
+def _shards(folder: Path, index: Path) -> list[Path]:
+    listed = read_config(index).get("weight_map")
+    names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
+    if strange := [name for name in names if Path(name).name != name]:
+        raise InputError(mismatch(f"{index}", "names of files beside it", repr(strange[0]), "fetch or save the model again"))
+    if not names:
+        raise InputError(mismatch(f"{index}", "a weight_map of files", "none", "fetch or save the model again"))
+    return [folder / name for name in names]
+
+
+def weights_digest(root: Path, files: list[Path]) -> str:
+    """The identity of a base: SHA-256 over its weight files' names and digests."""
+    return digest({file.relative_to(root).as_posix(): file_digest(file) for file in files})

@@ -1,0 +1,1 @@
+"""The slotted network: sites, slots, and the layers they are on."""

@@ -1,0 +1,44 @@
+"""The layers of a network that have an input Site, by the path that the profile names them with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.model.slots.sites import SKIP_SUFFIX, Site, SplitSite
+
+Layer = nn.Linear | nn.Conv2d
+_INPUT = ".in"
+
+
+def layers_of(network: nn.Module) -> dict[str, Layer]:
+    """Module path -> Linear or Conv2d, for every layer that owns a Site named `<module path>.in`."""
+    found: dict[str, Layer] = {}
+    for module in network.modules():
+        if isinstance(module, Layer):
+            for child in module.children():
+                if isinstance(child, Site | SplitSite) and child.name.endswith(_INPUT):
+                    found[child.name.removesuffix(_INPUT)] = module
+    return found
+
+
+def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
+    """Names of the Sites that a layer's input passes, in order of channels: one, or two at a skip concat."""
+    split = any(isinstance(child, SplitSite) for child in layer.children())
+    return (f"{path}{_INPUT}", f"{path}{_INPUT}{SKIP_SUFFIX}") if split else (f"{path}{_INPUT}",)
+
+
+def tables_of(network: nn.Module) -> dict[str, nn.Embedding]:
+    """Module path -> token table, of every text encoder in the network; other embeddings are constants of its graph."""
+    asked: list[Any] = [module for module in network.modules() if hasattr(module, "get_input_embeddings")]
+    found = {id(module.get_input_embeddings()) for module in asked}
+    return {path: module for path, module in network.named_modules() if isinstance(module, nn.Embedding) and id(module) in found}
+
+
+def weights_of(network: nn.Module) -> dict[str, NDArray[np.float32]]:
+    """`<module path>.weight` -> float32 values, output channels first, or tokens."""
+    owners: dict[str, Layer | nn.Embedding] = {**layers_of(network), **tables_of(network)}
+    return {f"{path}.weight": owner.weight.detach().float().cpu().numpy() for path, owner in owners.items()}

@@ -1,0 +1,238 @@
+"""The LoRA-as-input network: `y = W x + B (A x)` with A and B given at every call. Source: QUAD Eq. 2-3, method.md section 1."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quad.core.errors import CompatibilityError, mismatch
+from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
+from quad.lora.read import FloatAdapter, LowRank
+from quad.model.base.modules import TextModule
+from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, add_sites, collect_sites, share_copy
+from quad.model.slots.table import new_table
+
+
+class SlotFeed:
+    """What the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all."""
+
+    def __init__(self, table: SlotTable) -> None:
+        self.tensors: Mapping[str, Tensor] = {}
+        self._names = tuple(table.input_shapes())
+
+    @contextmanager
+    def giving(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
+        """Inside the block the slots read these; what is another network's may be among them.
+
+        Raises:
+            CompatibilityError: a slot's input is not there.
+        """
+        if slots and (missing := [name for name in self._names if name not in slots]):
+            raise CompatibilityError(mismatch("slots", f"{len(self._names)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
+        self.tensors = slots or {}
+        try:
+            yield
+        finally:
+            # Nothing of an adapter outlives its call: A -> B -> A leaves no trace.
+            self.tensors = {}
+
+
+class SlottedLinear(SitedLinear):
+    """A Linear with a slot; W and A read the same Site, `A x` passes `<path>.lora_mid`."""
+
+    def __init__(self, layer: nn.Linear, slot: Slot, feed: SlotFeed) -> None:
+        super().__init__(layer, slot.path)
+        self.slot, self.feed = slot, feed
+        self.mid_site = Site(f"{slot.path}.lora_mid")
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.site(input)
+        y = functional.linear(x, self.weight, self.bias)
+        if not self.feed.tensors:
+            return y
+        down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
+        return y + functional.linear(self.mid_site(functional.linear(x, down)), up)
+
+
+class SlottedConv2d(SitedConv2d):
+    """A Conv2d with a slot: A has the layer's kernel, stride, padding and dilation, B is 1x1."""
+
+    def __init__(self, layer: nn.Conv2d, slot: Slot, feed: SlotFeed) -> None:
+        super().__init__(layer, slot.path)
+        self.slot, self.feed = slot, feed
+        self.mid_site = Site(f"{slot.path}.lora_mid")
+
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.site(input)
+        y: Tensor = self._conv_forward(x, self.weight, self.bias)
+        if not self.feed.tensors:
+            return y
+        down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
+        return y + functional.conv2d(self.mid_site(self._conv_forward(x, down, None)), up)
+
+
+class SlottedNetwork(nn.Module):
+    """A U-Net with sites and slots; one call takes the adapter's tensors beside the picture's.
+
+    Args:
+        unet: diffusers U-Net whose slotted layers read `feed`.
+        table: its slots, in module order.
+    """
+
+    def __init__(self, unet: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
+        super().__init__()
+        self.unet, self.table, self._feed = unet, table, feed
+        self.sites: dict[str, Site] = collect_sites(unet)
+        self.train(unet.training)
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, slots: Mapping[str, Tensor] | None = None) -> Tensor:
+        """The raw network output `(batch, 4, h, w)`.
+
+        Args:
+            sample: `(batch, channels, h, w)`.
+            timestep: `(1,)` or `(batch,)`.
+            encoder_hidden_states: `(batch, tokens, hidden)`.
+            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
+
+        Raises:
+            CompatibilityError: a slot's input is not there.
+        """
+        with self._feed.giving(slots):
+            output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+            return output
+
+
+class SlottedText(TextModule):
+    """A text encoder with sites and slots, called as `TextModule` is, with the adapter's tensors beside the tokens.
+
+    Args:
+        text_encoder: whose slotted layers read `feed`.
+        table: its slots, in module order.
+    """
+
+    def __init__(self, text_encoder: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
+        super().__init__(text_encoder)
+        self.table, self._feed = table, feed
+        self.train(text_encoder.training)
+
+    def forward(self, input_ids: Tensor, slots: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`last_hidden_state (1, L, D)`.
+
+        Args:
+            input_ids: `(1, L)` int64.
+            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
+
+        Raises:
+            CompatibilityError: a slot's input is not there.
+        """
+        with self._feed.giving(slots):
+            return super().forward(input_ids)
+
+
+@dataclass(frozen=True)
+class Slotted:
+    """The networks of a bundle that have slots, and all slots of both.
+
+    Args:
+        text_encoder: None where no adapter reaches it.
+        table: the U-Net's slots, then the text encoder's.
+    """
+
+    unet: SlottedNetwork
+    text_encoder: SlottedText | None
+    table: SlotTable
+
+
+def slot_network(unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> tuple[SlottedNetwork, SlotTable]:
+    """A U-Net with slots for all `adapters`; the caller's stays as it is, the weights are shared.
+
+    Raises:
+        InputError, UnsupportedError: as `new_table` and `add_sites`; an adapter that reaches a text encoder is for `slot_networks`.
+    """
+    table = new_table({UNET: unet}, adapters, max_rank)
+    return _slotted_unet(unet, table), table
+
+
+def slot_networks(unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> Slotted:
+    """The networks with slots for all `adapters`; the caller's stay as they are, the weights are shared.
+
+    Raises:
+        InputError, UnsupportedError: as `new_table` and `add_sites`.
+    """
+    return slotted_as(unet, text_encoder, new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank))
+
+
+def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Slotted:
+    """The networks with the slots of a table that was made before; the caller's stay as they are, the weights are shared.
+
+    Args:
+        table: of these networks.
+    """
+    own = table.of(TEXT_ENCODER)
+    return Slotted(_slotted_unet(unet, table.of(UNET)), _slotted_text(text_encoder, own) if own.slots else None, table)
+
+
+def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
+    copied, feed = share_copy(unet), SlotFeed(table)
+    _put_slots(copied, table, feed)
+    return SlottedNetwork(copied, table, feed)
+
+
+def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
+    feed = SlotFeed(table)
+    module = SlottedText(share_copy(text_encoder), table, feed)
+    _put_slots(module, table, feed)
+    return module
+
+
+def _put_slots(network: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
+    """Sites everywhere, and slots where the table says, in place."""
+    add_sites(network)
+    for slot in table.slots:
+        layer: Any = network.get_submodule(slot.path)
+        made = SlottedLinear(layer, slot, feed) if slot.kind == "linear" else SlottedConv2d(layer, slot, feed)
+        network.set_submodule(slot.path, made)
+
+
+def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    a, b = np.zeros(slot.a_shape, np.float32), np.zeros(slot.b_shape, np.float32)
+    fits = pair.a.shape[1:] == a.shape[1:] and pair.b.shape[0] == b.shape[0] and pair.rank <= slot.rank
+    if not fits:
+        raise CompatibilityError(
+            mismatch(
+                f"adapter {name!r}, slot {slot.path!r}",
+                f"A up to {slot.a_shape}, B up to {slot.b_shape}",
+                f"{pair.a.shape} and {pair.b.shape}",
+                "build the bundle with this adapter",
+            )
+        )
+    a[: pair.rank], b[:, : pair.rank] = pair.a, pair.b
+    return a, b
+
+
+def slot_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
+    """Every slot input of one adapter, zero-padded to the slot's rank; None is the zero adapter.
+
+    Raises:
+        CompatibilityError: the adapter has a target without a slot, or one that does not fit its slot.
+    """
+    weights = {} if adapter is None else adapter.weights
+    name = "" if adapter is None else adapter.name
+    slots = table.by_path()
+    if outside := [path for path in weights if path not in slots]:
+        raise CompatibilityError(
+            mismatch(
+                f"adapter {name!r}", f"targets among the {len(slots)} slots", ", ".join(outside[:8]), "build the bundle with this adapter"
+            )
+        )
+    inputs = {n: np.zeros(shape, np.float32) for n, shape in table.input_shapes().items()}
+    for path, pair in weights.items():
+        inputs[slots[path].a_name], inputs[slots[path].b_name] = _pad(name, slots[path], pair)
+    return inputs

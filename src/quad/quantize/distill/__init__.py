@@ -1,0 +1,1 @@
+"""Distillation: an adapter's weights trained against the float network."""

@@ -1,0 +1,70 @@
+"""Where distillation stands, in one safetensors file: written whole or not at all, and taken up again after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from quad.core.storage.checksummed_file import read_sealed, write_sealed
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How far it is.
+
+    Args:
+        step: steps done.
+        best: held-out loss of the best weights so far.
+        stale: checks since then.
+    """
+
+    step: int
+    best: float
+    stale: int
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that belongs to one run.
+
+    Args:
+        path: None keeps nothing.
+        identity: digest of all that the run is made from; a file of another run is passed over.
+    """
+
+    path: Path | None
+    identity: str
+
+    def save(self, standing: Standing, weights: Sequence[Tensor], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+        """Write where the run stands: `weights` and `best` in one order, and the optimizer's two moments of every weight.
+
+        Raises:
+            BackendError: the disk is full or the place cannot be written to.
+        """
+        if self.path is None:
+            return
+        tensors = {f"{kind}.{i}": x.detach().clone() for kind, some in (("weight", weights), ("best", best)) for i, x in enumerate(some)}
+        for index, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}": torch.as_tensor(value).clone() for name, value in state.items()}
+        told = {"step": str(standing.step), "best": standing.best.hex(), "stale": str(standing.stale)}
+        write_sealed(self.path, self.identity, told, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+
+    def load(self, weights: Sequence[nn.Parameter], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> Standing | None:
+        """Put what was saved back in place; None, and nothing changed, if there is nothing whole of this run."""
+        found = None if self.path is None else read_sealed(self.path, self.identity)
+        if found is None:
+            return None
+        told, tensors = found[0], {name: torch.from_numpy(array) for name, array in found[1].items()}
+        with torch.no_grad():
+            for i, (weight, kept) in enumerate(zip(weights, best, strict=True)):
+                weight.copy_(tensors[f"weight.{i}"])
+                kept.copy_(tensors[f"best.{i}"])
+        state = optimizer.state_dict()
+        moments = ("step", "exp_avg", "exp_avg_sq")
+        state["state"] = {i: {name: tensors[f"{name}.{i}"] for name in moments} for i in range(len(weights)) if f"exp_avg.{i}" in tensors}
+        optimizer.load_state_dict(state)
+        return Standing(int(told["step"]), float.fromhex(told["best"]), int(told["stale"]))

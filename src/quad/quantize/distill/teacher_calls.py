@@ -1,0 +1,109 @@
+"""What the teacher says: U-Net calls with the float network's outputs, and how near another network comes.
+
+Source: method.md sections 1 and 7.
+
+| symbol | here |
+|---|---|
+| y, y~ | output of the float network and of the quantized one, both with the adapter |
+| e, e~ | effect: the output with the adapter less that with the zero adapter, float and quantized |
+| output SQNR | `10 log10(|y|^2 / |y~ - y|^2)` |
+| effect SQNR, gain | `10 log10(|e|^2 / |e~ - e|^2)`, `<e~, e> / <e, e>` (1 is right) |
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from quad.core.errors import InputError, mismatch
+from quad.quantize.observe.batched_calls import Inputs, SlotArrays, answers
+from quad.quantize.observe.probes import Probe, true_answers
+
+_CAP_DB = 200.0  # JSON knows no infinity
+# Of an output's energy: so far two float runs of one network may be apart that add in another order, alone and in a batch for instance.
+_ROUNDING = 1e-10
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One U-Net call and what it should give.
+
+    Args:
+        run: of the probe; lessons of one run are not independent.
+        inputs: `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`.
+        target: the float network's output with the adapter, `(B, c, h, w)`; of a denoising example, the exact answer.
+        without: the float network's output with the zero adapter, the same shape.
+    """
+
+    run: int
+    inputs: Inputs
+    target: Tensor
+    without: Tensor
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """How near a quantized network comes to the float one with one adapter; the effect is None where the adapter has none."""
+
+    output_db: float
+    effect_db: float | None
+    effect_gain: float | None
+
+    def to_json(self) -> dict[str, float | None]:
+        """`output_db`, `effect_db`, `effect_gain`."""
+        return {"output_db": self.output_db, "effect_db": self.effect_db, "effect_gain": self.effect_gain}
+
+
+def lessons_of(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -> list[Lesson]:
+    """The float network's answers to the probes, with the adapter and without.
+
+    Args:
+        teacher: float slotted network, the one that probes were recorded with.
+        slots: float slot inputs of the original adapter.
+
+    Raises:
+        InputError: there is no probe.
+    """
+    if not probes:
+        raise InputError(mismatch("alignment", "at least one probe of the adapter", "none", "give calibration samples"))
+    inputs = [probe.tensors() for probe in probes]
+    with torch.no_grad():
+        target, without = true_answers(teacher, probes, slots), answers(teacher, inputs, {})
+    return [Lesson(probe.run, x, y, y0) for probe, x, y, y0 in zip(probes, inputs, target, without, strict=True)]
+
+
+def fingerprint(lessons: Sequence[Lesson]) -> str:
+    """SHA-256 of all that the lessons ask and tell, 64 hex digits: other samples or another teacher give another."""
+    found = hashlib.sha256()
+    for lesson in lessons:
+        for tensor in (*lesson.inputs, lesson.target, lesson.without):
+            found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def fidelity(lessons: Sequence[Lesson], outputs: Sequence[Tensor], bases: Sequence[Tensor]) -> Fidelity:
+    """Pooled over all lessons.
+
+    Args:
+        outputs, bases: what the quantized network gives for each lesson, with the adapter and with the zero adapter.
+    """
+    signal = noise = power = cross = missed = 0.0
+    for lesson, output, base in zip(lessons, outputs, bases, strict=True):
+        y, found = lesson.target.double(), output.double()
+        e, effect = y - lesson.without.double(), found - base.double()
+        signal, noise = signal + float(y.square().sum()), noise + float((found - y).square().sum())
+        power, cross = power + float(e.square().sum()), cross + float((e * effect).sum())
+        missed += float((effect - e).square().sum())
+    if power <= _ROUNDING * signal:
+        return Fidelity(decibels(signal, noise), None, None)
+    return Fidelity(decibels(signal, noise), decibels(power, missed), cross / power)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """`10 log10(signal / noise)` of two energies, 200 at most."""
+    return _CAP_DB if noise <= 0.0 else min(10 * math.log10(max(signal, 1e-300) / noise), _CAP_DB)

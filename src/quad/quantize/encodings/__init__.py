@@ -1,0 +1,1 @@
+"""Encodings: ranges, rules, fake quantization, adapters as integers."""

@@ -1,0 +1,31 @@
+"""The quality steps of method.md section 5 as switches; each is a row of the ablation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quad.quantize.encodings.ranges import RangeOptions
+
+
+@dataclass(frozen=True)
+class QualitySteps:
+    """Which steps a build takes.
+
+    Args:
+        search_ranges: step 2, ranges of least error; off: smallest and largest value.
+        split_skips: step 3, two encodings at every skip concat. It acts on 8-bit sites alone: 16 bits hold both halves.
+        equalize: step 4, channels balanced between activation and weight, folded into norms. For 8-bit sites alone, likewise.
+        bias_correction: step 5.
+        rank_sites: step 7, the least damaging sites first; off: in the network's own order, which is what ranking has to beat.
+    """
+
+    search_ranges: bool = True
+    split_skips: bool = True
+    equalize: bool = True
+    bias_correction: bool = True
+    rank_sites: bool = True
+
+    @property
+    def ranges(self) -> RangeOptions:
+        """How the build chooses ranges."""
+        return RangeOptions() if self.search_ranges else RangeOptions("minmax")

@@ -1,0 +1,240 @@
+"""Free alignment: another pair of factors for the same product, before any training. Source: method.md section 3.
+
+    B A = (B G^-1)(G A)    for every invertible G (r, r)
+
+| symbol | here |
+|---|---|
+| A, B | the factors as matrices `(r, in)` and `(out, r)`; kernels count as inputs |
+| a_k, b_k | row k of A, column k of B: one rank channel |
+| s_A, s_B | the slot's frozen scales, one per tensor, shared by all adapters |
+| g_k | entry k of a diagonal G |
+
+Rounding to nearest adds errors of variance `s^2/12` to every entry, so channel k of the product is expected to be wrong by
+
+    E_k = (s_B^2 out g_k^2 |a_k|^2 + s_A^2 in |b_k|^2 / g_k^2) / 12,    least at    g_k^2 = (s_A / s_B) sqrt(in / out) |b_k| / |a_k|
+
+Around that g_k, inside the two ranges, a few values are tried on the integers themselves. A diagonal G mends channels of different size;
+where a few entries stick out of all channels, the singular value decomposition with its energy spread evenly over the channels by a
+Hadamard (or cosine) rotation is tried too. Of both the one of smaller computed error is taken, slot by slot.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.encoding import Encoding
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter, LowRank
+from quad.quantize.encodings.rules import SLOT_ROOM
+
+Matrix = NDArray[np.float64]
+
+_SAME = 1e-4  # a factor this near to one is left alone, so that evening twice is evening once
+_WORTH = 0.99  # another form must be better by this
+_TRIES = 13  # values of g_k tried around the closed form
+_SPREAD = 1.6  # and how far, either way
+# A x is encoded for the adapter's evened form with room to spare (`rules`, RangeOptions.headroom); this share of it may be used up here.
+_MID_ROOM = 2.0**0.5
+
+
+# Pair -> its evened form, None for one that is even itself: a value that held its own key would never be let go.
+_EVENED: WeakKeyDictionary[LowRank, LowRank | None] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class _Form:
+    """One pair of factors of a product, as matrices."""
+
+    a: Matrix
+    b: Matrix
+
+    @property
+    def peaks(self) -> tuple[Matrix, Matrix]:
+        """Largest magnitude of every row of A and column of B, `(r,)` each."""
+        return np.abs(self.a).max(axis=1, initial=0.0), np.abs(self.b).max(axis=0, initial=0.0)
+
+    def scaled(self, gains: Matrix | float) -> _Form:
+        """`(B G^-1)(G A)` for a diagonal G."""
+        g = np.broadcast_to(np.asarray(gains, np.float64), (len(self.a),))
+        return _Form(self.a * g[:, None], self.b / g)
+
+    def own_error(self) -> float:
+        """What rounding is expected to cost where this pair alone sets both ranges, up to a constant factor."""
+        (peak_a, peak_b), (inputs, outputs) = self.peaks, (self.a.shape[1], len(self.b))
+        largest_a, largest_b = float(peak_a.max(initial=0.0)), float(peak_b.max(initial=0.0))
+        return float(outputs * largest_b**2 * np.square(self.a).sum() + inputs * largest_a**2 * np.square(self.b).sum())
+
+    def error(self, scales: _Scales) -> float:
+        """`|B^ A^ - B A|^2`, computed on the integers.
+
+        Never as a matrix `(out, in)`: the difference is `[B^ - B | B] [A^; A^ - A]`, whose square is that of two small Gram matrices.
+        """
+        a, b = scales.a(self.a), scales.b(self.b)
+        right, left = np.concatenate([a, a - self.a]), np.concatenate([b - self.b, self.b], axis=1)
+        return float(((left.T @ left) * (right @ right.T)).sum())
+
+
+@dataclass(frozen=True)
+class _Scales:
+    """The frozen encodings of one slot: step and largest value of A and of B."""
+
+    step_a: float
+    step_b: float
+    limit_a: float
+    limit_b: float
+
+    def a(self, values: Matrix) -> Matrix:
+        return np.rint(np.clip(values, -self.limit_a, self.limit_a) / self.step_a) * self.step_a
+
+    def b(self, values: Matrix) -> Matrix:
+        return np.rint(np.clip(values, -self.limit_b, self.limit_b) / self.step_b) * self.step_b
+
+    def hold(self, form: _Form) -> bool:
+        """Does the pair fit without clipping."""
+        peak_a, peak_b = form.peaks
+        return bool(peak_a.max(initial=0.0) <= self.limit_a * (1 + 1e-6) and peak_b.max(initial=0.0) <= self.limit_b * (1 + 1e-6))
+
+
+def evened(pair: LowRank) -> LowRank:
+    """The same product in the factors that are expected to round best in ranges of their own, `max|A| = max|B|`.
+
+    It looks at one adapter alone, so one that is admitted later is treated the same way. A channel whose product is zero becomes zero.
+    Many stages of a build ask for the same pair: it is computed once while the pair lives.
+    """
+    if pair not in _EVENED:
+        even = _evened(pair)
+        _EVENED[pair] = None if even is pair else even
+        _EVENED[even] = None
+    return _EVENED[pair] or pair
+
+
+def _evened(pair: LowRank) -> LowRank:
+    form = _form(pair)
+    alive = _alive(form)
+    if not alive.any():
+        return replace(pair, a=np.zeros_like(pair.a), b=np.zeros_like(pair.b))
+    best, start = _even_whole(form), form if alive.all() else _Form(form.a * alive[:, None], form.b * alive)
+    rotated = _rotated(start)
+    for other in (_even_channels(start), rotated, _even_channels(rotated)):
+        if other.own_error() < _WORTH * best.own_error():
+            best = other
+    even = _even_whole(best)
+    return pair if even is form else _pair(even, pair)
+
+
+def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRank:
+    """The same product in the factors of least computed error under a slot's frozen encodings, within their ranges where that is possible.
+
+    Args:
+        pair: in its evened form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
+            room of B's range for weights over 1 (`rules.SLOT_ROOM`) is used only by a pair that does not fit without.
+    """
+    scales, best = _scales(encoding_a, encoding_b), _form(pair)
+    if not _alive(best).any():
+        return pair
+    form, rotated, longest = best, _rotated(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_ROOM
+    for room in (SLOT_ROOM[encoding_b.bits], 1.0):
+        narrow = _scales(encoding_a, encoding_b, room)
+        candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
+        best = min(candidates, key=lambda one: (not scales.hold(one), one.error(scales)))
+        if scales.hold(best):
+            break
+    return pair if best is form else _pair(best, pair)
+
+
+def _scales(encoding_a: Encoding, encoding_b: Encoding, room: float = 1.0) -> _Scales:
+    """Of a slot; with room, as they were without the part of B's range that is kept for weights over 1."""
+    step_a, step_b = encoding_a.scale[0], encoding_b.scale[0] / room
+    return _Scales(step_a, step_b, step_a * encoding_a.qmax, step_b * encoding_b.qmax)
+
+
+def align(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatAdapter:
+    """The adapter with every slot aligned to the profile's encodings; slots without any are left as they are.
+
+    Args:
+        adapter: balanced, and of the profile's channel gains.
+    """
+    slots, weights = table.by_path(), dict(adapter.weights)
+    for path, pair in adapter.weights.items():
+        encodings = profile.component(slots[path].component) if path in slots else {}
+        names = (slots[path].a_name, slots[path].b_name) if path in slots else ("", "")
+        if all(name in encodings for name in names):
+            weights[path] = aligned(pair, encodings[names[0]], encodings[names[1]])
+    return replace(adapter, weights=weights)
+
+
+def _form(pair: LowRank) -> _Form:
+    return _Form(pair.a.reshape(len(pair.a), -1).astype(np.float64), pair.b.reshape(len(pair.b), -1).astype(np.float64))
+
+
+def _pair(form: _Form, like: LowRank) -> LowRank:
+    return LowRank(form.a.reshape(like.a.shape).astype(np.float32), form.b.reshape(like.b.shape).astype(np.float32))
+
+
+def _alive(form: _Form) -> NDArray[np.bool_]:
+    """Channels whose part of the product is not zero, `(r,)`."""
+    peak_a, peak_b = form.peaks
+    return np.asarray((peak_a > 0.0) & (peak_b > 0.0))
+
+
+def _even_whole(form: _Form) -> _Form:
+    """`max|A| = max|B|` by one number."""
+    largest_a, largest_b = (float(peak.max()) for peak in form.peaks)
+    gain = float(np.sqrt(largest_b / largest_a)) if largest_a > 0.0 and largest_b > 0.0 else 1.0
+    return form if abs(gain - 1.0) < _SAME else form.scaled(gain)
+
+
+def _even_channels(form: _Form) -> _Form:
+    """`max|a_k| = max|b_k|` in every channel."""
+    peak_a, peak_b = form.peaks
+    return form.scaled(np.sqrt(np.where(_alive(form), peak_b, 1.0) / np.where(_alive(form), peak_a, 1.0)))
+
+
+def _rotated(form: _Form) -> _Form:
+    """The balanced singular value decomposition, its energy spread evenly over the channels."""
+    orthogonal_a, triangle_a = np.linalg.qr(form.a.T)
+    orthogonal_b, triangle_b = np.linalg.qr(form.b)
+    left, values, right = np.linalg.svd(triangle_b @ triangle_a.T, full_matrices=False)
+    # A decomposition leaves the signs open; fixed ones make the form a function of the product.
+    signs = np.where(right.sum(axis=1) < 0.0, -1.0, 1.0)
+    half, spread = np.sqrt(values), _spread(len(form.a))[:, : len(values)]
+    down = (half * signs)[:, None] * (right @ orthogonal_a.T)
+    return _Form(spread @ down, (orthogonal_b @ left) * (half * signs) @ spread.T)
+
+
+def _spread(rank: int) -> Matrix:
+    """An orthogonal matrix `(r, r)` of entries near `1/sqrt(r)`: Hadamard's where the rank is a power of two, else the cosine transform."""
+    if rank & (rank - 1) == 0:
+        matrix = np.ones((1, 1))
+        while len(matrix) < rank:
+            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+        return np.asarray(matrix / np.sqrt(rank))
+    k, j = np.arange(rank)[None, :], np.arange(rank)[:, None]
+    cosines = np.sqrt(2.0 / rank) * np.cos(np.pi * (2 * j + 1) * k / (2 * rank))
+    cosines[:, 0] /= np.sqrt(2.0)
+    return np.asarray(cosines)
+
+
+def _fitted(form: _Form, scales: _Scales, longest: float) -> _Form:
+    """The form under the diagonal G of least error: the closed form, then a short search on the integers."""
+    alive, (peak_a, peak_b) = _alive(form), form.peaks
+    length_a, length_b = (np.where(alive, np.linalg.norm(x, axis=axis), 1.0) for x, axis in ((form.a, 1), (form.b, 0)))
+    lowest = np.where(alive, peak_b / scales.limit_b, 1.0)
+    highest = np.where(alive, np.minimum(scales.limit_a / np.where(alive, peak_a, 1.0), longest / length_a), 1.0)
+    highest = np.maximum(lowest, highest)  # what does not fit is left to B's range: the caller sees that A does not
+    best = np.sqrt(scales.step_a / scales.step_b * np.sqrt(form.a.shape[1] / len(form.b)) * length_b / length_a)
+    tried = np.clip(best * _SPREAD ** np.linspace(-1.0, 1.0, _TRIES)[:, None], lowest, highest)
+    errors = np.stack([_channel_errors(form, form.scaled(gains), scales) for gains in tried])
+    return form.scaled(np.where(alive, tried[errors.argmin(axis=0), np.arange(len(alive))], 1.0))
+
+
+def _channel_errors(true: _Form, form: _Form, scales: _Scales) -> Matrix:
+    """`|b_k^ a_k^ - b_k a_k|^2` of every channel, `(r,)`."""
+    a, b = scales.a(form.a), scales.b(form.b)
+    found, kept = np.square(a).sum(axis=1) * np.square(b).sum(axis=0), np.square(true.a).sum(axis=1) * np.square(true.b).sum(axis=0)
+    return np.asarray(found + kept - 2.0 * (a * true.a).sum(axis=1) * (b * true.b).sum(axis=0))

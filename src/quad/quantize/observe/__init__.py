@@ -1,0 +1,1 @@
+"""Statistics and probes: what the float network computes on real work."""

@@ -1,0 +1,205 @@
+"""Real work for the observers: each task's own sampler, conditioned as on the device, with the float networks.
+
+So the ranges see all sampler steps, all adapters, and the conditional and unconditional side. Source: method.md section 5, step 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.manifest import TaskSpec
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.base.open import Base, text_module, vae_decoder_module, vae_encoder_module
+from quad.model.slots.network import SlottedNetwork, SlottedText
+from quad.model.slots.sites import add_sites
+from quad.quantize.encodings.integers import BalancedSlots
+from quad.quantize.observe.observers import Feed, Statistics, observe
+from quad.quantize.observe.torch_session import HeardSession, Listener, bind_slots, torch_sessions
+from quad.runtime.conditioning.condition import Given, make_condition
+from quad.runtime.conditioning.denoising import Inputs, is_guided, plan_denoising
+from quad.runtime.conditioning.picture import PictureSource
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.engines.engine import Session
+from quad.runtime.samplers import run_sampler
+from quad.runtime.tasks import with_steps
+
+BASE_SOURCE = "base"  # the source name of runs without an adapter
+
+
+@dataclass(frozen=True)
+class CalibrationSample:
+    """One call of the pipeline that the ranges must hold.
+
+    Args:
+        task: one of the base's tasks.
+        image, mask: what the task reads; PIL, array or path.
+        adapter: None for the task's own; a name, for an adapter that has no task.
+        truth: the picture that should come out, where it is known; only the denoising loss of `quad build --lambda` reads it.
+        steps: of the task's sampler, for a model whose calls cost much; never more than the task's own, which None takes.
+    """
+
+    task: str
+    prompt: str
+    image: PictureSource | None = None
+    mask: PictureSource | None = None
+    adapter: str | None = None
+    truth: PictureSource | None = None
+    steps: int | None = None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """How samples are run; sample k draws its noise from `seed + k`.
+
+    Args:
+        listener: hears every call of every component, None for nobody.
+    """
+
+    seed: int = 0
+    negative_prompt: str = ""
+    listener: Listener | None = None
+
+
+def component_networks(base: Base, unet: SlottedNetwork, text: SlottedText | None = None) -> dict[str, nn.Module]:
+    """The four float networks with Sites, as they are observed, simulated and exported; weights are shared with `base`.
+
+    Args:
+        text: the slotted text encoder, None where it has no slots.
+    """
+    parts = {"text_encoder": text or text_module(base), "vae_encoder": vae_encoder_module(base), "vae_decoder": vae_decoder_module(base)}
+    for part in parts.values():
+        add_sites(part)
+    return {"unet": unet, **parts}
+
+
+def calibrate(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: CalibrationOptions | None = None,
+) -> Statistics:  # fmt: skip
+    """`observe` over `calibration_feeds`: the statistics of all four components."""
+    return observe(networks, calibration_feeds(base, networks, table, adapters, samples, options))
+
+
+def calibration_feeds(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: CalibrationOptions | None = None,
+) -> Iterator[Feed]:  # fmt: skip
+    """One feed per sample: text encoder, VAE encoder, the task's sampler on the U-Net, VAE decoder.
+
+    Adapters are balanced first, as `quantize_adapter` does, so that `lora_mid` has the range it will have.
+
+    Args:
+        networks: of `component_networks`.
+
+    Raises:
+        UsageError: a sample's task is unknown.
+        InputError: an adapter that a sample names is not there, or an adapter has no sample.
+    """
+    plan = planned(base, samples, adapters)
+    slots = BalancedSlots(adapters, table)
+    options = options or CalibrationOptions()
+    sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
+    if options.listener is not None:
+        sessions = {name: HeardSession(session, name, options.listener) for name, session in sessions.items()}
+    runner = TaskRunner(base, sessions, Tokenizer(base.tokenizer, base.text), options)
+    for index, (sample, spec, name) in enumerate(plan):
+        yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name or "", {}), index))
+
+
+def planned(
+    base: Base, samples: Sequence[CalibrationSample], adapters: Sequence[FloatAdapter]
+) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+    """Every sample with its task and the adapter it runs with.
+
+    Raises:
+        UsageError: a sample's task is unknown.
+        InputError: an adapter that a sample names is not there, or an adapter has no sample.
+    """
+    plan = [(sample, *_chosen(base, sample)) for sample in samples]
+    _check_coverage([name for _, _, name in plan], adapters)
+    return plan
+
+
+def with_adapter(base: Base, samples: Sequence[CalibrationSample]) -> list[CalibrationSample]:
+    """Those that run with an adapter, their own or their task's."""
+    return [sample for sample in samples if sample.adapter or base.tasks[sample.task].adapter]
+
+
+def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None]:
+    if sample.task not in base.tasks:
+        raise UsageError(mismatch("calibration sample", f"a task of {', '.join(base.tasks)}", repr(sample.task), "name one of these"))
+    spec = base.tasks[sample.task]
+    if sample.steps is not None:
+        spec = msgspec.structs.replace(spec, sampler=with_steps(spec.sampler, min(sample.steps, spec.sampler.steps), base.schedule))
+    return spec, sample.adapter or spec.adapter
+
+
+def _check_coverage(used: Sequence[str | None], adapters: Sequence[FloatAdapter]) -> None:
+    """Both ways: an adapter without a sample would have ranges by luck only."""
+    known = {adapter.name for adapter in adapters}
+    if used and (idle := sorted(known.difference(used))):
+        raise InputError(mismatch("calibration", f"a sample for adapter {idle[0]!r}", "none", "add one that names it"))
+    if strange := sorted({name for name in used if name is not None} - known):
+        then = "give it, or leave the sample out"
+        raise InputError(mismatch("calibration", f"adapter {strange[0]!r}, which a sample needs", "no such adapter", then))
+
+
+@dataclass(frozen=True)
+class TaskRunner:
+    """The pipeline's way on torch sessions, by component name."""
+
+    base: Base
+    sessions: Mapping[str, Session]
+    tokenizer: Tokenizer
+    options: CalibrationOptions
+
+    def run(self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int) -> None:
+        """One picture from prompt to pixels."""
+        image = self.sessions["vae_decoder"].run({"latent": self.denoise(sample, spec, slots, index)})
+        if not spec.reads_picture:
+            # The encoder too must have seen pictures where no sample brings one.
+            self._encode(np.clip(image, -1.0, 1.0))
+        if spec.guidance == 1.0 and slots.keys() & self.sessions["text_encoder"].inputs.keys():
+            # With guidance, which a caller may ask for at any time, the adapter's text encoder reads the negative prompt too.
+            self._text(self.options.negative_prompt)
+
+    def denoise(
+        self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int
+    ) -> NDArray[np.float32]:
+        """One clean latent `(1, c, h, w)` from a prompt; run `index` draws its own noise.
+
+        Args:
+            slots: float slot inputs of the adapter, those of the text encoder among them; empty for the base.
+        """
+        base = self.base
+        bind_slots(self.sessions, slots)
+        side = base.size // base.latent.factor
+        rng = np.random.default_rng(self.options.seed + index)
+        noise = rng.standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
+        condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
+        texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if is_guided(spec) else None
+        plan = plan_denoising(self.sessions["unet"], base.latent, spec, Inputs(condition, texts, noise, self._encode))
+        return run_sampler(spec.sampler, base.schedule, plan.network, noise, rng, start=plan.start).astype(np.float32)
+
+    def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
+        return self.sessions["vae_encoder"].run({"image": image})
+
+    def _text(self, prompt: str) -> NDArray[np.float32]:
+        return self.sessions["text_encoder"].run({"input_ids": self.tokenizer(prompt).ids})

@@ -1,0 +1,172 @@
+"""Probes: the inputs of single U-Net calls, taken along full-precision runs of the tasks, to compare networks on.
+
+Every network that is compared reads the same inputs, so differences do not add up along a run. Source: method.md section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quad.core.errors import InputError, mismatch
+from quad.core.manifest import NoiseSchedule, TaskSpec
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.model.base.open import Base
+from quad.quantize.encodings.integers import BalancedSlots
+from quad.quantize.observe.batched_calls import SlotArrays, answers
+from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
+from quad.quantize.observe.torch_session import HeardSession, torch_sessions
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.samplers.schedule import alphas_cumprod
+
+PER_ADAPTER = 2
+# Far from the noise that calibration drew: the encodings have not seen these inputs.
+PROBE_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class ProbeOptions:
+    """How probes are drawn; the k-th run of every adapter draws its noise from `seed + k`, so that adapters compare on one noise.
+
+    Args:
+        per_adapter: runs of each adapter, the first of its samples; None takes all.
+        min_values: an adapter whose sampler has few steps goes on until its outputs have this many values, as far as its samples reach.
+    """
+
+    per_adapter: int | None = PER_ADAPTER
+    min_values: int = 0
+    seed: int = PROBE_SEED
+    negative_prompt: str = ""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One U-Net call of a full-precision run.
+
+    Args:
+        adapter: its name, `base` for none; the slots it is to be called with are the caller's to choose.
+        task: of the run.
+        run: number of the adapter's run; the probes of one run are not independent.
+        inputs: float32 `sample (B, C, h, w)`, `timestep (1,)`, `encoder_hidden_states (B, L, D)`, ready for `Session.run`; B is 2 where
+            the task is guided (without, with prompt), else 1.
+        sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
+        output: what the float network gave in that run, `(B, c, h, w)`; None where nobody ran it.
+    """
+
+    adapter: str
+    task: str
+    run: int
+    inputs: Mapping[str, NDArray[np.float32]]
+    sigma_t: float
+    output: NDArray[np.float32] | None = None
+
+    @property
+    def timestep(self) -> float:
+        return float(self.inputs["timestep"][0])
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`, as the slotted network takes them.
+
+        Copies, in memory as torch aligns it: what a matrix product rounds to may depend on where its operands lie, and training that
+        goes on from a checkpoint is to end bit for bit where it would have ended.
+        """
+        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in ("sample", "timestep", "encoder_hidden_states"))
+        return sample, timestep.expand(len(sample)), text
+
+
+def record_probes(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    options: ProbeOptions | None = None,
+) -> dict[str, list[Probe]]:  # fmt: skip
+    """Run the tasks in full precision and keep the inputs of every U-Net call.
+
+    Args:
+        networks: float networks of `component_networks`.
+        samples: as for `calibrate`, taken `in_turns`; those without an adapter give the probes of `base`.
+
+    Returns:
+        Adapter name, or `base`, -> its probes in order of runs and steps; adapters first, in their own order.
+
+    Raises:
+        InputError: there is no sample, an adapter has none, or a sample's adapter is not there.
+        UsageError: a sample's task is unknown.
+    """
+    if not samples:
+        raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
+    options = options or ProbeOptions()
+    plan = in_turns(planned(base, samples, adapters))
+    slots = BalancedSlots(adapters, table)
+    sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
+    how = CalibrationOptions(options.seed, options.negative_prompt)
+    recorder = _Recorder()
+    runner = TaskRunner(
+        base, {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}, Tokenizer(base.tokenizer, base.text), how
+    )
+    probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
+    done: dict[str, int] = dict.fromkeys(probes, 0)
+    per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
+    for sample, spec, name in plan:
+        source = name or BASE_SOURCE
+        run = done[source]
+        values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes[source])
+        if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
+            continue
+        done[source] += 1
+        runner.denoise(sample, spec, slots.get(name or "", {}), run)
+        probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call), out) for call, out in recorder.taken()]
+    return {name: found for name, found in probes.items() if found}
+
+
+def in_turns(plan: Sequence[tuple[CalibrationSample, TaskSpec, str | None]]) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+    """The plan with the tasks of every adapter taking turns, so that the first few runs of an adapter show all that it is used for."""
+    seen: dict[tuple[str | None, str], int] = {}
+    turns = []
+    for sample, _, name in plan:
+        seen[name, sample.task] = seen.get((name, sample.task), -1) + 1
+        turns.append(seen[name, sample.task])
+    return [plan[i] for i in sorted(range(len(plan)), key=lambda i: turns[i])]
+
+
+def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32]]) -> float:
+    """`sigma_t = sqrt(1 - abar_t)` at the call's timestep, interpolated where a sampler asks between training steps."""
+    abar = alphas_cumprod(schedule)
+    return float(np.sqrt(1.0 - np.interp(float(inputs["timestep"][0]), np.arange(len(abar)), abar)))
+
+
+def true_answers(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays) -> list[Tensor]:
+    """The float network's output `(B, c, h, w)` for every probe: as recorded, or computed where one of them was not run.
+
+    Args:
+        network: the float network; of recorded probes, the one that they were recorded with.
+        slots: float slot inputs of the probes' own adapter, in whichever form: `(B G^-1)(G A)` answers as `B A` does.
+    """
+    recorded = [torch.tensor(probe.output) for probe in probes if probe.output is not None]
+    return recorded if len(recorded) == len(probes) else answers(network, [probe.tensors() for probe in probes], slots)
+
+
+@final
+class _Recorder:
+    """Keeps a copy of what the U-Net is called with, and of what it answers."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
+
+    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
+        """See `Listener`."""
+        self._calls.append(({name: np.array(values, np.float32) for name, values in inputs.items()}, np.array(output, np.float32)))
+
+    def taken(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
+        """Inputs and output of the calls since the last time."""
+        calls, self._calls = self._calls, []
+        return calls

@@ -1,0 +1,1 @@
+"""The shared profile: pooling, sensitivity, anchor."""

@@ -1,0 +1,141 @@
+"""One profile for all adapters: pool their histograms with equal weight, then choose every range once.
+
+Source: method.md sections 3 and 4 (Unified-LoRA) and 5 (steps 0-2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.encoding import Encoding, encode_range
+from quad.core.errors import InputError, mismatch
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.lora.read import FloatAdapter
+from quad.quantize.encodings.histogram import Density
+from quad.quantize.encodings.integers import balanced_inputs
+from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
+from quad.quantize.encodings.rules import RULES, SLOT_ROOM, Rule, rule_for
+from quad.quantize.observe.observers import Statistics
+
+Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
+
+
+@dataclass(frozen=True)
+class UnifyOptions:
+    """What the profile is made by.
+
+    Args:
+        lora_bits: 16 or 8, for every slot.
+        ranges: how ranges are chosen.
+        rules: bits and shape of every tensor.
+        parents: digests of what goes in, kept in the profile.
+        literal_shared_scale: one scale for a layer's W and the A and B of all its adapters, as the paper may be read; to compare with.
+    """
+
+    lora_bits: int = 16
+    ranges: RangeOptions = field(default_factory=RangeOptions)
+    rules: tuple[Rule, ...] = RULES
+    parents: Mapping[str, str] = field(default_factory=dict)
+    literal_shared_scale: bool = False
+
+
+def unify(
+    statistics: Statistics, weights: Weights, table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions | None = None
+) -> Profile:
+    """The pooled profile: weights, slots and activation sites of every component.
+
+    Args:
+        statistics: of all components, one source per adapter.
+        weights: component -> `<module path>.weight` -> float32, output channels first (`weights_of`).
+        table: the slots; their encodings are the largest magnitude over the balanced adapters.
+        adapters: all that the profile must serve.
+
+    Raises:
+        InputError: statistics are empty, or a weight or adapter holds NaN or Inf.
+    """
+    options = options or UnifyOptions()
+    if not any(statistics.sites.values()):
+        raise InputError(mismatch("profile", "statistics of at least one site", "none", "run the calibration first"))
+    encodings: dict[str, dict[str, Encoding]] = {}
+    for component, tensors in weights.items():
+        encodings.setdefault(component, {}).update(_weight_encodings(component, tensors, options))
+    for component, sites in statistics.sites.items():
+        for name in sites:
+            encoding = site_encoding(component, name, statistics.density(component, name), options)
+            if encoding is not None:
+                encodings.setdefault(component, {})[name] = encoding
+    for component, name, encoding in slot_encodings(table, adapters, options):
+        encodings.setdefault(component, {})[name] = encoding
+    if options.literal_shared_scale:
+        _share_scales(encodings, table)
+    ordered = {component: dict(sorted(named.items())) for component, named in sorted(encodings.items())}
+    return Profile(ordered, mode="pooled", parents=dict(options.parents))
+
+
+def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable) -> None:
+    """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped. Source: method.md section 3."""
+    for slot in table.slots:
+        own = encodings[slot.component]
+        names = [name for name in (f"{slot.path}.weight", slot.a_name, slot.b_name) if name in own]
+        step = max(max(own[name].scale) for name in names)
+        for name in names:
+            own[name] = msgspec.structs.replace(own[name], scale=(step,) * len(own[name].scale))
+
+
+def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]], options: UnifyOptions) -> dict[str, Encoding]:
+    found: dict[str, Encoding] = {}
+    for name, tensor in tensors.items():
+        rule = rule_for(component, name, options.rules)
+        if rule is None:
+            continue
+        try:
+            whole = rule.shape != "channel"
+            found[name] = encode_site(rule, _extremes(tensor)) if whole else weight_encoding(tensor, rule.bits, options.ranges)
+        except ValueError as error:
+            raise InputError(mismatch(f"{component}, {name}", "finite weights", "NaN or Inf", "give another model")) from error
+    return found
+
+
+def _extremes(tensor: NDArray[np.float32]) -> tuple[float, float]:
+    return float(tensor.min()), float(tensor.max())
+
+
+def site_encoding(component: str, name: str, density: Density, options: UnifyOptions) -> Encoding | None:
+    """The encoding of an activation whose values are spread like this; None where its rule leaves it in float."""
+    rule = rule_for(component, name, options.rules)
+    if rule is None:
+        return None
+    return encode_site(rule, rule.fixed or choose_range(density, rule.bits, options.ranges))
+
+
+def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
+    """The encoding of an activation range by its rule's bits, shape and room.
+
+    Room goes to both sides alike: it is for A x, and another pair of factors of the same product may turn its sign (`align`).
+    """
+    signed = rule.shape != "asymmetric"
+    low, high = bounds
+    if rule.room > 1.0:
+        reach = rule.room * max(-low, high)
+        low, high = -reach, reach
+    return encode_range(low, high, bits=rule.bits, signed=signed, symmetric=signed)
+
+
+def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
+    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with `SLOT_ROOM`."""
+    largest: dict[str, float] = {}
+    for adapter in adapters:
+        for name, values in balanced_inputs(adapter, table).items():
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max(initial=0.0)))
+    found = []
+    for slot in table.slots:
+        for name in (slot.a_name, slot.b_name):
+            bound = largest.get(name, 0.0) * (SLOT_ROOM[options.lora_bits] if name == slot.b_name else 1.0)
+            found.append((slot.component, name, encode_range(-bound, bound, bits=options.lora_bits, signed=True, symmetric=True)))
+    return found

@@ -1,0 +1,217 @@
+"""The adapters of one bundle, its own and those installed beside it: registered by name on disk, in memory while there is room for them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+import msgspec
+
+from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
+from quad.runtime.adapters.cache import BufferCache
+from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_own
+from quad.runtime.adapters.weighted_sum import mix_adapters
+from quad.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class StoreMetrics:
+    """What a store holds and has done.
+
+    Args:
+        hits: uses that found their adapter in memory.
+        misses: uses that waited for it to be read.
+        evictions: adapters let go of for want of room.
+        loads: adapters read, for a use or ahead of it.
+        load_ms: wall-clock of these reads together.
+        loaded_bytes: memory of adapters now, mapped files included.
+        registered: adapters that can be used.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    loads: int
+    load_ms: float
+    loaded_bytes: int
+    registered: int
+
+
+class AdapterStore:
+    """Adapters by name. A registered one costs its manifest; its tensors are mapped when first used, and kept within a budget.
+
+    Mixes count as memory in use: they are made when asked for, and live as long as somebody uses them.
+
+    All methods may be called from any thread.
+    """
+
+    def __init__(self, bundle: Bundle, budget_bytes: int | None = None) -> None:
+        """Read the manifests of the bundle's own adapters.
+
+        Args:
+            budget_bytes: of memory for adapters, None for no bound. What is pinned or in use is never taken away for it, and one adapter
+                may always be there: smaller than that, it is exceeded.
+
+        Raises:
+            UsageError: the budget is below zero.
+            CompatibilityError: one was packed for another bundle.
+        """
+        if budget_bytes is not None and budget_bytes < 0:
+            raise UsageError(mismatch("adapter budget", "0 bytes or more", budget_bytes, "leave it out for no bound"))
+        self._bundle = bundle
+        self._zeros = zero_buffers(bundle.slots)
+        self._manifests: dict[str, AdapterManifest] = {}
+        self._cache = BufferCache(budget_bytes)
+        self._ahead = ThreadPoolExecutor(1, "quad-preload")
+        self._own = Lock()  # what an adapter says and how it is read change together
+        self._changes = 0
+        for name in bundle.manifest.adapters:
+            self._admit_own(name)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._manifests)
+
+    @property
+    def changes(self) -> int:
+        """How often an adapter came, went or was replaced: between two equal answers every name stood for one adapter."""
+        with self._own:
+            return self._changes
+
+    @property
+    def zeros(self) -> Buffers:
+        """Buffers of the zero adapter; not to be written to."""
+        return self._zeros
+
+    def manifest(self, name: str) -> AdapterManifest:
+        """What an adapter says of itself.
+
+        Raises:
+            UsageError: no adapter has that name; the message lists those there are.
+        """
+        found = self._manifests.get(name)
+        if found is None:
+            known = ", ".join(self.names) or "none loaded"
+            raise UsageError(mismatch("adapter", f"one of {known}", repr(name), "choose one of these or load_lora_weights first"))
+        return found
+
+    def load(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+        """Register an adapter from outside the bundle. The file is read again when it is used.
+
+        Args:
+            path: pack file or adapter directory, which must stay there.
+            name: what to call it, None for its own name; a loaded adapter of that name is replaced, and whoever uses that one keeps it.
+            verify: read and hash all of it now; False leaves that to its first use, and checks only what it says of itself.
+
+        Returns:
+            What it is called.
+
+        Raises:
+            CompatibilityError: it was packed for another bundle.
+            VerificationError: it was changed, or is no adapter.
+        """
+        file = open_adapter(Path(path))
+        check_parents(file.manifest, self._bundle)
+        file.check(self._bundle.slots, verify)
+        chosen = name or file.manifest.name
+        self._admit(chosen, file)
+        return chosen
+
+    def drop(self, name: str) -> None:
+        """Let go of an adapter and forget it; the bundle's own of that name stays known and is read again when used.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        self.manifest(name)
+        if name in self._bundle.manifest.adapters:
+            self._admit_own(name)
+            return
+        with self._own:
+            self._manifests.pop(name, None)
+            self._cache.forget(name)
+            self._changes += 1
+
+    def buffers(self, name: str) -> Buffers:
+        """Graph input name -> array of one adapter; not to be written to. Who uses the arrays holds the answer: so long they are in use.
+
+        Raises:
+            UsageError: no adapter has that name.
+            VerificationError: its file was changed.
+        """
+        self.manifest(name)
+        return self._cache.get(name)
+
+    def pinned(self, names: Collection[str]) -> AbstractContextManager[None]:
+        """While inside, these adapters stay in memory once they are there. Nested and from several threads, each counts."""
+        return self._cache.pinned(names)
+
+    def preload(self, name: str) -> None:
+        """Have an adapter read by the time it is used, on a thread of the store's own; an error shows when it is used.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        self.manifest(name)
+        with suppress(RuntimeError):  # closed: a hint is of no use any more
+            self._ahead.submit(self._cache.get, name, hint=True)
+
+    def mix(self, names: Sequence[str], weights: Sequence[float]) -> tuple[Buffers, tuple[str, ...]]:
+        """Buffers of a weighted sum of adapters, with notes on what was lost. One adapter of weight 1 is returned as it is.
+
+        Raises:
+            UsageError: no adapter has that name.
+            CompatibilityError: their ranks together exceed a slot's by too much.
+        """
+        for name in names:
+            self.manifest(name)
+        used = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
+        parts = {name: self.buffers(name) for name in used}
+        if not parts:
+            return self._zeros, ()
+        if list(used.values()) == [1.0]:
+            return next(iter(parts.values())), ()
+        mixed, notes = mix_adapters(parts, used, self._bundle.slots, self._zeros)
+        self._cache.count(mixed, padded_bytes((name for name in mixed if mixed[name] is not self._zeros[name]), self._zeros))
+        return mixed, notes
+
+    def tasks(self) -> dict[str, TaskSpec]:
+        """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""
+        tasks = dict(self._bundle.manifest.tasks)
+        for name, manifest in tuple(self._manifests.items()):
+            for task, spec in manifest.tasks.items():
+                tasks[task] = msgspec.structs.replace(spec, adapter=name)
+        return tasks
+
+    def size_bytes(self) -> int:
+        """Memory that adapters and mixes take now, mapped files included; zeros that stand for slots they do not have are not theirs."""
+        return self._cache.size_bytes()
+
+    def metrics(self) -> StoreMetrics:
+        """What it holds and has done."""
+        tally = self._cache.tally
+        counts = (tally.hits, tally.misses, tally.evictions, tally.loads, tally.load_ms)
+        return StoreMetrics(*counts, self._cache.size_bytes(), len(self._manifests))
+
+    def close(self) -> None:
+        """Preload no more and let go of all adapters; those that are used again are read again."""
+        self._ahead.shutdown(cancel_futures=True)
+        self._cache.clear()
+
+    def _admit(self, name: str, file: AdapterFile) -> None:
+        with self._own:
+            self._manifests[name] = file.manifest
+            self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
+            self._changes += 1
+
+    def _admit_own(self, name: str) -> None:
+        file = open_own(self._bundle, name)
+        check_parents(file.manifest, self._bundle)
+        self._admit(name, file)

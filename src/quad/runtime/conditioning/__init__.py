@@ -1,0 +1,1 @@
+"""From prompt, picture and mask to what the U-Net reads."""

@@ -1,0 +1,1 @@
+"""Engines: what executes a graph, and which graphs are in memory."""

@@ -1,0 +1,122 @@
+"""Golden outputs: a device tries an adapter on a stored call of the U-Net before it trusts it.
+
+A bundle holds a few calls (`probes.safetensors`: `<i>/sample`, `<i>/timestep`, `<i>/encoder_hidden_states`). An adapter's manifest holds
+what the U-Net answers to one of them with this adapter bound, as means over blocks of the output: a few dozen numbers. Engines and numbers
+of threads move them by some rounding steps, another adapter by far more.
+
+Measured on the reference model (w8a16, five adapters, four probes; difference of one block mean over the RMS of all): ONNX Runtime with 1
+and 2 threads 0.0008, loaded lean 0.0017, OpenVINO against it 0.0020, another adapter or the base 0.027 at the least.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.core.errors import CompatibilityError, VerificationError, mismatch
+from quad.core.manifest import PROBES_FILE, AdapterManifest, Golden
+from quad.core.slots import UNET
+from quad.core.storage.tensor_file import map_tensors
+from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.bundle import Bundle
+from quad.runtime.engines.engine import Runnable
+
+GRID = 4  # blocks along each side of the output
+TOLERANCE = 0.02  # of the RMS of the block means
+INPUTS = ("sample", "timestep", "encoder_hidden_states")
+Call = Mapping[str, NDArray[Any]]
+
+
+def read_probes(bundle: Bundle) -> tuple[Call, ...]:
+    """The bundle's stored calls of the U-Net, ready for `Session.run`.
+
+    Raises:
+        CompatibilityError: the bundle is of an older build and has none.
+        VerificationError: the file is no such thing.
+    """
+    if PROBES_FILE not in bundle.manifest.files:
+        where, expected = f"bundle {bundle.manifest.name!r}", f"stored calls of the U-Net ({PROBES_FILE})"
+        raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
+    return calls_of(bundle.path(PROBES_FILE))
+
+
+def calls_of(file: Path) -> tuple[Call, ...]:
+    """The calls that a file holds, one at least.
+
+    Raises:
+        VerificationError: it is no such file.
+    """
+    tensors = map_tensors(file).tensors
+    names = {f"{index}/{name}" for index in range(len(tensors) // len(INPUTS)) for name in INPUTS}
+    fit = all(array.dtype == np.float32 and np.isfinite(array).all() for array in tensors.values())
+    if not tensors or names != tensors.keys() or not fit:
+        expected = f"finite float32 <i>/{', <i>/'.join(INPUTS)}"
+        raise VerificationError(mismatch(str(file), expected, ", ".join(sorted(tensors)[:4]) or "nothing", "build the bundle again"))
+    return tuple({name: tensors[f"{index}/{name}"] for name in INPUTS} for index in range(len(tensors) // len(INPUTS)))
+
+
+def block_means(output: NDArray[Any]) -> NDArray[np.float64]:
+    """Means `(C * blocks,)` of an output `(1, C, h, w)` over a grid of `GRID` by `GRID` blocks, fewer where it has fewer pixels."""
+    rows, columns = (np.array_split(np.arange(size), min(GRID, size)) for size in output.shape[2:])
+    means = [[output[0, :, r[0] : r[-1] + 1, c[0] : c[-1] + 1].mean(axis=(1, 2), dtype=np.float64) for c in columns] for r in rows]
+    return np.stack([np.stack(row, axis=1) for row in means], axis=1).ravel()
+
+
+def unet_buffers(bundle: Bundle, buffers: Buffers) -> Buffers:
+    """Of an adapter's buffers those that the U-Net takes."""
+    return Buffers((name, buffers[name]) for name in bundle.slots.of(UNET).input_shapes())
+
+
+def golden(where: str, network: Runnable, call: Call, probe: int) -> Golden:
+    """What the U-Net answers to a call with what is bound; the call is probe number `probe`.
+
+    Raises:
+        VerificationError: with NaN or Inf; the message begins with `where`.
+    """
+    means = _answer(where, network, call)
+    return Golden(probe, tuple(float(np.float32(mean)) for mean in means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
+
+
+def _probe(bundle: Bundle, number: int) -> Call:
+    probes = read_probes(bundle)
+    if number >= len(probes):
+        where, then = f"bundle {bundle.manifest.name!r}", "fetch the adapter for this bundle"
+        raise VerificationError(mismatch(where, f"a probe {number}", f"{len(probes)} of them", then))
+    return probes[number]
+
+
+def _answer(where: str, network: Runnable, call: Call) -> NDArray[np.float64]:
+    output = network.run(call)
+    if not np.isfinite(output).all():
+        raise VerificationError(mismatch(where, "an answer of finite numbers to a stored probe", "NaN or Inf", "do not use the adapter"))
+    return block_means(output)
+
+
+def distance(said: Golden, means: NDArray[np.float64]) -> float:
+    """Largest difference of one value; infinite where there is another number of them."""
+    values = np.asarray(said.values)
+    return float(np.abs(values - means).max(initial=0.0)) if values.shape == means.shape else float("inf")
+
+
+def check_golden(network: Runnable, bundle: Bundle, manifest: AdapterManifest) -> None:
+    """Compare the U-Net's answer with the adapter's golden one; a manifest without one passes.
+
+    Args:
+        network: the bundle's U-Net, the adapter bound.
+
+    Raises:
+        VerificationError: it answers otherwise.
+    """
+    said, where = manifest.golden, f"adapter {manifest.name!r}"
+    if said is msgspec.UNSET:
+        return
+    call = _probe(bundle, said.probe)
+    off = distance(said, _answer(where, network, call))
+    if not off <= said.tolerance:
+        where, expected = f"{where} on probe {said.probe}", f"its golden output within {said.tolerance:.3g}"
+        raise VerificationError(mismatch(where, expected, f"{off:.3g} away", "fetch the adapter again, it is not what it was tested as"))

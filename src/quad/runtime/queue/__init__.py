@@ -1,0 +1,1 @@
+"""Requests of several clients on one pipeline."""

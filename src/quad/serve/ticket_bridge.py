@@ -1,0 +1,42 @@
+"""From the scheduler's threads to the event loop's: what a ticket tells, step by step and once at its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Thread
+
+from quad.core.errors import QuadError
+from quad.runtime.output import PipelineOutput
+from quad.runtime.queue.ticket import StepEvent, Ticket
+from quad.serve.api import State, Step
+
+
+def follow(
+    ticket: Ticket,
+    loop: asyncio.AbstractEventLoop,
+    on_step: Callable[[Step], None],
+    on_end: Callable[[State, PipelineOutput | QuadError], None],
+) -> None:
+    """Call these on the loop's thread, step by step and once at the end."""
+
+    def run() -> None:
+        with suppress(RuntimeError):  # the loop has gone, and with it all who would hear of it
+            for event in ticket.events():
+                if isinstance(event, StepEvent):
+                    loop.call_soon_threadsafe(on_step, Step(event.index, event.total, event.timestep))
+            outcome = outcome_of(ticket)
+            loop.call_soon_threadsafe(on_end, ticket.state, outcome)
+
+    Thread(target=run, name=f"quad-follow-{ticket.id}", daemon=True).start()
+
+
+def outcome_of(ticket: Ticket) -> PipelineOutput | QuadError:
+    """What a request that has ended gave; a fault of quad itself is one line too."""
+    try:
+        return ticket.result()
+    except QuadError as error:
+        return error
+    except Exception as error:
+        return QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")

@@ -1,0 +1,38 @@
+"""An adapter made on purpose, not trained: a LoRA several times too strong, so that adapters truly disagree about ranges.
+
+The five of the reference model may fit one profile by luck; a profile that also serves this one cannot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from quad.core.storage.files import write_bytes
+from quad.lora.file import open_lora
+from quad.lora.keys import parse_key
+
+MADE = "made-loud"
+FACTOR = 4.0
+
+
+def write_loud(source: Path, directory: Path, factor: float = FACTOR) -> None:
+    """A copy of a LoRA with every up-projection, hence every update `B A`, `factor` times as large.
+
+    Args:
+        source: a LoRA file or directory.
+        directory: gets the file, and the config beside it where there is one: alpha may be in it.
+
+    Raises:
+        InputError: as `open_lora`. BackendError: the place cannot be written to.
+    """
+    lora = open_lora(source)
+    with safe_open(lora.path, "pt") as opened:
+        metadata = opened.metadata()  # or alpha is in here
+    roles = {name: key.role for name in lora.tensors if (key := parse_key(name)) is not None}
+    louder = {name: tensor * factor if roles.get(name) == "up" else tensor for name, tensor in lora.tensors.items()}
+    write_bytes(directory / lora.path.name, save({name: tensor.float().contiguous() for name, tensor in louder.items()}, metadata))
+    for config in lora.path.parent.glob("adapter_config.json"):
+        write_bytes(directory / config.name, config.read_bytes())

@@ -1,0 +1,199 @@
+"""The whole way on a tiny random model: what is written can be run without torch, and nothing is half-written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from quad.build.build import STAGES, BuildRequest, BuildResult, build
+from quad.build.smoke import Smoke
+from quad.compile.artifact import OnnxArtifact
+from quad.core.errors import InputError, UsageError
+from quad.quantize.observe.calibrate import CalibrationSample
+from quad.runtime.bundle import open_bundle
+from quad.runtime.pipeline import QuadPipeline
+
+
+def picture(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+
+
+def hole() -> np.ndarray:
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 255
+    return mask
+
+
+SAMPLES = (
+    CalibrationSample("text-to-image", "a red house"),
+    CalibrationSample("transform", "a tree", picture(0)),
+    CalibrationSample("removal", "a house", picture(1), hole()),
+)
+
+
+@pytest.fixture(scope="module")
+def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
+    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", SAMPLES)
+
+
+@pytest.fixture(scope="module")
+def seen() -> list[tuple[str, float]]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def built(request_: BuildRequest, seen: list[tuple[str, float]]) -> BuildResult:
+    return build(request_, lambda stage, share: seen.append((stage, share)))
+
+
+@pytest.fixture(scope="module")
+def pipe(built: BuildResult) -> QuadPipeline:
+    return QuadPipeline.from_pretrained(built.bundle, threads=1)
+
+
+def run(pipe: QuadPipeline, task: str) -> np.ndarray:
+    sample = next(sample for sample in SAMPLES if sample.task == task)
+    return np.asarray(pipe(sample.prompt, task=task, image=sample.image, mask_image=sample.mask, seed=3).images[0])
+
+
+def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: list[tuple[str, float]]) -> None:
+    fields = json.loads(json.dumps(built.to_json()))
+    assert fields["bundle"] == str(built.bundle)
+    assert fields["seconds"] > 0
+    assert fields["peak_ram_bytes"] > 1e7
+    profile = fields["profile"]
+    assert profile["mode"] in ("anchor", "unified")
+    assert (profile["anchor"] is None) == (profile["mode"] == "unified")
+    assert profile["reason"]
+    for column in ("qss", "qss_hist", "qss_interval", "sqnr_db"):
+        assert set(profile[column]) == {"transform", "removal"}
+    assert profile["ranking"] == sorted(profile["qss"], key=profile["qss"].__getitem__, reverse=True)
+    assert {"nodes", "on_target", "on_cpu", "partitions"} <= set(fields["placement"])
+    assert set(fields["stages"]) == {*STAGES} - {"compile", "emulate"}  # those are of targets with a compiler
+    assert [stage for stage, _ in seen if stage == "done"] == ["done"]
+    assert fields["rom_bytes"]["shared"] > 0
+    assert set(fields["rom_bytes"]["adapters"]) == {"transform", "removal"}
+
+
+def test_the_shipped_graphs_are_near_the_float_networks(built: BuildResult) -> None:
+    assert set(built.smoke) == {"unet", "text_encoder", "vae_encoder", "vae_decoder"}
+    assert set(built.smoke["unet"]) == {"base", "transform", "removal"}
+    assert max(error for cases in built.smoke.values() for error in cases.values()) < 0.1, built.smoke
+
+
+def test_the_bundle_opens_verified_and_knows_its_parents(built: BuildResult) -> None:
+    bundle = open_bundle(built.bundle)
+    assert bundle.manifest == built.manifest
+    assert {slot.dtype for slot in bundle.slots.slots} == {"int16"}
+    for name in bundle.manifest.adapters:
+        manifest = json.loads(bundle.adapter_files(name)[0].read_bytes())
+        assert {key: manifest["parents"][key] for key in ("slots", "profile", "graph")} == {
+            key: bundle.manifest.parents[key] for key in ("slots", "profile", "graph")}  # fmt: skip
+    assert bundle.manifest.tasks["removal"].sampler.olss is not None
+    assert len(bundle.manifest.tasks["removal"].sampler.olss.timesteps) == 2
+
+
+def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:
+    first, other, again = run(pipe, "transform"), run(pipe, "removal"), run(pipe, "transform")
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    base = run(pipe, "text-to-image")
+    run(pipe, "removal")
+    np.testing.assert_array_equal(run(pipe, "text-to-image"), base)
+
+
+def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
+    result = build(replace(request_, output=tmp_path / "float", precision="float", max_rank=2, min_energy=0.1))
+    assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
+    assert result.profile["mode"] == "float"
+    said = result.to_json()["lora"]["transform"]  # of rank 4, reduced
+    assert said["rank"] == 2
+    assert all(0.1 < kept < 1 for kept in said["energy"].values())
+    assert said["notes"][0].startswith(f"{len(said['energy'])} of {len(said['energy'])} modules reduced to rank 2")
+    assert QuadPipeline.from_pretrained(result.bundle, threads=1).bundle.slots.slots[0].dtype == "float32"
+
+
+def test_an_adapter_that_would_lose_too_much_is_refused(request_: BuildRequest) -> None:
+    with pytest.raises(InputError, match=r"adapter 'transform': expected 0.9 of each module's energy at its rank, found \S+ 0\.\d+"):
+        build(replace(request_, max_rank=1))
+
+
+def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Placed graphs do not matter where writing fails: an empty one saves seconds."""
+    empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty"), ir_version=10)
+    monkeypatch.setattr("quad.compile.compiler.Compiler.artifact", lambda *_: OnnxArtifact(empty, {"nodes": 0}))
+
+
+def test_bad_requests_are_refused_before_anything_is_loaded(request_: BuildRequest) -> None:
+    nowhere = replace(request_, model=Path("/nowhere"))
+    with pytest.raises(UsageError, match="P from 0 to 100"):
+        build(replace(nowhere, precision="mixed:101"))
+    with pytest.raises(UsageError, match="--target"):
+        build(replace(nowhere, target="toaster"))
+    with pytest.raises(UsageError, match="--adapter"):
+        build(replace(nowhere, adapters={"../x": Path("x")}))
+    with pytest.raises(UsageError, match="--lora-bits"):
+        build(replace(nowhere, lora_bits=4))
+    with pytest.raises(InputError, match="/nowhere"):
+        build(nowhere)
+
+
+def test_an_adapter_without_a_sample_is_refused(request_: BuildRequest, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="sample"):
+        build(replace(request_, samples=SAMPLES[:1], output=tmp_path / "phone"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_some_of_the_adapters_can_be_built(request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples and tasks of the others are left out."""
+    _without_export(monkeypatch)
+    monkeypatch.setattr("quad.build.build.run_smoke", lambda *_: Smoke())
+    one = {"transform": request_.adapters["transform"]}
+    assert set(build(replace(request_, adapters=one, precision="float", output=tmp_path / "phone")).manifest.tasks) == {
+        "text-to-image",
+        "transform",
+    }
+
+
+def test_a_model_without_adapters_is_a_bundle_too(request_: BuildRequest, tmp_path: Path) -> None:
+    result = build(replace(request_, adapters={}, output=tmp_path / "plain"))
+    plain = QuadPipeline.from_pretrained(result.bundle, threads=1)
+    assert plain.adapters == ()
+    assert set(plain.tasks) == {"text-to-image"}
+    assert run(plain, "text-to-image").std() > 0
+
+
+def test_a_place_that_holds_something_else_is_refused_before_any_work(request_: BuildRequest, tmp_path: Path) -> None:
+    taken = tmp_path / "taken"
+    taken.mkdir()
+    (taken / "holiday.txt").write_text("mine")
+    with pytest.raises(InputError, match="choose another -o"):
+        build(replace(request_, model=Path("/nowhere"), output=taken))
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]
+
+
+@pytest.mark.parametrize(("precision", "steps"), [("w8a16", 20), ("mixed:0", 20), ("mixed:80", 0), ("w8a8", 0)])
+def test_distillation_is_for_sixteen_bit_activations_unless_asked_for(request_: BuildRequest, precision: str, steps: int) -> None:
+    asked = replace(request_, precision=precision, distill_steps=None)
+    assert asked.steps == steps
+    assert replace(asked, distill_steps=7).steps == 7
+
+
+def test_a_process_that_is_not_the_main_one_compiles_nothing(
+    built: BuildResult, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It helped with the training; a vendor's compiler takes minutes and gigabytes, once."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError("exported twice")
+
+    monkeypatch.setattr("quad.compile.compiler.export_graph", fail)
+    monkeypatch.setattr("quad.build.build.once", lambda make, read: read())
+    other = build(replace(request_, distill_steps=0))
+    assert other.manifest == built.manifest
+    assert (other.placement, other.smoke) == ({}, {})

@@ -1,0 +1,105 @@
+"""What is kept of a calibration: whose call it was, spread over all that were made, each a batch of one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from quad.build.call_recorder import PER_SOURCE, CallKeeper
+from quad.compile.placement.edge_ranges import Call
+from quad.core.slots import Slot, SlotTable
+from quad.model.slots.network import slot_inputs
+from quad.quantize.encodings.integers import balanced_inputs
+from quad.quantize.observe.calibrate import BASE_SOURCE
+from quad.quantize.observe.observers import Feed
+
+TABLE = SlotTable((Slot("a", "linear", 2, 2, 1), Slot("text_encoder.a", "linear", 2, 2, 1, component="text_encoder")))
+ZEROS = {name: np.zeros(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
+INK = {name: np.ones(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
+
+
+def numbered(number: int, rows: int = 1) -> dict[str, Any]:
+    return {"sample": np.full((rows, 1), number, np.float32), "timestep": np.array([number], np.float32)}
+
+
+def keep(plan: list[tuple[str, int]]) -> CallKeeper:
+    """Feeds of (source, number of calls), numbered from 0 within each."""
+    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
+    for feed in keeper.following([Feed(source, lambda: None) for source, _ in plan]):
+        count = dict(plan)[feed.source]
+        for number in range(count):
+            keeper.hear("unet", numbered(number))
+    return keeper
+
+
+def numbers(calls: list[Call]) -> list[int]:
+    return [int(call.inputs["sample"][0, 0]) for call in calls]
+
+
+def test_a_call_belongs_to_the_feed_that_was_taken_last() -> None:
+    calls = keep([("ink", 2), (BASE_SOURCE, 3)]).calls()
+    assert [call.source for call in calls] == ["ink"] * 2 + [BASE_SOURCE] * 3
+    for call, given in zip(calls, [INK] * 2 + [ZEROS] * 3, strict=True):
+        assert call.slots.keys() == {"a.lora_A", "a.lora_B"}
+        assert all(array is given[name] for name, array in call.slots.items())
+
+
+def test_the_feeds_themselves_go_through() -> None:
+    feeds = [Feed("ink", lambda: None), Feed(BASE_SOURCE, lambda: None)]
+    assert list(CallKeeper({}, ZEROS, TABLE).following(feeds)) == feeds
+
+
+@pytest.mark.parametrize("count", [1, 5, PER_SOURCE, PER_SOURCE + 1, 100])
+def test_first_and_last_and_between_them_even_steps(count: int) -> None:
+    found = numbers(keep([("ink", count)]).calls())
+    assert len(found) == len(set(found)) == min(count, PER_SOURCE)
+    assert (found[0], found[-1]) == (0, count - 1)
+    assert max(np.diff(found), default=0) - min(np.diff(found), default=0) <= 1
+
+
+def test_how_many_are_kept_can_be_said() -> None:
+    assert numbers(keep([("ink", 9)]).calls(per_source=3)) == [0, 4, 8]
+
+
+def test_a_batch_becomes_calls_of_one() -> None:
+    keeper = CallKeeper({}, ZEROS, TABLE)
+    sample, text = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(8.0, dtype=np.float32).reshape(2, 4)
+    keeper.hear("unet", {"sample": sample, "timestep": np.array([7.0], np.float32), "encoder_hidden_states": text})
+    first, second = keeper.calls()
+    for row, call in enumerate((first, second)):
+        np.testing.assert_array_equal(call.inputs["sample"], sample[row : row + 1], strict=True)
+        np.testing.assert_array_equal(call.inputs["encoder_hidden_states"], text[row : row + 1], strict=True)
+        assert call.inputs["timestep"] == np.array([7.0])
+
+
+def test_what_is_heard_is_a_copy() -> None:
+    keeper, inputs = CallKeeper({}, ZEROS, TABLE), numbered(3)
+    keeper.hear("unet", inputs)
+    inputs["sample"][:] = 99
+    assert numbers(keeper.calls()) == [3]
+
+
+def test_every_component_gets_its_own_slots_and_one_without_gets_none() -> None:
+    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
+    for _ in keeper.following([Feed("ink", lambda: None)]):
+        keeper.hear("vae_decoder", {"latent": np.zeros((1, 4, 2, 2), np.float32)})
+        keeper.hear("text_encoder", {"input_ids": np.zeros((1, 4), np.int64)})
+        keeper.hear("unet", numbered(0))
+    found = {call.component: call.slots for call in keeper.calls()}
+    assert found.keys() == {"vae_decoder", "text_encoder", "unet"}
+    assert found["vae_decoder"] == {}
+    assert list(found["text_encoder"]) == ["text_encoder.a.lora_A", "text_encoder.a.lora_B"]
+    assert list(found["unet"]) == ["a.lora_A", "a.lora_B"]
+
+
+def test_adapters_are_given_balanced_as_calibration_gives_them(tiny: Any) -> None:
+    keeper = CallKeeper.of(tiny.adapters, tiny.table)
+    for _ in keeper.following([Feed(name, lambda: None) for name in ("transform", BASE_SOURCE)]):
+        keeper.hear("unet", numbered(0))
+    ours, base = keeper.calls()
+    for call, expected in ((ours, balanced_inputs(tiny.adapters[0], tiny.table)), (base, slot_inputs(None, tiny.table))):
+        assert list(call.slots) == list(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(call.slots[name], array)

@@ -1,0 +1,37 @@
+"""What a build holds in memory once everything is read: each weight once, in the network that is built."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from pathlib import Path
+
+import pytest
+
+from quad.build import open_and_slot as opening
+from quad.build.build import STAGES
+from quad.build.request import BuildRequest
+from quad.core.progress import StageClock, silent
+from quad.model.base.open import Base, open_model
+from tests.build.test_build import SAMPLES
+
+
+def test_weights_that_equalization_folds_away_are_held_by_nobody(
+    model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[weakref.ref[object]] = []
+
+    def opened_model(*given: object) -> Base:
+        base = open_model(*given)  # type: ignore[arg-type]
+        read.extend(weakref.ref(weight) for weight in base.unet.parameters())
+        return base
+
+    monkeypatch.setattr(opening, "open_model", opened_model)
+    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", SAMPLES, precision="mixed:80")
+    opened = opening.open_all(request, StageClock(STAGES, silent))
+    gc.collect()
+    folded = {id(weight) for weight in opened.networks["unet"].parameters()}
+    held = {id(weight()) for weight in read if weight() is not None}
+    assert opened.mixed.gains
+    assert held <= folded
+    assert len(held) < len(read)

@@ -1,0 +1,47 @@
+"""What a build is asked for is refused before anything is loaded, where it could not end well."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from quad.build.request import BuildRequest
+from quad.core.errors import UsageError
+
+
+@pytest.mark.parametrize(
+    ("output", "dump", "encodings", "says"),
+    [
+        ("phone", None, "phone", "--encodings: expected a directory apart from that of -o"),
+        ("phone", None, "phone/qairt", "--encodings: expected a directory apart from that of -o"),
+        ("all/phone", None, "all", "--encodings: expected a directory apart from that of -o"),
+        ("phone", "phone/dump", None, "--dump-passes: expected a directory apart from that of -o"),
+        ("phone", "phone.qairt", None, "--encodings: expected a directory apart from that of --dump-passes"),
+        ("phone", "phone/../all", "all", "--encodings: expected a directory apart from that of --dump-passes"),
+    ],
+)
+def test_directories_that_would_replace_each_other_are_refused(
+    tmp_path: Path, output: str, dump: str | None, encodings: str | None, says: str
+) -> None:
+    """Each is renamed to its place as a whole: of two in one place the last alone is left, and the build says that it went well."""
+    places = {name: tmp_path / path for name, path in (("dump_passes", dump), ("encodings", encodings)) if path is not None}
+    with pytest.raises(UsageError, match=says):
+        BuildRequest(tmp_path, {}, tmp_path / output, target="qnn-htp", **places).check()
+
+
+def test_places_side_by_side_are_taken(tmp_path: Path) -> None:
+    BuildRequest(tmp_path, {}, tmp_path / "phone", target="qnn-htp", dump_passes=tmp_path / "dump", encodings=tmp_path / "qairt").check()
+    BuildRequest(tmp_path, {}, tmp_path / "phone", target="qnn-htp", soc="sm8650").check()
+
+
+@pytest.mark.parametrize("given", [{"soc": "SM8650"}, {"encodings": Path("qairt")}])
+def test_what_only_qnn_htp_reads_is_not_passed_over(tmp_path: Path, given: dict[str, object]) -> None:
+    """A bundle for a CPU in place of one for the chip that was named."""
+    with pytest.raises(UsageError, match=r"a target that compiles for Qualcomm, found cpu; leave it out or choose --target qnn-htp"):
+        BuildRequest(tmp_path, {}, tmp_path / "phone", **given).check()  # type: ignore[arg-type]
+
+
+def test_an_unknown_chip_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"--soc: expected SM8550 .* found SM1; choose one of these"):
+        BuildRequest(tmp_path, {}, tmp_path / "phone", target="qnn-htp", soc="SM1").check()

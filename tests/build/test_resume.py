@@ -1,0 +1,173 @@
+"""A build that was killed goes on to the very same bundle, wherever it was killed; pieces that are not whole and its own are made anew."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quad.build import resumable_stages as kept_pieces
+from quad.build.build import build
+from quad.build.request import BuildRequest, BuildResult
+from quad.build.resume import Kept, alone, identity_of, kept_dir
+from quad.compile.artifact import OnnxArtifact
+from quad.core.errors import BackendError, InputError
+from quad.core.manifest import BUNDLE_FILE, Component
+from quad.model.base.open import open_model
+from tests.build.test_build import SAMPLES, picture
+
+PIECES = {
+    "references", "tasks", "probes.mixed.channels", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal",
+    "rules", "sensitivity", "probes", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder",
+    "graph.vae_encoder", "graph.vae_decoder",
+}  # fmt: skip
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing in between may catch it."""
+
+
+@pytest.fixture(scope="module")
+def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
+    output = tmp_path_factory.mktemp("out") / "phone"
+    return BuildRequest(model_dir, adapter_files, output, SAMPLES, precision="mixed:50", distill_steps=1)
+
+
+@pytest.fixture(scope="module")
+def moments(request_: BuildRequest) -> list[str]:
+    """All that a whole build tells of, in order; its bundle is at the request's output."""
+    told: list[str] = []
+    assert build(request_, lambda stage, _: told.append(stage)).resumed == ()
+    assert not kept_dir(request_).exists()
+    return told
+
+
+def run(request: BuildRequest, moment: int) -> BuildResult | None:
+    """The build, killed when it tells of that moment; its result where it has fewer left."""
+    told: list[str] = []
+
+    def kill(stage: str, share: float) -> None:
+        told.append(stage)
+        if len(told) == moment:
+            raise Killed
+
+    try:
+        return build(request, kill)
+    except Killed:
+        return None
+
+
+def test_wherever_it_is_killed_the_bundle_is_the_same(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
+    """One build, killed at its second moment, then at its fifth, and so on to its end: each run does what is left."""
+    request, kills = replace(request_, output=tmp_path / "phone"), 0
+    while (result := run(request, 2 + 3 * kills)) is None:
+        kills += 1
+        assert not request.output.exists()
+    assert kills > len(moments) // 6
+    assert PIECES - set(result.resumed) <= {"graph.vae_decoder"}  # the last kill may have come before it
+    assert (request.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == ["phone"]
+
+
+def last_moment(moments: list[str]) -> int:
+    return len(moments) - moments[::-1].index("write")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def bend(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(bytes(data))
+
+
+def pickle(file: Path) -> None:
+    file.write_bytes(b"\x80\x04cos\nsystem\n(S'exit 7'\ntR.")
+
+
+@pytest.mark.parametrize("damage", [cut, bend, pickle])
+def test_damaged_pieces_are_made_anew(
+    damage: Callable[[Path], None], request_: BuildRequest, moments: list[str], tmp_path: Path
+) -> None:  # fmt: skip
+    request = replace(request_, output=tmp_path / "phone")
+    assert run(request, last_moment(moments)) is None
+    for name in ("statistics.base", "aligned.removal", "rules"):
+        damage(kept_dir(request) / f"{name}.kept")
+    damage(kept_dir(request) / "unet" / "model.onnx")
+    result = build(request)
+    assert PIECES - set(result.resumed) == {"statistics.base", "aligned.removal", "rules"}
+    assert (request.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
+
+
+def test_another_build_takes_nothing(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
+    request = replace(request_, output=tmp_path / "phone")
+    assert run(request, last_moment(moments)) is None
+    samples = (replace(SAMPLES[0], prompt="a blue house"), replace(SAMPLES[1], image=picture(7)), SAMPLES[2])
+    assert build(replace(request, samples=samples)).resumed == ()
+
+
+def test_what_ends_before_anything_is_made_leaves_the_pieces(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
+    """A mistyped path, and a second build while the first one is at work."""
+    request = replace(request_, output=tmp_path / "phone")
+    assert run(request, last_moment(moments)) is None
+    with pytest.raises(InputError, match="no such file"):
+        build(replace(request, adapters={**request.adapters, "removal": tmp_path / "mistyped.safetensors"}))
+    with alone(request), pytest.raises(InputError, match="no other build at work on it, found one"):
+        build(request)
+    assert set(build(request).resumed) == PIECES
+
+
+def test_a_build_that_never_began_leaves_nothing(request_: BuildRequest, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        build(replace(request_, output=tmp_path / "phone", model=tmp_path / "mistyped"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_networks_configs_are_part_of_the_identity(request_: BuildRequest, model_dir: Path, tmp_path: Path) -> None:
+    """Numbers that no weight file holds, such as how many heads share a projection."""
+    shutil.copytree(model_dir, tmp_path / "model")
+    before = identity_of(request_, open_model(tmp_path / "model"), (), ())
+    assert before == identity_of(request_, open_model(model_dir), (), ())
+    file = tmp_path / "model" / "text_encoder" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "num_attention_heads": 4}))
+    assert before != identity_of(request_, open_model(tmp_path / "model"), (), ())
+
+
+def test_a_full_disk_is_told_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: OnnxArtifact, folder: Path) -> Component:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(OnnxArtifact, "write", full)
+    with pytest.raises(BackendError, match=r"unet: cannot write \(disk full"):
+        kept_pieces.artifact(Kept(tmp_path, "mine"), "unet", lambda: OnnxArtifact(None, {}))  # type: ignore[arg-type]
+
+
+def test_a_value_and_its_arrays_come_back_to_their_own_identity_alone(tmp_path: Path) -> None:
+    arrays = {"a": np.arange(6, dtype=np.int16).reshape(2, 3), "b": np.float32([0.1])}
+    Kept(tmp_path, "mine").write("piece", {"x": [0.1, 1 / 3]}, arrays)
+    again = Kept(tmp_path, "mine")
+    found = again.read("piece")
+    assert found is not None
+    assert found[0] == {"x": [0.1, 1 / 3]}
+    assert {name: (array.dtype, array.tolist()) for name, array in found[1].items()} == {
+        name: (array.dtype, array.tolist()) for name, array in arrays.items()
+    }
+    assert again.resumed == ["piece"]
+    Kept(tmp_path, "mine").write("bare", 1)  # as an adapter of zeros is, once it is trimmed
+    assert Kept(tmp_path, "mine").read("bare") == (1, {})
+    assert Kept(tmp_path, "other").read("piece") is None
+    assert Kept(None).read("piece") is None
+
+
+def test_what_another_process_writes_meanwhile_is_not_taken(tmp_path: Path) -> None:
+    early = Kept(tmp_path, "mine")
+    Kept(tmp_path, "mine").write("piece", 1)
+    assert early.read("piece") is None

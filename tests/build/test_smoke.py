@@ -1,0 +1,64 @@
+"""A bundle's graphs are tried before it gets its name, each loaded once, the U-Net's golden outputs taken on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from quad.build.build import BuildRequest, BuildResult, build
+from quad.build.smoke import SmokeCase, run_smoke
+from quad.build.write_bundle import PackedAdapter
+from quad.core.errors import BackendError
+from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.store import AdapterStore
+from quad.runtime.bundle import open_bundle
+from quad.runtime.engines.ort import OrtEngine, open_engine
+from quad.runtime.golden_outputs import INPUTS, check_golden, unet_buffers
+from tests.build.test_build import SAMPLES
+
+CALL = {name: np.ones(shape, np.float32) for name, shape in zip(INPUTS, [(1, 9, 4, 4), (1,), (1, 8, 16)], strict=True)}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[str]:
+    return []
+
+
+@pytest.fixture(scope="module")
+def made(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, loaded: list[str]) -> BuildResult:
+    load = OrtEngine.load
+
+    def counted(engine: OrtEngine, model_file: Path, *more: Any) -> Any:
+        loaded.append(model_file.parent.name)
+        return load(engine, model_file, *more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OrtEngine, "load", counted)
+        return build(BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", SAMPLES, precision="float"))
+
+
+def test_every_graph_is_loaded_once_and_goldens_are_taken(made: BuildResult, loaded: list[str]) -> None:
+    assert sorted(loaded) == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    bundle = open_bundle(made.bundle)
+    session, store = open_engine("float").load(bundle.graph("unet"), 1), AdapterStore(bundle)
+    assert set(made.smoke["unet"]) == {"base", *store.names}
+    for name in store.names:
+        assert store.manifest(name).golden is not msgspec.UNSET
+        session.bind(unet_buffers(bundle, store.buffers(name)))
+        check_golden(session, bundle, store.manifest(name))
+
+
+def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = open_bundle(made.bundle)
+    session = open_engine("float").load(bundle.graph("unet"), 1)
+    session.bind(zero_buffers(bundle.slots.of("unet")))
+    case = SmokeCase("unet", "base", CALL, session.run(CALL))
+    own = [PackedAdapter("ink", {}, 1, "source")]
+    assert set(run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
+    monkeypatch.setattr("quad.build.smoke.calls_of", lambda _: ({**CALL, "sample": CALL["sample"] * np.float32(np.nan)},))
+    with pytest.raises(BackendError, match=r"smoke run of unet, ink: expected an answer of finite numbers"):
+        run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own)

@@ -1,0 +1,81 @@
+"""The tiny U-Net placed and compiled for the HTP, with LoRA weights of 16 and of 8 bits: fixtures of several files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from quad.compile.graph_specs import sinusoid_of
+from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.placement.edge_ranges import Call
+from quad.compile.qnn.chips import soc_named
+from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
+from quad.compile.targets import load_target
+from quad.core.encoding import Encoding
+from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import slot_inputs
+from quad.quantize.encodings.integers import balanced_inputs, integer_slots
+from quad.quantize.observe.observers import Feed, observe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+
+TARGET = load_target("qnn-htp")
+SOC = soc_named("SM8750")
+
+
+@dataclass(frozen=True)
+class Placed:
+    """The tiny U-Net for the HTP, and what it was placed by."""
+
+    graph: HtpGraph
+    floats: ir.Model
+    calls: list[Call]
+    profile: Profile
+    table: SlotTable
+
+
+def given_calls(tiny: Any) -> list[Call]:
+    calls = [Call("unet", a.name if a else "base", tiny.inputs, balanced(tiny, a)) for a in (None, *tiny.adapters)]
+    return host_inputs(calls, sinusoid_of(tiny.base))
+
+
+def balanced(tiny: Any, adapter: Any) -> dict[str, NDArray[np.float32]]:
+    return balanced_inputs(adapter, tiny.table) if adapter else slot_inputs(None, tiny.table)
+
+
+def lowered(tiny: Any, encodings: Mapping[str, Encoding]) -> ir.Model:
+    return lower(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
+
+
+@pytest.fixture(scope="module", params=[16, 8])
+def placed(tiny: Any, request: pytest.FixtureRequest) -> Placed:
+    table = integer_slots(tiny.table, request.param)
+    feeds = [Feed(a.name, partial(tiny.torch_output, slot_inputs(a, tiny.table))) for a in tiny.adapters]
+    statistics = observe({"unet": tiny.network}, feeds)
+    profile = unify(statistics, {"unet": weights_of(tiny.network)}, table, tiny.adapters, UnifyOptions(lora_bits=request.param))
+    model, calls = lowered(tiny, profile.component("unet")), given_calls(tiny)
+    graph = place_htp(model.clone(), profile.component("unet"), calls, TARGET, unobserved)
+    return Placed(with_sinusoid(graph, sinusoid_of(tiny.base)), model, calls, profile, table)
+
+
+def fed(placed: Placed) -> dict[str, dict[str, NDArray[Any]]]:
+    return integer_feeds(placed.graph, placed.calls, placed.profile.component("unet"))
+
+
+@pytest.fixture(scope="module")
+def binary(placed: Placed, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("onnxruntime_qnn")
+    folder = tmp_path_factory.mktemp("htp") / "unet"
+    placement = compile_htp(placed.graph, folder, SOC)
+    assert placement == {"nodes": placed.graph.nodes, "on_target": placed.graph.nodes, "on_cpu": 0, "partitions": 1}
+    assert {path.name for path in folder.iterdir()} == {"model.onnx", "model_qnn.bin", "ports.json"}
+    return folder / "model.onnx"

@@ -1,0 +1,98 @@
+"""The other three graphs of a Stable Diffusion model, small and random, on the emulator: operators that the reference model has not.
+
+CLIP with either activation; AutoencoderKL with attention in its middle, downsampling that pads on two sides only, and moments of which half
+are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import transformers
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from quad.build.build import STAGES
+from quad.compile.compiler import Compiler
+from quad.compile.export import GraphSpec
+from quad.compile.passes import unobserved
+from quad.compile.placement.edge_ranges import Call
+from quad.core.manifest import LatentSpec
+from quad.core.progress import StageClock, silent
+from quad.core.slots import SlotTable
+from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule
+from quad.model.slots.layers import weights_of
+from quad.model.slots.sites import add_sites, share_copy
+from quad.quantize.observe.observers import Feed, observe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from tests.compile.qnn.placed_htp import TARGET
+
+pytest.importorskip("onnxruntime_qnn")
+
+CALLS, TOKENS, WORDS, SIDE = 3, 77, 64, 32
+LATENT = LatentSpec(4, 4, (0.18215,) * 4, (0.0,) * 4)
+NO_SLOTS = SlotTable(())
+
+
+def clip(activation: str) -> nn.Module:
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        max_position_embeddings=TOKENS, hidden_act=activation, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    return TextModule(share_copy(transformers.CLIPTextModel(config).eval()))
+
+
+def vae() -> nn.Module:
+    torch.manual_seed(0)
+    return diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, block_out_channels=(16, 16, 32),
+        layers_per_block=1, norm_num_groups=8, latent_channels=LATENT.channels, sample_size=SIDE,
+    ).eval()  # fmt: skip
+
+
+def networks() -> Iterator[tuple[str, nn.Module, GraphSpec]]:
+    """Test name, network and what it is fed with."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(3, WORDS, (1, TOKENS), generator=generator)
+    for activation in ("quick_gelu", "gelu"):
+        yield activation, clip(activation), GraphSpec("text_encoder", {"input_ids": ids}, "last_hidden_state")
+    picture = torch.rand(1, 3, SIDE, SIDE, generator=generator) * 2 - 1
+    yield "encoder", VaeEncoderModule(share_copy(vae()), LATENT), GraphSpec("vae_encoder", {"image": picture}, "latent")
+    z = torch.randn(1, LATENT.channels, SIDE // LATENT.factor, SIDE // LATENT.factor, generator=generator)
+    yield "decoder", VaeDecoderModule(share_copy(vae()), LATENT), GraphSpec("vae_decoder", {"latent": z}, "image")
+
+
+def others_like(given: Tensor) -> list[Tensor]:
+    """That input and some more of its kind."""
+    generator = torch.Generator().manual_seed(2)
+    if given.dtype == torch.int64:
+        return [given, *(torch.randint(3, WORDS, given.shape, generator=generator) for _ in range(CALLS - 1))]
+    return [given, *(given.flatten()[torch.randperm(given.numel(), generator=generator)].view(given.shape) for _ in range(CALLS - 1))]
+
+
+@pytest.mark.parametrize(("network", "spec"), [pytest.param(network, spec, id=name) for name, network, spec in networks()])
+def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn.Module, spec: GraphSpec, tmp_path: Path) -> None:
+    from quad.compile.qnn.emulate import agreement_db
+    from quad.runtime.engines.qnn import open_engine
+
+    add_sites(network)
+    (name, given), component = next(iter(spec.inputs.items())), spec.component
+    examples = others_like(given)
+    with torch.no_grad():
+        statistics = observe({component: network}, [Feed("base", lambda one=one: network(one)) for one in examples])
+        expected: list[NDArray[np.float32]] = [network(one).numpy() for one in examples]
+    profile = unify(statistics, {component: weights_of(network)}, NO_SLOTS, (), UnifyOptions())
+    calls = [Call(component, "base", {name: one.numpy()}) for one in examples]
+    compiler = Compiler(TARGET, profile, NO_SLOTS, StageClock(STAGES, silent), tmp_path, calls)
+    made = compiler.artifact(network, spec, unobserved)
+    assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
+    assert made.agreement_db["base"] > 50.0
+    session = open_engine("w8a16").load(tmp_path / component / "model.onnx", 1)
+    found = [session.run({name: one.numpy()}) for one in examples]
+    assert min(agreement_db(e, f) for e, f in zip(expected, found, strict=True)) > 34.0

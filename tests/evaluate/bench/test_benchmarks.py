@@ -1,0 +1,70 @@
+"""What benchmarks make of times: ratios that a drifting machine does not move, bars that can be missed, a side that is ended."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.rig import sides
+from benchmarks.rig.figures import (
+    FLOAT_MERGED,
+    FLOAT_SHARED,
+    INT_MERGED,
+    INT_SHARED,
+    Figure,
+    engine_figures,
+    paired_ratio,
+    rom_rows,
+    switching_figures,
+)
+
+
+def test_a_machine_that_slows_down_slows_both_sides() -> None:
+    drift = np.linspace(1.0, 3.0, 9)
+    assert paired_ratio(list(20.0 * drift), list(10.0 * drift)) == pytest.approx(2.0)
+
+
+def test_a_figure_is_held_to_its_bar_from_the_right_side() -> None:
+    assert [Figure("speed", value, 1.7, least=True).reached for value in (1.6, 1.7, 2.0)] == [False, True, True]
+    assert [Figure("cost", value, 1.05).reached for value in (1.0, 1.05, 1.1)] == [True, True, False]
+
+
+def test_speed_is_that_of_the_quantized_graph_and_cost_that_of_the_slots() -> None:
+    times = {FLOAT_MERGED: [100.0, 110.0], FLOAT_SHARED: [106.0, 116.6], INT_MERGED: [40.0, 44.0], INT_SHARED: [50.0, 55.0]}
+    speed, quantized, floats, dearest, spread = engine_figures("ort", times, {1: 0.1, 100: 0.3})
+    assert (speed.value, quantized.value, floats.value) == pytest.approx((2.0, 1.25, 1.06))
+    assert (speed.reached, quantized.reached, floats.reached) == (True, False, True)
+    assert (dearest.value, spread.value) == pytest.approx((0.3, 3.0))
+    assert (dearest.reached, spread.reached) == (True, False)
+
+
+def test_ten_adapters_weigh_their_ranks_times_their_slots() -> None:
+    row = rom_rows(1000, 500, 7, 16)[0]
+    assert row == {"rank": 16.0, "ours": 1000 + 10 * 16 * 7 * 2, "fp16": 10_000, "int8": 10_000, "fp16_over_ours": 10_000 / 3240,
+                   "int8_over_ours": 10_000 / 3240}  # fmt: skip
+
+
+def ended(*_: object) -> None:
+    """A child that the system kills."""
+    os._exit(9)
+
+
+@pytest.mark.timeout(60)
+def test_a_side_that_is_ended_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sides, "_serve", ended)
+    with pytest.raises(RuntimeError, match="base: its process was ended"):
+        sides.Side("base", "ort", "float", Path("model.onnx"), 1)
+
+
+def test_switching_is_held_to_its_bars_by_turns_and_by_resident_memory() -> None:
+    turn = {"switch_ms": 8.0, "read_ms": 6.0, "ratio": 1.4}
+    found = {
+        "warm": {"median_ms": 0.2}, "diffusers": {"median_ms": 24.0}, "merged": {"cold_ms": 400.0, "warm_ms": 300.0},
+        "disk": {"later, cold, of the slots' rank": turn, "first, cold, of the slots' rank": {**turn, "ratio": 1.6}},
+        "memory": {"budget_bytes": 100.0, "most_bytes": 104.0, "growth_bytes": 2.0},
+    }  # fmt: skip
+    figures = switching_figures(found)
+    assert [figure.value for figure in figures] == pytest.approx([0.2, 1.4, 1.6, 120.0, 50.0, 1500.0, 1.04, 0.02])
+    assert [figure.reached for figure in figures] == [True, True, False, True, True, True, True, False]

@@ -1,0 +1,192 @@
+"""A float bundle's pictures are those of diffusers' own pipelines: same files, same scheduler, same first noise.
+
+diffusers draws some noise itself; there it is made to draw ours, and to take the mean of what its VAE encodes, as our graphs do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint
+from numpy.typing import NDArray
+from PIL import Image
+
+from quad.build.build import build
+from quad.build.request import BuildRequest
+from quad.core.errors import UsageError
+from quad.evaluate.figures.metrics import psnr
+from quad.runtime.pipeline import QuadPipeline
+from tests.evaluate.stable_diffusion import open_pipeline, save_pipeline, scheduler
+
+PROMPT, NEGATIVE, STEPS, GUIDANCE = "a painting of the cat, highly detailed", "blurry", 8, 7.5
+BAR_DB = 45.0
+# diffusers' Euler schedulers make NumPy warn of a torch that copies no array as NumPy 2 wants it.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+SAMPLERS: dict[str, Callable[[], Any]] = {
+    "pndm": scheduler,
+    "euler-v": lambda: diffusers.EulerDiscreteScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1, prediction_type="v_prediction",
+        timestep_spacing="trailing",
+    ),
+    "ddim-v": lambda: diffusers.DDIMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, set_alpha_to_one=False, steps_offset=1,
+        prediction_type="v_prediction",
+    ),
+    "euler": lambda: diffusers.EulerDiscreteScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, steps_offset=1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A directory, the bundle made of it, and what both are given."""
+
+    directory: Path
+    ours: QuadPipeline
+    size: int
+
+    @property
+    def noise(self) -> NDArray[np.float32]:
+        side = self.size // 8
+        return np.random.default_rng(7).standard_normal((1, 4, side, side)).astype(np.float32)
+
+    @property
+    def picture(self) -> Image.Image:
+        """Smooth colours with some grain."""
+        rows, columns = np.indices((self.size, self.size)) / self.size
+        planes = np.stack([rows, columns, np.abs(np.sin(5 * rows * columns))], axis=-1)
+        grain = np.random.default_rng(1).normal(0, 0.03, planes.shape)
+        return Image.fromarray(np.clip((planes + grain) * 255, 0, 255).astype(np.uint8))
+
+    @property
+    def mask(self) -> Image.Image:
+        plane = np.zeros((self.size, self.size), np.uint8)
+        plane[self.size // 5 : self.size // 2, self.size // 4 : 3 * self.size // 4] = 255
+        return Image.fromarray(plane)
+
+    def call(self, task: str, **given: Any) -> NDArray[np.uint8]:
+        made = self.ours(PROMPT, task=task, negative_prompt=NEGATIVE, num_inference_steps=STEPS, latents=self.noise, mask_grow=0, **given)
+        assert not made.notes
+        return np.asarray(made.images[0])
+
+    def theirs(self, kind: Any, **given: Any) -> NDArray[np.uint8]:
+        size = {} if "image" in given else {"height": self.size, "width": self.size}
+        pipe = open_pipeline(self.directory, kind)
+        made = pipe(PROMPT, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **size, **given)
+        return np.asarray(made.images[0])
+
+    def pasted(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """As ours: outside of the mask, the given picture."""
+        return np.where(np.asarray(self.mask)[..., None] > 0, picture, np.asarray(self.picture))
+
+
+@pytest.fixture(scope="module")
+def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
+    """`pair_of(channels, sampler, size)`: built once for each; `size` is not the model's own where it is 128."""
+    made: dict[tuple[int, str, int], Pair] = {}
+
+    def pair(channels: int, sampler: str, size: int = 64) -> Pair:
+        key = (channels, sampler, size)
+        if key not in made:
+            root = tmp_path_factory.mktemp("sd")
+            directory = save_pipeline(root, channels, SAMPLERS[sampler]())
+            request = BuildRequest(directory, {}, root / "phone", precision="float", size=None if size == 64 else size)
+            build(request)
+            made[key] = Pair(directory, QuadPipeline.from_pretrained(root / "phone"), size)
+        return made[key]
+
+    return pair
+
+
+@pytest.fixture
+def drawing(monkeypatch: pytest.MonkeyPatch) -> Callable[[Pair], None]:
+    """diffusers draws the pair's noise, and takes the mean of what its VAE encodes."""
+
+    def draw(pair: Pair) -> None:
+        noise = torch.from_numpy(pair.noise)
+        for module in (pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint):
+            monkeypatch.setattr(module, "randn_tensor", lambda *_args, **_kwargs: noise.clone())
+        monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, *_args, **_kwargs: self.mode())
+
+    return draw
+
+
+def _near(ours: NDArray[np.uint8], theirs: NDArray[np.uint8]) -> None:
+    assert theirs.std() > 15  # a flat picture would be near anything
+    assert psnr(ours, theirs) >= BAR_DB
+
+
+@pytest.mark.parametrize(("sampler", "size"), [("pndm", 64), ("euler-v", 128)])
+def test_text_to_image(sampler: str, size: int, pair_of: Callable[..., Pair]) -> None:
+    pair = pair_of(4, sampler, size)
+    theirs = pair.theirs(diffusers.StableDiffusionPipeline, latents=torch.from_numpy(pair.noise))
+    ours = pair.call("text-to-image")
+    assert ours.shape == (size, size, 3)
+    _near(ours, theirs)
+
+
+@pytest.mark.parametrize(("sampler", "size"), [("pndm", 64), ("euler-v", 128)])
+@pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
+def test_image_to_image(sampler: str, size: int, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]) -> None:
+    pair = pair_of(4, sampler, size)
+    drawing(pair)
+    theirs = pair.theirs(diffusers.StableDiffusionImg2ImgPipeline, image=pair.picture, strength=strength)
+    _near(pair.call("transform", image=pair.picture, strength=strength), theirs)
+    if strength == 0.8:
+        np.testing.assert_array_equal(pair.call("transform", image=pair.picture), pair.call("transform", image=pair.picture, strength=0.8))
+
+
+@pytest.mark.parametrize(("channels", "sampler", "size"), [(4, "pndm", 64), (4, "euler-v", 128), (9, "ddim-v", 64)])
+@pytest.mark.parametrize("strength", [0.6, 1.0])
+def test_inpainting(
+    channels: int, sampler: str, size: int, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]
+) -> None:
+    pair = pair_of(channels, sampler, size)
+    drawing(pair)
+    given = {"image": pair.picture, "mask_image": pair.mask}
+    kind = diffusers.StableDiffusionInpaintPipeline
+    theirs = pair.theirs(kind, **given, strength=strength, height=size, width=size)
+    for task in ("removal", "inpainting"):
+        _near(pair.call(task, **given, strength=strength), pair.pasted(theirs))
+
+
+def test_text_and_image_to_image_of_an_inpainting_model(pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]) -> None:
+    pair = pair_of(9, "ddim-v")
+    drawing(pair)
+    everything = Image.fromarray(np.full((64, 64), 255, np.uint8))
+    kind = diffusers.StableDiffusionInpaintPipeline
+    theirs = pair.theirs(kind, image=pair.picture, mask_image=everything, strength=1.0, height=64, width=64)
+    _near(pair.call("text-to-image"), theirs)
+    theirs = pair.theirs(kind, image=pair.picture, mask_image=everything, strength=0.8, height=64, width=64)
+    _near(pair.call("transform", image=pair.picture), theirs)
+
+
+@pytest.mark.parametrize("scale", [1.5, 1.0])
+def test_editing_by_instruction(scale: float, pair_of: Callable[..., Pair]) -> None:
+    pair = pair_of(8, "euler")
+    assert "text-to-image" not in pair.ours.tasks
+    kind = diffusers.StableDiffusionInstructPix2PixPipeline
+    theirs = pair.theirs(kind, image=pair.picture, image_guidance_scale=scale, latents=torch.from_numpy(pair.noise))
+    _near(pair.call("transform", image=pair.picture, image_guidance_scale=scale), theirs)
+    if scale == 1.5:
+        _near(pair.call("transform", image=pair.picture), theirs)
+        _near(pair.call("removal", image=pair.picture, mask_image=pair.mask), pair.pasted(theirs))
+
+
+def test_wishes_that_a_task_cannot_grant(pair_of: Callable[..., Pair]) -> None:
+    pair = pair_of(4, "pndm")
+    with pytest.raises(UsageError, match="image_guidance_scale: expected a task with picture guidance, found transform"):
+        pair.ours(task="transform", image=pair.picture, image_guidance_scale=2.0)
+    with pytest.raises(UsageError, match="strength: expected a task that begins at a picture, which text-to-image does not"):
+        pair.ours(task="text-to-image", strength=0.5)
+    with pytest.raises(UsageError, match=r"strength: expected more than 0, at most 1, found 1\.5"):
+        pair.ours(task="transform", image=pair.picture, strength=1.5)
+    with pytest.raises(UsageError, match=r"guidance_scale: expected a finite number, found nan"):
+        pair.ours(task="transform", image=pair.picture, guidance_scale=float("nan"))

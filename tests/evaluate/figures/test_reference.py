@@ -1,0 +1,58 @@
+"""The FP32 side: batches draw what single runs draw, adapters do something, and the base is itself again after them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quad.core.errors import UsageError
+from quad.evaluate.figures.quality import held_out, jobs_of
+from quad.evaluate.figures.reference import Reference, SeedRows
+
+
+@pytest.fixture(scope="module")
+def reference(model_dir: Path, adapter_files: dict[str, Path]) -> Reference:
+    return Reference(model_dir, adapter_files)
+
+
+@pytest.mark.parametrize("task", ["text-to-image", "transform", "removal", "sketch", "sticker", "portrait"])
+def test_a_batch_is_its_single_runs(reference: Reference, task: str) -> None:
+    jobs = jobs_of(held_out(task, 3), 7)
+    together = reference.pictures(task, jobs)
+    alone = np.concatenate([reference.pictures(task, [job]) for job in jobs])
+    assert together.shape == (3, 64, 64, 3)
+    assert together.dtype == np.uint8
+    assert np.abs(together.astype(int) - alone).max() <= 1
+
+
+def test_rows_of_noise_are_the_runtimes_noise() -> None:
+    rows = SeedRows([4, 9]).standard_normal((2, 4, 16, 16))
+    for i, seed in enumerate((4, 9)):
+        np.testing.assert_array_equal(rows[i : i + 1], np.random.default_rng(seed).standard_normal((1, 4, 16, 16)))
+
+
+def test_an_adapter_changes_the_output_and_leaves_no_trace(reference: Reference) -> None:
+    jobs = jobs_of(held_out("sketch", 2))
+    base = reference.pictures("text-to-image", jobs)
+    with_adapter = reference.pictures("sketch", jobs)
+    assert not np.array_equal(base, with_adapter)
+    np.testing.assert_array_equal(reference.pictures("text-to-image", jobs), base)
+
+
+def test_removal_keeps_what_is_far_from_the_mask(reference: Reference) -> None:
+    samples = held_out("removal", 2)
+    pictures = reference.pictures("removal", jobs_of(samples))
+    for sample, picture in zip(samples, pictures, strict=True):
+        assert sample.image is not None
+        assert sample.mask is not None
+        far = np.ones((64, 64), dtype=bool)
+        rows, columns = np.nonzero(sample.mask)
+        far[max(0, rows.min() - 4) : rows.max() + 5, max(0, columns.min() - 4) : columns.max() + 5] = False
+        np.testing.assert_array_equal(picture[far], sample.image[far])
+
+
+def test_an_unknown_task_lists_the_known(reference: Reference) -> None:
+    with pytest.raises(UsageError, match=r"expected one of text-to-image, transform.*found dance"):
+        reference.pictures("dance", jobs_of(held_out("sketch", 1)))

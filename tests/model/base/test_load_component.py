@@ -1,0 +1,141 @@
+"""Weights come in as float32 one tensor at a time, from every layout that a hub directory has."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from quad.core.errors import InputError, QuadError, UnsupportedError
+from quad.model.base.load_component import DIFFUSION_STEM, load_component
+
+UNETS = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
+VAES = {"AutoencoderKL": diffusers.AutoencoderKL}
+
+
+@pytest.fixture
+def folder(unet: Any, tmp_path: Path) -> Path:
+    """A U-Net's folder to change."""
+    unet.save_pretrained(tmp_path / "unet")
+    return tmp_path / "unet"
+
+
+def _weights(folder: Path) -> Path:
+    return folder / f"{DIFFUSION_STEM}.safetensors"
+
+
+def _same(found: Any, expected: dict[str, Tensor]) -> None:
+    state = found.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], value) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_any_floats_become_float32(dtype: torch.dtype, folder: Path) -> None:
+    stored = {name: value.to(dtype) for name, value in load_file(_weights(folder)).items()}
+    save_file(stored, _weights(folder))
+    module, files = load_component(folder, UNETS, DIFFUSION_STEM)
+    assert files == [_weights(folder)]
+    _same(module, {name: value.float() for name, value in stored.items()})
+    assert not module.training
+    assert not any(parameter.requires_grad for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_shards_and_variants(variant: str | None, unet: Any, tmp_path: Path) -> None:
+    unet.save_pretrained(tmp_path / "unet", variant=variant, max_shard_size="40KB")
+    module, files = load_component(tmp_path / "unet", UNETS, DIFFUSION_STEM)
+    assert len(files) > 1
+    _same(module, dict(unet.state_dict()))
+
+
+def test_a_plain_file_goes_before_a_variant(folder: Path) -> None:
+    stored = load_file(_weights(folder))
+    save_file({name: torch.zeros_like(value).half() for name, value in stored.items()}, folder / f"{DIFFUSION_STEM}.fp16.safetensors")
+    _same(load_component(folder, UNETS, DIFFUSION_STEM)[0], stored)
+
+
+def test_old_names_of_an_autoencoders_attention(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    vae = diffusers.AutoencoderKL(block_out_channels=(8, 8), down_block_types=("DownEncoderBlock2D",) * 2,
+                                  up_block_types=("UpDecoderBlock2D",) * 2, norm_num_groups=4)  # fmt: skip
+    vae.save_pretrained(tmp_path)
+    state = load_file(_weights(tmp_path))
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    renamed = dict(state)
+    for new, name in old.items():
+        for key in [key for key in renamed if f"attentions.0.{new}." in key]:
+            renamed[key.replace(f".{new}.", f".{name}.")] = renamed.pop(key)
+    assert renamed.keys() != state.keys()
+    save_file(renamed, _weights(tmp_path))
+    _same(load_component(tmp_path, VAES, DIFFUSION_STEM)[0], state)
+
+
+def _refused(folder: Path, says: str, error: type[QuadError] = InputError) -> None:
+    with pytest.raises(error) as caught:
+        load_component(folder, UNETS, DIFFUSION_STEM)
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_no_numbers_or_no_floats(folder: Path) -> None:
+    stored = load_file(_weights(folder))
+    save_file({**stored, "conv_in.bias": torch.full_like(stored["conv_in.bias"], torch.nan)}, _weights(folder))
+    _refused(folder, "expected finite weights, found NaN or infinity in conv_in.bias")
+    save_file({**stored, "conv_in.bias": stored["conv_in.bias"].to(torch.int8)}, _weights(folder))
+    _refused(folder, "expected weights of 16 or 32 bit floats, found conv_in.bias of torch.int8", UnsupportedError)
+    save_file({**stored, "conv_in.bias": torch.ones(3)}, _weights(folder))
+    _refused(folder, "expected weights that fit config.json, found conv_in.bias of shape (3,), not (16,)")
+
+
+@pytest.mark.parametrize(
+    ("listed", "says"),
+    [
+        ({"a": "../other.safetensors"}, "expected names of files beside it, found '../other.safetensors'"),
+        ({"a": "/etc/passwd"}, "expected names of files beside it, found '/etc/passwd'"),
+        ({}, "expected a weight_map of files, found none"),
+        ({"a": "gone.safetensors"}, "gone.safetensors: expected a whole safetensors file"),
+    ],
+)
+def test_lists_of_shards_that_lead_nowhere(listed: dict[str, str], says: str, folder: Path) -> None:
+    (folder / f"{DIFFUSION_STEM}.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
+    _refused(folder, says)
+
+
+def test_a_config_that_makes_no_network(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "block_out_channels": "x"}))
+    _refused(folder, "config.json: expected the config of a model, found ")
+
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+import diffusers
+from quad.model.base.load_component import DIFFUSION_STEM, load_component
+kinds = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+module, _ = load_component(Path(sys.argv[1]), kinds, DIFFUSION_STEM)
+print(before, peak(), sum(p.numel() * 4 for p in module.parameters()), max(p.numel() * 4 for p in module.parameters()))
+"""
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_never_two_copies(dtype: torch.dtype, tmp_path: Path) -> None:
+    unet = diffusers.UNet2DConditionModel(block_out_channels=(64, 128, 192, 192), cross_attention_dim=64, attention_head_dim=8)
+    unet.to(dtype).save_pretrained(tmp_path)
+    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
+    before, peak, whole, largest = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    stored = whole * dtype.itemsize // 4
+    assert whole > 80e6
+    # The slack is what the libraries load lazily; a second copy of the file would not fit into it.
+    assert peak - before < whole + largest + 20e6 < whole + stored

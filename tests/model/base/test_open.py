@@ -1,0 +1,179 @@
+"""A model directory opens as a frozen base, or is refused in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from quad.core.errors import InputError, QuadError, UnsupportedError
+from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.model.base.open import open_model, text_module, vae_decoder_module, vae_encoder_module
+from quad.model.slots.sites import add_sites
+
+
+@pytest.fixture
+def broken(model_dir: Path, tmp_path: Path) -> Path:
+    """A copy of the model directory for the test to break."""
+    return Path(shutil.copytree(model_dir, tmp_path / "model"))
+
+
+def test_a_plain_directory_opens_with_defaults(model_dir: Path) -> None:
+    base = open_model(model_dir)
+    assert base.size == 8 * base.latent.factor == 32
+    assert base.latent.scale == (1.0,) * 4
+    assert base.latent.shift == (0.0,) * 4
+    assert (base.text.length, base.text.pad_id, base.text.hidden) == (8, 0, 16)
+    assert (base.schedule.beta_schedule, base.schedule.prediction, base.schedule.rescale_zero_snr) == (
+        "squaredcos_cap_v2",
+        "v_prediction",
+        True,
+    )
+    assert set(base.tasks) == {"text-to-image", "transform", "removal", "sketch", "inpainting"}
+    for module in (base.unet, base.text_encoder, base.vae):
+        assert not module.training
+        assert all(p.dtype == torch.float32 and not p.requires_grad for p in module.parameters())
+
+
+def test_the_world_file_rules(broken: Path) -> None:
+    task = TaskSpec("ink", SamplerSpec("lcm", 4), "image", "zeros")
+    world = {"latent_scale": [2, 3, 4, 5], "latent_shift": [0.1, 0, 0, 0], "size": 48, "tasks": {"transform": msgspec.to_builtins(task)}}
+    (broken / "toyland.json").write_text(json.dumps(world))
+    base = open_model(broken)
+    assert base.latent.scale == (2.0, 3.0, 4.0, 5.0)
+    assert base.size == 48
+    assert base.tasks == {"transform": task}
+    image = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        latent = vae_encoder_module(base)(image)
+        raw = (base.vae.encode(image).latents - torch.tensor(base.latent.shift).view(1, 4, 1, 1)) * torch.tensor(base.latent.scale).view(
+            1, 4, 1, 1
+        )
+        torch.testing.assert_close(latent, raw)
+        torch.testing.assert_close(vae_decoder_module(base)(latent), base.vae.decode(base.vae.encode(image).latents).sample)
+
+
+@pytest.mark.parametrize("part", [text_module, vae_encoder_module, vae_decoder_module])
+def test_parts_take_sites_without_touching_the_base(part: Callable[..., nn.Module], model_dir: Path) -> None:
+    base = open_model(model_dir)
+    x: dict[object, Tensor] = {
+        text_module: torch.tensor([[1, 3, 3, 2, 0, 0, 0, 0]]),
+        vae_encoder_module: torch.randn(1, 3, 32, 32),
+        vae_decoder_module: torch.randn(1, 4, 8, 8),
+    }
+    module = part(base)
+    with torch.no_grad():
+        plain = module(x[part])
+        sites = add_sites(module)
+        torch.testing.assert_close(module(x[part]), plain, rtol=1e-5, atol=1e-5)
+        assert torch.equal(part(base)(x[part]), plain)
+    layers = sum(isinstance(m, nn.Linear | nn.Conv2d) for m in part(base).modules())
+    assert sum(name.endswith(".in") for name in sites) == layers
+
+
+def test_text_is_causal_with_sites(model_dir: Path) -> None:
+    module = text_module(open_model(model_dir))
+    add_sites(module)
+    with torch.no_grad():
+        one, two = (module(torch.tensor([[1, 3, last, 2, 0, 0, 0, 0]])) for last in (3, 4))
+    assert torch.equal(one[:, :2], two[:, :2])
+    assert not torch.equal(one[:, 2:], two[:, 2:])
+
+
+def test_half_precision_weights_open_as_float32(broken: Path) -> None:
+    base = open_model(broken)
+    for file in (broken / "unet").glob("*.safetensors"):
+        file.unlink()
+    base.unet.half().save_pretrained(broken / "unet", variant="fp16")
+    opened = open_model(broken)
+    assert next(opened.unet.parameters()).dtype == torch.float32
+    assert opened.digest != base.digest
+
+
+def test_digest_is_of_the_weights_alone(broken: Path) -> None:
+    before = open_model(broken).digest
+    (broken / "README.md").write_text("hello")
+    assert open_model(broken).digest == before
+
+
+def refused(error: type[QuadError], text: str, directory: Path) -> None:
+    with pytest.raises(error) as caught:
+        open_model(directory)
+    message = str(caught.value)
+    assert text in message
+    assert "\n" not in message
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(("folder", "file"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")])
+def test_missing_pickled_and_truncated_weights(folder: str, file: str, broken: Path) -> None:
+    weights = broken / folder / f"{file}.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    refused(InputError, f"{weights}: expected a whole safetensors file, found", broken)
+    weights.unlink()
+    refused(InputError, f"{broken / folder}: expected {file}.safetensors, found no weights; fetch the model whole", broken)
+    (broken / folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    refused(InputError, f"pytorch_model.bin: expected {file}.safetensors, found a pickled file, which can run code", broken)
+
+
+@pytest.mark.parametrize(
+    ("folder", "file"), [("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")]
+)
+def test_weights_that_are_not_all_of_the_config(folder: str, file: str, broken: Path) -> None:
+    weights = broken / folder / f"{file}.safetensors"
+    tensors = load_file(weights)
+    name = next(key for key in tensors if key.endswith(".bias"))
+    save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
+    refused(InputError, f"{weights}: expected exactly the weights of config.json, found no ", broken)
+    save_file({**tensors, "blocks.77.weight": torch.ones(2)}, weights, {"format": "pt"})
+    refused(InputError, f"{weights}: expected exactly the weights of config.json, found also blocks.77.weight", broken)
+
+
+def test_weights_of_another_config(broken: Path) -> None:
+    edit(broken / "unet" / "config.json", cross_attention_dim=24)
+    refused(InputError, f"{broken / 'unet'}: expected weights that fit config.json", broken)
+
+
+def test_things_that_are_no_model(broken: Path) -> None:
+    refused(InputError, "expected a diffusers model directory, found none", broken / "nothing")
+    (broken / "unet" / "config.json").unlink()
+    refused(InputError, "config.json: expected a file of a diffusers model, found no such file", broken)
+    (broken / "unet" / "config.json").write_text("{")
+    refused(InputError, "config.json: expected JSON", broken)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "text"),
+    [
+        ("unet/config.json", {"_class_name": "FluxTransformer2DModel"}, "expected UNet2DConditionModel, found FluxTransformer2DModel"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "expected a schedule quad knows, found Invalid enum value 'flow'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "TCDScheduler"}, "--sampler"),
+    ],
+)
+def test_models_quad_does_not_know(file: str, changes: dict[str, object], text: str, broken: Path) -> None:
+    edit(broken / file, **changes)
+    refused(UnsupportedError, text, broken)
+
+
+def test_tokenizer_and_world_files(broken: Path) -> None:
+    (broken / "toyland.json").write_text(json.dumps({"latent_scale": [1, 2]}))
+    refused(InputError, "toyland.json: expected 4 latent scales (not 0) and shifts, found 2 and 4", broken)
+    (broken / "toyland.json").write_text(json.dumps({"tasks": {"x": {"adapter": 3}}}))
+    refused(InputError, "toyland.json: expected latent_scale, latent_shift, size, tasks, found", broken)
+    (broken / "toyland.json").unlink()
+    tokenizer = broken / "tokenizer" / "tokenizer.json"
+    tokenizer.write_text("{}")
+    refused(InputError, f"{tokenizer}: expected a tokenizer, found", broken)
+    tokenizer.unlink()
+    refused(InputError, "expected tokenizer.json, or vocab.json and merges.txt, found none; fetch the model whole", broken)

@@ -1,0 +1,97 @@
+"""Ranking: damage is of one tensor alone, sites of one tensor go together, and the careful ones go last."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from quad.core.encoding import Encoding, encode_range
+from quad.core.errors import InputError
+from quad.quantize.correct.mixed_precision import SiteDamage, eight_bit_sites, rank_sites
+from quad.quantize.encodings.fake_quantize import FakeQuantizer
+from quad.quantize.encodings.integers import balanced_inputs
+from quad.quantize.encodings.rules import with_eight_bit
+from quad.quantize.observe.probes import Probe
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+
+
+@pytest.fixture(scope="module")
+def probes(tiny: Any) -> dict[str, list[Probe]]:
+    sample, _, hidden = tiny.inputs
+
+    def probe(source: str, t: float, rows: int) -> Probe:
+        inputs = {"sample": sample[:rows].numpy(), "timestep": np.array([t], np.float32), "encoder_hidden_states": hidden[:rows].numpy()}
+        return Probe(source, "task", 0, inputs, 0.5)
+
+    return {source: [probe(source, t, rows) for t, rows in ((900.0, 1), (500.0, 2))] for source in ("base", "loud")}
+
+
+@pytest.fixture(scope="module")
+def slots(tiny: Any) -> dict[str, dict[str, np.ndarray]]:
+    return {adapter.name: balanced_inputs(adapter, tiny.table) for adapter in tiny.adapters}
+
+
+@pytest.fixture(scope="module")
+def encodings(tiny: Any) -> dict[str, Encoding]:
+    sites = tiny.statistics.sites["unet"]
+    profile = unify(tiny.statistics, {}, tiny.table, tiny.adapters, UnifyOptions(rules=with_eight_bit(sites)))
+    return {name: profile.component("unet")[name] for name in sites}
+
+
+@pytest.fixture(scope="module")
+def ranking(tiny: Any, encodings: Any, probes: Any, slots: Any) -> tuple[SiteDamage, ...]:
+    return rank_sites(tiny.network, encodings, probes, slots)
+
+
+def test_every_site_is_ranked_once_the_careful_ones_last(ranking: Any, encodings: Any) -> None:
+    assert sorted(site.name for site in ranking) == sorted(encodings)
+    assert {encodings[site.name].bits for site in ranking} == {8}
+    for last in (False, True):
+        damages = [site.damage for site in ranking if site.last is last]
+        assert damages == sorted(damages)
+        assert 0 < damages[-1] < np.inf
+    assert [site.last for site in ranking] == sorted(site.last for site in ranking)
+
+
+def test_damage_is_what_that_site_alone_does(tiny: Any, ranking: Any, encodings: Any, probes: Any, slots: Any) -> None:
+    """Rounded and run, against what gradients say; the first source is asked at its first call, the second at its second."""
+    name = "mid_block.resnets.0.conv1.in"
+    quantizer, found = FakeQuantizer(encodings[name]), []
+    for k, (source, calls) in enumerate(probes.items()):
+        tensors = {key: torch.from_numpy(values) for key, values in slots.get(source, {}).items()}
+        true = tiny.network(*calls[k].tensors(), tensors)
+        tiny.network.sites[name].transform = quantizer
+        rounded = tiny.network(*calls[k].tensors(), tensors)
+        tiny.network.sites[name].transform = None
+        found.append(float((rounded - true).square().sum() / true.square().sum()))
+    (ranked,) = rank_sites(tiny.network, {name: encodings[name]}, probes, slots, draws=400)
+    assert ranked.damage == pytest.approx(np.mean(found), rel=4 * np.sqrt(2 / 400))
+
+
+def test_sites_of_one_tensor_are_one(ranking: Any) -> None:
+    path = "down_blocks.1.attentions.0.transformer_blocks.0.attn1"
+    damage = {site.name: site.damage for site in ranking}
+    assert damage[f"{path}.to_q.in"] == damage[f"{path}.to_k.in"] == damage[f"{path}.to_v.in"] != damage[f"{path}.to_out.0.in"]
+
+
+def test_a_coarser_encoding_does_more_damage(tiny: Any, encodings: Any, probes: Any, slots: Any, ranking: Any) -> None:
+    name = "mid_block.resnets.0.conv1.in"
+    coarse = encode_range(-100.0, 100.0, bits=8, signed=False, symmetric=False)
+    (worse,) = rank_sites(tiny.network, {name: coarse}, probes, slots)
+    assert worse.damage > 10 * next(site.damage for site in ranking if site.name == name)
+
+
+def test_nothing_is_left_behind_and_no_probe_is_refused(tiny: Any, ranking: Any, encodings: Any) -> None:
+    assert all(site.transform is None for site in tiny.network.sites.values())
+    with pytest.raises(InputError, match=r"^site ranking: expected at least one probe, found none; give calibration samples$"):
+        rank_sites(tiny.network, encodings, {}, {})
+
+
+def test_shares() -> None:
+    names = tuple("abcdefghij")
+    assert eight_bit_sites(names, 0) == ()
+    assert eight_bit_sites(names, 34) == ("a", "b", "c")
+    assert eight_bit_sites(names, 100) == names

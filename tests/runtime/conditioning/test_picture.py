@@ -1,0 +1,90 @@
+"""Any picture in, and back to where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from quad.core.errors import InputError
+from quad.runtime.conditioning.picture import fit_centre, fit_whole, open_picture, to_rgb
+
+sides = st.integers(1, 70)
+
+
+@given(sides, sides, st.sampled_from([16, 64]))
+def test_whole_fit_goes_and_comes_back(width: int, height: int, size: int) -> None:
+    flat = np.full((height, width, 3), 90, np.uint8)
+    fit = fit_whole(width, height, size)
+    square = fit.forward(flat)
+    assert square.shape == (size, size, 3)
+    assert np.abs(square.astype(int) - 90).max() <= 1
+    back = fit.back(square.astype(np.float32))
+    assert back.shape == (height, width, 3)
+    assert np.abs(back - 90).max() < 2
+
+
+@given(sides, sides)
+def test_masks_never_vanish(width: int, height: int) -> None:
+    mask = np.zeros((height, width), np.bool_)
+    mask[height // 2, width // 3] = True
+    assert fit_whole(width, height, 16).forward_mask(mask).any()
+
+
+def test_own_size_is_untouched(picture: np.ndarray) -> None:
+    for fit in (fit_whole(16, 16, 16), fit_centre(16, 16, 16)):
+        assert fit.is_identity
+        np.testing.assert_array_equal(fit.forward(picture), picture)
+        np.testing.assert_array_equal(fit.back(picture.astype(np.float32)), picture)
+
+
+def test_centre_fit_takes_the_middle() -> None:
+    wide = np.zeros((10, 30, 3), np.uint8)
+    wide[:, 10:20] = 200
+    assert (fit_centre(30, 10, 16).forward(wide) == 200).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK"])
+def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
+    grey = Image.fromarray(np.full((5, 7), 255, np.uint8))
+    picture = Image.fromarray(np.full((5, 7), 65535, np.uint16)) if mode == "I;16" else grey.convert(mode)
+    rgb, _ = to_rgb(picture)
+    assert rgb.shape == (5, 7, 3)
+    assert rgb.dtype == np.uint8
+    assert (rgb == 255).all()
+
+
+def test_transparent_parts_are_white_and_said() -> None:
+    clear = Image.new("RGBA", (4, 4), (9, 9, 9, 0))
+    rgb, notes = to_rgb(clear)
+    assert (rgb == 255).all()
+    assert "laid on white" in notes[0]
+
+
+@pytest.mark.parametrize("array", [np.zeros((4, 4), np.bool_), np.zeros((4, 4, 1)), np.zeros((4, 4, 3), np.uint8), np.ones((4, 4, 4))])
+def test_arrays(array: np.ndarray) -> None:
+    assert to_rgb(open_picture(array))[0].shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "bad", [np.zeros((3, 4, 4, 4)), np.zeros((3, 4, 7)), np.zeros((0, 4)), np.full((4, 4), 7.0), np.zeros((4, 4), int), 7]
+)
+def test_no_picture(bad: Any) -> None:
+    with pytest.raises(InputError, match="image"):
+        open_picture(bad)
+
+
+def test_files(tmp_path: Path, picture: np.ndarray) -> None:
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(to_rgb(open_picture(tmp_path / "a.png"))[0], picture)
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "half.png").write_bytes((tmp_path / "a.png").read_bytes()[:300])
+    for name, words in {"text.png": "found something else", "half.png": "found a damaged one", "none.png": "check the path"}.items():
+        with pytest.raises(InputError, match=words) as caught:
+            open_picture(tmp_path / name)
+        assert "\n" not in str(caught.value)
