@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from quad.core.decibels import sqnr_db
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.figures.effect import held_out_probes, open_unet, unet_output
 from quad.evaluate.figures.metrics import psnr
@@ -58,8 +58,8 @@ def unet_sqnr(pipe: QuadPipeline, reference: Reference, n: int, console: Console
         sums.setdefault(probe.adapter, []).append((float(np.sum(true**2)), float(np.sum((true - found) ** 2))))
     return {
         name: {
-            "sqnr_db": 10 * math.log10(sum(p for p, _ in some) / sum(q for _, q in some)),
-            "worst_db": min(10 * math.log10(p / q) for p, q in some),
+            "sqnr_db": sqnr_db(sum(p for p, _ in some), sum(q for _, q in some)),
+            "worst_db": min(sqnr_db(p, q) for p, q in some),
             "n": len(some),
         }
         for name, some in sums.items()

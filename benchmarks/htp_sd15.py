@@ -30,9 +30,9 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.placement.edge_ranges import Call
 from quad.compile.qnn.chips import DEFAULT_SOC, soc_named
-from quad.compile.qnn.emulate import agreement_db
 from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
 from quad.compile.targets import load_target
+from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
 from quad.core.memory import peak_ram_bytes
 from quad.core.ports import Sinusoid
@@ -126,7 +126,7 @@ def step(folder: Path) -> dict[str, float]:
     session.bind({name: array for name, array in given.items() if ".lora_" in name})
     start = perf_counter()
     found = session.run({name: array for name, array in given.items() if ".lora_" not in name})
-    return {"seconds": perf_counter() - start, "sqnr_db": agreement_db(expected, found), "peak_rss": peak_ram_bytes()}
+    return {"seconds": perf_counter() - start, "sqnr_db": array_sqnr_db(expected, found), "peak_rss": peak_ram_bytes()}
 
 
 def apart(work: Callable[..., Any], *given: Any) -> Any:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import quad.admit.admit as admission
 from quad.admit.admit import AdaptRequest, AdaptResult, adapt
 from quad.build.build import BuildRequest, build
+from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, UsageError
 from quad.core.padding import pad
 from quad.core.slots import SlotTable
@@ -22,7 +23,7 @@ from quad.core.storage.pack import read_pack
 from quad.lora.read import read_lora
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
-from quad.quantize.distill.teacher_calls import Fidelity, decibels
+from quad.quantize.distill.teacher_calls import Fidelity
 from quad.quantize.encodings.integers import dequantize_adapter
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.bundle import open_bundle
@@ -132,7 +133,7 @@ def test_a_packs_product_is_that_of_its_own_integers(phone: Path, base: Base, mo
         return [flat[slot.b_name] @ flat[slot.a_name] for slot in bundle.slots.slots]
 
     pairs = list(zip(products(meant), products(found), strict=True))
-    assert said == pytest.approx(decibels(sum((a**2).sum() for a, _ in pairs), sum(((a - b) ** 2).sum() for a, b in pairs)), abs=0.1)
+    assert said == pytest.approx(sqnr_db(sum((a**2).sum() for a, _ in pairs), sum(((a - b) ** 2).sum() for a, b in pairs)), abs=0.1)
     # Trained, the product is another one on purpose: its distance from the file's is no quality, and is not said to be that of before.
     trained = with_base(phone, base, model_dir, tmp_path, 10)
     assert trained.alignment["steps"] == 10

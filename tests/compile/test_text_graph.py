@@ -140,7 +140,7 @@ def test_the_token_table_is_stored_as_integers_and_only_its_rows_become_floats(
 
 def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime_qnn")
-    from quad.compile.qnn.emulate import agreement_db
+    from quad.core.decibels import array_sqnr_db
     from quad.runtime.engines.qnn import open_engine
 
     table = integer_slots(text.table, 16)
@@ -158,4 +158,4 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
         name = adapter.name if adapter else "base"
         for ids in text.examples:
             expected = text.output(ids, given[name])
-            assert agreement_db(expected, session.run({"input_ids": ids.numpy()})) > 34.0, name
+            assert array_sqnr_db(expected, session.run({"input_ids": ids.numpy()})) > 34.0, name

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.lora.read import FloatAdapter, LowRank, cut, require_slots
 from quad.quantize.correct.smooth import equalized
-from quad.quantize.distill.teacher_calls import decibels
 from quad.quantize.encodings.integers import balance, require_finite
 from quad.quantize.encodings.rescale import align
 
@@ -86,7 +86,7 @@ class Fitted:
     @property
     def product_db(self) -> float | None:
         """SQNR of all products together; None where nothing is quantized."""
-        return decibels(1.0, sum(one.share * 10 ** (-one.product_db / 10) for one in self.slots)) if self.slots else None
+        return sqnr_db(1.0, sum(one.share * 10 ** (-one.product_db / 10) for one in self.slots)) if self.slots else None
 
     @property
     def energy(self) -> float:
@@ -183,7 +183,7 @@ def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
         found.append(encodings[name].dequantize(encodings[name].quantize(values)))
     clipped = outside / sum(values.size for _, values in parts)
     error = _difference(pair, LowRank(found[0], found[1]))
-    right = decibels(_power(pair), error)
+    right = sqnr_db(_power(pair), error)
     return SlotFit(slot.path, pair.rank, slot.rank, 1.0, 0.0, right, clipped, (min(room[0], 1e9), min(room[1], 1e9)))
 
 

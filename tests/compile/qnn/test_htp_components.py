@@ -78,7 +78,7 @@ def others_like(given: Tensor) -> list[Tensor]:
 
 @pytest.mark.parametrize(("network", "spec"), [pytest.param(network, spec, id=name) for name, network, spec in networks()])
 def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn.Module, spec: GraphSpec, tmp_path: Path) -> None:
-    from quad.compile.qnn.emulate import agreement_db
+    from quad.core.decibels import array_sqnr_db
     from quad.runtime.engines.qnn import open_engine
 
     add_sites(network)
@@ -95,4 +95,4 @@ def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn
     assert made.agreement_db["base"] > 50.0
     session = open_engine("w8a16").load(tmp_path / component / "model.onnx", 1)
     found = [session.run({name: one.numpy()}) for one in examples]
-    assert min(agreement_db(e, f) for e, f in zip(expected, found, strict=True)) > 34.0
+    assert min(array_sqnr_db(e, f) for e, f in zip(expected, found, strict=True)) > 34.0

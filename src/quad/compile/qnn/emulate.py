@@ -21,6 +21,7 @@ from quad.compile.artifact import save_graph
 from quad.compile.qnn.chips import Soc
 from quad.compile.qnn.htp import HtpGraph, compiler_options
 from quad.compile.targets import is_eight_bit_site
+from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
@@ -49,13 +50,6 @@ class Divergence:
     sqnr_db: float
 
 
-def agreement_db(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
-    """SQNR of `found` in dB; 200 where they are equal."""
-    signal = float(np.mean(np.square(expected, dtype=np.float64)))
-    noise = float(np.mean(np.square(expected.astype(np.float64) - found)))
-    return 200.0 if noise == 0.0 else 10.0 * float(np.log10(max(signal, 1e-30) / noise))
-
-
 def limit_of(profile: Mapping[str, Encoding]) -> float:
     """The least agreement that a graph of this profile is held to, dB."""
     return BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
@@ -80,7 +74,7 @@ def check_agreement(graph: HtpGraph, compiled: Path, soc: Soc, feeds: Mapping[st
         found: dict[str, float] = {}
         for name, feed in feeds.items():
             expected, got = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
-            found[name] = agreement_db(expected, got)
+            found[name] = array_sqnr_db(expected, got)
             if found[name] < limit_db:
                 try:
                     first = first_divergence(graph, soc, feed, limit_db)
@@ -154,7 +148,7 @@ def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: S
         reference = _on_cpu(copy, scratch)
         candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
         expected, found = (session.run(names, dict(feed)) for session in (reference, candidate))
-    return [agreement_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, found, strict=True)]
+    return [array_sqnr_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, found, strict=True)]
 
 
 def _on_cpu(model: ir.Model, folder: Path) -> ort.InferenceSession:

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.decibels import EffectEnergy
 from quad.core.manifest import TaskSpec
 from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
 from quad.evaluate.figures.quality import held_out
@@ -57,15 +58,13 @@ def effect_of(true: Sequence[Array], found: Sequence[Array]) -> Effect | None:
     Returns:
         None where the true effect is zero: of nothing there is no share.
     """
-    power = cross = noise = 0.0
-    for a, b in zip(true, found, strict=True):
-        fp, q = a.astype(np.float64).ravel(), b.astype(np.float64).ravel()
-        power += float(fp @ fp)
-        cross += float(q @ fp)
-        noise += float((q - fp) @ (q - fp))
-    if power == 0.0:
-        return None
-    return Effect(cross / power, 10 * math.log10(power / noise) if noise > 0.0 else math.inf)
+    pooled = sum((_energy(e, e_hat) for e, e_hat in zip(true, found, strict=True)), EffectEnergy())
+    return None if pooled.true == 0.0 else Effect(pooled.gain, pooled.sqnr_db(math.inf))
+
+
+def _energy(true: Array, found: Array) -> EffectEnergy:
+    fp, q = true.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+    return EffectEnergy(true=float(fp @ fp), cross=float(q @ fp), error=float((q - fp) @ (q - fp)))
 
 
 @dataclass(frozen=True)

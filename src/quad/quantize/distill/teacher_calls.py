@@ -6,25 +6,24 @@ Source: method.md sections 1 and 7.
 |---|---|
 | y, y~ | output of the float network and of the quantized one, both with the adapter |
 | e, e~ | effect: the output with the adapter less that with the zero adapter, float and quantized |
-| output SQNR | `10 log10(|y|^2 / |y~ - y|^2)` |
-| effect SQNR, gain | `10 log10(|e|^2 / |e~ - e|^2)`, `<e~, e> / <e, e>` (1 is right) |
+
+Their SQNR and the effect's gain are those of `quad.core.decibels`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from quad.core.decibels import EffectEnergy, sqnr_db
 from quad.core.errors import InputError, mismatch
 from quad.quantize.observe.batched_calls import Inputs, SlotArrays, answers
 from quad.quantize.observe.probes import Probe, true_answers
 
-_CAP_DB = 200.0  # JSON knows no infinity
 # Of an output's energy: so far two float runs of one network may be apart that add in another order, alone and in a batch for instance.
 _ROUNDING = 1e-10
 
@@ -92,18 +91,13 @@ def fidelity(lessons: Sequence[Lesson], outputs: Sequence[Tensor], bases: Sequen
     Args:
         outputs, bases: what the quantized network gives for each lesson, with the adapter and with the zero adapter.
     """
-    signal = noise = power = cross = missed = 0.0
+    signal = noise = 0.0
+    pooled = EffectEnergy()
     for lesson, output, base in zip(lessons, outputs, bases, strict=True):
-        y, found = lesson.target.double(), output.double()
-        e, effect = y - lesson.without.double(), found - base.double()
-        signal, noise = signal + float(y.square().sum()), noise + float((found - y).square().sum())
-        power, cross = power + float(e.square().sum()), cross + float((e * effect).sum())
-        missed += float((effect - e).square().sum())
-    if power <= _ROUNDING * signal:
-        return Fidelity(decibels(signal, noise), None, None)
-    return Fidelity(decibels(signal, noise), decibels(power, missed), cross / power)
-
-
-def decibels(signal: float, noise: float) -> float:
-    """`10 log10(signal / noise)` of two energies, 200 at most."""
-    return _CAP_DB if noise <= 0.0 else min(10 * math.log10(max(signal, 1e-300) / noise), _CAP_DB)
+        y, y_hat = lesson.target.double(), output.double()
+        signal, noise = signal + float(y.square().sum()), noise + float((y_hat - y).square().sum())
+        e, e_hat = y - lesson.without.double(), y_hat - base.double()
+        pooled += EffectEnergy(true=float(e.square().sum()), cross=float((e * e_hat).sum()), error=float((e_hat - e).square().sum()))
+    if pooled.true <= _ROUNDING * signal:
+        return Fidelity(sqnr_db(signal, noise), None, None)
+    return Fidelity(sqnr_db(signal, noise), pooled.sqnr_db(), pooled.gain)

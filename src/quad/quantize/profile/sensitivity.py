@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.stats import kendalltau
 from torch import Tensor, nn
 
+from quad.core.decibels import floored_sqnr_db
 from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
@@ -146,9 +147,7 @@ def _score(true: Outputs, found: Outputs, probes: Sequence[Probe]) -> Score:
     low, high = np.quantile(bootstrap_means({"": calls})[""], [0.025, 0.975])
     floor = split_half_floor(y) if y.size >= MIN_VALUES else None
     hist = None if floor is None else histogram_js(y, y_hat) - floor
-    error = max(float(np.square(y - y_hat).mean()), 1e-30)  # nothing lost would be infinitely good, which JSON cannot say
-    sqnr_db = float(10.0 * np.log10(max(float(np.square(y).mean()), 1e-30) / error))
-    return Score(float(np.mean(calls)), (float(low), float(high)), hist, floor, sqnr_db, calls)
+    return Score(float(np.mean(calls)), (float(low), float(high)), hist, floor, floored_sqnr_db(y, y_hat), calls)
 
 
 def bootstrap_means(calls: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, NDArray[np.float64]]:

@@ -1,0 +1,68 @@
+"""Signal-to-quantization-noise ratio in decibels, and how an adapter's effect comes through. Source: docs/method.md section 7.
+
+| symbol | here |
+|---|---|
+| y, y~ | an array as it should be, and as it is |
+| e, e~ | effect: the output with the adapter less that with the zero adapter, float and quantized |
+| SQNR | `10 log10(|y|^2 / |y~ - y|^2)` |
+| effect SQNR, gain | `10 log10(|e|^2 / |e~ - e|^2)`, `<e~, e> / <e, e>` (1 is right) |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+CAP_DB = 200.0  # JSON knows no infinity
+_LEAST_ENERGY = 1e-300
+_LEAST_POWER = 1e-30  # of a mean square
+
+
+def sqnr_db(signal: float, noise: float, cap_db: float = CAP_DB) -> float:
+    """`10 log10(signal / noise)` of two energies, `cap_db` at most; that too where there is no noise."""
+    return cap_db if noise <= 0.0 else min(10 * math.log10(max(signal, _LEAST_ENERGY) / noise), cap_db)
+
+
+def array_sqnr_db(expected: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
+    """SQNR of `actual` against `expected`, any one shape; `CAP_DB` where they are equal."""
+    signal = float(np.mean(np.square(expected, dtype=np.float64)))
+    noise = float(np.mean(np.square(expected.astype(np.float64) - actual)))
+    return sqnr_db(max(signal, _LEAST_POWER), noise)
+
+
+def floored_sqnr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) -> float:
+    """SQNR of which neither signal nor noise counts as less than a mean square of 1e-30: finite without a cap."""
+    signal, noise = float(np.square(expected).mean()), float(np.square(expected - actual).mean())
+    return sqnr_db(max(signal, _LEAST_POWER), max(noise, _LEAST_POWER), math.inf)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EffectEnergy:
+    """Sums over the elements of an adapter's effect; those of several calls add.
+
+    The sums themselves are taken where the arrays are: NumPy and torch add in other orders.
+
+    Args:
+        true: `<e, e>`.
+        cross: `<e~, e>`.
+        error: `|e~ - e|^2`.
+    """
+
+    true: float = 0.0
+    cross: float = 0.0
+    error: float = 0.0
+
+    def __add__(self, other: EffectEnergy) -> EffectEnergy:
+        return EffectEnergy(true=self.true + other.true, cross=self.cross + other.cross, error=self.error + other.error)
+
+    @property
+    def gain(self) -> float:
+        """How strong the effect is against the true one; below 1 the adapter is weak."""
+        return self.cross / self.true
+
+    def sqnr_db(self, cap_db: float = CAP_DB) -> float:
+        """SQNR of the effect, dB."""
+        return sqnr_db(self.true, self.error, cap_db)
