@@ -25,6 +25,7 @@ from quad.core.padding import pad, trim
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.pack import write_pack
+from quad.core.tensor_names import Role, paths_with
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
 from quad.lora.skeleton import skeletons
 from quad.model.base.open import Base
@@ -47,7 +48,6 @@ LOOKED_AT = 4  # of the adapter's own calls, whose activations are looked at wit
 # Beyond these the adapter's effect comes through as something else: its noise is half as large as itself, or its size is off by half.
 # Toyland's six have 25 dB and more, and 0.998 to 1.006 of it.
 LEAST_EFFECT_DB, EFFECT_GAIN = 6.0, (0.5, 1.5)
-_WEIGHT = ".weight"
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,7 @@ def _read(request: AdaptRequest, bundle: Bundle, base: Base | None) -> FloatAdap
     limits = RankLimits(None, 0.0)  # what is lost is judged with what the slots' ranks lose
     if base is not None:
         return read_lora(request.name, request.adapter, base.unet, request.allow_unused_keys, text_encoder=base.text_encoder, limits=limits)
-    layers = {
-        component: [name.removesuffix(_WEIGHT) for name in bundle.profile.component(component) if name.endswith(_WEIGHT)]
-        for component in (UNET, TEXT_ENCODER)
-    }
+    layers = {component: paths_with(Role.WEIGHT, bundle.profile.component(component)) for component in (UNET, TEXT_ENCODER)}
     unet, text = skeletons(bundle.slots, layers)
     return read_lora(request.name, request.adapter, unet, request.allow_unused_keys, text_encoder=text, limits=limits)
 

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from quad.compile.artifact import save_graph
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
+from quad.core.tensor_names import quantized_tensor
 from quad.runtime.engines.bound_session import first_line
 from quad.runtime.engines.engine import default_threads
 from quad.runtime.engines.ort import AS_WRITTEN, session_options
 from quad.runtime.golden_outputs import Call
 
-_NAME = "/Q"
 Buffers = Mapping[str, NDArray[Any]]
 
 
@@ -69,7 +69,11 @@ def site_uses(model_file: Path, calls: Sequence[Call], buffers: Iterable[tuple[s
 
 def _sites(graph: ir.Graph) -> list[ir.Node]:
     """The Q nodes of Sites whose range is one for the whole tensor."""
-    return [node for node in graph if node.op_type == "QuantizeLinear" and (node.name or "").endswith(_NAME) and _is_scalar(node.inputs[1])]
+    return [
+        node
+        for node in graph
+        if node.op_type == "QuantizeLinear" and quantized_tensor(node.name or "") is not None and _is_scalar(node.inputs[1])
+    ]
 
 
 def _is_scalar(value: ir.Value | None) -> bool:
@@ -100,7 +104,7 @@ def _observed(model: ir.Model) -> dict[str, tuple[float, float]]:
         return node.outputs[0]
 
     for node in _sites(graph):
-        name, x = str(node.name).removesuffix(_NAME), node.inputs[0]
+        name, x = str(quantized_tensor(str(node.name))), node.inputs[0]
         low, high = bounds[name] = _range(node)
         ends = [_constant(graph, f"{name}/{end}", value) for end, value in (("low", low), ("high", high))]
         cut = add(node, "Sub", x, add(node, "Clip", x, *ends))

@@ -24,10 +24,11 @@ from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import Role, role_of
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_inputs, slotted_as
-from quad.model.slots.sites import SKIP_SUFFIX, share_copy
+from quad.model.slots.sites import share_copy
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
 from quad.quantize.correct.smooth import fold_gains
@@ -161,7 +162,7 @@ def _corrections(bundle: Bundle) -> Corrections:
 
 
 def _is_split(profile: Profile) -> bool:
-    return any(name.endswith(SKIP_SUFFIX) for name in profile.component("unet"))
+    return any(role_of(name) is Role.SKIP_INPUT for name in profile.component("unet"))
 
 
 def _widened(table: SlotTable, adapter: FloatAdapter) -> SlotTable:

@@ -18,6 +18,7 @@ from quad.build.call_recorder import spread
 from quad.build.resumable_stages import Probes
 from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import Role, bias_name, gain_name, paths_with, role_of
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import layers_of
@@ -26,7 +27,6 @@ from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
 from quad.runtime.golden_outputs import INPUTS, Call
 
 STORED = 4
-_BIAS, _GAIN = ".bias", ".gain"
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Corrections:
         """Biases that are the student's own; two networks of shared weights otherwise."""
         before = layers_of(teacher)
         biases = {
-            path + _BIAS: layer.bias.detach().float().numpy()
+            bias_name(path): layer.bias.detach().float().numpy()
             for path, layer in layers_of(student).items()
             if layer.bias is not None and layer.bias is not before[path].bias
         }
@@ -51,12 +51,12 @@ class Corrections:
     def read(data: bytes) -> Corrections:
         """Of the bytes of a file whose digest was compared."""
         held = load(data)
-        biases = {name: array for name, array in held.items() if name.endswith(_BIAS)}
-        return Corrections(biases, {name.removesuffix(_GAIN): held[name] for name in held if name.endswith(_GAIN)})
+        biases = {name: array for name, array in held.items() if role_of(name) is Role.BIAS}
+        return Corrections(biases, {path: held[gain_name(path)] for path in paths_with(Role.GAIN, held)})
 
     def written(self) -> bytes:
         """The file's bytes."""
-        return save({**self.biases, **{path + _GAIN: gain for path, gain in self.gains.items()}})
+        return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}})
 
 
 def stored_files(probes: Sequence[Call], corrections: Corrections | None) -> dict[str, bytes]:

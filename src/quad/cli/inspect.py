@@ -9,6 +9,7 @@ import msgspec
 import typer
 
 from quad.cli.show import Json, result, size
+from quad.core.tensor_names import Role, role_of
 
 Thing = Annotated[
     Path, typer.Argument(metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack or a LoRA file.", show_default=False)
@@ -86,7 +87,7 @@ def _pack_facts(path: Path) -> Facts:
     pack = read_pack(path)
     said = pack.manifest
     adapter = AdapterFacts(said.rank, said.bits, said.size_bytes, said.headroom)
-    slots = sum(name.endswith(".lora_A") for name in pack.tensors)
+    slots = sum(role_of(name) is Role.LORA_A for name in pack.tensors)
     details = {"tasks": sorted(said.tasks), "size_bytes": path.stat().st_size}
     return Facts("pack", slots, said.parents.get("profile"), said.parents.get("slots"), {said.name: adapter}, details)
 

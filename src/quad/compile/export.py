@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
+from quad.core.tensor_names import Role, TensorName, weight_name
 from quad.model.slots.layers import layers_of, tables_of
 from quad.model.slots.sites import SITE_OP, exporting
 
@@ -94,8 +95,12 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
     """Weights and biases of sited layers, and token tables, by the profile's names, wherever the exported module holds them."""
     values = {id(tensor): graph.initializers[name] for name, tensor in module.named_parameters(remove_duplicate=False)
               if name in graph.initializers}  # fmt: skip
-    wanted = [(f"{path}.{kind}", getattr(layer, kind)) for path, layer in layers_of(module).items() for kind in ("weight", "bias")]
-    wanted += [(f"{path}.weight", table.weight) for path, table in tables_of(module).items()]
+    wanted = [
+        (str(TensorName(path, kind)), getattr(layer, kind))
+        for path, layer in layers_of(module).items()
+        for kind in (Role.WEIGHT, Role.BIAS)
+    ]
+    wanted += [(weight_name(path), table.weight) for path, table in tables_of(module).items()]
     for name, tensor in wanted:
         if id(tensor) in values:
             values[id(tensor)].name = name

@@ -1,10 +1,6 @@
-"""The profile: the encodings of every weight, slot and activation, one for all adapters. Source: method.md section 3.
+"""The profile: the encodings of every weight, slot and activation, one for all adapters. Source: docs/method.md section 3.
 
-Tensors are named by what they are, not by where a compiler puts them:
-`<module path>.weight`, `<module path>.in` (the activation a Conv or Linear reads; behind a split skip concat the decoder's channels
-of it, and `<module path>.in_skip` the encoder's), `<attention path>.q|k|v|p`
-(operands of the two attention matmuls, p after softmax), `<slot path>.lora_A`, `<slot path>.lora_B` and
-`<slot path>.lora_mid` (A x).
+Tensors are named as `quad.core.tensor_names` says.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 from quad.core.digests import digest
+from quad.core.tensor_names import lora_a_name, lora_b_name
 
 SlotKind = Literal["linear", "conv"]
 Features = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
@@ -46,12 +47,12 @@ class Slot(msgspec.Struct, frozen=True):
     @property
     def a_name(self) -> str:
         """Graph input name of A."""
-        return f"{self.path}.lora_A"
+        return lora_a_name(self.path)
 
     @property
     def b_name(self) -> str:
         """Graph input name of B."""
-        return f"{self.path}.lora_B"
+        return lora_b_name(self.path)
 
     @property
     def a_shape(self) -> tuple[int, ...]:

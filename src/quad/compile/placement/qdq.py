@@ -24,6 +24,7 @@ from quad.compile.targets import Target
 from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, UnsupportedError, mismatch
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import dequantize_node, quantize_node
 
 
 @dataclass(frozen=True)
@@ -146,8 +147,8 @@ class _Placer:
         stem = f"{name}/{output.name}" if name in self._used else name  # a pass may have made several Sites of one
         self._used.add(name)
         scale, zero = encoding_constants(self._graph, stem, encoding)
-        quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=f"{stem}/Q")
-        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=f"{stem}/DQ")
+        quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=quantize_node(stem))
+        dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=dequantize_node(stem))
         for made, suffix, dtype in ((quantize, "q", ir.DataType.from_numpy(encoding.dtype)), (dequantize, "dq", ir.DataType.FLOAT)):
             made.outputs[0].name = f"{stem}/{suffix}"
             made.outputs[0].shape, made.outputs[0].dtype = output.shape, dtype
@@ -171,7 +172,7 @@ class _Placer:
         readers = list(source.uses())
         scale, zero = encoding_constants(self._graph, name, encoding)
         attributes = {} if axis is None else {"axis": axis}
-        node = ir.node("DequantizeLinear", [source, scale, zero], attributes=attributes, name=f"{name}/DQ")
+        node = ir.node("DequantizeLinear", [source, scale, zero], attributes=attributes, name=dequantize_node(name))
         made = node.outputs[0]
         made.name, made.shape, made.dtype = f"{name}/dq", source.shape, ir.DataType.FLOAT
         if maker is None:

@@ -30,6 +30,7 @@ from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, CompatibilityError, UnsupportedError, mismatch
 from quad.core.ports import PORTS_FILE, Port, Ports, Sinusoid
 from quad.core.storage.files import TEMPORARY, write_bytes, writing_to
+from quad.core.tensor_names import Role, role_of
 from quad.runtime.engines.bound_session import first_line
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
@@ -70,7 +71,7 @@ def lower(model: ir.Model, profile: Mapping[str, Encoding], observer: Observer) 
         CompatibilityError: the profile names a tensor that the graph has not.
     """
     _require_same_graph(model.graph, profile)
-    fine = [name for name, encoding in profile.items() if encoding.bits == 16 and name.endswith(".weight")]
+    fine = [name for name, encoding in profile.items() if encoding.bits == 16 and role_of(name) is Role.WEIGHT]
     model = SplitBias(fine)(model).model
     observer("split_bias", model)
     return model

@@ -11,9 +11,9 @@ from quad.core.encoding import Encoding
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 from quad.core.precision import eight_bit_percent, precision_kind
 from quad.core.profile import Profile
+from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
 _BYTE = 8
-_CONSTANTS = (".weight", ".lora_A", ".lora_B")
 
 
 class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -75,7 +75,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def is_eight_bit_site(name: str, encoding: Encoding) -> bool:
     """Is this entry of a profile an activation of 8 bits, not a weight or a slot."""
-    return encoding.bits == _BYTE and not name.endswith(_CONSTANTS)
+    return encoding.bits == _BYTE and role_of(name) not in CONSTANT_ROLES
 
 
 def target_names() -> tuple[str, ...]:

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.model.slots.sites import SKIP_SUFFIX, Site, SplitSite
+from quad.core.tensor_names import Role, input_name, parse, role_of, skip_input_name, weight_name
+from quad.model.slots.sites import Site, SplitSite
 
 Layer = nn.Linear | nn.Conv2d
-_INPUT = ".in"
 
 
 def layers_of(network: nn.Module) -> dict[str, Layer]:
@@ -20,15 +20,15 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
     for module in network.modules():
         if isinstance(module, Layer):
             for child in module.children():
-                if isinstance(child, Site | SplitSite) and child.name.endswith(_INPUT):
-                    found[child.name.removesuffix(_INPUT)] = module
+                if isinstance(child, Site | SplitSite) and role_of(child.name) is Role.INPUT:
+                    found[parse(child.name).path] = module
     return found
 
 
 def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
     """Names of the Sites that a layer's input passes, in order of channels: one, or two at a skip concat."""
     split = any(isinstance(child, SplitSite) for child in layer.children())
-    return (f"{path}{_INPUT}", f"{path}{_INPUT}{SKIP_SUFFIX}") if split else (f"{path}{_INPUT}",)
+    return (input_name(path), skip_input_name(path)) if split else (input_name(path),)
 
 
 def tables_of(network: nn.Module) -> dict[str, nn.Embedding]:
@@ -41,4 +41,4 @@ def tables_of(network: nn.Module) -> dict[str, nn.Embedding]:
 def weights_of(network: nn.Module) -> dict[str, NDArray[np.float32]]:
     """`<module path>.weight` -> float32 values, output channels first, or tokens."""
     owners: dict[str, Layer | nn.Embedding] = {**layers_of(network), **tables_of(network)}
-    return {f"{path}.weight": owner.weight.detach().float().cpu().numpy() for path, owner in owners.items()}
+    return {weight_name(path): owner.weight.detach().float().cpu().numpy() for path, owner in owners.items()}

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
+from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.base.modules import TextModule
 from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, add_sites, collect_sites, share_copy
@@ -50,7 +51,7 @@ class SlottedLinear(SitedLinear):
     def __init__(self, layer: nn.Linear, slot: Slot, feed: SlotFeed) -> None:
         super().__init__(layer, slot.path)
         self.slot, self.feed = slot, feed
-        self.mid_site = Site(f"{slot.path}.lora_mid")
+        self.mid_site = Site(lora_mid_name(slot.path))
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)
@@ -67,7 +68,7 @@ class SlottedConv2d(SitedConv2d):
     def __init__(self, layer: nn.Conv2d, slot: Slot, feed: SlotFeed) -> None:
         super().__init__(layer, slot.path)
         self.slot, self.feed = slot, feed
-        self.mid_site = Site(f"{slot.path}.lora_mid")
+        self.mid_site = Site(lora_mid_name(slot.path))
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)

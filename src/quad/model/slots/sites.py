@@ -1,7 +1,7 @@
 """Sites: the named places of a network where an activation may be observed, simulated as integers, or exported with a Q/DQ pair.
 
 A Site is the identity until someone gives it a `transform`. While `exporting()`, it becomes the operator `quad::site`, which
-the exporter turns into one node per name. Names are those of `quad.core.profile`.
+the exporter turns into one node per name. Names are those of `quad.core.tensor_names`.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quad.core.tensor_names import attention_names, input_name, skip_input_name
+
 M = TypeVar("M", bound=nn.Module)
-SKIP_SUFFIX = "_skip"
 _EXPORTING: ContextVar[bool] = ContextVar("quad_exporting", default=False)
 
 
@@ -73,14 +74,14 @@ class SplitSite(nn.Module):
     Their ranges differ widely, so each half has its own encoding: `<path>.in` and `<path>.in_skip`. Source: method.md section 5, step 3.
 
     Args:
-        name: `<path>.in`.
+        path: of the convolution.
         channels: how many are the decoder's.
     """
 
-    def __init__(self, name: str, channels: int) -> None:
+    def __init__(self, path: str, channels: int) -> None:
         super().__init__()
-        self.name, self.channels = name, channels
-        self.decoder, self.skip = Site(name), Site(name + SKIP_SUFFIX)
+        self.name, self.channels = input_name(path), channels
+        self.decoder, self.skip = Site(self.name), Site(skip_input_name(path))
 
     def forward(self, x: Tensor) -> Tensor:
         """`(batch, channels, height, width)`, as it came where neither half has a transform."""
@@ -95,7 +96,7 @@ class SitedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, path: str) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
-        self.site = Site(f"{path}.in")
+        self.site = Site(input_name(path))
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -112,7 +113,7 @@ class SitedConv2d(nn.Conv2d):
         self.dilation, self.groups, self.padding_mode = layer.dilation, layer.groups, layer.padding_mode
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.weight, self.bias = layer.weight, layer.bias
-        self.site: Site | SplitSite = Site(f"{path}.in")
+        self.site: Site | SplitSite = Site(input_name(path))
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ class AttentionSites(nn.Module):
 
     def __init__(self, path: str) -> None:
         super().__init__()
-        self.q, self.k, self.v, self.p = (Site(f"{path}.{operand}") for operand in "qkvp")
+        self.q, self.k, self.v, self.p = map(Site, attention_names(path))
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
         """Scaled dot-product attention, each operand through its Site.

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from quad.core.errors import UnsupportedError, mismatch
+from quad.core.tensor_names import parse
 from quad.model.slots.network import SlottedNetwork
 from quad.model.slots.sites import Site, SitedConv2d, SplitSite, collect_sites
 
@@ -57,5 +58,5 @@ def _split(layer: object, own: int) -> bool:
     if not isinstance(layer, SitedConv2d):
         return False
     if isinstance(layer.site, Site):
-        layer.site = SplitSite(layer.site.name, own)
+        layer.site = SplitSite(parse(layer.site.name).path, own)
     return True

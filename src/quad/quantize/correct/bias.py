@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.profile import Profile
+from quad.core.tensor_names import bias_name, weight_name
 from quad.model.slots.layers import Layer, input_sites, layers_of
 from quad.quantize.observe.observers import Statistics
 
@@ -20,22 +21,22 @@ def corrected_biases(network: nn.Module, component: str, statistics: Statistics,
     corrected: dict[str, NDArray[np.float32]] = {}
     observed, encodings = statistics.sites.get(component, {}), profile.component(component)
     for path, layer in layers_of(network).items():
-        encoding = encodings.get(f"{path}.weight")
+        encoding = encodings.get(weight_name(path))
         sites = input_sites(path, layer)
         if layer.bias is None or encoding is None or not observed.keys() >= set(sites) or getattr(layer, "groups", 1) != 1:
             continue
         weight = layer.weight.detach().float().cpu().numpy()
         mean = np.concatenate([statistics.channel_mean(component, site) for site in sites])
         shift = _mean_shift(encoding.dequantize(encoding.quantize(weight)) - weight, mean)
-        corrected[f"{path}.bias"] = (layer.bias.detach().float().cpu().numpy() - shift).astype(np.float32)
+        corrected[bias_name(path)] = (layer.bias.detach().float().cpu().numpy() - shift).astype(np.float32)
     return corrected
 
 
 def apply_biases(network: nn.Module, biases: dict[str, NDArray[np.float32]]) -> None:
     """Write corrected biases into a network, for good: what the exporter then sees."""
-    layers = layers_of(network)
+    layers = {bias_name(path): layer for path, layer in layers_of(network).items()}
     for name, values in biases.items():
-        layer: Layer = layers[name.removesuffix(".bias")]
+        layer: Layer = layers[name]
         layer.bias = nn.Parameter(layer.weight.new_tensor(values), requires_grad=False)
 
 

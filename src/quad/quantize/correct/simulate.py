@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.profile import Profile
+from quad.core.tensor_names import bias_name, weight_name
 from quad.model.slots.layers import layers_of, tables_of
 from quad.quantize.encodings.fake_quantize import FakeQuantizer, fake_quantize
 from quad.quantize.observe.observers import transforming
@@ -45,11 +46,11 @@ def simulated(
     owners: dict[str, nn.Linear | nn.Conv2d | nn.Embedding] = {**layers, **tables_of(network)}
     try:
         for path, owner in owners.items():
-            weight = encodings.get(f"{path}.weight")
+            weight = encodings.get(weight_name(path))
             if weight is not None:
                 put(owner, "weight", fake_quantize(owner.weight.detach(), weight), owner.weight)
         for path, layer in layers.items():
-            bias = (biases or {}).get(f"{path}.bias")
+            bias = (biases or {}).get(bias_name(path))
             if bias is not None:
                 put(layer, "bias", torch.from_numpy(bias), layer.weight)
         with transforming(network, quantizers.get):

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quad.core.errors import CompatibilityError, mismatch
+from quad.core.tensor_names import input_name
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import Layer, layers_of
 from quad.model.slots.network import SlottedNetwork
@@ -66,7 +67,7 @@ def norm_readers(unet: nn.Module) -> tuple[NormReaders, ...]:
 @contextmanager
 def hearing_channels(network: SlottedNetwork) -> Iterator[Channels]:
     """What `equalize` wants to know of full-precision runs, complete when the block ends: runs cost, so it listens to those of others."""
-    sites = {f"{one.layers[0]}.in" for one in norm_readers(network.unet)}
+    sites = {input_name(one.layers[0]) for one in norm_readers(network.unet)}
     largest: dict[str, NDArray[np.float64]] = {}
 
     def recorder(name: str) -> Callable[[Tensor], Tensor] | None:
@@ -96,7 +97,7 @@ def equalize(network: SlottedNetwork, channels: Channels, alpha: float = ALPHA) 
     readers, layers = norm_readers(network.unet), layers_of(network)
     gains: dict[str, NDArray[np.float32]] = {}
     for one in readers:
-        activation = channels.get(f"{one.layers[0]}.in")
+        activation = channels.get(input_name(one.layers[0]))
         if activation is None:
             continue
         gain = _gain(activation, [layers[path] for path in one.layers], alpha)

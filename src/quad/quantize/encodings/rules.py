@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from quad.core.tensor_names import Role, TensorName, attention_names, input_name, lora_mid_name, role_of, weight_name
+
 Shape = Literal["channel", "symmetric", "asymmetric"]
 
 
@@ -37,27 +39,27 @@ class Rule:
 
 # The first and last layer and the time embedding see or make the picture itself; they are small, so 16 bits cost next to nothing.
 _FINE_WEIGHTS = (
-    ("*", "*conv_in.weight"),
-    ("*", "*conv_out.weight"),
-    ("vae_encoder", "encoder.layers.0.weight"),  # AutoencoderTiny's conv_in
-    ("unet", "time_embedding.*.weight"),
-    ("unet", "pos_embed.proj.weight"),  # a transformer's
-    ("unet", "proj_out.weight"),
-    ("unet", "adaln_single.emb.*.weight"),
+    ("*", weight_name("*conv_in")),
+    ("*", weight_name("*conv_out")),
+    ("vae_encoder", weight_name("encoder.layers.0")),  # AutoencoderTiny's conv_in
+    ("unet", weight_name("time_embedding.*")),
+    ("unet", weight_name("pos_embed.proj")),  # a transformer's
+    ("unet", weight_name("proj_out")),
+    ("unet", weight_name("adaln_single.emb.*")),
 )
 
 # A token's row is read, never multiplied: one range for all rows at 16 bits is nearly exact, and half of what floats take.
-_TOKEN_TABLES = ("*token_embedding.weight", "*shared.weight")  # CLIP's and T5's
+_TOKEN_TABLES = (weight_name("*token_embedding"), weight_name("*shared"))  # CLIP's and T5's
 
 RULES: tuple[Rule, ...] = (
     *(Rule("text_encoder", name, 16, "asymmetric") for name in _TOKEN_TABLES),
     *(Rule(component, name, 16, "channel") for component, name in _FINE_WEIGHTS),
-    Rule("*", "*.weight", 8, "channel"),
+    Rule("*", weight_name("*"), 8, "channel"),
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (targets.md); 1 itself becomes 65535/65536.
-    Rule("*", "*.p", 16, "asymmetric", (0.0, 65535.0 / 65536.0)),
+    Rule("*", str(TensorName("*", Role.PROBABILITY)), 16, "asymmetric", (0.0, 65535.0 / 65536.0)),
     # A x has rare values far beyond those of a few calibration runs. Measured on Toyland's portrait adapter, calls that calibration did not
     # see: 20 dB as calibrated, 40 dB with this room; the other adapters stay as they are. A mix of adapters needs the room too.
-    Rule("*", "*.lora_mid", 16, "asymmetric", room=8.0),
+    Rule("*", lora_mid_name("*"), 16, "asymmetric", room=8.0),
     Rule("*", "*", 16, "asymmetric"),
 )
 
@@ -71,15 +73,15 @@ MIXED_COMPONENT = "unet"
 
 # Sites that stay at 16 bits as long as others are left to go to 8. Source: method.md section 5, step 0.
 LAST_TO_GO = (
-    "conv_in.in",
-    "conv_out.in",
-    "*.[qkvp]",
+    input_name("conv_in"),
+    input_name("conv_out"),
+    *attention_names("*"),
     "time_embedding.*",
-    "*.time_emb_proj.in",
-    "pos_embed.proj.in",
-    "proj_out.in",
+    input_name("*.time_emb_proj"),
+    input_name("pos_embed.proj"),
+    input_name("proj_out"),
     "adaln_single.*",
-    "*.lora_mid",
+    lora_mid_name("*"),
 )
 
 
@@ -95,7 +97,7 @@ def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES) -> tup
 
 def _eight_bit(name: str) -> Rule:
     """Softmax keeps its known range, 1 included; A x gets room even here: w8a8, the portrait adapter, one call: 14 dB, with room 27 dB."""
-    bounds, room = (0.0, 1.0) if name.endswith(".p") else None, 4.0 if name.endswith(".lora_mid") else 1.0
+    bounds, room = (0.0, 1.0) if role_of(name) is Role.PROBABILITY else None, 4.0 if role_of(name) is Role.LORA_MID else 1.0
     return Rule(MIXED_COMPONENT, name, 8, "asymmetric", bounds, room)
 
 

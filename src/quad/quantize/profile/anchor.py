@@ -18,6 +18,7 @@ from torch import nn
 from quad.core.errors import UsageError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.sensitivity import Sensitivity, bootstrap_means, divergences, float_outputs, simulated_outputs
@@ -173,6 +174,6 @@ def cross_table(
 def _with_slots(profile: Profile, own: Profile, table: SlotTable) -> Profile:
     encodings = {component: dict(named) for component, named in profile.encodings.items()}
     for slot in table.slots:
-        for name in {slot.a_name, slot.b_name, f"{slot.path}.lora_mid"} & own.component(slot.component).keys():
+        for name in {slot.a_name, slot.b_name, lora_mid_name(slot.path)} & own.component(slot.component).keys():
             encodings[slot.component][name] = own.encodings[slot.component][name]
     return msgspec.structs.replace(profile, encodings=encodings)

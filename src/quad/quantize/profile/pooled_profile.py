@@ -16,6 +16,7 @@ from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import weight_name
 from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density
 from quad.quantize.encodings.integers import balanced_inputs
@@ -82,7 +83,7 @@ def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable
     """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped. Source: method.md section 3."""
     for slot in table.slots:
         own = encodings[slot.component]
-        names = [name for name in (f"{slot.path}.weight", slot.a_name, slot.b_name) if name in own]
+        names = [name for name in (weight_name(slot.path), slot.a_name, slot.b_name) if name in own]
         step = max(max(own[name].scale) for name in names)
         for name in names:
             own[name] = msgspec.structs.replace(own[name], scale=(step,) * len(own[name].scale))

@@ -13,6 +13,7 @@ import msgspec
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import Role, role_of
 from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density, pool
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, expected_error
@@ -22,7 +23,6 @@ from quad.quantize.profile.anchor import Choice
 from quad.quantize.profile.pooled_profile import UnifyOptions, encode_site, site_encoding, slot_encodings
 
 Bounds = tuple[float, float]
-OWN_SITE = ".lora_mid"
 TOLERATED = 2.0  # times the error that pooled ranges would make, 3 dB: what an 8-bit anchor range may cost another adapter
 
 
@@ -86,7 +86,7 @@ def choose_ranges(pooled: Profile, statistics: Statistics, table: SlotTable, cho
     for component in _slotted(table):
         for name, by_source in statistics.sites[component].items():
             rule = rule_for(component, name, options.rules)
-            if rule is None or rule.fixed or name.endswith(OWN_SITE) or not set(choice.sources) & set(by_source):
+            if rule is None or rule.fixed or role_of(name) is Role.LORA_MID or not set(choice.sources) & set(by_source):
                 continue
             sites += 1
             bounds, wider = _shared(rule, by_source, choice.sources, options.ranges)
