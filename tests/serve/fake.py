@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from threading import Condition
 
@@ -30,31 +29,40 @@ class FakeTicket:
         self.steps: list[StepEvent] = []
         self.outcome: PipelineOutput | QuadError | None = None
         self._changed = Condition()
+        self._on_step: list[Callable[[StepEvent], object]] = []
+        self._on_end: list[Callable[[FakeTicket], object]] = []
 
     def step(self, total: int = 4) -> None:
         with self._changed:
             self.state = "running"
             self.steps.append(StepEvent(len(self.steps), total, 100.0))
             self._changed.notify_all()
+            for callback in self._on_step:
+                callback(self.steps[-1])
 
     def end(self, state: State, outcome: PipelineOutput | QuadError) -> None:
         with self._changed:
             if self.state not in ENDED:
                 self.state, self.outcome = state, outcome
                 self._changed.notify_all()
+                for callback in self._on_end:
+                    callback(self)
 
     def cancel(self) -> bool:
         self.end("cancelled", StoppedError("request: expected to go on, found it cancelled; ask again"))
         return self.state == "cancelled"
 
-    def events(self) -> Iterator[StepEvent]:
-        for number in itertools.count():
-            with self._changed:
-                self._changed.wait_for(lambda at=number: len(self.steps) > at or self.state in ENDED)
-                if number >= len(self.steps):
-                    return
-                event = self.steps[number]
-            yield event
+    def add_step_callback(self, callback: Callable[[StepEvent], object]) -> None:
+        with self._changed:
+            self._on_step.append(callback)
+            for event in self.steps:
+                callback(event)
+
+    def add_done_callback(self, callback: Callable[[FakeTicket], object]) -> None:
+        with self._changed:
+            self._on_end.append(callback)
+            if self.state in ENDED:
+                callback(self)
 
     def result(self, timeout: float | None = None) -> PipelineOutput:
         with self._changed:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Thread
 
 from quad.core.errors import QuadError
 from quad.runtime.output import PipelineOutput
-from quad.runtime.queue.ticket import StepEvent, Ticket
+from quad.runtime.queue.ticket import Ticket
 from quad.serve.api import State, Step
 
 
@@ -21,15 +20,12 @@ def follow(
 ) -> None:
     """Call these on the loop's thread, step by step and once at the end."""
 
-    def run() -> None:
+    def post(callback: Callable[..., None], *arguments: object) -> None:
         with suppress(RuntimeError):  # the loop has gone, and with it all who would hear of it
-            for event in ticket.events():
-                if isinstance(event, StepEvent):
-                    loop.call_soon_threadsafe(on_step, Step(event.index, event.total, event.timestep))
-            outcome = outcome_of(ticket)
-            loop.call_soon_threadsafe(on_end, ticket.state, outcome)
+            loop.call_soon_threadsafe(callback, *arguments)
 
-    Thread(target=run, name=f"quad-follow-{ticket.id}", daemon=True).start()
+    ticket.add_step_callback(lambda event: post(on_step, Step(event.index, event.total, event.timestep)))
+    ticket.add_done_callback(lambda ended: post(on_end, ended.state, outcome_of(ended)))
 
 
 def outcome_of(ticket: Ticket) -> PipelineOutput | QuadError:

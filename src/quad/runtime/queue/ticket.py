@@ -1,4 +1,4 @@
-"""What a client holds of a request: its state, its progress, its picture."""
+"""The handle of a request that a client holds: its state, its progress, its picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Condition
-from typing import Literal
+from typing import Literal, TypeVar
 
 from quad.core.errors import StoppedError
 from quad.runtime.output import PipelineOutput
@@ -14,6 +14,8 @@ from quad.runtime.output import PipelineOutput
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 ENDED = ("done", "failed", "cancelled", "expired")
 _LOG = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Ticket:
         self._events: list[StepEvent] = []
         self._output: PipelineOutput | None = None
         self._error: Exception | None = None
-        self._callbacks: list[Callable[[Ticket], object]] = []
+        self._step_callbacks: list[Callable[[StepEvent], object]] = []
+        self._done_callbacks: list[Callable[[Ticket], object]] = []
 
     @property
     def state(self) -> State:
@@ -72,28 +75,34 @@ class Ticket:
 
     def events(self) -> Iterator[StepEvent | State]:
         """Its steps from the first on, as they come, and at last the state that it ended in."""
-        seen = 0
+        count = 0
         while True:
-            fresh, state = self._after(seen)
+            with self._changed:
+                self._changed.wait_for(lambda count=count: len(self._events) > count or self._state in ENDED)  # type: ignore[misc]
+                fresh, state = self._events[count:], self._state
             yield from fresh
-            seen += len(fresh)
+            count += len(fresh)
             if state in ENDED:
                 yield state
                 return
 
-    def _after(self, seen: int) -> tuple[list[StepEvent], State]:
-        """The steps after so many, once there are some or it has ended."""
-        with self._changed:
-            self._changed.wait_for(lambda: len(self._events) > seen or self._state in ENDED)
-            return self._events[seen:], self._state
+    def add_step_callback(self, callback: Callable[[StepEvent], object]) -> None:
+        """Call back at every step, from the first on: steps that were taken already at once, later ones on the thread that takes them.
+
+        Each step comes once, in order, and before the ticket's end. The callback must not wait; what it raises is logged.
+        """
+        with self._changed:  # held while the past is told, so that the next step waits its turn
+            self._step_callbacks.append(callback)
+            for event in self._events:
+                self._call(callback, event)
 
     def add_done_callback(self, callback: Callable[[Ticket], object]) -> None:
         """Call back once it has ended, on the thread that ends it; at once where it has. What the callback raises is logged."""
         with self._changed:
             if self._state not in ENDED:
-                self._callbacks.append(callback)
+                self._done_callbacks.append(callback)
                 return
-        self._call(callback)
+        self._call(callback, self)
 
     def begin(self) -> None:
         """For the scheduler: it runs."""
@@ -105,19 +114,22 @@ class Ticket:
         """For the scheduler: a step was taken."""
         with self._changed:
             self._events.append(event)
+            callbacks = list(self._step_callbacks)
             self._changed.notify_all()
+        for callback in callbacks:
+            self._call(callback, event)
 
     def end(self, state: State, output: PipelineOutput | None = None, error: Exception | None = None) -> None:
         """For the scheduler: it has ended, once."""
         with self._changed:
             self._state, self._output, self._error = state, output, error
-            callbacks, self._callbacks = self._callbacks, []
+            callbacks, self._done_callbacks, self._step_callbacks = self._done_callbacks, [], []
             self._changed.notify_all()
         for callback in callbacks:
-            self._call(callback)
+            self._call(callback, self)
 
-    def _call(self, callback: Callable[[Ticket], object]) -> None:
+    def _call(self, callback: Callable[[T], object], argument: T) -> None:
         try:
-            callback(self)
+            callback(argument)
         except BaseException:  # it is the client's, and must not stop others' requests, even where it would leave its thread
             _LOG.exception("request %s: its callback failed", self.id)
