@@ -51,4 +51,4 @@ def test_the_lora_middle_has_room() -> None:
     wide, plain, narrow = (rule_for("unet", name, with_eight_bit(["b.lora_mid"])) for name in ("a.lora_mid", "a.in", "b.lora_mid"))
     assert wide is not None and plain is not None and narrow is not None  # noqa: PT018
     assert encode_site(wide, (-1.0, 2.0)).scale[0] == pytest.approx(8.0 * encode_site(plain, (-2.0, 2.0)).scale[0], rel=1e-6)
-    assert (narrow.bits, narrow.room) == (8, 4.0)
+    assert (narrow.bits, narrow.margin.factor) == (8, 4.0)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quad.core.encoding import encode_range
+from quad.core.margins import Margin
 from quad.quantize.encodings.histogram import Density, Histogram, pool
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, expected_error, weight_encoding
 
@@ -25,15 +26,15 @@ def real_error(values: np.ndarray, bounds: tuple[float, float], bits: int, p: fl
 @given(st.integers(0, 2**32 - 1), st.floats(-3.0, 3.0), st.sampled_from([8, 16]))
 def test_minmax_holds_every_value_and_zero(seed: int, shift: float, bits: int) -> None:
     values = (np.random.default_rng(seed).normal(size=500) + shift).astype(np.float32)
-    low, high = choose_range(density_of(values), bits, RangeOptions("minmax", headroom=0.0))
+    low, high = choose_range(density_of(values), bits, RangeOptions("minmax", margin=Margin(0.0)))
     assert low <= min(values.min(), 0.0)
     assert high >= max(values.max(), 0.0)
 
 
 def test_headroom_widens_16_bits_only() -> None:
     values = np.array([-1.0, 2.0], dtype=np.float32)
-    assert choose_range(density_of(values), 16, RangeOptions("minmax", headroom=0.5)) == (-1.5, 3.0)
-    assert choose_range(density_of(values), 8, RangeOptions("minmax", headroom=0.5)) == (-1.0, 2.0)
+    assert choose_range(density_of(values), 16, RangeOptions("minmax", margin=Margin(0.5))) == (-1.5, 3.0)
+    assert choose_range(density_of(values), 8, RangeOptions("minmax", margin=Margin(0.5))) == (-1.0, 2.0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])

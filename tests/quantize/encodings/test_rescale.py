@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.core.encoding import Encoding, encode_range
+from quad.core.margins import SLOT_B
 from quad.lora.read import LowRank
 from quad.quantize.encodings.integers import balance
 from quad.quantize.encodings.rescale import align, aligned, evened
-from quad.quantize.encodings.rules import SLOT_ROOM
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 SHAPES = (((12,), (20,)), ((6, 3, 3), (10, 1, 1)))
@@ -110,8 +110,8 @@ def test_align_touches_what_has_encodings_and_nothing_else(tiny: Any) -> None:
 
 @given(PAIRS, st.floats(1.0, 8.0))
 def test_the_room_of_b_is_left_to_weights(pair: LowRank, wider: float) -> None:
-    """The profile made B's range `SLOT_ROOM` times as wide as any adapter needs: alignment must not spend it."""
+    """The profile made B's range `SLOT_B` times as wide as any adapter needs: alignment must not spend it."""
     even = evened(pair)
     a, _ = encodings_for(even, 16, wider)
-    _, b = encodings_for(even, 16, wider * SLOT_ROOM[16])
+    _, b = encodings_for(even, 16, wider * SLOT_B[16].factor)
     assert np.abs(aligned(even, a, b).b).max() <= wider * np.abs(even.b).max() * (1 + 1e-5)

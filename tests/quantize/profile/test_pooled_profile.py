@@ -10,11 +10,12 @@ import pytest
 
 from quad.core.digests import canonical_json
 from quad.core.errors import InputError
+from quad.core.margins import NO_MARGIN, SLOT_B, Margin
 from quad.core.slots import SlotTable
 from quad.model.slots.layers import weights_of
 from quad.quantize.encodings.integers import balance
 from quad.quantize.encodings.ranges import RangeOptions
-from quad.quantize.encodings.rules import SLOT_ROOM, Rule
+from quad.quantize.encodings.rules import Rule
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, encode_site, unify
 
@@ -42,7 +43,7 @@ def test_pooled_ranges_hold_every_adapter(tiny: Any, method: str) -> None:
     for adapter in tiny.adapters:
         for path, pair in balance(adapter).weights.items():
             assert np.abs(pair.a).max() <= bounds(profile[f"{path}.lora_A"])[1] * (1 + 1e-6)
-            assert np.abs(pair.b).max() <= bounds(profile[f"{path}.lora_B"])[1] / SLOT_ROOM[16] * (1 + 1e-6)
+            assert np.abs(pair.b).max() <= bounds(profile[f"{path}.lora_B"])[1] / SLOT_B[16].factor * (1 + 1e-6)
 
 
 def test_kinds_of_encodings(tiny: Any) -> None:
@@ -89,11 +90,11 @@ def test_a_weight_that_is_not_finite_is_refused(tiny: Any) -> None:
 
 def test_room_is_left_on_both_sides() -> None:
     """A x that calibration saw on one side of 0 only is on the other where alignment turns the sign of A."""
-    rule = Rule("*", "*.lora_mid", 16, "asymmetric", room=8.0)
+    rule = Rule("*", "*.lora_mid", 16, "asymmetric", margin=Margin(7.0, mirrored=True))
     low, high = bounds(encode_site(rule, (-2.0, 0.0)))
     assert low == pytest.approx(-16.0, rel=1e-4)
     assert high == pytest.approx(16.0, rel=1e-4)
-    assert bounds(encode_site(replace(rule, room=1.0), (-2.0, 0.0)))[1] == 0.0
+    assert bounds(encode_site(replace(rule, margin=NO_MARGIN), (-2.0, 0.0)))[1] == 0.0
 
 
 def test_the_literal_reading_puts_a_layer_and_its_adapters_on_one_lattice(tiny: Any) -> None:

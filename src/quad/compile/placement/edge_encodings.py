@@ -3,7 +3,7 @@
 - Values that only change their shape (reshape, transpose, split, nearest resize) are one *class* and share one encoding: nothing is
   rounded twice.
 - A class takes the profile's encoding of a Site that reads it, where that encoding holds all values of the class; else a 16-bit one from
-  the observed range, with the same room that Sites have.
+  the observed range, with the same margin that Sites have.
 - Softmax and sigmoid give [0, 1], tanh [-1, 1]: Qualcomm's kernels write scale 1/65536 and 1/32768 whatever they are told, so these are
   their encodings.
 """
@@ -18,11 +18,11 @@ from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.placement.edge_ranges import Range, float_edges, is_float
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import CompatibilityError, mismatch
+from quad.core.margins import ACTIVATION, widen
 
 SAME_VALUES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Resize", "Identity", "Expand")
 UNIT = Encoding(16, False, False, (1.0 / 65536.0,), (0,))
 _FIXED = {"Softmax": UNIT, "Sigmoid": UNIT, "Tanh": Encoding(16, False, False, (1.0 / 32768.0,), (32768,))}
-HEADROOM = 1.0  # as `quantize.ranges.RangeOptions.headroom`: twice the range costs 6 dB of some 90, clipping costs more
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:
@@ -79,8 +79,8 @@ def _of_class(members: list[ir.Value], profile: Mapping[str, Encoding], ranges: 
         encoding = profile.get(name)
         if encoding is not None and encoding.bits == 16 and _holds(encoding, low, high):
             return encoding
-    wide = 1.0 + HEADROOM
-    return encode_range(low * wide, high * wide, bits=16, signed=False, symmetric=False)
+    low, high = widen((low, high), ACTIVATION)
+    return encode_range(low, high, bits=16, signed=False, symmetric=False)
 
 
 def _range(value: ir.Value, ranges: Mapping[str, Range]) -> Range:

@@ -17,10 +17,11 @@ import onnx_ir as ir
 
 from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.placement.constants import ConstantPlacer
-from quad.compile.placement.edge_encodings import HEADROOM, source_of
+from quad.compile.placement.edge_encodings import source_of
 from quad.compile.placement.edge_ranges import is_float
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding, encode_range
+from quad.core.margins import ACTIVATION
 
 _WEIGHTED = ("Conv", "MatMul", "Gemm")
 _SECOND = 1
@@ -69,9 +70,9 @@ def refined(encoding: Encoding) -> Encoding:
 
 
 def narrowed(encoding: Encoding) -> Encoding:
-    """The unsigned 8-bit encoding of what was observed: a 16-bit edge without its room."""
+    """The unsigned 8-bit encoding of what was observed: a 16-bit edge without its margin."""
     scale, zero = encoding.scale[0], encoding.zero_point[0]
-    wide = 1.0 + HEADROOM
+    wide = ACTIVATION.factor
     return encode_range((encoding.qmin - zero) * scale / wide, (encoding.qmax - zero) * scale / wide, bits=8, signed=False, symmetric=False)
 
 

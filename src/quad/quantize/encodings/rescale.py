@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.encoding import Encoding
+from quad.core.margins import NO_MARGIN, SLOT_B, Margin
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter, LowRank
-from quad.quantize.encodings.rules import SLOT_ROOM
 
 Matrix = NDArray[np.float64]
 
@@ -38,8 +38,8 @@ _SAME = 1e-4  # a factor this near to one is left alone, so that evening twice i
 _WORTH = 0.99  # another form must be better by this
 _TRIES = 13  # values of g_k tried around the closed form
 _SPREAD = 1.6  # and how far, either way
-# A x is encoded for the adapter's evened form with room to spare (`rules`, RangeOptions.headroom); this share of it may be used up here.
-_MID_ROOM = 2.0**0.5
+# A x is encoded for the adapter's evened form with a margin (`margins.LORA_MID`); this factor of it may be used up here.
+_MID_GROWTH = 2.0**0.5
 
 
 # Pair -> its evened form, None for one that is even itself: a value that held its own key would never be let go.
@@ -132,14 +132,14 @@ def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRan
 
     Args:
         pair: in its evened form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
-            room of B's range for weights over 1 (`rules.SLOT_ROOM`) is used only by a pair that does not fit without.
+            margin of B's range for weights over 1 (`margins.SLOT_B`) is used only by a pair that does not fit without.
     """
     scales, best = _scales(encoding_a, encoding_b), _form(pair)
     if not _alive(best).any():
         return pair
-    form, rotated, longest = best, _rotated(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_ROOM
-    for room in (SLOT_ROOM[encoding_b.bits], 1.0):
-        narrow = _scales(encoding_a, encoding_b, room)
+    form, rotated, longest = best, _rotated(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_GROWTH
+    for margin in (SLOT_B[encoding_b.bits], NO_MARGIN):
+        narrow = _scales(encoding_a, encoding_b, margin)
         candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
         best = min(candidates, key=lambda one: (not scales.hold(one), one.error(scales)))
         if scales.hold(best):
@@ -147,9 +147,9 @@ def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRan
     return pair if best is form else _pair(best, pair)
 
 
-def _scales(encoding_a: Encoding, encoding_b: Encoding, room: float = 1.0) -> _Scales:
-    """Of a slot; with room, as they were without the part of B's range that is kept for weights over 1."""
-    step_a, step_b = encoding_a.scale[0], encoding_b.scale[0] / room
+def _scales(encoding_a: Encoding, encoding_b: Encoding, margin: Margin = NO_MARGIN) -> _Scales:
+    """Of a slot; with a margin, as they were before B's range was widened by it for weights over 1."""
+    step_a, step_b = encoding_a.scale[0], encoding_b.scale[0] / margin.factor
     return _Scales(step_a, step_b, step_a * encoding_a.qmax, step_b * encoding_b.qmax)
 
 

@@ -1,7 +1,7 @@
 """How many bits each weight and activation site gets: data, first rule that fits wins. Source: method.md section 5, step 0.
 
 Slots are not in the table: they are signed, symmetric, per tensor, of the width that the build asks for (`UnifyOptions.lora_bits`), and
-B has room (`SLOT_ROOM`).
+B has a margin (`quad.core.margins.SLOT_B`).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Literal
 
+from quad.core.margins import LORA_MID, NO_MARGIN, Margin
 from quad.core.tensor_names import Role, TensorName, attention_names, input_name, lora_mid_name, role_of, weight_name
 
 Shape = Literal["channel", "symmetric", "asymmetric"]
@@ -26,7 +27,7 @@ class Rule:
         shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor); a
             weight that is not per channel takes its smallest and its largest value as range.
         fixed: a range known beforehand.
-        room: how many times wider the encoding is than the range that was chosen.
+        margin: of the encoding over the range that was chosen.
     """
 
     component: str
@@ -34,7 +35,7 @@ class Rule:
     bits: int
     shape: Shape
     fixed: tuple[float, float] | None = None
-    room: float = 1.0
+    margin: Margin = NO_MARGIN
 
 
 # The first and last layer and the time embedding see or make the picture itself; they are small, so 16 bits cost next to nothing.
@@ -57,16 +58,9 @@ RULES: tuple[Rule, ...] = (
     Rule("*", weight_name("*"), 8, "channel"),
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (targets.md); 1 itself becomes 65535/65536.
     Rule("*", str(TensorName("*", Role.PROBABILITY)), 16, "asymmetric", (0.0, 65535.0 / 65536.0)),
-    # A x has rare values far beyond those of a few calibration runs. Measured on Toyland's portrait adapter, calls that calibration did not
-    # see: 20 dB as calibrated, 40 dB with this room; the other adapters stay as they are. A mix of adapters needs the room too.
-    Rule("*", lora_mid_name("*"), 16, "asymmetric", room=8.0),
+    Rule("*", lora_mid_name("*"), 16, "asymmetric", margin=LORA_MID[16]),
     Rule("*", "*", 16, "asymmetric"),
 )
-
-# How many times wider the encoding of a slot's B is than the largest B of the adapters, by the slots' bits: a weight up to that, which
-# scales B, clips nothing, and a sum of adapters that needs more ranks than there are finds room. Measured on Toyland, effect of the worst
-# adapter: 16 bits lose 0.06 dB; 8 bits would lose 1.4 dB with 1.25.
-SLOT_ROOM = {16: 2.05, 8: 1.0}
 
 # Mixed precision (method.md section 5, step 7) is for the network that runs at every step; the other three run once a picture.
 MIXED_COMPONENT = "unet"
@@ -96,9 +90,10 @@ def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES) -> tup
 
 
 def _eight_bit(name: str) -> Rule:
-    """Softmax keeps its known range, 1 included; A x gets room even here: w8a8, the portrait adapter, one call: 14 dB, with room 27 dB."""
-    bounds, room = (0.0, 1.0) if role_of(name) is Role.PROBABILITY else None, 4.0 if role_of(name) is Role.LORA_MID else 1.0
-    return Rule(MIXED_COMPONENT, name, 8, "asymmetric", bounds, room)
+    """Softmax keeps its known range, 1 included; A x has a margin even here."""
+    bounds = (0.0, 1.0) if role_of(name) is Role.PROBABILITY else None
+    margin = LORA_MID[8] if role_of(name) is Role.LORA_MID else NO_MARGIN
+    return Rule(MIXED_COMPONENT, name, 8, "asymmetric", bounds, margin)
 
 
 def rule_for(component: str, name: str, rules: tuple[Rule, ...] = RULES) -> Rule | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import InputError, mismatch
+from quad.core.margins import NO_MARGIN, SLOT_B, widen
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import weight_name
@@ -21,7 +22,7 @@ from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density
 from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
-from quad.quantize.encodings.rules import RULES, SLOT_ROOM, Rule, rule_for
+from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics
 
 Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
@@ -116,20 +117,14 @@ def site_encoding(component: str, name: str, density: Density, options: UnifyOpt
 
 
 def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
-    """The encoding of an activation range by its rule's bits, shape and room.
-
-    Room goes to both sides alike: it is for A x, and another pair of factors of the same product may turn its sign (`align`).
-    """
+    """The encoding of an activation range by its rule's bits, shape and margin."""
     signed = rule.shape != "asymmetric"
-    low, high = bounds
-    if rule.room > 1.0:
-        reach = rule.room * max(-low, high)
-        low, high = -reach, reach
+    low, high = widen(bounds, rule.margin)
     return encode_range(low, high, bits=rule.bits, signed=signed, symmetric=signed)
 
 
 def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
-    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with `SLOT_ROOM`."""
+    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with a margin."""
     largest: dict[str, float] = {}
     for adapter in adapters:
         for name, values in balanced_inputs(adapter, table).items():
@@ -137,6 +132,7 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
     found = []
     for slot in table.slots:
         for name in (slot.a_name, slot.b_name):
-            bound = largest.get(name, 0.0) * (SLOT_ROOM[options.lora_bits] if name == slot.b_name else 1.0)
-            found.append((slot.component, name, encode_range(-bound, bound, bits=options.lora_bits, signed=True, symmetric=True)))
+            bound, margin = largest.get(name, 0.0), SLOT_B[options.lora_bits] if name == slot.b_name else NO_MARGIN
+            low, high = widen((-bound, bound), margin)
+            found.append((slot.component, name, encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)))
     return found

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import msgspec
 
 from quad.core.encoding import Encoding
+from quad.core.margins import widen
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, role_of
@@ -71,7 +72,7 @@ def own_profiles(
 def choose_ranges(pooled: Profile, statistics: Statistics, table: SlotTable, choice: Choice, options: UnifyOptions) -> Chosen:
     """The profile of a choice: activation ranges from the statistics of its sources, and never at another adapter's cost.
 
-    A 16-bit range that would leave less than half of its headroom to values seen with another adapter is widened to leave that much: bits
+    A 16-bit range that would leave less than half of its margin to values seen with another adapter is widened to leave that much: bits
     are plenty there. An 8-bit range that would cost another adapter twice the error of the pooled range is the pooled one.
     What depends on the adapter's own A and B stays pooled: slot ranges are the largest over all adapters, so that none is refused, and
     `lora_mid` is A x, of which the anchor's A tells nothing: where the anchor has no such slot, it is zero.
@@ -102,17 +103,17 @@ def _shared(rule: Rule, by_source: Mapping[str, SiteStatistics], sources: Sequen
     bounds = choose_range(theirs, rule.bits, ranges)
     everyone = [pool([found.histogram]) for found in by_source.values()]
     if rule.bits >= 16:
-        allowed = _with_room(bounds, everyone, ranges)
+        allowed = _with_margin(bounds, everyone, ranges)
     else:
         pooled = choose_range(pool([found.histogram for found in by_source.values()]), rule.bits, ranges)
         allowed = pooled if _costs_too_much(bounds, pooled, everyone, rule, ranges) else bounds
     return allowed, allowed != bounds
 
 
-def _with_room(bounds: Bounds, everyone: Sequence[Density], ranges: RangeOptions) -> Bounds:
-    room = 1.0 + ranges.headroom / 2.0
-    low, high = bounds
-    return min(low, *(room * density.low for density in everyone)), max(high, *(room * density.high for density in everyone))
+def _with_margin(bounds: Bounds, everyone: Sequence[Density], ranges: RangeOptions) -> Bounds:
+    """Widened to half of the margin over what every adapter brings."""
+    seen = [widen((density.low, density.high), ranges.margin.half) for density in everyone]
+    return min(bounds[0], *(low for low, _ in seen)), max(bounds[1], *(high for _, high in seen))
 
 
 def _costs_too_much(bounds: Bounds, pooled: Bounds, everyone: Sequence[Density], rule: Rule, ranges: RangeOptions) -> bool:
