@@ -90,7 +90,7 @@ def prepare(latent: int, clock: Clock) -> Prepared:
     statistics = clock("observe", lambda: observe({COMPONENT: network}, [Feed("noise", run)]))
     options, integers = UnifyOptions(16, RangeOptions("minmax")), integer_slots(table, 16)
     profile = clock("profile", lambda: unify(statistics, {COMPONENT: weights_of(network)}, integers, (adapter,), options))
-    model = clock("export", lambda: export_graph(network, GraphSpec(COMPONENT, inputs, OUTPUT, slots)))
+    model = clock("export", lambda: export_graph(network, GraphSpec(component=COMPONENT, inputs=inputs, output=OUTPUT, slots=slots)))
     call = Call(COMPONENT, "noise", {name: tensor.numpy() for name, tensor in inputs.items()}, balanced)
     return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(int(unet.config["block_out_channels"][0])))
 

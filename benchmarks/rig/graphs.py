@@ -131,7 +131,9 @@ class _Built:
         slots = {name: torch.from_numpy(array) for name, array in slot_inputs(adapters[0], table).items()} if adapters else {}
         integers = integer_slots(table, self.shape.lora_bits)
         profile = self._timed("profile", lambda: self._profile(network, integers, adapters, inputs, slots))
-        model = self._timed("export", lambda: export_graph(network, GraphSpec(COMPONENT, inputs, OUTPUT, slots)))
+        model = self._timed(
+            "export", lambda: export_graph(network, GraphSpec(component=COMPONENT, inputs=inputs, output=OUTPUT, slots=slots))
+        )
         for engine in engines:
             target = load_target(TARGETS[engine]).for_profile(profile)
             encodings = profile.component(COMPONENT)

@@ -73,5 +73,5 @@ def test_the_other_graphs_are_their_modules(tiny: Any, component: str, tmp_path:
 
 
 def test_a_graph_spec_lists_slots_last(tiny: Any) -> None:
-    spec = GraphSpec("unet", {"x": torch.zeros(1)}, "y", {"b": torch.zeros(1), "a": torch.zeros(1)})
+    spec = GraphSpec(component="unet", inputs={"x": torch.zeros(1)}, output="y", slots={"b": torch.zeros(1), "a": torch.zeros(1)})
     assert spec.names == ("x", "b", "a")

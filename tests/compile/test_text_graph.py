@@ -17,7 +17,7 @@ from quad.build.build import STAGES
 from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.placement.edge_ranges import Call
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
@@ -52,7 +52,7 @@ class Text:
     @property
     def spec(self) -> GraphSpec:
         slots = {name: torch.from_numpy(array) for name, array in slot_inputs(self.adapters[0], self.table).items()}
-        return GraphSpec(TEXT_ENCODER, {"input_ids": self.examples[0]}, "last_hidden_state", slots)
+        return GraphSpec(component=TEXT_ENCODER, inputs={"input_ids": self.examples[0]}, output="last_hidden_state", slots=slots)
 
     def output(self, ids: torch.Tensor, slots: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         with torch.no_grad():
@@ -89,9 +89,9 @@ def graph(text: Text) -> ir.Model:
     return export_graph(text.network, text.spec)
 
 
-def trial_of(text: Text) -> Trial:
+def trial_of(text: Text) -> ContractTrial:
     labels = {one.name if one else "base": slot_inputs(one, text.table) for one in (None, *text.adapters)}
-    return Trial({"input_ids": text.examples[0].numpy()}, labels, tolerance=2e-5, group=1)
+    return ContractTrial(inputs={"input_ids": text.examples[0].numpy()}, adapters=labels, tolerance=2e-5, group=1)
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino", "qnn-htp"])
@@ -147,7 +147,9 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
     profile = profile_of(text, table)
     calls = [Call(TEXT_ENCODER, name, {"input_ids": ids.numpy()}, slots) for name, slots in given.items() for ids in text.examples]
-    compiler = Compiler(load_target("qnn-htp"), profile, table, StageClock(STAGES, silent), tmp_path, calls)
+    compiler = Compiler(
+        target=load_target("qnn-htp"), profile=profile, slots=table, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls
+    )
     made = compiler.artifact(text.network, text.spec, unobserved)
     assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
     assert set(made.agreement_db) == {"base", "all", "some"}

@@ -121,7 +121,17 @@ def _build(request: BuildRequest, target: Target, clock: StageClock, start: floa
         packed, alignment = _pack(request, opened, aligner, profile, slots, clock.within("align"))
 
     def compiler(scratch: Path, encodings: Path | None) -> Compiler:
-        return Compiler(target, profile, slots, clock, scratch, calls, sinusoid_of(opened.base), encodings, request.chip)
+        return Compiler(
+            target=target,
+            profile=profile,
+            slots=slots,
+            clock=clock,
+            scratch=scratch,
+            calls=calls,
+            sinusoid=sinusoid_of(opened.base),
+            encodings=encodings,
+            soc=request.chip,
+        )
 
     made = once(
         lambda: _make(request, opened, compiler, packed, _stored(request, opened, floats, probes)),

@@ -1,4 +1,4 @@
-"""What a target's compiler leaves of one graph: the files that go into the bundle."""
+"""Artifacts: the files of one compiled graph, ready to go into the bundle."""
 
 from __future__ import annotations
 

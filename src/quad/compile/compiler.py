@@ -23,7 +23,7 @@ from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compiler:
     """Everything that all components of one build share.
 
@@ -47,7 +47,7 @@ class Compiler:
 
     @property
     def requires(self) -> dict[str, str]:
-        """What a device must be."""
+        """The chip that the artifacts need, empty where any will do."""
         return {"soc": self.soc.name, "htp_arch": str(self.soc.arch)} if self.target.integers_only else {}
 
     def artifact(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> Artifact:
@@ -68,8 +68,8 @@ class Compiler:
             if self.profile.mode == FLOAT:
                 placed = place_float(model, self.target.passes, observer)
             else:
-                own = self.slots.of(component)
-                placed = place_qdq(model, self.profile.component(component), own, self.target.for_profile(self.profile), observer)
+                slots = self.slots.of(component)
+                placed = place_qdq(model, self.profile.component(component), slots, self.target.for_profile(self.profile), observer)
         return OnnxArtifact(placed.model, placed.placement)
 
     def _compiled(self, model: ir.Model, component: str, observer: Observer) -> Artifact:
@@ -90,9 +90,11 @@ class Compiler:
         with self.clock("compile"):
             placement = compile_htp(graph, folder, self.soc)
         with self.clock("emulate"):
-            own = self.profile.component(component)
-            found = check_agreement(graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, own), limit_of(own))
-            return FileArtifact(folder, placement, found)
+            encodings = self.profile.component(component)
+            agreement_db = check_agreement(
+                graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, encodings), limit_of(encodings)
+            )
+            return FileArtifact(folder, placement, agreement_db)
 
 
 def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

@@ -30,7 +30,7 @@ _LARGE_BYTES = 1024
 _ALIGNMENT = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A graph after one pass.
 
@@ -79,7 +79,7 @@ def dumping(directory: Path | None) -> Iterator[Dump | None]:
 
 
 def observer_of(dump: Dump | None, component: str) -> Observer:
-    """What a component's passes report to."""
+    """The observer that a component's passes report to."""
     return unobserved if dump is None else dump.component(component)
 
 
@@ -99,11 +99,11 @@ class Dump:
 
         def observe(step: str, model: ir.Model) -> None:
             nonlocal since
-            seconds, found = time.perf_counter() - since, census(model)
+            seconds, operators = time.perf_counter() - since, census(model)
             before = steps[-1].operators if steps else {}
-            changed = {op: n for op in sorted({*found, *before}) if (n := found.get(op, 0) - before.get(op, 0))}
+            changed = {op: n for op in sorted({*operators, *before}) if (n := operators.get(op, 0) - before.get(op, 0))}
             file = f"{name}/{len(steps):02d}-{step}.onnx"
-            steps.append(Step(step, file, found, changed if steps else {}, seconds))
+            steps.append(Step(name=step, file=file, operators=operators, changed=changed if steps else {}, seconds=seconds))
             weights.save(model, self._directory / file)
             since = time.perf_counter()
 
@@ -111,8 +111,8 @@ class Dump:
 
     def write_census(self) -> None:
         """Both forms of it."""
-        found = {name: [step.to_json() for step in steps] for name, steps in self._steps.items()}
-        (self._directory / CENSUS_FILE).write_text(json.dumps({"components": found}, indent=1) + "\n", encoding="utf-8")
+        components = {name: [step.to_json() for step in steps] for name, steps in self._steps.items()}
+        (self._directory / CENSUS_FILE).write_text(json.dumps({"components": components}, indent=1) + "\n", encoding="utf-8")
         (self._directory / TABLE_FILE).write_text("\n".join(_table(self._steps)) + "\n", encoding="utf-8")
 
 

@@ -28,9 +28,9 @@ SITE_TYPE = "Site"
 _NOISY = "torch.onnx._internal.exporter._registration"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphSpec:
-    """What a graph is called and fed with.
+    """Name and example inputs of a graph.
 
     Args:
         component: `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`.
@@ -81,11 +81,11 @@ def export_graph(module: nn.Module, spec: GraphSpec, observer: Observer = unobse
 
 
 def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:
-    found = [tuple(value.shape or ()) for value in graph.inputs]
+    shapes = [tuple(value.shape or ()) for value in graph.inputs]
     expected = [tuple(tensor.shape) for tensor in (*spec.inputs.values(), *spec.slots.values())]
-    if found != expected or len(graph.outputs) != 1:
+    if shapes != expected or len(graph.outputs) != 1:
         raise UnsupportedError(mismatch(spec.component, f"{len(expected)} inputs of given shapes, 1 output",
-                                        f"{len(found)} inputs, {len(graph.outputs)} outputs", "check the module's forward"))  # fmt: skip
+                                        f"{len(shapes)} inputs, {len(graph.outputs)} outputs", "check the module's forward"))  # fmt: skip
     for value, name in zip(graph.inputs, spec.names, strict=True):
         value.name = name
     graph.outputs[0].name = spec.output
@@ -95,13 +95,13 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
     """Weights and biases of sited layers, and token tables, by the profile's names, wherever the exported module holds them."""
     values = {id(tensor): graph.initializers[name] for name, tensor in module.named_parameters(remove_duplicate=False)
               if name in graph.initializers}  # fmt: skip
-    wanted = [
+    parameters = [
         (str(TensorName(path, kind)), getattr(layer, kind))
         for path, layer in layers_of(module).items()
         for kind in (Role.WEIGHT, Role.BIAS)
     ]
-    wanted += [(weight_name(path), table.weight) for path, table in tables_of(module).items()]
-    for name, tensor in wanted:
+    parameters += [(weight_name(path), table.weight) for path, table in tables_of(module).items()]
+    for name, tensor in parameters:
         if id(tensor) in values:
             values[id(tensor)].name = name
 
@@ -109,9 +109,9 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
 def _drop_idle_squeezes(graph: ir.Graph) -> None:
     """torch squeezes an axis only where its length is 1; the exporter writes the operator down either way, and no engine takes it."""
     for node in [node for node in graph if node.op_type == "Squeeze"]:
-        given, made = node.inputs[0], node.outputs[0]
-        if given is not None and given.shape is not None and given.shape == made.shape:
-            made.replace_all_uses_with(given)
+        squeezed, output = node.inputs[0], node.outputs[0]
+        if squeezed is not None and squeezed.shape is not None and squeezed.shape == output.shape:
+            output.replace_all_uses_with(squeezed)
             graph.remove(node, safe=True)
 
 

@@ -51,7 +51,7 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
         "timestep": torch.tensor([float(base.schedule.steps // 2)]),
         "encoder_hidden_states": _noise(1, base.text.length, base.text.hidden) if hidden is None else hidden,
     }
-    return GraphSpec("unet", inputs, "out_sample", _slots(table.of(UNET)))
+    return GraphSpec(component="unet", inputs=inputs, output="out_sample", slots=_slots(table.of(UNET)))
 
 
 def text_spec(base: Base, table: SlotTable) -> GraphSpec:
@@ -63,7 +63,9 @@ def text_spec(base: Base, table: SlotTable) -> GraphSpec:
     tokens = torch.full((1, base.text.length), base.text.pad_id, dtype=torch.int64)
     if isinstance(base.text_encoder, MaskedT5):
         tokens = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(_WORDS).ids)
-    return GraphSpec("text_encoder", {"input_ids": tokens}, "last_hidden_state", _slots(table.of(TEXT_ENCODER)))
+    return GraphSpec(
+        component="text_encoder", inputs={"input_ids": tokens}, output="last_hidden_state", slots=_slots(table.of(TEXT_ENCODER))
+    )
 
 
 def _slots(table: SlotTable) -> dict[str, Tensor]:
@@ -74,12 +76,14 @@ def vae_specs(base: Base) -> dict[str, GraphSpec]:
     """Inputs of the two graphs that never have slots, by component."""
     side = base.size // base.latent.factor
     return {
-        "vae_encoder": GraphSpec("vae_encoder", {"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, "latent"),
-        "vae_decoder": GraphSpec("vae_decoder", {"latent": _noise(1, base.latent.channels, side, side)}, "image"),
+        "vae_encoder": GraphSpec(
+            component="vae_encoder", inputs={"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, output="latent"
+        ),
+        "vae_decoder": GraphSpec(component="vae_decoder", inputs={"latent": _noise(1, base.latent.channels, side, side)}, output="image"),
     }
 
 
 def sinusoid_of(base: Base) -> Sinusoid:
     """The embedding that the denoiser makes of its timestep, for graphs that take it ready-made."""
-    made = next(module for module in base.unet.modules() if isinstance(module, Timesteps))
-    return Sinusoid(made.num_channels, made.flip_sin_to_cos, float(made.downscale_freq_shift))
+    timesteps = next(module for module in base.unet.modules() if isinstance(module, Timesteps))
+    return Sinusoid(timesteps.num_channels, timesteps.flip_sin_to_cos, float(timesteps.downscale_freq_shift))

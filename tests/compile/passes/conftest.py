@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.contract import Kept, Trial, check_contract
+from quad.compile.passes.contract import ContractReport, ContractTrial, check_contract
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.model.slots.network import slot_inputs
 
@@ -108,14 +108,14 @@ def feeds(model: ir.Model) -> dict[str, NDArray[np.float32]]:
     }
 
 
-def kept(before: ir.Model, *names: str, tolerance: float = 1e-5, group: int = 1) -> tuple[ir.Model, Kept]:
+def kept(before: ir.Model, *names: str, tolerance: float = 1e-5, group: int = 1) -> tuple[ir.Model, ContractReport]:
     """The graph after passes by name, proven to do the same; `before` stays as it is."""
     after = run_passes(before.clone(), names)
-    return after, check_contract(before, after, Trial(feeds(before), tolerance=tolerance, group=group), ", ".join(names))
+    return after, check_contract(before, after, ContractTrial(inputs=feeds(before), tolerance=tolerance, group=group), ", ".join(names))
 
 
 @pytest.fixture(scope="session")
-def tiny_trial(tiny: Any) -> Trial:
+def tiny_trial(tiny: Any) -> ContractTrial:
     """The tiny network's inputs and adapters."""
     adapters: Mapping[str, Any] = {one.name: slot_inputs(one, tiny.table) for one in tiny.adapters}
-    return Trial(tiny.inputs, {**adapters, "base": slot_inputs(None, tiny.table)}, group=4)
+    return ContractTrial(inputs=tiny.inputs, adapters={**adapters, "base": slot_inputs(None, tiny.table)}, group=4)

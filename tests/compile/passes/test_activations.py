@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 
@@ -56,7 +56,7 @@ def test_another_function_of_erf_stays() -> None:
     assert operators(kept(gelu("x first", root=1.5), "fuse_gelu")[0])["Erf"] == 1
 
 
-def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:
     after = run_passes(tiny.graph.clone(), ["flatten_small_silu", "fuse_gelu"])
     check_contract(tiny.graph, after, tiny_trial, "flatten_small_silu")
     assert operators(after)["Reshape"] > operators(tiny.graph)["Reshape"]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.edit import Writer, replace, scalar
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.core.errors import VerificationError
@@ -27,7 +27,7 @@ def node_of(model: ir.Model, op: str, index: int = 0) -> ir.Node:
 
 
 def check(before: ir.Model, after: ir.Model, group: int = 16) -> Any:
-    return check_contract(before, after, Trial(feeds(before), group=group), "broken")
+    return check_contract(before, after, ContractTrial(inputs=feeds(before), group=group), "broken")
 
 
 def test_a_graph_keeps_its_own_contract_and_stays_as_it_is() -> None:
@@ -122,7 +122,7 @@ def test_an_input_must_keep_its_shape() -> None:
         check(two_layers(), broken)
 
 
-def test_the_tiny_network_passes_its_own_check_in_few_runs(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_passes_its_own_check_in_few_runs(tiny: Any, tiny_trial: ContractTrial) -> None:
     found = check_contract(tiny.graph, tiny.graph, tiny_trial)
     assert found.errors == {"transform": 0.0, "removal": 0.0, "base": 0.0, "noise": 0.0}
     assert found.runs < len(tiny.table.input_shapes())

@@ -47,7 +47,7 @@ def session(model: ir.Model, path: Path) -> Any:
 @pytest.mark.parametrize("shift", [0.0, 1.0])
 @pytest.mark.parametrize("cosine_first", [True, False])
 def test_the_host_computes_what_the_graph_did(cosine_first: bool, shift: float, tmp_path: Path) -> None:
-    spec = GraphSpec("unet", {"timestep": torch.tensor([500.0])}, "out")
+    spec = GraphSpec(component="unet", inputs={"timestep": torch.tensor([500.0])}, output="out")
     before = export_graph(Embedded(cosine_first, shift), spec)
     after = run_passes(before.clone(), ["host_timestep"])
     assert operators(before)["Sin"] == operators(before)["Cos"] == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quad.compile.passes import run_passes, weight_permutation
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.layout.fold_transpose import as_parameter, as_stored
 from tests.compile.passes.conftest import Sketch, kept, operators
 
@@ -52,7 +52,7 @@ def test_a_constant_that_is_no_bias_stays_an_add() -> None:
     assert operators(kept(model, "linear_to_conv")[0])["Add"] == 1
 
 
-def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:
     after = run_passes(tiny.graph.clone(), ["linear_to_conv"])
     check_contract(tiny.graph, after, tiny_trial, "linear_to_conv")
     assert operators(after)["Conv"] > operators(tiny.graph)["Conv"]

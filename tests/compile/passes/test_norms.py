@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 
@@ -63,7 +63,7 @@ def test_a_layer_norm_over_two_axes_stays() -> None:
     assert operators(kept(sketch.model(y), "decompose_layer_norm")[0]) == {"LayerNormalization": 1}
 
 
-def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:
     after = run_passes(tiny.graph.clone(), ["decompose_layer_norm", "to_group_norm"])
     check_contract(tiny.graph, after, tiny_trial, "decompose_layer_norm")
     assert operators(tiny.graph)["LayerNormalization"]

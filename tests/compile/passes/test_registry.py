@@ -8,7 +8,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import PASSES, NamedPass, passes_after, passes_before, registry, run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.targets import load_target, target_names
 from quad.core.errors import UsageError
 from tests.compile.passes.conftest import Sketch, operators, site_names
@@ -18,14 +18,14 @@ NEW_INPUTS = {"host_timestep", "narrow_ids"}
 
 
 @pytest.mark.parametrize("name", [name for name in PASSES if name not in NEW_INPUTS])
-def test_every_pass_alone_keeps_the_function_the_slots_and_the_sites(tiny: Any, tiny_trial: Trial, name: str) -> None:
+def test_every_pass_alone_keeps_the_function_the_slots_and_the_sites(tiny: Any, tiny_trial: ContractTrial, name: str) -> None:
     after = run_passes(tiny.graph.clone(), [name])
     check_contract(tiny.graph, after, tiny_trial, name)
     assert set(site_names(after)) == set(tiny.network.sites)
     assert all(count == 1 or site.endswith(".p") for site, count in site_names(after).items())
 
 
-def test_all_of_them_in_a_row_do_too(tiny: Any, tiny_trial: Trial) -> None:
+def test_all_of_them_in_a_row_do_too(tiny: Any, tiny_trial: ContractTrial) -> None:
     names = ["plain_arithmetic", "fuse_gelu", "to_group_norm", "flatten_small_silu", "linear_to_conv", "merge_equal", "cancel_transposes",
              "split_heads", "decompose_layer_norm", "fold_constants", "drop_dead", "merge_equal"]  # fmt: skip
     check_contract(tiny.graph, run_passes(tiny.graph.clone(), names), tiny_trial, "all")

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes.attention.slice_attention import MOST_SCORES, SliceAttention
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from tests.compile.passes.conftest import Sketch, operators
 from tests.compile.passes.test_integer import quantized
 
@@ -31,7 +31,7 @@ def sliced(model: ir.Model, most: int) -> ir.Model:
     rng = np.random.default_rng(1)
     given = {str(value.name): rng.standard_normal(value.shape.numpy()).astype(np.float32) for value in model.graph.inputs}
     after = SliceAttention(most)(model.clone()).model
-    check_contract(model, after, Trial(given, tolerance=1e-6, group=1), "slice_attention")
+    check_contract(model, after, ContractTrial(inputs=given, tolerance=1e-6, group=1), "slice_attention")
     return after
 
 

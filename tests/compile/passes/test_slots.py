@@ -10,7 +10,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import RemoveSites, run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 TOKENS, WIDTH = 5, 8
@@ -102,7 +102,7 @@ def test_a_sum_that_spreads_or_has_other_readers_stays_an_add() -> None:
     assert operators(after)["Add"] == 2
 
 
-def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:
     plain = RemoveSites()(tiny.graph.clone()).model
     after = run_passes(plain.clone(), PASSES)
     check_contract(plain, after, tiny_trial, "slots")

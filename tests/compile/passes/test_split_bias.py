@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.integers.split_bias import SplitBias
 from tests.compile.passes.conftest import Sketch, feeds, operators
 
@@ -26,7 +26,7 @@ def layer(op: str, *, bias: tuple[int, ...] | None = (5,), computed: bool = Fals
 
 def split(before: ir.Model, *weights: str) -> ir.Model:
     after = SplitBias(weights)(before.clone()).model
-    check_contract(before, after, Trial(feeds(before)), "split_bias")
+    check_contract(before, after, ContractTrial(inputs=feeds(before)), "split_bias")
     return after
 
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.encoding import Encoding
@@ -68,10 +68,10 @@ def test_placement_gives_every_head_the_one_encoding() -> None:
     whole = place_qdq(model.clone(), encodings, SlotTable(()), target).model
     heads = place_qdq(run_passes(model.clone(), ["split_heads"]), encodings, SlotTable(()), target).model
     assert (operators(whole)["QuantizeLinear"], operators(heads)["QuantizeLinear"]) == (2, 1 + HEADS)
-    check_contract(whole, heads, Trial(feeds(model), tolerance=1e-4))
+    check_contract(whole, heads, ContractTrial(inputs=feeds(model), tolerance=1e-4))
 
 
-def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:
     after = run_passes(tiny.graph.clone(), ["split_heads"])
     check_contract(tiny.graph, after, tiny_trial, "split_heads")
     assert operators(after)["Softmax"] > operators(tiny.graph)["Softmax"]

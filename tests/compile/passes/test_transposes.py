@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.compile.passes import run_passes
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.layout.axes import inverse, reshape_first
 from tests.compile.passes.conftest import Sketch, kept, operators
 
@@ -112,7 +112,7 @@ def test_heads_put_side_by_side_and_turned_are_turned_once() -> None:
     assert operators(after) == {"MatMul": 1, "Transpose": 1, "Reshape": 1, "Site": 1, "Softmax": 1}
 
 
-def test_the_tiny_network_as_convolutions_has_fewer_transposes_than_before(tiny: Any, tiny_trial: Trial) -> None:
+def test_the_tiny_network_as_convolutions_has_fewer_transposes_than_before(tiny: Any, tiny_trial: ContractTrial) -> None:
     after = run_passes(tiny.graph.clone(), ["linear_to_conv", "merge_equal", "cancel_transposes"])
     check_contract(tiny.graph, after, tiny_trial, "cancel_transposes")
     assert operators(after)["Transpose"] < operators(tiny.graph)["Transpose"]

@@ -17,7 +17,7 @@ import pytest
 from quad.build.smoke import relative_error
 from quad.compile.export import export_graph
 from quad.compile.graph_specs import unet_spec
-from quad.compile.passes.contract import Trial, check_contract
+from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.integers.dequantized import dequantized
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import Target, load_target
@@ -186,7 +186,9 @@ def test_the_passes_keep_law_6(case: Case, name: str) -> None:
     target = load_target(name)
     before = placed(case, msgspec.structs.replace(target, passes=()))
     adapters = {"transform": case.integers[0], "base": case.integers[2]}
-    check_contract(before, placed(case, target), Trial(case.tiny.inputs, adapters, tolerance=STATED_BOUND, group=4), name)
+    check_contract(
+        before, placed(case, target), ContractTrial(inputs=case.tiny.inputs, adapters=adapters, tolerance=STATED_BOUND, group=4), name
+    )
 
 
 @pytest.mark.parametrize("name", [*ENGINES])

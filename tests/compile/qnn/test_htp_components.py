@@ -61,11 +61,15 @@ def networks() -> Iterator[tuple[str, nn.Module, GraphSpec]]:
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(3, WORDS, (1, TOKENS), generator=generator)
     for activation in ("quick_gelu", "gelu"):
-        yield activation, clip(activation), GraphSpec("text_encoder", {"input_ids": ids}, "last_hidden_state")
+        yield activation, clip(activation), GraphSpec(component="text_encoder", inputs={"input_ids": ids}, output="last_hidden_state")
     picture = torch.rand(1, 3, SIDE, SIDE, generator=generator) * 2 - 1
-    yield "encoder", VaeEncoderModule(share_copy(vae()), LATENT), GraphSpec("vae_encoder", {"image": picture}, "latent")
+    yield (
+        "encoder",
+        VaeEncoderModule(share_copy(vae()), LATENT),
+        GraphSpec(component="vae_encoder", inputs={"image": picture}, output="latent"),
+    )
     z = torch.randn(1, LATENT.channels, SIDE // LATENT.factor, SIDE // LATENT.factor, generator=generator)
-    yield "decoder", VaeDecoderModule(share_copy(vae()), LATENT), GraphSpec("vae_decoder", {"latent": z}, "image")
+    yield "decoder", VaeDecoderModule(share_copy(vae()), LATENT), GraphSpec(component="vae_decoder", inputs={"latent": z}, output="image")
 
 
 def others_like(given: Tensor) -> list[Tensor]:
@@ -89,7 +93,7 @@ def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn
         expected: list[NDArray[np.float32]] = [network(one).numpy() for one in examples]
     profile = unify(statistics, {component: weights_of(network)}, NO_SLOTS, (), UnifyOptions())
     calls = [Call(component, "base", {name: one.numpy()}) for one in examples]
-    compiler = Compiler(TARGET, profile, NO_SLOTS, StageClock(STAGES, silent), tmp_path, calls)
+    compiler = Compiler(target=TARGET, profile=profile, slots=NO_SLOTS, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls)
     made = compiler.artifact(network, spec, unobserved)
     assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
     assert made.agreement_db["base"] > 50.0

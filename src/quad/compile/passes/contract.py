@@ -30,9 +30,9 @@ _NOISE = 0.05
 _SEED = 0
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What two graphs are compared on.
+@dataclass(frozen=True, kw_only=True)
+class ContractTrial:
+    """Inputs and adapters that two graphs are compared on.
 
     Args:
         inputs: every input of the graph that is no slot, by name.
@@ -48,8 +48,8 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What was found.
+class ContractReport:
+    """How far two graphs agree.
 
     Args:
         errors: label -> error of its output; `noise` is the adapter of noise.
@@ -62,7 +62,7 @@ class Kept:
     runs: int
 
 
-def check_contract(before: ir.Model, after: ir.Model, trial: Trial, name: str = "pass") -> Kept:
+def check_contract(before: ir.Model, after: ir.Model, trial: ContractTrial, name: str = "pass") -> ContractReport:
     """Run both graphs and compare them; the models stay as they are.
 
     Args:
@@ -73,24 +73,25 @@ def check_contract(before: ir.Model, after: ir.Model, trial: Trial, name: str = 
     """
     _check_interface(before, after, name)
     with tempfile.TemporaryDirectory(prefix="quad-contract-") as directory:
-        pair = _Pair(_load(before, Path(directory) / "before"), _load(after, Path(directory) / "after"), trial, name)
+        sessions = _load(before, Path(directory) / "before"), _load(after, Path(directory) / "after")
+        pair = _Pair(sessions, trial, name)
         slots = _noise(before, trial)
         _check_reach(after, slots, name)
         errors = {label: pair.compare(label, adapter) for label, adapter in (trial.adapters or {"": {}}).items() if adapter or not slots}
         if not slots:
-            return Kept(errors, None, pair.runs)
+            return ContractReport(errors, None, pair.runs)
         errors["noise"] = pair.compare("noise", slots)
         effects = [pair.effect(group, slots) for group in _groups(slots, trial.group)]
-        return Kept(errors, (min(effects), max(effects)), pair.runs)
+        return ContractReport(errors, (min(effects), max(effects)), pair.runs)
 
 
 def _check_interface(before: ir.Model, after: ir.Model, name: str) -> None:
-    for what, find in (("inputs", _inputs), ("outputs", _outputs), ("Sites", _sites)):
+    for aspect, find in (("inputs", _inputs), ("outputs", _outputs), ("Sites", _sites)):
         old, new = find(before), find(after)
         if old != new:
             odd = sorted(set(old) ^ set(new), key=str)
-            found = f"{len(new)}, first difference {odd[0] if odd else 'their order'}"
-            raise VerificationError(mismatch(name, f"the same {len(old)} {what} after it", found, "mend the pass"))
+            difference = f"{len(new)}, first difference {odd[0] if odd else 'their order'}"
+            raise VerificationError(mismatch(name, f"the same {len(old)} {aspect} after it", difference, "mend the pass"))
 
 
 def _inputs(model: ir.Model) -> list[tuple[str | None, str, str]]:
@@ -128,7 +129,7 @@ def _join_outputs(graph: ir.Graph) -> None:
     graph.outputs[:] = joined.outputs
 
 
-def _noise(model: ir.Model, trial: Trial) -> dict[str, NDArray[Any]]:
+def _noise(model: ir.Model, trial: ContractTrial) -> dict[str, NDArray[Any]]:
     """Every slot input filled with noise: a real adapter is zero where it has no target."""
     generator = np.random.default_rng(_SEED)
     noise: dict[str, NDArray[Any]] = {}
@@ -171,8 +172,8 @@ def _rms(array: NDArray[Any]) -> float:
 class _Pair:
     """Both graphs, called with the same numbers."""
 
-    def __init__(self, before: OrtSession, after: OrtSession, trial: Trial, name: str) -> None:
-        self._sessions, self._trial, self._name = (before, after), trial, name
+    def __init__(self, sessions: tuple[OrtSession, OrtSession], trial: ContractTrial, name: str) -> None:
+        self._sessions, self._trial, self._name = sessions, trial, name
         self._whole: tuple[NDArray[Any], NDArray[Any]] | None = None
         self.runs = 0
 

@@ -1,4 +1,4 @@
-"""What the rewrites of this room ask of a graph and write into it: constants, static shapes, new nodes of float32."""
+"""Queries and edits that all rewrites share: constants, static shapes, new nodes of float32."""
 
 from __future__ import annotations
 
@@ -89,23 +89,23 @@ class Writer:
     def node(self, op: str, inputs: Sequence[ir.Value | None], *shapes: Sequence[int], **attributes: Any) -> ir.Node:
         """A node with one output per shape, of the first input's element type."""
         name = self._name(op)
-        made = ir.node(op, inputs, attributes=attributes, num_outputs=len(shapes), name=name)
-        for index, (output, shape) in enumerate(zip(made.outputs, shapes, strict=True)):
+        new_node = ir.node(op, inputs, attributes=attributes, num_outputs=len(shapes), name=name)
+        for index, (output, shape) in enumerate(zip(new_node.outputs, shapes, strict=True)):
             output.name = name if len(shapes) == 1 else f"{name}.{index}"
             output.shape, output.type = ir.Shape(shape), _type_of(inputs[0])
-        self._graph.insert_before(self._anchor, made)
-        return made
+        self._graph.insert_before(self._anchor, new_node)
+        return new_node
 
     def like(self, node: ir.Node, inputs: Sequence[ir.Value | None], *shapes: Sequence[int], **changed: Any) -> ir.Node:
         """A node with another's operator, domain and attributes, but for those changed."""
         attributes = [attribute for name, attribute in node.attributes.items() if name not in changed]
-        made = self.node(node.op_type, inputs, *shapes, **changed)
-        made.domain = node.domain
+        new_node = self.node(node.op_type, inputs, *shapes, **changed)
+        new_node.domain = node.domain
         for attribute in attributes:
-            made.attributes.add(attribute)
-        for old, new in zip(node.outputs, made.outputs, strict=True):
+            new_node.attributes.add(attribute)
+        for old, new in zip(node.outputs, new_node.outputs, strict=True):
             new.type = _type_of(old)
-        return made
+        return new_node
 
     def value(self, op: str, inputs: Sequence[ir.Value | None], shape: Sequence[int], **attributes: Any) -> ir.Value:
         """The output of a new node."""
@@ -128,8 +128,8 @@ class Writer:
 
 def _type_of(value: ir.Value | None) -> ir.TensorType:
     """A type of its own for a new value: types can be changed in place, and clones of a graph share them."""
-    known = None if value is None else value.dtype
-    return ir.TensorType(ir.DataType.FLOAT if known is None else known)
+    dtype = None if value is None else value.dtype
+    return ir.TensorType(ir.DataType.FLOAT if dtype is None else dtype)
 
 
 def replace(old: ir.Value, new: ir.Value) -> None:

@@ -135,7 +135,7 @@ def run_passes(model: ir.Model, names: Sequence[str], observer: Observer = unobs
 
 def run_sequence(model: ir.Model, passes: Sequence[tuple[str, ir.passes.PassBase]], observer: Observer = unobserved) -> ir.Model:
     """Run passes under the names by which the observer is told of them."""
-    for name, one in passes:
-        model = one(model).model
+    for name, rewrite in passes:
+        model = rewrite(model).model
         observer(name, model)
     return model

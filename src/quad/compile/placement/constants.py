@@ -60,14 +60,16 @@ class ConstantPlacer:
 
     def _weight(self, node: ir.Node, value: ir.Value) -> Encoding:
         """The profile's, along the axis on which the channels lie now; of a weight that it does not know, its own range."""
-        known = self._profile.get(str(value.name))
-        if known is None:
+        encoding = self._profile.get(str(value.name))
+        if encoding is None:
             return own_range(_array(value), self._target.constants["*"]["*"])
-        self._target.check_weight(node.op_type, str(value.name), known)
+        self._target.check_weight(node.op_type, str(value.name), encoding)
         permutation = weight_permutation(value)
-        if permutation is None or known.axis is None:
-            return known
-        return Encoding(known.bits, known.signed, known.symmetric, known.scale, known.zero_point, permutation.index(known.axis))
+        if permutation is None or encoding.axis is None:
+            return encoding
+        return Encoding(
+            encoding.bits, encoding.signed, encoding.symmetric, encoding.scale, encoding.zero_point, permutation.index(encoding.axis)
+        )
 
     def _with_bias(self, node: ir.Node, weight: Encoding, first: Encoding | None) -> Encoding:
         """The weight's encoding with wider steps where its channel's bias would leave 32 bits: a channel of next to nothing but a bias."""
@@ -98,15 +100,19 @@ class ConstantPlacer:
         if key not in self._stored:
             suffix = f"/{encoding.dtype.name}/{sum(name == key[0] for name, _ in self._stored)}"
             self._stored[key] = new_constant(self._graph, key[0] + suffix, encoding.quantize(_array(value)))
-        made = ir.node(
+        dequantize = ir.node(
             "DequantizeLinear",
             [self._stored[key], *self.encoding(encoding)],
             attributes={} if encoding.axis is None else {"axis": encoding.axis},
             name=f"{node.name}/{index}/dq",
         )
-        made.outputs[0].name, made.outputs[0].shape, made.outputs[0].dtype = f"{node.name}/{index}/dq", value.shape, ir.DataType.FLOAT
-        self._graph.insert_before(node, made)
-        node.replace_input_with(index, made.outputs[0])
+        dequantize.outputs[0].name, dequantize.outputs[0].shape, dequantize.outputs[0].dtype = (
+            f"{node.name}/{index}/dq",
+            value.shape,
+            ir.DataType.FLOAT,
+        )
+        self._graph.insert_before(node, dequantize)
+        node.replace_input_with(index, dequantize.outputs[0])
 
     def encoding(self, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
         """Scale and zero point as graph constants, one pair per encoding."""

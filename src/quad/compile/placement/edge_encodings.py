@@ -1,4 +1,4 @@
-"""Which encoding every edge of a graph gets: the decision behind the placement on targets that compute on integers only.
+"""The encoding of every edge of a graph: the decision behind the placement on targets that compute on integers only.
 
 - Values that only change their shape (reshape, transpose, split, nearest resize) are one *class* and share one encoding: nothing is
   rounded twice.
@@ -49,14 +49,14 @@ def edge_encodings(graph: ir.Graph, profile: Mapping[str, Encoding], ranges: Map
     for value in edges:
         members.setdefault(classes[str(value.name)], []).append(value)
     chosen: dict[str, Encoding] = {}
-    found: dict[str, Encoding] = {}
+    encodings: dict[str, Encoding] = {}
     for value in edges:
         root = classes[str(value.name)]
         if root not in chosen:
             # A graph input of the profile is a slot: its encoding is the adapters'.
             chosen[root] = profile[root] if root in profile else _of_class(members[root], profile, ranges)
-        found[str(value.name)] = chosen[root]
-    return found
+        encodings[str(value.name)] = chosen[root]
+    return encodings
 
 
 def _classes(edges: list[ir.Value]) -> dict[str, str]:

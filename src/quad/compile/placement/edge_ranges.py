@@ -54,8 +54,8 @@ def is_float(value: ir.Value | None) -> bool:
 
 def float_edges(graph: ir.Graph) -> list[ir.Value]:
     """Every computed or given float value that is no Site's output, inputs first, then in the order of the nodes."""
-    made = [value for node in graph if not is_site(node) for value in node.outputs]
-    return [value for value in (*graph.inputs, *made) if is_float(value)]
+    computed = [value for node in graph if not is_site(node) for value in node.outputs]
+    return [value for value in (*graph.inputs, *computed) if is_float(value)]
 
 
 def observe_edges(model: ir.Model, calls: Sequence[Call]) -> dict[str, Range]:
@@ -74,15 +74,15 @@ def observe_edges(model: ir.Model, calls: Sequence[Call]) -> dict[str, Range]:
     with scratch_directory() as folder:
         session = _open(observed, folder)
         low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
-        wanted = {node.name for node in session.get_inputs()}
+        input_names = {node.name for node in session.get_inputs()}
         for call in calls:
-            found = session.run(None, {name: array for name, array in call.feed.items() if name in wanted})
-            extremes = np.array([float(value) for value in found[-2 * len(names) :]]).reshape(len(names), 2)
+            outputs = session.run(None, {name: array for name, array in call.feed.items() if name in input_names})
+            extremes = np.array([float(value) for value in outputs[-2 * len(names) :]]).reshape(len(names), 2)
             low, high = np.minimum(low, extremes[:, 0]), np.maximum(high, extremes[:, 1])
     for name, bounds in zip(names, zip(low, high, strict=True), strict=True):
         if not np.isfinite(bounds).all():
-            where, then = f"{model.graph.name}, edge {name}", "check the weights of model and adapter"
-            raise InputError(mismatch(where, "finite values", bounds, then))
+            where, next_step = f"{model.graph.name}, edge {name}", "check the weights of model and adapter"
+            raise InputError(mismatch(where, "finite values", bounds, next_step))
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
@@ -109,8 +109,8 @@ def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common root but this
-        where, then = f"ranges of {model.graph.name}", "report it with the model's name"
-        raise BackendError(mismatch(where, "a float graph that runs", first_line(error), then)) from error
+        where, next_step = f"ranges of {model.graph.name}", "report it with the model's name"
+        raise BackendError(mismatch(where, "a float graph that runs", first_line(error), next_step)) from error
 
 
 def of_component(calls: Iterable[Call], component: str) -> list[Call]:

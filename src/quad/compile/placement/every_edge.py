@@ -41,7 +41,7 @@ def place_edges(model: ir.Model, profile: Mapping[str, Encoding], edges: Mapping
     Raises:
         UnsupportedError: the target has no scheme for a constant.
     """
-    placer = _EdgePlacer(model.graph, profile, edges, target)
+    placer = _EdgePlacer(model.graph, profile=profile, edges=edges, target=target)
     nodes = [node for node in model.graph if not is_site(node)]
     for node in nodes:
         placer.place_reads(node)
@@ -79,7 +79,7 @@ def narrowed(encoding: Encoding) -> Encoding:
 class _EdgePlacer:
     """One graph's placement in progress."""
 
-    def __init__(self, graph: ir.Graph, profile: Mapping[str, Encoding], edges: Mapping[str, Encoding], target: Target) -> None:
+    def __init__(self, graph: ir.Graph, *, profile: Mapping[str, Encoding], edges: Mapping[str, Encoding], target: Target) -> None:
         self._graph, self._profile, self._edges = graph, profile, edges
         self._constants = ConstantPlacer(graph, profile, target)
         self._byte_kernels = target.integer
@@ -106,24 +106,24 @@ class _EdgePlacer:
         assert source is not None  # `is_float` says so
         edge = self._edges[str(source.name)]
         steps = [edge, *self._conversions(node, index, value, edge)]
-        held = self._between(source, edge)
+        integers = self._between(source, edge)
         for place, encoding in enumerate(steps):
             tag = f"{node.name}/{index}/{place}"
             if place:
-                held = self._quantize(node, self._dequantize(node, held, steps[place - 1], f"{tag}/dq"), encoding, f"{tag}/q")
-        node.replace_input_with(index, self._dequantize(node, held, steps[-1], f"{node.name}/{index}/dq"))
+                integers = self._quantize(node, self._dequantize(node, integers, steps[place - 1], f"{tag}/dq"), encoding, f"{tag}/q")
+        node.replace_input_with(index, self._dequantize(node, integers, steps[-1], f"{node.name}/{index}/dq"))
         return steps[-1]
 
     def _conversions(self, node: ir.Node, index: int, value: ir.Value | None, edge: Encoding) -> list[Encoding]:
-        """What an operand is converted to on its way to this reader, in order."""
+        """The encodings an operand is converted to on its way to this reader, in order."""
         steps: list[Encoding] = []
         last = edge
         site = self._site(value)
         if site is not None and site.bits == 8:
             steps += [site] if self._has_byte_kernel(node, index) else [site, refined(site)]
             last = steps[-1]
-        if index == _SECOND and node.op_type in _WEIGHTED and (wanted := symmetric16(last)) != last:
-            steps.append(wanted)
+        if index == _SECOND and node.op_type in _WEIGHTED and (symmetric := symmetric16(last)) != last:
+            steps.append(symmetric)
         return steps
 
     def _has_byte_kernel(self, node: ir.Node, index: int) -> bool:
@@ -158,9 +158,9 @@ class _EdgePlacer:
             last = self._node("QuantizeLinear", back.outputs[0], encoding, f"{name}/q")
             self._graph.insert_after(node, (first, back, last))
             return last.outputs[0]
-        made = self._node("QuantizeLinear", value, encoding, f"{name}/q")
-        self._graph.insert_after(node, made)
-        return made.outputs[0]
+        node_of = self._node("QuantizeLinear", value, encoding, f"{name}/q")
+        self._graph.insert_after(node, node_of)
+        return node_of.outputs[0]
 
     def place_writes(self, node: ir.Node) -> None:
         """Graph outputs are integers."""
@@ -179,18 +179,18 @@ class _EdgePlacer:
                 value.type = ir.TensorType(ir.DataType.from_numpy(encoding.dtype))  # a new one: clones share the old
 
     def _quantize(self, before: ir.Node, value: ir.Value, encoding: Encoding, name: str) -> ir.Value:
-        made = self._node("QuantizeLinear", value, encoding, name)
-        self._graph.insert_before(before, made)
-        return made.outputs[0]
+        node_of = self._node("QuantizeLinear", value, encoding, name)
+        self._graph.insert_before(before, node_of)
+        return node_of.outputs[0]
 
     def _dequantize(self, before: ir.Node, value: ir.Value, encoding: Encoding, name: str) -> ir.Value:
-        made = self._node("DequantizeLinear", value, encoding, name)
-        self._graph.insert_before(before, made)
-        return made.outputs[0]
+        node_of = self._node("DequantizeLinear", value, encoding, name)
+        self._graph.insert_before(before, node_of)
+        return node_of.outputs[0]
 
     def _node(self, kind: str, value: ir.Value, encoding: Encoding, name: str) -> ir.Node:
-        made = ir.node(kind, [value, *self._constants.encoding(encoding)], name=name)
-        out = made.outputs[0]
+        node_of = ir.node(kind, [value, *self._constants.encoding(encoding)], name=name)
+        out = node_of.outputs[0]
         out.name, out.shape = name, value.shape
         out.dtype = ir.DataType.FLOAT if kind == "DequantizeLinear" else ir.DataType.from_numpy(encoding.dtype)
-        return made
+        return node_of

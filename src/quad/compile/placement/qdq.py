@@ -99,8 +99,8 @@ class _Placer:
         encoding = self._encodings.get(name)
         value = next((value for value in self._graph.inputs if value.name == name), None)
         if encoding is None or value is None or tuple(value.shape or ()) != shape:
-            what = "a graph input of the slot's shape" if encoding else "an encoding in the profile"
-            raise CompatibilityError(mismatch(f"slot {name}", what, "none", "slot and profile the network anew"))
+            expected_input = "a graph input of the slot's shape" if encoding else "an encoding in the profile"
+            raise CompatibilityError(mismatch(f"slot {name}", expected_input, "none", "slot and profile the network anew"))
         if encoding.dtype.name not in self._target.slot_dtypes or encoding.symmetric is False:
             expected = f"symmetric {' | '.join(self._target.slot_dtypes)}"
             raise UnsupportedError(mismatch(f"slot {name}", expected, encoding.dtype.name, "choose other --lora-bits"))
@@ -128,7 +128,7 @@ class _Placer:
             self._dequantize(weight, encoding, axis)
 
     def readers(self, node: ir.Node) -> list[Use] | None:
-        """Who is to read a Site's integers, None for everyone: ask before the first Site is placed."""
+        """The readers that are to get a Site's integers, None for all of them: ask before the first Site is placed."""
         return integer_readers(node, self._encodings, self._target.integer) if self._target.integer else None
 
     def place_site(self, node: ir.Node, readers: list[Use] | None) -> None:
@@ -149,9 +149,9 @@ class _Placer:
         scale, zero = encoding_constants(self._graph, stem, encoding)
         quantize = ir.node("QuantizeLinear", [node.inputs[0], scale, zero], name=quantize_node(stem))
         dequantize = ir.node("DequantizeLinear", [quantize.outputs[0], scale, zero], name=dequantize_node(stem))
-        for made, suffix, dtype in ((quantize, "q", ir.DataType.from_numpy(encoding.dtype)), (dequantize, "dq", ir.DataType.FLOAT)):
-            made.outputs[0].name = f"{stem}/{suffix}"
-            made.outputs[0].shape, made.outputs[0].dtype = output.shape, dtype
+        for qdq_node, suffix, dtype in ((quantize, "q", ir.DataType.from_numpy(encoding.dtype)), (dequantize, "dq", ir.DataType.FLOAT)):
+            qdq_node.outputs[0].name = f"{stem}/{suffix}"
+            qdq_node.outputs[0].shape, qdq_node.outputs[0].dtype = output.shape, dtype
         self._graph.insert_before(node, (quantize, dequantize))
         if readers is None:
             output.replace_all_uses_with(dequantize.outputs[0], replace_graph_outputs=True)
@@ -163,8 +163,8 @@ class _Placer:
         """A weight encoding that found no weight means a pass lost the weight's name."""
         lost = sorted(name for name in self._encodings if name not in self._used)
         if lost:
-            found = f"{len(lost)} others, first {lost[0]}"
-            raise CompatibilityError(mismatch("profile", "only tensors of the graph", found, "profile the same network that is exported"))
+            unused = f"{len(lost)} others, first {lost[0]}"
+            raise CompatibilityError(mismatch("profile", "only tensors of the graph", unused, "profile the same network that is exported"))
 
     def _dequantize(self, source: ir.Value, encoding: Encoding, axis: int | None, maker: ir.Node | None = None) -> None:
         """Every reader of `source` so far reads a DQ of it from now on; `maker` gives it, None for an input or constant."""
@@ -173,14 +173,14 @@ class _Placer:
         scale, zero = encoding_constants(self._graph, name, encoding)
         attributes = {} if axis is None else {"axis": axis}
         node = ir.node("DequantizeLinear", [source, scale, zero], attributes=attributes, name=dequantize_node(name))
-        made = node.outputs[0]
-        made.name, made.shape, made.dtype = f"{name}/dq", source.shape, ir.DataType.FLOAT
+        output = node.outputs[0]
+        output.name, output.shape, output.dtype = f"{name}/dq", source.shape, ir.DataType.FLOAT
         if maker is None:
             self._graph.insert_before(self._graph[0], node)
         else:
             self._graph.insert_after(maker, node)
         for user, index in readers:
-            user.replace_input_with(index, made)
+            user.replace_input_with(index, output)
 
 
 def _integers(weight: ir.Value, encoding: Encoding) -> tuple[np.ndarray, int | None]:

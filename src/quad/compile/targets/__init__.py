@@ -23,7 +23,7 @@ class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     per_channel: bool
 
 
-class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A capability table.
 
     Args:
@@ -64,13 +64,15 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         scheme = self.weights.get(op_type)
         if scheme is None or encoding.dtype.name not in scheme.dtypes or (encoding.axis is not None and not scheme.per_channel):
-            expected, found = f"a weight scheme of {op_type} on target {self.name}", f"{encoding.dtype.name}, axis {encoding.axis}"
-            raise UnsupportedError(mismatch(name, expected, found, "choose another --precision"))
+            expected, actual = f"a weight scheme of {op_type} on target {self.name}", f"{encoding.dtype.name}, axis {encoding.axis}"
+            raise UnsupportedError(mismatch(name, expected, actual, "choose another --precision"))
 
     def for_profile(self, profile: Profile) -> Target:
         """The table as this profile needs it: nothing has an integer kernel where no activation has 8 bits."""
         components = profile.encodings.values()
-        return self if any(is_eight_bit_site(*item) for one in components for item in one.items()) else replace(self, integer=())
+        return (
+            self if any(is_eight_bit_site(*item) for encodings in components for item in encodings.items()) else replace(self, integer=())
+        )
 
 
 def is_eight_bit_site(name: str, encoding: Encoding) -> bool:

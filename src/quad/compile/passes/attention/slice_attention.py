@@ -35,9 +35,9 @@ def _slice(softmax: ir.Node, most: int) -> bool:
     chain = _to_product(softmax)
     if scores is None or shape is None or chain is None or sole_reader(scores.outputs[0]) is not softmax:
         return False
-    product, q, whole = chain[-1], scores.inputs[0], static_shape(chain[-1].outputs[0])
+    product, q, product_shape = chain[-1], scores.inputs[0], static_shape(chain[-1].outputs[0])
     q_shape = static_shape(q)
-    if q is None or q_shape is None or whole is None or len({len(shape), len(q_shape), len(whole)}) != 1:
+    if q is None or q_shape is None or product_shape is None or len({len(shape), len(q_shape), len(product_shape)}) != 1:
         return False
     rank, count = len(shape), _slices(shape, most)
     if count == 1 or axis_of(softmax, rank, -1) != rank - 1 or q_shape[-2] != shape[-2]:
@@ -45,13 +45,13 @@ def _slice(softmax: ir.Node, most: int) -> bool:
     rows = shape[-2] // count
     writer = Writer(product, str(product.outputs[0].name))
     parts = writer.node("Split", [q], *[_rows(q_shape, rows)] * count, axis=rank - 2, num_outputs=count).outputs
-    found = []
+    slices = []
     for part in parts:
         value = part
         for node in (scores, *chain):
             value = writer.like(node, [value, *node.inputs[1:]], _rows(static_shape(node.outputs[0]) or (), rows)).outputs[0]
-        found.append(value)
-    replace(product.outputs[0], writer.value("Concat", found, whole, axis=rank - 2))
+        slices.append(value)
+    replace(product.outputs[0], writer.value("Concat", slices, product_shape, axis=rank - 2))
     return True
 
 

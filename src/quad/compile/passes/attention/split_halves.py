@@ -27,11 +27,11 @@ def _divide(split: ir.Node) -> bool:
     shape = static_shape(add.outputs[0])
     if matmul is None or bias is None or shape is None or sole_reader(matmul.outputs[0]) is not add:
         return False
-    found = [static_shape(output) for output in split.outputs]
+    output_shapes = [static_shape(output) for output in split.outputs]
     weight, last = matmul.inputs[1], axis_of(split, len(shape), 0) == len(shape) - 1
-    shapes = [part for part in found if part is not None]
+    shapes = [part for part in output_shapes if part is not None]
     fits = len(static_shape(weight) or ()) == 2 and static_shape(bias) == shape[-1:]
-    if weight is None or not last or not fits or len(shapes) != len(found):
+    if weight is None or not last or not fits or len(shapes) != len(output_shapes):
         return False
     writer = Writer(matmul, str(add.outputs[0].name))
     sizes = [part[-1] for part in shapes]
@@ -39,8 +39,8 @@ def _divide(split: ir.Node) -> bool:
     if weights is None or biases is None:
         return False
     halves = [
-        writer.value("Add", [writer.value("MatMul", [matmul.inputs[0], own], part), offset], part)
-        for part, own, offset in zip(shapes, weights, biases, strict=True)
+        writer.value("Add", [writer.value("MatMul", [matmul.inputs[0], half_weight], part), offset], part)
+        for part, half_weight, offset in zip(shapes, weights, biases, strict=True)
     ]
     for output, half in zip(list(split.outputs), halves, strict=True):
         replace(output, half)

@@ -33,10 +33,10 @@ class SplitHeads(ir.passes.InPlacePass):
     """Rewrite every attention of more than one head."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [attention for node in model.graph if (attention := _attention(node)) is not None]
-        for attention in found:
+        attentions = [attention for node in model.graph if (attention := _attention(node)) is not None]
+        for attention in attentions:
             _split(attention)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(attentions))
 
     def ensures(self, model: ir.Model) -> None:
         """No softmax of several heads is left between two matmuls."""
@@ -100,12 +100,12 @@ def _split(attention: _Attention) -> None:
 
     heads = []
     for head in range(attention.heads):
-        made: dict[int, ir.Value] = {}
+        outputs: dict[int, ir.Value] = {}
         for node in (attention.scores, *attention.between, attention.product):
-            inputs = [made[id(value)] if id(value) in made else of_head(value, head) for value in node.inputs]
+            inputs = [outputs[id(value)] if id(value) in outputs else of_head(value, head) for value in node.inputs]
             shape = static_shape(node.outputs[0]) or ()
-            made[id(node.outputs[0])] = writer.like(node, inputs, (1, 1, *shape[2:])).outputs[0]
-        heads.append(made[id(attention.product.outputs[0])])
+            outputs[id(node.outputs[0])] = writer.like(node, inputs, (1, 1, *shape[2:])).outputs[0]
+        heads.append(outputs[id(attention.product.outputs[0])])
     _, count, tokens, width = static_shape(attention.product.outputs[0]) or (1, 0, 0, 0)
     if joined is None:
         replace(last.outputs[0], writer.value("Concat", heads, (1, count, tokens, width), axis=1))

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from quad.compile.passes.edit import Writer, constant, producer, static_shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dequantized:
     """`scale (integers - zero)`.
 
@@ -26,21 +26,23 @@ class Dequantized:
 
 
 def dequantized(value: ir.Value | None, dtype: ir.DataType | None = None) -> Dequantized | None:
-    """What a value was made of; None where it is no DQ of constant encoding, or its integers are not of this element type."""
+    """Integers and encoding of a value; None where it is no DQ of constant encoding, or its integers are not of this element type."""
     node = producer(value, "DequantizeLinear")
     if node is None or node.inputs[0] is None or constant(node.inputs[1]) is None:
         return None
-    integers, scale, *rest = node.inputs
+    integers, scale, *zeros = node.inputs
     if integers is None or scale is None or (dtype is not None and integers.dtype != dtype):
         return None
     axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 1) if static_shape(scale) else None
-    return Dequantized(integers, scale, rest[0] if rest else None, axis)
+    return Dequantized(integers=integers, scale=scale, zero=zeros[0] if zeros else None, axis=axis)
 
 
-def write_dequantized(writer: Writer, made: Dequantized) -> ir.Value:
+def write_dequantized(writer: Writer, encoded: Dequantized) -> ir.Value:
     """A DQ of these."""
-    inputs = [made.integers, made.scale] if made.zero is None else [made.integers, made.scale, made.zero]
-    node = writer.node("DequantizeLinear", inputs, static_shape(made.integers) or (), **({} if made.axis is None else {"axis": made.axis}))
+    inputs = [encoded.integers, encoded.scale] if encoded.zero is None else [encoded.integers, encoded.scale, encoded.zero]
+    node = writer.node(
+        "DequantizeLinear", inputs, static_shape(encoded.integers) or (), **({} if encoded.axis is None else {"axis": encoded.axis})
+    )
     node.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     return node.outputs[0]
 
@@ -50,19 +52,25 @@ def cut(writer: Writer, value: ir.Value, axis: int, sizes: Sequence[int]) -> lis
 
     The integers stay as they are: only which of them lie together changes.
     """
-    made = dequantized(value)
-    array = constant(value if made is None else made.integers)
+    encoded = dequantized(value)
+    array = constant(value if encoded is None else encoded.integers)
     if array is None:
         return None
     places = np.cumsum(sizes)[:-1]
     parts = [writer.constant("part", np.ascontiguousarray(part)) for part in np.split(array, places, axis=axis)]
-    if made is None:
+    if encoded is None:
         return list(parts)
-    if made.axis != axis:
-        return [write_dequantized(writer, Dequantized(part, made.scale, made.zero, made.axis)) for part in parts]
-    scales = _cut_constant(writer, made.scale, places)
-    zeros = [None] * len(parts) if made.zero is None else _cut_constant(writer, made.zero, places)
-    return [write_dequantized(writer, Dequantized(*three, axis)) for three in zip(parts, scales, zeros, strict=True)]
+    if encoded.axis != axis:
+        return [
+            write_dequantized(writer, Dequantized(integers=part, scale=encoded.scale, zero=encoded.zero, axis=encoded.axis))
+            for part in parts
+        ]
+    scales = _cut_constant(writer, encoded.scale, places)
+    zeros = [None] * len(parts) if encoded.zero is None else _cut_constant(writer, encoded.zero, places)
+    return [
+        write_dequantized(writer, Dequantized(integers=part, scale=scale, zero=zero, axis=axis))
+        for part, scale, zero in zip(parts, scales, zeros, strict=True)
+    ]
 
 
 def _cut_constant(writer: Writer, value: ir.Value, places: np.ndarray) -> list[ir.Value]:

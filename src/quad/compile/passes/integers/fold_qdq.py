@@ -38,9 +38,9 @@ def _fold(quantize: ir.Node) -> bool:
     value = dequantize.inputs[0]
     for index, move in enumerate(reversed(moves)):
         writer = Writer(quantize, f"{quantize.outputs[0].name}/moved_{index}")
-        made = writer.like(move, [value, *move.inputs[1:]], static_shape(move.outputs[0]) or ())
-        made.outputs[0].type = None if value.dtype is None else ir.TensorType(value.dtype)
-        value = made.outputs[0]
+        moved = writer.like(move, [value, *move.inputs[1:]], static_shape(move.outputs[0]) or ())
+        moved.outputs[0].type = None if value.dtype is None else ir.TensorType(value.dtype)
+        value = moved.outputs[0]
     replace(quantize.outputs[0], value)
     return True
 
@@ -59,8 +59,8 @@ def _undone(quantize: ir.Node) -> tuple[ir.Node | None, tuple[ir.Node, ...]]:
 def _same_encoding(dequantize: ir.Node, quantize: ir.Node) -> bool:
     if len(dequantize.inputs) != 3 or len(quantize.inputs) != 3:
         return False
-    for one, other in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True):
-        left, right = constant(one), constant(other)
+    for first, second in zip(dequantize.inputs[1:], quantize.inputs[1:], strict=True):
+        left, right = constant(first), constant(second)
         if left is None or right is None or left.size != 1 or left.dtype != right.dtype or not np.array_equal(left, right):
             return False
     return True

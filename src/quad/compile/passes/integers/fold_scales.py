@@ -52,7 +52,7 @@ def _fold(node: ir.Node) -> bool:
 
 
 def _factor(node: ir.Node) -> tuple[ir.Value | None, float | None]:
-    """What is multiplied, and the positive number it is multiplied with."""
+    """The multiplied value, and the positive number it is multiplied with."""
     left, right = node.inputs
     if is_op(node, "Div"):
         divisor = scalar(right)
@@ -71,8 +71,10 @@ def _places(value: ir.Value | None) -> list[_Place] | None:
     if is_op(node, *_MOVES):
         return _places(node.inputs[0])
     if is_op(node, "Add"):
-        found = [_place(node, index) if constant(node.inputs[index]) is not None else _places(node.inputs[index]) for index in (0, 1)]
-        return None if found[0] is None or found[1] is None else found[0] + found[1]
+        operand_places = [
+            _place(node, index) if constant(node.inputs[index]) is not None else _places(node.inputs[index]) for index in (0, 1)
+        ]
+        return None if operand_places[0] is None or operand_places[1] is None else operand_places[0] + operand_places[1]
     if is_op(node, "MatMul"):
         return _place(node, 1) or _place(node, 0)
     if is_op(node, "Conv", "Gemm"):

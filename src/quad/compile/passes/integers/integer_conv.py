@@ -24,10 +24,10 @@ class IntegerConv(ir.passes.InPlacePass):
     """Write every convolution over pictures of 8-bit input and weight as a matmul; groups of 1, no dilation, padding in numbers."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [(node, window) for node in model.graph if is_op(node, "Conv") and (window := _window(node)) is not None]
-        for node, window in found:
+        convolutions = [(node, window) for node in model.graph if is_op(node, "Conv") and (window := _window(node)) is not None]
+        for node, window in convolutions:
             _rewrite(node, window)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(convolutions))
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,15 @@ def _rewrite(node: ir.Node, window: _Window) -> None:
     if not window.is_point:
         taps = _taps(writer, taps, x, window, shape[2:])
     matrix = writer.constant("weight", np.ascontiguousarray(array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])))
-    left = write_dequantized(writer, Dequantized(taps, x.scale, x.zero, None))
-    right = write_dequantized(writer, Dequantized(matrix, weight.scale, weight.zero, None if weight.axis is None else 1))
+    left = write_dequantized(writer, Dequantized(integers=taps, scale=x.scale, zero=x.zero, axis=None))
+    right = write_dequantized(
+        writer, Dequantized(integers=matrix, scale=weight.scale, zero=weight.zero, axis=None if weight.axis is None else 1)
+    )
     wide = [shape[axis] for axis in _LAST]
-    made = writer.value("MatMul", [left, right], wide)
+    product = writer.value("MatMul", [left, right], wide)
     if len(node.inputs) > 2 and node.inputs[2] is not None:
-        made = writer.value("Add", [made, node.inputs[2]], wide)
-    replace(node.outputs[0], writer.transpose(made, _BACK))
+        product = writer.value("Add", [product, node.inputs[2]], wide)
+    replace(node.outputs[0], writer.transpose(product, _BACK))
 
 
 def _taps(writer: Writer, x: ir.Value, encoding: Dequantized, window: _Window, size: tuple[int, ...]) -> ir.Value:
@@ -92,9 +94,9 @@ def _taps(writer: Writer, x: ir.Value, encoding: Dequantized, window: _Window, s
         x = writer.value("Pad", [x, amounts, encoding.zero], (batch, height + top + bottom, width + left + right, channels))
     axes, steps = writer.constant("axes", np.array([1, 2], np.int64)), writer.constant("steps", np.array(window.strides, np.int64))
     reach = (np.array(size) - 1) * window.strides + 1
-    found = []
+    taps = []
     for place in np.ndindex(window.kernel):
         start = np.array(place, np.int64)
         bounds = [writer.constant("start", start), writer.constant("end", start + reach)]
-        found.append(writer.value("Slice", [x, *bounds, axes, steps], (batch, *size, channels)))
-    return writer.value("Concat", found, (batch, *size, len(found) * channels), axis=3)
+        taps.append(writer.value("Slice", [x, *bounds, axes, steps], (batch, *size, channels)))
+    return writer.value("Concat", taps, (batch, *size, len(taps) * channels), axis=3)

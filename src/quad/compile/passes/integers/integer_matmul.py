@@ -33,11 +33,11 @@ def _rewrite(node: ir.Node) -> bool:
     if matrix is None:
         return False
     bias, output = (node.inputs[2], node.outputs[0]) if len(node.inputs) > 2 else _bias(node)
-    kept = weight.integers if matrix is constant(weight.integers) else writer.constant("weight", matrix)
-    made = writer.node(KERNEL, [x.integers, kept, x.scale, weight.scale, x.zero, None, bias], static_shape(output) or ())
-    made.domain = DOMAIN
-    made.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
-    replace(output, made.outputs[0])
+    integers = weight.integers if matrix is constant(weight.integers) else writer.constant("weight", matrix)
+    kernel = writer.node(KERNEL, [x.integers, integers, x.scale, weight.scale, x.zero, None, bias], static_shape(output) or ())
+    kernel.domain = DOMAIN
+    kernel.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
+    replace(output, kernel.outputs[0])
     return True
 
 
@@ -69,7 +69,7 @@ def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Value]:
     output = node.outputs[0]
     add = sole_reader(output)
     if add is not None and is_op(add, "Add"):
-        others = [value for value in add.inputs if value is not output]
-        if len(others) == 1 and constant(others[0]) is not None and _is_bias(others[0], output):
-            return others[0], add.outputs[0]
+        addends = [value for value in add.inputs if value is not output]
+        if len(addends) == 1 and constant(addends[0]) is not None and _is_bias(addends[0], output):
+            return addends[0], add.outputs[0]
     return None, output

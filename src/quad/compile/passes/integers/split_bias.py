@@ -22,10 +22,10 @@ class SplitBias(ir.passes.InPlacePass):
         self._weights = frozenset(weights)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if is_op(node, "Conv", "Gemm") and self._concerns(node)]
-        for node in found:
+        layers = [node for node in model.graph if is_op(node, "Conv", "Gemm") and self._concerns(node)]
+        for node in layers:
             self._split(node)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(layers))
 
     def _concerns(self, node: ir.Node) -> bool:
         weight, *bias = node.inputs[1:]
@@ -38,9 +38,9 @@ class SplitBias(ir.passes.InPlacePass):
         if bias is None or shape is None:
             raise ir.passes.PassError(f"{node.name}: a computed bias")
         writer = Writer(node, str(node.outputs[0].name))
-        made = writer.like(node, node.inputs[:_BIAS], shape)
+        unbiased = writer.like(node, node.inputs[:_BIAS], shape)
         if is_op(node, "Conv"):
             bias = bias.reshape(-1, *[1] * (len(shape) - 2))
         elif "beta" in node.attributes:
             bias = bias * bias.dtype.type(node.attributes["beta"].as_float())
-        replace(node.outputs[0], writer.value("Add", [made.outputs[0], writer.constant("bias", bias)], shape))
+        replace(node.outputs[0], writer.value("Add", [unbiased.outputs[0], writer.constant("bias", bias)], shape))

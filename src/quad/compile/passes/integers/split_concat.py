@@ -36,15 +36,15 @@ def _divide(node: ir.Node) -> bool:
     parts, weight, output = _parts(node), node.inputs[1], node.outputs[0]
     shapes = [static_shape(part) for part in parts]
     shape = static_shape(output)
-    if not parts or weight is None or shape is None or any(found is None for found in shapes):
+    if not parts or weight is None or shape is None or any(part_shape is None for part_shape in shapes):
         return False
     writer = Writer(node, str(output.name))
-    weights = cut(writer, weight, _CHANNELS, [found[_CHANNELS] for found in shapes if found is not None])
+    weights = cut(writer, weight, _CHANNELS, [part_shape[_CHANNELS] for part_shape in shapes if part_shape is not None])
     if weights is None:
         return False
     bias = node.inputs[2:]
     total = writer.like(node, [parts[0], weights[0], *bias], shape).outputs[0]
-    for part, own in zip(parts[1:], weights[1:], strict=True):
-        total = writer.value("Add", [total, writer.like(node, [part, own], shape).outputs[0]], shape)
+    for part, part_weight in zip(parts[1:], weights[1:], strict=True):
+        total = writer.value("Add", [total, writer.like(node, [part, part_weight], shape).outputs[0]], shape)
     replace(output, total)
     return True

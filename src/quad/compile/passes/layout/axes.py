@@ -12,7 +12,7 @@ Perm = tuple[int, ...]
 
 
 def inverse(perm: Perm) -> Perm:
-    """What turns it back."""
+    """The permutation that undoes it."""
     return tuple(perm.index(k) for k in range(len(perm)))
 
 

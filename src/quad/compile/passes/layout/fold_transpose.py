@@ -30,8 +30,8 @@ def weight_permutation(weight: ir.Value) -> Permutation | None:
 
 def as_parameter(stored: NDArray[Any], permutation: Permutation) -> NDArray[Any]:
     """A stored array in the parameter's own axes."""
-    kept = [k for k in permutation if k is not None]
-    return stored.reshape([n for n, k in zip(stored.shape, permutation, strict=True) if k is not None]).transpose(np.argsort(kept))
+    axes = [k for k in permutation if k is not None]
+    return stored.reshape([n for n, k in zip(stored.shape, permutation, strict=True) if k is not None]).transpose(np.argsort(axes))
 
 
 def as_stored(parameter: NDArray[Any], permutation: Permutation) -> NDArray[Any]:

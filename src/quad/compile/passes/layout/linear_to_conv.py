@@ -22,13 +22,13 @@ class LinearToConv(ir.passes.InPlacePass):
     """Rewrite every MatMul of one batch of tokens `[1, T, K]` with a matrix `[K, N]`."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if _is_linear(node)]
-        for node in found:
+        linears = [node for node in model.graph if _is_linear(node)]
+        for node in linears:
             if constant(node.inputs[1]) is None:
                 _to_left_product(node)
             else:
                 _to_convolution(node)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(linears))
 
     def ensures(self, model: ir.Model) -> None:
         """No such MatMul is left."""

@@ -106,8 +106,8 @@ def _sink_one(node: ir.Node) -> bool:
         return False
     writer = Writer(node, str(node.outputs[0].name))
     shapes = [_turned_back(output, perm) for output in node.outputs]
-    made = writer.like(node, [turn.inputs[0], *node.inputs[1:]], *shapes, **changed)
-    turned = [writer.transpose(output, perm) for output in made.outputs]
+    moved = writer.like(node, [turn.inputs[0], *node.inputs[1:]], *shapes, **changed)
+    turned = [writer.transpose(output, perm) for output in moved.outputs]
     for old, new in zip(list(node.outputs), turned, strict=True):
         replace(old, new)
     return True
@@ -130,14 +130,14 @@ def _sink_two(node: ir.Node) -> bool:
     turns = [producer(value, "Transpose") for value in node.inputs]
     perms = {perm_of(turn) for turn in turns if turn is not None}
     alone = [turn for turn in turns if turn is not None and sole_reader(turn.outputs[0]) is node]
-    others = [value for turn, value in zip(turns, node.inputs, strict=True) if turn is None]
-    if len(perms) != 1 or not alone or not all(_is_scalar(value, len(perm)) for value in others for perm in perms):
+    constants = [value for turn, value in zip(turns, node.inputs, strict=True) if turn is None]
+    if len(perms) != 1 or not alone or not all(_is_scalar(value, len(perm)) for value in constants for perm in perms):
         return False
     perm = perms.pop()
     writer = Writer(node, str(node.outputs[0].name))
     inputs = [value if turn is None else turn.inputs[0] for turn, value in zip(turns, node.inputs, strict=True)]
-    made = writer.like(node, inputs, _turned_back(node.outputs[0], perm))
-    replace(node.outputs[0], writer.transpose(made.outputs[0], perm))
+    moved = writer.like(node, inputs, _turned_back(node.outputs[0], perm))
+    replace(node.outputs[0], writer.transpose(moved.outputs[0], perm))
     return True
 
 
@@ -152,10 +152,10 @@ def _sink_reshape(node: ir.Node) -> bool:
     turn = producer(node.inputs[0], "Transpose") if is_op(node, "Reshape") else None
     if turn is None or turn.inputs[0] is None or sole_reader(turn.outputs[0]) is not node:
         return False
-    found = reshape_first(static_shape(turn.outputs[0]), static_shape(node.outputs[0]), perm_of(turn))
-    if found is None:
+    exchanged = reshape_first(static_shape(turn.outputs[0]), static_shape(node.outputs[0]), perm_of(turn))
+    if exchanged is None:
         return False
-    shape, perm = found
+    shape, perm = exchanged
     writer = Writer(node, str(node.outputs[0].name))
     replace(node.outputs[0], writer.transpose(writer.reshape(turn.inputs[0], shape), perm))
     return True
@@ -174,9 +174,9 @@ def _lift(value: ir.Value) -> bool:
     turned = Writer(readers[0], f"{value.name}/turned").transpose(value, perm)
     for reader in readers:
         writer = Writer(reader, str(reader.outputs[0].name))
-        made = writer.like(reader, [turned], static_shape(turned) or ())
+        moved = writer.like(reader, [turned], static_shape(turned) or ())
         for use in reader.outputs[0].uses():
-            replace(use.node.outputs[0], made.outputs[0])
+            replace(use.node.outputs[0], moved.outputs[0])
         remove_unread(reader)
     return True
 
@@ -194,12 +194,12 @@ def _meet_above(node: ir.Node) -> bool:
     if above is None or top is None or not is_op(top, "Transpose") or top.inputs[0] is None:
         return False
     # Seen from y = T(R(v)) upwards: v = T'(R'(y)), hence y = R(T'^-1(v)).
-    found = reshape_first(static_shape(above.outputs[0]), static_shape(top.outputs[0]), inverse(perm_of(node)))
-    if found is None:
+    exchanged = reshape_first(static_shape(above.outputs[0]), static_shape(top.outputs[0]), inverse(perm_of(node)))
+    if exchanged is None:
         return False
     writer = Writer(node, str(node.outputs[0].name))
     shape = static_shape(node.outputs[0]) or ()
-    joined = tuple(perm_of(top)[k] for k in inverse(found[1]))
+    joined = tuple(perm_of(top)[k] for k in inverse(exchanged[1]))
     value = writer.reshape(writer.transpose(top.inputs[0], joined), shape)
     for unary in reversed(chain):
         value = writer.like(unary, [value], shape).outputs[0]

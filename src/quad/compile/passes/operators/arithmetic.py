@@ -43,8 +43,8 @@ class PlainArithmetic(ir.passes.InPlacePass):
         if is_op(node, "Div"):
             writer = Writer(node, str(output.name))
             inverse = writer.constant("inverse", (1.0 / factor.astype(np.float64)).astype(factor.dtype))
-            made = writer.value("Mul", [x, inverse], static_shape(output) or ())
-            replace(output, made)
+            product = writer.value("Mul", [x, inverse], static_shape(output) or ())
+            replace(output, product)
             return True
         return False
 

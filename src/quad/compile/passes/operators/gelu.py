@@ -16,11 +16,11 @@ class FuseGelu(ir.passes.InPlacePass):
     """Compose every GELU by Erf."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [spelled for node in model.graph if (spelled := _spelled(node)) is not None]
-        for x, last in found:
+        gelus = [spelled for node in model.graph if (spelled := _spelled(node)) is not None]
+        for x, last in gelus:
             writer = Writer(last, str(last.outputs[0].name))
             replace(last.outputs[0], writer.value("Gelu", [x], static_shape(x) or (), approximate="none"))
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(gelus))
 
     def ensures(self, model: ir.Model) -> None:
         """None is left."""
@@ -33,23 +33,23 @@ def _spelled(erf: ir.Node) -> tuple[ir.Value, ir.Node] | None:
     if not is_op(erf, "Erf"):
         return None
     x = _divided_by_root_two(erf.inputs[0])
-    one = sole_reader(erf.outputs[0])
-    if x is None or one is None or not is_op(one, "Add") or not any(scalar(value) == 1 for value in one.inputs):
+    plus_one = sole_reader(erf.outputs[0])
+    if x is None or plus_one is None or not is_op(plus_one, "Add") or not any(scalar(value) == 1 for value in plus_one.inputs):
         return None
     # Two factors are left, x and 0.5: from here down, or as one product on the side.
-    value, missing = one.outputs[0], {"half", "argument"}
+    value, missing = plus_one.outputs[0], {"half", "argument"}
     while missing:
         node = sole_reader(value)
-        found = _factors(node, value, x) if is_op(node, "Mul") else frozenset()
-        if node is None or not found or not found <= missing:
+        factors = _factors(node, value, x) if is_op(node, "Mul") else frozenset()
+        if node is None or not factors or not factors <= missing:
             return None
-        missing -= found
+        missing -= factors
         value, last = node.outputs[0], node
     return x, last
 
 
 def _factors(product: ir.Node | None, value: ir.Value, x: ir.Value) -> frozenset[str]:
-    """Which of the two the product multiplies `value` with."""
+    """The factors, of the two, that the product multiplies `value` with."""
     if product is None:
         return frozenset()
     other = product.inputs[1] if product.inputs[0] is value else product.inputs[0]

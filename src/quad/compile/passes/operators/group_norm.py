@@ -15,7 +15,7 @@ import onnx_ir as ir
 from quad.compile.passes.edit import Writer, constant, is_op, producer, replace, sole_reader, static_shape
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Spelled:
     """One GroupNorm in five nodes."""
 
@@ -31,13 +31,13 @@ class ToGroupNorm(ir.passes.InPlacePass):
     """Compose every GroupNorm, and give each its output's shape."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [spelled for node in model.graph if (spelled := _spelled(node)) is not None]
-        for spelled in found:
+        norms = [spelled for node in model.graph if (spelled := _spelled(node)) is not None]
+        for spelled in norms:
             _compose(spelled)
         bare = [node for node in model.graph if is_op(node, "GroupNormalization") and static_shape(node.outputs[0]) is None]
         for node in bare:
             node.outputs[0].shape = None if node.inputs[0] is None else node.inputs[0].shape
-        return ir.passes.PassResult(model, bool(found or bare))
+        return ir.passes.PassResult(model, bool(norms or bare))
 
     def ensures(self, model: ir.Model) -> None:
         """No GroupNorm is left in five nodes, and every shape is known."""
@@ -50,12 +50,12 @@ def _spelled(node: ir.Node) -> _Spelled | None:
     if not is_op(node, "InstanceNormalization"):
         return None
     before, after = producer(node.inputs[0], "Reshape"), sole_reader(node.outputs[0])
-    one, zero = constant(node.inputs[1]), constant(node.inputs[2])
-    if before is None or before.inputs[0] is None or not is_op(after, "Reshape") or one is None or zero is None:
+    unit_scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
+    if before is None or before.inputs[0] is None or not is_op(after, "Reshape") or unit_scale is None or zero is None:
         return None
     x, back = before.inputs[0], after.outputs[0] if after is not None else None
     shape, grouped = static_shape(x), static_shape(before.outputs[0])
-    if back is None or shape is None or grouped is None or static_shape(back) != shape or np.any(one != 1) or np.any(zero != 0):
+    if back is None or shape is None or grouped is None or static_shape(back) != shape or np.any(unit_scale != 1) or np.any(zero != 0):
         return None
     if len(grouped) < 3 or grouped[0] != shape[0] or shape[1] % grouped[1]:
         return None
@@ -64,7 +64,7 @@ def _spelled(node: ir.Node) -> _Spelled | None:
     if scaled is None or shifted is None:
         return None
     epsilon = node.attributes["epsilon"].as_float() if "epsilon" in node.attributes else 1e-5
-    return _Spelled(x, shifted[0], grouped[1], epsilon, scaled[1], shifted[1])
+    return _Spelled(x=x, last=shifted[0], groups=grouped[1], epsilon=epsilon, gamma=scaled[1], beta=shifted[1])
 
 
 def _by_channel(value: ir.Value, op: str, shape: tuple[int, ...]) -> tuple[ir.Node, ir.Value] | None:
@@ -74,8 +74,8 @@ def _by_channel(value: ir.Value, op: str, shape: tuple[int, ...]) -> tuple[ir.No
         return None
     other = node.inputs[1] if node.inputs[0] is value else node.inputs[0]
     array = constant(other)
-    wanted = (1,) * (len(shape) - 2)
-    if other is None or array is None or array.size != shape[1] or array.shape[-len(wanted) - 1 :] != (shape[1], *wanted):
+    ones_axes = (1,) * (len(shape) - 2)
+    if other is None or array is None or array.size != shape[1] or array.shape[-len(ones_axes) - 1 :] != (shape[1], *ones_axes):
         return None
     return node, other
 

@@ -18,19 +18,19 @@ class HostTimestep(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         graph = model.graph
-        given = next((value for value in graph.inputs if value.name == INPUT), None)
-        if given is None or not any(is_op(node, "Sin", "Cos") for node in graph):
+        timestep = next((value for value in graph.inputs if value.name == INPUT), None)
+        if timestep is None or not any(is_op(node, "Sin", "Cos") for node in graph):
             return ir.passes.PassResult(model, False)
         embedding = self._embedding(graph)
         fresh = ir.Value(name=INPUT, shape=embedding.shape, type=ir.TensorType(ir.DataType.FLOAT))
-        given.name = f"{INPUT}/unread"
+        timestep.name = f"{INPUT}/unread"
         embedding.replace_all_uses_with(fresh)
-        graph.inputs[list(graph.inputs).index(given)] = fresh
+        graph.inputs[list(graph.inputs).index(timestep)] = fresh
         unread = reversed([node for node in graph if not is_site(node)])
         for node in unread:
             if not any(output.uses() or output.is_graph_output() for output in node.outputs):
                 graph.remove(node, safe=True)
-        if left := given.consumers():
+        if left := timestep.consumers():
             raise ir.passes.PassError(f"{left[0].name} reads the timestep beside its one embedding")
         return ir.passes.PassResult(model, True)
 

@@ -17,10 +17,10 @@ class DecomposeLayerNorm(ir.passes.InPlacePass):
     """Spell every LayerNormalization over the last axis."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if _is_layer_norm(node)]
-        for node in found:
+        norms = [node for node in model.graph if _is_layer_norm(node)]
+        for node in norms:
             _spell(node)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(norms))
 
     def ensures(self, model: ir.Model) -> None:
         """None is left."""
@@ -30,8 +30,8 @@ class DecomposeLayerNorm(ir.passes.InPlacePass):
 
 def _is_layer_norm(node: ir.Node) -> bool:
     shape = static_shape(node.inputs[0]) if is_op(node, "LayerNormalization") else None
-    rest = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
-    return shape is not None and axis_of(node, len(shape), -1) == len(shape) - 1 and not rest
+    statistics_read = any(output.uses() or output.is_graph_output() for output in node.outputs[1:])
+    return shape is not None and axis_of(node, len(shape), -1) == len(shape) - 1 and not statistics_read
 
 
 def _spell(node: ir.Node) -> None:

@@ -16,10 +16,10 @@ class FlattenSmallSilu(ir.passes.InPlacePass):
     """Flatten every SiLU of a picture at most 8 rows high."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if _is_small(node)]
-        for node in found:
+        sigmoids = [node for node in model.graph if _is_small(node)]
+        for node in sigmoids:
             _flatten(node)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(sigmoids))
 
     def ensures(self, model: ir.Model) -> None:
         """None is left in four dimensions."""

@@ -13,10 +13,10 @@ class DynamicGemm(ir.passes.InPlacePass):
     """Rewrite every Gemm whose B is no constant; alpha and beta are 1, as torch writes them."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if is_op(node, "Gemm") and constant(node.inputs[1]) is None]
-        for node in found:
+        gemms = [node for node in model.graph if is_op(node, "Gemm") and constant(node.inputs[1]) is None]
+        for node in gemms:
             self._rewrite(node)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(gemms))
 
     def ensures(self, model: ir.Model) -> None:
         """Every Gemm has a constant weight."""
@@ -33,7 +33,7 @@ class DynamicGemm(ir.passes.InPlacePass):
         flags = {name: name in node.attributes and node.attributes[name].as_int() for name in ("transA", "transB")}
         first = writer.transpose(x, (1, 0)) if flags["transA"] else x
         second = writer.transpose(weight, (1, 0)) if flags["transB"] else weight
-        made = writer.value("MatMul", [first, second], static_shape(output) or ())
+        product = writer.value("MatMul", [first, second], static_shape(output) or ())
         if bias and bias[0] is not None:
-            made = writer.value("Add", [made, bias[0]], static_shape(output) or ())
-        replace(output, made)
+            product = writer.value("Add", [product, bias[0]], static_shape(output) or ())
+        replace(output, product)

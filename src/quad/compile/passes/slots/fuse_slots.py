@@ -32,11 +32,11 @@ class FuseSlots(ir.passes.InPlacePass):
 
 def _groups(graph: ir.Graph) -> list[list[ir.Node]]:
     """Down-projections by what they read, and by element type of the slot."""
-    found: dict[tuple[ir.Value | None, ir.DataType | None], list[ir.Node]] = {}
+    groups: dict[tuple[ir.Value | None, ir.DataType | None], list[ir.Node]] = {}
     for node in graph:
         if _is_product(node) and (slot := _slot(node.inputs[1])) is not None:
-            found.setdefault((node.inputs[0], slot.dtype), []).append(node)
-    return list(found.values())
+            groups.setdefault((node.inputs[0], slot.dtype), []).append(node)
+    return list(groups.values())
 
 
 def _is_product(node: ir.Node) -> bool:
@@ -48,9 +48,9 @@ def _is_product(node: ir.Node) -> bool:
 
 def _slot(value: ir.Value | None) -> ir.Value | None:
     """The graph input of a slot: float, or the integers of one scale behind a DQ."""
-    made = dequantized(value)
-    source = value if made is None else made.integers
-    return source if source is not None and source.is_graph_input() and (made is None or made.axis is None) else None
+    encoded = dequantized(value)
+    source = value if encoded is None else encoded.integers
+    return source if source is not None and source.is_graph_input() and (encoded is None or encoded.axis is None) else None
 
 
 def _fuse(group: Sequence[ir.Node]) -> None:
@@ -60,11 +60,11 @@ def _fuse(group: Sequence[ir.Node]) -> None:
     ranks = [shape[-1] for shape in shapes]
     slots = [slot for node in group if (slot := _slot(node.inputs[1])) is not None]
     stacked = writer.value("Concat", slots, (sum(ranks), *(static_shape(slots[0]) or ())[1:]), axis=0)
-    made = [dequantized(node.inputs[1]) for node in group]
-    if any(one is not None for one in made):
-        rows = np.repeat([_scale(one) for one in made], ranks).astype(np.float32)
+    encoded_slots = [dequantized(node.inputs[1]) for node in group]
+    if any(encoded is not None for encoded in encoded_slots):
+        rows = np.repeat([_scale(encoded) for encoded in encoded_slots], ranks).astype(np.float32)
         zeros = np.zeros(len(rows), stacked.dtype.numpy() if stacked.dtype else np.int16)
-        encoding = Dequantized(stacked, writer.constant("scale", rows), writer.constant("zero_point", zeros), 0)
+        encoding = Dequantized(integers=stacked, scale=writer.constant("scale", rows), zero=writer.constant("zero_point", zeros), axis=0)
         stacked = write_dequantized(writer, encoding)
     product = writer.value("Gemm", [first.inputs[0], stacked], (shapes[0][0], sum(ranks)), transB=1)
     parts = writer.node("Split", [product, writer.constant("ranks", np.asarray(ranks, np.int64))], *shapes, axis=1).outputs
@@ -72,8 +72,8 @@ def _fuse(group: Sequence[ir.Node]) -> None:
         replace(node.outputs[0], part)
 
 
-def _scale(made: Dequantized | None) -> float:
-    scale = constant(made.scale) if made is not None else None
+def _scale(encoded: Dequantized | None) -> float:
+    scale = constant(encoded.scale) if encoded is not None else None
     if scale is None:
         raise ir.passes.PassError("slots of one element type, only some of them with a scale")
     return float(scale.reshape(()))

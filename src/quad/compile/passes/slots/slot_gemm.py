@@ -19,11 +19,11 @@ class SlotGemm(ir.passes.InPlacePass):
     """Rewrite every MatMul whose second operand is a computed matrix that is transposed just before."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        found = [node for node in model.graph if is_op(node, "MatMul") and _matrix(node) is not None]
+        products = [node for node in model.graph if is_op(node, "MatMul") and _matrix(node) is not None]
         flat: dict[ir.Value, ir.Value] = {}
-        for node in found:
+        for node in products:
             _rewrite(node, flat)
-        return ir.passes.PassResult(model, bool(found))
+        return ir.passes.PassResult(model, bool(products))
 
     def ensures(self, model: ir.Model) -> None:
         """No computed matrix is transposed for a MatMul any more."""
@@ -52,27 +52,27 @@ def _rewrite(node: ir.Node, flat: dict[ir.Value, ir.Value]) -> None:
     if x not in flat:
         flat[x] = _flat(writer, x)
     inputs = [flat[x], matrix] if addend is None else [flat[x], matrix, _flat(writer, addend)]
-    made = writer.value("Gemm", inputs, (prod(shape[:-1]), shape[-1]), transB=1)
-    replace(last.outputs[0], writer.reshape(made, shape))
+    gemm = writer.value("Gemm", inputs, (prod(shape[:-1]), shape[-1]), transB=1)
+    replace(last.outputs[0], writer.reshape(gemm, shape))
 
 
 def _addend(output: ir.Value) -> tuple[ir.Value | None, ir.Node]:
-    """What is added to the product, if that is all that happens to it, and the node whose output the Gemm then gives."""
+    """The addend of the product, if adding it is all that happens to it, and the node whose output the Gemm then gives."""
     reader, maker = sole_reader(output), output.producer()
     if maker is None:
         raise ir.passes.PassError(f"{output.name}: a value that no node makes")
     if reader is not None and is_op(reader, "Add"):
-        others = [value for value in reader.inputs if value is not output]
-        if len(others) == 1 and others[0] is not None and static_shape(others[0]) == static_shape(output):
-            return others[0], reader
+        addends = [value for value in reader.inputs if value is not output]
+        if len(addends) == 1 and addends[0] is not None and static_shape(addends[0]) == static_shape(output):
+            return addends[0], reader
     return None, maker
 
 
 def _flat(writer: Writer, value: ir.Value) -> ir.Value:
     """All axes but the last joined; where a Reshape has just made the value of such a one, that."""
     shape = static_shape(value) or ()
-    wanted = (prod(shape[:-1]), shape[-1])
+    matrix_shape = (prod(shape[:-1]), shape[-1])
     reshape = producer(value, "Reshape")
-    if reshape is not None and reshape.inputs[0] is not None and static_shape(reshape.inputs[0]) == wanted:
+    if reshape is not None and reshape.inputs[0] is not None and static_shape(reshape.inputs[0]) == matrix_shape:
         return reshape.inputs[0]
-    return writer.reshape(value, wanted)
+    return writer.reshape(value, matrix_shape)
