@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -33,7 +32,6 @@ from quad.quantize.encodings.rules import goes_last, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.engine import SwitchSession, open_engine
-from quad.runtime.engines.ort import products_saturate
 
 ENGINES = {"cpu": "ort", "openvino": "openvino"}
 # Against the simulated network, one call. LoRA branches read x before it is rounded to 8 bits, 16-bit Sites are not rounded at all, and
@@ -198,16 +196,3 @@ def test_without_eight_bit_activations_all_is_computed_as_written(case: Case, na
     assert target.integer
     assert target.for_profile(Profile({"unet": wide})).integer == ()
     assert target.for_profile(case.profile) == target
-
-
-def test_products_saturate_where_nobody_says_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "cpuinfo"
-    known = (("x86_64", "avx2 avx512_vnni", False), ("AMD64", "avx2", True), ("x86_64", None, True), ("aarch64", None, False))
-    for machine, flags, expected in known:
-        monkeypatch.setattr("platform.machine", lambda machine=machine: machine)
-        info.unlink(missing_ok=True)
-        if flags is not None:
-            info.write_text(f"flags : {flags}\n")
-        products_saturate.cache_clear()
-        assert products_saturate(info) is expected, (machine, flags)
-    products_saturate.cache_clear()

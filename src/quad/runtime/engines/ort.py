@@ -25,9 +25,7 @@ block in use: with every block of 1 MB or more apart (M_MMAP_THRESHOLD) 1.14 GB,
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +35,12 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError
 from quad.runtime.engines.bound_session import BoundSession, GraphInputs, first_line
+from quad.runtime.engines.processor import products_saturate
 
 FLOAT, AS_WRITTEN = "float", "w8a16"
 LARGE_BYTES = 32_000_000
 LEFT_OUT = ("ConstantFolding",)  # what would make floats of a large graph's weights at load
 _FATAL = 3
-_X86 = ("x86_64", "amd64")
 _ELEMENT_TYPES = {
     "tensor(float)": np.float32,
     "tensor(int8)": np.int8,
@@ -69,14 +67,6 @@ def is_large(model_file: Path, precision: str) -> bool:
         return False
     size = sum(file.stat().st_size for file in model_file.parent.iterdir() if file.name.startswith(model_file.name))
     return size >= LARGE_BYTES
-
-
-@cache
-def products_saturate(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Does this processor lose the upper bits of u8 x s8 sums; yes where nobody says that it has VNNI."""
-    if platform.machine().lower() not in _X86:
-        return False
-    return not (cpuinfo.is_file() and "vnni" in cpuinfo.read_text(encoding="ascii", errors="replace"))
 
 
 class OrtSession(BoundSession):
