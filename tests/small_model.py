@@ -19,7 +19,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from quad.compile.export import export_graph
 from quad.compile.graph_specs import unet_spec
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter, read_lora
+from quad.lora.read import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import SlottedNetwork, slot_network
 
@@ -123,7 +124,7 @@ class Tiny:
 
 @pytest.fixture(scope="session")
 def tiny(base: Base, adapter_files: dict[str, Path]) -> Tiny:
-    adapters = tuple(read_lora(name, path, base.unet) for name, path in adapter_files.items())
+    adapters = tuple(read_adapter(name, path, base.unet) for name, path in adapter_files.items())
     network, table = slot_network(base.unet, adapters)
     spec = unet_spec(base, table)
     graph = export_graph(network, spec)

@@ -14,7 +14,7 @@ from quad.cli.main import app
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
-DEVICE_ROOMS = ("quad.core", "quad.runtime", "quad.delivery", "quad.serve")
+DEVICE_ROOMS = ("quad.core", "quad.lora", "quad.runtime", "quad.delivery", "quad.serve")
 
 
 def _loaded(code: str) -> set[str]:

@@ -21,8 +21,8 @@ import torch
 from benchmarks.rig.figures import Figure
 
 from quad.core.slots import UNET
-from quad.lora.float_adapter import FloatAdapter
-from quad.lora.read import read_lora
+from quad.lora.adapter import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.runtime.bundle import Bundle, open_bundle
@@ -64,7 +64,7 @@ def _merged_model(place: Path, task: str) -> Path:
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(toyland, place, ignore=shutil.ignore_patterns("adapters"))
     base = open_model(toyland)
-    adapter = read_lora(task, toyland / "adapters" / task, base.unet, text_encoder=base.text_encoder)
+    adapter = read_adapter(task, toyland / "adapters" / task, base.unet, text_encoder=base.text_encoder)
     _merge(base.unet, adapter)
     base.unet.save_pretrained(place / "unet")
     world = json.loads((place / WORLD_FILE).read_text())

@@ -24,7 +24,7 @@ from quad.core.manifest import BUNDLE_FILE, PROBES_FILE, seal
 from quad.core.padding import pad
 from quad.core.profile import Profile
 from quad.core.storage.pack import read_pack
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.correct.smooth import equalized
@@ -120,7 +120,7 @@ def test_what_is_admitted_is_what_a_build_would_have_bound(phone: Bundle, adapte
 
 def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone: Bundle, base: Base) -> None:
     adapt(asked)
-    adapter = read_lora("ink", asked.adapter, base.unet)
+    adapter = read_adapter("ink", asked.adapter, base.unet)
     gains = phone.profile.gains.get("unet", {})
     expected = quantize_adapter(equalized(adapter, gains), phone.slots, phone.profile)
     found = Buffers(pad(read_pack(asked.output).tensors, zero_buffers(phone.slots)))
@@ -173,7 +173,7 @@ def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
     A CPU rounds what has 8 bits and a kernel, and where any has nothing else: so is the network here.
     """
     base, encodings = open_base(phone, model_dir), phone.profile.component("unet")
-    student = Study.of(phone, base, {}, read_lora("ink", lora, base.unet)).room.student
+    student = Study.of(phone, base, {}, read_adapter("ink", lora, base.unet)).room.student
     kept = {
         name: one for name, one in encodings.items()
         if phone.manifest.precision == "w8a16" or name.endswith(".weight") or (one.bits == 8 and name.endswith((".in", ".in_skip")))
@@ -207,7 +207,7 @@ def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Pa
 
 def test_the_teacher_is_the_base(phone: Bundle, model_dir: Path, lora: Path) -> None:
     base = open_base(phone, model_dir)
-    teacher = Study.of(phone, base, {}, read_lora("ink", lora, base.unet)).room.teacher
+    teacher = Study.of(phone, base, {}, read_adapter("ink", lora, base.unet)).room.teacher
     for call in read_probes(phone):
         tensors = [torch.from_numpy(call[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
         with torch.no_grad():

@@ -20,7 +20,7 @@ from quad.core.errors import CompatibilityError, UsageError
 from quad.core.padding import pad
 from quad.core.slots import SlotTable
 from quad.core.storage.pack import read_pack
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.teacher_calls import Fidelity
@@ -124,7 +124,7 @@ def with_base(phone: Path, base: Base, model_dir: Path, place: Path, steps: int)
 
 def test_a_packs_product_is_that_of_its_own_integers(phone: Path, base: Base, model_dir: Path, tmp_path: Path) -> None:
     said = with_base(phone, base, model_dir, tmp_path, 0).to_json()["quality"]["product_db"]
-    bundle, adapter = open_bundle(phone), read_lora("ink", tmp_path / "ink.safetensors", base.unet)
+    bundle, adapter = open_bundle(phone), read_adapter("ink", tmp_path / "ink.safetensors", base.unet)
     meant = slot_inputs(adapter, bundle.slots)
     found = dequantize_adapter(pad(read_pack(tmp_path / "ink.qpack").tensors, zero_buffers(bundle.slots)), bundle.slots, bundle.profile)
 

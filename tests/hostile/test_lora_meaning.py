@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from tests.hostile.lora_meaning import BASES, KEYS, KINDS, NUMBERS, PARTS
 from tests.hostile.refusal import Case, each, quad_survives, refused
@@ -12,7 +12,7 @@ from tests.hostile.refusal import Case, each, quad_survives, refused
 
 def _refused(case: Case, base: Base, place: Path) -> None:
     path = case.write(place)
-    refused(case.error, case.says, lambda: read_lora("ink", path, base.unet, text_encoder=base.text_encoder))
+    refused(case.error, case.says, lambda: read_adapter("ink", path, base.unet, text_encoder=base.text_encoder))
     quad_survives(["inspect", path])
 
 

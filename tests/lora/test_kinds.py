@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.errors import InputError
-from quad.lora.low_rank import KEPT_ENERGY
-from quad.lora.read import FloatAdapter, LowRank, RankLimits, read_lora
+from quad.lora.low_rank import CONVERTED_ENERGY
+from quad.lora.read import FloatAdapter, LowRank, RankLimits
+from quad.model.adapters import read_adapter
 from quad.model.slots.network import slot_inputs, slot_network
 
 Inputs = tuple[Tensor, Tensor, Tensor]
@@ -53,7 +54,7 @@ def kohya(path: str) -> str:
 
 
 def read(tmp_path: Path, unet: nn.Module, tensors: dict[str, Tensor], limits: RankLimits | None = None) -> FloatAdapter:
-    return read_lora("a", save(tmp_path / "a.safetensors", tensors), unet, limits=limits)
+    return read_adapter("a", save(tmp_path / "a.safetensors", tensors), unet, limits=limits)
 
 
 # -- against PEFT's own layers ----------------------------------------------------------------------------------------------
@@ -75,13 +76,13 @@ def test_a_peft_directory_of_another_kind(kind: str, limits: RankLimits | None, 
     torch.manual_seed(7)
     model = get_peft_model(copy.deepcopy(unet), CONFIGS[kind]).eval()
     model.save_pretrained(tmp_path / "peft")
-    adapter = read_lora("a", tmp_path / "peft", unet, limits=limits)
+    adapter = read_adapter("a", tmp_path / "peft", unet, limits=limits)
     assert adapter.weights.keys() == set(PLACES)
     for path in PLACES:
         layer: Any = model.get_submodule(f"base_model.model.{path}")
         share = kept(layer.get_delta_weight("default").detach().numpy(), adapter.weights[path])
         assert share == pytest.approx(adapter.energy[path], abs=1e-6)
-        assert share >= KEPT_ENERGY - 1e-6
+        assert share >= CONVERTED_ENERGY - 1e-6
     assert all(kind.partition(",")[0].partition(" ")[0] in note for note in adapter.notes)
     assert len(adapter.notes) == 1
 
@@ -97,7 +98,7 @@ def test_dora_of_peft(unet: UNet2DConditionModel, inputs: Inputs, tmp_path: Path
         if "magnitude" in name:
             parameter.data *= 1 + 0.5 * torch.rand_like(parameter)
     model.save_pretrained(tmp_path / "peft")
-    adapter = read_lora("a", tmp_path / "peft", unet, limits=UP_TO_ANY)
+    adapter = read_adapter("a", tmp_path / "peft", unet, limits=UP_TO_ANY)
     network, table = slot_network(unet, [adapter])
     slots = {name: torch.from_numpy(value) for name, value in slot_inputs(adapter, table).items()}
     merged = copy.deepcopy(model).merge_and_unload()

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from quad.core.errors import InputError, UnsupportedError
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from tests.lora.test_kinds import LINEAR, WIDTH, kohya, read, save
 
 LOHA = {f"hada_w{i}_{side}": torch.ones(*((WIDTH, 3) if side == "a" else (3, WIDTH))) for i in (1, 2) for side in "ab"}
@@ -69,5 +69,5 @@ def test_tensors_that_are_not_of_the_config_s_kind(config: dict[str, Any], text:
     }
     save(tmp_path / "adapter_model.safetensors", tensors)
     with pytest.raises(InputError) as caught:
-        read_lora("a", tmp_path, unet)
+        read_adapter("a", tmp_path, unet)
     assert text in str(caught.value)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quad.core.errors import InputError, UsageError
-from quad.lora.float_adapter import FloatAdapter, LowRank
+from quad.lora.adapter import FloatAdapter, LowRank
 from quad.lora.low_rank import Dense, Kronecker, Product, RankLimits, Update
 from quad.lora.read import reduced
 

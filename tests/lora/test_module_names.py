@@ -60,29 +60,29 @@ def test_other_networks_have_none() -> None:
 
 def test_a_spelling_of_two_modules_is_none() -> None:
     names = network_names(["a.b_c", "a_b.c", "d.e"])
-    assert names.find(LoraKey("a_b_c", "down", flat=True, component="unet")) is None
-    assert names.find(LoraKey("a.b_c", "down", component="unet")) == "a.b_c"
-    assert names.find(LoraKey("d_e", "down", flat=True, component="unet")) == "d.e"
+    assert names.find(LoraKey(path="a_b_c", role="down", flat=True, component="unet")) is None
+    assert names.find(LoraKey(path="a.b_c", role="down", component="unet")) == "a.b_c"
+    assert names.find(LoraKey(path="d_e", role="down", flat=True, component="unet")) == "d.e"
 
 
 @pytest.mark.parametrize(
     ("key", "want"),
     [
-        ("unet.conv_in.lora_A.weight", LoraKey("conv_in", "down", False, "unet")),
-        ("base_model.model.unet.conv_in.lora_B.weight", LoraKey("conv_in", "up", False, "unet")),
-        ("conv_in.lora_A.ink.weight", LoraKey("conv_in", "down")),
+        ("unet.conv_in.lora_A.weight", LoraKey(path="conv_in", role="down", flat=False, component="unet")),
+        ("base_model.model.unet.conv_in.lora_B.weight", LoraKey(path="conv_in", role="up", flat=False, component="unet")),
+        ("conv_in.lora_A.ink.weight", LoraKey(path="conv_in", role="down")),
         (
             "lora_te_text_model_encoder_layers_0_mlp_fc1.alpha",
-            LoraKey("text_model_encoder_layers_0_mlp_fc1", "alpha", True, "text_encoder"),
+            LoraKey(path="text_model_encoder_layers_0_mlp_fc1", role="alpha", flat=True, component="text_encoder"),
         ),
         (
             "text_encoder.text_model.a.self_attn.to_out_lora.up.weight",
-            LoraKey("text_model.a.self_attn.out_proj", "up", False, "text_encoder"),
+            LoraKey(path="text_model.a.self_attn.out_proj", role="up", flat=False, component="text_encoder"),
         ),
-        ("mid.attn1.processor.to_out_lora.down.weight", LoraKey("mid.attn1.to_out.0", "down")),
-        ("model.diffusion_model.out.2.lora_up.weight", LoraKey("out.2", "up")),
-        ("lora_unet_conv_in.hada_t1", LoraKey("conv_in", "hada_t1", True, "unet")),
-        ("unet.conv_in.lora_magnitude_vector.default.weight", LoraKey("conv_in", "magnitude", False, "unet")),
+        ("mid.attn1.processor.to_out_lora.down.weight", LoraKey(path="mid.attn1.to_out.0", role="down")),
+        ("model.diffusion_model.out.2.lora_up.weight", LoraKey(path="out.2", role="up")),
+        ("lora_unet_conv_in.hada_t1", LoraKey(path="conv_in", role="hada_t1", flat=True, component="unet")),
+        ("unet.conv_in.lora_magnitude_vector.default.weight", LoraKey(path="conv_in", role="magnitude", flat=False, component="unet")),
         ("lora_unet_conv_in.lokr_t1", None),
         ("unet.conv_in.weight", None),
         ("", None),

@@ -9,8 +9,8 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from quad.core.errors import InputError
-from quad.lora.read import read_lora
-from tests.lora.test_strangers import PAIR, PEFT_PAIR, Q, refused, write
+from quad.model.adapters import read_adapter
+from tests.lora.test_malformed_files import PAIR, PEFT_PAIR, Q, refused, write
 
 # -- other bases ------------------------------------------------------------------------------------------------------------
 
@@ -62,7 +62,7 @@ def test_another_base_is_named_by_the_width_of_its_text(width: int, base: str, u
 def test_dialects_mix_as_long_as_their_modules_differ(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     kohya = "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn1_to_k"
     mixed = {**PAIR, f"{kohya}.lora_down.weight": torch.ones(2, 32), f"{kohya}.lora_up.weight": torch.ones(32, 2)}
-    adapter = read_lora("a", write(tmp_path / "a.safetensors", mixed), unet)
+    adapter = read_adapter("a", write(tmp_path / "a.safetensors", mixed), unet)
     assert adapter.weights.keys() == {Q, Q.replace("to_q", "to_k")}
 
 

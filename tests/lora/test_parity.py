@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from quad.lora.read import FloatAdapter, read_lora
+from quad.lora.read import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.slots.network import slot_inputs, slot_network
 from tests.model import dialects
 from tests.model.dialects import TARGETS, TEXT_SPELLINGS, UNET_SPELLINGS, Tensors, loud_lora
@@ -97,7 +98,7 @@ def test_law_2_in_every_dialect(spelling: str, target: str, linear: bool, sd_une
     if spelling == "kohya, original blocks":  # diffusers takes the upsampler of a block without attention for an attention
         plain = {key: value for key, value in plain.items() if not key.startswith("up_blocks.0.upsamplers")}
     file = save(tmp_path / "pytorch_lora_weights.safetensors", UNET_SPELLINGS[spelling](plain, unet))
-    require_same(read_lora("a", file, unet), unet, with_diffusers(unet, file), sd_inputs)
+    require_same(read_adapter("a", file, unet), unet, with_diffusers(unet, file), sd_inputs)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -112,7 +113,7 @@ def test_law_2_of_a_peft_directory(rslora: bool, target: str, sd_unet: MakeUnet,
     model = loud_peft(get_peft_model(copy.deepcopy(unet), config), 0.5)
     model.save_pretrained(tmp_path / "peft")
     loaded = PeftModel.from_pretrained(copy.deepcopy(unet), tmp_path / "peft").eval()
-    adapter = read_lora("a", tmp_path / "peft", unet)
+    adapter = read_adapter("a", tmp_path / "peft", unet)
     assert adapter.rank == 7
     require_same(adapter, unet, loaded, sd_inputs)
 
@@ -157,7 +158,7 @@ def test_text_encoder_in_every_dialect(spelling: str, sd_unet: MakeUnet, text_en
 
     want = merged(text_encoder, load)
     assert len(want) == 12
-    require_same_text(read_lora("a", file, sd_unet(False), text_encoder=text_encoder), want, text_encoder)
+    require_same_text(read_adapter("a", file, sd_unet(False), text_encoder=text_encoder), want, text_encoder)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
@@ -169,7 +170,7 @@ def test_text_encoder_of_a_peft_directory(sd_unet: MakeUnet, text_encoder: CLIPT
         for path, delta in merged(text_encoder, lambda model: PeftModel.from_pretrained(model, tmp_path / "peft")).items()
     }
     assert len(want) == 4
-    require_same_text(read_lora("a", tmp_path / "peft", sd_unet(False), text_encoder=text_encoder), want, text_encoder)
+    require_same_text(read_adapter("a", tmp_path / "peft", sd_unet(False), text_encoder=text_encoder), want, text_encoder)
 
 
 def test_both_models_in_one_file_with_their_own_scales(
@@ -192,7 +193,7 @@ def test_both_models_in_one_file_with_their_own_scales(
         tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"],
         unet_lora_adapter_metadata=configs["unet"].to_dict(), text_encoder_lora_adapter_metadata=configs["text_encoder"].to_dict(),
     )  # fmt: skip
-    adapter = read_lora("a", tmp_path, unet, text_encoder=text_encoder)
+    adapter = read_adapter("a", tmp_path, unet, text_encoder=text_encoder)
     want = {
         p: m.get_delta_weight("default").detach().numpy()
         for p, m in models["text_encoder"].named_modules()
@@ -211,8 +212,8 @@ def test_a_directory_of_a_peft_directory_per_model(sd_unet: MakeUnet, text_encod
     for name, (model, targets, alpha) in parts.items():
         config = LoraConfig(r=4, lora_alpha=alpha, target_modules=targets)
         loud_peft(get_peft_model(copy.deepcopy(model), config), 1.0).save_pretrained(tmp_path / name)
-    both = read_lora("a", tmp_path, unet, text_encoder=text_encoder)
-    alone = [read_lora("a", tmp_path / name, unet, text_encoder=text_encoder) for name in parts]
+    both = read_adapter("a", tmp_path, unet, text_encoder=text_encoder)
+    alone = [read_adapter("a", tmp_path / name, unet, text_encoder=text_encoder) for name in parts]
     assert both.weights.keys() == alone[0].weights.keys() | alone[1].weights.keys()
     for one in alone:
         assert one.weights
@@ -227,8 +228,8 @@ def test_spellings_that_diffusers_does_not_read_mean_what_its_own_means(spelling
     targets = TARGETS["attention"] if "old" in spelling else sum((TARGETS[name] for name in UNET_TARGETS), ())
     plain = loud_lora(unet, targets)
     made = dialects.OTHER_UNET_SPELLINGS[spelling](plain, unet)
-    got = read_lora("a", save(tmp_path / "x" / "a.safetensors", made), unet)
-    want = read_lora("a", save(tmp_path / "y" / "a.safetensors", dialects.diffusers(plain, unet)), unet)
+    got = read_adapter("a", save(tmp_path / "x" / "a.safetensors", made), unet)
+    want = read_adapter("a", save(tmp_path / "y" / "a.safetensors", dialects.diffusers(plain, unet)), unet)
     assert got.weights.keys() == want.weights.keys()
     for path, pair in want.weights.items():
         scale = np.float32(dialects.ALPHA / pair.rank) if spelling == "LyCORIS" else np.float32(1)
@@ -243,6 +244,6 @@ def test_lcm_lora_s_layout(sd_unet: MakeUnet, sd_inputs: Inputs, tmp_path: Path)
             "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")  # fmt: skip
     half = {key: value.half() for key, value in dialects.kohya(loud_lora(unet, ends, (8,)), unet).items()}
     file = save(tmp_path / "pytorch_lora_weights.safetensors", half)
-    adapter = read_lora("lcm", file, unet)
+    adapter = read_adapter("lcm", file, unet)
     assert {"down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv"} <= adapter.weights.keys()
     require_same(adapter, unet, with_diffusers(unet, file).float(), sd_inputs)

@@ -16,7 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
-from quad.lora.read import FloatAdapter, read_lora
+from quad.lora.read import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.slots.network import slot_inputs, slot_network
 
 LoraFile = Callable[..., Path]
@@ -52,8 +53,8 @@ def test_kohya_spelling_gives_the_same_adapter(kind: str, unet: UNet2DConditionM
         kohya[f"{flat}.{'lora_down' if role == 'lora_A' else 'lora_up'}.weight"] = tensor
         kohya[f"{flat}.alpha"] = torch.tensor(2.0)
     scaled = {k: v * 2 / v.shape[1] if "lora_B" in k else v for k, v in plain.items()}
-    got = read_lora("k", save(tmp_path / "kohya.safetensors", kohya), unet)
-    assert same(got, read_lora("d", save(tmp_path / "plain.safetensors", scaled), unet))
+    got = read_adapter("k", save(tmp_path / "kohya.safetensors", kohya), unet)
+    assert same(got, read_adapter("d", save(tmp_path / "plain.safetensors", scaled), unet))
 
 
 def test_old_diffusers_spelling_gives_the_same_adapter(unet: UNet2DConditionModel, lora_tensors: MakeTensors, tmp_path: Path) -> None:
@@ -64,9 +65,9 @@ def test_old_diffusers_spelling_gives_the_same_adapter(unet: UNet2DConditionMode
         parent, _, leaf = key.removesuffix(".weight").rpartition(".")[0].replace(".to_out.0", ".to_out").rpartition(".")
         old[f"unet.{parent}.processor.{leaf}_lora.{direction}.weight"] = tensor
     newer = {k.replace("lora_A", "lora.down").replace("lora_B", "lora.up"): v for k, v in plain.items()}
-    want = read_lora("d", save(tmp_path / "plain.safetensors", plain), unet)
-    assert same(read_lora("o", save(tmp_path / "old.safetensors", old), unet), want)
-    assert same(read_lora("n", save(tmp_path / "newer.safetensors", newer), unet), want)
+    want = read_adapter("d", save(tmp_path / "plain.safetensors", plain), unet)
+    assert same(read_adapter("o", save(tmp_path / "old.safetensors", old), unet), want)
+    assert same(read_adapter("n", save(tmp_path / "newer.safetensors", newer), unet), want)
 
 
 @pytest.mark.parametrize("rslora", [False, True])
@@ -85,7 +86,7 @@ def test_peft_directory_runs_as_in_peft(rslora: bool, unet: UNet2DConditionModel
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.1)
     model.save_pretrained(tmp_path / "peft")
-    adapter = read_lora("p", tmp_path / "peft", unet)
+    adapter = read_adapter("p", tmp_path / "peft", unet)
     network, table = slot_network(unet, [adapter])
     x = (torch.randn(1, 9, 8, 8), torch.tensor([10.0]), torch.randn(1, 6, 16))
     slots = {n: torch.from_numpy(v) for n, v in slot_inputs(adapter, table).items()}
@@ -98,13 +99,13 @@ def test_peft_directory_runs_as_in_peft(rslora: bool, unet: UNet2DConditionModel
 @pytest.mark.parametrize(("extra", "factor"), [({}, 12 / 4), ({"use_rslora": True}, 12 / 2), ({"alpha_pattern": {"attn1.to_q": 2}}, 2 / 4)])
 def test_metadata_rules_the_scale(extra: dict[str, object], factor: float, unet: UNet2DConditionModel, lora_file: LoraFile) -> None:
     metadata = {f"unet.{key}": value for key, value in {"r": 4, "lora_alpha": 12, **extra}.items()}
-    adapter = read_lora("m", lora_file(tensors=q_pair(), metadata=metadata), unet)
+    adapter = read_adapter("m", lora_file(tensors=q_pair(), metadata=metadata), unet)
     assert np.allclose(adapter.weights[Q].b, factor)
     assert np.all(adapter.weights[Q].a == 1)
 
 
 def test_without_any_alpha_the_scale_is_one(unet: UNet2DConditionModel, lora_file: LoraFile) -> None:
-    assert np.all(read_lora("m", lora_file(tensors=q_pair()), unet).weights[Q].b == 1)
+    assert np.all(read_adapter("m", lora_file(tensors=q_pair()), unet).weights[Q].b == 1)
 
 
 def test_half_precision_files_and_1x1_spellings(unet: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -113,7 +114,7 @@ def test_half_precision_files_and_1x1_spellings(unet: UNet2DConditionModel, tmp_
         f"{conv}.lora_A.weight": torch.ones(2, 32, dtype=torch.bfloat16),
         f"{conv}.lora_B.weight": torch.ones(32, 2, dtype=torch.bfloat16),
     }
-    pair = read_lora("h", save(tmp_path / "h.safetensors", tensors), unet).weights[conv]
+    pair = read_adapter("h", save(tmp_path / "h.safetensors", tensors), unet).weights[conv]
     assert (pair.a.shape, pair.b.shape) == ((2, 32, 1, 1), (32, 2, 1, 1))
     assert pair.a.dtype == pair.b.dtype == np.float32
 
@@ -123,7 +124,7 @@ def test_half_precision_files_and_1x1_spellings(unet: UNet2DConditionModel, tmp_
 
 def refused(error: type[QuadError], text: str, path: Path, unet: UNet2DConditionModel) -> None:
     with pytest.raises(error) as caught:
-        read_lora("ink", path, unet)
+        read_adapter("ink", path, unet)
     message = str(caught.value)
     assert text in message
     assert "\n" not in message
@@ -159,12 +160,12 @@ def test_keys_that_match_nothing_are_listed(unet: UNet2DConditionModel, tmp_path
     path = save(tmp_path / "x.safetensors", {**q_pair(), **stray})
     refused(InputError, "10 of 12 match nothing: unet.other.0.lora_A.weight, unet.other.1", path, unet)
     refused(InputError, "and 2 more; pass --allow-unused-keys", path, unet)
-    adapter = read_lora("ink", path, unet, allow_unused=True)
+    adapter = read_adapter("ink", path, unet, allow_unused=True)
     assert adapter.weights.keys() == {Q}
     assert adapter.notes[0].startswith("10 keys match nothing and are left out: unet.other.0.lora_A.weight, ")
     nothing = save(tmp_path / "y.safetensors", stray)
     with pytest.raises(InputError, match=r"10 of 10 match nothing: .*; is it for another base model"):
-        read_lora("ink", nothing, unet, allow_unused=True)
+        read_adapter("ink", nothing, unet, allow_unused=True)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt"])

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from torch import nn
 
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.zoo.synthetic_adapter import write_loud
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["layer"]}
@@ -34,5 +34,5 @@ def test_every_update_is_so_many_times_as_large(layout: str, tmp_path: Path) -> 
     network = nn.ModuleDict({"layer": nn.Linear(4, 3)})
     source = write(tmp_path / "source", layout)
     write_loud(source, tmp_path / "made", 4.0)
-    plain, loud = (read_lora("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
+    plain, loud = (read_adapter("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
     np.testing.assert_allclose(loud.b @ loud.a, 4.0 * (plain.b @ plain.a), rtol=1e-6)

@@ -26,8 +26,9 @@ from quad.core.progress import Progress, StageClock, silent
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.pack import write_pack
 from quad.core.tensor_names import Role, paths_with
+from quad.lora.layout import bundle_layouts
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
-from quad.lora.skeleton import skeletons
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.distill import Alignment
@@ -134,9 +135,11 @@ def _read(request: AdaptRequest, bundle: Bundle, base: Base | None) -> FloatAdap
     """The LoRA by the base's layers, or by what the bundle knows of them; nothing is cut yet."""
     limits = RankLimits(None, 0.0)  # what is lost is judged with what the slots' ranks lose
     if base is not None:
-        return read_lora(request.name, request.adapter, base.unet, request.allow_unused_keys, text_encoder=base.text_encoder, limits=limits)
+        return read_adapter(
+            request.name, request.adapter, base.unet, request.allow_unused_keys, text_encoder=base.text_encoder, limits=limits
+        )
     layers = {component: paths_with(Role.WEIGHT, bundle.profile.component(component)) for component in (UNET, TEXT_ENCODER)}
-    unet, text = skeletons(bundle.slots, layers)
+    unet, text = bundle_layouts(bundle.slots, layers)
     return read_lora(request.name, request.adapter, unet, request.allow_unused_keys, text_encoder=text, limits=limits)
 
 

@@ -20,7 +20,8 @@ from quad.core.manifest import TaskSpec
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter, read_lora
+from quad.lora.read import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
@@ -62,7 +63,7 @@ def open_all(request: BuildRequest, clock: StageClock) -> Opened:
     with clock("lora"):
         unused, limits = request.allow_unused_keys, request.rank_limits
         adapters = tuple(
-            read_lora(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=limits)
+            read_adapter(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=limits)
             for name, path in request.adapters.items()
         )
     wanted = {None, *request.adapters}

@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from quad.core.errors import InputError, mismatch
 from quad.core.storage.links import contained
 from quad.core.storage.pack import MANIFEST_KEY
-from quad.lora.keys import Role, parse_key, refuse_other_kinds
+from quad.lora.keys import parse_key, refuse_other_kinds
 from quad.lora.kinds import kind_of, own_rank
-from quad.lora.places import DIFFUSERS_NAME, PEFT_NAME, first_bytes, refuse_pickle
+from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, first_bytes, refuse_pickle
+from quad.lora.tensors import Role
 
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 

@@ -6,7 +6,7 @@ A slot is a Linear or Conv of the network with two runtime inputs, A `(rank, in,
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import msgspec
 
@@ -17,7 +17,8 @@ SlotKind = Literal["linear", "conv"]
 Features = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=64)]
 SlotDtype = Literal["float32", "int16", "int8"]
-UNET, TEXT_ENCODER = "unet", "text_encoder"  # the components that may have slots
+UNET: Final = "unet"  # the components that may have slots
+TEXT_ENCODER: Final = "text_encoder"
 
 
 class Slot(msgspec.Struct, frozen=True):

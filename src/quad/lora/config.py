@@ -1,4 +1,4 @@
-"""What an adapter's config says about scale, read as carefully as the file of a stranger must be. Source: PEFT `LoraConfig`."""
+"""The scale rule of an adapter's config, read as carefully as any file from outside must be. Source: PEFT `LoraConfig`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
 
-KINDS = ("LORA", "LOHA", "LOKR")
 AGAIN = "save the adapter again"
 
 _DEFAULT = 8  # PEFT's, for both r and alpha
@@ -69,14 +68,17 @@ class _Setting:
 
 
 def _setting(where: str, config: Mapping[str, Any], plain: str, patterns: str, whole: bool) -> _Setting:
-    found = config.get(patterns) or {}
-    if not isinstance(found, dict):
-        raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", type(found).__name__, AGAIN))
-    if sum(map(_is_expression, found)) > _MOST_EXPRESSIONS:
+    exceptions = config.get(patterns) or {}
+    if not isinstance(exceptions, dict):
+        raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", type(exceptions).__name__, AGAIN))
+    if sum(map(_is_expression, exceptions)) > _MOST_EXPRESSIONS:
         raise InputError(mismatch(f"{where}, {patterns}", f"at most {_MOST_EXPRESSIONS} expressions", "more", "write the paths out"))
-    said = config.get(plain)
-    default = float(_DEFAULT) if said is None else _number(f"{where}, {plain}", said, whole)
-    compiled = ((_compiled(f"{where}, {patterns}", key), _number(f"{where}, {patterns}", value, whole)) for key, value in found.items())
+    value = config.get(plain)
+    default = float(_DEFAULT) if value is None else _number(f"{where}, {plain}", value, whole)
+    compiled = (
+        (_compiled(f"{where}, {patterns}", pattern), _number(f"{where}, {patterns}", number, whole))
+        for pattern, number in exceptions.items()
+    )
     return _Setting(default, tuple(compiled))
 
 
@@ -105,27 +107,31 @@ class ScaleRule:
         if self.rank is None or self.alpha is None:
             return 1.0
         spellings = (path, f"text_model.{path}")
-        said = self.rank.of(spellings)
-        if check and said != rank:
+        config_rank = self.rank.of(spellings)
+        if check and config_rank != rank:
             raise InputError(
-                mismatch(f"{path!r}", f"rank {said:g} (the adapter's config)", f"rank {rank}", "use the config saved with these weights")
+                mismatch(
+                    f"{path!r}", f"rank {config_rank:g} (the adapter's config)", f"rank {rank}", "use the config saved with these weights"
+                )
             )
-        return self.alpha.of(spellings) / (math.sqrt(said) if self.rslora else said)
+        return self.alpha.of(spellings) / (math.sqrt(config_rank) if self.rslora else config_rank)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """One model's part of an adapter's config; by default that there is none.
 
     Args:
-        kind: one of `KINDS`.
+        kind: PEFT's name of it.
+        rule: how alpha becomes a factor.
         dora: each module has a magnitude.
+        present: there is a config.
     """
 
     kind: str = "LORA"
     rule: ScaleRule = field(default_factory=ScaleRule)
     dora: bool = False
-    given: bool = False
+    present: bool = False
 
 
 def parse_json(where: Path, text: str | bytes) -> dict[str, Any]:
@@ -135,17 +141,18 @@ def parse_json(where: Path, text: str | bytes) -> dict[str, Any]:
         InputError: it is something else.
     """
     try:
-        found = json.loads(text)
+        config = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(mismatch(f"{where}", "the adapter's config in JSON", f"{error}"[:120], AGAIN)) from error
-    if not isinstance(found, dict):
-        raise InputError(mismatch(f"{where}", "a JSON object as the adapter's config", type(found).__name__, AGAIN))
-    return found
+    if not isinstance(config, dict):
+        raise InputError(mismatch(f"{where}", "a JSON object as the adapter's config", type(config).__name__, AGAIN))
+    return config
 
 
-def _require_plain(where: str, config: Mapping[str, Any], kind: str) -> None:
-    if kind not in KINDS:
-        raise UnsupportedError(mismatch(where, "LoRA, LoHa or LoKr", f"{kind[:40]!r} (peft_type)", "convert it to LoRA"))
+def _require_plain(where: str, config: Mapping[str, Any], kind: str, peft_types: Mapping[str, str]) -> None:
+    if kind not in peft_types:
+        *most, last = peft_types.values()
+        raise UnsupportedError(mismatch(where, f"{', '.join(most)} or {last}", f"{kind[:40]!r} (peft_type)", "convert it to LoRA"))
     start = str(config.get("init_lora_weights", "")).lower()
     if start.startswith(_BASE_CHANGING):
         raise UnsupportedError(
@@ -156,8 +163,12 @@ def _require_plain(where: str, config: Mapping[str, Any], kind: str) -> None:
             raise UnsupportedError(mismatch(where, "two matrices a module", option, "convert it to plain LoRA"))
 
 
-def read_config(path: Path, config: Mapping[str, Any]) -> AdapterConfig:
+def read_config(path: Path, config: Mapping[str, Any], peft_types: Mapping[str, str]) -> AdapterConfig:
     """What one config says of one model.
+
+    Args:
+        path: of the file that it stands in, for messages.
+        peft_types: PEFT's names of the kinds that are read -> ours.
 
     Raises:
         InputError: a value is of the wrong kind.
@@ -165,10 +176,11 @@ def read_config(path: Path, config: Mapping[str, Any]) -> AdapterConfig:
     """
     where = f"{path}"
     kind = str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
-    _require_plain(where, config, kind)
+    _require_plain(where, config, kind, peft_types)
     for option in ("use_rslora", "use_dora"):
         if not isinstance(config.get(option) or False, bool):
             raise InputError(mismatch(f"{where}, {option}", "true or false", f"{config[option]!r}"[:60], AGAIN))
     rank = _setting(where, config, "r", "rank_pattern", whole=True)
     alpha = _setting(where, config, "lora_alpha" if kind == "LORA" else "alpha", "alpha_pattern", whole=False)
-    return AdapterConfig(kind, ScaleRule(rank, alpha, bool(config.get("use_rslora"))), bool(config.get("use_dora")), True)
+    rule = ScaleRule(rank, alpha, bool(config.get("use_rslora")))
+    return AdapterConfig(kind=kind, rule=rule, dora=bool(config.get("use_dora")), present=True)

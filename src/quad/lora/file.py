@@ -1,4 +1,4 @@
-"""Finding and opening a LoRA file or directory: its tensors, and what its metadata says about scale. Never pickle."""
+"""A LoRA file or directory, opened: its tensors, and what its metadata says about scale. Never pickle."""
 
 from __future__ import annotations
 
@@ -8,25 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from torch import Tensor
-
 from quad.core.digests import digest, file_digest
-from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.errors import InputError, mismatch
+from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import Component, shown
-from quad.lora.places import PEFT_CONFIG, PEFT_NAME, PICKLE_REASON, PICKLED_SUFFIXES, Place, find_places, first_bytes
-
-__all__ = ["PICKLED_SUFFIXES", "PICKLE_REASON", "LoraFile", "find_lora", "open_lora", "read_tensors"]
+from quad.lora.keys import DOTTED_PREFIXES, Component
+from quad.lora.kinds import PEFT_TYPES
+from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
+from quad.lora.tensors import StoredTensor, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
-_COMPONENTS: tuple[Component, ...] = ("unet", "text_encoder")
-_PREFIXES: tuple[tuple[str, Component], ...] = (("unet.", "unet"), ("transformer.", "unet"), ("text_encoder.", "text_encoder"))
-_REAL_TYPES = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+_COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER)
 _LARGEST_CONFIG = 16 * 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraFile:
     """An opened LoRA file.
 
@@ -39,7 +35,7 @@ class LoraFile:
     """
 
     path: Path
-    tensors: dict[str, Tensor]
+    tensors: dict[str, StoredTensor]
     configs: Mapping[Component, AdapterConfig] = field(default_factory=dict)
     digest: str = ""
     trained_on: str = ""
@@ -54,32 +50,11 @@ def find_lora(path: Path) -> Path:
     Raises:
         InputError: nothing there, or pickled, or not safetensors, or a link out of the directory.
     """
-    places = find_places(path)
-    return places[0].weights if len(places) == 1 and not places[0].component else path
+    return _lone_path(path, weights_files(path))
 
 
-def _tensor(file: Any, path: Path, key: str) -> Tensor:
-    dtype = str(file.get_slice(key).get_dtype())
-    # Trainers write alpha as a whole number too; nothing else of a LoRA is one.
-    if dtype not in _REAL_TYPES and not (key.endswith(".alpha") and dtype in ("I64", "I32", "I16", "I8", "U8")):
-        raise UnsupportedError(mismatch(f"{path}, '{shown(key)}'", "floats", dtype, "save it in float16 or float32"))
-    tensor: Tensor = file.get_tensor(key)
-    return tensor
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
-
-    Raises:
-        InputError: the file is truncated or no safetensors file.
-        UnsupportedError: it holds whole or complex numbers, or floats of a kind that means nothing alone.
-    """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: _tensor(file, path, key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
-        found = first_bytes(path) or f"{error}".partition("\n")[0][:200] or type(error).__name__
-        raise InputError(mismatch(f"{path}", "a whole safetensors file", found, "fetch or save it again")) from error
+def _lone_path(path: Path, files: list[WeightsFile]) -> Path:
+    return files[0].path if len(files) == 1 and not files[0].component else path
 
 
 def _packed_configs(path: Path, text: str) -> dict[Component, AdapterConfig]:
@@ -88,47 +63,43 @@ def _packed_configs(path: Path, text: str) -> dict[Component, AdapterConfig]:
     if not packed:
         return {}
     parts: dict[Component, dict[str, Any]] = {component: {} for component in _COMPONENTS}
-    for prefix, component in _PREFIXES:
+    for prefix, component in DOTTED_PREFIXES:
         parts[component] |= {key.removeprefix(prefix): value for key, value in packed.items() if key.startswith(prefix)}
     if not any(parts.values()):
         parts = dict.fromkeys(_COMPONENTS, packed)
-    return {component: read_config(path, part) for component, part in parts.items() if part}
+    return {component: read_config(path, part, PEFT_TYPES) for component, part in parts.items() if part}
 
 
-def _config_beside(place: Place) -> dict[str, Any]:
-    assert place.config is not None
-    if place.config.stat().st_size > _LARGEST_CONFIG:
-        raise InputError(mismatch(f"{place.config}", "the adapter's config", "more than 16 MiB", AGAIN))
-    return parse_json(place.config, place.config.read_bytes())
+def _config_file(path: Path) -> AdapterConfig:
+    if path.stat().st_size > _LARGEST_CONFIG:
+        raise InputError(mismatch(f"{path}", "the adapter's config", "more than 16 MiB", AGAIN))
+    return read_config(path, parse_json(path, path.read_bytes()), PEFT_TYPES)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Part:
-    tensors: dict[str, Tensor]
+    """One weights file of an adapter, with the digests of what was read."""
+
+    tensors: dict[str, StoredTensor]
     configs: dict[Component, AdapterConfig]
     parents: dict[str, str]
     trained_on: str
 
 
-def _open_part(place: Place) -> _Part:
-    file = place.weights
-    tensors, metadata = read_tensors(file)
-    parents = {f"{place.component}weights": file_digest(file)}
+def _open_part(file: WeightsFile) -> _Part:
+    tensors, metadata = read_tensors(file.path)
+    parents = {f"{file.component}weights": file_digest(file.path)}
     configs: dict[Component, AdapterConfig] = {}
     if _METADATA_KEY in metadata:
-        configs = _packed_configs(file, metadata[_METADATA_KEY])
-    elif place.config is not None:
-        found = read_config(place.config, _config_beside(place))
-        configs = dict.fromkeys(_COMPONENTS, found)
-        parents[f"{place.component}config"] = file_digest(place.config)
+        configs = _packed_configs(file.path, metadata[_METADATA_KEY])
+    elif file.config is not None:
+        configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
+        parents[f"{file.component}config"] = file_digest(file.config)
     elif any(key.startswith("base_model.model.") for key in tensors):
-        raise InputError(
-            mismatch(
-                f"{file}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", "alpha is unknown; give the adapter's directory"
-            )
-        )
-    said = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return _Part(tensors, configs, parents, json.dumps(said[:60]) if said else "")
+        then = "alpha is unknown; give the adapter's directory"
+        raise InputError(mismatch(f"{file.path}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", then))
+    base_name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
+    return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=json.dumps(base_name[:60]) if base_name else "")
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -138,17 +109,21 @@ def open_lora(path: Path) -> LoraFile:
         InputError: missing, pickled, truncated, a config of wrong types, or PEFT keys without their config.
         UnsupportedError: the config says it is no adapter of those read, or the tensors are no floats.
     """
-    places = find_places(path)
+    files = weights_files(path)
     try:
-        parts = [_open_part(place) for place in places]
+        parts = [_open_part(file) for file in files]
     except OSError as error:
         raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check its permissions")) from error
     parents = {name: value for part in parts for name, value in part.parents.items()}
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     configs: dict[Component, AdapterConfig] = {}
-    for place, part in zip(places, parts, strict=True):
-        tensors |= {f"{place.component}{key}": tensor for key, tensor in part.tensors.items()}
-        configs |= {one: config for one, config in part.configs.items() if not place.component or place.component == f"{one}."}
-    file = places[0].weights if len(places) == 1 and not places[0].component else path
-    whole = next(iter(parents.values())) if len(parents) == 1 else digest(parents)
-    return LoraFile(file, tensors, configs, whole, parts[0].trained_on)
+    for file, part in zip(files, parts, strict=True):
+        tensors |= {f"{file.component}{key}": tensor for key, tensor in part.tensors.items()}
+        configs |= {model: config for model, config in part.configs.items() if file.component in ("", f"{model}.")}
+    return LoraFile(
+        path=_lone_path(path, files),
+        tensors=tensors,
+        configs=configs,
+        digest=next(iter(parents.values())) if len(parents) == 1 else digest(parents),
+        trained_on=parts[0].trained_on,
+    )

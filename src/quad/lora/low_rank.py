@@ -13,12 +13,11 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import eigh
 
 from quad.core.errors import UsageError, mismatch
 
 MIN_ENERGY = 0.9
-KEPT_ENERGY = 0.999  # of an update that is converted: the smallest rank that keeps so much
+CONVERTED_ENERGY = 0.999  # share of an update that is converted: the smallest rank that keeps so much
 CONVERTED_RANK = 128
 MOST_RANK = 4096  # more than any layer has inputs for
 
@@ -96,12 +95,13 @@ class Dense:
         return self.matrix
 
     def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
-        """By the largest eigenvalues of `D D^T`, on the smaller side: the others are never computed."""
+        """By the eigenvalues of `D D^T`, on the smaller side."""
         wide = self.matrix.shape[0] <= self.matrix.shape[1]
         d = self.matrix if wide else self.matrix.T
         side = d.shape[0]
-        values, vectors = eigh(d @ d.T, subset_by_index=(max(0, side - max_rank), side - 1), driver="evr")
-        squares, u = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        first = max(0, side - max_rank)
+        values, vectors = np.linalg.eigh(d @ d.T)  # all of them: the rest would be cut anyway, but NumPy has no part of it
+        squares, u = np.maximum(values[first:][::-1], 0.0), vectors[:, first:][:, ::-1]
         total = float(np.sum(d * d))
         rank = _rank_for(squares, total, max_rank, keep)
         s = np.sqrt(squares[:rank])
@@ -118,8 +118,8 @@ class Product:
     a: Matrix
 
     def dense(self) -> Matrix:
-        found: Matrix = self.b @ self.a
-        return found
+        product: Matrix = self.b @ self.a
+        return product
 
     def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
         if self.b.shape[1] >= min(self.b.shape[0], self.a.shape[1]):
@@ -141,8 +141,8 @@ class Kronecker:
     second: Matrix
 
     def dense(self) -> Matrix:
-        found: Matrix = np.kron(self.first, self.second).astype(np.float64)
-        return found
+        product: Matrix = np.kron(self.first, self.second).astype(np.float64)
+        return product
 
     def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
         u1, s1, v1 = np.linalg.svd(self.first, full_matrices=False)

@@ -1,4 +1,4 @@
-"""What a LoRA file may call each module of a network: diffusers' own path, kohya's underscores, and the names of the original code.
+"""The names that a LoRA file may give each module of a network: diffusers' own path, kohya's underscores, the original code's.
 
 Stable Diffusion was published with other names (`input_blocks.1.1`, `middle_block`, `output_blocks`) than diffusers gave it
 (`down_blocks.0.attentions.0`). Trainers that read the original checkpoint write those. The numbers follow from the network itself: the
@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.keys import Component, LoraKey
+from quad.lora.layout import TEXT_PREFIX
 
-TEXT_PREFIX = "text_encoder."
 _WRAPPER = "text_model."
 
 _TOP = {
@@ -40,16 +41,16 @@ class Names:
 
     def find(self, key: LoraKey) -> str | None:
         """The slot's path for a key; None if there is no such module."""
-        components: tuple[Component, ...] = (key.component,) if key.component else ("unet", "text_encoder")
+        components: tuple[Component, ...] = (key.component,) if key.component else (UNET, TEXT_ENCODER)
         for component in components:
-            if found := self.paths.get((component, key.flat, key.path)):
-                return found
+            if path := self.paths.get((component, key.flat, key.path)):
+                return path
         return None
 
 
 def _original_blocks(paths: Iterable[str]) -> dict[str, str]:
     """diffusers' block (`down_blocks.0.resnets.1`) to the original's (`input_blocks.2.0`)."""
-    parts = {(found[1], int(found[2]), found[3], int(found[4])) for path in paths if (found := _BLOCK.match(path))}
+    parts = {(match[1], int(match[2]), match[3], int(match[4])) for path in paths if (match := _BLOCK.match(path))}
 
     def count(side: str, block: int, kind: str) -> int:
         return sum(part[:3] == (side, block, kind) for part in parts)
@@ -58,25 +59,25 @@ def _original_blocks(paths: Iterable[str]) -> dict[str, str]:
     for side, first, sampler in (("down_blocks", 1, "downsamplers"), ("up_blocks", 0, "upsamplers")):
         number = first
         for block in sorted({part[1] for part in parts if part[0] == side}):
-            here, original = f"{side}.{block}", "input_blocks" if side == "down_blocks" else "output_blocks"
+            name, original = f"{side}.{block}", "input_blocks" if side == "down_blocks" else "output_blocks"
             resnets, attended = count(side, block, "resnets"), count(side, block, "attentions") > 0
             for i in range(resnets):
-                blocks[f"{here}.resnets.{i}"] = f"{original}.{number + i}.0"
-                blocks[f"{here}.attentions.{i}"] = f"{original}.{number + i}.1"
+                blocks[f"{name}.resnets.{i}"] = f"{original}.{number + i}.0"
+                blocks[f"{name}.attentions.{i}"] = f"{original}.{number + i}.1"
             number += resnets
             if side == "up_blocks":  # the upsampler sits behind the last ResNet, in the same block
-                blocks[f"{here}.{sampler}.0"] = f"{original}.{number - 1}.{2 if attended else 1}"
+                blocks[f"{name}.{sampler}.0"] = f"{original}.{number - 1}.{2 if attended else 1}"
             elif count(side, block, sampler):
-                blocks[f"{here}.{sampler}.0"] = f"{original}.{number}.0"
+                blocks[f"{name}.{sampler}.0"] = f"{original}.{number}.0"
                 number += 1
     return blocks
 
 
 def original_names(paths: Iterable[str]) -> dict[str, str]:
     """A U-Net's module paths to the names in Stable Diffusion's original code; modules without such a name are left out."""
-    known = list(paths)
-    blocks, names = _original_blocks(known), {}
-    for path in known:
+    listed = list(paths)
+    blocks, names = _original_blocks(listed), {}
+    for path in listed:
         parts = path.split(".")
         block, inner = (".".join(parts[: 3 if parts[0] == "mid_block" else 4]), parts[3 if parts[0] == "mid_block" else 4 :])
         if path in _TOP:
@@ -91,10 +92,10 @@ def original_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
-def _unet_spellings(paths: list[str], whole: bool) -> Iterator[tuple[str, str]]:
+def _unet_spellings(paths: list[str], complete: bool) -> Iterator[tuple[str, str]]:
     for path in paths:
         yield path, path
-    for path, original in original_names(paths).items() if whole else ():
+    for path, original in original_names(paths).items() if complete else ():
         yield original, path
 
 
@@ -106,23 +107,23 @@ def _text_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:
         yield _WRAPPER + bare, TEXT_PREFIX + path
 
 
-def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), whole: bool = True) -> Names:
+def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), complete: bool = True) -> Names:
     """Every spelling of the layers of a U-Net and of a text encoder.
 
     Args:
         unet: module paths, which are slot paths too.
         text_encoder: module paths in the text encoder; their slots are `text_encoder.<path>`.
-        whole: the U-Net's are all there; of a part, the original's numbers would be wrong, and its names are left out.
+        complete: the U-Net's are all there; of a part, the original's numbers would be wrong, and its names are left out.
     """
     paths: dict[tuple[Component, bool, str], str] = {}
-    twice: set[tuple[Component, bool, str]] = set()
-    both: tuple[tuple[Component, Iterator[tuple[str, str]]], ...] = (
-        ("unet", _unet_spellings(list(unet), whole)),
-        ("text_encoder", _text_spellings(list(text_encoder))),
+    ambiguous: set[tuple[Component, bool, str]] = set()
+    per_component: tuple[tuple[Component, Iterator[tuple[str, str]]], ...] = (
+        (UNET, _unet_spellings(list(unet), complete)),
+        (TEXT_ENCODER, _text_spellings(list(text_encoder))),
     )
-    for component, spellings in both:
+    for component, spellings in per_component:
         for spelling, path in spellings:
             for key in ((component, False, spelling), (component, True, spelling.replace(".", "_"))):
                 if paths.setdefault(key, path) != path:
-                    twice.add(key)
-    return Names({key: path for key, path in paths.items() if key not in twice})
+                    ambiguous.add(key)
+    return Names({key: path for key, path in paths.items() if key not in ambiguous})

@@ -8,40 +8,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
 
 from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
+from quad.core.slots import TEXT_ENCODER, UNET
+from quad.lora.adapter import FloatAdapter, LowRank
+from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, shaped
 from quad.lora.file import LoraFile, open_lora
-from quad.lora.float_adapter import FloatAdapter, LowRank
-from quad.lora.keys import Role, is_text_key, parse_key, refuse_other_kinds, shown
+from quad.lora.keys import is_text_key, parse_key, refuse_other_kinds
+from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
-from quad.lora.module_names import TEXT_PREFIX, Names, network_names
-from quad.lora.other_bases import base_by_names, base_by_width, reads_text
-from quad.lora.skeleton import Unslotted
+from quad.lora.module_names import Names, network_names
+from quad.lora.quote import listed, quoted
 from quad.lora.target import Target
+from quad.lora.tensors import Role, StoredTensor
 
 __all__ = ["FloatAdapter", "LowRank", "RankLimits", "read_lora", "reduced"]
-
-_LISTED = 8
-Layers = dict[str, nn.Linear | nn.Conv2d]
 
 
 @dataclass
 class _Module:
-    """The tensors of one module as they are found, and the key of each."""
+    """The tensors that a file has for one module, and the key of each."""
 
-    tensors: dict[Role, Tensor] = field(default_factory=dict)
+    tensors: dict[Role, StoredTensor] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
-
-
-def _layers(network: nn.Module | None) -> Layers:
-    return {} if network is None else {p: m for p, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
-
-
-def _listed(items: Iterable[str]) -> str:
-    known = [shown(item) for item in items]
-    return ", ".join(known[:_LISTED]) + (f" and {len(known) - _LISTED} more" if len(known) > _LISTED else "")
 
 
 def _group(where: str, file: LoraFile, names: Names) -> tuple[dict[str, _Module], list[str]]:
@@ -58,7 +48,10 @@ def _group(where: str, file: LoraFile, names: Names) -> tuple[dict[str, _Module]
         if key.role in module.tensors:
             raise InputError(
                 mismatch(
-                    where, f"one {key.role} for {path!r}", f"'{shown(module.keys[key.role])}' and '{shown(name)}'", "leave one of them out"
+                    where,
+                    f"one {key.role} for {path!r}",
+                    f"'{quoted(module.keys[key.role])}' and '{quoted(name)}'",
+                    "leave one of them out",
                 )
             )
         module.tensors[key.role], module.keys[key.role] = tensor, name
@@ -70,37 +63,41 @@ def _refuse_text(file: LoraFile) -> None:
         if (key := parse_key(name)) is not None and is_text_key(key):
             raise UnsupportedError(
                 mismatch(
-                    f"key '{shown(name)}'", "U-Net LoRA keys", "text-encoder LoRA", "strip the text-encoder keys, or give the text encoder"
+                    f"key '{quoted(name)}'", "U-Net LoRA keys", "text-encoder LoRA", "strip the text-encoder keys, or give the text encoder"
                 )
             )
 
 
-def _require_base(where: str, file: LoraFile, unused: Iterable[str], found: Mapping[str, _Module], layers: Layers) -> None:
+def _require_base(
+    where: str, file: LoraFile, unused: Iterable[str], modules: Mapping[str, _Module], slots: Mapping[str, LayerLayout]
+) -> None:
     """Refuse an adapter of another base, with that base's name.
+
+    Args:
+        slots: the layers whose shape is known.
 
     Raises:
         InputError: keys, or the width of the text features, are of another base.
     """
-    said = f" (its metadata says {file.trained_on})" if file.trained_on else ""
+    metadata = f" (its metadata says {file.trained_on})" if file.trained_on else ""
     then = "use a LoRA of this base, or build on that base"
-    if (known := base_by_names(unused)) is not None:
-        raise InputError(mismatch(where, "a LoRA for this base", f"one for {known[0]}, by key '{shown(known[1])}'{said}", then))
-    for path, module in found.items():
-        if not reads_text(path) or "down" not in module.tensors or module.tensors["down"].ndim < 2:
+    if (base := base_by_names(unused)) is not None:
+        raise InputError(mismatch(where, "a LoRA for this base", f"one for {base[0]}, by key '{quoted(base[1])}'{metadata}", then))
+    for path, module in modules.items():
+        down = module.tensors.get("down")
+        if path not in slots or not reads_text(path) or down is None or down.ndim < 2:
             continue
-        width, wanted = int(module.tensors["down"].shape[1]), int(layers[path].weight.shape[1])
-        if width != wanted:
-            expected = f"text features of width {wanted}, as this base has"
-            raise InputError(
-                mismatch(f"{where}, {path}", expected, f"{tuple(module.tensors['down'].shape)}: {base_by_width(width)}{said}", then)
-            )
+        width, base_width = int(down.shape[1]), slots[path].shape[1]
+        if width != base_width:
+            expected = f"text features of width {base_width}, as this base has"
+            raise InputError(mismatch(f"{where}, {path}", expected, f"{down.shape}: {base_by_width(width)}{metadata}", then))
 
 
-def _require_matches(where: str, file: LoraFile, found: Mapping[str, _Module], unused: list[str], allow_unused: bool) -> None:
-    if found and (allow_unused or not unused):
+def _require_matches(where: str, file: LoraFile, modules: Mapping[str, _Module], unused: list[str], allow_unused: bool) -> None:
+    if modules and (allow_unused or not unused):
         return
-    then = "pass --allow-unused-keys to leave them out" if found else "is it for another base model?"
-    problem = f"{len(unused)} of {len(file.tensors)} match nothing: {_listed(unused)}" if unused else "no tensors at all"
+    then = "pass --allow-unused-keys to leave them out" if modules else "is it for another base model?"
+    problem = f"{len(unused)} of {len(file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, then))
 
 
@@ -112,16 +109,16 @@ def require_slots(name: str, outside: Iterable[str]) -> None:
     """
     if missing := sorted(outside):
         then = "build the bundle again with this adapter, or train it on fewer modules"
-        raise CompatibilityError(mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{_listed(missing)} without one", then))
+        raise CompatibilityError(mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{listed(missing)} without one", then))
 
 
 def _notes(converted: Iterable[Converted]) -> tuple[str, ...]:
     """A line for each kind that was converted."""
     energies: dict[str, list[float]] = {}
-    for one in converted:
-        if one.energy is not None:
-            energies.setdefault(one.kind, []).append(one.energy)
-    counts = Counter({kind: len(kept) for kind, kept in energies.items()})
+    for module in converted:
+        if module.energy is not None:
+            energies.setdefault(module.kind, []).append(module.energy)
+    counts = Counter({kind: len(shares) for kind, shares in energies.items()})
     return tuple(
         f"{count} modules of {kind} converted, energy kept {min(energies[kind]):.4f} at worst, {np.mean(energies[kind]):.4f} on average"
         for kind, count in counts.items()
@@ -129,9 +126,9 @@ def _notes(converted: Iterable[Converted]) -> tuple[str, ...]:
 
 
 def _require_energy(name: str, energy: Mapping[str, float], limits: RankLimits) -> None:
-    low = sorted((kept, path) for path, kept in energy.items() if kept < limits.min_energy)
+    low = sorted((share, path) for path, share in energy.items() if share < limits.min_energy)
     if low:
-        worst = _listed(f"{path} {kept:.3f}" for kept, path in low)
+        worst = listed(f"{path} {share:.3f}" for share, path in low)
         raise InputError(
             mismatch(f"adapter {name!r}", f"{limits.min_energy:g} of each module's energy at its rank", worst,
                      "raise --max-rank, or lower --min-energy")
@@ -139,57 +136,58 @@ def _require_energy(name: str, energy: Mapping[str, float], limits: RankLimits) 
 
 
 def read_lora(
-    name: str, path: Path, network: nn.Module, allow_unused: bool = False, *, text_encoder: nn.Module | None = None,
+    name: str, path: Path, unet: NetworkLayout, allow_unused: bool = False, *, text_encoder: NetworkLayout | None = None,
     limits: RankLimits | None = None,
 ) -> FloatAdapter:  # fmt: skip
-    """Read a LoRA file (or PEFT / diffusers directory) for `network`.
+    """Read a LoRA file (or PEFT / diffusers directory) for the networks of one base.
 
     Args:
         name: the adapter's name.
-        network: the U-Net it was trained on; its Linear and Conv2d paths give the keys their meaning.
+        unet: the U-Net it was trained on; its layers' paths give the keys their meaning.
         allow_unused: pass over keys that match nothing (`--allow-unused-keys`), as long as some match.
-        text_encoder: the CLIPTextModel; its modules get paths `text_encoder.<path>`. None refuses LoRA of a text encoder.
+        text_encoder: its modules get paths `text_encoder.<path>`. None refuses LoRA of a text encoder.
         limits: the largest rank, and how much of an update may be lost to it.
 
     Raises:
         InputError: missing, pickled or truncated file, another base's, keys that match nothing or the same module twice, wrong shapes, rank
         0, NaN or Inf, or too little energy kept.
-        UnsupportedError: OFT, IA3 and other kinds than those of `quad.lora.convert`, or text-encoder LoRA without `text_encoder`.
-        CompatibilityError: `network` is a bundle's skeleton, and a target has no slot.
+        UnsupportedError: a kind that is not read, or text-encoder LoRA without `text_encoder`.
+        CompatibilityError: the layout is a bundle's, and a target has no slot.
     """
     limits = limits or RankLimits()
     limits.check()
     file = open_lora(path)
     where = f"adapter {name!r} ({file.path.name})"
     refuse_other_kinds(file.tensors)
-    unet, text = _layers(network), _layers(text_encoder)
-    modules, unused = _group(where, file, network_names(unet, text, getattr(network, "whole", True)))
-    layers: Layers = {**unet, **{TEXT_PREFIX + p: layer for p, layer in text.items()}}
-    _require_base(where, file, unused, {p: m for p, m in modules.items() if not isinstance(layers[p], Unslotted)}, layers)
+    text_layers = {} if text_encoder is None else text_encoder.layers
+    modules, unused = _group(where, file, network_names(unet.layers, text_layers, unet.complete))
+    layers = {**unet.layers, **{TEXT_PREFIX + path: layer for path, layer in text_layers.items()}}
+    slots = {path: layer for path, layer in layers.items() if layer is not None}
+    _require_base(where, file, unused, modules, slots)
     if text_encoder is None:
         _refuse_text(file)
     _require_matches(where, file, modules, unused, allow_unused)
-    require_slots(name, (path for path in modules if isinstance(layers[path], Unslotted)))
-    done = {
-        slot: convert(
-            _target(where, slot, layer, slot in unet),
-            modules[slot].tensors,
-            file.config("unet" if slot in unet else "text_encoder"),
-            limits,
-        )
-        for slot, layer in layers.items()
-        if slot in modules
-    }
-    energy = {slot: one.energy for slot, one in done.items() if one.energy is not None}
-    weights = {slot: one.pair for slot, one in done.items()}
-    passed = (f"{len(unused)} keys match nothing and are left out: {_listed(unused)}",) if unused else ()
-    adapter = FloatAdapter(name, weights, _rank(weights), file.digest, energy, (*_notes(done.values()), *passed))
-    _require_energy(name, energy, limits)
+    require_slots(name, (path for path in modules if path not in slots))
+    converted = {path: _convert_module(where, path, layer, modules[path], file, limits) for path, layer in slots.items() if path in modules}
+    weights = {path: module.pair for path, module in converted.items()}
+    left_out = (f"{len(unused)} keys match nothing and are left out: {listed(unused)}",) if unused else ()
+    adapter = FloatAdapter(
+        name=name,
+        weights=weights,
+        rank=_rank(weights),
+        digest=file.digest,
+        energy={path: module.energy for path, module in converted.items() if module.energy is not None},
+        notes=(*_notes(converted.values()), *left_out),
+    )
+    _require_energy(name, adapter.energy, limits)
     return adapter if limits.max_rank is None else reduced(adapter, limits.max_rank, limits.min_energy)
 
 
-def _target(where: str, slot: str, layer: nn.Linear | nn.Conv2d, of_unet: bool) -> Target:
-    return Target(where, slot, slot if of_unet else slot.removeprefix(TEXT_PREFIX), layer)
+def _convert_module(where: str, path: str, layer: LayerLayout, module: _Module, file: LoraFile, limits: RankLimits) -> Converted:
+    """The matrices of one module; the text encoder's paths have a prefix that its configs do not know."""
+    of_text = path.startswith(TEXT_PREFIX)
+    target = Target(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
+    return convert(target, module.tensors, file.config(TEXT_ENCODER if of_text else UNET), limits)
 
 
 def _rank(weights: Mapping[str, LowRank]) -> int:
@@ -199,9 +197,9 @@ def _rank(weights: Mapping[str, LowRank]) -> int:
 def cut(pair: LowRank, rank: int) -> tuple[LowRank, float]:
     """The nearest pair of a rank, and the share of the update's energy that it keeps."""
     flat = (part.reshape(part.shape[0], -1).astype(np.float64) for part in (pair.b, pair.a))
-    found = Product(*flat).cut(rank)
-    small = LowRank(found.a.astype(np.float32), found.b.astype(np.float32))
-    return shaped(small, (pair.b.shape[0], *pair.a.shape[1:])), found.energy
+    nearest = Product(*flat).cut(rank)
+    small = LowRank(nearest.a.astype(np.float32), nearest.b.astype(np.float32))
+    return shaped(small, (pair.b.shape[0], *pair.a.shape[1:])), nearest.energy
 
 
 def reduced(adapter: FloatAdapter, max_rank: int, min_energy: float = RankLimits.min_energy) -> FloatAdapter:
@@ -216,18 +214,18 @@ def reduced(adapter: FloatAdapter, max_rank: int, min_energy: float = RankLimits
     """
     limits = RankLimits(max_rank, min_energy)
     limits.check()
-    weights, energy, kept = dict(adapter.weights), dict(adapter.energy), []
+    weights, energy, shares = dict(adapter.weights), dict(adapter.energy), []
     for path, pair in adapter.weights.items():
         if pair.rank <= max_rank:
             continue
         weights[path], share = cut(pair, max_rank)
         energy[path] = energy.get(path, 1.0) * share
-        kept.append(share)
-    if not kept:
+        shares.append(share)
+    if not shares:
         return adapter
     _require_energy(adapter.name, energy, limits)
     note = (
-        f"{len(kept)} of {len(weights)} modules reduced to rank {max_rank} or less, energy kept {min(kept):.4f} at worst, "
-        f"{np.mean(kept):.4f} on average"
+        f"{len(shares)} of {len(weights)} modules reduced to rank {max_rank} or less, energy kept {min(shares):.4f} at worst, "
+        f"{np.mean(shares):.4f} on average"
     )
     return replace(adapter, weights=weights, rank=_rank(weights), energy=energy, notes=(*adapter.notes, note))

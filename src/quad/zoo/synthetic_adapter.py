@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save
+from safetensors.numpy import save
 
 from quad.core.storage.files import write_bytes
 from quad.lora.file import open_lora
@@ -29,10 +31,13 @@ def write_loud(source: Path, directory: Path, factor: float = FACTOR) -> None:
         InputError: as `open_lora`. BackendError: the place cannot be written to.
     """
     lora = open_lora(source)
-    with safe_open(lora.path, "pt") as opened:
+    with safe_open(lora.path, "np") as opened:
         metadata = opened.metadata()  # or alpha is in here
     roles = {name: key.role for name in lora.tensors if (key := parse_key(name)) is not None}
-    louder = {name: tensor * factor if roles.get(name) == "up" else tensor for name, tensor in lora.tensors.items()}
-    write_bytes(directory / lora.path.name, save({name: tensor.float().contiguous() for name, tensor in louder.items()}, metadata))
+    tensors: dict[str, NDArray[np.float32]] = {name: tensor.values().astype(np.float32) for name, tensor in lora.tensors.items()}
+    for name, role in roles.items():
+        if role == "up":
+            tensors[name] *= np.float32(factor)
+    write_bytes(directory / lora.path.name, save(tensors, metadata))
     for config in lora.path.parent.glob("adapter_config.json"):
         write_bytes(directory / config.name, config.read_bytes())

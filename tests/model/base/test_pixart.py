@@ -18,7 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quad.core.slots import TEXT_ENCODER, UNET
-from quad.lora.read import FloatAdapter, read_lora
+from quad.lora.read import FloatAdapter
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import Slotted, slot_inputs, slot_networks
 from quad.model.slots.sites import collect_sites
@@ -59,7 +60,7 @@ def files(root: Path) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def adapters(base: Base, files: dict[str, Path]) -> tuple[FloatAdapter, ...]:
-    return tuple(read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in files.items())
+    return tuple(read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in files.items())
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +214,7 @@ def test_a_peft_directory_with_its_alpha(base: Base, theirs: Any, sample: Tensor
     config = LoraConfig(r=4, lora_alpha=10, target_modules=["to_q", "to_v", "ff.net.2", "proj_out"], init_lora_weights=False)  # type: ignore[arg-type]
     made: Any = get_peft_model(copy.deepcopy(theirs.transformer), config)
     made.save_pretrained(tmp_path)
-    adapter = read_lora("peft", tmp_path, base.unet)
+    adapter = read_adapter("peft", tmp_path, base.unet)
     slotted = slot_networks(base.unet, base.text_encoder, [adapter])
     hidden, mask = texts(base)
     slots = {key: torch.from_numpy(value) for key, value in slot_inputs(adapter, slotted.table).items()}

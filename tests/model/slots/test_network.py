@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from quad.core.errors import CompatibilityError, InputError
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter, LowRank, read_lora
+from quad.lora.read import FloatAdapter, LowRank
+from quad.model.adapters import read_adapter
 from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
 from quad.model.slots.sites import add_sites, share_copy
 
@@ -31,7 +32,7 @@ def run(network: SlottedNetwork, table: SlotTable, adapter: FloatAdapter | None,
 
 @pytest.fixture
 def adapters(unet: UNet2DConditionModel, lora_file: LoraFile) -> list[FloatAdapter]:
-    return [read_lora(kind, lora_file(kind, ranks, seed), unet) for seed, (kind, ranks) in enumerate(KINDS)]
+    return [read_adapter(kind, lora_file(kind, ranks, seed), unet) for seed, (kind, ranks) in enumerate(KINDS)]
 
 
 def test_law_1_zero_adapter_is_the_base_bit_for_bit(unet: UNet2DConditionModel, adapters: list[FloatAdapter], inputs: Inputs) -> None:
@@ -69,7 +70,7 @@ def test_law_2_with_linear_projections(unet: UNet2DConditionModel, lora_file: Lo
     assert isinstance(layer, nn.Linear)
     key = "unet.mid_block.attentions.0.proj_in"
     tensors = {f"{key}.lora_A.weight": torch.randn(4, 32, 1, 1), f"{key}.lora_B.weight": torch.randn(32, 4, 1, 1)}
-    adapter = read_lora("a", lora_file(tensors=tensors), unet)
+    adapter = read_adapter("a", lora_file(tensors=tensors), unet)
     network, table = slot_network(unet, [adapter])
     merged = copy.deepcopy(unet)
     merged.mid_block.attentions[0].proj_in.weight += tensors[f"{key}.lora_B.weight"].flatten(1) @ tensors[f"{key}.lora_A.weight"].flatten(1)

@@ -18,7 +18,7 @@ from quad.evaluate.figures.identity import adapter_identities, model_identity
 from quad.evaluate.figures.runs import Show
 from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_networks
@@ -79,7 +79,7 @@ def measure_cross_table(model: Path, adapters: Mapping[str, Path]) -> CrossTable
         QuadError: as calibration and scoring raise.
     """
     base = open_model(model)
-    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
+    loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
     base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in (None, *adapters)})
     samples = [sample for sample in calibration_samples(model, adapters) if sample.task in base.tasks]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)

@@ -23,7 +23,7 @@ from quad.core.manifest import TaskSpec
 from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
 from quad.evaluate.figures.quality import held_out
 from quad.evaluate.figures.reference import Reference
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
@@ -87,7 +87,7 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
         return []
     base = replace(open_model(model), tasks=wanted)
     names = {spec.adapter for spec in wanted.values()}
-    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
+    loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
     drawn = [(task, sample) for task in wanted for sample in held_out(task, runs)]
     samples = [CalibrationSample(task, sample.prompt, sample.image, sample.mask) for task, sample in drawn]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quad.core.manifest import TaskSpec
 from quad.evaluate.figures.reference import Reference
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.slots.network import slot_inputs, slot_networks
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
     Of the U-Net and, where adapters reach it, the text encoder.
     """
     base = open_model(directory)
-    loaded = [read_lora(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
+    loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
     side = base.size // base.latent.factor
     generator = torch.Generator().manual_seed(5)

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
-from quad.lora.file import PICKLE_REASON, PICKLED_SUFFIXES
+from quad.core.pickles import PICKLE_REASON, is_pickled
 
 LARGEST_CONFIG = 64 * 2**20
 
@@ -74,7 +74,7 @@ def find_weights(folder: Path, stem: str) -> list[Path]:
         _open_header(file)
     wanted = f"{stem}.safetensors"
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-        if file.suffix in PICKLED_SUFFIXES:
+        if is_pickled(file):
             raise InputError(mismatch(f"{file}", wanted, PICKLE_REASON, "save the model with safe_serialization=True"))
     raise InputError(mismatch(f"{folder}", wanted, "no weights", "fetch the model whole"))
 

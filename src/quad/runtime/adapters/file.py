@@ -13,6 +13,7 @@ from time import time_ns
 from quad.core.errors import CompatibilityError, InputError, VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.padding import pad
+from quad.core.pickles import is_pickled
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
 from quad.core.storage.pack import check_digest, content_digest, pack_manifest, parse_adapter_manifest
@@ -21,7 +22,6 @@ from quad.runtime.adapters.buffers import Buffers, check_tensors, padded_bytes
 from quad.runtime.adapters.cache import MakeRoom
 from quad.runtime.bundle import Bundle
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MANIFEST_FILE, TENSORS_FILE = "adapter.json", "adapter.safetensors"
 
 
@@ -98,7 +98,7 @@ def open_adapter(path: Path) -> AdapterFile:
         return open_directory(inside(path, MANIFEST_FILE), inside(path, TENSORS_FILE))
     if not path.is_file():
         raise InputError(mismatch(str(path), "a pack file or an adapter directory", "none", "check the path"))
-    if path.suffix in PICKLED:
+    if is_pickled(path):
         then = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
         raise InputError(mismatch(str(path), "a pack", "pickled weights", then))
     return AdapterFile(path, pack_manifest(map_tensors(path)), packed=True)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from quad.build.olss_tables import solve_tasks
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.base.toyland_file import read_world
 from quad.model.slots.network import slot_network
@@ -143,7 +143,7 @@ def train_later(run: Run) -> None:
 def solve_samplers(run: Run) -> None:
     """Solve the OLSS tables that the tasks ask for and write them into `toyland.json`."""
     model = open_model(run.model)
-    loras = [read_lora(task, run.model / "adapters" / task / ADAPTER_FILE, model.unet) for task in adapters.RECIPES]
+    loras = [read_adapter(task, run.model / "adapters" / task / ADAPTER_FILE, model.unet) for task in adapters.RECIPES]
     network, table = slot_network(model.unet, loras)
     samples = calibration_samples(run.model, [lora.name for lora in loras])
     solved = solve_tasks(model, component_networks(model, network), table, loras, samples)

@@ -15,7 +15,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
-from quad.lora.read import read_lora
+from quad.model.adapters import read_adapter
 
 Q = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 PAIR = {f"unet.{Q}.lora_A.weight": torch.ones(4, 32), f"unet.{Q}.lora_B.weight": torch.ones(32, 4)}
@@ -30,7 +30,7 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
 
 def refused(error: type[QuadError], text: str, path: Path, unet: nn.Module, allow_unused: bool = False) -> None:
     with pytest.raises(error) as caught:
-        read_lora("ink", path, unet, allow_unused)
+        read_adapter("ink", path, unet, allow_unused)
     message = str(caught.value)
     assert text in message
     assert "\n" not in message
@@ -81,7 +81,7 @@ def test_truncated_files_are_not_taken_for_another_format(cut: int, unet: UNet2D
     path.write_bytes(save(PAIR)[:cut])
     refused(InputError, "expected a whole safetensors file, found ", path, unet)
     with pytest.raises(InputError) as caught:
-        read_lora("a", path, unet)
+        read_adapter("a", path, unet)
     assert not any(word in str(caught.value) for word in ("pickle", "zip", "page", "JSON file", "GGUF"))
 
 
@@ -114,7 +114,7 @@ def test_a_pickle_of_torch_under_this_name(unet: UNet2DConditionModel, tmp_path:
 def test_names_of_keys_cannot_break_the_line(key: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", {**PAIR, key: torch.ones(4, 32)})
     with pytest.raises(QuadError) as caught:
-        read_lora("ink", path, unet)
+        read_adapter("ink", path, unet)
     assert str(caught.value).isprintable()
     assert len(str(caught.value)) < 800
 
@@ -132,14 +132,14 @@ def test_numbers_that_are_no_floats_are_refused(dtype: torch.dtype, unet: UNet2D
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_any_width_are_read_exactly(dtype: torch.dtype, unet: UNet2DConditionModel, tmp_path: Path) -> None:
     made = {key: (value * 0.75).to(dtype) for key, value in PAIR.items()}
-    pair = read_lora("a", write(tmp_path / "a.safetensors", made), unet).weights[Q]
+    pair = read_adapter("a", write(tmp_path / "a.safetensors", made), unet).weights[Q]
     assert (pair.a == 0.75).all()
     assert (pair.b == 0.75).all()
 
 
 def test_alpha_may_be_a_whole_number(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     path = write(tmp_path / "a.safetensors", {**PAIR, f"unet.{Q}.alpha": torch.tensor(8)})
-    assert (read_lora("a", path, unet).weights[Q].b == 2).all()
+    assert (read_adapter("a", path, unet).weights[Q].b == 2).all()
 
 
 @pytest.mark.parametrize(
@@ -215,4 +215,4 @@ def test_patterns_of_plain_parts_are_read(unet: UNet2DConditionModel, tmp_path: 
     write(tmp_path / "adapter_model.safetensors", PEFT_PAIR)
     patterns = {r"down_blocks\.\d+\..*": 1, f"^{Q}": 12}
     (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "alpha_pattern": patterns}))
-    assert (read_lora("a", tmp_path, unet).weights[Q].b == 3).all()
+    assert (read_adapter("a", tmp_path, unet).weights[Q].b == 3).all()

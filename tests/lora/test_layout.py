@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 
 from quad.core.errors import CompatibilityError, InputError, UnsupportedError
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
+from quad.lora.layout import NetworkLayout, bundle_layouts
 from quad.lora.module_names import original_names
 from quad.lora.read import FloatAdapter, read_lora
-from quad.lora.skeleton import Skeleton, skeletons
+from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_network, slot_networks
 from tests.small_model import adapter_files, base
@@ -31,7 +32,7 @@ def layers(base: Base) -> dict[str, list[str]]:
 
 @pytest.fixture
 def known(base: Base, adapter_files: dict[str, Path]) -> tuple[FloatAdapter, SlotTable]:
-    adapter = read_lora("removal", adapter_files["removal"], base.unet)
+    adapter = read_adapter("removal", adapter_files["removal"], base.unet)
     return adapter, slot_network(base.unet, [adapter])[1]
 
 
@@ -45,11 +46,11 @@ def same(one: FloatAdapter, other: FloatAdapter) -> None:
 
 def test_slots_give_every_key_its_meaning(base: Base, adapter_files: dict[str, Path], known: tuple[FloatAdapter, SlotTable]) -> None:
     adapter, table = known
-    unet, text = skeletons(table, layers(base))
+    unet, text = bundle_layouts(table, layers(base))
     assert text is None
-    assert all(parameter.is_meta for parameter in unet.parameters())
+    assert all(layer is None or layer.weight is None for layer in unet.layers.values())
     same(read_lora("removal", adapter_files["removal"], unet), adapter)
-    same(read_lora("removal", adapter_files["removal"], skeletons(table, {})[0]), adapter)
+    same(read_lora("removal", adapter_files["removal"], bundle_layouts(table, {})[0]), adapter)
 
 
 def original(base: Base, adapter: FloatAdapter, file: Path) -> None:
@@ -69,15 +70,15 @@ def test_names_that_count_blocks_are_read_where_all_layers_are_known(
 ) -> None:
     adapter, table = known
     original(base, adapter, tmp_path / "kohya.safetensors")
-    by_model = read_lora("removal", tmp_path / "kohya.safetensors", base.unet)
-    same(read_lora("removal", tmp_path / "kohya.safetensors", skeletons(table, layers(base))[0]), by_model)
+    by_model = read_adapter("removal", tmp_path / "kohya.safetensors", base.unet)
+    same(read_lora("removal", tmp_path / "kohya.safetensors", bundle_layouts(table, layers(base))[0]), by_model)
     # Of the slots alone the blocks cannot be counted: a wrong layer would be worse than none.
     with pytest.raises(InputError, match="match nothing"):
-        read_lora("removal", tmp_path / "kohya.safetensors", skeletons(table, {})[0])
+        read_lora("removal", tmp_path / "kohya.safetensors", bundle_layouts(table, {})[0])
 
 
 def test_a_target_without_a_slot_is_named(base: Base, adapter_files: dict[str, Path], known: tuple[FloatAdapter, SlotTable]) -> None:
-    unet, _ = skeletons(known[1], layers(base))
+    unet, _ = bundle_layouts(known[1], layers(base))
     with pytest.raises(CompatibilityError, match=r"'transform'.*targets among the bundle's slots.*attn2\.to_v"):
         read_lora("transform", adapter_files["transform"], unet)
 
@@ -89,7 +90,7 @@ def test_dora_needs_the_base_and_says_so(known: tuple[FloatAdapter, SlotTable], 
     tensors = {f"{stem}.lora_A.weight": torch.from_numpy(pair.a), f"{stem}.lora_B.weight": torch.from_numpy(pair.b)}
     save_file({**tensors, f"{stem}.lora_magnitude_vector": torch.ones(len(pair.b))}, tmp_path / "dora.safetensors")
     with pytest.raises(UnsupportedError, match="no base; give it: --base MODEL"):
-        read_lora("dora", tmp_path / "dora.safetensors", skeletons(table, {})[0])
+        read_lora("dora", tmp_path / "dora.safetensors", bundle_layouts(table, {})[0])
 
 
 def test_text_slots_are_read_too(base: Base, known: tuple[FloatAdapter, SlotTable], tmp_path: Path) -> None:
@@ -97,8 +98,8 @@ def test_text_slots_are_read_too(base: Base, known: tuple[FloatAdapter, SlotTabl
     layer = base.text_encoder.get_submodule(path)
     tensors = {f"text_encoder.{path}.lora_A.weight": torch.randn(2, layer.in_features)}
     save_file({**tensors, f"text_encoder.{path}.lora_B.weight": torch.randn(layer.out_features, 2)}, tmp_path / "te.safetensors")
-    by_model = read_lora("words", tmp_path / "te.safetensors", base.unet, text_encoder=base.text_encoder)
+    by_model = read_adapter("words", tmp_path / "te.safetensors", base.unet, text_encoder=base.text_encoder)
     table = slot_networks(base.unet, base.text_encoder, [known[0], by_model]).table
-    unet, text = skeletons(table, layers(base))
-    assert isinstance(text, Skeleton)
+    unet, text = bundle_layouts(table, layers(base))
+    assert isinstance(text, NetworkLayout)
     same(read_lora("words", tmp_path / "te.safetensors", unet, text_encoder=text), by_model)

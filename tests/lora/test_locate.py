@@ -10,8 +10,8 @@ import pytest
 from diffusers import UNet2DConditionModel
 
 from quad.core.errors import InputError
-from quad.lora.read import read_lora
-from tests.lora.test_strangers import PAIR, PEFT_PAIR, Q, refused, write
+from quad.model.adapters import read_adapter
+from tests.lora.test_malformed_files import PAIR, PEFT_PAIR, Q, refused, write
 
 
 def test_links_out_of_a_directory_are_refused(unet: UNet2DConditionModel, tmp_path: Path) -> None:
@@ -41,10 +41,10 @@ def test_a_hub_s_cache_keeps_its_files_elsewhere(unet: UNet2DConditionModel, tmp
     snapshot.mkdir(parents=True)
     write(tmp_path / "models--a--b" / "blobs" / "f00", PAIR)
     (snapshot / "pytorch_lora_weights.safetensors").symlink_to("../../blobs/f00")
-    assert read_lora("a", snapshot, unet).weights.keys() == {Q}
+    assert read_adapter("a", snapshot, unet).weights.keys() == {Q}
     link = tmp_path / "named.safetensors"  # a link that the user named is the user's choice
     link.symlink_to(snapshot / "pytorch_lora_weights.safetensors")
-    assert read_lora("a", link, unet).weights.keys() == {Q}
+    assert read_adapter("a", link, unet).weights.keys() == {Q}
 
 
 @pytest.mark.parametrize("make", [lambda p: p.symlink_to(p), os.mkfifo, lambda p: p.symlink_to(p.parent / "gone")])

@@ -1,0 +1,108 @@
+"""The weight files of an adapter: one file, diffusers' or PEFT's directory, or one PEFT directory per model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quad.core.errors import InputError, mismatch
+from quad.core.pickles import PICKLE_REASON, is_pickled
+from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.storage.links import contained
+
+DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
+
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
+    (b"\x80\x02", PICKLE_REASON),
+    (b"\x80\x03", PICKLE_REASON),
+    (b"\x80\x04", PICKLE_REASON),
+    (b"\x80\x05", PICKLE_REASON),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a git-lfs pointer in place of the file"),
+    (b"<", "a web page in place of the file"),
+    (b"{", "a JSON file"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """One weights file.
+
+    Args:
+        config: PEFT's config beside it, None without one.
+        component: `unet.` or `text_encoder.` where the directory's name says which model the keys are of, else "".
+    """
+
+    path: Path
+    config: Path | None = None
+    component: str = ""
+
+
+def first_bytes(path: Path) -> str:
+    """The format of a file that is no safetensors file, by its first bytes; "" where they do not tell."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(32)
+    except OSError:
+        return ""
+    # A safetensors file begins with the length of its header, whose low bytes can be anything.
+    length = start[3:8] == bytes(5)
+    return next((name for magic, name in _OTHER_FORMATS if start.startswith(magic) and not (length and len(magic) < 4)), "")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a file that is named as pickled weights are.
+
+    Raises:
+        InputError: it is.
+    """
+    if is_pickled(path):
+        raise InputError(mismatch(f"{path}", "a .safetensors file", PICKLE_REASON, "convert it to safetensors"))
+
+
+def weights_files(path: Path) -> list[WeightsFile]:
+    """The weights files of an adapter: one, or one per model.
+
+    Raises:
+        InputError: nothing there, or pickled, or a link out of the directory, or not to be read.
+    """
+    try:
+        return _in_directory(path) if path.is_dir() else [_lone_file(path)]
+    except OSError as error:
+        raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check the path")) from error
+
+
+def _lone_file(path: Path) -> WeightsFile:
+    refuse_pickle(path)
+    if not path.is_file():
+        raise InputError(mismatch(f"{path}", "a LoRA file", "no such file", "check the path"))
+    config = path.with_name(PEFT_CONFIG)
+    return WeightsFile(path, contained(path.parent, config, "adapter") if path.name == PEFT_NAME and config.is_file() else None)
+
+
+def _in_directory(directory: Path) -> list[WeightsFile]:
+    if (weights := _named_as_saved(directory)) is not None:
+        return [weights]
+    per_model = []
+    for component in (UNET, TEXT_ENCODER):
+        if (directory / component).is_dir() and (weights := _named_as_saved(directory / component)) is not None:
+            per_model.append(WeightsFile(weights.path, weights.config, f"{component}."))
+    for weights in per_model:
+        contained(directory, weights.path, "adapter")
+    if not per_model:
+        for file in sorted(directory.iterdir()):
+            refuse_pickle(file)
+        raise InputError(mismatch(f"{directory}", f"{DIFFUSERS_NAME} or {PEFT_NAME}", "neither", "name the file itself"))
+    return per_model
+
+
+def _named_as_saved(directory: Path) -> WeightsFile | None:
+    """The file that diffusers or PEFT has saved in a directory."""
+    for name in (DIFFUSERS_NAME, PEFT_NAME):
+        if (directory / name).is_file():
+            weights = contained(directory, directory / name, "adapter")
+            config = directory / PEFT_CONFIG
+            return WeightsFile(weights, contained(directory, config, "adapter") if name == PEFT_NAME and config.is_file() else None)
+    return None
