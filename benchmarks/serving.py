@@ -27,11 +27,11 @@ from benchmarks.rig.merged import compare
 from benchmarks.rig.merged import figures as merged_figures
 
 from quad.core.manifest import TaskSpec
-from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
+from quad.runtime.stages import PipelineOutput
 
 AT_ONCE = 6  # requests of one client in line
 MOST_OVERTAKEN = 8

@@ -9,15 +9,18 @@ from threading import Condition
 from PIL import Image
 
 from quad.core.errors import QuadError, StoppedError
-from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.ticket import StepEvent
 from quad.runtime.request import Request
+from quad.runtime.stages import PipelineOutput
 from quad.serve.api import ENDED, State
 
 
 def an_output(side: int = 16) -> PipelineOutput:
-    return PipelineOutput([Image.new("RGB", (side, side), "red")], ("a note",), {"total": 1.0}, "text-to-image", {}, 7)
+    picture = Image.new("RGB", (side, side), "red")
+    return PipelineOutput(
+        images=[picture], notes=("a note",), timings_ms={"total": 1.0}, task="text-to-image", adapters={}, seed=7
+    )
 
 
 class FakeTicket:

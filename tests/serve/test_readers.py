@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from quad.core.errors import QuadError
-from quad.runtime.output import PipelineOutput
+from quad.runtime.stages import PipelineOutput
 from quad.serve.limits import Limits
 from quad.serve.operations import stream
 from tests.serve.conftest import Serve, Served
@@ -24,7 +24,9 @@ def _picture(served: Served) -> str:
     """Where a finished picture is found."""
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8))
     where = f"/v1/requests/{served.ask()}/image"
-    served.tickets[-1].end("done", PipelineOutput([noise], (), {"total": 1.0}, "text-to-image", {}, 7))
+    served.tickets[-1].end(
+        "done", PipelineOutput(images=[noise], notes=(), timings_ms={"total": 1.0}, task="text-to-image", adapters={}, seed=7)
+    )
     assert served.call("GET", f"{where}?wait=30")[0] == 200
     return where
 

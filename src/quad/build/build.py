@@ -151,7 +151,7 @@ def _stored(request: BuildRequest, opened: Opened, floats: Mapping[str, nn.Modul
     """What the bundle keeps for adapters to come; without an adapter it has no slot for any."""
     if not opened.adapters:
         return {}
-    side = opened.base.size // opened.base.latent.factor
+    side = opened.base.latent.side(opened.base.size)
     if request.precision == FLOAT:
         found = few_probes(opened.base, floats, opened.table, opened.adapters, opened.samples)
         return stored_files(chosen_calls(found, side), None)

@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.errors import InputError, mismatch
@@ -18,8 +16,8 @@ from quad.model.base.open import Base
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.torch_session import bind_slots, torch_sessions
-from quad.runtime.conditioning.condition import Given, make_condition
-from quad.runtime.conditioning.denoising import Inputs, is_guided, plan_denoising
+from quad.runtime.conditioning.condition import Pictures
+from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run, session_encoders
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import Trajectory, record_trajectory, solve_olss
 
@@ -63,13 +61,8 @@ class _Teacher:
         """One picture's states and outputs."""
         base, spec = self._base, self._base.tasks[sample.task]
         bind_slots(self._sessions, self._slots.get(sample.adapter or spec.adapter or "", {}))
-        side = base.size // base.latent.factor
-        noise = np.random.default_rng(seed).standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
-        condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
-        wanted, unwanted = (self._sessions["text_encoder"].run({"input_ids": self._tokenizer(text).ids}) for text in (sample.prompt, ""))
-        texts = wanted, unwanted if is_guided(spec) else None
-        plan = plan_denoising(self._sessions["unet"], base.latent, spec, Inputs(condition, texts, noise, self._encode))
+        _, noise = draw_noise(seed, None, base)
+        pictures = Pictures(sample.image, sample.mask)
+        inputs = RunInputs(task=sample.task, spec=spec, pictures=pictures, prompt=sample.prompt, noise=noise)
+        plan = plan_run(session_encoders(self._sessions, self._tokenizer), base, inputs)
         return record_trajectory(TEACHER, base.schedule, plan.network, noise)
-
-    def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self._sessions["vae_encoder"].run({"image": image})

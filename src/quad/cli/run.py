@@ -19,7 +19,7 @@ from quad.core.storage.install_pointers import store_beside
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from quad.runtime.output import PipelineOutput
+    from quad.runtime.stages import PipelineOutput
 
 MAX_SEED = 2**32
 

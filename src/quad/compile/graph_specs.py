@@ -13,7 +13,7 @@ from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
 from quad.model.base.pixart import MaskedT5
-from quad.runtime.conditioning.guidance import layouts
+from quad.runtime.conditioning.denoising import layouts
 from quad.runtime.conditioning.tokenizer import Tokenizer
 
 _SEED = 0
@@ -42,7 +42,7 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
         table: of all components.
         hidden: a prompt's hidden states `(1, L, D)`, noise where not given.
     """
-    side = base.size // base.latent.factor
+    side = base.latent.side(base.size)
     latent = torch.zeros(1, base.latent.channels, side, side)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
     beside = [torch.ones(1, 1, side, side) if part == "mask" else latent for part in layouts(base.latent)[channels]]
@@ -74,7 +74,7 @@ def _slots(table: SlotTable) -> dict[str, Tensor]:
 
 def vae_specs(base: Base) -> dict[str, GraphSpec]:
     """Inputs of the two graphs that never have slots, by component."""
-    side = base.size // base.latent.factor
+    side = base.latent.side(base.size)
     return {
         "vae_encoder": GraphSpec(
             component="vae_encoder", inputs={"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, output="latent"

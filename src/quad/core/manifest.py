@@ -135,6 +135,10 @@ class LatentSpec(msgspec.Struct, frozen=True):
     shift: tuple[float, ...]
     beside: tuple[Beside, ...] | msgspec.UnsetType = msgspec.UNSET
 
+    def side(self, size: int) -> int:
+        """Latent pixels along each side of a square picture of `size` pixels."""
+        return size // self.factor
+
 
 class TextSpec(msgspec.Struct, frozen=True):
     """The text encoder's input: tokens per prompt, and the id that fills the rest."""

@@ -11,11 +11,11 @@ if TYPE_CHECKING:
     from quad.runtime.bundle import open_bundle as open_bundle
     from quad.runtime.engines.engine import Engine as Engine
     from quad.runtime.engines.engine import Session as Session
-    from quad.runtime.output import PipelineOutput as PipelineOutput
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
     from quad.runtime.queue.scheduler import Scheduler as Scheduler
     from quad.runtime.queue.scheduler import SchedulerOptions as SchedulerOptions
     from quad.runtime.request import Request as Request
+    from quad.runtime.stages import PipelineOutput as PipelineOutput
 
 _LAZY = {
     "AdapterStore": "quad.runtime.adapters.store",
@@ -23,7 +23,7 @@ _LAZY = {
     "open_bundle": "quad.runtime.bundle",
     "Engine": "quad.runtime.engines.engine",
     "Session": "quad.runtime.engines.engine",
-    "PipelineOutput": "quad.runtime.output",
+    "PipelineOutput": "quad.runtime.stages",
     "QuadPipeline": "quad.runtime.pipeline",
     "Request": "quad.runtime.request",
     "Scheduler": "quad.runtime.queue.scheduler",

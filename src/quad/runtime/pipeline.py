@@ -15,14 +15,13 @@ from quad.runtime.adapter_switch import AdaptedGraphs
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
-from quad.runtime.conditioning.guidance import beside_of
+from quad.runtime.conditioning.denoising import beside_of
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
-from quad.runtime.output import PipelineOutput
 from quad.runtime.request import Request
-from quad.runtime.stages import Prepared, Stages
+from quad.runtime.stages import PipelineOutput, Prepared, Stages
 
 Float = NDArray[np.float32]
 # As in diffusers: called as f(pipe, step index, timestep, {"latents": array}); what it returns is not used, what it raises ends the call.

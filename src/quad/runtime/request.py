@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, TaskSpec
 from quad.runtime.adapters.weighted_sum import weights_of
-from quad.runtime.conditioning.condition import DEFAULT_GROW_PX, Given
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX, Pictures
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.tasks import Wishes, as_wished, choose_task
 
@@ -39,8 +39,8 @@ class Request:
     latents: NDArray[np.float32] | None = None
 
     @property
-    def given(self) -> Given:
-        return Given(self.image, self.mask_image, self.mask_grow)
+    def pictures(self) -> Pictures:
+        return Pictures(self.image, self.mask_image, self.mask_grow)
 
     @property
     def wishes(self) -> Wishes:

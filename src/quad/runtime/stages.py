@@ -2,45 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest
 from quad.runtime.adapters.mixer import Adapted
-from quad.runtime.conditioning.condition import Condition, make_condition, to_picture
-from quad.runtime.conditioning.denoising import Denoising, Inputs, is_guided, plan_denoising
-from quad.runtime.conditioning.guidance import draw_noise
+from quad.runtime.conditioning.condition import PasteBack
+from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
-from quad.runtime.output import PipelineOutput, Run
 from quad.runtime.request import Request, Resolved
-from quad.runtime.samplers import OnStep, count_calls, run_sampler
+from quad.runtime.samplers import OnStep, SamplingRun, plan_sampling
 
 Float = NDArray[np.float32]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A picture up to its first step, to be denoised once: its generator and its clocks go on.
+@dataclass(frozen=True, kw_only=True)
+class PipelineOutput:
+    """The result of one call.
 
     Args:
-        calls: how many steps `on_step` will be told of.
+        images: one PIL picture.
+        notes: what the user should be told, one line each: unknown words, resized masks, unused inputs.
+        timings_ms: `text_encoder`, `vae_encoder` (where a picture is read), `unet` (all steps), `vae_decoder`, `total`. A graph that the
+            memory plan does not keep is loaded within its own; what passed between two stages of a picture is in none.
+        adapters: adapter name -> weight, as used.
     """
+
+    images: list[Image.Image]
+    notes: tuple[str, ...]
+    timings_ms: dict[str, float]
+    task: str
+    adapters: dict[str, float]
+    seed: int
+
+
+class Clocks:
+    """Times of one picture, by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.timings_ms: dict[str, float] = {}
+
+    @contextmanager
+    def time(self, name: str) -> Iterator[None]:
+        """Add the block's wall time to `name`."""
+        start = perf_counter()
+        yield
+        self.timings_ms[name] = self.timings_ms.get(name, 0.0) + (perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A picture up to its first step, to be denoised once: its sampler, its generator and its clocks go on."""
 
     request: Request
     resolved: Resolved
     adapted: Adapted
-    condition: Condition
-    denoising: Denoising
+    denoising: DenoisingRun
+    sampling: SamplingRun
     noise: Float
-    rng: np.random.Generator
-    calls: int
-    run: Run = field(default_factory=Run)
+    notes: tuple[str, ...]
+    clocks: Clocks = field(default_factory=Clocks)
 
 
 class Stages:
@@ -55,24 +84,38 @@ class Stages:
         Raises:
             UsageError: an input that the task needs is missing. InputError: a picture is no picture, the mask is empty.
         """
-        run, manifest, spec = Run(), self._manifest, resolved.spec
-        with run.clock("total"):
-            rng, noise = draw_noise(request.seed, request.latents, manifest)
-            condition = make_condition(resolved.task, spec, request.given, manifest.size, manifest.latent.factor)
-            run.notes += [*condition.notes, *resolved.notes, *adapted.notes]
-            texts = self._texts(request, is_guided(spec), adapted, run)
-            inputs = Inputs(condition, texts, noise, partial(self._encode, run))
-            denoising = plan_denoising(self._graphs["unet"], manifest.latent, spec, inputs)
-            calls = count_calls(spec.sampler, manifest.schedule, denoising.start)
-        return Prepared(request, resolved, adapted, condition, denoising, noise, rng, calls, run)
+        clocks, spec, text_notes = Clocks(), resolved.spec, list[str]()
+        with clocks.time("total"):
+            rng, noise = draw_noise(request.seed, request.latents, self._manifest)
+            if request.negative_prompt and not is_guided(spec):
+                text_notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
+            inputs = RunInputs(
+                task=resolved.task,
+                spec=spec,
+                pictures=request.pictures,
+                prompt=request.prompt,
+                negative_prompt=request.negative_prompt,
+                noise=noise,
+            )
+            denoising = plan_run(self._encoders(adapted, clocks, text_notes), self._manifest, inputs)
+            sampling = plan_sampling(spec.sampler, self._manifest.schedule, rng, denoising.start)
+        return Prepared(
+            request=request,
+            resolved=resolved,
+            adapted=adapted,
+            denoising=denoising,
+            sampling=sampling,
+            noise=noise,
+            notes=(*denoising.condition.notes, *resolved.notes, *adapted.notes, *text_notes),
+            clocks=clocks,
+        )
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet, spec, adapted = self._graphs["unet"], prepared.resolved.spec, prepared.adapted
-        with prepared.run.clock("total"), prepared.run.clock("unet"), unet.loaded():
+        unet, adapted = self._graphs["unet"], prepared.adapted
+        with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
             unet.bind(adapted.buffers, adapted.keep_as)
-            network, start = prepared.denoising.network, prepared.denoising.start
-            return run_sampler(spec.sampler, self._manifest.schedule, network, prepared.noise, prepared.rng, on_step, start=start)
+            return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
 
     def decode(self, prepared: Prepared, x0: Float) -> PipelineOutput:
         """The picture of a clean latent.
@@ -80,34 +123,48 @@ class Stages:
         Raises:
             BackendError: the engine failed, or gave numbers that are not finite.
         """
-        run, resolved = prepared.run, prepared.resolved
-        with run.clock("total"):
-            with run.clock("vae_decoder"):
+        clocks = prepared.clocks
+        with clocks.time("total"):
+            with clocks.time("vae_decoder"):
                 image = self._graphs["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
             if not np.isfinite(image).all():
-                then = "use guidance_scale or adapter weights nearer to 1"
-                raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", then))
-            picture = to_picture(image, prepared.condition.paste)
-        notes, weights = tuple(dict.fromkeys(run.notes)), dict(prepared.adapted.weights)
-        return PipelineOutput([picture], notes, run.timings_ms, resolved.task, weights, prepared.request.seed)
+                next_step = "use guidance_scale or adapter weights nearer to 1"
+                raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", next_step))
+            picture = to_picture(image, prepared.denoising.condition.paste)
+        return PipelineOutput(
+            images=[picture],
+            notes=tuple(dict.fromkeys(prepared.notes)),
+            timings_ms=clocks.timings_ms,
+            task=prepared.resolved.task,
+            adapters=dict(prepared.adapted.weights),
+            seed=prepared.request.seed,
+        )
 
-    def _texts(self, request: Request, guided: bool, adapted: Adapted, run: Run) -> tuple[Float, Float | None]:
-        encoder, negative = self._graphs["text_encoder"], request.negative_prompt
-        with run.clock("text_encoder"), encoder.loaded():
-            encoder.bind(adapted.buffers, adapted.keep_as)
-            if guided:
-                return self._text(request.prompt, run), self._text(negative, run)
-            if negative:
-                run.notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
-            return self._text(request.prompt, run), None
+    def _encoders(self, adapted: Adapted, clocks: Clocks, notes: list[str]) -> Encoders:
+        """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
-    def _text(self, prompt: str, run: Run) -> Float:
-        tokens = self._tokenizer(prompt)
-        run.notes += tokens.notes
-        hidden: Float = self._graphs["text_encoder"].run({"input_ids": tokens.ids})
-        return hidden
+        def texts(prompts: Sequence[str]) -> list[Float]:
+            encoder, hidden = self._graphs["text_encoder"], list[Float]()
+            with clocks.time("text_encoder"), encoder.loaded():
+                encoder.bind(adapted.buffers, adapted.keep_as)
+                for prompt in prompts:
+                    tokens = self._tokenizer(prompt)
+                    notes.extend(tokens.notes)
+                    hidden.append(encoder.run({"input_ids": tokens.ids}))
+            return hidden
 
-    def _encode(self, run: Run, image: Float) -> Float:
-        with run.clock("vae_encoder"):
-            latent: Float = self._graphs["vae_encoder"].run({"image": image})
-        return latent
+        def picture(image: Float) -> Float:
+            with clocks.time("vae_encoder"):
+                latent: Float = self._graphs["vae_encoder"].run({"image": image})
+            return latent
+
+        return Encoders(unet=self._graphs["unet"], texts=texts, picture=picture)
+
+
+def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:
+    """The VAE decoder's output `(1, 3, S, S)`, clamped, as a picture; laid into the original where `paste` says so."""
+    square = np.clip((image[0].transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.float32)
+    if paste is not None:
+        new = np.clip(paste.fit.back(square), 0, 255)
+        square = paste.weight * new + (1 - paste.weight) * paste.original
+    return Image.fromarray(np.rint(square).astype(np.uint8))

@@ -16,7 +16,7 @@ from quad.core.manifest import TaskSpec
 from quad.runtime.adapters.weighted_sum import weights_of
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
-from quad.runtime.output import PipelineOutput
+from quad.runtime.stages import PipelineOutput
 from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, raised
 from quad.serve.http_client import Wire
 from quad.serve.pictures import from_png, picture_file
@@ -143,7 +143,9 @@ class QuadClient:
         picture = from_png(self._wire.fetch("GET", f"{where}/image"))
         self._forget(where)
         self._last = tuple(end.adapters)
-        return PipelineOutput([picture], end.notes, end.timings_ms, end.task, end.adapters, end.seed)
+        return PipelineOutput(
+            images=[picture], notes=end.notes, timings_ms=end.timings_ms, task=end.task, adapters=end.adapters, seed=end.seed
+        )
 
     def _forget(self, where: str) -> None:
         with suppress(QuadError):  # it forgets by itself too, only later

@@ -16,8 +16,8 @@ from typing import Literal
 from PIL import Image
 
 from quad.core.errors import BusyError, InputError, QuadError, StoppedError, mismatch
-from quad.runtime.output import PipelineOutput
 from quad.runtime.queue.ticket import Ticket
+from quad.runtime.stages import PipelineOutput
 from quad.serve.api import ENDED, RequestState, State, Step, error_body
 from quad.serve.error_response import Refusal
 from quad.serve.limits import Budget, Limits

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from quad.core.errors import QuadError
-from quad.runtime.output import PipelineOutput
 from quad.runtime.queue.ticket import Ticket
+from quad.runtime.stages import PipelineOutput
 from quad.serve.api import State, Step
 
 

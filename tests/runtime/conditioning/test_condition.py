@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from quad.core.errors import InputError, UsageError
 from quad.core.manifest import SamplerSpec, TaskSpec
-from quad.runtime.conditioning.condition import Condition, Given, make_condition, to_model, to_picture
+from quad.runtime.conditioning.condition import Condition, Pictures, make_condition, to_model
 from quad.runtime.conditioning.mask import feather, grow_steps, pool_mask, read_mask, sample_mask
+from quad.runtime.stages import to_picture
 
 REMOVAL = TaskSpec("removal", SamplerSpec("ddim", 2), "masked-image", "input")
 EDIT = TaskSpec("transform", SamplerSpec("ddim", 2), "image", "zeros")
@@ -24,18 +25,18 @@ AGAIN = TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", strength=0.8)
 
 
 def _removal(image: np.ndarray, mask: np.ndarray, grow: int = 2) -> Condition:
-    return make_condition("removal", REMOVAL, Given(image, mask, grow), 16, 4)
+    return make_condition("removal", REMOVAL, Pictures(image, mask, grow), 16, 4)
 
 
 def test_kinds_of_condition(picture: np.ndarray, mask: np.ndarray) -> None:
-    text = make_condition("text-to-image", TEXT, Given(picture, mask), 16, 4)
+    text = make_condition("text-to-image", TEXT, Pictures(picture, mask), 16, 4)
     assert text.image is None
     assert text.mask.all()
     assert len(text.notes) == 2
-    edit = make_condition("transform", EDIT, Given(picture), 16, 4)
+    edit = make_condition("transform", EDIT, Pictures(picture), 16, 4)
     assert not edit.mask.any()
     np.testing.assert_array_equal(edit.image, to_model(picture))
-    assert make_condition("sketch", SKETCH, Given(picture), 16, 4).mask.all()
+    assert make_condition("sketch", SKETCH, Pictures(picture), 16, 4).mask.all()
 
 
 def test_hole_is_grey_and_the_rest_is_kept(picture: np.ndarray, mask: np.ndarray) -> None:
@@ -50,7 +51,7 @@ def test_hole_is_grey_and_the_rest_is_kept(picture: np.ndarray, mask: np.ndarray
 
 
 def test_a_cut_picture_has_zeros_in_the_hole_and_the_mask_of_every_fourth_pixel(picture: np.ndarray, mask: np.ndarray) -> None:
-    condition = make_condition("inpainting", CUT, Given(picture, mask, 0), 16, 4)
+    condition = make_condition("inpainting", CUT, Pictures(picture, mask, 0), 16, 4)
     np.testing.assert_array_equal(condition.image, np.where(mask > 0, np.float32(0), to_model(picture)))
     np.testing.assert_array_equal(condition.mask, (mask[::4, ::4] > 0)[None, None])
     assert condition.picture is None
@@ -59,29 +60,29 @@ def test_a_cut_picture_has_zeros_in_the_hole_and_the_mask_of_every_fourth_pixel(
 
 def test_a_model_that_cuts_sees_zeros_where_all_is_made_anew(picture: np.ndarray) -> None:
     everything = msgspec.structs.replace(CUT, mask="ones")
-    text = make_condition("text-to-image", everything, Given(), 16, 4)
+    text = make_condition("text-to-image", everything, Pictures(), 16, 4)
     assert text.image is not None
     assert not text.image.any()
     assert text.mask.all()
-    again = make_condition("transform", msgspec.structs.replace(everything, strength=0.8), Given(picture), 16, 4)
+    again = make_condition("transform", msgspec.structs.replace(everything, strength=0.8), Pictures(picture), 16, 4)
     assert again.image is not None
     assert not again.image.any()
     np.testing.assert_array_equal(again.picture, to_model(picture))
 
 
 def test_the_picture_itself_goes_where_the_walk_needs_it(picture: np.ndarray, mask: np.ndarray) -> None:
-    again = make_condition("transform", AGAIN, Given(picture), 16, 4)
-    blended = make_condition("removal", BLEND, Given(picture, mask, 0), 16, 4)
+    again = make_condition("transform", AGAIN, Pictures(picture), 16, 4)
+    blended = make_condition("removal", BLEND, Pictures(picture, mask, 0), 16, 4)
     for condition in (again, blended):
         assert condition.image is None
         np.testing.assert_array_equal(condition.picture, to_model(picture))
     assert again.mask.all()
     np.testing.assert_array_equal(blended.mask, sample_mask(mask > 0, 4))
-    assert make_condition("removal", REMOVAL, Given(picture, mask), 16, 4).picture is None
+    assert make_condition("removal", REMOVAL, Pictures(picture, mask), 16, 4).picture is None
     with pytest.raises(UsageError, match="task transform: expected a picture"):
-        make_condition("transform", AGAIN, Given(), 16, 4)
+        make_condition("transform", AGAIN, Pictures(), 16, 4)
     with pytest.raises(UsageError, match="task removal: expected a mask"):
-        make_condition("removal", BLEND, Given(picture), 16, 4)
+        make_condition("removal", BLEND, Pictures(picture), 16, 4)
 
 
 def test_nothing_of_the_object_reaches_the_condition(picture: np.ndarray, mask: np.ndarray) -> None:
@@ -126,9 +127,9 @@ def test_empty_mask_and_missing_inputs(picture: np.ndarray, mask: np.ndarray) ->
     with pytest.raises(InputError, match="an empty mask; paint over the object"):
         _removal(picture, np.zeros_like(mask))
     with pytest.raises(UsageError, match="task removal: expected a mask"):
-        make_condition("removal", REMOVAL, Given(picture), 16, 4)
+        make_condition("removal", REMOVAL, Pictures(picture), 16, 4)
     with pytest.raises(UsageError, match="task sketch: expected a picture"):
-        make_condition("sketch", SKETCH, Given(), 16, 4)
+        make_condition("sketch", SKETCH, Pictures(), 16, 4)
     with pytest.raises(UsageError, match="mask_grow"):
         _removal(picture, mask, grow=-1)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError
 from quad.core.manifest import LatentSpec
-from quad.runtime.conditioning.guidance import PictureGuidance, beside_of, guided_network
+from quad.runtime.conditioning.denoising import PictureGuidance, beside_of, guided_network
 
 
 class Linear:

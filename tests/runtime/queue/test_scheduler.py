@@ -48,7 +48,7 @@ def test_every_client_gets_what_it_would_get_alone(tiny_bundle: Path, requests: 
     assert served == found.ended["done"] == 8 * rounds * len(requests)
     assert found.most_overtaken <= 5
     assert (found.ahead > served / 2) is (memory == "keep-all")
-    assert pipe.prepare(requests[0]).run.timings_ms.keys() == {"text_encoder", "total"}  # it is nobody's now
+    assert pipe.prepare(requests[0]).clocks.timings_ms.keys() == {"text_encoder", "total"}  # it is nobody's now
 
 
 def test_progress_step_by_step(scheduler: Scheduler, requests: list[Request]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerSettings
 from quad.runtime.samplers import Start, run_sampler
-from quad.runtime.samplers.run import make_sampler
+from quad.runtime.samplers.run import plan_sampling
 
 CENTRE, SPREAD = 0.8, 0.5
 STEPS = (25, 50, 100, 200)
@@ -55,7 +55,7 @@ def _errors(kind: str, schedule: NoiseSchedule, settings: dict[str, Any]) -> lis
     for steps in STEPS:
         spec = SamplerSpec(kind, steps, settings=SamplerSettings(**settings))  # type: ignore[arg-type]
         rng = np.random.default_rng(0)
-        problem = _Gaussian(schedule, make_sampler(spec, schedule, rng, Start()).route.abars, [])
+        problem = _Gaussian(schedule, plan_sampling(spec, schedule, rng, Start()).sampler.sampling.abars, [])
         run_sampler(spec, schedule, problem, np.random.default_rng(3).standard_normal((64, 3)), rng)
         found.append(problem.error())
     return found

@@ -9,8 +9,7 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from quad.core.errors import UnsupportedError
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerSettings
-from quad.runtime.samplers.schedule import alphas_cumprod, sigmas
-from quad.runtime.samplers.spacing import whole_timesteps
+from quad.runtime.samplers.schedule import alphas_cumprod, sigmas, whole_timesteps
 
 # diffusers calls numpy on tensors in the old way.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

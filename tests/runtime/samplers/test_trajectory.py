@@ -9,7 +9,7 @@ from quad.core.errors import UsageError
 from quad.core.manifest import SamplerSpec
 from quad.core.sampling import SamplerSettings
 from quad.runtime.samplers import record_trajectory, run_sampler
-from quad.runtime.samplers.spacing import whole_timesteps
+from quad.runtime.samplers.schedule import whole_timesteps
 
 
 @pytest.mark.parametrize("kind", ["ddim", "euler"])

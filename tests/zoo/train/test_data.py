@@ -8,7 +8,7 @@ import torch
 
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerSettings
-from quad.runtime.samplers.spacing import whole_timesteps
+from quad.runtime.samplers.schedule import whole_timesteps
 from quad.zoo import samples, world
 from quad.zoo.train import adapters, base, cache, text
 

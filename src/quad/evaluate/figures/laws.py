@@ -75,7 +75,7 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
     base = open_model(directory)
     loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
-    side = base.size // base.latent.factor
+    side = base.latent.side(base.size)
     generator = torch.Generator().manual_seed(5)
     sample = torch.randn(1, 2 * base.latent.channels + 1, side, side, generator=generator)
     words = torch.randn(1, base.text.length, base.text.hidden, generator=generator)

@@ -19,9 +19,10 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.open import open_model
-from quad.runtime.conditioning.condition import Condition, Given, PasteBack, make_condition, to_model, to_picture
+from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import run_sampler
+from quad.runtime.stages import to_picture
 
 BATCH = 16
 
@@ -112,10 +113,10 @@ class Reference:
         return torch.cat([torch.zeros(len(given), self.latent.channels, *mask.shape[2:]), mask], dim=1)
 
     def _batch(self, task: str, spec: TaskSpec, jobs: Sequence[Job]) -> NDArray[np.uint8]:
-        side = self.size // self.latent.factor
+        side = self.latent.side(self.size)
         rows = SeedRows([job.seed for job in jobs])
         noise = rows.standard_normal((len(jobs), self.latent.channels, side, side)).astype(np.float32)
-        given = [make_condition(task, spec, Given(job.image, job.mask), self.size, self.latent.factor) for job in jobs]
+        given = [make_condition(task, spec, Pictures(job.image, job.mask), self.size, self.latent.factor) for job in jobs]
         words, extra = self.words([job.prompt for job in jobs]), self._condition(given)
         if spec.guidance != 1.0:
             words, extra = torch.cat([self.words([""] * len(jobs)), words]), torch.cat([extra, extra])

@@ -24,8 +24,8 @@ from quad.model.slots.sites import add_sites
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.torch_session import HeardSession, Listener, bind_slots, torch_sessions
-from quad.runtime.conditioning.condition import Given, make_condition
-from quad.runtime.conditioning.denoising import Inputs, is_guided, plan_denoising
+from quad.runtime.conditioning.condition import Pictures
+from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run, session_encoders
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Session
@@ -175,10 +175,10 @@ class TaskRunner:
         image = self.sessions["vae_decoder"].run({"latent": self.denoise(sample, spec, slots, index)})
         if not spec.reads_picture:
             # The encoder too must have seen pictures where no sample brings one.
-            self._encode(np.clip(image, -1.0, 1.0))
+            self.sessions["vae_encoder"].run({"image": np.clip(image, -1.0, 1.0)})
         if spec.guidance == 1.0 and slots.keys() & self.sessions["text_encoder"].inputs.keys():
             # With guidance, which a caller may ask for at any time, the adapter's text encoder reads the negative prompt too.
-            self._text(self.options.negative_prompt)
+            self.sessions["text_encoder"].run({"input_ids": self.tokenizer(self.options.negative_prompt).ids})
 
     def denoise(
         self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int
@@ -190,16 +190,14 @@ class TaskRunner:
         """
         base = self.base
         bind_slots(self.sessions, slots)
-        side = base.size // base.latent.factor
-        rng = np.random.default_rng(self.options.seed + index)
-        noise = rng.standard_normal((1, base.latent.channels, side, side)).astype(np.float32)
-        condition = make_condition(sample.task, spec, Given(sample.image, sample.mask), base.size, base.latent.factor)
-        texts = self._text(sample.prompt), self._text(self.options.negative_prompt) if is_guided(spec) else None
-        plan = plan_denoising(self.sessions["unet"], base.latent, spec, Inputs(condition, texts, noise, self._encode))
+        rng, noise = draw_noise(self.options.seed + index, None, base)
+        inputs = RunInputs(
+            task=sample.task,
+            spec=spec,
+            pictures=Pictures(sample.image, sample.mask),
+            prompt=sample.prompt,
+            negative_prompt=self.options.negative_prompt,
+            noise=noise,
+        )
+        plan = plan_run(session_encoders(self.sessions, self.tokenizer), base, inputs)
         return run_sampler(spec.sampler, base.schedule, plan.network, noise, rng, start=plan.start).astype(np.float32)
-
-    def _encode(self, image: NDArray[np.float32]) -> NDArray[np.float32]:
-        return self.sessions["vae_encoder"].run({"image": image})
-
-    def _text(self, prompt: str) -> NDArray[np.float32]:
-        return self.sessions["text_encoder"].run({"input_ids": self.tokenizer(prompt).ids})

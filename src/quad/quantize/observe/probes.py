@@ -115,7 +115,7 @@ def record_probes(
     )
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     done: dict[str, int] = dict.fromkeys(probes, 0)
-    per_picture = base.latent.channels * (base.size // base.latent.factor) ** 2
+    per_picture = base.latent.channels * (base.latent.side(base.size)) ** 2
     for sample, spec, name in plan:
         source = name or BASE_SOURCE
         run = done[source]

@@ -94,7 +94,7 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
     Args:
         table: the slots of all of them.
     """
-    side, latent, length = base.size // base.latent.factor, base.latent.channels, base.text.length
+    side, latent, length = base.latent.side(base.size), base.latent.channels, base.text.length
     text = table.of(TEXT_ENCODER)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
     unet: Shapes = {

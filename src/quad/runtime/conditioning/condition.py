@@ -1,4 +1,4 @@
-"""From what the user gives to what the graph reads beside the noise, and back."""
+"""From what the user gives to what the graph reads beside the noise."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import TaskSpec
@@ -19,8 +18,8 @@ DEFAULT_GROW_PX = 2
 
 
 @dataclass(frozen=True)
-class Given:
-    """What the user gave beside the prompt; `mask_grow_px` counts pixels of the graph's square."""
+class Pictures:
+    """The pictures that the user gave beside the prompt; `mask_grow_px` counts pixels of the graph's square."""
 
     image: PictureSource | None = None
     mask: PictureSource | None = None
@@ -36,7 +35,7 @@ class PasteBack:
     fit: Fit
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Condition:
     """The condition channels of one call.
 
@@ -45,7 +44,7 @@ class Condition:
         mask: float32 `(1, 1, h, w)` at latent resolution, 1 where the picture is made anew.
         paste: set where only the mask's inside is to change in the result.
         notes: what was done to the input, one line each.
-        picture: the given picture itself, as `image`, where the walk begins at it or is held to it.
+        picture: the given picture itself, as `image`, where the loop begins at it or is held to it.
     """
 
     image: NDArray[np.float32] | None
@@ -55,7 +54,7 @@ class Condition:
     picture: NDArray[np.float32] | None = None
 
 
-def make_condition(task: str, spec: TaskSpec, given: Given, size: int, factor: int) -> Condition:
+def make_condition(task: str, spec: TaskSpec, pictures: Pictures, size: int, factor: int) -> Condition:
     """The condition of a task.
 
     Args:
@@ -67,47 +66,49 @@ def make_condition(task: str, spec: TaskSpec, given: Given, size: int, factor: i
         InputError: a picture is no picture, or the mask is empty.
     """
     latent = (1, 1, size // factor, size // factor)
-    ignored = _ignored(task, spec, given)
+    ignored = _ignored(task, spec, pictures)
     if not spec.reads_picture:
         cut = np.zeros((1, 3, size, size), np.float32) if spec.condition == "cut-image" else None
-        return Condition(cut, _flat_mask(spec, latent), notes=ignored)
-    if given.image is None:
+        return Condition(image=cut, mask=_flat_mask(spec, latent), notes=ignored)
+    if pictures.image is None:
         raise UsageError(mismatch(f"task {task}", "a picture", "none", "give one: image="))
-    picture, notes = to_rgb(open_picture(given.image))
+    picture, notes = to_rgb(open_picture(pictures.image))
     notes = ignored + notes
     if spec.mask == "input":
-        return _masked(task, spec, given, picture, notes, (size, factor))
+        return _masked(task, spec, pictures, picture, notes, (size, factor))
     fit = fit_centre(picture.shape[1], picture.shape[0], size)
     if not fit.is_identity:
         part = "" if fit.width == fit.height else "its centre square, "
         notes += (f"image: {part}resized from {fit.width}x{fit.height} to {size}x{size}",)
     square = to_model(fit.forward(picture))
-    return _held(spec, square, Condition(_seen(spec, square, np.ones((size, size), np.bool_)), _flat_mask(spec, latent), notes=notes))
+    everywhere = np.ones((size, size), np.bool_)
+    condition = Condition(image=_condition_image(spec, square, everywhere), mask=_flat_mask(spec, latent), notes=notes)
+    return _with_picture(spec, square, condition)
 
 
 def _masked(
-    task: str, spec: TaskSpec, given: Given, picture: NDArray[np.uint8], notes: tuple[str, ...], sizes: tuple[int, int]
+    task: str, spec: TaskSpec, pictures: Pictures, picture: NDArray[np.uint8], notes: tuple[str, ...], sizes: tuple[int, int]
 ) -> Condition:
     """Work on the whole picture, padded to a square, so that the result can be pasted back."""
     size, factor = sizes
-    if given.mask is None:
+    if pictures.mask is None:
         raise UsageError(mismatch(f"task {task}", "a mask of what to remove", "none", "give one: mask_image="))
     height, width = picture.shape[:2]
-    mask, mask_notes = read_mask(given.mask, width, height)
+    mask, mask_notes = read_mask(pictures.mask, width, height)
     fit = fit_whole(width, height, size)
     if not fit.is_identity:
         mask_notes += (f"image: worked on at {size}x{size}, pasted back into {width}x{height}",)
-    steps = grow_steps(fit.forward_mask(mask), given.mask_grow_px)
+    steps = grow_steps(fit.forward_mask(mask), pictures.mask_grow_px)
     square = to_model(fit.forward(picture))
     # At the picture's own resolution the user's mask is wholly replaced, whatever resizing made of its edge.
     weight = np.maximum(np.clip(fit.back(feather(steps)[..., None]), 0, 1), mask[..., None].astype(np.float32))
     small = pool_mask(steps[-1], factor) if spec.condition == "masked-image" else sample_mask(steps[-1], factor)
-    made = Condition(_seen(spec, square, steps[-1]), small, PasteBack(picture, weight, fit), notes + mask_notes)
-    return _held(spec, square, made)
+    image, paste = _condition_image(spec, square, steps[-1]), PasteBack(picture, weight, fit)
+    return _with_picture(spec, square, Condition(image=image, mask=small, paste=paste, notes=notes + mask_notes))
 
 
-def _seen(spec: TaskSpec, square: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-    """What of the picture `(1, 3, S, S)` the graph sees beside the latent."""
+def _condition_image(spec: TaskSpec, square: NDArray[np.float32], mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """The part of the picture `(1, 3, S, S)` that the graph sees beside the latent."""
     match spec.condition:
         case "none":
             return None
@@ -119,8 +120,8 @@ def _seen(spec: TaskSpec, square: NDArray[np.float32], mask: NDArray[np.bool_]) 
             return np.where(mask, np.float32(0), square)
 
 
-def _held(spec: TaskSpec, square: NDArray[np.float32], condition: Condition) -> Condition:
-    """With the picture itself, where the walk needs it."""
+def _with_picture(spec: TaskSpec, square: NDArray[np.float32], condition: Condition) -> Condition:
+    """With the picture itself, where the loop needs it."""
     needs = spec.strength is not msgspec.UNSET or bool(spec.blend)
     return replace(condition, picture=square) if needs else condition
 
@@ -129,11 +130,11 @@ def _flat_mask(spec: TaskSpec, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.zeros(shape, np.float32) if spec.mask == "zeros" else np.ones(shape, np.float32)
 
 
-def _ignored(task: str, spec: TaskSpec, given: Given) -> tuple[str, ...]:
+def _ignored(task: str, spec: TaskSpec, pictures: Pictures) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
-    if not spec.reads_picture and given.image is not None:
+    if not spec.reads_picture and pictures.image is not None:
         notes += (f"image: task {task} reads no picture, it was not used",)
-    if spec.mask != "input" and given.mask is not None:
+    if spec.mask != "input" and pictures.mask is not None:
         notes += (f"mask: task {task} reads no mask, it was not used",)
     return notes
 
@@ -141,12 +142,3 @@ def _ignored(task: str, spec: TaskSpec, given: Given) -> tuple[str, ...]:
 def to_model(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     """uint8 `(H, W, 3)` to float32 `(1, 3, H, W)` in [-1, 1]."""
     return np.ascontiguousarray((picture.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None])
-
-
-def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:
-    """The VAE decoder's output `(1, 3, S, S)`, clamped, as a picture; laid into the original where `paste` says so."""
-    square = np.clip((image[0].transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.float32)
-    if paste is not None:
-        new = np.clip(paste.fit.back(square), 0, 255)
-        square = paste.weight * new + (1 - paste.weight) * paste.original
-    return Image.fromarray(np.rint(square).astype(np.uint8))

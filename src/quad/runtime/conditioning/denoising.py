@@ -1,72 +1,226 @@
-"""What the U-Net reads, and where denoising begins: one way for the device, for calibration and for the OLSS solver."""
+"""One planned run of the denoising loop: what the U-Net reads at every step, and where the loop begins.
+
+The device, calibration and the OLSS solver plan with `plan_run`, so that ranges and tables are made on what the device will run.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.core.errors import VerificationError, mismatch
+from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec
-from quad.runtime.conditioning.condition import Condition
-from quad.runtime.conditioning.guidance import Float, Network, PictureGuidance, beside_of, guided_network
+from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
+from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Runnable
 from quad.runtime.samplers import Start, add_noise
 
-Encode = Callable[[Float], Float]  # picture `(1, 3, S, S)` in [-1, 1] to model latent `(1, c, h, w)`
+Float = NDArray[np.float32]
+Network = Callable[[NDArray[Any], float], NDArray[Any]]
+
+
+class Model(Protocol):
+    """What a base and a bundle's manifest both say of their model."""
+
+    @property
+    def size(self) -> int:
+        """Side of its square pictures, in pixels."""
+        ...
+
+    @property
+    def latent(self) -> LatentSpec: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """The graphs that a run is planned with, each with its adapter bound.
+
+    Args:
+        unet: called once per guidance side and step.
+        texts: prompts to their hidden states, float32 `(1, L, D)` each.
+        picture: a picture float32 `(1, 3, S, S)` in [-1, 1] to its model latent float32 `(1, c, h, w)`.
+    """
+
+    unet: Runnable
+    texts: Callable[[Sequence[str]], Sequence[Float]]
+    picture: Callable[[Float], Float]
+
+
+def session_encoders(sessions: Mapping[str, Runnable], tokenizer: Tokenizer) -> Encoders:
+    """Sessions by component name as they are: no clocks, no notes."""
+
+    def texts(prompts: Sequence[str]) -> list[Float]:
+        return [sessions["text_encoder"].run({"input_ids": tokenizer(prompt).ids}) for prompt in prompts]
+
+    return Encoders(unet=sessions["unet"], texts=texts, picture=lambda image: sessions["vae_encoder"].run({"image": image}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """One picture that is asked for.
+
+    Args:
+        spec: of the task, with what the caller chose for this picture.
+        negative_prompt: read where the task is guided.
+        noise: the first noise, float32 `(1, c, h, w)`; blending noises the picture with it too.
+    """
+
+    task: str
+    spec: TaskSpec
+    pictures: Pictures
+    prompt: str
+    negative_prompt: str = ""
+    noise: Float
 
 
 @dataclass(frozen=True)
-class Denoising:
-    """A guided network, and where to begin; None for noise alone."""
+class DenoisingRun:
+    """Everything about one picture that does not change from step to step; `start` is None for a run from noise alone."""
 
+    condition: Condition
     network: Network
     start: Start | None
 
 
-@dataclass(frozen=True)
-class Inputs:
-    """What one call denoises from.
-
-    Args:
-        texts: hidden states `(1, L, D)` of the prompt, and of the negative prompt; None where the task is not guided.
-        noise: the first noise `(1, c, h, w)`; blending noises the picture with it too.
-        encode: the VAE encoder.
-    """
-
-    condition: Condition
-    texts: tuple[Float, Float | None]
-    noise: Float
-    encode: Encode
-
-
-def plan_denoising(unet: Runnable, latent: LatentSpec, spec: TaskSpec, inputs: Inputs) -> Denoising:
-    """Everything about one call that does not change from step to step.
-
-    Args:
-        spec: of the task, with what the caller chose for this call.
+def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRun:
+    """Read text and pictures, and build the network that a sampler runs. The U-Net itself is not called.
 
     Raises:
+        UsageError: the task needs a picture or a mask that was not given.
+        InputError: a picture is no picture, or the mask is empty.
         VerificationError: the graph has not the channels that its bundle says.
     """
-    names = beside_of(unet, latent)
-    condition = inputs.condition
-    encoded = inputs.encode(condition.image) if condition.image is not None and set(names) - {"mask"} else None
+    spec, latent = inputs.spec, model.latent
+    condition = make_condition(inputs.task, spec, inputs.pictures, model.size, latent.factor)
+    # Text: a guided run reads the negative prompt too.
+    if is_guided(spec):
+        positive, negative = encoders.texts([inputs.prompt, inputs.negative_prompt])
+        texts: tuple[Float, Float | None] = positive, negative
+    else:
+        texts = encoders.texts([inputs.prompt])[0], None
+    # Channels beside the latent, with the picture and without it.
+    names = beside_of(encoders.unet, latent)
+    encoded = encoders.picture(condition.image) if condition.image is not None and set(names) - {"mask"} else None
     beside = _beside(names, latent, encoded, condition.mask)
-    picture = None
-    if spec.image_guidance is not msgspec.UNSET:
-        picture = _picture_guidance(names, latent, condition, spec.image_guidance)
-    network = guided_network(unet, beside, inputs.texts, spec.guidance, picture)
-    return Denoising(network, _start(spec, inputs))
+    guidance = None if spec.image_guidance is msgspec.UNSET else _picture_guidance(names, latent, condition, spec.image_guidance)
+    network = guided_network(encoders.unet, beside, texts, spec.guidance, guidance)
+    return DenoisingRun(condition, network, _start(inputs, condition, encoders.picture))
 
 
 def is_guided(spec: TaskSpec) -> bool:
     """Whether a run without the prompt is needed."""
     return spec.guidance != 1.0 or spec.image_guidance not in (msgspec.UNSET, 1.0)
+
+
+def draw_noise(seed: int, latents: Float | None, model: Model) -> tuple[np.random.Generator, Float]:
+    """The generator of a run and its first noise, float32 `(1, c, h, w)`; `latents` takes the noise's place.
+
+    Raises:
+        UsageError: a negative seed.
+        InputError: latents of another shape, or not finite.
+    """
+    if seed < 0:
+        raise UsageError(mismatch("seed", "0 or more", seed, "choose another"))
+    side = model.latent.side(model.size)
+    shape = (1, model.latent.channels, side, side)
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal(shape).astype(np.float32)
+    if latents is None:
+        return rng, noise
+    if latents.shape != shape or not np.isfinite(latents).all():
+        raise InputError(mismatch("latents", f"finite float32 {shape}", f"shape {latents.shape}", "draw them anew"))
+    return rng, np.asarray(latents, np.float32)
+
+
+@dataclass(frozen=True)
+class PictureGuidance:
+    """Guidance away from what the network makes without the given picture: `u + g (c - i) + s (i - u)`.
+
+    Source: Brooks et al. 2023, Eq. 3; u sees neither picture nor prompt, i the picture, c both.
+
+    Args:
+        scale: s.
+        without: the channels beside the latent where there is no picture.
+    """
+
+    scale: float
+    without: Float
+
+
+def beside_of(session: Runnable, latent: LatentSpec) -> tuple[Beside, ...]:
+    """Names of the channels that follow the latent in the graph's `sample`.
+
+    Raises:
+        VerificationError: the graph has another number of channels.
+    """
+    shape = session.inputs.get("sample", ())
+    channels = shape[1] if len(shape) == 4 else None
+    by_channels = layouts(latent)
+    if channels not in by_channels:
+        expected = f"sample with {' or '.join(str(number) for number in by_channels)} channels"
+        raise VerificationError(mismatch("graph unet", expected, f"shape {shape}", "build the bundle again"))
+    return by_channels[channels]
+
+
+def layouts(latent: LatentSpec) -> dict[int, tuple[Beside, ...]]:
+    """Channels that a graph's `sample` may have -> what follows the latent in them."""
+    guesses: tuple[tuple[Beside, ...], ...] = ((), ("condition", "mask"))
+    width = {"mask": 1, "condition": latent.channels, "raw-condition": latent.channels}
+    candidates = guesses if latent.beside is msgspec.UNSET else (latent.beside,)
+    return {latent.channels + sum(width[part] for part in layout): layout for layout in candidates}
+
+
+def guided_network(
+    session: Runnable, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
+) -> Network:
+    """The network with classifier-free guidance, `u + g (c - u)`; the condition channels are the same on both sides.
+
+    Args:
+        session: the U-Net; all sides run at once where its batch axis is dynamic.
+        beside: what follows the latent in the sample, float32 `(1, k, h, w)`, None for a graph without.
+        texts: hidden states float32 `(1, L, D)` of the prompt, and of the negative prompt; None turns guidance off.
+        guidance: g.
+        picture: a third side, without the given picture.
+    """
+    positive, negative = texts
+    batched = session.inputs["sample"][0] is None and session.inputs["encoder_hidden_states"][0] is None
+    scale = np.float32(guidance)
+    sides = [(beside, positive)] if negative is None else [(beside, negative), (beside, positive)]
+    if picture is not None and negative is not None:
+        sides = [(picture.without, negative), *sides]
+
+    def network(x: NDArray[Any], t: float) -> NDArray[Any]:
+        latent = np.asarray(x, np.float32)
+        timestep = np.array([t], np.float32)
+        samples = [latent if extra is None else np.concatenate([latent, extra], axis=1) for extra, _ in sides]
+        if batched and len(sides) > 1:
+            calls = [(np.concatenate(samples), np.concatenate([text for _, text in sides]))]
+        else:
+            calls = [(sample, text) for sample, (_, text) in zip(samples, sides, strict=True)]
+        outputs = [session.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": text}) for sample, text in calls]
+        if len(outputs) < len(sides):
+            outputs = list(np.split(outputs[0], len(sides)))
+        return _combined(outputs, scale, np.float32(picture.scale if picture else 1.0))
+
+    return network
+
+
+def _combined(outputs: list[Float], scale: np.float32, picture_scale: np.float32) -> Float:
+    """One output from those of one, two or three sides."""
+    match outputs:
+        case [c]:
+            return c
+        case [u, c]:
+            return np.asarray(u + scale * (c - u))
+        case [u, i, c]:
+            return np.asarray(u + scale * (c - i) + picture_scale * (i - u))
+        case _:
+            raise ValueError(f"{len(outputs)} sides")
 
 
 def _picture_guidance(names: tuple[Beside, ...], latent: LatentSpec, condition: Condition, scale: float) -> PictureGuidance | None:
@@ -89,12 +243,12 @@ def _beside(names: tuple[Beside, ...], latent: LatentSpec, encoded: Float | None
     return np.concatenate([parts[name] for name in names], axis=1) if names else None
 
 
-def _start(spec: TaskSpec, inputs: Inputs) -> Start | None:
-    """Where the walk begins, and what holds it to the given picture; as diffusers, all of a mask's inside begins at noise."""
-    condition, noise = inputs.condition, inputs.noise
+def _start(inputs: RunInputs, condition: Condition, encode: Callable[[Float], Float]) -> Start | None:
+    """Where the loop begins, and what holds it to the given picture; as diffusers, all of a mask's inside begins at noise."""
     if condition.picture is None:
         return None
-    x0 = inputs.encode(condition.picture)
+    spec, noise = inputs.spec, inputs.noise
+    x0 = encode(condition.picture)
     strength = 1.0 if spec.strength is msgspec.UNSET else spec.strength
     from_noise = spec.strength is msgspec.UNSET or (spec.mask == "input" and strength == 1.0)
     inside = condition.mask.astype(np.float64)

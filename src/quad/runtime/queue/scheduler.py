@@ -18,14 +18,13 @@ from types import TracebackType
 from typing import Any
 
 from quad.core.errors import BusyError, QuadError, mismatch
-from quad.runtime.output import PipelineOutput
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.job import Job, Stopped, check_terms, told
 from quad.runtime.queue.metrics import SchedulerMetrics, Tally
 from quad.runtime.queue.ordering import Key, Moment, Waiting, adapter_key, choose, expired, without
 from quad.runtime.queue.ticket import State, StepEvent, Ticket
 from quad.runtime.request import Request
-from quad.runtime.stages import Prepared
+from quad.runtime.stages import PipelineOutput, Prepared
 
 _PACE_SHARE = 0.2  # of the latest picture in the mean of all
 _MOST_AHEAD = 3  # requests that were next once and may hold adapters: the running one, the next, and one that was passed meanwhile
@@ -197,11 +196,11 @@ class Scheduler:
 
     def _on_step(self, job: Job, prepared: Prepared) -> Callable[..., None]:
         def on_step(_pipe: Any, index: int, timestep: float, _state: Any) -> None:
-            job.ticket.step(StepEvent(index, prepared.calls, timestep))
+            job.ticket.step(StepEvent(index, prepared.sampling.calls, timestep))
             self._look_ahead()
-            job.check(index, prepared.calls, self._options.clock())
+            job.check(index, prepared.sampling.calls, self._options.clock())
 
-        job.check(-1, prepared.calls, self._options.clock())
+        job.check(-1, prepared.sampling.calls, self._options.clock())
         return on_step
 
     def _look_ahead(self) -> None:

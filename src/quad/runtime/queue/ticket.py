@@ -9,7 +9,7 @@ from threading import Condition
 from typing import Literal, TypeVar
 
 from quad.core.errors import StoppedError
-from quad.runtime.output import PipelineOutput
+from quad.runtime.stages import PipelineOutput
 
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 ENDED = ("done", "failed", "cancelled", "expired")

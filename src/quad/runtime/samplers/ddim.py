@@ -14,40 +14,39 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
-from quad.runtime.samplers.schedule import Array, alphas_cumprod
-from quad.runtime.samplers.spacing import whole_timesteps
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.schedule import Array, alphas_cumprod, whole_timesteps
 
 
 @dataclass(frozen=True)
 class Ddim:
     """Order 1, deterministic; `ends` holds the signal share that each step leads to."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
     ends: tuple[float, ...]
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One step."""
-        x0, eps = self.job.estimate(call, self.route.abars[call.index])
-        abar = self.ends[call.index]
+        x0, eps = self.setup.estimate(step, self.sampling.abars[step.index])
+        abar = self.ends[step.index]
         return sqrt(abar) * x0 + sqrt(1.0 - abar) * eps
 
 
-def last_abar(job: Job) -> float:
+def last_abar(setup: SamplerSetup) -> float:
     """The signal share where ddim and pndm end."""
-    return 1.0 if job.settings.set_alpha_to_one else float(alphas_cumprod(job.schedule)[0])
+    return 1.0 if setup.settings.set_alpha_to_one else float(alphas_cumprod(setup.schedule)[0])
 
 
-def make_ddim(job: Job) -> Ddim:
-    """The sampler of a job.
+def make_ddim(setup: SamplerSetup) -> Ddim:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has, or none.
     """
-    timesteps = whole_timesteps("ddim", job.schedule, job.steps, job.settings)
-    alphas = alphas_cumprod(job.schedule)
+    timesteps = whole_timesteps("ddim", setup.schedule, setup.steps, setup.settings)
+    alphas = alphas_cumprod(setup.schedule)
     # As diffusers: the step is the whole number of training steps, also where the spacing is not whole.
-    stride = job.schedule.steps // job.steps
-    ends = tuple(float(alphas[t - stride]) if t >= stride else last_abar(job) for t in timesteps)
-    return Ddim(job, preserving_route(job.schedule, timesteps), ends)
+    stride = setup.schedule.steps // setup.steps
+    ends = tuple(float(alphas[t - stride]) if t >= stride else last_abar(setup) for t in timesteps)
+    return Ddim(setup, preserving_schedule(setup.schedule, timesteps), ends)

@@ -13,35 +13,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
-from quad.runtime.samplers.schedule import Array
-from quad.runtime.samplers.spacing import whole_timesteps
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.schedule import Array, whole_timesteps
 
 
 @dataclass(frozen=True)
 class Ddpm:
     """Order 1, stochastic: draws one array for each step that adds noise, in their order."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One step."""
-        i = call.index
-        abar, prev = self.route.abars[i], self.route.abars[i + 1]
+        i = step.index
+        abar, prev = self.sampling.abars[i], self.sampling.abars[i + 1]
         beta = 1.0 - abar / prev
-        x0, _ = self.job.estimate(call, abar)
-        mean = sqrt(prev) * beta / (1.0 - abar) * x0 + sqrt(1.0 - beta) * (1.0 - prev) / (1.0 - abar) * call.held
-        variance = beta if self.job.settings.variance_type == "fixed_large" else (1.0 - prev) / (1.0 - abar) * beta
-        if self.route.timesteps[i] == 0 or variance == 0.0:
+        x0, _ = self.setup.estimate(step, abar)
+        mean = sqrt(prev) * beta / (1.0 - abar) * x0 + sqrt(1.0 - beta) * (1.0 - prev) / (1.0 - abar) * step.state
+        variance = beta if self.setup.settings.variance_type == "fixed_large" else (1.0 - prev) / (1.0 - abar) * beta
+        if self.sampling.timesteps[i] == 0 or variance == 0.0:
             return mean
-        return mean + sqrt(variance) * self.job.rng.standard_normal(call.held.shape)
+        return mean + sqrt(variance) * self.setup.rng.standard_normal(step.state.shape)
 
 
-def make_ddpm(job: Job) -> Ddpm:
-    """The sampler of a job.
+def make_ddpm(setup: SamplerSetup) -> Ddpm:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has, or none.
     """
-    return Ddpm(job, preserving_route(job.schedule, whole_timesteps("ddpm", job.schedule, job.steps, job.settings)))
+    return Ddpm(setup, preserving_schedule(setup.schedule, whole_timesteps("ddpm", setup.schedule, setup.steps, setup.settings)))

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from math import exp, expm1, inf, log, sqrt
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.runtime.samplers.contract import Call, Job, Route, solver_route
-from quad.runtime.samplers.schedule import Array
-from quad.runtime.samplers.spacing import solver_path
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, solver_schedule
+from quad.runtime.samplers.schedule import Array, solver_path
 
 # Under so many steps the last ones fall back to lower orders, where the settings ask for it.
 FEW_STEPS = 15
@@ -41,34 +40,34 @@ def signal_and_noise(sigma: float) -> tuple[float, float]:
     return alpha, sigma * alpha
 
 
-@dataclass
+@dataclass(kw_only=True)
 class DpmSolver:
     """Order up to 3; `sde-dpmsolver++` draws one array for each step that does not end without noise, in their order."""
 
     kind: str
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
     sigmas: tuple[float, ...]
     outputs: list[Array] = field(default_factory=list)
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One step."""
-        i = call.index
-        x0, eps = self.job.estimate(call, self.route.abars[i])
-        self.outputs = [eps if self.kind == "dpmsolver" else x0, *self.outputs][: self.job.settings.solver_order]
+        i = step.index
+        x0, eps = self.setup.estimate(step, self.sampling.abars[i])
+        self.outputs = [eps if self.kind == "dpmsolver" else x0, *self.outputs][: self.setup.settings.solver_order]
         d = self._differences(i, min(self._order(i), len(self.outputs)))
         h = log_ratio(self.sigmas[i + 1]) - log_ratio(self.sigmas[i])
         (alpha, s), (alpha_next, s_next) = (signal_and_noise(sigma) for sigma in self.sigmas[i : i + 2])
         match self.kind:
             case "dpmsolver":
-                return alpha_next / alpha * call.held - s_next * self._integral(d, h)
+                return alpha_next / alpha * step.state - s_next * self._integral(d, h)
             case "dpmsolver++":
-                return s_next / s * call.held - alpha_next * self._integral(d, -h)
-        x = s_next / s * exp(-h) * call.held - alpha_next * self._integral(d, -2.0 * h)
-        return x if s_next == 0.0 else x + s_next * sqrt(-expm1(-2.0 * h)) * self.job.rng.standard_normal(x.shape)
+                return s_next / s * step.state - alpha_next * self._integral(d, -h)
+        x = s_next / s * exp(-h) * step.state - alpha_next * self._integral(d, -2.0 * h)
+        return x if s_next == 0.0 else x + s_next * sqrt(-expm1(-2.0 * h)) * self.setup.rng.standard_normal(x.shape)
 
     def _order(self, i: int) -> int:
-        settings, steps = self.job.settings, len(self.route.timesteps)
+        settings, steps = self.setup.settings, len(self.sampling.timesteps)
         few = settings.lower_order_final and steps < FEW_STEPS
         if i == steps - 1 and (settings.euler_at_final or few or self.sigmas[-1] == 0.0):
             return 1
@@ -93,24 +92,24 @@ class DpmSolver:
         """E D_0 + g_1 D_1 + g_2 D_2, as far as there are any."""
         e = expm1(z)
         total = e * d[0]
-        if len(d) == 2 and self.job.settings.solver_type != "heun":
+        if len(d) == 2 and self.setup.settings.solver_type != "heun":
             return total + 0.5 * e * d[1]
         if len(d) >= 2:
             total = total + (e / z - 1.0) * d[1]
         return total if len(d) < 3 else total + ((e - z) / z**2 - 0.5) * d[2]
 
 
-def make_dpmsolver(kind: str, job: Job) -> DpmSolver:
-    """The sampler of a job.
+def make_dpmsolver(kind: str, setup: SamplerSetup) -> DpmSolver:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has room for, or none.
         UnsupportedError: `dpmsolver` that ends without noise, where it divides by 0, or `sde-dpmsolver++` of order 3.
     """
-    then = "choose dpmsolver++"
-    if kind == "dpmsolver" and job.settings.final_sigmas_type == "zero":
-        raise UnsupportedError(mismatch("sampler 'dpmsolver'", "final_sigmas_type sigma_min", "zero", then))
-    if kind == "sde-dpmsolver++" and job.settings.solver_order == 3:
-        raise UnsupportedError(mismatch("sampler 'sde-dpmsolver++'", "solver_order 1 or 2", 3, then))
-    timesteps, sigmas = solver_path(kind, job.schedule, job.steps, job.settings)
-    return DpmSolver(kind, job, solver_route(timesteps, sigmas), tuple(sigmas))
+    next_step = "choose dpmsolver++"
+    if kind == "dpmsolver" and setup.settings.final_sigmas_type == "zero":
+        raise UnsupportedError(mismatch("sampler 'dpmsolver'", "final_sigmas_type sigma_min", "zero", next_step))
+    if kind == "sde-dpmsolver++" and setup.settings.solver_order == 3:
+        raise UnsupportedError(mismatch("sampler 'sde-dpmsolver++'", "solver_order 1 or 2", 3, next_step))
+    timesteps, sigmas = solver_path(kind, setup.schedule, setup.steps, setup.settings)
+    return DpmSolver(kind=kind, setup=setup, sampling=solver_schedule(timesteps, sigmas), sigmas=tuple(sigmas))

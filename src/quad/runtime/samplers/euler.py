@@ -2,7 +2,7 @@
 
     symbol       here       meaning
     sigma        `sigma`    noise over signal, sqrt((1 - abar) / abar)
-    x            `held`     variance-exploding state, x_t sqrt(1 + sigma^2), as the method wants it
+    x            `step.state`     variance-exploding state, x_t sqrt(1 + sigma^2), as the method wants it
     D            `x0`       estimated clean latent
     d            `d`        slope dx/dsigma
     sigma_down   `down`     where the ancestral step goes before it adds noise
@@ -17,46 +17,45 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import Call, Job, Route, sigma_route
-from quad.runtime.samplers.schedule import Array
-from quad.runtime.samplers.spacing import sigma_path
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, sigma_schedule
+from quad.runtime.samplers.schedule import Array, sigma_path
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Euler:
     """Order 1; the ancestral one draws one array for each step but the last, in their order."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
     sigmas: tuple[float, ...]
     ancestral: bool
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One step."""
-        sigma, target = self.sigmas[call.index], self.sigmas[call.index + 1]
-        x0, _ = self.job.estimate(call, self.route.abars[call.index])
-        d = (call.held - x0) / sigma
+        sigma, target = self.sigmas[step.index], self.sigmas[step.index + 1]
+        x0, _ = self.setup.estimate(step, self.sampling.abars[step.index])
+        d = (step.state - x0) / sigma
         if not self.ancestral or target == 0.0:
-            return call.held + d * (target - sigma)
+            return step.state + d * (target - sigma)
         up = target * sqrt(sigma**2 - target**2) / sigma
         down = sqrt(target**2 - up**2)
-        return call.held + d * (down - sigma) + up * self.job.rng.standard_normal(call.held.shape)
+        return step.state + d * (down - sigma) + up * self.setup.rng.standard_normal(step.state.shape)
 
 
-def _make(job: Job, ancestral: bool) -> Euler:
-    timesteps, sigmas = sigma_path("euler-ancestral" if ancestral else "euler", job.schedule, job.steps, job.settings)
-    return Euler(job, sigma_route(timesteps, sigmas, job.settings), tuple(sigmas), ancestral)
+def _make(setup: SamplerSetup, ancestral: bool) -> Euler:
+    timesteps, sigmas = sigma_path("euler-ancestral" if ancestral else "euler", setup.schedule, setup.steps, setup.settings)
+    return Euler(setup=setup, sampling=sigma_schedule(timesteps, sigmas, setup.settings), sigmas=tuple(sigmas), ancestral=ancestral)
 
 
-def make_euler(job: Job) -> Euler:
-    """The deterministic sampler of a job.
+def make_euler(setup: SamplerSetup) -> Euler:
+    """The deterministic sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has, or none.
     """
-    return _make(job, ancestral=False)
+    return _make(setup, ancestral=False)
 
 
-def make_euler_ancestral(job: Job) -> Euler:
-    """The sampler of a job that adds noise; errors as in `make_euler`."""
-    return _make(job, ancestral=True)
+def make_euler_ancestral(setup: SamplerSetup) -> Euler:
+    """The sampler of a setup that adds noise; errors as in `make_euler`."""
+    return _make(setup, ancestral=True)

@@ -17,7 +17,7 @@ import numpy as np
 
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerSettings
-from quad.runtime.samplers.contract import Call, Job, Route, preserving_route
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
 from quad.runtime.samplers.schedule import Array, check_steps
 
 SIGMA_DATA = 0.5
@@ -51,25 +51,27 @@ def lcm_timesteps(schedule: NoiseSchedule, steps: int, grid: int = PLAIN.origina
 class Lcm:
     """Stochastic: draws one array for each step but the last, in their order."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One jump."""
-        i = call.index
-        c_skip, c_out = boundary_scalings(self.route.timesteps[i], self.job.settings.timestep_scaling)
-        x0, _ = self.job.estimate(call, self.route.abars[i])
-        x = c_skip * call.held + c_out * x0
-        if i + 1 == len(self.route.timesteps):
+        i = step.index
+        c_skip, c_out = boundary_scalings(self.sampling.timesteps[i], self.setup.settings.timestep_scaling)
+        x0, _ = self.setup.estimate(step, self.sampling.abars[i])
+        x = c_skip * step.state + c_out * x0
+        if i + 1 == len(self.sampling.timesteps):
             return x
-        abar = self.route.abars[i + 1]
-        return sqrt(abar) * x + sqrt(1.0 - abar) * self.job.rng.standard_normal(x.shape)
+        abar = self.sampling.abars[i + 1]
+        return sqrt(abar) * x + sqrt(1.0 - abar) * self.setup.rng.standard_normal(x.shape)
 
 
-def make_lcm(job: Job) -> Lcm:
-    """The sampler of a job.
+def make_lcm(setup: SamplerSetup) -> Lcm:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the distillation grid has, or none.
     """
-    return Lcm(job, preserving_route(job.schedule, lcm_timesteps(job.schedule, job.steps, job.settings.original_inference_steps)))
+    return Lcm(
+        setup, preserving_schedule(setup.schedule, lcm_timesteps(setup.schedule, setup.steps, setup.settings.original_inference_steps))
+    )

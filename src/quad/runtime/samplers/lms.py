@@ -15,48 +15,45 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
 
-from quad.runtime.samplers.contract import Call, Job, Route, sigma_route
-from quad.runtime.samplers.schedule import Array
-from quad.runtime.samplers.spacing import sigma_path
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, sigma_schedule
+from quad.runtime.samplers.schedule import Array, sigma_path
 
 ORDER = 4
 
 
-def _weights(known: Sequence[float], start: float, end: float) -> list[float]:
+def _weights(levels: Sequence[float], start: float, end: float) -> list[float]:
     """Integrals from start to end of the Lagrange polynomials on up to four noise levels; two Gauss points are exact."""
     middle, half = (start + end) / 2.0, (end - start) / 2.0
     points = (middle - half / sqrt(3.0), middle + half / sqrt(3.0))
-    others = [[other for other in known if other != own] for own in known]
     return [
-        half * sum(prod((point - other) / (own - other) for other in rest) for point in points)
-        for own, rest in zip(known, others, strict=True)
+        half * sum(prod((point - other) / (level - other) for other in levels if other != level) for point in points) for level in levels
     ]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Lms:
     """Order up to 4, deterministic; keeps the last slopes."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
     sigmas: tuple[float, ...]
     slopes: list[Array] = field(default_factory=list)
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """One step."""
-        i = call.index
-        x0, _ = self.job.estimate(call, self.route.abars[i])
-        self.slopes = [(call.held - x0) / self.sigmas[i], *self.slopes][:ORDER]
-        known = [self.sigmas[i - j] for j in range(len(self.slopes))]
-        weights = _weights(known, self.sigmas[i], self.sigmas[i + 1])
-        return sum((w * d for w, d in zip(weights, self.slopes, strict=True)), start=call.held)
+        i = step.index
+        x0, _ = self.setup.estimate(step, self.sampling.abars[i])
+        self.slopes = [(step.state - x0) / self.sigmas[i], *self.slopes][:ORDER]
+        levels = [self.sigmas[i - j] for j in range(len(self.slopes))]
+        weights = _weights(levels, self.sigmas[i], self.sigmas[i + 1])
+        return sum((w * d for w, d in zip(weights, self.slopes, strict=True)), start=step.state)
 
 
-def make_lms(job: Job) -> Lms:
-    """The sampler of a job.
+def make_lms(setup: SamplerSetup) -> Lms:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has, or none.
     """
-    timesteps, sigmas = sigma_path("lms", job.schedule, job.steps, job.settings)
-    return Lms(job, sigma_route(timesteps, sigmas, job.settings), tuple(sigmas))
+    timesteps, sigmas = sigma_path("lms", setup.schedule, setup.steps, setup.settings)
+    return Lms(setup=setup, sampling=sigma_schedule(timesteps, sigmas, setup.settings), sigmas=tuple(sigmas))

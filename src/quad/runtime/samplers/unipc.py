@@ -24,20 +24,19 @@ from math import expm1
 import numpy as np
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.runtime.samplers.contract import Call, Job, Route, solver_route
+from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, solver_schedule
 from quad.runtime.samplers.dpmsolver import log_ratio, signal_and_noise
-from quad.runtime.samplers.schedule import Array
-from quad.runtime.samplers.spacing import solver_path
+from quad.runtime.samplers.schedule import Array, solver_path
 
 
 def _right_side(z: float, b_h: float, order: int) -> list[float]:
     """b_1 to b_order."""
-    found, factorial, phi = [], 1.0, expm1(z) / z - 1.0
+    terms, factorial, phi = [], 1.0, expm1(z) / z - 1.0
     for j in range(1, order + 1):
-        found.append(phi * factorial / b_h)
+        terms.append(phi * factorial / b_h)
         factorial *= j + 1
         phi = phi / z - 1.0 / factorial
-    return found
+    return terms
 
 
 def _rhos(ratios: list[float], z: float, b_h: float) -> list[float]:
@@ -48,55 +47,55 @@ def _rhos(ratios: list[float], z: float, b_h: float) -> list[float]:
     return [float(rho) for rho in np.linalg.solve(matrix, _right_side(z, b_h, len(ratios)))]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class UniPc:
     """Order up to 3 (the corrector one more), deterministic; keeps the last answers and the state it last stepped from."""
 
-    job: Job
-    route: Route
+    setup: SamplerSetup
+    sampling: SamplingSchedule
     sigmas: tuple[float, ...]
     outputs: list[Array] = field(default_factory=list)
     begun: list[Array] = field(default_factory=list)
     order: int = 1
 
-    def advance(self, call: Call) -> Array:
+    def advance(self, step: Step) -> Array:
         """Correct the state that was reached, and take the next step."""
-        i, settings, x = call.index, self.job.settings, call.held
-        x0, _ = self.job.estimate(call, self.route.abars[i])
+        i, settings, x = step.index, self.setup.settings, step.state
+        x0, _ = self.setup.estimate(step, self.sampling.abars[i])
         if self.begun and i - 1 not in settings.disable_corrector:
             x = self._step(i - 1, self.begun[0], self.order, x0)
         self.outputs = [x0, *self.outputs][: settings.solver_order]
-        room = len(self.route.timesteps) - i if settings.lower_order_final else settings.solver_order
+        room = len(self.sampling.timesteps) - i if settings.lower_order_final else settings.solver_order
         self.order = min(settings.solver_order, room, len(self.outputs))
         self.begun = [x]
         return self._step(i, x, self.order, None)
 
     def _step(self, i: int, x: Array, order: int, answer: Array | None) -> Array:
         """Step i from x, with `order` known outputs; `answer` is the one at its end, where the corrector has it."""
-        m, here = self.outputs, log_ratio(self.sigmas[i])
-        h = log_ratio(self.sigmas[i + 1]) - here
+        m, log_ratio_i = self.outputs, log_ratio(self.sigmas[i])
+        h = log_ratio(self.sigmas[i + 1]) - log_ratio_i
         (_, s), (alpha_next, s_next) = (signal_and_noise(sigma) for sigma in self.sigmas[i : i + 2])
-        ratios = [(log_ratio(self.sigmas[i - k]) - here) / h for k in range(1, order)]
+        ratios = [(log_ratio(self.sigmas[i - k]) - log_ratio_i) / h for k in range(1, order)]
         slopes = [(m[k] - m[0]) / ratios[k - 1] for k in range(1, order)]
         if answer is not None:
             ratios, slopes = [*ratios, 1.0], [*slopes, answer - m[0]]
         integral = expm1(-h) * m[0]
         if slopes:
-            b_h = -h if self.job.settings.solver_type == "bh1" else expm1(-h)
+            b_h = -h if self.setup.settings.solver_type == "bh1" else expm1(-h)
             rhos = _rhos(ratios, -h, b_h)
             integral = integral + b_h * sum((rho * d for rho, d in zip(rhos, slopes, strict=True)), start=np.zeros_like(x))
         return s_next / s * x - alpha_next * integral
 
 
-def make_unipc(job: Job) -> UniPc:
-    """The sampler of a job.
+def make_unipc(setup: SamplerSetup) -> UniPc:
+    """The sampler of a setup.
 
     Raises:
         UsageError: more steps than the schedule has room for, or none.
         UnsupportedError: a last step of higher order that ends without noise, where it divides by 0.
     """
-    settings = job.settings
+    settings = setup.settings
     if settings.final_sigmas_type == "zero" and settings.solver_order > 1 and not settings.lower_order_final:
         raise UnsupportedError(mismatch("sampler 'unipc'", "lower_order_final, or final_sigmas_type sigma_min", "neither", "set one"))
-    timesteps, sigmas = solver_path("unipc", job.schedule, job.steps, job.settings)
-    return UniPc(job, solver_route(timesteps, sigmas), tuple(sigmas))
+    timesteps, sigmas = solver_path("unipc", setup.schedule, setup.steps, setup.settings)
+    return UniPc(setup=setup, sampling=solver_schedule(timesteps, sigmas), sigmas=tuple(sigmas))

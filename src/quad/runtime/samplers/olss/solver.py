@@ -10,7 +10,7 @@
 
 For each k: min || x_{i_{k+1}} - (w_k x_0 + sum_{j<=k} v_kj e_{i_j}) ||^2. The bound of a path is its largest step error r.
 G is computed once; after that no array of latent size is touched: all paths are judged from G.
-Source: Duan et al. 2023 (arXiv 2305.14677), Eqs. 9-12 and Algorithm 1; method.md section 6.
+Source: Duan et al. 2023 (arXiv 2305.14677), Eqs. 9-12 and Algorithm 1; docs/method.md section 6.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def _stacked(trajectories: Sequence[Trajectory]) -> Array:
         if run.timesteps != first:
             raise InputError(mismatch("olss solver", "runs over the same timesteps", "others", "record all with one teacher"))
         if len(run.states) != len(first) + 1 or len(run.outputs) != len(first):
-            found = f"{len(run.states)} and {len(run.outputs)}"
-            raise InputError(mismatch("olss solver", f"{len(first) + 1} states and {len(first)} outputs", found, "record it again"))
+            counts = f"{len(run.states)} and {len(run.outputs)}"
+            raise InputError(mismatch("olss solver", f"{len(first) + 1} states and {len(first)} outputs", counts, "record it again"))
     blocks = [np.concatenate([run.states, run.outputs]).reshape(2 * len(first) + 1, -1) for run in trajectories]
     data = np.concatenate(blocks, axis=1, dtype=np.float64)
     if not np.isfinite(data).all():
@@ -98,15 +98,15 @@ def _problem(trajectories: Sequence[Trajectory], ridge: float) -> _Problem:
 def _farthest(problem: _Problem, bound: float, n: int) -> Path | None:
     """The path that always goes to the farthest state reached within `bound` (mean square), or None if n steps do not do."""
     path: list[int] = []
-    span, here = problem.start(), 0
-    while here < problem.total and len(path) < n:
-        path.append(here)
-        span = span.take(problem.output(here))
-        reached = np.flatnonzero(span.left[here + 1 : problem.total + 1] <= bound)
+    span, index = problem.start(), 0
+    while index < problem.total and len(path) < n:
+        path.append(index)
+        span = span.take(problem.output(index))
+        reached = np.flatnonzero(span.left[index + 1 : problem.total + 1] <= bound)
         if not reached.size:
             return None
-        here += 1 + int(reached[-1])
-    return tuple(path) if here == problem.total else None
+        index += 1 + int(reached[-1])
+    return tuple(path) if index == problem.total else None
 
 
 def _errors(problem: _Problem, path: Path) -> Array:
@@ -119,7 +119,7 @@ def _errors(problem: _Problem, path: Path) -> Array:
 
 
 def _rank(problem: _Problem, path: Path) -> tuple[float, float]:
-    """What makes a path good, smaller is better: its bound, then the sum of its errors (mean squares)."""
+    """The rank of a path, smaller is better: its bound, then the sum of its errors (mean squares)."""
     errors = _errors(problem, path)
     return float(errors.max()), float(errors.sum())
 
@@ -153,10 +153,10 @@ def _best_path(problem: _Problem, n: int) -> Path:
         return tuple(range(n))
     path: Path = (0,)
     for steps in range(2, n + 1):
-        found = _bisected(problem, steps)
-        while len(found) < steps:
-            found = _lengthened(problem, found)
-        path = min(found, _lengthened(problem, path), key=lambda p: _rank(problem, p))
+        candidate = _bisected(problem, steps)
+        while len(candidate) < steps:
+            candidate = _lengthened(problem, candidate)
+        path = min(candidate, _lengthened(problem, path), key=lambda p: _rank(problem, p))
     return path
 
 
@@ -198,7 +198,7 @@ def solve_olss(trajectories: Sequence[Trajectory], n: int, ridge: float = RIDGE)
         UsageError: n is outside 1..N.
         InputError: no runs, runs of different timesteps, or numbers that are not finite.
 
-    Source: method.md section 6.
+    Source: docs/method.md section 6.
     """
     problem = _problem(trajectories, ridge)
     if not 1 <= n <= problem.total:
@@ -206,8 +206,8 @@ def solve_olss(trajectories: Sequence[Trajectory], n: int, ridge: float = RIDGE)
         raise UsageError(mismatch("olss solver", expected, n, "ask for fewer or record a longer teacher"))
     path = _best_path(problem, n)
     weights = _unrolled(problem) if n == problem.total else _fitted(problem, path)
-    kept = tuple(trajectories[0].timesteps[index] for index in path)
-    return OlssTable(kept, tuple(float(c[0]) for c in weights), tuple(tuple(float(v) for v in c[1:]) for c in weights))
+    timesteps = tuple(trajectories[0].timesteps[index] for index in path)
+    return OlssTable(timesteps, tuple(float(c[0]) for c in weights), tuple(tuple(float(v) for v in c[1:]) for c in weights))
 
 
 def olss_error(trajectories: Sequence[Trajectory], table: OlssTable) -> float:

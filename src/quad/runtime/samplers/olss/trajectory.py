@@ -1,4 +1,4 @@
-"""What a teacher run leaves behind: its states and outputs, the data of the OLSS solver."""
+"""The record of a teacher run: its states and outputs, the data of the OLSS solver."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec
-from quad.runtime.samplers.denoiser import Model
-from quad.runtime.samplers.run import run_sampler
+from quad.runtime.samplers.run import Model, run_sampler
 from quad.runtime.samplers.schedule import Array
 
 

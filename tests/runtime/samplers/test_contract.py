@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.core.errors import BackendError, UnsupportedError
-from quad.runtime.samplers.denoiser import Denoiser, split_output
+from quad.runtime.samplers.contract import split_output
+from quad.runtime.samplers.run import network_output
 
 
 @given(abar=st.floats(0.01, 0.99), seed=st.integers(0, 2**16))
@@ -44,6 +45,5 @@ def test_unknown_prediction_is_refused():
     ],
 )
 def test_nonsense_from_the_network_is_one_line(answer, text):
-    denoise = Denoiser(lambda x, t: answer, np.dtype("float32"))
     with pytest.raises(BackendError, match=text):
-        denoise.output(np.zeros((1, 2)), 7)
+        network_output(lambda x, t: answer, np.zeros((1, 2)), 7, np.dtype("float32"))
