@@ -1,4 +1,4 @@
-"""From a pooled profile to the shared one: score the adapters, choose whose ranges hold, take those. Source: method.md section 4."""
+"""From a pooled profile to the shared one: score the adapters, choose whose ranges hold, take those. Source: docs/method.md section 4."""
 
 from __future__ import annotations
 

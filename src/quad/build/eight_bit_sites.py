@@ -1,6 +1,6 @@
 """The quality steps of a build with 8-bit activations: split skips, equalization, the choice of the sites.
 
-Source: method.md section 5, steps 3, 4 and 7.
+Source: docs/method.md section 5, steps 3, 4 and 7.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""OLSS tables for tasks that ask for that sampler and bring none: solved on the float network's own runs. Source: method.md section 6."""
+"""OLSS tables for tasks that ask for that sampler and bring none: solved on the float network's own runs.
+
+Source: docs/method.md section 6.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The bundle directory of interfaces.md: written whole beside its final place, then renamed."""
+"""The bundle directory of docs/formats.md: written whole beside its final place, then renamed."""
 
 from __future__ import annotations
 

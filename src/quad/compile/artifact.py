@@ -25,7 +25,7 @@ class Artifact(Protocol):
 
     @property
     def placement(self) -> dict[str, int]:
-        """`nodes`, `on_target`, `on_cpu`, `partitions` of interfaces.md."""
+        """`nodes`, `on_target`, `on_cpu`, `partitions` of docs/formats.md."""
         ...
 
     @property

@@ -1,4 +1,4 @@
-"""Encodings: how the real numbers of one tensor become integers, and back. Source: method.md section 1, Eq. 4-7."""
+"""Encodings: how the real numbers of one tensor become integers, and back. Source: docs/method.md section 1, Eq. 4-7."""
 
 from __future__ import annotations
 

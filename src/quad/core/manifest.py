@@ -58,7 +58,7 @@ class NoiseSchedule(msgspec.Struct, frozen=True):
 
 
 class OlssTable(msgspec.Struct, frozen=True):
-    """A solved OLSS sampler. Source: method.md section 6.
+    """A solved OLSS sampler. Source: docs/method.md section 6.
 
     Args:
         timesteps: the kept timesteps, n entries.

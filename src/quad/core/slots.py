@@ -1,7 +1,7 @@
 """Slots: the attach points of LoRA weights in a graph.
 
 A slot is a Linear or Conv of the network with two runtime inputs, A `(rank, in, *kernel)` (down) and B `(out, rank)` (up):
-`y = W x + B (A x)`, the adapter's `alpha / r` already multiplied into B. Source: QUAD Eq. 2-3, method.md section 1.
+`y = W x + B (A x)`, the adapter's `alpha / r` already multiplied into B. Source: QUAD Eq. 2-3, docs/method.md section 1.
 """
 
 from __future__ import annotations

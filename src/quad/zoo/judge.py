@@ -1,7 +1,7 @@
 """The judge: a small classifier of our own that says what a picture of Toyland shows.
 
 It reads 64x64 pictures only, knows every attribute word of `quad.zoo.world`, and is trained on renders by
-`python -m quad.zoo.train.judge`. Its features also serve the toy versions of LPIPS and FID (method.md section 7).
+`python -m quad.zoo.train.judge`. Its features also serve the toy versions of LPIPS and FID (docs/method.md section 7).
 """
 
 from __future__ import annotations

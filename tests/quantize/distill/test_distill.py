@@ -1,4 +1,4 @@
-"""Training may only gain, touches nothing but one adapter's integers, and is the same twice (method.md sections 1 and 3)."""
+"""Training may only gain, touches nothing but one adapter's integers, and is the same twice (docs/method.md sections 1 and 3)."""
 
 from __future__ import annotations
 

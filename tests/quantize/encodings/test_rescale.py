@@ -1,4 +1,4 @@
-"""Free alignment: the function stays, what the lattice does to it gets smaller, and nothing leaves its range (method.md section 3)."""
+"""Free alignment: the function stays, what the lattice does to it gets smaller, and nothing leaves its range (docs/method.md section 3)."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quad.quantize.profile.divergence import exact_jsd, gaussian_jsd, histogram_js, paired_gaussian_js, split_half_floor
 
-METHOD = {0.1: 0.0018, 0.5: 0.0437, 1.0: 0.161, 2.0: 0.486, 4.0: 0.913}  # method.md section 4
+METHOD = {0.1: 0.0018, 0.5: 0.0437, 1.0: 0.161, 2.0: 0.486, 4.0: 0.913}  # docs/method.md section 4
 
 
 @pytest.mark.parametrize(("d", "bits"), METHOD.items())

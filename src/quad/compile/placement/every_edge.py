@@ -2,7 +2,7 @@
 
     producer -> Q -> DQ -> reader          input (integers) -> DQ -> reader          producer -> Q -> output (integers)
 
-1. The second operand of a matmul or convolution that is no constant is signed and symmetric, 16 bits (`targets.md`, dynamic MatMul).
+1. The second operand of a matmul or convolution that is no constant is signed and symmetric, 16 bits (docs/targets.md, dynamic MatMul).
 2. A Site that the profile gives 8 bits converts: the edge keeps its 16 for all other readers. A layer that has a kernel of 8 bits reads
    them, and gives 8: its output is converted to 16 at once. Any other reader gets the 8-bit values in 16.
 3. Constants are stored as integers: weights as the profile says, biases int32 at `s_x s_w`, norms and others as the target's table says.

@@ -33,7 +33,7 @@ class Placed:
 
     Args:
         model: standard operators only.
-        placement: `nodes`, `on_target`, `on_cpu`, `partitions` of interfaces.md.
+        placement: `nodes`, `on_target`, `on_cpu`, `partitions` of docs/formats.md.
     """
 
     model: ir.Model

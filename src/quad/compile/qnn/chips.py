@@ -1,4 +1,7 @@
-"""Qualcomm chips by name: what their compiler wants to know of them. Source: targets.md; numbers are those of the SDK's own headers."""
+"""Qualcomm chips by name: what their compiler wants to know of them.
+
+Source: docs/targets.md; numbers are those of the SDK's own headers.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A compiled HTP graph against the same Q/DQ graph on the CPU: accepted by the compiler does not mean computed right (targets.md).
+"""A compiled HTP graph against the same Q/DQ graph on the CPU: accepted by the compiler does not mean computed right (docs/targets.md).
 
 Where they part, the first edge at which they do is found by compiling the graph again with some edges as further outputs: sixteen at a
 time, then the sixteen between the last that agreed and the first that did not. An output is not fused with what reads it, so that looking

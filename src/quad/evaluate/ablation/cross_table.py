@@ -1,4 +1,4 @@
-"""The N x N table of a model: the damage that adapter i takes under the activation encodings of j. Source: method.md section 4.
+"""The N x N table of a model: the damage that adapter i takes under the activation encodings of j. Source: docs/method.md section 4.
 
 It says whether one profile can serve all, and whether the most sensitive adapter is the best anchor.
 """

@@ -21,7 +21,7 @@ from quad.evaluate.page.plots import Axis, Series, bar_chart, heat_map, line_cha
 from quad.evaluate.page.report import DIFFERENCE_GAIN, Chapter, Plots, Report, Strip, hole_shown, render
 from quad.evaluate.page.tables import gain_chart
 
-# Mean PSNR of the task pictures of the paper's mixed-precision table, dB by percent at 8 bits. Source: method.md section 5.
+# Mean PSNR of the task pictures of the paper's mixed-precision table, dB by percent at 8 bits. Source: docs/method.md section 5.
 PAPER = ((0.0, 32.7), (80.0, 31.4), (90.0, 28.9), (100.0, 5.4))
 TINY = 1e-30
 

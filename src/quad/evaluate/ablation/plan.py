@@ -1,4 +1,4 @@
-"""The rows of the ablation, as data: each is a build like the first one but for what it names. Source: issue 3; the paper's table 4."""
+"""The rows of the ablation, as data: each is a build like the first one but for what it names. Source: the paper's tables 4 and 5."""
 
 from __future__ import annotations
 

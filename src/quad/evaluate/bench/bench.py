@@ -139,7 +139,7 @@ def _open(options: BenchOptions) -> tuple[QuadPipeline, float]:
 
 
 def bench(options: BenchOptions, progress: Progress = lambda stage, share: None) -> dict[str, Any]:
-    """The object of `quad bench --json` (interfaces.md).
+    """The object of `quad bench --json` (docs/formats.md).
 
     Args:
         progress: called with what begins and the share done.

@@ -1,4 +1,4 @@
-"""Adapter effect: what an adapter changes, and how much of it a quantized graph carries. Source: method.md section 7.
+"""Adapter effect: what an adapter changes, and how much of it a quantized graph carries. Source: docs/method.md section 7.
 
     e_fp, e_q    output(adapter) - output(zero adapter) on the same inputs, in float and as the bundle's engine runs it
     gain         <e_q, e_fp> / <e_fp, e_fp>            1 is right, below 1 the adapter is weak

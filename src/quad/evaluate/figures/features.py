@@ -1,6 +1,6 @@
 """Feature metrics over arrays: the formulas of LPIPS, FID and the paper's similarities, for any backbone's features.
 
-With our own judge as backbone they are LPIPS-toy and FD-toy, never LPIPS or FID. Source: method.md section 7.
+With our own judge as backbone they are LPIPS-toy and FD-toy, never LPIPS or FID. Source: docs/method.md section 7.
 """
 
 from __future__ import annotations

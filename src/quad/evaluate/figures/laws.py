@@ -1,4 +1,4 @@
-"""What must hold on every bundle, measured on this one. Source: architecture.md, laws 2 and 4."""
+"""What must hold on every bundle, measured on this one. Source: docs/architecture.md, laws 2 and 4."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pixel metrics, by their right names: NumPy only. Source: method.md section 7.
+"""Pixel metrics, by their right names: NumPy only. Source: docs/method.md section 7.
 
 Pictures are `(H, W, 3)`, uint8 0..255 or float 0..1; the data range of every figure is 1. Masks are `(H, W)`, true inside.
 """

@@ -1,4 +1,4 @@
-"""Paired figures: the FP32 picture against the bundle's picture of the same input and the same noise. Source: method.md section 7."""
+"""Paired figures: the FP32 picture against the bundle's picture of the same input and the same noise. Source: docs/method.md section 7."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def pair_figures(a: Seen, b: Seen) -> dict[str, float]:
 
 
 def paired_task(samples: Sequence[Sample], fp: Pictures, quantized: Pictures, other_seed: Pictures, judge: Judge) -> dict[str, Any]:
-    """One task's entry of `eval.json` (interfaces.md); `sim_d` is None where the task reads no picture.
+    """One task's entry of `eval.json` (docs/formats.md); `sim_d` is None where the task reads no picture.
 
     Args:
         fp, quantized: pictures of the same samples from the same noise.

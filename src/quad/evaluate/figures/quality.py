@@ -1,4 +1,4 @@
-"""The quality table of issue 2 for one maker of pictures: every row with its bar, its control and an honest yes or no."""
+"""The quality table for one maker of pictures: every row with its bar, its control and an honest yes or no."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def _shown(value: float, unit: str) -> str:
 
 
 def task_figures(scores: dict[str, Scores], ceilings: dict[str, Scores], counts: dict[str, int]) -> list[Figure]:
-    """The rows of issue 2 that the scores reach; the VAE ceiling and the controls stand in the note.
+    """The rows of the quality table that the scores reach; the VAE ceiling and the controls stand in the note.
 
     Args:
         scores: task -> scores of the pictures.

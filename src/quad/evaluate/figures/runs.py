@@ -148,7 +148,7 @@ def effect_figures(run: TaskRun, effect: Effect | None) -> dict[str, Any]:
 def evaluate_all(
     runs: Sequence[TaskRun], reference: Reference, engine: str, effects: Mapping[str, Effect | None], show: Show
 ) -> dict[str, Any]:
-    """The object of `quad eval --json` (interfaces.md).
+    """The object of `quad eval --json` (docs/formats.md).
 
     Args:
         effects: task -> its adapter's effect at the U-Net's output.

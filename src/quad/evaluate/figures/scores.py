@@ -1,6 +1,6 @@
 """Pictures of Toyland against the truth of their samples: one function per task, the same for FP32 and quantized pictures.
 
-Every score is a share 0..1 unless its name ends in `_db`. Source: issue 2, method.md section 7.
+Every score is a share 0..1 unless its name ends in `_db`. Source: docs/method.md section 7.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The page of `make demo`: every bar of issues 2 and 3 with both sides beside it, reached or missed."""
+"""The page of `make demo`: every bar with both sides beside it, reached or missed."""
 
 from __future__ import annotations
 

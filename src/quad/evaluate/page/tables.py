@@ -29,7 +29,7 @@ LOSS_TASKS = ("removal", "transform")
 
 @dataclass(frozen=True)
 class Bars:
-    """What a precision must reach against FP32, every task; None: no bar. Source: issue 3."""
+    """Bars in dB against FP32, every task, by precision; None: no bar. Source: docs/results.md."""
 
     psnr_db: float | None = None
     ssim: float | None = None

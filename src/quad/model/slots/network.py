@@ -1,4 +1,4 @@
-"""The LoRA-as-input network: `y = W x + B (A x)` with A and B given at every call. Source: QUAD Eq. 2-3, method.md section 1."""
+"""The LoRA-as-input network: `y = W x + B (A x)` with A and B given at every call. Source: QUAD Eq. 2-3, docs/method.md section 1."""
 
 from __future__ import annotations
 

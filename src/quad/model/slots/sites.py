@@ -71,7 +71,9 @@ class Site(nn.Module):
 class SplitSite(nn.Module):
     """Two Sites on one convolution input: the decoder's channels come first, then those that a skip brought from the encoder.
 
-    Their ranges differ widely, so each half has its own encoding: `<path>.in` and `<path>.in_skip`. Source: method.md section 5, step 3.
+    Their ranges differ widely, so each half has its own encoding: `<path>.in` and `<path>.in_skip`.
+
+    Source: docs/method.md section 5, step 3.
 
     Args:
         path: of the convolution.

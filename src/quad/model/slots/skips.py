@@ -1,4 +1,6 @@
-"""Skip concats of a U-Net: the layers that read one get two Sites, one for each half of the channels. Source: method.md section 5, step 3.
+"""Skip concats of a U-Net: the layers that read one get two Sites, one for each half of the channels.
+
+Source: docs/method.md section 5, step 3.
 
 A resnet of an up block reads `cat(decoder, skip)` in `norm1` (hence `conv1`, whose channels keep their order) and in `conv_shortcut`.
 """

@@ -1,4 +1,4 @@
-"""Bias correction in closed form. Source: Nagel et al. 2019, section 4.2; method.md section 5, step 5.
+"""Bias correction in closed form. Source: Nagel et al. 2019, section 4.2; docs/method.md section 5, step 5.
 
 Rounded weights shift the mean of a layer's output by `(W_hat - W) E[x]`; the bias takes that back. It costs nothing at run time.
 A layer without a bias is left as it is.

@@ -1,6 +1,6 @@
 """Which activation sites go to 8 bits first: those whose rounding, alone, changes the U-Net's output least.
 
-Source: method.md section 5, step 7.
+Source: docs/method.md section 5, step 7.
 Everything else stays in float, so that the floor of rounded weights does not hide small damage. Sites that read one and the same tensor
 (q, k and v of a self-attention) are one to an integer kernel: they are measured together and go together.
 

@@ -1,5 +1,5 @@
 """Equalization: some of an activation's spread between channels moves into the weights, through the norm before. Source: Xiao et al. 2022
-(SmoothQuant), Eq. 3-4; method.md section 5, step 4.
+(SmoothQuant), Eq. 3-4; docs/method.md section 5, step 4.
 
 `y = W n + B A n` with `n = norm(x)`: the norm's affine is divided by `g` per channel, the columns of W and A are multiplied by it.
 

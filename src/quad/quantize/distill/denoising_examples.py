@@ -2,7 +2,7 @@
 
     x_t = sqrt(abar) z_0 + sqrt(1 - abar) eps,    answer: v, eps or z_0, as the schedule says
 
-Source: method.md section 1, Eq. 1; Salimans and Ho 2022, appendix D (v).
+Source: docs/method.md section 1, Eq. 1; Salimans and Ho 2022, appendix D (v).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Alignment by distillation: LoRA weights learn to undo what the shared encodings did.
 
-Source: QUAD, alignment step; method.md sections 1 and 3.
+Source: QUAD, alignment step; docs/method.md sections 1 and 3.
 
 Teacher: the float network with the original adapter. Student: the simulated network with the adapter in its slots' frozen encodings,
 first rescaled (`align`), then, where steps are asked for, trained (`training`). No data is needed: the calls to learn from are those of the

@@ -1,6 +1,6 @@
 """What the teacher says: U-Net calls with the float network's outputs, and how near another network comes.
 
-Source: method.md sections 1 and 7.
+Source: docs/method.md sections 1 and 7.
 
 | symbol | here |
 |---|---|

@@ -1,4 +1,4 @@
-"""The training loop of the distillation: a simulated network whose only parameters are one adapter's. Source: method.md section 1.
+"""The training loop of the distillation: a simulated network whose only parameters are one adapter's. Source: docs/method.md section 1.
 
     L = |U_q - U_fp|^2 / |U_fp|^2  +  w |e_q - e_fp|^2 / |U_fp|^2  +  lambda |U_q - v|^2 / |v|^2
 

@@ -1,4 +1,4 @@
-"""Torch twins of `quad.core.encoding`: the same integers, with gradients. Source: method.md section 1, Eq. 4-7.
+"""Torch twins of `quad.core.encoding`: the same integers, with gradients. Source: docs/method.md section 1, Eq. 4-7.
 
 | symbol | here |
 |---|---|
@@ -53,7 +53,7 @@ def dequantize(integers: Tensor, encoding: Encoding) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Eq. 6 and 7 forwards; backwards the identity, and zero where the value was clipped (clipped gradient, method.md section 1)."""
+    """Eq. 6 and 7 forwards; backwards the identity, and zero where the value was clipped (clipped gradient, docs/method.md section 1)."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, encoding: Encoding, scale: Tensor, zero: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Adapters as integers: balance each one, align it to the profile's slot encodings, then write it in them.
 
-`B A = (B / g)(g A)` for every g != 0 (method.md section 3). An adapter file may hold small A and large B, or the reverse; the shared
+`B A = (B / g)(g A)` for every g != 0 (docs/method.md section 3). An adapter file may hold small A and large B, or the reverse; the shared
 scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Balancing gives each adapter the
 factors that round best in ranges of their own, at equal halves `max|A| = max|B|`: with shared ranges R_A, R_B the squared relative step of
 the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`, and `max|A_i| max|B_i|` is given. It looks at one adapter alone, so an adapter

@@ -1,4 +1,4 @@
-"""The quality steps of method.md section 5 as switches; each is a row of the ablation."""
+"""The quality steps of docs/method.md section 5 as switches; each is a row of the ablation."""
 
 from __future__ import annotations
 

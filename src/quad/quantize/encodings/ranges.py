@@ -1,4 +1,4 @@
-"""Choosing the range of a tensor: smallest-largest, percentile, or least error. Source: method.md section 5, step 2."""
+"""Choosing the range of a tensor: smallest-largest, percentile, or least error. Source: docs/method.md section 5, step 2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Free alignment: another pair of factors for the same product, before any training. Source: method.md section 3.
+"""Free alignment: another pair of factors for the same product, before any training. Source: docs/method.md section 3.
 
     B A = (B G^-1)(G A)    for every invertible G (r, r)
 

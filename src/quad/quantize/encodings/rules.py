@@ -1,4 +1,4 @@
-"""How many bits each weight and activation site gets: data, first rule that fits wins. Source: method.md section 5, step 0.
+"""How many bits each weight and activation site gets: data, first rule that fits wins. Source: docs/method.md section 5, step 0.
 
 Slots are not in the table: they are signed, symmetric, per tensor, of the width that the build asks for (`UnifyOptions.lora_bits`), and
 B has a margin (`quad.core.margins.SLOT_B`).
@@ -56,16 +56,16 @@ RULES: tuple[Rule, ...] = (
     *(Rule("text_encoder", name, 16, "asymmetric") for name in _TOKEN_TABLES),
     *(Rule(component, name, 16, "channel") for component, name in _FINE_WEIGHTS),
     Rule("*", weight_name("*"), 8, "channel"),
-    # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (targets.md); 1 itself becomes 65535/65536.
+    # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (docs/targets.md); 1 itself becomes 65535/65536.
     Rule("*", str(TensorName("*", Role.PROBABILITY)), 16, "asymmetric", (0.0, 65535.0 / 65536.0)),
     Rule("*", lora_mid_name("*"), 16, "asymmetric", margin=LORA_MID[16]),
     Rule("*", "*", 16, "asymmetric"),
 )
 
-# Mixed precision (method.md section 5, step 7) is for the network that runs at every step; the other three run once a picture.
+# Mixed precision (docs/method.md section 5, step 7) is for the network that runs at every step; the other three run once a picture.
 MIXED_COMPONENT = "unet"
 
-# Sites that stay at 16 bits as long as others are left to go to 8. Source: method.md section 5, step 0.
+# Sites that stay at 16 bits as long as others are left to go to 8. Source: docs/method.md section 5, step 0.
 LAST_TO_GO = (
     input_name("conv_in"),
     input_name("conv_out"),

@@ -1,6 +1,6 @@
 """Real work for the observers: each task's own sampler, conditioned as on the device, with the float networks.
 
-So the ranges see all sampler steps, all adapters, and the conditional and unconditional side. Source: method.md section 5, step 2.
+So the ranges see all sampler steps, all adapters, and the conditional and unconditional side. Source: docs/method.md section 5, step 2.
 """
 
 from __future__ import annotations

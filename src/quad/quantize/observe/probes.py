@@ -1,6 +1,6 @@
 """Probes: the inputs of single U-Net calls, taken along full-precision runs of the tasks, to compare networks on.
 
-Every network that is compared reads the same inputs, so differences do not add up along a run. Source: method.md section 4.
+Every network that is compared reads the same inputs, so differences do not add up along a run. Source: docs/method.md section 4.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Which adapter's ranges become everybody's: the anchor, or none where several are equally sensitive. Source: QUAD; method.md section 4.
+"""Which adapter's ranges become everybody's: the anchor, or none where several are equally sensitive.
+
+Source: QUAD; docs/method.md section 4.
 
     sensitivity --choose--> Choice --anchored(pooled profile)--> Profile
 
@@ -150,8 +152,8 @@ def cross_table(
 ) -> CrossTable:
     """Score every adapter on its own probes under every adapter's activation encodings; N * N passes over the probes.
 
-    Slots and `lora_mid` keep the encodings of the adapter itself: rescaling brings A, B and A x to any range for nothing (method.md
-    section 3), so the table is about what cannot be rescaled.
+    Slots and `lora_mid` keep the encodings of the adapter itself: rescaling brings A, B and A x to any range for nothing
+    (docs/method.md section 3), so the table is about what cannot be rescaled.
 
     Args:
         profiles: adapter name -> its own profile (`own_profile`).

@@ -1,4 +1,6 @@
-"""How far a quantized output is from the true one, as a Jensen-Shannon divergence in bits, 0 to 1. Source: QUAD Eq. 8; method.md section 4.
+"""How far a quantized output is from the true one, as a Jensen-Shannon divergence in bits, 0 to 1.
+
+Source: QUAD Eq. 8; docs/method.md section 4.
 
 | symbol | here |
 |---|---|

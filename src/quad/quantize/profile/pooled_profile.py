@@ -1,6 +1,6 @@
 """One profile for all adapters: pool their histograms with equal weight, then choose every range once.
 
-Source: method.md sections 3 and 4 (Unified-LoRA) and 5 (steps 0-2).
+Source: docs/method.md sections 3 and 4 (Unified-LoRA) and 5 (steps 0-2).
 """
 
 from __future__ import annotations
@@ -81,7 +81,10 @@ def unify(
 
 
 def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable) -> None:
-    """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped. Source: method.md section 3."""
+    """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped.
+
+    Source: docs/method.md section 3.
+    """
     for slot in table.slots:
         own = encodings[slot.component]
         names = [name for name in (weight_name(slot.path), slot.a_name, slot.b_name) if name in own]

@@ -1,4 +1,4 @@
-"""How much each adapter suffers from quantization: QSS by two divergences, with intervals. Source: QUAD Eq. 8; method.md section 4.
+"""How much each adapter suffers from quantization: QSS by two divergences, with intervals. Source: QUAD Eq. 8; docs/method.md section 4.
 
     QSS_i = E_x[ D( f_i(x) || f~_i(x) ) ]
 

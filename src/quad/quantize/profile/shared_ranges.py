@@ -1,4 +1,6 @@
-"""The pooled profile with other activation ranges: those of one adapter alone, of the anchor, or of several. Source: method.md section 4.
+"""The pooled profile with other activation ranges: those of one adapter alone, of the anchor, or of several.
+
+Source: docs/method.md section 4.
 
 Weights do not depend on the adapter, and networks without slots do not either: both are taken from the pooled profile as they are.
 """

@@ -1,7 +1,7 @@
 """Conv(Concat(a, b), W) -> Conv(a, W_a) + Conv(b, W_b), where a and b are 8-bit values of different encodings.
 
-A skip concat has one encoding for each half (method.md section 5, step 3), and no engine has an integer kernel for an input of two scales.
-Divided along its input channels the convolution has two inputs of one scale each; weights keep their integers.
+A skip concat has one encoding for each half (docs/method.md section 5, step 3), and no engine has an integer kernel for an input of two
+scales. Divided along its input channels the convolution has two inputs of one scale each; weights keep their integers.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""What is cited ships: documents, their sections and steps, decision records, laws, and links between pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+CODE = tuple(folder for name in ("src", "tests", "benchmarks", "tools", "examples", "findings") if (folder := ROOT / name).is_dir())
+SOURCES = sorted(path for folder in CODE for suffix in ("py", "sh", "toml") for path in folder.rglob(f"*.{suffix}"))
+TEXTS = {path: path.read_text("utf-8") for path in SOURCES if path != Path(__file__)}
+# The card of a bundle is a template: its links are those of the directory that it is written to.
+PAGES = {
+    page: page.read_text("utf-8")
+    for page in sorted({*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(page for folder in CODE for page in folder.rglob("*.md"))})
+    if page.name != "card.md"
+}
+
+DOCUMENT = re.compile(r"(?<![\w./-])((?:[\w-]+/)*[\w-]+\.md)\b")
+SECTIONS = re.compile(r"(docs/[\w/-]+\.md),?\s+sections?\s+(\d+(?:(?:,|\s+and|\s+to)\s+\d+)*)")
+STEPS = re.compile(r"docs/method\.md section 5, steps? (\d+(?:(?:,|\s+and)\s+\d+)*)")
+LAWS = re.compile(r"(?:docs/architecture\.md, laws?|[Ll]aws) (\d+(?:(?:,|\s+and|-)\s*\d+)*)")
+RECORD = re.compile(r"\bADRs? (\d+)\b")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+CODE_BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+# Notes and numbered tasks that are not part of the repository.
+PRIVATE = re.compile(r"(?<!\w)(?:shared/(?:design|seeds)|house-(?:plan|style)\.md)|\b(?:[Ss]ource: |of )issues? \d+\b")
+ELSEWHERE = {"census.md"}  # written by a build
+BARE = re.compile(r"(?<![\w/])(?:method|interfaces|conventions|targets|architecture|formats|results|glossary)\.md")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", text)]
+
+
+def _listed(text: str) -> set[int]:
+    """The numbers of a numbered list."""
+    return {int(number) for number in re.findall(r"^(\d+)\. ", text, re.MULTILINE)}
+
+
+def _between(page: str, start: str) -> str:
+    """The part of a page below the heading that begins so."""
+    return PAGES[DOCS / page].split(f"\n## {start}")[1].split("\n## ")[0]
+
+
+def _sections(page: Path) -> set[int]:
+    return {int(number) for number in re.findall(r"^## (\d+)\. ", page.read_text("utf-8"), re.MULTILINE)}
+
+
+def _anchors(page: Path) -> set[str]:
+    """Anchors that a Markdown viewer gives to the headings of a page."""
+    titles = re.findall(r"^#{1,6} (.+)$", CODE_BLOCK.sub("", PAGES[page]), re.MULTILINE)
+    return {re.sub(r"\s", "-", re.sub(r"[^\w\s-]", "", re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", title).lower()).strip()) for title in titles}
+
+
+def test_documents_and_sections_cited_in_code_exist() -> None:
+    steps = _listed(_between("method.md", "5. "))
+    absent = []
+    for path, text in TEXTS.items():
+        absent += [(_name(path), name) for name in DOCUMENT.findall(text) if name.startswith("docs/") and not (ROOT / name).is_file()]
+        for page, sections in SECTIONS.findall(text):
+            absent += [(_name(path), f"{page} section {n}") for n in _numbers(sections) if n not in _sections(ROOT / page)]
+        absent += [(_name(path), f"step {n}") for cited in STEPS.findall(text) for n in _numbers(cited) if n not in steps]
+    assert absent == []
+
+
+def test_code_cites_documents_by_their_path() -> None:
+    assert [_name(path) for path, text in TEXTS.items() if BARE.search(text)] == []
+
+
+def test_decision_records_that_are_cited_exist_and_the_index_names_all() -> None:
+    records = {int(path.name[:4]): path.name for path in (DOCS / "adr").glob("[0-9]*.md")}
+    cited = {int(n) for text in (*TEXTS.values(), *PAGES.values()) for n in RECORD.findall(text)}
+    assert cited
+    assert cited <= set(records)
+    assert sorted(records) == list(range(1, len(records) + 1))
+    assert [name for name in records.values() if name not in PAGES[DOCS / "adr" / "README.md"]] == []
+
+
+def test_laws_that_are_cited_exist() -> None:
+    cited = {n for text in TEXTS.values() for match in LAWS.findall(text) for n in _numbers(match)}
+    assert cited
+    assert cited <= _listed(_between("architecture.md", "Laws"))
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    broken = []
+    for page, text in PAGES.items():
+        for link in LINK.findall(CODE_BLOCK.sub("", text)):
+            name, _, anchor = link.partition("#")
+            there = (page.parent / name).resolve() if name else page
+            if not re.match(r"[a-z]+:", link) and (not there.exists() or (anchor and there in PAGES and anchor not in _anchors(there))):
+                broken.append((_name(page), link))
+    assert broken == []
+
+
+def test_documents_named_in_a_page_ship() -> None:
+    absent = []
+    for page, text in PAGES.items():
+        for name in DOCUMENT.findall(re.sub(r"\]\([^)]*\)|https?://\S+", "", text)):
+            if Path(name).name not in ELSEWHERE and not any((folder / name).is_file() for folder in (ROOT, DOCS, page.parent)):
+                absent.append((_name(page), name))
+    assert absent == []
+
+
+def test_nothing_cites_what_only_its_makers_have() -> None:
+    assert [_name(path) for path, text in (TEXTS | PAGES).items() if PRIVATE.search(text)] == []
