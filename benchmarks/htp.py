@@ -40,7 +40,7 @@ def one_of_each_run(probes: Sequence[Probe]) -> Iterator[Probe]:
     """Of run k its call k, round and round: every run is independent, and all sampler steps take part."""
     runs: dict[tuple[str, int], list[Probe]] = {}
     for probe in probes:
-        runs.setdefault((probe.adapter, probe.run), []).append(probe)
+        runs.setdefault((probe.source, probe.run), []).append(probe)
     for (_, run), calls in runs.items():
         yield calls[run % len(calls)]
 
@@ -53,9 +53,9 @@ def unet_sqnr(pipe: QuadPipeline, reference: Reference, n: int, console: Console
     sums: dict[str, list[tuple[float, float]]] = {}
     for probe in track(chosen, "U-Net", console=console):
         sample, _, words = probe.tensors()
-        true = reference.network_output(probe.adapter, sample, probe.timestep, words).numpy().astype(np.float64)
-        found = unet_output(session, store.buffers(probe.adapter), probe)
-        sums.setdefault(probe.adapter, []).append((float(np.sum(true**2)), float(np.sum((true - found) ** 2))))
+        true = reference.network_output(probe.source, sample, probe.timestep, words).numpy().astype(np.float64)
+        found = unet_output(session, store.buffers(probe.source), probe)
+        sums.setdefault(probe.source, []).append((float(np.sum(true**2)), float(np.sum((true - found) ** 2))))
     return {
         name: {
             "sqnr_db": sqnr_db(sum(p for p, _ in some), sum(q for _, q in some)),

@@ -28,10 +28,10 @@ from rich.console import Console
 from quad.compile.artifact import MODEL_FILE
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import passes_before, run_passes, unobserved
-from quad.compile.placement.edge_ranges import Call
 from quad.compile.qnn.chips import DEFAULT_SOC, soc_named
 from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
 from quad.compile.targets import load_target
+from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
 from quad.core.memory import peak_ram_bytes
@@ -56,7 +56,7 @@ class Prepared:
 
     model: ir.Model
     encodings: Mapping[str, Encoding]
-    call: Call
+    call: ComponentCall
     expected: NDArray[np.float32]
     sinusoid: Sinusoid
 
@@ -91,7 +91,9 @@ def prepare(latent: int, clock: Clock) -> Prepared:
     options, integers = UnifyOptions(16, RangeOptions("minmax")), integer_slots(table, 16)
     profile = clock("profile", lambda: unify(statistics, {COMPONENT: weights_of(network)}, integers, (adapter,), options))
     model = clock("export", lambda: export_graph(network, GraphSpec(component=COMPONENT, inputs=inputs, output=OUTPUT, slots=slots)))
-    call = Call(COMPONENT, "noise", {name: tensor.numpy() for name, tensor in inputs.items()}, balanced)
+    call = ComponentCall(
+        component=COMPONENT, source="noise", inputs={name: tensor.numpy() for name, tensor in inputs.items()}, slots=balanced
+    )
     return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(int(unet.config["block_out_channels"][0])))
 
 

@@ -198,7 +198,11 @@ def test_bad_options_are_refused_before_anything_is_loaded(change: dict[str, Any
 
 
 def test_few_calls_of_the_last_run_are_enough_to_measure() -> None:
-    probes = [Probe("ink", "task", run, {"timestep": np.array([step], np.float32)}, 0.5) for run in (0, 1) for step in range(9)]
+    probes = [
+        Probe(source="ink", task="task", run=run, inputs={"timestep": np.array([step], np.float32)}, sigma_t=0.5)
+        for run in (0, 1)
+        for step in range(9)
+    ]
     found = measured_on(probes)
     assert [probe.timestep for probe in found] == [0, 3, 5, 8]
     assert {probe.run for probe in found} == {1}

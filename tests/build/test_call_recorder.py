@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 
 from quad.build.call_recorder import PER_SOURCE, CallKeeper
-from quad.compile.placement.edge_ranges import Call
+from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.slots import Slot, SlotTable
 from quad.model.slots.network import slot_inputs
 from quad.quantize.encodings.integers import balanced_inputs
-from quad.quantize.observe.calibrate import BASE_SOURCE
 from quad.quantize.observe.observers import Feed
 
 TABLE = SlotTable((Slot("a", "linear", 2, 2, 1), Slot("text_encoder.a", "linear", 2, 2, 1, component="text_encoder")))
@@ -34,7 +33,7 @@ def keep(plan: list[tuple[str, int]]) -> CallKeeper:
     return keeper
 
 
-def numbers(calls: list[Call]) -> list[int]:
+def numbers(calls: list[ComponentCall]) -> list[int]:
     return [int(call.inputs["sample"][0, 0]) for call in calls]
 
 

@@ -68,7 +68,7 @@ def sites_at(profile: Profile, bits: int) -> set[str]:
 @pytest.fixture(scope="module", params=[60.0, 100.0])
 def case(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     network, table = slot_network(tiny.base.unet, tiny.adapters)
-    probes = {adapter.name: [Probe(adapter.name, "task", 0, tiny.inputs, 0.5)] for adapter in tiny.adapters}
+    probes = {adapter.name: [Probe(source=adapter.name, task="task", run=0, inputs=tiny.inputs, sigma_t=0.5)] for adapter in tiny.adapters}
     mixed = Mixed(network, table, tiny.adapters, QualitySteps(), request.param, probes)
     assert mixed.needs_probes
     mixed.split()

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 
 from quad.build.build import BuildRequest, BuildResult, build
-from quad.build.smoke import SmokeCase, run_smoke
+from quad.build.smoke import run_smoke
 from quad.build.write_bundle import PackedAdapter
+from quad.core.component_call import UNET_INPUTS, ComponentCall
 from quad.core.errors import BackendError
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.ort import OrtEngine, open_engine
-from quad.runtime.golden_outputs import INPUTS, check_golden, unet_buffers
+from quad.runtime.golden_outputs import check_golden, unet_buffers
 from tests.build.test_build import SAMPLES
 
-CALL = {name: np.ones(shape, np.float32) for name, shape in zip(INPUTS, [(1, 9, 4, 4), (1,), (1, 8, 16)], strict=True)}
+CALL = {name: np.ones(shape, np.float32) for name, shape in zip(UNET_INPUTS, [(1, 9, 4, 4), (1,), (1, 8, 16)], strict=True)}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkey
     bundle = open_bundle(made.bundle)
     session = open_engine("float").load(bundle.graph("unet"), 1)
     session.bind(zero_buffers(bundle.slots.of("unet")))
-    case = SmokeCase("unet", "base", CALL, session.run(CALL))
+    case = ComponentCall(source="base", inputs=CALL, expected=session.run(CALL))
     own = [PackedAdapter("ink", {}, 1, "source")]
     assert set(run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
     monkeypatch.setattr("quad.build.smoke.calls_of", lambda _: ({**CALL, "sample": CALL["sample"] * np.float32(np.nan)},))

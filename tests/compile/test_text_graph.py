@@ -18,9 +18,9 @@ from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import ContractTrial, check_contract
-from quad.compile.placement.edge_ranges import Call
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
+from quad.core.component_call import ComponentCall
 from quad.core.profile import Profile
 from quad.core.progress import StageClock, silent
 from quad.core.slots import TEXT_ENCODER, SlotTable
@@ -146,7 +146,11 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
     table = integer_slots(text.table, 16)
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
     profile = profile_of(text, table)
-    calls = [Call(TEXT_ENCODER, name, {"input_ids": ids.numpy()}, slots) for name, slots in given.items() for ids in text.examples]
+    calls = [
+        ComponentCall(component=TEXT_ENCODER, source=name, inputs={"input_ids": ids.numpy()}, slots=slots)
+        for name, slots in given.items()
+        for ids in text.examples
+    ]
     compiler = Compiler(
         target=load_target("qnn-htp"), profile=profile, slots=table, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls
     )

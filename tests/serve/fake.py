@@ -18,9 +18,7 @@ from quad.serve.api import ENDED, State
 
 def an_output(side: int = 16) -> PipelineOutput:
     picture = Image.new("RGB", (side, side), "red")
-    return PipelineOutput(
-        images=[picture], notes=("a note",), timings_ms={"total": 1.0}, task="text-to-image", adapters={}, seed=7
-    )
+    return PipelineOutput(images=[picture], notes=("a note",), timings_ms={"total": 1.0}, task="text-to-image", adapters={}, seed=7)
 
 
 class FakeTicket:

@@ -12,13 +12,14 @@ import msgspec
 
 from quad.admit.slots import SlotFit, worst
 from quad.build.request import DISTILL_STEPS
+from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.quantize.distill.training import DistillOptions
-from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationSample
+from quad.quantize.observe.calibrate import CalibrationSample
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 

@@ -18,13 +18,13 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quad.compile.artifact import save_graph
+from quad.core.component_call import Inputs
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
 from quad.core.tensor_names import quantized_tensor
 from quad.runtime.engines.bound_session import first_line
 from quad.runtime.engines.engine import default_threads
 from quad.runtime.engines.ort import AS_WRITTEN, session_options
-from quad.runtime.golden_outputs import Call
 
 Buffers = Mapping[str, NDArray[Any]]
 
@@ -48,7 +48,7 @@ def has_sites(model_file: Path) -> bool:
     return bool(_sites(ir.load(model_file).graph))
 
 
-def site_uses(model_file: Path, calls: Sequence[Call], buffers: Iterable[tuple[str, Buffers]]) -> dict[str, dict[str, SiteUse]]:
+def site_uses(model_file: Path, calls: Sequence[Inputs], buffers: Iterable[tuple[str, Buffers]]) -> dict[str, dict[str, SiteUse]]:
     """Label -> site -> its use over the calls, with each of some adapters.
 
     Args:
@@ -140,7 +140,7 @@ def _open(model: ir.Model, path: Path) -> ort.InferenceSession:
         raise BackendError(mismatch(where, "a graph that runs", first_line(error), then)) from error
 
 
-def _run(session: ort.InferenceSession, call: Call, buffers: Buffers, sites: int) -> NDArray[np.float64]:
+def _run(session: ort.InferenceSession, call: Inputs, buffers: Buffers, sites: int) -> NDArray[np.float64]:
     """Energy lost and in all, smallest and largest of every site `(sites, 4)`."""
     found = session.run(None, {**call, **buffers})
     return np.array([float(value) for value in found[-4 * sites :]]).reshape(sites, 4)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from quad.admit.sites import SiteUse, has_sites, site_uses
 from quad.admit.slots import listed
 from quad.build.smoke import relative_error
+from quad.core.component_call import Inputs
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
 from quad.core.slots import UNET
@@ -23,7 +24,7 @@ from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
-from quad.runtime.golden_outputs import Call, block_means, distance, golden, read_probes, unet_buffers
+from quad.runtime.golden_outputs import block_means, distance, golden, read_probes, unet_buffers
 
 # Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
 # Toyland with 16-bit activations: none of six adapters loses anything; one made half as strong again loses 0.0024, and at twice its
@@ -67,7 +68,7 @@ class Trial:
         return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "lossy": shown}
 
 
-def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequence[Call] = ()) -> Trial:
+def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequence[Inputs] = ()) -> Trial:
     """Run the stored calls with the base, the new adapter and the bundle's own.
 
     Args:
@@ -97,7 +98,7 @@ def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequen
     return Trial(_effect(own, zero), effects, sites, before, made)
 
 
-def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Call]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
+def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Inputs]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
     """`Trial.sites` and `Trial.before`; the bundle's own adapters are asked where it matters alone: each costs as much as the new one."""
     model = bundle.graph(UNET)
     if not has_sites(model):

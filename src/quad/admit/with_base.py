@@ -20,6 +20,7 @@ from quad.admit.request import AdaptRequest
 from quad.build.admission_data import Corrections
 from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
 from quad.build.call_recorder import spread
+from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
 from quad.core.profile import Profile
@@ -40,7 +41,7 @@ from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
-from quad.runtime.golden_outputs import Call, unet_buffers
+from quad.runtime.golden_outputs import unet_buffers
 
 
 @dataclass(frozen=True)
@@ -145,11 +146,9 @@ def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], forms: 
     return [fidelity(lessons, answers(form), without) for form in forms]
 
 
-def calls_in(lesson: Lesson) -> list[Call]:
+def calls_in(lesson: Lesson) -> list[Inputs]:
     """A lesson as calls of one picture each, as graphs of batch 1 take them."""
-    sample, timestep, text = (part.numpy() for part in lesson.inputs)
-    rows = [slice(row, row + 1) for row in range(len(sample))]
-    return [{"sample": sample[row], "timestep": timestep[row], "encoder_hidden_states": text[row]} for row in rows]
+    return split_batch({name: part.numpy() for name, part in zip(UNET_INPUTS, lesson.inputs, strict=True)})
 
 
 def _corrections(bundle: Bundle) -> Corrections:

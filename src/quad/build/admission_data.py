@@ -16,6 +16,7 @@ from torch import nn
 
 from quad.build.call_recorder import spread
 from quad.build.resumable_stages import Probes
+from quad.core.component_call import UNET_INPUTS, Inputs
 from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, bias_name, gain_name, paths_with, role_of
@@ -24,7 +25,6 @@ from quad.model.base.open import Base
 from quad.model.slots.layers import layers_of
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
-from quad.runtime.golden_outputs import INPUTS, Call
 
 STORED = 4
 
@@ -59,17 +59,19 @@ class Corrections:
         return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}})
 
 
-def stored_files(probes: Sequence[Call], corrections: Corrections | None) -> dict[str, bytes]:
+def stored_files(probes: Sequence[Inputs], corrections: Corrections | None) -> dict[str, bytes]:
     """File name -> content; what is empty is left out."""
     files: dict[str, bytes] = {}
     if probes:
-        files[PROBES_FILE] = save({f"{i}/{name}": np.ascontiguousarray(call[name]) for i, call in enumerate(probes) for name in INPUTS})
+        files[PROBES_FILE] = save(
+            {f"{i}/{name}": np.ascontiguousarray(call[name]) for i, call in enumerate(probes) for name in UNET_INPUTS}
+        )
     if corrections is not None:
         files[CORRECTIONS_FILE] = corrections.written()
     return files
 
 
-def chosen_calls(probes: Probes, side: int) -> list[Call]:
+def chosen_calls(probes: Probes, side: int) -> list[Inputs]:
     """`STORED` calls of one picture each, of different adapters where there are so many, from the first step of a run to the last.
 
     Args:
@@ -94,7 +96,7 @@ def few_probes(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, 
     return {}
 
 
-def _single(probe: Probe, side: int) -> Call:
+def _single(probe: Probe, side: int) -> Inputs:
     """The last of a call's sides: with the prompt, and with the picture."""
     sample = probe.inputs["sample"][-1:]
     times = -(-side // sample.shape[2])

@@ -27,16 +27,16 @@ from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest, BuildResult
 from quad.build.resumable_stages import Probes
 from quad.build.resume import Kept, alone, forget
-from quad.build.smoke import Reference, run_smoke, smoke_cases
+from quad.build.smoke import run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.compiler import Compiler, emulation_json, placement_json
 from quad.compile.dump import CENSUS_FILE, OPTION, dumping, observer_of
 from quad.compile.graph_specs import sinusoid_of
-from quad.compile.placement.edge_ranges import Call
 from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
 from quad.compile.qnn.htp import require_compiler
 from quad.compile.targets import Target, check_precision, load_target
+from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import BackendError, QuadError
 from quad.core.manifest import BUNDLE_FILE, BundleManifest, Golden
 from quad.core.memory import peak_ram_bytes
@@ -53,7 +53,7 @@ from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
-from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationOptions, calibration_feeds, with_adapter
+from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds, with_adapter
 from quad.quantize.observe.observers import observe
 from quad.quantize.observe.probes import ProbeOptions, record_probes
 from quad.quantize.profile.divergence import MIN_VALUES
@@ -179,7 +179,7 @@ def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Pa
             return _write(request, parts, opened.references)
 
 
-def _write(request: BuildRequest, parts: BundleParts, references: Sequence[Reference]) -> _Made:
+def _write(request: BuildRequest, parts: BundleParts, references: Sequence[ComponentCall]) -> _Made:
     """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
     smoke: dict[str, Mapping[str, float]] = {}
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
@@ -204,7 +204,7 @@ def _probes(opened: Opened, floats: Mapping[str, nn.Module]) -> Probes:
 
 
 def _profile(request: BuildRequest, opened: Opened, target: Target, clock: StageClock, probes: Callable[[], Probes]
-             ) -> tuple[Profile, SlotTable, dict[str, Any], list[Call]]:  # fmt: skip
+             ) -> tuple[Profile, SlotTable, dict[str, Any], list[ComponentCall]]:  # fmt: skip
     """The profile, the slots with the element type of the graph's inputs, how the profile came to be, and calls of the networks.
 
     Corrected biases are written into the networks.

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.compile.placement.edge_ranges import Call
+from quad.core.component_call import ComponentCall, split_batch
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import slot_inputs
@@ -17,7 +17,6 @@ from quad.quantize.observe.observers import Feed
 
 PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made
 Item = TypeVar("Item")
-_BATCHED = ("sample", "encoder_hidden_states")
 
 
 @final
@@ -51,18 +50,16 @@ class CallKeeper:
 
     def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Keep a copy of one call; a batch becomes calls of one."""
-        rows = max((len(inputs[name]) for name in _BATCHED if name in inputs), default=1)
-        for row in range(rows):
-            call = {name: np.array(array[row : row + 1] if name in _BATCHED else array) for name, array in inputs.items()}
-            self._heard.setdefault((component, self._source), []).append(call)
+        for row in split_batch(inputs):
+            self._heard.setdefault((component, self._source), []).append({name: np.array(array) for name, array in row.items()})
 
-    def calls(self, per_source: int = PER_SOURCE) -> list[Call]:
+    def calls(self, per_source: int = PER_SOURCE) -> list[ComponentCall]:
         """Of every component and source at most `per_source`, evenly spread, first and last among them."""
         found = []
         for (component, source), heard in self._heard.items():
             given = self._slots.get(source, self._zeros)
             slots = {name: given[name] for name in self._table.of(component).input_shapes()}
-            found += [Call(component, source, call, slots) for call in spread(heard, per_source)]
+            found += [ComponentCall(component=component, source=source, inputs=inputs, slots=slots) for inputs in spread(heard, per_source)]
         return found
 
 

@@ -13,9 +13,10 @@ from quad.build.eight_bit_sites import Mixed
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
 from quad.build.resume import Kept, identity_of, kept_dir
-from quad.build.smoke import Reference, float_references
+from quad.build.smoke import float_references
 from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs
+from quad.core.component_call import ComponentCall
 from quad.core.manifest import TaskSpec
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
@@ -42,7 +43,7 @@ class Opened:
     networks: Mapping[str, nn.Module]
     table: SlotTable
     specs: Mapping[str, GraphSpec]
-    references: tuple[Reference, ...]
+    references: tuple[ComponentCall, ...]
     kept: Kept
     measured: Base
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
 from quad.compile.targets import load_target
+from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BundleManifest
 from quad.core.precision import eight_bit_percent
@@ -19,7 +20,7 @@ from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
-from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationSample
+from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_asked
 
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)

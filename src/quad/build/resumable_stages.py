@@ -15,8 +15,8 @@ from torch import nn
 
 from quad.build.processes import is_main
 from quad.build.resume import Kept
-from quad.build.smoke import Reference
 from quad.compile.artifact import Artifact, FileArtifact
+from quad.core.component_call import ComponentCall
 from quad.core.digests import file_digest
 from quad.core.storage.files import writing_to
 from quad.model.slots.network import SlottedNetwork
@@ -125,14 +125,15 @@ def _keep_probes(kept: Kept, name: str, made: Probes) -> None:
         rows[source] = [[probe.task, probe.run, probe.sigma_t, sorted(probe.inputs)] for probe in some]
         for index, probe in enumerate(some):
             arrays |= {f"{source}/{index}/{key}": array for key, array in probe.inputs.items()}
-            arrays |= {} if probe.output is None else {f"{source}/{index}/{_OUTPUT}": probe.output}
+            arrays |= {} if probe.expected is None else {f"{source}/{index}/{_OUTPUT}": probe.expected}
     kept.write(name, rows, arrays)
 
 
 def _probes(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
     def one(source: str, index: int, row: list[Any]) -> Probe:
         (task, run, sigma_t, keys), own = row, f"{source}/{index}"
-        return Probe(source, task, run, {key: arrays[f"{own}/{key}"] for key in keys}, sigma_t, arrays.get(f"{own}/{_OUTPUT}"))
+        inputs, output = {key: arrays[f"{own}/{key}"] for key in keys}, arrays.get(f"{own}/{_OUTPUT}")
+        return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output)
 
     return {source: [one(source, index, row) for index, row in enumerate(rows)] for source, rows in value.items()}
 
@@ -147,20 +148,25 @@ def aligned(kept: Kept, adapter: str, make: Callable[[], Distilled]) -> Distille
     return made
 
 
-def references(kept: Kept, make: Callable[[], tuple[Reference, ...]]) -> tuple[Reference, ...]:
+def references(kept: Kept, make: Callable[[], tuple[ComponentCall, ...]]) -> tuple[ComponentCall, ...]:
     """What `float_references` gives, or gave in an earlier run."""
     found = kept.read("references")
     if found is not None:
         value, arrays = found
         return tuple(
-            Reference(component, label, {key: arrays[f"{index}/in/{key}"] for key in keys}, arrays[f"{index}/out"])
-            for index, (component, label, keys) in enumerate(value)
+            ComponentCall(
+                component=component,
+                source=source,
+                inputs={key: arrays[f"{index}/in/{key}"] for key in keys},
+                expected=arrays[f"{index}/out"],
+            )
+            for index, (component, source, keys) in enumerate(value)
         )
     made = make()
-    kept_arrays: dict[str, NDArray[Any]] = {f"{index}/out": one.expected for index, one in enumerate(made)}
+    kept_arrays: dict[str, NDArray[Any]] = {f"{index}/out": np.asarray(one.expected) for index, one in enumerate(made)}
     for index, one in enumerate(made):
         kept_arrays |= {f"{index}/in/{key}": array for key, array in one.inputs.items()}
-    kept.write("references", [[one.component, one.label, sorted(one.inputs)] for one in made], kept_arrays)
+    kept.write("references", [[one.component, one.source, sorted(one.inputs)] for one in made], kept_arrays)
     return made
 
 

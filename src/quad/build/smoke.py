@@ -4,7 +4,7 @@ are taken while the U-Net is there."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from quad.build.write_bundle import PackedAdapter
 from quad.compile.export import GraphSpec
+from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import PROBES_FILE, Golden
 from quad.core.padding import pad
@@ -32,23 +33,6 @@ QUANTIZED_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
-class SmokeCase:
-    """One call of one graph.
-
-    Args:
-        label: adapter name, or `base`.
-        expected: what the float torch network returns.
-        bound: slot inputs in the graph's own dtype, at the adapter's own ranks; what is not there is zero.
-    """
-
-    component: str
-    label: str
-    inputs: Mapping[str, NDArray[np.generic]]
-    expected: NDArray[np.floating]
-    bound: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Smoke:
     """What the graphs answered.
 
@@ -61,18 +45,8 @@ class Smoke:
     goldens: Mapping[str, Golden] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the float torch network makes of the example inputs, for one adapter (`base` for none)."""
-
-    component: str
-    label: str
-    inputs: Mapping[str, NDArray[np.generic]]
-    expected: NDArray[np.floating]
-
-
 def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
-                     adapters: Sequence[FloatAdapter]) -> tuple[Reference, ...]:  # fmt: skip
+                     adapters: Sequence[FloatAdapter]) -> tuple[ComponentCall, ...]:  # fmt: skip
     """One call of each network; of a slotted one, one per adapter and one of the base.
 
     Args:
@@ -85,19 +59,21 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
             slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
             with torch.no_grad():
                 output = networks[component](*spec.inputs.values(), *(() if slots is None else (slots,)))
-            found.append(Reference(component, adapter.name if adapter else "base", inputs, output.numpy()))
+            found.append(
+                ComponentCall(component=component, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
+            )
     return tuple(found)
 
 
-def smoke_cases(references: Sequence[Reference], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
-                ) -> tuple[SmokeCase, ...]:  # fmt: skip
-    """The same calls for the shipped graphs, with the packed adapters."""
+def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
+                ) -> tuple[ComponentCall, ...]:  # fmt: skip
+    """The same calls for the shipped graphs: slot inputs in the graph's dtype, at the adapter's own ranks; absent ones are zero."""
     own = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
 
-    def bound(reference: Reference) -> dict[str, NDArray[np.generic]]:
-        return {name: tensor for name, tensor in packed.get(reference.label, {}).items() if name in own[reference.component]}
+    def bound(reference: ComponentCall) -> dict[str, NDArray[np.generic]]:
+        return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in own[reference.component]}
 
-    return tuple(SmokeCase(r.component, r.label, r.inputs, r.expected, bound(r)) for r in references)
+    return tuple(replace(reference, slots=bound(reference)) for reference in references)
 
 
 def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
@@ -106,12 +82,12 @@ def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) 
     return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
-def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase], slots: SlotTable, adapters: Sequence[PackedAdapter] = ()
-              ) -> Smoke:  # fmt: skip
+def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
+              adapters: Sequence[PackedAdapter] = ()) -> Smoke:  # fmt: skip
     """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
 
     Args:
-        cases: those of one component side by side.
+        cases: with the float network's outputs, those of one component side by side.
         adapters: whose golden outputs are taken, where `root` holds stored probes.
 
     Raises:
@@ -120,9 +96,9 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase
     opened = open_engine(engine, (), precision)
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
-    def tried(component: str, some: Sequence[SmokeCase]) -> tuple[dict[str, float], dict[str, Golden]]:
+    def tried(component: str, some: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
         session, zeros = opened.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
-        errors = {case.label: _error(session, case, zeros, limit) for case in some}
+        errors = {case.source: _error(session, case, zeros, limit) for case in some}
         return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
 
     errors: dict[str, dict[str, float]] = {}
@@ -133,11 +109,13 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[SmokeCase
     return Smoke(errors, goldens)
 
 
-def _error(session: Session, case: SmokeCase, zeros: Buffers, limit: float) -> float:
+def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) -> float:
     if zeros:
-        session.bind(pad(case.bound, zeros))
+        session.bind(pad(case.slots, zeros))
+    where = f"smoke run of {case.component} with {case.source}"
+    if case.expected is None:
+        raise ValueError(f"{where}: nobody ran the float network")
     found = session.run(case.inputs)
-    where = f"smoke run of {case.component} with {case.label}"
     if found.shape != case.expected.shape or not np.isfinite(found).all():
         raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
     error = relative_error(found, case.expected)

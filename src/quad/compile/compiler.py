@@ -12,10 +12,10 @@ from torch import nn
 from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact, OnnxArtifact
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import Observer, passes_before, run_passes
-from quad.compile.placement.edge_ranges import Call, of_component
 from quad.compile.placement.qdq import place_float, place_qdq
 from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
 from quad.compile.targets import Target
+from quad.core.component_call import ComponentCall, of_component
 from quad.core.ports import Sinusoid
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile
@@ -40,7 +40,7 @@ class Compiler:
     slots: SlotTable
     clock: StageClock
     scratch: Path
-    calls: Sequence[Call] = ()
+    calls: Sequence[ComponentCall] = ()
     sinusoid: Sinusoid = field(default_factory=lambda: Sinusoid(2))
     encodings: Path | None = None
     soc: Soc = field(default_factory=lambda: soc_named(DEFAULT_SOC))

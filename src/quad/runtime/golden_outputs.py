@@ -10,7 +10,6 @@ and 2 threads 0.0008, loaded lean 0.0017, OpenVINO against it 0.0020, another ad
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.component_call import UNET_INPUTS, Inputs
 from quad.core.errors import CompatibilityError, VerificationError, mismatch
 from quad.core.manifest import PROBES_FILE, AdapterManifest, Golden
 from quad.core.slots import UNET
@@ -28,11 +28,9 @@ from quad.runtime.engines.engine import Runnable
 
 GRID = 4  # blocks along each side of the output
 TOLERANCE = 0.02  # of the RMS of the block means
-INPUTS = ("sample", "timestep", "encoder_hidden_states")
-Call = Mapping[str, NDArray[Any]]
 
 
-def read_probes(bundle: Bundle) -> tuple[Call, ...]:
+def read_probes(bundle: Bundle) -> tuple[Inputs, ...]:
     """The bundle's stored calls of the U-Net, ready for `Session.run`.
 
     Raises:
@@ -45,19 +43,19 @@ def read_probes(bundle: Bundle) -> tuple[Call, ...]:
     return calls_of(bundle.path(PROBES_FILE))
 
 
-def calls_of(file: Path) -> tuple[Call, ...]:
+def calls_of(file: Path) -> tuple[Inputs, ...]:
     """The calls that a file holds, one at least.
 
     Raises:
         VerificationError: it is no such file.
     """
     tensors = map_tensors(file).tensors
-    names = {f"{index}/{name}" for index in range(len(tensors) // len(INPUTS)) for name in INPUTS}
+    names = {f"{index}/{name}" for index in range(len(tensors) // len(UNET_INPUTS)) for name in UNET_INPUTS}
     fit = all(array.dtype == np.float32 and np.isfinite(array).all() for array in tensors.values())
     if not tensors or names != tensors.keys() or not fit:
-        expected = f"finite float32 <i>/{', <i>/'.join(INPUTS)}"
+        expected = f"finite float32 <i>/{', <i>/'.join(UNET_INPUTS)}"
         raise VerificationError(mismatch(str(file), expected, ", ".join(sorted(tensors)[:4]) or "nothing", "build the bundle again"))
-    return tuple({name: tensors[f"{index}/{name}"] for name in INPUTS} for index in range(len(tensors) // len(INPUTS)))
+    return tuple({name: tensors[f"{index}/{name}"] for name in UNET_INPUTS} for index in range(len(tensors) // len(UNET_INPUTS)))
 
 
 def block_means(output: NDArray[Any]) -> NDArray[np.float64]:
@@ -72,7 +70,7 @@ def unet_buffers(bundle: Bundle, buffers: Buffers) -> Buffers:
     return Buffers((name, buffers[name]) for name in bundle.slots.of(UNET).input_shapes())
 
 
-def golden(where: str, network: Runnable, call: Call, probe: int) -> Golden:
+def golden(where: str, network: Runnable, call: Inputs, probe: int) -> Golden:
     """What the U-Net answers to a call with what is bound; the call is probe number `probe`.
 
     Raises:
@@ -82,7 +80,7 @@ def golden(where: str, network: Runnable, call: Call, probe: int) -> Golden:
     return Golden(probe, tuple(float(np.float32(mean)) for mean in means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
 
 
-def _probe(bundle: Bundle, number: int) -> Call:
+def _probe(bundle: Bundle, number: int) -> Inputs:
     probes = read_probes(bundle)
     if number >= len(probes):
         where, then = f"bundle {bundle.manifest.name!r}", "fetch the adapter for this bundle"
@@ -90,7 +88,7 @@ def _probe(bundle: Bundle, number: int) -> Call:
     return probes[number]
 
 
-def _answer(where: str, network: Runnable, call: Call) -> NDArray[np.float64]:
+def _answer(where: str, network: Runnable, call: Inputs) -> NDArray[np.float64]:
     output = network.run(call)
     if not np.isfinite(output).all():
         raise VerificationError(mismatch(where, "an answer of finite numbers to a stored probe", "NaN or Inf", "do not use the adapter"))

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import passes_before, run_passes, unobserved
-from quad.compile.placement.edge_ranges import Call
 from quad.compile.qnn.chips import soc_named
 from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
 from quad.compile.targets import load_target
+from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
@@ -38,13 +38,13 @@ class Placed:
 
     graph: HtpGraph
     floats: ir.Model
-    calls: list[Call]
+    calls: list[ComponentCall]
     profile: Profile
     table: SlotTable
 
 
-def given_calls(tiny: Any) -> list[Call]:
-    calls = [Call("unet", a.name if a else "base", tiny.inputs, balanced(tiny, a)) for a in (None, *tiny.adapters)]
+def given_calls(tiny: Any) -> list[ComponentCall]:
+    calls = [ComponentCall(source=a.name if a else "base", inputs=tiny.inputs, slots=balanced(tiny, a)) for a in (None, *tiny.adapters)]
     return host_inputs(calls, sinusoid_of(tiny.base))
 
 

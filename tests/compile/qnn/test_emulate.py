@@ -13,10 +13,10 @@ import pytest
 from numpy.typing import NDArray
 
 from quad.compile.passes import run_passes, unobserved
-from quad.compile.placement.edge_ranges import Call
 from quad.compile.qnn.chips import soc_named
 from quad.compile.qnn.htp import HtpGraph, compile_htp, integer_feeds, place_htp
 from quad.compile.targets import load_target
+from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import BackendError
 from tests.compile.passes.conftest import Sketch, feeds
@@ -61,7 +61,7 @@ def prepared(model: ir.Model) -> tuple[HtpGraph, Mapping[str, Mapping[str, NDArr
         if name.endswith(".weight"):
             limit = float(np.abs(value.const_value.numpy()).max())
             weights[name] = encode_range(-limit, limit, bits=8, signed=True, symmetric=True)
-    call = Call("g", "noise", feeds(model))
+    call = ComponentCall(component="g", source="noise", inputs=feeds(model))
     graph = place_htp(model, weights, [call], load_target("qnn-htp"), unobserved)
     return graph, integer_feeds(graph, [call], weights)
 

@@ -21,7 +21,7 @@ from quad.build.build import STAGES
 from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec
 from quad.compile.passes import unobserved
-from quad.compile.placement.edge_ranges import Call
+from quad.core.component_call import ComponentCall
 from quad.core.manifest import LatentSpec
 from quad.core.progress import StageClock, silent
 from quad.core.slots import SlotTable
@@ -92,7 +92,7 @@ def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn
         statistics = observe({component: network}, [Feed("base", lambda one=one: network(one)) for one in examples])
         expected: list[NDArray[np.float32]] = [network(one).numpy() for one in examples]
     profile = unify(statistics, {component: weights_of(network)}, NO_SLOTS, (), UnifyOptions())
-    calls = [Call(component, "base", {name: one.numpy()}) for one in examples]
+    calls = [ComponentCall(component=component, source="base", inputs={name: one.numpy()}) for one in examples]
     compiler = Compiler(target=TARGET, profile=profile, slots=NO_SLOTS, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls)
     made = compiler.artifact(network, spec, unobserved)
     assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)

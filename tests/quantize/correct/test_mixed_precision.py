@@ -24,7 +24,7 @@ def probes(tiny: Any) -> dict[str, list[Probe]]:
 
     def probe(source: str, t: float, rows: int) -> Probe:
         inputs = {"sample": sample[:rows].numpy(), "timestep": np.array([t], np.float32), "encoder_hidden_states": hidden[:rows].numpy()}
-        return Probe(source, "task", 0, inputs, 0.5)
+        return Probe(source=source, task="task", run=0, inputs=inputs, sigma_t=0.5)
 
     return {source: [probe(source, t, rows) for t, rows in ((900.0, 1), (500.0, 2))] for source in ("base", "loud")}
 

@@ -35,7 +35,7 @@ def make_probes(adapter: str, runs: int = RUNS, seed: int = 0) -> list[Probe]:
 
     def call(run: int, timestep: float) -> Probe:
         inputs = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-        return Probe(adapter, "sketch", run, {**inputs, "timestep": np.array([timestep], np.float32)}, 0.5)
+        return Probe(source=adapter, task="sketch", run=run, inputs={**inputs, "timestep": np.array([timestep], np.float32)}, sigma_t=0.5)
 
     return [call(run, timestep) for run in range(runs) for timestep in (900.0, 500.0)]
 

@@ -28,7 +28,7 @@ def test_every_adapter_and_the_base_at_every_step_of_their_samplers(base: Base, 
     abar = alphas_cumprod(base.schedule)
     for name, found in probes.items():
         assert len(found) == 2
-        assert {probe.adapter for probe in found} == {name}
+        assert {probe.source for probe in found} == {name}
         assert found[0].timestep > found[1].timestep
         for probe in found:
             # Only text-to-image is guided: without and with the prompt, in one call.
@@ -82,7 +82,7 @@ def test_a_probe_knows_what_the_network_gave(base: Base, tiny: Any, samples: lis
     probes = recorded(base, tiny, samples)
     for name, adapter in zip(("faint", "loud"), tiny.adapters, strict=True):
         recorded_outputs = true_answers(tiny.network, probes[name], {})  # none is computed: these slots are not the adapter's
-        unheard = [replace(probe, output=None) for probe in probes[name]]
+        unheard = [replace(probe, expected=None) for probe in probes[name]]
         computed = true_answers(tiny.network, unheard, balanced_inputs(adapter, tiny.table))
         for one, other in zip(recorded_outputs, computed, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

@@ -7,44 +7,22 @@ the size of the network.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
-from numpy.typing import NDArray
 
 from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites
 from quad.compile.passes.integers.remove_sites import is_site
+from quad.core.component_call import ComponentCall
 from quad.core.errors import BackendError, InputError, mismatch
 from quad.core.storage.files import scratch_directory
 from quad.runtime.engines.bound_session import first_line
 
 Range = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of one component: what it is fed with.
-
-    Args:
-        source: adapter name, or `base`.
-        slots: float slot inputs, empty where the component has none.
-    """
-
-    component: str
-    source: str
-    inputs: Mapping[str, NDArray[Any]]
-    slots: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-
-    @property
-    def feed(self) -> dict[str, NDArray[Any]]:
-        """Everything the graph reads."""
-        return {**self.inputs, **self.slots}
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -58,7 +36,7 @@ def float_edges(graph: ir.Graph) -> list[ir.Value]:
     return [value for value in (*graph.inputs, *computed) if is_float(value)]
 
 
-def observe_edges(model: ir.Model, calls: Sequence[Call]) -> dict[str, Range]:
+def observe_edges(model: ir.Model, calls: Sequence[ComponentCall]) -> dict[str, Range]:
     """Smallest and largest value of every edge over all calls.
 
     Args:
@@ -111,8 +89,3 @@ def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:
     except Exception as error:  # the library's errors have no common root but this
         where, next_step = f"ranges of {model.graph.name}", "report it with the model's name"
         raise BackendError(mismatch(where, "a float graph that runs", first_line(error), next_step)) from error
-
-
-def of_component(calls: Iterable[Call], component: str) -> list[Call]:
-    """The calls of one graph."""
-    return [call for call in calls if call.component == component]

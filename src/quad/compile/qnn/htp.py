@@ -21,10 +21,11 @@ from quad.compile.passes import Observer, RemoveSites, clean
 from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.passes.integers.split_bias import SplitBias
 from quad.compile.placement.edge_encodings import edge_encodings
-from quad.compile.placement.edge_ranges import Call, observe_edges
+from quad.compile.placement.edge_ranges import observe_edges
 from quad.compile.placement.every_edge import place_edges
 from quad.compile.qnn.chips import Soc
 from quad.compile.targets import Target
+from quad.core.component_call import ComponentCall
 from quad.core.digests import canonical_json
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, CompatibilityError, UnsupportedError, mismatch
@@ -84,7 +85,9 @@ def _require_same_graph(graph: ir.Graph, profile: Mapping[str, Encoding]) -> Non
         raise CompatibilityError(mismatch("profile", "only tensors of the graph", found, "profile the same network that is exported"))
 
 
-def place_htp(model: ir.Model, profile: Mapping[str, Encoding], calls: Sequence[Call], target: Target, observer: Observer) -> HtpGraph:
+def place_htp(
+    model: ir.Model, profile: Mapping[str, Encoding], calls: Sequence[ComponentCall], target: Target, observer: Observer
+) -> HtpGraph:
     """Quantize every edge of a float graph with Sites; the model is changed in place.
 
     Args:
@@ -125,18 +128,18 @@ def with_sinusoid(graph: HtpGraph, sinusoid: Sinusoid) -> HtpGraph:
     return replace(graph, ports=Ports(inputs, graph.ports.outputs))
 
 
-def host_inputs(calls: Sequence[Call], sinusoid: Sinusoid) -> list[Call]:
+def host_inputs(calls: Sequence[ComponentCall], sinusoid: Sinusoid) -> list[ComponentCall]:
     """Calls as they reach the graph when the timestep's embedding is computed outside, and token ids have 32 bits."""
     found = []
     for call in calls:
         inputs = {name: array.astype("int32") if array.dtype == "int64" else array for name, array in call.inputs.items()}
         if _TIMESTEP in inputs:
             inputs[_TIMESTEP] = sinusoid(inputs[_TIMESTEP])
-        found.append(Call(call.component, call.source, inputs, call.slots))
+        found.append(replace(call, inputs=inputs))
     return found
 
 
-def integer_feeds(graph: HtpGraph, calls: Sequence[Call], profile: Mapping[str, Encoding]) -> dict[str, dict[str, NDArray[Any]]]:
+def integer_feeds(graph: HtpGraph, calls: Sequence[ComponentCall], profile: Mapping[str, Encoding]) -> dict[str, dict[str, NDArray[Any]]]:
     """The first call of every source as the graph takes it: source -> graph input -> integers. Calls are as of `host_inputs`."""
     feeds: dict[str, dict[str, NDArray[Any]]] = {}
     for call in calls:

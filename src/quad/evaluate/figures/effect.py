@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.component_call import split_batch
 from quad.core.decibels import EffectEnergy
 from quad.core.manifest import TaskSpec
 from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
@@ -71,7 +72,6 @@ def _energy(true: Array, found: Array) -> EffectEnergy:
 class TrueEffect:
     """One U-Net call and what the adapter changes in its output in float, `(B, 4, h, w)`."""
 
-    adapter: str
     probe: Probe
     effect: Array
 
@@ -101,8 +101,8 @@ def true_effects(reference: Reference, probes: Sequence[Probe]) -> list[TrueEffe
     found = []
     for probe in probes:
         sample, _, words = probe.tensors()
-        full, zero = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.adapter, None))
-        found.append(TrueEffect(probe.adapter, probe, full - zero))
+        full, zero = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.source, None))
+        found.append(TrueEffect(probe, full - zero))
     return found
 
 
@@ -115,9 +115,9 @@ def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEf
     """
     pairs: dict[str, tuple[list[Array], list[Array]]] = {}
     for one in true:
-        if one.adapter not in store.names:
+        if one.probe.source not in store.names:
             continue
-        full, zero = (unet_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.adapter], []))
+        full, zero = (unet_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.probe.source], []))
         fp, q = pairs.setdefault(one.probe.task, ([], []))
         fp.append(one.effect)
         q.append(full - zero)
@@ -130,11 +130,7 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
     if session.inputs["sample"][0] is None:
         return session.run(probe.inputs)
     # A graph of fixed batch 1 runs the guided pair one after the other.
-    rows = []
-    for row in range(len(probe.inputs["sample"])):
-        part = {name: values if name == "timestep" else values[row : row + 1] for name, values in probe.inputs.items()}
-        rows.append(session.run(part))
-    return np.concatenate(rows)
+    return np.concatenate([session.run(row) for row in split_batch(probe.inputs)])
 
 
 def open_unet(bundle: Bundle, engine: str) -> Session:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.slots import SlotTable
@@ -31,8 +32,6 @@ from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Session
 from quad.runtime.samplers import run_sampler
 from quad.runtime.tasks import with_steps
-
-BASE_SOURCE = "base"  # the source name of runs without an adapter
 
 
 @dataclass(frozen=True)

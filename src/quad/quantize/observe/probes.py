@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import NoiseSchedule, TaskSpec
 from quad.core.slots import SlotTable
@@ -21,7 +22,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.batched_calls import SlotArrays, answers
-from quad.quantize.observe.calibrate import BASE_SOURCE, CalibrationOptions, CalibrationSample, TaskRunner, planned
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, TaskRunner, planned
 from quad.quantize.observe.torch_session import HeardSession, torch_sessions
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
@@ -46,26 +47,19 @@ class ProbeOptions:
     negative_prompt: str = ""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """One U-Net call of a full-precision run.
+@dataclass(frozen=True, kw_only=True)
+class Probe(ComponentCall):
+    """One U-Net call of a full-precision run, and where in the run it stands.
 
     Args:
-        adapter: its name, `base` for none; the slots it is to be called with are the caller's to choose.
         task: of the run.
         run: number of the adapter's run; the probes of one run are not independent.
-        inputs: float32 `sample (B, C, h, w)`, `timestep (1,)`, `encoder_hidden_states (B, L, D)`, ready for `Session.run`; B is 2 where
-            the task is guided (without, with prompt), else 1.
         sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
-        output: what the float network gave in that run, `(B, c, h, w)`; None where nobody ran it.
     """
 
-    adapter: str
     task: str
     run: int
-    inputs: Mapping[str, NDArray[np.float32]]
     sigma_t: float
-    output: NDArray[np.float32] | None = None
 
     @property
     def timestep(self) -> float:
@@ -77,7 +71,7 @@ class Probe:
         Copies, in memory as torch aligns it: what a matrix product rounds to may depend on where its operands lie, and training that
         goes on from a checkpoint is to end bit for bit where it would have ended.
         """
-        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in ("sample", "timestep", "encoder_hidden_states"))
+        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in UNET_INPUTS)
         return sample, timestep.expand(len(sample)), text
 
 
@@ -124,7 +118,10 @@ def record_probes(
             continue
         done[source] += 1
         runner.denoise(sample, spec, slots.get(name or "", {}), run)
-        probes[source] += [Probe(source, sample.task, run, call, noise_level(base.schedule, call), out) for call, out in recorder.taken()]
+        probes[source] += [
+            Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
+            for inputs, output in recorder.taken()
+        ]
     return {name: found for name, found in probes.items() if found}
 
 
@@ -151,7 +148,7 @@ def true_answers(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays)
         network: the float network; of recorded probes, the one that they were recorded with.
         slots: float slot inputs of the probes' own adapter, in whichever form: `(B G^-1)(G A)` answers as `B A` does.
     """
-    recorded = [torch.tensor(probe.output) for probe in probes if probe.output is not None]
+    recorded = [torch.tensor(probe.expected) for probe in probes if probe.expected is not None]
     return recorded if len(recorded) == len(probes) else answers(network, [probe.tensors() for probe in probes], slots)
 
 
