@@ -94,7 +94,7 @@ def prepare(latent: int, clock: Clock) -> Prepared:
     call = ComponentCall(
         component=COMPONENT, source="noise", inputs={name: tensor.numpy() for name, tensor in inputs.items()}, slots=balanced
     )
-    return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(int(unet.config["block_out_channels"][0])))
+    return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(channels=int(unet.config["block_out_channels"][0])))
 
 
 def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:

@@ -42,18 +42,38 @@ def meta_unet() -> UNet2DConditionModel:
 def attention_slots(unet: nn.Module) -> SlotTable:
     """A slot at each of the 128 attention projections."""
     layers = ((path, layer) for path, layer in unet.named_modules() if path.endswith(_ATTENTION) and isinstance(layer, nn.Linear))
-    return SlotTable(tuple(Slot(path, "linear", layer.in_features, layer.out_features, RANK, DTYPE) for path, layer in layers))
+    return SlotTable(
+        tuple(
+            Slot(path=path, kind="linear", in_features=layer.in_features, out_features=layer.out_features, rank=RANK, dtype=DTYPE)
+            for path, layer in layers
+        )
+    )
 
 
 def write_adapters(root: Path, slots: SlotTable, count: int) -> Bundle:
     """A bundle of nothing but adapters, which differ in all their numbers."""
-    profile = Profile({})
+    profile = Profile(encodings={})
     names = tuple(f"noise{number:03}" for number in range(count))
     for number, name in enumerate(names):
         _write_adapter(root / "adapters" / name, name, slots, number)
     files = {f"adapters/{name}/{part}": FileEntry("", 0) for name in names for part in ("adapter.json", "adapter.safetensors")}
-    manifest = BundleManifest(1, "noise", "cpu", "w8a16", 512, {}, files, names, {}, NoiseSchedule(), LatentSpec(4, 8, (), ()),
-                              TextSpec(77, 0, 768), ("ort",), {}, "")  # fmt: skip
+    manifest = BundleManifest(
+        format_version=1,
+        name="noise",
+        target="cpu",
+        precision="w8a16",
+        size=512,
+        components={},
+        files=files,
+        adapters=names,
+        tasks={},
+        schedule=NoiseSchedule(),
+        latent=LatentSpec(channels=4, factor=8, scale=(), shift=()),
+        text=TextSpec(77, 0, 768),
+        engines=("ort",),
+        parents={},
+        quad_version="",
+    )
     return Bundle(root, manifest, slots, profile)
 
 
@@ -66,8 +86,10 @@ def _write_adapter(folder: Path, name: str, slots: SlotTable, seed: int) -> None
         tensors[slot.a_name] = draw.integers(-4000, 4000, (rank, slot.in_features), DTYPE)
         tensors[slot.b_name] = draw.integers(-4000, 4000, (slot.out_features, rank), DTYPE)
     save_file(tensors, file)
-    parents = {"slots": slots.digest, "profile": Profile({}).digest}
-    said = AdapterManifest(name, 1, rank, 16, file.stat().st_size, file_digest(file), parents)
+    parents = {"slots": slots.digest, "profile": Profile(encodings={}).digest}
+    said = AdapterManifest(
+        name=name, format_version=1, rank=rank, bits=16, size_bytes=file.stat().st_size, sha256=file_digest(file), parents=parents
+    )
     (folder / "adapter.json").write_bytes(canonical_json(said))
 
 

@@ -184,7 +184,7 @@ def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
     for call in [call for call in read_probes(phone) for _ in range(4)]:
         noisy = {**call, "sample": (call["sample"] + 0.1 * rng.standard_normal(call["sample"].shape)).astype(np.float32)}
         tensors = [torch.from_numpy(noisy[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
-        with torch.no_grad(), simulated(student, Profile({"unet": kept}), "unet"):
+        with torch.no_grad(), simulated(student, Profile(encodings={"unet": kept}), "unet"):
             found.append(relative_error(session.run(noisy), student(*tensors, {}).numpy()))
     return found
 

@@ -37,9 +37,9 @@ def chain(path: Path, sites: int, encoding: Encoding, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize(
     ("encoding", "low", "high"),
     [
-        (Encoding(8, False, False, (STEP,), (100,)), -100, 155),
-        (Encoding(8, True, True, (STEP,), (0,)), -128, 127),
-        (Encoding(16, False, False, (STEP,), (1000,)), -1000, 64535),
+        (Encoding(bits=8, signed=False, symmetric=False, scale=(STEP,), zero_point=(100,)), -100, 155),
+        (Encoding(bits=8, signed=True, symmetric=True, scale=(STEP,), zero_point=(0,)), -128, 127),
+        (Encoding(bits=16, signed=False, symmetric=False, scale=(STEP,), zero_point=(1000,)), -1000, 64535),
     ],
 )
 def test_what_a_range_cuts_off(encoding: Encoding, low: int, high: int, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ def test_what_a_range_cuts_off(encoding: Encoding, low: int, high: int, tmp_path
 
 
 def test_the_worst_call_counts_and_the_graph_is_only_read(tmp_path: Path) -> None:
-    model = chain(tmp_path / "model.onnx", 2, Encoding(8, True, True, (STEP,), (0,)), (1, 4))
+    model = chain(tmp_path / "model.onnx", 2, Encoding(bits=8, signed=True, symmetric=True, scale=(STEP,), zero_point=(0,)), (1, 4))
     before = model.read_bytes()
     quiet, loud = np.ones((1, 4), np.float32), np.array([[1.0, 127.5, 1.0, 1.0]], np.float32)
     found = site_uses(model, [{"sample": quiet}, {"sample": loud}, {"sample": quiet}], [("new", {})])["new"]
@@ -87,7 +87,9 @@ print(peak_ram_bytes() - before)
 
 def test_no_activation_is_kept(tmp_path: Path) -> None:
     sites, size = 24, 2**21 * 4
-    model = chain(tmp_path / "model.onnx", sites, Encoding(16, False, False, (STEP,), (1000,)), (1, 2**21))
+    model = chain(
+        tmp_path / "model.onnx", sites, Encoding(bits=16, signed=False, symmetric=False, scale=(STEP,), zero_point=(1000,)), (1, 2**21)
+    )
     done = subprocess.run([sys.executable, "-c", MEASURE, model], check=True, capture_output=True, text=True)
     # A site's own few: x, what is cut off it, and its integers.
     assert int(done.stdout) < sites / 2 * size

@@ -41,7 +41,7 @@ class Killed(Exception):
 @pytest.fixture(scope="module")
 def solved(tiny: Any) -> Base:
     """No sampler waits for a table here."""
-    sampler = SamplerSpec("euler", 2)
+    sampler = SamplerSpec(kind="euler", steps=2)
     return replace(tiny.base, tasks={name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in tiny.base.tasks.items()})
 
 

@@ -14,7 +14,12 @@ from quad.model.slots.network import slot_inputs
 from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.observers import Feed
 
-TABLE = SlotTable((Slot("a", "linear", 2, 2, 1), Slot("text_encoder.a", "linear", 2, 2, 1, component="text_encoder")))
+TABLE = SlotTable(
+    (
+        Slot(path="a", kind="linear", in_features=2, out_features=2, rank=1),
+        Slot(path="text_encoder.a", kind="linear", in_features=2, out_features=2, rank=1, component="text_encoder"),
+    )
+)
 ZEROS = {name: np.zeros(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
 INK = {name: np.ones(shape, np.float32) for name, shape in TABLE.input_shapes().items()}
 

@@ -191,7 +191,7 @@ def test_tasks_with_a_picture(task: str, made: Callable[[str], BuildResult]) -> 
 def test_the_timesteps_embedding_is_the_denoisers_own(request_of: BuildRequest) -> None:
     base = open_model(request_of.model)
     made = sinusoid_of(base)
-    assert made == Sinusoid(256, cosine_first=True, shift=0.0)
+    assert made == Sinusoid(channels=256, cosine_first=True, shift=0.0)
     timestep = torch.tensor([437.0])
     network: Any = base.unet
     expected = network.adaln_single.emb.time_proj(timestep).numpy()

@@ -41,10 +41,10 @@ def graph() -> ir.Model:
 
 @pytest.fixture
 def parts(base: Base) -> BundleParts:
-    slots = SlotTable((Slot("conv_in", "linear", 2, 3, 4, "int16"),))
+    slots = SlotTable((Slot(path="conv_in", kind="linear", in_features=2, out_features=3, rank=4, dtype="int16"),))
     adapter = PackedAdapter("ink", {name: np.ones(shape, np.int16) for name, shape in slots.input_shapes().items()}, 3, "f00d")
     graphs = {name: OnnxArtifact(graph(), {"nodes": 1}) for name in COMPONENTS}
-    return BundleParts("phone", base, "cpu", "w8a16", ("ort",), slots, Profile({}), graphs, (adapter,), {})
+    return BundleParts("phone", base, "cpu", "w8a16", ("ort",), slots, Profile(encodings={}), graphs, (adapter,), {})
 
 
 def test_a_written_bundle_opens_and_every_file_is_listed(parts: BundleParts, tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_adapters_lie_there_at_their_own_ranks_with_the_weight_they_can_have(par
     a, b = np.zeros((4, 2), np.int16), np.zeros((3, 4), np.int16)
     a[:3], b[:, :2] = 7, [-20000, 500]
     own = replace(parts.adapters[0], tensors=trim({"conv_in.lora_A": a, "conv_in.lora_B": b}, parts.slots))
-    floats = SlotTable((Slot("conv_in", "linear", 2, 3, 4),))
+    floats = SlotTable((Slot(path="conv_in", kind="linear", in_features=2, out_features=3, rank=4),))
     tensors = {name: values.astype(np.float32) for name, values in own.tensors.items()}
     for folder, some in (("phone", parts), ("floats", replace(parts, slots=floats))):
         write_bundle(replace(some, adapters=(own if some is parts else replace(own, tensors=tensors),)), tmp_path / folder)

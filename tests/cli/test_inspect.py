@@ -65,7 +65,16 @@ def test_other_kinds_are_counted_with_their_own_ranks(tmp_path: Path) -> None:
 
 def _pack(path: Path, **said: Any) -> AdapterManifest:
     tensors = {"a.lora_A": np.ones((4, 8), np.int16), "a.lora_B": np.ones((8, 4), np.int16)}
-    made = AdapterManifest("ink", FORMAT_VERSION, 3, 16, 0, "", {"slots": "5" * 64, "profile": "7" * 64}, **said)
+    made = AdapterManifest(
+        name="ink",
+        format_version=FORMAT_VERSION,
+        rank=3,
+        bits=16,
+        size_bytes=0,
+        sha256="",
+        parents={"slots": "5" * 64, "profile": "7" * 64},
+        **said,
+    )
     return write_pack(path, made, tensors)
 
 

@@ -14,9 +14,17 @@ from quad.core.slots import Slot, SlotTable
 
 SLOTS = SlotTable(
     (
-        Slot("conv_in", "conv", 3, 5, 6, "int16", (3, 3)),
-        Slot("mid.to_q", "linear", 4, 2, 6, "int16"),
-        Slot("text_encoder.layers.0.q_proj", "linear", 4, 4, 2, "int16", component="text_encoder"),
+        Slot(path="conv_in", kind="conv", in_features=3, out_features=5, rank=6, dtype="int16", kernel=(3, 3)),
+        Slot(path="mid.to_q", kind="linear", in_features=4, out_features=2, rank=6, dtype="int16"),
+        Slot(
+            path="text_encoder.layers.0.q_proj",
+            kind="linear",
+            in_features=4,
+            out_features=4,
+            rank=2,
+            dtype="int16",
+            component="text_encoder",
+        ),
     )
 )
 ZEROS = {name: np.zeros(shape, np.int16) for name, shape in SLOTS.input_shapes().items()}

@@ -24,7 +24,11 @@ def port(low: float, high: float, bits: int, signed: bool, symmetric: bool) -> P
 
 def test_ports_survive_json() -> None:
     ports = Ports(
-        {"sample": port(-3, 5, 16, False, False), "timestep": Port("uint16", None, Sinusoid(32, False, 1.0)), "input_ids": Port("int32")},
+        {
+            "sample": port(-3, 5, 16, False, False),
+            "timestep": Port("uint16", None, Sinusoid(channels=32, cosine_first=False, shift=1.0)),
+            "input_ids": Port("int32"),
+        },
         {"out": port(-1, 1, 8, False, False)},
     )
     assert msgspec.json.decode(canonical_json(ports), type=Ports) == ports
@@ -78,19 +82,19 @@ def test_token_ids_pass_as_they_are() -> None:
 def test_the_sinusoid_is_that_of_diffusers(channels: int, cosine_first: bool, shift: float) -> None:
     times = np.array([0.0, 1.0, 17.25, 498.5, 999.0], np.float32)
     expected = Timesteps(channels, flip_sin_to_cos=cosine_first, downscale_freq_shift=shift)(torch.from_numpy(times)).numpy()
-    found = Sinusoid(channels, cosine_first, shift)(times)
+    found = Sinusoid(channels=channels, cosine_first=cosine_first, shift=shift)(times)
     assert found.dtype == np.float32
     # Angles reach 999: one float32 step of a frequency moves them by up to 6e-5.
     np.testing.assert_allclose(found, expected, rtol=0, atol=7e-5)
     np.testing.assert_allclose(found[:2], expected[:2], rtol=0, atol=1e-6)
-    assert np.abs(Sinusoid(channels, not cosine_first, shift)(times) - expected).max() > 0.5
+    assert np.abs(Sinusoid(channels=channels, cosine_first=not cosine_first, shift=shift)(times) - expected).max() > 0.5
 
 
 def test_a_timestep_becomes_its_encoded_waves() -> None:
     unit = port(-1, 1, 16, False, False)
     assert unit.encoding is not None
-    one = Port("uint16", unit.encoding, Sinusoid(8))
+    one = Port("uint16", unit.encoding, Sinusoid(channels=8))
     time = np.array([500.0], np.float32)
     found = one.encode(time)
     assert found.shape == (1, 8)
-    np.testing.assert_allclose(one.decode(found), Sinusoid(8)(time), atol=unit.encoding.scale[0] * 0.51)
+    np.testing.assert_allclose(one.decode(found), Sinusoid(channels=8)(time), atol=unit.encoding.scale[0] * 0.51)

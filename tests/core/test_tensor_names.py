@@ -43,7 +43,7 @@ def test_an_attention_has_four_operands_in_a_fixed_order() -> None:
 
 
 def test_the_graph_inputs_of_a_slot_are_tensor_names() -> None:
-    slot = Slot("proj_in", "linear", 8, 8, 4)
+    slot = Slot(path="proj_in", kind="linear", in_features=8, out_features=8, rank=4)
     assert (slot.a_name, slot.b_name) == (tensor_names.lora_a_name("proj_in"), tensor_names.lora_b_name("proj_in"))
     assert (role_of(slot.a_name), role_of(slot.b_name)) == (Role.LORA_A, Role.LORA_B)
 

@@ -40,7 +40,13 @@ WISHES = Wishes("0.1", "1", 1000)
 def make_pack(path: Path, seed: int = 0, name: str = "ink", parents: dict[str, str] | None = None, size: int = 64) -> Path:
     """A pack of `4 * size` bytes of integers, another one for each seed."""
     tensors = {f"{part}.lora_{part}": np.random.default_rng([seed, size]).integers(-99, 99, size).astype(np.int16) for part in "AB"}
-    write_pack(path, AdapterManifest(name, 1, 2, 16, 0, "", PARENTS if parents is None else parents), tensors)
+    write_pack(
+        path,
+        AdapterManifest(
+            name=name, format_version=1, rank=2, bits=16, size_bytes=0, sha256="", parents=PARENTS if parents is None else parents
+        ),
+        tensors,
+    )
     return path
 
 

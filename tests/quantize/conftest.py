@@ -27,9 +27,9 @@ from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 ATTENTION = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 CONV = "mid_block.resnets.0.conv1"
 TASKS = {
-    "text-to-image": TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", 3.0),
-    "sketch": TaskSpec("loud", SamplerSpec("euler", 2), "image", "ones"),
-    "removal": TaskSpec("faint", SamplerSpec("lcm", 2), "masked-image", "input"),
+    "text-to-image": TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=2), condition="none", mask="ones", guidance=3.0),
+    "sketch": TaskSpec(adapter="loud", sampler=SamplerSpec(kind="euler", steps=2), condition="image", mask="ones"),
+    "removal": TaskSpec(adapter="faint", sampler=SamplerSpec(kind="lcm", steps=2), condition="masked-image", mask="input"),
 }
 
 
@@ -114,7 +114,7 @@ def base(tiny: Tiny) -> Base:
     unet = tiny.network.unet
     for module in (vae, text):
         module.eval().requires_grad_(False)
-    latent = LatentSpec(4, 2, (0.5, 1.0, 2.0, 1.0), (0.1, 0.0, -0.1, 0.0))
+    latent = LatentSpec(channels=4, factor=2, scale=(0.5, 1.0, 2.0, 1.0), shift=(0.1, 0.0, -0.1, 0.0))
     return Base(Path(), unet, text, vae, words.to_str(), NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
 
 

@@ -41,7 +41,7 @@ from tests.runtime.tiny_htp import save_htp_unet
 from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, save_graph, save_unet, tiny_slots, value
 
 SLOTS = tiny_slots(RANK)
-PROFILE = Profile({"unet": dict.fromkeys(SLOTS.input_shapes(), LATTICE)})
+PROFILE = Profile(encodings={"unet": dict.fromkeys(SLOTS.input_shapes(), LATTICE)})
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 WORDS = ("[PAD]", "[UNK]", "remove", "the", "car", "make", "it", "night")
 
@@ -84,7 +84,7 @@ def adapter_tensors(seed: int, rank: int) -> dict[str, NDArray[Any]]:
 
 def adapter_manifest(name: str, rank: int) -> AdapterManifest:
     parents = {"slots": SLOTS.digest, "profile": PROFILE.digest}
-    return AdapterManifest(name, 1, rank, 16, 0, "", parents)
+    return AdapterManifest(name=name, format_version=1, rank=rank, bits=16, size_bytes=0, sha256="", parents=parents)
 
 
 def _adapter(folder: Path, manifest: AdapterManifest, tensors: dict[str, NDArray[Any]]) -> None:
@@ -96,10 +96,10 @@ def _adapter(folder: Path, manifest: AdapterManifest, tensors: dict[str, NDArray
 
 
 TASKS = {
-    "text-to-image": TaskSpec(None, SamplerSpec("euler", 3), "none", "ones"),
-    "transform": TaskSpec("transform", SamplerSpec("ddim", 2), "image", "zeros"),
-    "removal": TaskSpec("removal", SamplerSpec("ddim", 2), "masked-image", "input"),
-    "sketch": TaskSpec("sketch", SamplerSpec("euler", 2), "image", "ones", guidance=2.0),
+    "text-to-image": TaskSpec(adapter=None, sampler=SamplerSpec(kind="euler", steps=3), condition="none", mask="ones"),
+    "transform": TaskSpec(adapter="transform", sampler=SamplerSpec(kind="ddim", steps=2), condition="image", mask="zeros"),
+    "removal": TaskSpec(adapter="removal", sampler=SamplerSpec(kind="ddim", steps=2), condition="masked-image", mask="input"),
+    "sketch": TaskSpec(adapter="sketch", sampler=SamplerSpec(kind="euler", steps=2), condition="image", mask="ones", guidance=2.0),
 }
 
 
@@ -121,7 +121,7 @@ def write_manifest(root: Path, **changes: Any) -> None:
         adapters=("transform", "removal", "sketch"),
         tasks=TASKS,
         schedule=NoiseSchedule(),
-        latent=LatentSpec(4, FACTOR, (1.0,) * 4, (0.0,) * 4),
+        latent=LatentSpec(channels=4, factor=FACTOR, scale=(1.0,) * 4, shift=(0.0,) * 4),
         text=TextSpec(LENGTH, 0, HIDDEN),
         engines=("ort", "openvino"),
         parents={"base": "0" * 64, "slots": SLOTS.digest, "profile": PROFILE.digest},

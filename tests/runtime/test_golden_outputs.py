@@ -46,7 +46,7 @@ def picture(seed: int, side: int = 8) -> NDArray[np.float32]:
 
 
 def manifest(said: Golden | msgspec.UnsetType) -> AdapterManifest:
-    return AdapterManifest("ink", 1, 4, 16, 0, "", {}, golden=said)
+    return AdapterManifest(name="ink", format_version=1, rank=4, bits=16, size_bytes=0, sha256="", parents={}, golden=said)
 
 
 @pytest.fixture

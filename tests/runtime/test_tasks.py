@@ -9,9 +9,12 @@ from quad.core.manifest import NoiseSchedule, OlssTable, SamplerSpec, TaskSpec
 from quad.core.sampling import SamplerSettings
 from quad.runtime.tasks import Wishes, as_wished, choose_task, with_steps
 
-EULER = SamplerSpec("euler", 4)
-OLSS = SamplerSpec("olss", 1, OlssTable((999,), (1.0,), ((0.5,),)))
-TASKS = {"sketch": TaskSpec("lines", EULER, "image", "ones"), "text-to-image": TaskSpec(None, EULER, "none", "ones")}
+EULER = SamplerSpec(kind="euler", steps=4)
+OLSS = SamplerSpec(kind="olss", steps=1, olss=OlssTable((999,), (1.0,), ((0.5,),)))
+TASKS = {
+    "sketch": TaskSpec(adapter="lines", sampler=EULER, condition="image", mask="ones"),
+    "text-to-image": TaskSpec(adapter=None, sampler=EULER, condition="none", mask="ones"),
+}
 
 
 def test_choice() -> None:
@@ -27,7 +30,9 @@ def test_steps() -> None:
     assert with_steps(EULER, None, schedule) is EULER
     assert with_steps(EULER, 9, schedule).steps == 9
     settings = SamplerSettings(sigmas="karras")
-    assert with_steps(SamplerSpec("unipc", 20, settings=settings), 12, schedule) == SamplerSpec("unipc", 12, settings=settings)
+    assert with_steps(SamplerSpec(kind="unipc", steps=20, settings=settings), 12, schedule) == SamplerSpec(
+        kind="unipc", steps=12, settings=settings
+    )
     assert with_steps(OLSS, 1, schedule) is OLSS
     with pytest.raises(UsageError, match="its olss table was solved, found 9"):
         with_steps(OLSS, 9, schedule)
@@ -36,9 +41,17 @@ def test_steps() -> None:
 
 
 def test_wishes_change_a_task_for_one_call() -> None:
-    edit = TaskSpec(None, EULER, "image", "ones", guidance=7.5, image_guidance=1.5)
+    edit = TaskSpec(adapter=None, sampler=EULER, condition="image", mask="ones", guidance=7.5, image_guidance=1.5)
     wishes = Wishes(3, strength=0.5, guidance_scale=2, image_guidance_scale=1)
-    expected = TaskSpec(None, SamplerSpec("euler", 3), "image", "ones", guidance=2.0, strength=0.5, image_guidance=1.0)
+    expected = TaskSpec(
+        adapter=None,
+        sampler=SamplerSpec(kind="euler", steps=3),
+        condition="image",
+        mask="ones",
+        guidance=2.0,
+        strength=0.5,
+        image_guidance=1.0,
+    )
     assert as_wished("transform", edit, wishes, NoiseSchedule()) == expected
     assert as_wished("transform", edit, Wishes(), NoiseSchedule()) == edit
 

@@ -31,8 +31,10 @@ def reach(limit: float) -> Encoding:
 
 # The largest magnitude that the tests bring to each value, with room; those that are sums keep the encoding of what is added to.
 CONV, TOKENS, QUERY, OUT = reach(8.0), reach(8.0), reach(6.0), reach(8.0)
-TANH = Encoding(16, False, False, (2.0**-15,), (32768,))  # of the chip's own kernel: another is taken, and ignored
-WEIGHT = Encoding(8, True, True, (float(WEIGHT_SCALE),), (0,))
+TANH = Encoding(
+    bits=16, signed=False, symmetric=False, scale=(2.0**-15,), zero_point=(32768,)
+)  # of the chip's own kernel: another is taken, and ignored
+WEIGHT = Encoding(bits=8, signed=True, symmetric=True, scale=(float(WEIGHT_SCALE),), zero_point=(0,))
 FINE = encode_range(-4.0, 4.0, bits=16, signed=True, symmetric=True)
 Operand = tuple[str, Encoding | None]
 
@@ -79,7 +81,9 @@ def _graph(slotted: bool) -> _Writer:
     x = w.op("Transpose", [x], "h2", CONV, perm=[0, 2, 1])
     mean = w.op("ReduceMean", [text, w.constant("axis", np.array([1]), None)], "text", reach(4.0))
     x = w.op("Add", [x, mean], "h3", TOKENS)
-    thousandth = w.constant("thousandth", np.array([65535], np.uint16), Encoding(16, False, False, (1e-3 / 65535,), (0,)))
+    thousandth = w.constant(
+        "thousandth", np.array([65535], np.uint16), Encoding(bits=16, signed=False, symmetric=False, scale=(1e-3 / 65535,), zero_point=(0,))
+    )
     x = w.op("Add", [x, w.op("Mul", [time, thousandth], "t", reach(1.0))], "h4", TOKENS)
     q = w.op("MatMul", [x, w.constant("w2", weights["w2"], WEIGHT)], "q", QUERY)
     if slotted:

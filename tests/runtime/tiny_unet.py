@@ -17,8 +17,8 @@ from quad.core.slots import Slot, SlotTable
 
 SIZE, FACTOR, HIDDEN, LENGTH, RANK = 16, 4, 8, 6, 4
 SIDE = SIZE // FACTOR
-LATTICE = Encoding(16, True, True, (1e-4,), (0,))
-SITE = Encoding(16, False, False, (16 / 65535,), (32768,))
+LATTICE = Encoding(bits=16, signed=True, symmetric=True, scale=(1e-4,), zero_point=(0,))
+SITE = Encoding(bits=16, signed=False, symmetric=False, scale=(16 / 65535,), zero_point=(32768,))
 WEIGHT_SCALE = np.float32(1e-3)
 Node = onnx.NodeProto
 Step = tuple[str, list[str], str, dict[str, Any]]
@@ -26,8 +26,8 @@ Step = tuple[str, list[str], str, dict[str, Any]]
 
 def tiny_slots(rank: int) -> SlotTable:
     """Two slots, a convolution and a linear layer."""
-    conv = Slot("conv_in", "conv", 9, HIDDEN, rank, "int16", (3, 3))
-    return SlotTable((conv, Slot("mid.to_q", "linear", HIDDEN, HIDDEN, rank, "int16")))
+    conv = Slot(path="conv_in", kind="conv", in_features=9, out_features=HIDDEN, rank=rank, dtype="int16", kernel=(3, 3))
+    return SlotTable((conv, Slot(path="mid.to_q", kind="linear", in_features=HIDDEN, out_features=HIDDEN, rank=rank, dtype="int16")))
 
 
 def save_graph(path: Path, name: str, nodes: list[Node], inputs: list[Any], output: Any, constants: dict[str, NDArray[Any]]) -> None:

@@ -211,7 +211,7 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
     """
     parents = {"base": opened.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in opened.adapters}}
     if request.precision == "float":
-        return Profile({}, mode=FLOAT, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
+        return Profile(encodings={}, mode=FLOAT, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
         keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None

@@ -24,7 +24,7 @@ from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run,
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import Trajectory, record_trajectory, solve_olss
 
-TEACHER = SamplerSpec("ddim", 20)
+TEACHER = SamplerSpec(kind="ddim", steps=20)
 RUNS_PER_TASK = 4
 
 

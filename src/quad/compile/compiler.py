@@ -41,7 +41,7 @@ class Compiler:
     clock: StageClock
     scratch: Path
     calls: Sequence[ComponentCall] = ()
-    sinusoid: Sinusoid = field(default_factory=lambda: Sinusoid(2))
+    sinusoid: Sinusoid = field(default_factory=lambda: Sinusoid(channels=2))
     encodings: Path | None = None
     soc: Soc = field(default_factory=lambda: soc_named(DEFAULT_SOC))
 

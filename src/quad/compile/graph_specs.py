@@ -86,4 +86,4 @@ def vae_specs(base: Base) -> dict[str, GraphSpec]:
 def sinusoid_of(base: Base) -> Sinusoid:
     """The embedding that the denoiser makes of its timestep, for graphs that take it ready-made."""
     timesteps = next(module for module in base.unet.modules() if isinstance(module, Timesteps))
-    return Sinusoid(timesteps.num_channels, timesteps.flip_sin_to_cos, float(timesteps.downscale_freq_shift))
+    return Sinusoid(channels=timesteps.num_channels, cosine_first=timesteps.flip_sin_to_cos, shift=float(timesteps.downscale_freq_shift))

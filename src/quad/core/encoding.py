@@ -17,7 +17,7 @@ _DTYPES: dict[tuple[int, bool], type[np.integer]] = {
 }
 
 
-class Encoding(msgspec.Struct, frozen=True):
+class Encoding(msgspec.Struct, frozen=True, kw_only=True):
     """Affine encoding of one tensor.
 
     Args:
@@ -89,7 +89,7 @@ def encode_range(low: NDArray[np.floating] | float, high: NDArray[np.floating] |
     hi = np.maximum(np.atleast_1d(np.asarray(high, dtype=np.float64)), 0.0)
     if not (np.isfinite(lo).all() and np.isfinite(hi).all()):
         raise ValueError("range holds NaN or Inf")
-    probe = Encoding(bits, signed, symmetric, (1.0,), (0,))
+    probe = Encoding(bits=bits, signed=signed, symmetric=symmetric, scale=(1.0,), zero_point=(0,))
     if symmetric:
         scale = np.maximum(np.maximum(-lo, hi) / probe.qmax, MIN_SCALE)
         zero = np.zeros_like(scale)
@@ -97,4 +97,4 @@ def encode_range(low: NDArray[np.floating] | float, high: NDArray[np.floating] |
         scale = np.maximum((hi - lo) / (probe.qmax - probe.qmin), MIN_SCALE)
         zero = np.clip(np.rint(probe.qmin - lo / scale), probe.qmin, probe.qmax)
     scales = tuple(float(s) for s in scale.astype(np.float32))
-    return Encoding(bits, signed, symmetric, scales, tuple(int(z) for z in zero), axis)
+    return Encoding(bits=bits, signed=signed, symmetric=symmetric, scale=scales, zero_point=tuple(int(z) for z in zero), axis=axis)

@@ -37,7 +37,7 @@ class Component(msgspec.Struct, frozen=True):
     data_files: tuple[str, ...] = ()
 
 
-class NoiseSchedule(msgspec.Struct, frozen=True):
+class NoiseSchedule(msgspec.Struct, frozen=True, kw_only=True):
     """The diffusion schedule the base was trained with, in diffusers' words.
 
     Args:
@@ -71,7 +71,7 @@ class OlssTable(msgspec.Struct, frozen=True):
     v: tuple[tuple[float, ...], ...]
 
 
-class SamplerSpec(msgspec.Struct, frozen=True):
+class SamplerSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Which sampler a task uses.
 
     Args:
@@ -87,7 +87,7 @@ class SamplerSpec(msgspec.Struct, frozen=True):
     settings: SamplerSettings | msgspec.UnsetType = msgspec.UNSET
 
 
-class TaskSpec(msgspec.Struct, frozen=True):
+class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How one task conditions the graph.
 
     Args:
@@ -121,7 +121,7 @@ class TaskSpec(msgspec.Struct, frozen=True):
 Beside = Literal["condition", "raw-condition", "mask"]
 
 
-class LatentSpec(msgspec.Struct, frozen=True):
+class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The latent space: `channels`, picture pixels per latent pixel, and `z_model = (z_vae - shift) * scale` per channel.
 
     Args:
@@ -162,7 +162,7 @@ class Golden(msgspec.Struct, frozen=True):
     tolerance: Annotated[float, msgspec.Meta(ge=0)]
 
 
-class AdapterQuality(msgspec.Struct, frozen=True):
+class AdapterQuality(msgspec.Struct, frozen=True, kw_only=True):
     """How well an adapter came into the frozen encodings, as it was measured when it was packed; what was not measured is unset.
 
     Args:
@@ -184,7 +184,7 @@ class AdapterQuality(msgspec.Struct, frozen=True):
     calls: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class AdapterManifest(msgspec.Struct, frozen=True):
+class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
     """`adapter.json`: one adapter as shipped.
 
     Args:
@@ -210,7 +210,7 @@ class AdapterManifest(msgspec.Struct, frozen=True):
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
 
 
-class BundleManifest(msgspec.Struct, frozen=True):
+class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """`bundle.json`.
 
     Args:

@@ -14,7 +14,7 @@ from quad.core.encoding import Encoding
 PORTS_FILE = "ports.json"
 
 
-class Sinusoid(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Sinusoid(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The timestep's embedding, computed outside the graph. Source: diffusers' `Timesteps`.
 
     Args:

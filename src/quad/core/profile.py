@@ -11,7 +11,7 @@ from quad.core.digests import digest
 from quad.core.encoding import Encoding
 
 
-class Profile(msgspec.Struct, frozen=True):
+class Profile(msgspec.Struct, frozen=True, kw_only=True):
     """Encodings by component and tensor name, with how they came to be.
 
     Args:

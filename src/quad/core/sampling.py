@@ -12,7 +12,7 @@ SamplerKind = Literal[
 ]  # fmt: skip
 
 
-class SamplerSettings(msgspec.Struct, frozen=True, omit_defaults=True):
+class SamplerSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """Settings of one sampler; each kind reads those that its diffusers class has.
 
     The defaults are those of a sampler without settings: what a bundle that names only kind and steps means.

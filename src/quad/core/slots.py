@@ -21,7 +21,7 @@ UNET: Final = "unet"  # the components that may have slots
 TEXT_ENCODER: Final = "text_encoder"
 
 
-class Slot(msgspec.Struct, frozen=True):
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
     """One attach point.
 
     Args:

@@ -53,13 +53,13 @@ def test_the_host_computes_what_the_graph_did(cosine_first: bool, shift: float, 
     assert operators(before)["Sin"] == operators(before)["Cos"] == 1
     assert after.graph.inputs[0].shape.numpy() == (1, CHANNELS)
     whole, cut = session(before, tmp_path / "whole.onnx"), session(after, tmp_path / "cut.onnx")
-    sinusoid = Sinusoid(CHANNELS, cosine_first, shift)
+    sinusoid = Sinusoid(channels=CHANNELS, cosine_first=cosine_first, shift=shift)
     outputs: list[NDArray[Any]] = []
     for time in TIMES:
         given = np.array([time], np.float32)
         outputs.append(whole.run(None, {"timestep": given})[0])
         np.testing.assert_allclose(cut.run(None, {"timestep": sinusoid(given)})[0], outputs[-1], rtol=0, atol=1e-6)
-        wrong = Sinusoid(CHANNELS, not cosine_first, shift)
+        wrong = Sinusoid(channels=CHANNELS, cosine_first=not cosine_first, shift=shift)
         assert np.abs(cut.run(None, {"timestep": wrong(given)})[0] - outputs[-1]).max() > 1e-3
     assert np.ptp(np.concatenate(outputs), axis=0).max() > 0.1
 

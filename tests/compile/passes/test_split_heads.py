@@ -63,7 +63,9 @@ def test_a_mask_whose_heads_are_its_first_axis_is_left_alone() -> None:
 
 def test_placement_gives_every_head_the_one_encoding() -> None:
     model = attention()
-    encodings: dict[str, Encoding] = {name: Encoding(16, False, False, (8 / 65535,), (32768,)) for name in ("attn.q", "attn.p")}
+    encodings: dict[str, Encoding] = {
+        name: Encoding(bits=16, signed=False, symmetric=False, scale=(8 / 65535,), zero_point=(32768,)) for name in ("attn.q", "attn.p")
+    }
     target = msgspec.structs.replace(load_target("cpu"), integer=())  # every Site with an encoding becomes Q, DQ
     whole = place_qdq(model.clone(), encodings, SlotTable(()), target).model
     heads = place_qdq(run_passes(model.clone(), ["split_heads"]), encodings, SlotTable(()), target).model

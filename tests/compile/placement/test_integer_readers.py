@@ -100,7 +100,7 @@ def test_the_base_is_the_simulated_network_of_its_eight_bit_sites(case: Case, lo
     loaded.session.bind(case.integers[2])
     encodings = case.profile.component("unet")
     kept = {name: one for name, one in encodings.items() if one.bits == 8 or name.endswith(".weight")}
-    with simulated(case.network, Profile({"unet": kept}), "unet"):
+    with simulated(case.network, Profile(encodings={"unet": kept}), "unet"):
         expected = case.tiny.torch_output({})
     assert relative_error(loaded.session.run(case.tiny.inputs), expected) <= BASE_BOUND
 
@@ -194,5 +194,5 @@ def test_without_eight_bit_activations_all_is_computed_as_written(case: Case, na
     target = load_target(name)
     wide = {site: one for site, one in case.profile.component("unet").items() if one.bits == 16 or site.endswith(".weight")}
     assert target.integer
-    assert target.for_profile(Profile({"unet": wide})).integer == ()
+    assert target.for_profile(Profile(encodings={"unet": wide})).integer == ()
     assert target.for_profile(case.profile) == target

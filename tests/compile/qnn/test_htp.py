@@ -110,7 +110,10 @@ def test_no_calls_and_bad_weights_are_said(placed: Placed) -> None:
 
 
 def test_a_profile_of_another_graph_is_refused(tiny: Any, placed: Placed) -> None:
-    other = {**placed.profile.component("unet"), "elsewhere.weight": Encoding(8, True, True, (1.0,), (0,))}
+    other = {
+        **placed.profile.component("unet"),
+        "elsewhere.weight": Encoding(bits=8, signed=True, symmetric=True, scale=(1.0,), zero_point=(0,)),
+    }
     with pytest.raises(CompatibilityError, match=r"profile: expected only tensors of the graph, found 1 others, first elsewhere\.weight"):
         lowered(tiny, other)
 

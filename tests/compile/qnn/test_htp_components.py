@@ -35,7 +35,7 @@ from tests.compile.qnn.placed_htp import TARGET
 pytest.importorskip("onnxruntime_qnn")
 
 CALLS, TOKENS, WORDS, SIDE = 3, 77, 64, 32
-LATENT = LatentSpec(4, 4, (0.18215,) * 4, (0.0,) * 4)
+LATENT = LatentSpec(channels=4, factor=4, scale=(0.18215,) * 4, shift=(0.0,) * 4)
 NO_SLOTS = SlotTable(())
 
 

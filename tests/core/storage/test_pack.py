@@ -13,7 +13,7 @@ from quad.core.manifest import AdapterManifest
 from quad.core.storage.pack import read_pack, write_pack
 
 TENSORS = {"b.lora_A": np.arange(6, dtype=np.int16).reshape(2, 3), "a.lora_B": np.ones((3, 2), np.int8)}
-MANIFEST = AdapterManifest("ink", 1, 2, 16, 0, "", {"slots": "3f2a"})
+MANIFEST = AdapterManifest(name="ink", format_version=1, rank=2, bits=16, size_bytes=0, sha256="", parents={"slots": "3f2a"})
 
 
 def test_round_trip(tmp_path: Path) -> None:

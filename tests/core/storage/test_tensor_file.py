@@ -146,4 +146,6 @@ def test_an_identity_does_not_survive_a_change(tmp_path: Path, change: str) -> N
 
 @given(st.integers(0, 2**62), st.integers(0, 2**62), st.integers(0, 2**62))
 def test_a_fresh_change_could_hide_another(modified: int, changed: int, now: int) -> None:
-    assert Identity(1, 2, 3, modified, changed).settled(now) == (now - modified > SETTLED_NS and now - changed > SETTLED_NS)
+    assert Identity(device=1, inode=2, size_bytes=3, modified_ns=modified, changed_ns=changed).settled(now) == (
+        now - modified > SETTLED_NS and now - changed > SETTLED_NS
+    )

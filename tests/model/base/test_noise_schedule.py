@@ -49,7 +49,7 @@ def test_stable_diffusion_as_it_ships(tmp_path):
     schedule, spec = read_scheduler(_write(tmp_path, SD15))
     assert schedule == SCHEDULE
     settings = SamplerSettings(timestep_spacing="leading", steps_offset=1, set_alpha_to_one=False)
-    assert spec == SamplerSpec("pndm", 25, settings=settings)
+    assert spec == SamplerSpec(kind="pndm", steps=25, settings=settings)
 
 
 @pytest.mark.parametrize("name", CLASSES)

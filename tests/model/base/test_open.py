@@ -43,7 +43,7 @@ def test_a_plain_directory_opens_with_defaults(model_dir: Path) -> None:
 
 
 def test_the_world_file_rules(broken: Path) -> None:
-    task = TaskSpec("ink", SamplerSpec("lcm", 4), "image", "zeros")
+    task = TaskSpec(adapter="ink", sampler=SamplerSpec(kind="lcm", steps=4), condition="image", mask="zeros")
     world = {"latent_scale": [2, 3, 4, 5], "latent_shift": [0.1, 0, 0, 0], "size": 48, "tasks": {"transform": msgspec.to_builtins(task)}}
     (broken / "toyland.json").write_text(json.dumps(world))
     base = open_model(broken)

@@ -70,7 +70,7 @@ def test_empty_calibration_is_refused(base: Base, tiny: Any, samples: list[Calib
 
 
 def test_the_tasks_of_one_adapter_take_turns() -> None:
-    spec = TaskSpec("ink", SamplerSpec("ddim", 2), "none", "ones")
+    spec = TaskSpec(adapter="ink", sampler=SamplerSpec(kind="ddim", steps=2), condition="none", mask="ones")
     plan = [(CalibrationSample(task, str(k)), spec, name) for task, name in (("a", "ink"), ("b", "ink"), ("c", "wax")) for k in range(3)]
     found = in_turns(plan)
     assert sorted(map(id, (sample for sample, _, _ in found))) == sorted(map(id, (sample for sample, _, _ in plan)))

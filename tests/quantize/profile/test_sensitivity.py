@@ -67,7 +67,7 @@ def test_fewer_bits_make_every_adapter_more_sensitive(tiny: Any, probes: dict[st
 def test_without_encodings_nothing_is_lost(tiny: Any, probes: dict[str, list[Probe]]) -> None:
     slots = {name: encoding for name, encoding in tiny.profile.component("unet").items() if "lora_A" in name or "lora_B" in name}
     zero = [replace(a, weights={p: LowRank(pair.a * 0, pair.b * 0) for p, pair in a.weights.items()}) for a in tiny.adapters]
-    profiles = {adapter.name: Profile({"unet": slots}) for adapter in zero}
+    profiles = {adapter.name: Profile(encodings={"unet": slots}) for adapter in zero}
     unheard = {name: [replace(probe, output=None) for probe in found] for name, found in probes.items()}
     scores = score_adapters(tiny.network, tiny.table, zero, profiles, unheard).scores
     assert {score.qss for score in scores.values()} == {0.0}

@@ -25,7 +25,9 @@ from quad.runtime.engines.binding import Binder
 from quad.runtime.engines.bound_session import BoundSession, GraphInputs
 
 RANK = 16
-SLOTS = SlotTable(tuple(Slot(f"layer{i}", "linear", 1000 + i, 1000 - i, RANK, "int16") for i in range(60)))
+SLOTS = SlotTable(
+    tuple(Slot(path=f"layer{i}", kind="linear", in_features=1000 + i, out_features=1000 - i, rank=RANK, dtype="int16") for i in range(60))
+)
 ADAPTERS, BUDGET, SWITCHES, WARM_UP = 24, 3, 300, 60
 
 
@@ -55,16 +57,43 @@ def write_adapter(path: Path, seed: int) -> None:
     for slot in SLOTS.slots:
         tensors[slot.a_name] = draw.integers(1, 9, (rank, slot.in_features), np.int16)
         tensors[slot.b_name] = draw.integers(1, 9, (slot.out_features, rank), np.int16)
-    write_pack(path, AdapterManifest("ink", 1, rank, 16, 0, "", {"slots": SLOTS.digest, "profile": Profile({}).digest}), tensors)
+    write_pack(
+        path,
+        AdapterManifest(
+            name="ink",
+            format_version=1,
+            rank=rank,
+            bits=16,
+            size_bytes=0,
+            sha256="",
+            parents={"slots": SLOTS.digest, "profile": Profile(encodings={}).digest},
+        ),
+        tensors,
+    )
 
 
 def main() -> None:
     root = Path(sys.argv[1])
-    manifest = BundleManifest(1, "phone", "cpu", "w8a16", 64, {}, {}, (), {}, NoiseSchedule(), LatentSpec(4, 8, (), ()), TextSpec(7, 0, 8),
-                              ("ort",), {}, "")  # fmt: skip
+    manifest = BundleManifest(
+        format_version=1,
+        name="phone",
+        target="cpu",
+        precision="w8a16",
+        size=64,
+        components={},
+        files={},
+        adapters=(),
+        tasks={},
+        schedule=NoiseSchedule(),
+        latent=LatentSpec(channels=4, factor=8, scale=(), shift=()),
+        text=TextSpec(7, 0, 8),
+        engines=("ort",),
+        parents={},
+        quad_version="",
+    )
     zeros = zero_buffers(SLOTS)
     one = padded_bytes(zeros, zeros)
-    store = AdapterStore(Bundle(root, manifest, SLOTS, Profile({})), BUDGET * one)
+    store = AdapterStore(Bundle(root, manifest, SLOTS, Profile(encodings={})), BUDGET * one)
     for number in range(ADAPTERS):
         write_adapter(root / f"{number}.qpack", number)
         store.load(root / f"{number}.qpack", str(number))

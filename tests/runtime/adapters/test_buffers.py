@@ -14,10 +14,10 @@ from quad.runtime.adapters.buffers import BESIDE_BYTES, check_tensors, largest_b
 
 SLOTS = SlotTable(
     (
-        Slot("conv_in", "conv", 3, 5, 4, "int16", (3, 3)),
-        Slot("mid.to_q", "linear", 4, 4, 4, "int16"),
-        Slot("mid.to_k", "linear", 4, 4, 4, "int8"),
-        Slot("mid.to_v", "linear", 4, 4, 4, "int8"),
+        Slot(path="conv_in", kind="conv", in_features=3, out_features=5, rank=4, dtype="int16", kernel=(3, 3)),
+        Slot(path="mid.to_q", kind="linear", in_features=4, out_features=4, rank=4, dtype="int16"),
+        Slot(path="mid.to_k", kind="linear", in_features=4, out_features=4, rank=4, dtype="int8"),
+        Slot(path="mid.to_v", kind="linear", in_features=4, out_features=4, rank=4, dtype="int8"),
     )
 )
 

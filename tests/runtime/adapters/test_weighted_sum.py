@@ -20,9 +20,9 @@ TEXT = "text_encoder.layers.0.q_proj"
 def _slots(dtype: Any = "int16") -> SlotTable:
     return SlotTable(
         (
-            Slot("conv_in", "conv", 9, 24, RANK, dtype, (3, 3)),
-            Slot("mid.to_q", "linear", 32, 24, RANK, dtype),
-            Slot(TEXT, "linear", 16, 16, RANK, dtype, component="text_encoder"),
+            Slot(path="conv_in", kind="conv", in_features=9, out_features=24, rank=RANK, dtype=dtype, kernel=(3, 3)),
+            Slot(path="mid.to_q", kind="linear", in_features=32, out_features=24, rank=RANK, dtype=dtype),
+            Slot(path=TEXT, kind="linear", in_features=16, out_features=16, rank=RANK, dtype=dtype, component="text_encoder"),
         )
     )
 

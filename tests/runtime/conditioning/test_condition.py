@@ -14,14 +14,14 @@ from quad.runtime.conditioning.condition import Condition, Pictures, make_condit
 from quad.runtime.conditioning.mask import feather, grow_steps, pool_mask, read_mask, sample_mask
 from quad.runtime.stages import to_picture
 
-REMOVAL = TaskSpec("removal", SamplerSpec("ddim", 2), "masked-image", "input")
-EDIT = TaskSpec("transform", SamplerSpec("ddim", 2), "image", "zeros")
-SKETCH = TaskSpec("sketch", SamplerSpec("ddim", 2), "image", "ones")
-TEXT = TaskSpec(None, SamplerSpec("euler", 2), "none", "ones")
+REMOVAL = TaskSpec(adapter="removal", sampler=SamplerSpec(kind="ddim", steps=2), condition="masked-image", mask="input")
+EDIT = TaskSpec(adapter="transform", sampler=SamplerSpec(kind="ddim", steps=2), condition="image", mask="zeros")
+SKETCH = TaskSpec(adapter="sketch", sampler=SamplerSpec(kind="ddim", steps=2), condition="image", mask="ones")
+TEXT = TaskSpec(adapter=None, sampler=SamplerSpec(kind="euler", steps=2), condition="none", mask="ones")
 
-BLEND = TaskSpec(None, SamplerSpec("ddim", 2), "none", "input", blend=True)
-CUT = TaskSpec(None, SamplerSpec("ddim", 2), "cut-image", "input")
-AGAIN = TaskSpec(None, SamplerSpec("ddim", 2), "none", "ones", strength=0.8)
+BLEND = TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=2), condition="none", mask="input", blend=True)
+CUT = TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=2), condition="cut-image", mask="input")
+AGAIN = TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=2), condition="none", mask="ones", strength=0.8)
 
 
 def _removal(image: np.ndarray, mask: np.ndarray, grow: int = 2) -> Condition:

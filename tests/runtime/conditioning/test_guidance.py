@@ -60,7 +60,7 @@ def test_guidance_by_a_picture_too(batch: int | None, batches: list[int]) -> Non
 
 
 def test_channels() -> None:
-    latent = LatentSpec(4, 8, (1.0,) * 4, (0.0,) * 4)
+    latent = LatentSpec(channels=4, factor=8, scale=(1.0,) * 4, shift=(0.0,) * 4)
     assert beside_of(Linear(1), latent) == ("condition", "mask")
     assert beside_of(Linear(1, 4), latent) == ()
     with pytest.raises(VerificationError, match="sample with 4 or 9 channels"):

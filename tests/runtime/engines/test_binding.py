@@ -98,7 +98,9 @@ def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
         def bind(self, inputs: Ready) -> None:
             self.bound = dict(inputs.of(self).arrays)
 
-    text = Slot("text_encoder.layers.0.q_proj", "linear", 4, 4, 2, "int16", component="text_encoder")
+    text = Slot(
+        path="text_encoder.layers.0.q_proj", kind="linear", in_features=4, out_features=4, rank=2, dtype="int16", component="text_encoder"
+    )
     slots = SlotTable((*tiny_slots(RANK).slots, text))
     graphs = {"unet": Recorder(), "text_encoder": Recorder()}
     binder = Binder(graphs, {name: list(slots.of(name).input_shapes()) for name in graphs})  # type: ignore[arg-type]

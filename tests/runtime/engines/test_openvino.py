@@ -40,10 +40,10 @@ def _one_site(path: Path, encoding: Encoding, weight: NDArray[np.float32]) -> No
 @pytest.mark.parametrize(
     "encoding",
     [
-        Encoding(16, False, False, (2 / 65535,), (32768,)),
-        Encoding(16, True, True, (1 / 32767,), (0,)),
-        Encoding(8, False, False, (2 / 255,), (128,)),
-        Encoding(8, True, True, (1 / 127,), (0,)),
+        Encoding(bits=16, signed=False, symmetric=False, scale=(2 / 65535,), zero_point=(32768,)),
+        Encoding(bits=16, signed=True, symmetric=True, scale=(1 / 32767,), zero_point=(0,)),
+        Encoding(bits=8, signed=False, symmetric=False, scale=(2 / 255,), zero_point=(128,)),
+        Encoding(bits=8, signed=True, symmetric=True, scale=(1 / 127,), zero_point=(0,)),
     ],
     ids=lambda e: f"{'int' if e.signed else 'uint'}{e.bits}",
 )

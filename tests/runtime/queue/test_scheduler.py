@@ -161,7 +161,9 @@ def test_a_request_in_line_takes_the_sampler_of_the_adapter_that_replaced_its_ow
 ) -> None:
     """Never the steps of the one with the weights of the other."""
     for steps in (2, 5):
-        brings = msgspec.structs.replace(ink[0], tasks={"paint": TaskSpec("ink", SamplerSpec("euler", steps), "none", "ones")})
+        brings = msgspec.structs.replace(
+            ink[0], tasks={"paint": TaskSpec(adapter="ink", sampler=SamplerSpec(kind="euler", steps=steps), condition="none", mask="ones")}
+        )
         write_pack(tmp_path / f"{steps}.qpack", brings, ink[1])
     scheduler.install(tmp_path / "2.qpack", "pen")
     held.hold()

@@ -146,7 +146,7 @@ class Lab:
         abar = max(float(alphas_cumprod(schedule)[-1]), floor)
         first = noise * np.sqrt(1.0 - abar) if kind == "euler" else noise
         place = (first - np.sqrt(abar) * problem.centres) / np.sqrt(abar * problem.spread**2 + 1.0 - abar)
-        found = run_sampler(SamplerSpec(kind, steps), schedule, problem, noise, np.random.default_rng(0))  # type: ignore[arg-type]
+        found = run_sampler(SamplerSpec(kind=kind, steps=steps), schedule, problem, noise, np.random.default_rng(0))  # type: ignore[arg-type]
         return float(np.sqrt(np.mean((found - (problem.centres + problem.spread * place)) ** 2)))
 
     def slope(self, kind: str, schedule: NoiseSchedule) -> float:

@@ -80,7 +80,7 @@ def _settings(fields: dict[str, Any], spacing: str, offset: int) -> SamplerSetti
 
 
 def _spec(kind: str, steps: int, fields: dict[str, Any], spacing: str, offset: int) -> SamplerSpec:
-    return SamplerSpec(kind, steps, settings=_settings(fields, spacing, offset))  # type: ignore[arg-type]
+    return SamplerSpec(kind=kind, steps=steps, settings=_settings(fields, spacing, offset))  # type: ignore[arg-type]
 
 
 def _label(value: Any) -> str | None:

@@ -19,7 +19,7 @@ def test_every_step_is_diffusers_step(lab, name, prediction, steps):
     schedule = getattr(lab, name)(prediction)
     scheduler = DDIMScheduler(**lab.config(schedule), clip_sample=False)
     scheduler.set_timesteps(steps)
-    walk = lab.walk_beside(scheduler, SamplerSpec("ddim", steps), schedule, [], lambda i: 1.0)
+    walk = lab.walk_beside(scheduler, SamplerSpec(kind="ddim", steps=steps), schedule, [], lambda i: 1.0)
     assert walk.timesteps == scheduler.timesteps.tolist()
     # Seven steps of 142 end at t = 0 instead of before it, and there diffusers' float32 table is off (see schedule.py).
     tolerance = 1e-4 if steps == 7 and name == "zero_snr" else 1e-5
@@ -35,4 +35,6 @@ def test_error_slope_is_the_order(lab, name, prediction):
 @pytest.mark.parametrize("steps", [0, -1, 1001])
 def test_steps_outside_the_schedule_are_refused(lab, steps):
     with pytest.raises(UsageError, match=rf"^sampler 'ddim': expected 1 to 1000 steps, found {steps}; [^\n]+$"):
-        run_sampler(SamplerSpec("ddim", steps), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0))
+        run_sampler(
+            SamplerSpec(kind="ddim", steps=steps), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0)
+        )

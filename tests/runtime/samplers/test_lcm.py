@@ -25,7 +25,7 @@ def test_every_step_is_diffusers_step(lab, monkeypatch, name, prediction, steps)
     monkeypatch.setattr(scheduling_lcm, "randn_tensor", lambda *_, **__: torch.from_numpy(next(replay)))
     scheduler = LCMScheduler(**lab.config(schedule))
     scheduler.set_timesteps(steps)
-    walk = lab.walk_beside(scheduler, SamplerSpec("lcm", steps), schedule, fresh, lambda i: 1.0)
+    walk = lab.walk_beside(scheduler, SamplerSpec(kind="lcm", steps=steps), schedule, fresh, lambda i: 1.0)
     assert walk.timesteps == scheduler.timesteps.tolist()
     for ours, theirs in zip(walk.ours, walk.theirs, strict=True):
         assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
@@ -47,7 +47,9 @@ def test_same_generator_same_picture(lab):
     schedule = lab.zero_snr("v_prediction")
     problem = lab.curved(schedule)
     noise = np.random.default_rng(1).standard_normal((4, 16))
-    first, second, other = (run_sampler(SamplerSpec("lcm", 4), schedule, problem, noise, np.random.default_rng(s)) for s in (1, 1, 2))
+    first, second, other = (
+        run_sampler(SamplerSpec(kind="lcm", steps=4), schedule, problem, noise, np.random.default_rng(s)) for s in (1, 1, 2)
+    )
     np.testing.assert_array_equal(first, second)
     assert not np.array_equal(first, other)
 
@@ -55,9 +57,11 @@ def test_same_generator_same_picture(lab):
 @pytest.mark.parametrize("steps", [0, 51])
 def test_steps_beyond_the_grid_are_refused(lab, steps):
     with pytest.raises(UsageError, match=rf"^sampler 'lcm': expected 1 to 50 steps, found {steps}; [^\n]+$"):
-        run_sampler(SamplerSpec("lcm", steps), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0))
+        run_sampler(
+            SamplerSpec(kind="lcm", steps=steps), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0)
+        )
 
 
 def test_epsilon_at_zero_terminal_snr_is_refused(lab):
     with pytest.raises(UnsupportedError, match="at zero terminal SNR"):
-        run_sampler(SamplerSpec("lcm", 4), lab.zero_snr("epsilon"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0))
+        run_sampler(SamplerSpec(kind="lcm", steps=4), lab.zero_snr("epsilon"), lambda x, t: x, np.ones((1, 2)), np.random.default_rng(0))

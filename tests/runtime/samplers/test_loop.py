@@ -17,7 +17,7 @@ X0 = np.random.default_rng(2).standard_normal(NOISE.shape)
 
 
 def _spec(kind, steps=10, **settings):
-    return SamplerSpec(kind, steps, settings=SamplerSettings(**settings))
+    return SamplerSpec(kind=kind, steps=steps, settings=SamplerSettings(**settings))
 
 
 def _true_noise(x, t):
@@ -97,7 +97,7 @@ def test_starts_that_cannot_be_are_refused(start, error, text):
 
 @pytest.mark.parametrize("start", [Start(X0), Start(keep=lambda x, abar: x)])
 def test_olss_starts_at_noise(start):
-    spec = SamplerSpec("olss", 1, OlssTable((999,), (1.0,), ((0.5,),)))
+    spec = SamplerSpec(kind="olss", steps=1, olss=OlssTable((999,), (1.0,), ((0.5,),)))
     with pytest.raises(UsageError, match=r"^sampler 'olss': expected a run from noise, [^\n]+, found a given latent; [^\n]+$"):
         _run(spec, start)
 

@@ -20,7 +20,7 @@ CASES = [("zero_snr", "v_prediction"), ("stable_diffusion", "epsilon"), ("stable
 def _recorded(lab, name, prediction, total, kind="ddim", runs=4):
     schedule = getattr(lab, name)(prediction)
     rng = np.random.default_rng(1)
-    teacher = SamplerSpec(kind, total)
+    teacher = SamplerSpec(kind=kind, steps=total)
     return [record_trajectory(teacher, schedule, lab.curved(schedule), rng.standard_normal((8, 16))) for _ in range(runs)]
 
 
@@ -42,8 +42,8 @@ def test_all_steps_kept_is_the_teacher_itself(lab, name, prediction, kind):
     ):  # there Euler first shrinks the noise a little
         schedule = getattr(lab, name)(prediction)
         noise = np.random.default_rng(2).standard_normal((16, 16))
-        teacher = run_sampler(SamplerSpec(kind, 20), schedule, lab.curved(schedule), noise, np.random.default_rng(0))
-        assert _error(lab, schedule, SamplerSpec("olss", 20, table), teacher, noise) < 1e-5
+        teacher = run_sampler(SamplerSpec(kind=kind, steps=20), schedule, lab.curved(schedule), noise, np.random.default_rng(0))
+        assert _error(lab, schedule, SamplerSpec(kind="olss", steps=20, olss=table), teacher, noise) < 1e-5
 
 
 @pytest.mark.parametrize("n", [3, 4, 6, 8])
@@ -51,10 +51,10 @@ def test_all_steps_kept_is_the_teacher_itself(lab, name, prediction, kind):
 def test_better_than_ddim_of_as_many_steps_on_unseen_noise(lab, name, prediction, n):
     schedule = getattr(lab, name)(prediction)
     noise = np.random.default_rng(99).standard_normal((128, 16))
-    teacher = run_sampler(SamplerSpec("ddim", 50), schedule, lab.curved(schedule), noise, np.random.default_rng(0))
+    teacher = run_sampler(SamplerSpec(kind="ddim", steps=50), schedule, lab.curved(schedule), noise, np.random.default_rng(0))
     table = solve_olss(_recorded(lab, name, prediction, 50), n)
-    olss = _error(lab, schedule, SamplerSpec("olss", n, table), teacher, noise)
-    assert olss <= _error(lab, schedule, SamplerSpec("ddim", n), teacher, noise)
+    olss = _error(lab, schedule, SamplerSpec(kind="olss", steps=n, olss=table), teacher, noise)
+    assert olss <= _error(lab, schedule, SamplerSpec(kind="ddim", steps=n), teacher, noise)
 
 
 @pytest.mark.parametrize(("name", "prediction"), CASES)
@@ -94,7 +94,7 @@ def test_greedy_path_shorter_than_asked_is_lengthened():
 @pytest.mark.parametrize("network", [np.zeros_like, np.ones_like])
 def test_outputs_that_repeat_each_other_are_survived_without_a_ridge(lab, network):
     noise = np.random.default_rng(0).standard_normal((1, 32))
-    run = record_trajectory(SamplerSpec("ddim", 10), lab.zero_snr("v_prediction"), lambda x, t: network(x), noise)
+    run = record_trajectory(SamplerSpec(kind="ddim", steps=10), lab.zero_snr("v_prediction"), lambda x, t: network(x), noise)
     for n in (1, 4, 10):
         table = solve_olss([run], n, ridge=0.0)
         assert len(table.timesteps) == n
@@ -114,7 +114,9 @@ def test_weights_are_least_squares(lab):
 def test_runs_of_other_shapes_can_be_mixed(lab):
     schedule = lab.zero_snr("v_prediction")
     rng = np.random.default_rng(0)
-    runs = [record_trajectory(SamplerSpec("ddim", 10), schedule, lab.curved(schedule), rng.standard_normal((b, 16))) for b in (1, 5)]
+    runs = [
+        record_trajectory(SamplerSpec(kind="ddim", steps=10), schedule, lab.curved(schedule), rng.standard_normal((b, 16))) for b in (1, 5)
+    ]
     assert len(solve_olss(runs, 3).w) == 3
 
 

@@ -53,7 +53,7 @@ class _Gaussian:
 def _errors(kind: str, schedule: NoiseSchedule, settings: dict[str, Any]) -> list[float]:
     found = []
     for steps in STEPS:
-        spec = SamplerSpec(kind, steps, settings=SamplerSettings(**settings))  # type: ignore[arg-type]
+        spec = SamplerSpec(kind=kind, steps=steps, settings=SamplerSettings(**settings))  # type: ignore[arg-type]
         rng = np.random.default_rng(0)
         problem = _Gaussian(schedule, plan_sampling(spec, schedule, rng, Start()).sampler.sampling.abars, [])
         run_sampler(spec, schedule, problem, np.random.default_rng(3).standard_normal((64, 3)), rng)

@@ -16,9 +16,11 @@ KINDS = ["ddim", "ddpm", "euler", "euler-ancestral", "heun", "lms", "dpmsolver++
 def _spec(lab, kind):
     schedule = lab.zero_snr("v_prediction")
     if kind != "olss":
-        return SamplerSpec(kind, 4)
-    run = record_trajectory(SamplerSpec("ddim", 20), schedule, lab.curved(schedule), np.random.default_rng(0).standard_normal((8, 16)))
-    return SamplerSpec("olss", 4, solve_olss([run], 4))
+        return SamplerSpec(kind=kind, steps=4)
+    run = record_trajectory(
+        SamplerSpec(kind="ddim", steps=20), schedule, lab.curved(schedule), np.random.default_rng(0).standard_normal((8, 16))
+    )
+    return SamplerSpec(kind="olss", steps=4, olss=solve_olss([run], 4))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -60,9 +62,11 @@ def test_deterministic_samplers_leave_the_generator_alone(lab, kind):
 
 def test_unknown_sampler_is_refused(lab):
     with pytest.raises(UnsupportedError, match=r"^sampler: expected one of ddim, ddpm, [^\n]+, olss, found magic; [^\n]+$"):
-        run_sampler(SamplerSpec("magic", 4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones(2), np.random.default_rng(0))  # type: ignore[arg-type]
+        run_sampler(SamplerSpec(kind="magic", steps=4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones(2), np.random.default_rng(0))  # type: ignore[arg-type]
 
 
 def test_whole_numbers_are_no_noise(lab):
     with pytest.raises(InputError, match=r"^sampler noise: expected floating point, found int64; [^\n]+$"):
-        run_sampler(SamplerSpec("ddim", 4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones(2, np.int64), np.random.default_rng(0))
+        run_sampler(
+            SamplerSpec(kind="ddim", steps=4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones(2, np.int64), np.random.default_rng(0)
+        )

@@ -14,7 +14,7 @@ from quad.runtime.samplers.schedule import whole_timesteps
 
 @pytest.mark.parametrize("kind", ["ddim", "euler"])
 def test_record_is_the_run(lab, kind):
-    schedule, teacher = lab.stable_diffusion("epsilon"), SamplerSpec(kind, 10)
+    schedule, teacher = lab.stable_diffusion("epsilon"), SamplerSpec(kind=kind, steps=10)
     problem = lab.curved(schedule)
     noise = np.random.default_rng(0).standard_normal((3, 16))
     run = record_trajectory(teacher, schedule, problem, noise)
@@ -34,11 +34,11 @@ def test_network_sees_the_dtype_of_the_noise(lab):
         seen.add(x.dtype)
         return x
 
-    run = record_trajectory(SamplerSpec("ddim", 4), lab.zero_snr("v_prediction"), network, np.ones((1, 2), np.float32))
+    run = record_trajectory(SamplerSpec(kind="ddim", steps=4), lab.zero_snr("v_prediction"), network, np.ones((1, 2), np.float32))
     assert seen == {np.dtype("float32")}
     assert run.states.dtype == run.outputs.dtype == np.float64
 
 
 def test_a_teacher_with_fresh_noise_is_refused(lab):
     with pytest.raises(UsageError, match=r"^olss teacher: expected sampler ddim or euler, found lcm; [^\n]+$"):
-        record_trajectory(SamplerSpec("lcm", 4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)))
+        record_trajectory(SamplerSpec(kind="lcm", steps=4), lab.zero_snr("v_prediction"), lambda x, t: x, np.ones((1, 2)))

@@ -68,7 +68,12 @@ class ConstantPlacer:
         if permutation is None or encoding.axis is None:
             return encoding
         return Encoding(
-            encoding.bits, encoding.signed, encoding.symmetric, encoding.scale, encoding.zero_point, permutation.index(encoding.axis)
+            bits=encoding.bits,
+            signed=encoding.signed,
+            symmetric=encoding.symmetric,
+            scale=encoding.scale,
+            zero_point=encoding.zero_point,
+            axis=permutation.index(encoding.axis),
         )
 
     def _with_bias(self, node: ir.Node, weight: Encoding, first: Encoding | None) -> Encoding:
@@ -91,7 +96,9 @@ class ConstantPlacer:
             raise UnsupportedError(mismatch(f"{node.name}, bias", "a bias behind an encoded weight", "none", "report its operator"))
         scale = np.asarray(weight.scale, np.float64) * first.scale[0]
         scales = tuple(float(s) for s in scale.astype(np.float32))
-        return Encoding(32, True, True, scales, (0,) * len(scales), 0 if len(scales) > 1 else None)
+        return Encoding(
+            bits=32, signed=True, symmetric=True, scale=scales, zero_point=(0,) * len(scales), axis=0 if len(scales) > 1 else None
+        )
 
     def _read(self, node: ir.Node, index: int, value: ir.Value, encoding: Encoding) -> None:
         # One copy per tensor and encoding: two biases of one value, or a gamma that two norms read, must not collide.

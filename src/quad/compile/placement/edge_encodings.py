@@ -21,8 +21,12 @@ from quad.core.errors import CompatibilityError, mismatch
 from quad.core.margins import ACTIVATION, widen
 
 SAME_VALUES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Resize", "Identity", "Expand")
-UNIT = Encoding(16, False, False, (1.0 / 65536.0,), (0,))
-_FIXED = {"Softmax": UNIT, "Sigmoid": UNIT, "Tanh": Encoding(16, False, False, (1.0 / 32768.0,), (32768,))}
+UNIT = Encoding(bits=16, signed=False, symmetric=False, scale=(1.0 / 65536.0,), zero_point=(0,))
+_FIXED = {
+    "Softmax": UNIT,
+    "Sigmoid": UNIT,
+    "Tanh": Encoding(bits=16, signed=False, symmetric=False, scale=(1.0 / 32768.0,), zero_point=(32768,)),
+}
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:

@@ -56,17 +56,23 @@ def symmetric16(encoding: Encoding) -> Encoding:
     if encoding.signed and encoding.symmetric:
         if encoding.bits == 16:
             return encoding
-        return Encoding(16, True, True, (encoding.scale[0] / 256.0,), (0,))
+        return Encoding(bits=16, signed=True, symmetric=True, scale=(encoding.scale[0] / 256.0,), zero_point=(0,))
     scale, zero = encoding.scale[0], encoding.zero_point[0]
     reach = max(encoding.qmax - zero, zero - encoding.qmin) * scale
-    return Encoding(16, True, True, (float(np.float32(reach / 32767.0)),), (0,))
+    return Encoding(bits=16, signed=True, symmetric=True, scale=(float(np.float32(reach / 32767.0)),), zero_point=(0,))
 
 
 def refined(encoding: Encoding) -> Encoding:
     """The unsigned 16-bit encoding whose steps are a 257th of an unsigned 8-bit one's: it holds every value of that exactly."""
     if encoding.bits != 8 or encoding.signed:
         return encoding
-    return Encoding(16, False, False, (float(np.float32(encoding.scale[0] / 257.0)),), (encoding.zero_point[0] * 257,))
+    return Encoding(
+        bits=16,
+        signed=False,
+        symmetric=False,
+        scale=(float(np.float32(encoding.scale[0] / 257.0)),),
+        zero_point=(encoding.zero_point[0] * 257,),
+    )
 
 
 def narrowed(encoding: Encoding) -> Encoding:

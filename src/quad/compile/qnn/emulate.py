@@ -134,7 +134,7 @@ def _quantized(graph: ir.Graph) -> list[tuple[str, str, Encoding]]:
 def _encoding_of(node: ir.Node) -> Encoding:
     scale, zero = (value.const_value.numpy() for value in node.inputs[1:3] if value is not None and value.const_value is not None)
     signed = zero.dtype.kind == "i"
-    return Encoding(8 * zero.dtype.itemsize, signed, signed, (float(scale),), (int(zero),))
+    return Encoding(bits=8 * zero.dtype.itemsize, signed=signed, symmetric=signed, scale=(float(scale),), zero_point=(int(zero),))
 
 
 def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: Soc, feed: Arrays) -> list[float]:

@@ -44,7 +44,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[Count, Count]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Identity:
     """Which file it is, and when it was last changed: one that is the same in all of these was not written to in between."""
 
@@ -56,14 +56,20 @@ class Identity:
 
     @classmethod
     def of(cls, status: os.stat_result) -> Identity:
-        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        return cls(
+            device=status.st_dev,
+            inode=status.st_ino,
+            size_bytes=status.st_size,
+            modified_ns=status.st_mtime_ns,
+            changed_ns=status.st_ctime_ns,
+        )
 
     def settled(self, now_ns: int) -> bool:
         """Would a change after `now_ns` show: not where the last one is so fresh that the clock may not have moved on."""
         return max(self.modified_ns, self.changed_ns) + SETTLED_NS < now_ns
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TensorFile:
     """A mapped file.
 
@@ -118,7 +124,7 @@ def map_tensors(path: Path) -> TensorFile:
         }
     except ValueError as error:  # no bytes, but axes without end
         raise _odd(where, str(error)) from error
-    return TensorFile(where, metadata, tensors, content, identity)
+    return TensorFile(where=where, metadata=metadata, tensors=tensors, content=content, identity=identity)
 
 
 def _header(where: str, content: NDArray[np.uint8]) -> tuple[dict[str, str], dict[str, _Entry], int]:

@@ -39,7 +39,7 @@ def plain_tasks(
     ways = _editing() if beside == EDITING else _drawing("cut-image" if beside == INPAINTING else "none", sampler.steps)
     scale = LCM_GUIDANCE if sampler.kind == "lcm" else guidance
     return {
-        task: TaskSpec(task if task in adapters else None, sampler, guidance=scale, **ways[task])
+        task: TaskSpec(adapter=task if task in adapters else None, sampler=sampler, guidance=scale, **ways[task])
         for task in (*TASKS, INPAINT)
         if task in ways and (task not in ADAPTER_TASKS or task in adapters)
     }
@@ -52,7 +52,7 @@ def tasks_of(directory: Path, adapters: Collection[str]) -> dict[str, str | None
         beside = beside_channels(directory, config, min(int(config["in_channels"]), int(config["out_channels"])))
     except (QuadError, KeyError, TypeError, ValueError, OverflowError):
         return {}
-    return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec("ddim", 1), adapters).items()}
+    return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec(kind="ddim", steps=1), adapters).items()}
 
 
 def _drawing(condition: str, steps: int) -> dict[str, dict[str, Any]]:

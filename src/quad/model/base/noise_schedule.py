@@ -209,5 +209,5 @@ def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "Stab
     _check_carried(path, scheduler, fields)
     kind = _kind(path, scheduler, fields)
     steps = choice.steps if choice is not None and choice.steps is not None else _CLASSES[scheduler][1]
-    spec = SamplerSpec(kind, steps, settings=_settings(path, kind, fields))
+    spec = SamplerSpec(kind=kind, steps=steps, settings=_settings(path, kind, fields))
     return schedule, spec

@@ -68,4 +68,4 @@ def latent_spec(place: Place, vae_config: Any, beside: tuple[Beside, ...] | msgs
     if len(scale) != channels or len(shift) != channels or 0.0 in scale:
         found = f"{len(scale)} and {len(shift)}"
         raise InputError(mismatch(f"{place.file}", f"{channels} latent scales (not 0) and shifts", found, "mend the file"))
-    return LatentSpec(channels, 2 ** (len(blocks) - 1), scale, shift, beside)
+    return LatentSpec(channels=channels, factor=2 ** (len(blocks) - 1), scale=scale, shift=shift, beside=beside)

@@ -13,7 +13,9 @@ from quad.lora.read import FloatAdapter
 
 def _new_slot(path: str, layer: nn.Module, rank: int, component: str) -> Slot:
     if isinstance(layer, nn.Linear):
-        return Slot(path, "linear", layer.in_features, layer.out_features, rank, component=component)
+        return Slot(
+            path=path, kind="linear", in_features=layer.in_features, out_features=layer.out_features, rank=rank, component=component
+        )
     if not isinstance(layer, nn.Conv2d):
         raise InputError(
             mismatch(f"slot {path!r}", "a Linear or Conv2d of the network", type(layer).__name__, "read the LoRA for this network")
@@ -23,7 +25,15 @@ def _new_slot(path: str, layer: nn.Module, rank: int, component: str) -> Slot:
             mismatch(f"slot {path!r}", "a convolution without groups", f"groups={layer.groups}", "leave this module out")
         )
     height, width = layer.kernel_size
-    return Slot(path, "conv", layer.in_channels, layer.out_channels, rank, kernel=(int(height), int(width)), component=component)
+    return Slot(
+        path=path,
+        kind="conv",
+        in_features=layer.in_channels,
+        out_features=layer.out_channels,
+        rank=rank,
+        kernel=(int(height), int(width)),
+        component=component,
+    )
 
 
 def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> SlotTable:

@@ -77,7 +77,7 @@ def unify(
     if options.literal_shared_scale:
         _share_scales(encodings, table)
     ordered = {component: dict(sorted(named.items())) for component, named in sorted(encodings.items())}
-    return Profile(ordered, mode="pooled", parents=dict(options.parents))
+    return Profile(encodings=ordered, mode="pooled", parents=dict(options.parents))
 
 
 def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable) -> None:

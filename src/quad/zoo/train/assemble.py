@@ -40,16 +40,20 @@ TOKENIZER_CONFIG = {
 def default_tasks() -> dict[str, TaskSpec]:
     """The six tasks with their samplers; an OLSS table is solved when the bundle is built."""
     samplers = {
-        "transform": SamplerSpec("ddim", RECIPES["transform"].steps),
-        "sticker": SamplerSpec("olss", RECIPES["sticker"].steps),
-        "portrait": SamplerSpec("euler", RECIPES["portrait"].steps),
+        "transform": SamplerSpec(kind="ddim", steps=RECIPES["transform"].steps),
+        "sticker": SamplerSpec(kind="olss", steps=RECIPES["sticker"].steps),
+        "portrait": SamplerSpec(kind="euler", steps=RECIPES["portrait"].steps),
     }
-    edits = {task: TaskSpec(task, sampler, "image", "zeros") for task, sampler in samplers.items()}
+    edits = {task: TaskSpec(adapter=task, sampler=sampler, condition="image", mask="zeros") for task, sampler in samplers.items()}
     return {
-        "text-to-image": TaskSpec(None, SamplerSpec("ddim", 16), "none", "ones", 2.0),
+        "text-to-image": TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=16), condition="none", mask="ones", guidance=2.0),
         **edits,
-        "sketch": TaskSpec("sketch", SamplerSpec("euler", RECIPES["sketch"].steps), "image", "ones"),
-        "removal": TaskSpec("removal", SamplerSpec("ddim", RECIPES["removal"].steps), "masked-image", "input"),
+        "sketch": TaskSpec(
+            adapter="sketch", sampler=SamplerSpec(kind="euler", steps=RECIPES["sketch"].steps), condition="image", mask="ones"
+        ),
+        "removal": TaskSpec(
+            adapter="removal", sampler=SamplerSpec(kind="ddim", steps=RECIPES["removal"].steps), condition="masked-image", mask="input"
+        ),
     }
 
 
