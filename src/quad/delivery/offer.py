@@ -5,6 +5,7 @@ A target is called `NAME/VERSION.qpack`; its custom part holds `Terms`. Withdraw
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -108,6 +109,15 @@ class Catalogue:
             raise VerificationError(mismatch(f"adapter {wish!r}", "a pack on offer", f"version {gone[-1].version} revoked{why}", then))
         known = ", ".join(offer.label for offers in self.offers.values() for offer in offers) or "nothing"
         raise UsageError(mismatch("adapter", f"one of {known}", repr(wish), "choose one of these or fetch again"))
+
+
+def release_key(release: str) -> tuple[int, ...]:
+    """A release as numbers to compare; what follows them (`rc1`, `.dev2`) does not count, and zeros at the end neither."""
+    digits = re.match(r"\d+(\.\d+)*", release)
+    numbers = [int(part) for part in digits[0].split(".")] if digits else []
+    while numbers and not numbers[-1]:
+        numbers.pop()
+    return tuple(numbers)
 
 
 def target_path(name: str, version: int) -> str:

@@ -12,7 +12,7 @@ from quad.core.storage.files import alone_in
 from quad.core.storage.install_pointers import read_pointers
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access
-from quad.delivery.device.fit import Host, release_key
+from quad.delivery.device.fit import Host
 from tests.delivery.simulator import World, expire, flip, nothing
 
 
@@ -63,12 +63,6 @@ def test_a_name_alone_is_its_newest_version_that_fits(world: World) -> None:
 def test_a_device_that_does_not_say_its_memory_is_refused_nothing_for_it(world: World) -> None:
     world.add(2)
     assert world.device(ram_bytes=0).install("ink", nothing).version == 2
-
-
-@pytest.mark.parametrize(("low", "high"), [("0.1", "0.1.1"), ("0.9", "0.10"), ("0.1.0rc1", "0.2"), ("1.0", "1.0.0.1")])
-def test_releases_compare_as_numbers(low: str, high: str) -> None:
-    assert release_key(low) < release_key(high)
-    assert release_key("1.0") == release_key("1")
 
 
 def test_an_update_keeps_the_version_before_and_a_rollback_is_no_one_way(world: World) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import msgspec
 
 from quad.core.errors import CompatibilityError, VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
-from quad.delivery.offer import Terms
+from quad.delivery.offer import Terms, release_key
 
 _PARENTS = ("graph", "slots", "profile")
 
@@ -39,15 +38,6 @@ class Host:
     parents: Mapping[str, str]
     release: str
     ram_bytes: int = 0
-
-
-def release_key(release: str) -> tuple[int, ...]:
-    """A release as numbers to compare; what follows them (`rc1`, `.dev2`) does not count, and zeros at the end neither."""
-    digits = re.match(r"\d+(\.\d+)*", release)
-    numbers = [int(part) for part in digits[0].split(".")] if digits else []
-    while numbers and not numbers[-1]:
-        numbers.pop()
-    return tuple(numbers)
 
 
 def check_fit(terms: Terms, host: Host) -> None:

@@ -8,8 +8,7 @@ import msgspec
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.storage.pack import Pack
-from quad.delivery.device.fit import release_key
-from quad.delivery.offer import Release, Terms
+from quad.delivery.offer import Release, Terms, release_key
 
 
 @dataclass(frozen=True)
