@@ -27,10 +27,10 @@ from quad.core.digests import file_digest
 from quad.core.storage.install_pointers import read_installed, read_pointers
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access
-from quad.delivery.device.fit import Host
+from quad.delivery.device.fit import Platform
 from quad.delivery.publisher.keys import Keys
 from quad.delivery.publisher.repository import Repository
-from quad.delivery.publisher.terms import Wishes
+from quad.delivery.publisher.terms import PublishTerms
 
 PASSWORD = b"a password of tests"
 _OURS = (os.sep + os.path.join("quad", "delivery") + os.sep, os.sep + os.path.join("quad", "core") + os.sep)
@@ -72,7 +72,7 @@ def device(home: Path, store: Path, server: Path | None = None) -> Device:
     """The device of a world, on a store of its own."""
     parents = json.loads((home / "parents.json").read_text())
     access = Access(str(server or home / "server"), (home / "repo/metadata/1.root.json").read_bytes())
-    return Device(store, Host("phone", parents, "0.1.0", 10**9), access)
+    return Device(store, Platform(bundle="phone", parents=parents, release="0.1.0", ram_bytes=10**9), access=access)
 
 
 def _repository(home: Path, repo: Path) -> Repository:
@@ -84,7 +84,7 @@ WORK: dict[str, Work] = {
     "install": lambda home, place: device(home, place / "store").install("ink:2", nothing),
     "update": lambda home, place: device(home, place / "store").install("ink:3", nothing),
     "rollback": lambda home, place: device(home, place / "store").rollback("ink", nothing),
-    "add": lambda home, place: _repository(home, place / "repo").add([home / "new.qpack"], Wishes("0.1", "1")),
+    "add": lambda home, place: _repository(home, place / "repo").add([home / "new.qpack"], PublishTerms("0.1", "1")),
     "revoke": lambda home, place: _repository(home, place / "repo").revoke("ink:3"),
     "rotate": lambda home, place: _repository(home, place / "repo").rotate(["root", "targets", "timestamp"]),
 }

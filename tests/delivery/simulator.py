@@ -25,16 +25,16 @@ from quad.core.manifest import AdapterManifest
 from quad.core.storage.install_pointers import read_installed
 from quad.core.storage.pack import write_pack
 from quad.delivery.device.device import Device
-from quad.delivery.device.events import Access, Change, Ears
-from quad.delivery.device.fit import Host
+from quad.delivery.device.events import Access, Callbacks, Change
+from quad.delivery.device.fit import Platform
 from quad.delivery.publisher.keys import Keys
 from quad.delivery.publisher.repository import Repository
 from quad.delivery.publisher.signed import read_state
-from quad.delivery.publisher.terms import Wishes
+from quad.delivery.publisher.terms import PublishTerms
 
 PASSWORD = b"a password of tests"
 PARENTS = {"slots": "5" * 64, "profile": "9" * 64}
-WISHES = Wishes("0.1", "1", 1000)
+TERMS = PublishTerms("0.1", "1", 1000)
 
 
 def make_pack(path: Path, seed: int = 0, name: str = "ink", parents: dict[str, str] | None = None, size: int = 64) -> Path:
@@ -72,7 +72,7 @@ class World:
     def add(self, seed: int, **options: Any) -> Path:
         """The publisher offers one more pack."""
         path = make_pack(self.home / f"pack{seed}.qpack", seed, **{"parents": self.parents, **options})
-        self.repository.add([path], WISHES)
+        self.repository.add([path], TERMS)
         self.serve()
         return path
 
@@ -81,11 +81,11 @@ class World:
         shutil.rmtree(self.server, ignore_errors=True)
         shutil.copytree(self.home / "repo", self.server)
 
-    def device(self, **host: Any) -> Device:
+    def device(self, **platform: Any) -> Device:
         """The device; each is a new process as far as the store can tell."""
-        found = Host(**{"bundle": "phone", "parents": self.parents, "release": "0.1.0", "ram_bytes": 10**9, **host})
+        platform = Platform(**{"bundle": "phone", "parents": self.parents, "release": "0.1.0", "ram_bytes": 10**9, **platform})
         access = Access(str(self.server), self.root.read_bytes())
-        return Device(self.store, found, access, Ears(self.changes.append))
+        return Device(self.store, platform, access=access, callbacks=Callbacks(self.changes.append))
 
     def install(self, wish: str = "ink") -> int:
         """Which version runs then."""

@@ -1,4 +1,4 @@
-"""What a repository offers: packs with what they ask of a device, and the packs that it has withdrawn. All of it is signed.
+"""The offer of a repository: packs with the terms they set a device, and the packs that it has withdrawn. All of it is signed.
 
 A target is called `NAME/VERSION.qpack`; its custom part holds `Terms`. Withdrawn packs are a field of the targets role, `quad_revoked`.
 """
@@ -25,8 +25,8 @@ Release = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}\Z
 TaskName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What a pack asks of a device.
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """Requirements of a pack on a device.
 
     Args:
         slots, profile: digests that the bundle must have.
@@ -47,7 +47,7 @@ class Terms(msgspec.Struct, frozen=True):
     graph: Sha256 | msgspec.UnsetType = msgspec.UNSET
 
 
-class Revocation(msgspec.Struct, frozen=True):
+class Revocation(msgspec.Struct, frozen=True, kw_only=True):
     """A pack that must not run any more, wherever it lies."""
 
     name: AdapterName
@@ -80,7 +80,7 @@ class Offer:
 
 @dataclass(frozen=True)
 class Catalogue:
-    """What a repository offers, by name with versions rising, and what it has withdrawn."""
+    """Packs on offer, by name with versions rising, and packs withdrawn."""
 
     offers: dict[str, tuple[Offer, ...]]
     revoked: tuple[Revocation, ...]
@@ -89,7 +89,7 @@ class Catalogue:
         """Why a pack was withdrawn; None where it was not."""
         return next((entry for entry in self.revoked if entry.sha256 == sha256), None)
 
-    def choose(self, wish: str, fits: Callable[[Terms], bool]) -> Offer:
+    def choose(self, specifier: str, fits: Callable[[Terms], bool]) -> Offer:
         """The pack that `NAME:VERSION` or `NAME` stands for: without a version, the newest that fits, and the newest where none does.
 
         Args:
@@ -98,17 +98,19 @@ class Catalogue:
         Raises:
             VerificationError: it was revoked. UsageError: there is none.
         """
-        name, colon, number = wish.partition(":")
-        meant = [offer for offer in reversed(self.offers.get(name, ())) if not colon or number == str(offer.terms.version)]
-        if meant:
-            return next((offer for offer in meant if fits(offer.terms)), meant[0])
-        gone = [entry for entry in self.revoked if entry.name == name and (not colon or number == str(entry.version))]
-        if gone:
-            why = f": {gone[-1].reason}" if gone[-1].reason else ""
-            then = "install another version, or ask the publisher"
-            raise VerificationError(mismatch(f"adapter {wish!r}", "a pack on offer", f"version {gone[-1].version} revoked{why}", then))
-        known = ", ".join(offer.label for offers in self.offers.values() for offer in offers) or "nothing"
-        raise UsageError(mismatch("adapter", f"one of {known}", repr(wish), "choose one of these or fetch again"))
+        name, colon, number = specifier.partition(":")
+        matching = [offer for offer in reversed(self.offers.get(name, ())) if not colon or number == str(offer.terms.version)]
+        if matching:
+            return next((offer for offer in matching if fits(offer.terms)), matching[0])
+        withdrawn = [entry for entry in self.revoked if entry.name == name and (not colon or number == str(entry.version))]
+        if withdrawn:
+            why = f": {withdrawn[-1].reason}" if withdrawn[-1].reason else ""
+            next_step = "install another version, or ask the publisher"
+            raise VerificationError(
+                mismatch(f"adapter {specifier!r}", "a pack on offer", f"version {withdrawn[-1].version} revoked{why}", next_step)
+            )
+        on_offer = ", ".join(offer.label for offers in self.offers.values() for offer in offers) or "nothing"
+        raise UsageError(mismatch("adapter", f"one of {on_offer}", repr(specifier), "choose one of these or fetch again"))
 
 
 def release_key(release: str) -> tuple[int, ...]:
@@ -121,7 +123,7 @@ def release_key(release: str) -> tuple[int, ...]:
 
 
 def target_path(name: str, version: int) -> str:
-    """What a pack's target is called."""
+    """The name of a pack's target."""
     return f"{name}/{version}{PACK_SUFFIX}"
 
 
@@ -134,7 +136,7 @@ def revocations(targets: Targets) -> tuple[Revocation, ...]:
     try:
         return msgspec.convert(targets.unrecognized_fields.get(REVOKED, []), tuple[Revocation, ...])
     except msgspec.ValidationError as error:
-        raise VerificationError(_strange(REVOKED, "a list of revoked packs", error)) from error
+        raise VerificationError(_malformed(REVOKED, "a list of revoked packs", error)) from error
 
 
 def read_catalogue(targets: Targets) -> Catalogue:
@@ -143,17 +145,17 @@ def read_catalogue(targets: Targets) -> Catalogue:
     Raises:
         VerificationError: a target is not a pack of quad's, or its path is another than its name and version make.
     """
-    gone = revocations(targets)
-    withdrawn = {entry.sha256 for entry in gone}
+    withdrawn = revocations(targets)
+    withdrawn_digests = {entry.sha256 for entry in withdrawn}
     offers = [_offer(path, target) for path, target in targets.targets.items()]
-    return Catalogue(_by_name(offer for offer in offers if offer.sha256 not in withdrawn), gone)
+    return Catalogue(_by_name(offer for offer in offers if offer.sha256 not in withdrawn_digests), withdrawn)
 
 
 def _by_name(offers: Iterable[Offer]) -> dict[str, tuple[Offer, ...]]:
-    found: dict[str, list[Offer]] = {}
+    by_name: dict[str, list[Offer]] = {}
     for offer in sorted(offers, key=lambda offer: (offer.terms.name, offer.terms.version)):
-        found.setdefault(offer.terms.name, []).append(offer)
-    return {name: tuple(versions) for name, versions in found.items()}
+        by_name.setdefault(offer.terms.name, []).append(offer)
+    return {name: tuple(versions) for name, versions in by_name.items()}
 
 
 def _offer(path: str, target: TargetFile) -> Offer:
@@ -161,16 +163,16 @@ def _offer(path: str, target: TargetFile) -> Offer:
         terms = msgspec.convert(target.custom, Terms)
         sha256 = msgspec.convert(target.hashes.get("sha256"), Sha256)
     except msgspec.ValidationError as error:
-        raise VerificationError(_strange(path, "a name, digests and a version in their signed form (path escape)", error)) from error
+        raise VerificationError(_malformed(path, "a name, digests and a version in their signed form (path escape)", error)) from error
     if path != target_path(terms.name, terms.version):
-        then = "nothing was fetched, ask the publisher"
+        next_step = "nothing was fetched, ask the publisher"
         raise VerificationError(
-            mismatch("targets.json", f"the path {target_path(terms.name, terms.version)}", f"{path!r} (path escape)", then)
+            mismatch("targets.json", f"the path {target_path(terms.name, terms.version)}", f"{path!r} (path escape)", next_step)
         )
     if target.length > LARGEST_PACK:
-        raise VerificationError(_strange(path, f"at most {LARGEST_PACK} bytes", target.length))
+        raise VerificationError(_malformed(path, f"at most {LARGEST_PACK} bytes", target.length))
     return Offer(terms, sha256, target.length)
 
 
-def _strange(path: str, expected: str, found: Any) -> str:
-    return mismatch(f"targets.json, {path!r}", expected, f"something else: {found}", "nothing was fetched, ask the publisher")
+def _malformed(path: str, expected: str, actual: Any) -> str:
+    return mismatch(f"targets.json, {path!r}", expected, f"something else: {actual}", "nothing was fetched, ask the publisher")

@@ -14,7 +14,7 @@ import pytest
 from quad.core.errors import QuadError, RefusedError, VerificationError
 from quad.delivery.device import device
 from quad.delivery.device.source import Answer, DirectorySource
-from quad.delivery.device.timeouts import Patience, metered
+from quad.delivery.device.timeouts import Timeouts, metered
 from tests.delivery.attacks import ATTACKS, Attack, fast_forward, mix_and_match
 from tests.delivery.simulator import World, nothing
 
@@ -60,7 +60,7 @@ def test_slow_data_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> 
 
         def open(self, path: str, start: int, most: int) -> Answer:
             whole = DirectorySource(world.server).open(path, start, most)
-            return Answer(start, metered(self._bytes(whole.chunks) if path.endswith("qpack") else whole.chunks, Patience(), lambda: now[0]))
+            return Answer(start, metered(self._bytes(whole.chunks) if path.endswith("qpack") else whole.chunks, Timeouts(), lambda: now[0]))
 
         def _bytes(self, chunks: Iterator[bytes]) -> Iterator[bytes]:
             for byte in b"".join(chunks):

@@ -12,7 +12,7 @@ from quad.core.storage.files import alone_in
 from quad.core.storage.install_pointers import read_pointers
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access
-from quad.delivery.device.fit import Host
+from quad.delivery.device.fit import Platform
 from tests.delivery.simulator import World, expire, flip, nothing
 
 
@@ -21,7 +21,7 @@ def _bytes_of(world: World, seed: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("host", "says"),
+    ("platform", "says"),
     [
         ({"parents": {"slots": "6" * 64, "profile": "9" * 64}}, "ink:2: expected slots 55555555, found slots 66666666 of bundle 'phone'"),
         ({"parents": {"slots": "5" * 64}}, "ink:2: expected profile 99999999, found profile none of bundle 'phone'"),
@@ -30,14 +30,14 @@ def _bytes_of(world: World, seed: int) -> bytes:
         ({"ram_bytes": 999}, "ink:2: expected 1000 bytes, found 999 bytes of memory"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_fetched(world: World, host: dict[str, object], says: str) -> None:
+def test_what_does_not_fit_is_refused_before_a_byte_of_it_is_fetched(world: World, platform: dict[str, object], says: str) -> None:
     world.add(2)
     for path in world.pack_files():
         path.unlink()
     for act in (lambda device: device.fetch(["ink"]), lambda device: device.install("ink", nothing)):
         with pytest.raises(CompatibilityError, match=f"{says}.*; nothing was fetched"):
-            act(world.device(**host))
-    assert world.device(**host).listing()[0].offered[2] != ""
+            act(world.device(**platform))
+    assert world.device(**platform).listing()[0].offered[2] != ""
     assert world.device().listing()[0].offered[2] == ""
 
 
@@ -128,15 +128,15 @@ def test_what_is_installed_runs_on_offline_and_past_every_expiry(world: World) -
 
 def test_the_root_and_the_address_are_remembered(world: World) -> None:
     world.add(2)
-    host = Host("phone", world.parents, "0.1.0")
-    assert Device(world.store, host).install("ink", nothing).version == 2
+    platform = Platform(bundle="phone", parents=world.parents, release="0.1.0")
+    assert Device(world.store, platform).install("ink", nothing).version == 2
     fresh = world.home / "fresh"
     with pytest.raises(UsageError, match=r"fresh: expected a root to trust, found none; give --root"):
-        Device(fresh, host, Access(str(world.server))).fetch()
+        Device(fresh, platform, access=Access(str(world.server))).fetch()
     with pytest.raises(UsageError, match="--url: expected where the repository is, found nothing"):
-        Device(fresh, host, Access(root=world.root.read_bytes())).fetch()
+        Device(fresh, platform, access=Access(root=world.root.read_bytes())).fetch()
     with pytest.raises(VerificationError, match="--root: expected a root signed by its own keys"):
-        Device(fresh, host, Access(str(world.server), b"{}")).fetch()
+        Device(fresh, platform, access=Access(str(world.server), b"{}")).fetch()
 
 
 def test_a_revoked_pack_that_runs_steps_back_at_the_next_refresh(world: World) -> None:

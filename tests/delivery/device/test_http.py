@@ -13,13 +13,13 @@ from tuf.api.exceptions import DownloadError
 from quad.core.errors import BackendError, UsageError, VerificationError
 from quad.delivery.device import source
 from quad.delivery.device.device import Device
-from quad.delivery.device.events import Access, Ears
+from quad.delivery.device.events import Access, Callbacks
 from quad.delivery.device.source import HttpSource, open_source
-from quad.delivery.device.timeouts import Patience, Watch, metered
+from quad.delivery.device.timeouts import Deadline, Timeouts, metered
 from tests.delivery.http_server import Served, serving
 from tests.delivery.simulator import World, nothing
 
-PATIENCE = Patience(silence_s=0.2, window_s=0.5)
+TIMEOUTS = Timeouts(silence_s=0.2, window_s=0.5)
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def served(world: World) -> Iterator[Served]:
 
 def _device(world: World, served: Served, came: list[int] | None = None) -> Device:
     whole = world.device()
-    ears = Ears(came=lambda _, there, __: came.append(there) if came is not None else None)
-    return Device(world.store, whole._host, Access(served.url, world.root.read_bytes(), PATIENCE), ears)
+    callbacks = Callbacks(on_progress=lambda _, there, __: came.append(there) if came is not None else None)
+    return Device(world.store, whole._platform, access=Access(served.url, world.root.read_bytes(), TIMEOUTS), callbacks=callbacks)
 
 
 def _ranges(served: Served) -> list[str | None]:
@@ -113,18 +113,18 @@ def test_time_is_given_for_the_bytes_that_come_not_for_those_that_were_asked_for
     """A server without ranges sends all of it again."""
     given: list[float] = []
 
-    def watch(seconds: float, line: socket.socket | None = None) -> Watch:
+    def watch(seconds: float, line: socket.socket | None = None) -> Deadline:
         given.append(seconds)
-        return Watch(seconds, line)
+        return Deadline(seconds, line)
 
-    monkeypatch.setattr(source, "Watch", watch)
+    monkeypatch.setattr(source, "Deadline", watch)
     served.mode = "cut"
     with pytest.raises(BackendError):
         _device(world, served).fetch(["ink"])
     whole = given.pop()
     served.mode = "no-range"
     _device(world, served).fetch(["ink"])
-    assert given.pop() == whole > (world.home / "pack2.qpack").stat().st_size / PATIENCE.lowest_rate
+    assert given.pop() == whole > (world.home / "pack2.qpack").stat().st_size / TIMEOUTS.lowest_rate
 
 
 def test_a_server_that_does_not_pick_up_is_no_slow_one(world: World, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,14 +172,14 @@ def test_an_address_may_be_a_number_of_the_longer_kind(monkeypatch: pytest.Monke
     monkeypatch.setattr(http.client.HTTPConnection, "connect", connect)
     for url in ("http://[::1]/repo", "https://[::1]/repo", "http://[::1]:8080"):
         with pytest.raises(DownloadError, match="no connection"):
-            HttpSource(url, PATIENCE).open("x", 0, 1)
+            HttpSource(url, TIMEOUTS).open("x", 0, 1)
     assert asked == [("::1", 80), ("::1", 443), ("::1", 8080)]
 
 
 def test_a_redirect_leads_not_from_https_to_http_however_it_is_spelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(HttpSource, "_ask", lambda *_: "http://host/x")
     with pytest.raises(DownloadError, match="a redirect from https to http"):
-        HttpSource("HTTPS://host/repo", PATIENCE).open("x", 0, 1)
+        HttpSource("HTTPS://host/repo", TIMEOUTS).open("x", 0, 1)
 
 
 @pytest.mark.parametrize("url", ["ftp://host/repo", "nowhere", "http:///path", "http://[x/", "http://host:x/", "http://host:99999/"])
@@ -190,10 +190,10 @@ def test_what_is_no_address_is_wrong_usage(url: str) -> None:
 
 def test_addresses_are_taken_as_they_are_written(tmp_path: Path) -> None:
     assert open_source(f"file://{tmp_path}").name == str(tmp_path)
-    assert open_source("https://host/repo/") == HttpSource("https://host/repo/", Patience())
+    assert open_source("https://host/repo/") == HttpSource("https://host/repo/", Timeouts())
 
 
 def test_chunks_that_come_fast_enough_are_all_there_is_to_see() -> None:
     clock = iter(range(100))
     chunks = [bytes(2048)] * 60
-    assert list(metered(iter(chunks), Patience(lowest_rate=1024), lambda: next(clock))) == chunks
+    assert list(metered(iter(chunks), Timeouts(lowest_rate=1024), lambda: next(clock))) == chunks

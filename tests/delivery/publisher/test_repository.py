@@ -15,8 +15,8 @@ from quad.delivery.publisher import signed
 from quad.delivery.publisher.keys import Keys
 from quad.delivery.publisher.repository import Repository
 from quad.delivery.publisher.signed import read_state
-from quad.delivery.publisher.terms import Wishes
-from tests.delivery.simulator import PASSWORD, WISHES, World, flip, make_pack
+from quad.delivery.publisher.terms import PublishTerms
+from tests.delivery.simulator import PASSWORD, TERMS, World, flip, make_pack
 
 
 def _stock_client(world: World, folder: Path) -> Updater:
@@ -77,12 +77,12 @@ def test_a_short_password_is_refused_and_one_that_no_file_can_be_encrypted_with(
 def test_versions_count_up_and_those_of_revoked_packs_do_not_come_again(world: World) -> None:
     ink, sky = world.add(2), world.add(7, name="sky")
     world.repository.revoke("ink:2")
-    (offer,) = world.repository.add([make_pack(world.home / "new.qpack", 3)], WISHES)
+    (offer,) = world.repository.add([make_pack(world.home / "new.qpack", 3)], TERMS)
     assert offer.label == "ink:3"
     with pytest.raises(InputError, match=r"found one that is revoked as ink:2; leave it out"):
-        world.repository.add([ink], WISHES)
+        world.repository.add([ink], TERMS)
     with pytest.raises(InputError, match=r"found one that is on offer as sky:1"):
-        world.repository.add([sky], WISHES)
+        world.repository.add([sky], TERMS)
 
 
 def test_only_what_is_named_is_revoked(world: World) -> None:
@@ -100,9 +100,9 @@ def test_only_what_is_named_is_revoked(world: World) -> None:
 def test_a_pack_that_was_changed_or_says_no_bundle_is_not_offered(world: World) -> None:
     flip(make_pack(world.home / "bad.qpack", 5))
     with pytest.raises(VerificationError, match="the file was changed or damaged"):
-        world.repository.add([world.home / "bad.qpack"], WISHES)
+        world.repository.add([world.home / "bad.qpack"], TERMS)
     with pytest.raises(InputError, match="expected digests of its bundle"):
-        world.repository.add([make_pack(world.home / "none.qpack", 6, parents={})], WISHES)
+        world.repository.add([make_pack(world.home / "none.qpack", 6, parents={})], TERMS)
     assert read_state(world.home / "repo").targets.version == 2
 
 
@@ -111,7 +111,7 @@ def test_a_pack_that_was_changed_or_says_no_bundle_is_not_offered(world: World) 
 )
 def test_what_is_no_range_of_releases_is_wrong_usage(first: str, before: str, says: str) -> None:
     with pytest.raises(UsageError, match=f"--runtime: expected {says}"):
-        Wishes(first, before)
+        PublishTerms(first, before)
 
 
 def test_refresh_signs_the_timestamp_and_what_is_past_half_of_its_life(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from quad.core.storage.install_pointers import store_beside
 
 if TYPE_CHECKING:
     from quad.delivery.device.device import Device
-    from quad.delivery.device.events import Change, Listed
+    from quad.delivery.device.events import AdapterListing, Change
 
 Wishes = Annotated[list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)]
 Url = Annotated[
@@ -62,12 +62,12 @@ def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = N
     check_delivery(verb)
     from quad import __version__
     from quad.delivery.device.device import Device
-    from quad.delivery.device.events import Access, Ears
-    from quad.delivery.device.fit import Host, machine_ram_bytes
+    from quad.delivery.device.events import Access, Callbacks
+    from quad.delivery.device.fit import Platform, machine_ram_bytes
     from quad.runtime import open_bundle
 
     manifest = open_bundle(bundle, verify=False).manifest
-    host = Host(manifest.name, manifest.parents, __version__, machine_ram_bytes())
+    platform = Platform(bundle=manifest.name, parents=manifest.parents, release=__version__, ram_bytes=machine_ram_bytes())
     folder, changes = store if store is not None else store_beside(bundle), []
 
     def changed(change: Change) -> None:
@@ -76,7 +76,7 @@ def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = N
         note(f"adapter {change.name}:{change.was} {change.why}; {then}")
 
     with progress_bar("fetch", 100) as advance:
-        device = Device(folder, host, Access(url, _read_root(root)), Ears(changed, _percent(advance)))
+        device = Device(folder, platform, access=Access(url, _read_root(root)), callbacks=Callbacks(changed, _percent(advance)))
         yield Call(device, folder, changes)
 
 
@@ -101,12 +101,12 @@ def _read_root(path: Path | None) -> bytes | None:
     return path.read_bytes()
 
 
-def listed_lines(listed: Sequence[Listed]) -> list[str]:
+def listed_lines(listed: Sequence[AdapterListing]) -> list[str]:
     """One line an adapter."""
     return [f"{entry.name}  {'; '.join(_words(entry))}" for entry in listed]
 
 
-def _words(entry: Listed) -> list[str]:
+def _words(entry: AdapterListing) -> list[str]:
     words = [f"version {entry.installed} installed" if entry.installed else "not installed"]
     if entry.previous:
         words.append(f"version {entry.previous} kept")

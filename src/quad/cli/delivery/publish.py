@@ -68,9 +68,9 @@ def add(
     first, before = _range(runtime)
     bound = None if min_ram is None else _bytes(min_ram)
     repository = _open(repo, keys, None, password_file)
-    from quad.delivery.publisher.terms import Wishes
+    from quad.delivery.publisher.terms import PublishTerms
 
-    offers = repository.add(packs, Wishes(first, before, bound))
+    offers = repository.add(packs, PublishTerms(first, before, bound))
     told = [{"terms": offer.terms, "sha256": offer.sha256, "size_bytes": offer.size_bytes} for offer in offers]
     result({"offers": told}, as_json, [f"{offer.label}  {size(offer.size_bytes)}, {offer.sha256[:12]}" for offer in offers])
 

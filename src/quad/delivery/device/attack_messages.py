@@ -1,4 +1,4 @@
-"""What tuf has against a repository, as one line: where, expected, found and the kind of attack it looks like, what to do.
+"""An error of tuf as one line: where, expected, found and the kind of attack it looks like, what to do.
 
 | seen | kind |
 |---|---|
@@ -47,23 +47,23 @@ _VERSIONS = (
 _MISSING = (403, 404, 410)
 
 
-def refused(where: str, expected: str, found: str, kind: str) -> VerificationError:
+def attack_error(where: str, expected: str, actual: str, kind: str) -> VerificationError:
     """The line of one attack."""
-    return VerificationError(mismatch(where, expected, f"{found} ({kind})", THEN))
+    return VerificationError(mismatch(where, expected, f"{actual} ({kind})", THEN))
 
 
-def refusal(error: DownloadError, where: str) -> QuadError:
+def download_error(error: DownloadError, where: str) -> QuadError:
     """A download that did not end well."""
     if isinstance(error, DownloadLengthMismatchError):
-        return refused(where, "a file that ends", str(error), "endless data")
+        return attack_error(where, "a file that ends", str(error), "endless data")
     if isinstance(error, SlowRetrievalError):
-        return refused(where, "data at a tolerable rate", str(error), "slow data")
+        return attack_error(where, "data at a tolerable rate", str(error), "slow data")
     if isinstance(error, DownloadHTTPError) and error.status_code in _MISSING:
         return BackendError(mismatch(where, "a file", "none", "the repository is not whole, or the address is wrong"))
     return BackendError(mismatch(where, "an answer", str(error), "check the address and the network; what is installed runs on"))
 
 
-def metadata_refusal(error: RepositoryError, where: str, data: bytes, root: Root) -> QuadError:
+def metadata_error(error: RepositoryError, where: str, data: bytes, root: Root) -> QuadError:
     """Metadata that tuf does not take.
 
     Args:
@@ -74,37 +74,37 @@ def metadata_refusal(error: RepositoryError, where: str, data: bytes, root: Root
     folder = where.rpartition("/")[0]
     if isinstance(error, ExpiredMetadataError):
         role = next((role for role in ("root", "timestamp", "snapshot", "targets") if role in text), "metadata")
-        return refused(f"{folder}/{role}.json", "metadata that has not expired", "the newest on offer has", "freeze")
+        return attack_error(f"{folder}/{role}.json", "metadata that has not expired", "the newest on offer has", "freeze")
     if isinstance(error, BadVersionNumberError):
         return _of_version(text, where)
     if isinstance(error, LengthOrHashMismatchError):
-        return refused(where, "the file that the metadata before it names", "another one", "mix-and-match")
+        return attack_error(where, "the file that the metadata before it names", "another one", "mix-and-match")
     if isinstance(error, UnsignedMetadataError):
         return _of_signatures(text, where, data, root)
-    return refused(where, "signed metadata", f"something else: {text}", "tampered metadata")
+    return attack_error(where, "signed metadata", f"something else: {text}", "tampered metadata")
 
 
 def _of_version(text: str, where: str) -> QuadError:
     for pattern, kind in _VERSIONS:
-        found = re.search(pattern, text)
-        if found is not None:
-            least, version = int(found["least"]), int(found["found"])
-            told = kind or ("rollback" if version < least else "fast-forward")
-            bound = "version" if told == "mix-and-match" or not kind else "a version of at least"
-            return refused(where, f"{bound} {least}", str(version), told)
-    return refused(where, "a version that goes on from the last", text, "rollback")
+        match = re.search(pattern, text)
+        if match is not None:
+            least, version = int(match["least"]), int(match["found"])
+            attack = kind or ("rollback" if version < least else "fast-forward")
+            bound = "version" if attack == "mix-and-match" or not kind else "a version of at least"
+            return attack_error(where, f"{bound} {least}", str(version), attack)
+    return attack_error(where, "a version that goes on from the last", text, "rollback")
 
 
 def _of_signatures(text: str, where: str, data: bytes, root: Root) -> QuadError:
-    found = re.search(r"(\w+) was signed by (\d+)/(\d+) keys", text)
-    role, good, needed = (found[1], int(found[2]), int(found[3])) if found else ("", 0, 1)
+    match = re.search(r"(\w+) was signed by (\d+)/(\d+) keys", text)
+    role, good, needed = (match[1], int(match[2]), int(match[3])) if match else ("", 0, 1)
     expected = f"{needed} signature{'s' if needed > 1 else ''} of role {role or 'unknown'}"
     if good:
-        return refused(where, expected, str(good), "below threshold")
-    known = set(root.roles[role].keyids) if role in root.roles else set()
-    if known & _signing_keys(data):
-        return refused(where, expected, "signatures of other bytes", "tampered metadata")
-    return refused(where, expected, "keys that the root does not name", "wrong keys")
+        return attack_error(where, expected, str(good), "below threshold")
+    role_keys = set(root.roles[role].keyids) if role in root.roles else set()
+    if role_keys & _signing_keys(data):
+        return attack_error(where, expected, "signatures of other bytes", "tampered metadata")
+    return attack_error(where, expected, "keys that the root does not name", "wrong keys")
 
 
 def _signing_keys(data: bytes) -> set[str]:

@@ -15,8 +15,8 @@ from quad.core.errors import CompatibilityError, UsageError, VerificationError, 
 from quad.core.storage.install_pointers import Installed, Version, is_whole, pack_path, write_pointer
 from quad.core.storage.pack import Pack, read_pack
 from quad.delivery.device.download import download_pack
-from quad.delivery.device.events import Access, Ears, Installation, Listed
-from quad.delivery.device.fit import Host, check_fit, check_manifest
+from quad.delivery.device.events import Access, AdapterListing, Callbacks, Installation
+from quad.delivery.device.fit import Platform, check_fit, check_manifest
 from quad.delivery.device.source import Source, open_source
 from quad.delivery.device.store import Store
 from quad.delivery.device.trust import first_trust, read_trust, refresh, same_anchor, write_trust
@@ -31,67 +31,68 @@ class Device:
 
     Args:
         folder: the store.
-        host: the bundle and the machine that packs must fit.
+        platform: the bundle and the machine that packs must fit.
         access: where they come from.
-        ears: who is told of adapters that step back, and of bytes that come in.
+        callbacks: for adapters that step back, and bytes that come in.
     """
 
-    def __init__(self, folder: Path, host: Host, access: Access | None = None, ears: Ears | None = None) -> None:
-        self._store, self._host, self._access, self._ears = Store(folder), host, access or Access(), ears or Ears()
+    def __init__(self, folder: Path, platform: Platform, *, access: Access | None = None, callbacks: Callbacks | None = None) -> None:
+        self._store, self._platform = Store(folder), platform
+        self._access, self._callbacks = access or Access(), callbacks or Callbacks()
 
     def clean(self) -> None:
-        """What every start does first: bring to rest what a killed process left.
+        """Recover what a killed process left; every start does it first.
 
         Raises:
             InputError: an installer is at work.
         """
-        with self._store.alone():
-            self._settle()
+        with self._store.locked():
+            self._recover()
 
-    def fetch(self, wishes: Sequence[str] = ()) -> list[Offer]:
+    def fetch(self, specifiers: Sequence[str] = ()) -> list[Offer]:
         """Read what is on offer, and bring packs here, verified, to be installed later.
 
         Args:
-            wishes: `NAME` (the newest version that fits) or `NAME:VERSION` each; none for the metadata alone.
+            specifiers: `NAME` (the newest version that fits) or `NAME:VERSION` each; none for the metadata alone.
 
         Returns:
             The packs that are here now.
         """
-        with self._fresh() as (source, catalogue):
-            offers = [self._choose(catalogue, wish) for wish in wishes]
+        with self._refreshed() as (source, catalogue):
+            offers = [self._choose(catalogue, specifier) for specifier in specifiers]
             for offer in offers:
-                self._bring(source, offer)
+                self._fetch(source, offer)
         return offers
 
-    def install(self, wish: str, smoke: Smoke) -> Installation:
+    def install(self, specifier: str, smoke: Smoke) -> Installation:
         """Make a pack the one that runs: fetched if need be, verified, tried, and then switched to.
 
         Args:
-            wish: `NAME` (the newest version that fits) or `NAME:VERSION`.
+            specifier: `NAME` (the newest version that fits) or `NAME:VERSION`.
             smoke: tries the pack and raises when it does not work.
 
         Raises:
             VerificationError: an attack, or a revoked pack. CompatibilityError: it does not fit; nothing of it was fetched.
             BackendError: no network, or a full disk. In every case the adapter runs as before.
         """
-        with self._fresh() as (source, catalogue):
-            offer = self._choose(catalogue, wish)
+        with self._refreshed() as (source, catalogue):
+            offer = self._choose(catalogue, specifier)
             name = offer.terms.name
             current = self._current(name)
             runs = current is not None and current.current.sha256 == offer.sha256
             if current is not None and runs and self._is_sound(offer):
                 return _done(current, False)
-            self._bring(source, offer)
-            self._admit(offer)
+            self._fetch(source, offer)
+            self._promote(offer)
             try:
                 smoke(pack_path(self._store.folder, offer.sha256))
             except BaseException:
-                self._settle()
+                self._recover()
                 raise
             before = (current.previous if runs else current.current) if current else None
             pointer = Installed(name, offer.version, before)
             write_pointer(self._store.folder, pointer)
-            self._settle()
+            self._recover()
         return _done(pointer, True)
 
     def rollback(self, name: str, smoke: Smoke) -> Installation:
@@ -100,12 +101,12 @@ class Device:
         Raises:
             UsageError: there is no such adapter, or no previous version. VerificationError: it was damaged.
         """
-        with self._store.alone():
-            self._settle()
+        with self._store.locked():
+            self._recover()
             pointer = self._current(name)
             if pointer is None or pointer.previous is None:
-                found = "not installed" if pointer is None else "none"
-                raise UsageError(mismatch(f"adapter {name!r}", "a previous version", found, "see quad list"))
+                state = "not installed" if pointer is None else "none"
+                raise UsageError(mismatch(f"adapter {name!r}", "a previous version", state, "see quad list"))
             path = pack_path(self._store.folder, pointer.previous.sha256)
             _same_digest(path, pointer.previous)
             smoke(path)
@@ -113,68 +114,70 @@ class Device:
             write_pointer(self._store.folder, back)
         return _done(back, True)
 
-    def listing(self) -> list[Listed]:
-        """What is installed, and what was known of the repository when it was read last. It changes nothing, and needs no network."""
-        catalogue, pointers = self._known(), self._store.pointers()
+    def listing(self) -> list[AdapterListing]:
+        """Every adapter that is installed, or was on offer when the repository was read last. It changes nothing, and needs no network."""
+        catalogue, pointers = self._last_catalogue(), self._store.pointers()
         names = sorted({*pointers, *catalogue.offers, *(entry.name for entry in catalogue.revoked)})
         return [self._listed(name, pointers.get(name), catalogue) for name in names]
 
-    def _listed(self, name: str, pointer: Installed | None, catalogue: Catalogue) -> Listed:
-        offered = {offer.terms.version: _fit(offer.terms, self._host) for offer in catalogue.offers.get(name, ())}
+    def _listed(self, name: str, pointer: Installed | None, catalogue: Catalogue) -> AdapterListing:
+        offered = {offer.terms.version: _fit(offer.terms, self._platform) for offer in catalogue.offers.get(name, ())}
         revoked = {entry.version: entry.reason for entry in catalogue.revoked if entry.name == name}
         previous = pointer.previous.version if pointer and pointer.previous else None
         runs = pointer is not None and is_whole(self._store.folder, pointer.current)
-        return Listed(name, pointer.current.version if pointer and runs else None, previous, offered, revoked)
+        return AdapterListing(
+            name=name, installed=pointer.current.version if pointer and runs else None, previous=previous, offered=offered, revoked=revoked
+        )
 
     @contextmanager
-    def _fresh(self) -> Iterator[tuple[Source, Catalogue]]:
+    def _refreshed(self) -> Iterator[tuple[Source, Catalogue]]:
         """Alone in the store, with metadata that is fresh, and a store that knows of it."""
-        with self._store.alone():
-            self._settle()
+        with self._store.locked():
+            self._recover()
             trust, access = read_trust(self._store.folder), self._access
             if access.root is not None:
                 trust = same_anchor(trust, access.root) if trust else first_trust(access.root)
             if trust is None:
-                then = "give --root 1.root.json, as the publisher gave it to you"
-                raise UsageError(mismatch(str(self._store.folder), "a root to trust", "none", then))
+                next_step = "give --root 1.root.json, as the publisher gave it to you"
+                raise UsageError(mismatch(str(self._store.folder), "a root to trust", "none", next_step))
             url = access.url or trust.url
             if not url:
                 raise UsageError(mismatch("--url", "where the repository is", "nothing", "it is remembered after the first time"))
-            source = open_source(url, access.patience)
+            source = open_source(url, access.timeouts)
             with self._store.scratch() as scratch:
                 trust = refresh(trust, source, scratch, lambda verified: write_trust(self._store.folder, verified))
-            self._settle()
+            self._recover()
             yield source, trust.catalogue()
 
-    def _settle(self) -> None:
-        for change in self._store.settle(self._known()):
-            self._ears.changed(change)
+    def _recover(self) -> None:
+        for change in self._store.recover(self._last_catalogue()):
+            self._callbacks.on_change(change)
 
-    def _known(self) -> Catalogue:
+    def _last_catalogue(self) -> Catalogue:
         trust = read_trust(self._store.folder)
         return Catalogue({}, ()) if trust is None else trust.catalogue()
 
     def _current(self, name: str) -> Installed | None:
         return self._store.pointers().get(name)
 
-    def _choose(self, catalogue: Catalogue, wish: str) -> Offer:
-        offer = catalogue.choose(wish, lambda terms: not _fit(terms, self._host))
-        check_fit(offer.terms, self._host)
+    def _choose(self, catalogue: Catalogue, specifier: str) -> Offer:
+        offer = catalogue.choose(specifier, lambda terms: not _fit(terms, self._platform))
+        check_fit(offer.terms, self._platform)
         return offer
 
-    def _bring(self, source: Source, offer: Offer) -> None:
+    def _fetch(self, source: Source, offer: Offer) -> None:
         """A pack's verified bytes in the store; what is there already is not fetched again."""
         if self._store.fetched(offer).is_file() or self._is_sound(offer):
             return
         partial = self._store.partial(offer)
-        download_pack(source, offer, partial, lambda there: self._ears.came(offer.label, there, offer.size_bytes))
+        download_pack(source, offer, partial, lambda n_bytes: self._callbacks.on_progress(offer.label, n_bytes, offer.size_bytes))
         self._store.move(partial, self._store.fetched(offer))
 
     def _is_sound(self, offer: Offer) -> bool:
         """Whether an installed pack still has every byte that was signed."""
         return is_whole(self._store.folder, offer.version) and file_digest(pack_path(self._store.folder, offer.sha256)) == offer.sha256
 
-    def _admit(self, offer: Offer) -> None:
+    def _promote(self, offer: Offer) -> None:
         """Among the packs that may be pointed to: whole, and what its signed terms say."""
         fetched, place = self._store.fetched(offer), pack_path(self._store.folder, offer.sha256)
         waits = fetched if fetched.is_file() else place
@@ -190,16 +193,16 @@ class Device:
 
 
 def _same_digest(path: Path, version: Version) -> None:
-    found = file_digest(path)
-    if found != version.sha256:
-        then = "it was damaged on this disk, install it again"
-        raise VerificationError(mismatch(str(path), f"digest {version.sha256[:8]}", found[:8], then))
+    actual = file_digest(path)
+    if actual != version.sha256:
+        next_step = "it was damaged on this disk, install it again"
+        raise VerificationError(mismatch(str(path), f"digest {version.sha256[:8]}", actual[:8], next_step))
 
 
-def _fit(terms: Terms, host: Host) -> str:
+def _fit(terms: Terms, platform: Platform) -> str:
     """Why a pack cannot run here; empty where it can."""
     try:
-        check_fit(terms, host)
+        check_fit(terms, platform)
     except CompatibilityError as error:
         return str(error)
     return ""
@@ -207,4 +210,4 @@ def _fit(terms: Terms, host: Host) -> str:
 
 def _done(pointer: Installed, switched: bool) -> Installation:
     previous = pointer.previous.version if pointer.previous else None
-    return Installation(pointer.name, pointer.current.version, previous, switched)
+    return Installation(name=pointer.name, version=pointer.current.version, previous=previous, switched=switched)

@@ -13,11 +13,11 @@ from tuf.ngclient.fetcher import FetcherInterface
 from quad.core.digests import file_digest
 from quad.core.errors import VerificationError, mismatch
 from quad.core.storage.files import writing_to
-from quad.delivery.device.attack_messages import refusal
+from quad.delivery.device.attack_messages import download_error
 from quad.delivery.device.source import Source
 from quad.delivery.offer import Offer
 
-Told = Callable[[int], None]
+OnProgress = Callable[[int], None]
 
 
 @final
@@ -43,35 +43,37 @@ class MetadataFetcher(FetcherInterface):
         return self.data
 
 
-def download_pack(source: Source, offer: Offer, partial: Path, told: Told = lambda _: None) -> None:
+def download_pack(source: Source, offer: Offer, partial: Path, on_progress: OnProgress = lambda _: None) -> None:
     """Bring a pack's bytes to a file, going on where an earlier try stopped; when this returns they are verified and on the disk.
 
     Args:
         partial: the file; what it holds of another try is used, and believed only when the whole has the right digest.
-        told: called with the bytes that are there so far.
+        on_progress: called with the bytes that are there so far.
 
     Raises:
         VerificationError: endless or slow data, or not the pack that was signed. BackendError: not to be reached, or a full disk.
     """
-    begun = partial.stat().st_size if partial.is_file() else 0
+    resumed_at = partial.stat().st_size if partial.is_file() else 0
     try:
-        _bring(source, offer, partial, told)
+        _receive(source, offer, partial, on_progress)
     except DownloadError as error:
         if isinstance(error, DownloadLengthMismatchError):
             partial.unlink(missing_ok=True)
-        raise refusal(error, f"{source.name}/{offer.location}") from error
-    found = file_digest(partial)
-    if found == offer.sha256:
+        raise download_error(error, f"{source.name}/{offer.location}") from error
+    actual = file_digest(partial)
+    if actual == offer.sha256:
         return
     with writing_to(partial):
         partial.unlink()
-    if begun:  # what was there before may have been the wrong part of it
-        return download_pack(source, offer, partial, told)
-    then = "it was thrown away; try another mirror or ask the publisher"
-    raise VerificationError(mismatch(f"{source.name}/{offer.location}", f"digest {offer.sha256[:8]}", f"{found[:8]} (tampered pack)", then))
+    if resumed_at:  # what was there before may have been the wrong part of it
+        return download_pack(source, offer, partial, on_progress)
+    next_step = "it was thrown away; try another mirror or ask the publisher"
+    raise VerificationError(
+        mismatch(f"{source.name}/{offer.location}", f"digest {offer.sha256[:8]}", f"{actual[:8]} (tampered pack)", next_step)
+    )
 
 
-def _bring(source: Source, offer: Offer, partial: Path, told: Told) -> None:
+def _receive(source: Source, offer: Offer, partial: Path, on_progress: OnProgress) -> None:
     with writing_to(partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
         stream = partial.open("ab")
@@ -88,7 +90,7 @@ def _bring(source: Source, offer: Offer, partial: Path, told: Told) -> None:
                 if have > offer.size_bytes:
                     raise DownloadLengthMismatchError(f"more than {offer.size_bytes} bytes")
                 stream.write(chunk)
-                told(have)
+                on_progress(have)
         stream.flush()
         os.fsync(stream.fileno())
     if have < offer.size_bytes:

@@ -1,4 +1,4 @@
-"""What a device is told to begin with, and what it tells."""
+"""Where a device reads its repository, and the events and records that it reports."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quad.delivery.device.timeouts import Patience
+from quad.delivery.device.timeouts import Timeouts
 
 Progress = Callable[[str, int, int], None]  # label, bytes there, bytes in all
 
 
-class Change(msgspec.Struct, frozen=True):
+class Change(msgspec.Struct, frozen=True, kw_only=True):
     """An adapter that runs another version than before, and why; `now` is None where it does not run any more."""
 
     name: str
@@ -32,28 +32,28 @@ class Access:
 
     url: str | None = None
     root: bytes | None = None
-    patience: Patience = Patience()  # noqa: RUF009 - it is frozen
+    timeouts: Timeouts = Timeouts()  # noqa: RUF009 - it is frozen
 
 
-def _unheard(*_: object) -> None:
+def _ignore(*_: object) -> None:
     """Nobody listens."""
 
 
 @dataclass(frozen=True)
-class Ears:
-    """Who is told what happens.
+class Callbacks:
+    """Called when something happens.
 
     Args:
-        changed: of an adapter that had to step back, at once: what comes after may still fail.
-        came: while a pack comes in.
+        on_change: of an adapter that had to step back, at once: what comes after may still fail.
+        on_progress: while a pack comes in.
     """
 
-    changed: Callable[[Change], None] = _unheard
-    came: Progress = _unheard
+    on_change: Callable[[Change], None] = _ignore
+    on_progress: Progress = _ignore
 
 
-class Installation(msgspec.Struct, frozen=True):
-    """What an install or a rollback did.
+class Installation(msgspec.Struct, frozen=True, kw_only=True):
+    """The result of an install or a rollback.
 
     Args:
         version: the one that runs now. previous: what a rollback would return to.
@@ -66,7 +66,7 @@ class Installation(msgspec.Struct, frozen=True):
     switched: bool
 
 
-class Listed(msgspec.Struct, frozen=True):
+class AdapterListing(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter by name, as far as the device knows.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a device is, and whether a pack on offer can run there: decided before a byte of the pack is fetched."""
+"""The platform that packs must fit, and whether one on offer can run there: decided before a byte of the pack is fetched."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def machine_ram_bytes() -> int:
         return 0
 
 
-@dataclass(frozen=True)
-class Host:
+@dataclass(frozen=True, kw_only=True)
+class Platform:
     """The bundle that packs are for, and the device around it.
 
     Args:
@@ -40,28 +40,28 @@ class Host:
     ram_bytes: int = 0
 
 
-def check_fit(terms: Terms, host: Host) -> None:
+def check_fit(terms: Terms, platform: Platform) -> None:
     """Refuse a pack that cannot run here.
 
     Raises:
         CompatibilityError: other digests, another release of quad, or too little memory.
     """
-    where, then = f"adapter {terms.name}:{terms.version}", "nothing was fetched"
+    where, next_step = f"adapter {terms.name}:{terms.version}", "nothing was fetched"
     for parent in _PARENTS:
-        asked, has = getattr(terms, parent), host.parents.get(parent)
-        if asked is msgspec.UNSET or (has is None and parent == "graph"):
+        required, actual = getattr(terms, parent), platform.parents.get(parent)
+        if required is msgspec.UNSET or (actual is None and parent == "graph"):
             continue
-        if asked != has:
-            found = f"{parent} {(has or 'none')[:8]} of bundle {host.bundle!r}"
+        if required != actual:
+            other = f"{parent} {(actual or 'none')[:8]} of bundle {platform.bundle!r}"
             raise CompatibilityError(
-                mismatch(where, f"{parent} {asked[:8]}", found, f"{then}, it is a pack for another graph: adapt it again")
+                mismatch(where, f"{parent} {required[:8]}", other, f"{next_step}, it is a pack for another graph: adapt it again")
             )
-    if not release_key(terms.at_least) <= release_key(host.release) < release_key(terms.below):
+    if not release_key(terms.at_least) <= release_key(platform.release) < release_key(terms.below):
         expected = f"quad {terms.at_least} or later, before {terms.below}"
-        raise CompatibilityError(mismatch(where, expected, host.release, f"{then}, update quad or take another version"))
-    if host.ram_bytes and host.ram_bytes < terms.min_ram_bytes:
-        found = f"{host.ram_bytes} bytes of memory"
-        raise CompatibilityError(mismatch(where, f"{terms.min_ram_bytes} bytes", found, f"{then}, it needs a larger device"))
+        raise CompatibilityError(mismatch(where, expected, platform.release, f"{next_step}, update quad or take another version"))
+    if platform.ram_bytes and platform.ram_bytes < terms.min_ram_bytes:
+        memory = f"{platform.ram_bytes} bytes of memory"
+        raise CompatibilityError(mismatch(where, f"{terms.min_ram_bytes} bytes", memory, f"{next_step}, it needs a larger device"))
 
 
 def check_manifest(where: str, manifest: AdapterManifest, terms: Terms) -> None:
@@ -71,11 +71,11 @@ def check_manifest(where: str, manifest: AdapterManifest, terms: Terms) -> None:
         VerificationError: another adapter, or one of another graph.
     """
     promised = {parent: getattr(terms, parent) for parent in _PARENTS if getattr(terms, parent) is not msgspec.UNSET}
-    for what, expected, found in (
+    for fact, expected, actual in (
         ("adapter", terms.name, manifest.name),
-        *((p, d, manifest.parents.get(p, "none")) for p, d in promised.items()),
+        *((parent, digest, manifest.parents.get(parent, "none")) for parent, digest in promised.items()),
     ):
-        if expected != found:
-            shown = expected if what == "adapter" else expected[:8]
-            told = repr(found) if what == "adapter" else f"{found[:8]} (a pack of another graph)"
-            raise VerificationError(mismatch(where, f"{what} {shown}", told, "it was not installed, ask the publisher"))
+        if expected != actual:
+            shown = expected if fact == "adapter" else expected[:8]
+            problem = repr(actual) if fact == "adapter" else f"{actual[:8]} (a pack of another graph)"
+            raise VerificationError(mismatch(where, f"{fact} {shown}", problem, "it was not installed, ask the publisher"))

@@ -15,7 +15,7 @@ from tuf.api.exceptions import DownloadError, DownloadHTTPError
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.storage.files import inside
-from quad.delivery.device.timeouts import Patience, Watch, metered
+from quad.delivery.device.timeouts import Deadline, Timeouts, metered
 
 CHUNK_BYTES = 1 << 16
 _MOST_REDIRECTS = 5
@@ -37,7 +37,7 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What to call it, for messages and to open it again."""
+        """Its address, for messages and to open it again."""
 
     def open(self, path: str, start: int, most: int) -> Answer:
         """A file below the repository.
@@ -52,7 +52,7 @@ class Source(Protocol):
         """
 
 
-def open_source(url: str, patience: Patience | None = None) -> Source:
+def open_source(url: str, timeouts: Timeouts | None = None) -> Source:
     """A source by its URL, or by the path of a directory.
 
     Raises:
@@ -65,7 +65,7 @@ def open_source(url: str, patience: Patience | None = None) -> Source:
     except ValueError as error:  # a port or an address that is none
         raise wrong from error
     if over_http:
-        return HttpSource(url, patience or Patience())
+        return HttpSource(url, timeouts or Timeouts())
     folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(url)
     if ("://" in url and parts.scheme != "file") or not folder.is_dir():
         raise wrong
@@ -86,10 +86,10 @@ class DirectorySource:
     def open(self, path: str, start: int, most: int) -> Answer:
         file = inside(self.folder, path)
         try:
-            there = file.is_file()
+            is_file = file.is_file()
         except OSError as error:
             raise DownloadError(f"cannot read {file.name}: {error.strerror}") from error
-        if not there:
+        if not is_file:
             raise DownloadHTTPError(f"no file {path}", 404)
         return Answer(start, self._chunks(file, start))
 
@@ -110,7 +110,7 @@ class HttpSource:
     """A repository behind HTTP or HTTPS; proxies of the environment are not asked."""
 
     url: str
-    patience: Patience
+    timeouts: Timeouts
 
     @property
     def name(self) -> str:
@@ -142,10 +142,10 @@ class HttpSource:
 
     def _ask(self, parts: SplitResult, start: int, most: int) -> Answer | str:
         """The file's bytes, or where to ask instead."""
-        connection = _reached(parts, self.patience.silence_s)
+        connection = _reached(parts, self.timeouts.silence_s)
         headers = {"Accept-Encoding": "identity", "Connection": "close"} | ({"Range": f"bytes={start}-"} if start else {})
         try:
-            with Watch(self.patience.window_s, connection.sock) as watch:
+            with Deadline(self.timeouts.window_s, connection.sock) as deadline:
                 connection.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""), headers=headers)
                 response = connection.getresponse()
             if response.status in _MOVED and response.getheader("Location"):
@@ -155,13 +155,13 @@ class HttpSource:
         except BaseException:
             connection.close()
             raise
-        return Answer(begins, metered(self._chunks(connection, response, watch.line, start + most - begins), self.patience))
+        return Answer(begins, metered(self._chunks(connection, response, deadline.line, start + most - begins), self.timeouts))
 
     def _chunks(
         self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse, line: socket.socket | None, most: int
     ) -> Iterator[bytes]:
         try:
-            with response, Watch(self.patience.window_s + most / self.patience.lowest_rate, line):
+            with response, Deadline(self.timeouts.window_s + most / self.timeouts.lowest_rate, line):
                 while chunk := response.read1(CHUNK_BYTES):
                     yield chunk
                 if response.length:
@@ -172,10 +172,10 @@ class HttpSource:
 
 def _begins(response: http.client.HTTPResponse, start: int) -> int:
     """The byte that an answer begins with: the one asked for, or the first where the server knows no ranges."""
-    found = re.match(r"bytes (\d+)-", response.getheader("Content-Range") or "") if response.status == 206 else None
-    if response.status != 200 and (found is None or int(found[1]) != start):
+    part = re.match(r"bytes (\d+)-", response.getheader("Content-Range") or "") if response.status == 206 else None
+    if response.status != 200 and (part is None or int(part[1]) != start):
         raise DownloadHTTPError(f"HTTP status {response.status}", response.status)
-    return start if found is not None else 0
+    return start if part is not None else 0
 
 
 def _reached(parts: SplitResult, silence_s: float) -> http.client.HTTPConnection:

@@ -52,14 +52,14 @@ class Store:
     folder: Path
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One installer at a time.
 
         Raises:
             InputError: another one is at work.
         """
-        taken = InputError(mismatch(str(self.folder), "no other installer at work on it", "one", "wait for it or choose another --store"))
-        with alone_in(self.folder, taken):
+        in_use = InputError(mismatch(str(self.folder), "no other installer at work on it", "one", "wait for it or choose another --store"))
+        with alone_in(self.folder, in_use):
             yield
 
     @contextmanager
@@ -98,14 +98,14 @@ class Store:
         sync_directory(source.parent)
         sync_directory(self.folder)  # where the directory of the place may be new
 
-    def settle(self, catalogue: Catalogue) -> list[Change]:
+    def recover(self, catalogue: Catalogue) -> list[Change]:
         """Bring the store to rest: adapters that cannot or must not run step back, and what nothing names is removed.
 
         Args:
             catalogue: what is on offer and revoked, as far as the device knows.
         """
-        changes = self._repaired(catalogue)
-        self._remove_strays(catalogue)
+        changes = self._step_back(catalogue)
+        self._remove_orphans(catalogue)
         return changes
 
     def pointers(self) -> dict[str, Installed | None]:
@@ -114,26 +114,26 @@ class Store:
         Raises:
             VerificationError: the system does not let one be read; nobody may call it damaged and remove it.
         """
-        found: dict[str, Installed | None] = {}
+        pointers: dict[str, Installed | None] = {}
         for path in sorted((self.folder / POINTERS).glob(f"[!.]*{POINTER_SUFFIX}")):
             try:
-                found[path.name.removesuffix(POINTER_SUFFIX)] = read_pointer(path)
+                pointers[path.name.removesuffix(POINTER_SUFFIX)] = read_pointer(path)
             except VerificationError as error:
                 if isinstance(error.__cause__, OSError):
                     raise
-                found[path.name.removesuffix(POINTER_SUFFIX)] = None
-        return found
+                pointers[path.name.removesuffix(POINTER_SUFFIX)] = None
+        return pointers
 
-    def _repaired(self, catalogue: Catalogue) -> list[Change]:
+    def _step_back(self, catalogue: Catalogue) -> list[Change]:
         changes = []
         for name, pointer in self.pointers().items():
             if pointer is None:
                 remove_pointer(self.folder, name)
-                changes.append(Change(name, 0, None, "its pointer was damaged"))
+                changes.append(Change(name=name, was=0, now=None, why="its pointer was damaged"))
                 continue
-            why = self._against(pointer.current, catalogue)
+            why = self._obstacle(pointer.current, catalogue)
             back = pointer.previous
-            sound = back if back is not None and not self._against(back, catalogue) else None
+            sound = back if back is not None and not self._obstacle(back, catalogue) else None
             if why and sound is not None:
                 write_pointer(self.folder, Installed(name, sound))
             elif why:
@@ -141,25 +141,27 @@ class Store:
             elif back is not None and sound is None:
                 write_pointer(self.folder, Installed(name, pointer.current))
             if why:
-                changes.append(Change(name, pointer.current.version, sound.version if sound else None, why))
+                changes.append(Change(name=name, was=pointer.current.version, now=sound.version if sound else None, why=why))
         return changes
 
-    def _against(self, version: Version, catalogue: Catalogue) -> str:
+    def _obstacle(self, version: Version, catalogue: Catalogue) -> str:
         """Why a version must not run; empty where it may."""
-        gone = catalogue.revocation(version.sha256)
-        if gone is not None:
-            return f"revoked: {gone.reason}" if gone.reason else "revoked"
+        revocation = catalogue.revocation(version.sha256)
+        if revocation is not None:
+            return f"revoked: {revocation.reason}" if revocation.reason else "revoked"
         return "" if is_whole(self.folder, version) else "its pack was gone or cut"
 
-    def _remove_strays(self, catalogue: Catalogue) -> None:
-        held = [version for pointer in self.pointers().values() if pointer for version in (pointer.current, pointer.previous) if version]
+    def _remove_orphans(self, catalogue: Catalogue) -> None:
+        versions = [
+            version for pointer in self.pointers().values() if pointer for version in (pointer.current, pointer.previous) if version
+        ]
         offered = {f"{offer.sha256}{PACK_SUFFIX}" for offers in catalogue.offers.values() for offer in offers}
-        packs = {pack_path(self.folder, version.sha256).name for version in held}
+        packs = {pack_path(self.folder, version.sha256).name for version in versions}
         with writing_to(self.folder):
             shutil.rmtree(self.folder / STAGE, ignore_errors=True)
-            for place, named in ((PACKS, packs), (FETCHED, offered - packs), (PARTIAL, offered - packs)):
+            for place, expected in ((PACKS, packs), (FETCHED, offered - packs), (PARTIAL, offered - packs)):
                 for path in (self.folder / place).glob("*"):
-                    if path.name not in named and _PACK.fullmatch(path.name):
+                    if path.name not in expected and _PACK.fullmatch(path.name):
                         path.unlink()
             for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.part")):
                 part.unlink()

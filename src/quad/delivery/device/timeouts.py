@@ -15,7 +15,7 @@ from tuf.api.exceptions import DownloadError, SlowRetrievalError
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """How slow a server may be.
 
     Args:
@@ -30,7 +30,7 @@ class Patience:
 
 
 @final
-class Watch:
+class Deadline:
     """Ends a conversation at a moment, however many bytes trickle in: a socket's own timeout begins anew with each of them.
 
     While the block runs it also says in tuf's words what goes wrong there.
@@ -41,7 +41,7 @@ class Watch:
         self._timer = threading.Timer(seconds, self._end)
         self._timer.daemon = True
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Deadline:
         self._timer.start()
         return self
 
@@ -60,18 +60,18 @@ class Watch:
                 self.line.shutdown(socket.SHUT_RDWR)
 
 
-def metered(chunks: Iterator[bytes], patience: Patience, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
+def metered(chunks: Iterator[bytes], timeouts: Timeouts, clock: Callable[[], float] = time.monotonic) -> Iterator[bytes]:
     """The same chunks, as long as they come fast enough.
 
     Raises:
         SlowRetrievalError: a window brought less than it must.
     """
-    since, taken = clock(), 0
+    since, n_bytes = clock(), 0
     for chunk in chunks:
-        taken += len(chunk)
+        n_bytes += len(chunk)
         passed = clock() - since
-        if passed >= patience.window_s:
-            if taken < patience.lowest_rate * passed:
-                raise SlowRetrievalError(f"{taken} bytes in {passed:.0f} s")
-            since, taken = clock(), 0
+        if passed >= timeouts.window_s:
+            if n_bytes < timeouts.lowest_rate * passed:
+                raise SlowRetrievalError(f"{n_bytes} bytes in {passed:.0f} s")
+            since, n_bytes = clock(), 0
         yield chunk

@@ -1,4 +1,4 @@
-"""What a device trusts: one file, `STORE/trust.json`, written in one rename, so that a killed refresh has the old trust or the new.
+"""The metadata that a device trusts: one file, `STORE/trust.json`, written in one rename: a killed refresh has the old trust or the new.
 
 tuf's updater works in a directory of its own for each refresh; what it has verified there is kept, also when the refresh fails later: a new
 root that was seen once cannot be hidden again.
@@ -19,7 +19,7 @@ from tuf.ngclient import Updater
 from quad.core.digests import canonical_json
 from quad.core.errors import QuadError, UsageError, VerificationError, mismatch
 from quad.core.storage.files import sync_directory, write_bytes
-from quad.delivery.device.attack_messages import metadata_refusal, refusal, refused
+from quad.delivery.device.attack_messages import attack_error, download_error, metadata_error
 from quad.delivery.device.download import MetadataFetcher
 from quad.delivery.device.source import Source
 from quad.delivery.offer import Catalogue, read_catalogue
@@ -29,7 +29,7 @@ FARTHEST = 1_000_000  # versions that a role may be ahead of its last one: an ho
 _ROLES = ("timestamp", "snapshot", "targets")
 
 
-class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The texts of the metadata that was verified last.
 
     Args:
@@ -45,7 +45,7 @@ class Trust(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     roles: dict[str, str] = {}
 
     def catalogue(self) -> Catalogue:
-        """What was on offer, and what was revoked, when the repository was read last; nothing before that.
+        """The packs on offer and revoked when the repository was read last; none before that.
 
         Raises:
             VerificationError: it is no list of packs.
@@ -73,19 +73,19 @@ def first_trust(root: bytes) -> Trust:
         VerificationError: it is no root, or not signed by as many of its own keys as it says.
     """
     try:
-        found: Metadata[Any] = Metadata.from_bytes(root)
-        if not isinstance(found.signed, Root):
-            raise RepositoryError(f"it is a {found.signed.type}")
-        found.signed.verify_delegate(Root.type, found.signed_bytes, found.signatures)
+        metadata: Metadata[Any] = Metadata.from_bytes(root)
+        if not isinstance(metadata.signed, Root):
+            raise RepositoryError(f"it is a {metadata.signed.type}")
+        metadata.signed.verify_delegate(Root.type, metadata.signed_bytes, metadata.signatures)
     except RepositoryError as error:
         raise VerificationError(
             mismatch("--root", "a root signed by its own keys", str(error), "ask the publisher for 1.root.json")
         ) from error
-    return Trust(hashlib.sha256(root).hexdigest(), root.decode())
+    return Trust(anchor=hashlib.sha256(root).hexdigest(), root=root.decode())
 
 
 def read_trust(store: Path) -> Trust | None:
-    """What the device trusts; None before its first root.
+    """The trusted metadata; None before its first root.
 
     Raises:
         VerificationError: the file is damaged.
@@ -98,8 +98,8 @@ def read_trust(store: Path) -> Trust | None:
     except FileNotFoundError:
         return None
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RepositoryError) as error:
-        then = "remove it and begin again with --root"
-        raise VerificationError(mismatch(str(path), "what quad wrote there", f"something else ({error})", then)) from error
+        next_step = "remove it and begin again with --root"
+        raise VerificationError(mismatch(str(path), "what quad wrote there", f"something else ({error})", next_step)) from error
     return trust
 
 
@@ -144,28 +144,30 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
     try:
         Updater(str(scratch), "metadata/", fetcher=fetcher, bootstrap=trust.root.encode()).refresh()
     except DownloadError as error:
-        failure, cause = refusal(error, f"{source.name}/{fetcher.path}"), error
+        failure, cause = download_error(error, f"{source.name}/{fetcher.path}"), error
     except RepositoryError as error:
         root = _payload(_newest_root(scratch) or trust.root)
-        failure, cause = metadata_refusal(error, f"{source.name}/{fetcher.path}", fetcher.data, root), error
-    verified = Trust(trust.anchor, _newest_root(scratch) or trust.root, trust.url if failure else source.name, _roles_in(scratch))
-    leap = _leap(trust, verified, source.name)
-    strange = None if leap or failure else _strange(verified)
-    kept = verified
-    if leap is not None:
-        kept = msgspec.structs.replace(trust, root=verified.root)
-    elif strange is not None:  # the list of packs of before is still good for what is installed
-        kept = msgspec.structs.replace(verified, roles={**verified.roles, "targets": trust.roles.get("targets", "")})
-    if kept != trust:  # a root that was given by mistake, and that nothing was verified with, is forgotten
-        keep(kept)
-    wrong = leap or failure or strange
+        failure, cause = metadata_error(error, f"{source.name}/{fetcher.path}", fetcher.data, root), error
+    verified = Trust(
+        anchor=trust.anchor, root=_newest_root(scratch) or trust.root, url=trust.url if failure else source.name, roles=_roles_in(scratch)
+    )
+    fast_forward = _fast_forward(trust, verified, source.name)
+    malformed = None if fast_forward or failure else _malformed(verified)
+    trusted = verified
+    if fast_forward is not None:
+        trusted = msgspec.structs.replace(trust, root=verified.root)
+    elif malformed is not None:  # the list of packs of before is still good for what is installed
+        trusted = msgspec.structs.replace(verified, roles={**verified.roles, "targets": trust.roles.get("targets", "")})
+    if trusted != trust:  # a root that was given by mistake, and that nothing was verified with, is forgotten
+        keep(trusted)
+    wrong = fast_forward or failure or malformed
     if wrong is not None:
         raise wrong from cause
     return verified
 
 
-def _strange(trust: Trust) -> QuadError | None:
-    """What is wrong with a list of packs that is well signed."""
+def _malformed(trust: Trust) -> QuadError | None:
+    """The error in a list of packs that is well signed; None where it is one of packs."""
     try:
         trust.catalogue()
     except VerificationError as error:
@@ -174,8 +176,8 @@ def _strange(trust: Trust) -> QuadError | None:
 
 
 def _newest_root(scratch: Path) -> str | None:
-    found = {int(path.name.split(".")[0]): path for path in (scratch / "root_history").glob("*.root.json")}
-    return found[max(found)].read_text(encoding="utf-8") if found else None
+    roots = {int(path.name.split(".")[0]): path for path in (scratch / "root_history").glob("*.root.json")}
+    return roots[max(roots)].read_text(encoding="utf-8") if roots else None
 
 
 def _roles_in(scratch: Path) -> dict[str, str]:
@@ -183,10 +185,10 @@ def _roles_in(scratch: Path) -> dict[str, str]:
     return {role: path.read_text(encoding="utf-8") for role, path in files.items() if path.is_file()}
 
 
-def _leap(before: Trust, after: Trust, where: str) -> QuadError | None:
+def _fast_forward(before: Trust, after: Trust, where: str) -> QuadError | None:
     """A fast-forward: whoever has a role's key for an hour would else end all later versions."""
     for role, text in after.roles.items():
-        last, found = _version(before.roles.get(role)), _version(text)
-        if found > last + FARTHEST:
-            return refused(f"{where}/metadata/{role}.json", f"a version of at most {last + FARTHEST}", str(found), "fast-forward")
+        last, version = _version(before.roles.get(role)), _version(text)
+        if version > last + FARTHEST:
+            return attack_error(f"{where}/metadata/{role}.json", f"a version of at most {last + FARTHEST}", str(version), "fast-forward")
     return None

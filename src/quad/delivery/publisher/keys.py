@@ -83,12 +83,12 @@ class Keys:
             UsageError: fewer than that. InputError: wrong password or damaged file.
         """
         named = root.roles[role]
-        found = [self._open(self._path(role, keyid), keyid) for keyid in named.keyids if self._path(role, keyid).is_file()]
-        needed = named.threshold if least is None else least
-        if len(found) < needed:
+        signers = [self._open(self._path(role, keyid), keyid) for keyid in named.keyids if self._path(role, keyid).is_file()]
+        least_keys = named.threshold if least is None else least
+        if len(signers) < least_keys:
             where = str(self._path(role, "").parent)
-            raise UsageError(mismatch(where, f"{needed} keys of role {role}", len(found), "name the directory that holds them"))
-        return found
+            raise UsageError(mismatch(where, f"{least_keys} keys of role {role}", len(signers), "name the directory that holds them"))
+        return signers
 
     def retire(self, role: str, keyid: str) -> None:
         """Put a key's file aside that signs no more.

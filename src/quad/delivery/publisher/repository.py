@@ -37,11 +37,11 @@ from quad.delivery.publisher.signed import (
     read_state,
     write_root,
 )
-from quad.delivery.publisher.terms import Wishes
+from quad.delivery.publisher.terms import PublishTerms
 
 
 class Refreshed(msgspec.Struct, frozen=True):
-    """What a refresh did: roles signed anew, days that each role has left, and those past half of their life: they need their keys."""
+    """The result of a refresh: roles signed anew, days that each role has left, and those past half of their life: they need their keys."""
 
     signed: tuple[str, ...]
     left_days: dict[str, int]
@@ -70,7 +70,7 @@ class Repository:
         Raises:
             InputError: there is something at the place.
         """
-        with self._alone():
+        with self._locked():
             if any(self._folder.iterdir()):
                 raise InputError(mismatch(str(self._folder), "a new or empty directory", "something else", "choose another place"))
             state, signers = new_state(self._keys)
@@ -78,62 +78,62 @@ class Repository:
             publish(self._folder, state, ONLINE, signers)
         return self._folder / METADATA / "1.root.json"
 
-    def add(self, packs: Sequence[Path], wishes: Wishes) -> list[Offer]:
+    def add(self, packs: Sequence[Path], terms: PublishTerms) -> list[Offer]:
         """Offer packs, each as the next version of its adapter.
 
         Raises:
             VerificationError: a pack was changed. InputError: one is on offer already, or was revoked.
         """
-        with self._alone():
+        with self._locked():
             state, signers = self._open()
-            made = [self._add(state.targets, path, wishes) for path in packs]
+            offers = [self._add(state.targets, path, terms) for path in packs]
             publish(self._folder, state, [Targets.type], signers)
-        return made
+        return offers
 
-    def _add(self, targets: Targets, path: Path, wishes: Wishes) -> Offer:
+    def _add(self, targets: Targets, path: Path, terms: PublishTerms) -> Offer:
         pack, catalogue = read_pack(path), read_catalogue(targets)
         sha256 = file_digest(path)
         offered = {offer.sha256: offer.label for offers in catalogue.offers.values() for offer in offers}
-        gone = catalogue.revocation(sha256)
-        if sha256 in offered or gone is not None:
-            found = f"revoked as {gone.name}:{gone.version}" if gone is not None else f"on offer as {offered[sha256]}"
-            raise InputError(mismatch(str(path), "a pack that is new to the repository", f"one that is {found}", "leave it out"))
+        revocation = catalogue.revocation(sha256)
+        if sha256 in offered or revocation is not None:
+            earlier = f"revoked as {revocation.name}:{revocation.version}" if revocation is not None else f"on offer as {offered[sha256]}"
+            raise InputError(mismatch(str(path), "a pack that is new to the repository", f"one that is {earlier}", "leave it out"))
         name = pack.manifest.name
-        taken = [offer.terms.version for offer in catalogue.offers.get(name, ())]
-        taken += [entry.version for entry in catalogue.revoked if entry.name == name]
-        offer = Offer(wishes.terms(pack, max(taken, default=0) + 1), sha256, path.stat().st_size)
+        versions = [offer.terms.version for offer in catalogue.offers.get(name, ())]
+        versions += [entry.version for entry in catalogue.revoked if entry.name == name]
+        offer = Offer(terms.of_pack(pack, max(versions, default=0) + 1), sha256, path.stat().st_size)
         _copy(path, self._folder / offer.location)
         custom = {"custom": msgspec.to_builtins(offer.terms)}
-        place = target_path(name, offer.terms.version)
-        targets.targets[place] = TargetFile(offer.size_bytes, {"sha256": sha256}, place, custom)
+        path_in_targets = target_path(name, offer.terms.version)
+        targets.targets[path_in_targets] = TargetFile(offer.size_bytes, {"sha256": sha256}, path_in_targets, custom)
         return offer
 
-    def revoke(self, wish: str, reason: str = "") -> list[Revocation]:
+    def revoke(self, specifier: str, reason: str = "") -> list[Revocation]:
         """Withdraw `NAME:VERSION`, or every version of `NAME`: no device installs it any more, and those that have it stop to run it.
 
         Raises:
             UsageError: nothing of that name is on offer.
         """
-        with self._alone():
+        with self._locked():
             state, signers = self._open()
             catalogue = read_catalogue(state.targets)
-            catalogue.choose(wish, lambda _: True)  # there is one, or a line says why not
-            name, _, number = wish.partition(":")
+            catalogue.choose(specifier, lambda _: True)  # there is one, or a line says why not
+            name, _, number = specifier.partition(":")
             chosen = [offer for offer in catalogue.offers[name] if number in ("", str(offer.terms.version))]
-            made = [Revocation(name, offer.terms.version, offer.sha256, reason) for offer in chosen]
+            withdrawn = [Revocation(name=name, version=offer.terms.version, sha256=offer.sha256, reason=reason) for offer in chosen]
             for offer in chosen:
                 del state.targets.targets[target_path(name, offer.terms.version)]
-            told: list[Any] = msgspec.to_builtins([*revocations(state.targets), *made])
-            state.targets.unrecognized_fields[REVOKED] = told
+            entries: list[Any] = msgspec.to_builtins([*revocations(state.targets), *withdrawn])
+            state.targets.unrecognized_fields[REVOKED] = entries
             publish(self._folder, state, [Targets.type], signers)
             for offer in chosen:
                 with writing_to(self._folder / offer.location):
                     (self._folder / offer.location).unlink(missing_ok=True)
-        return made
+        return withdrawn
 
     def refresh(self) -> Refreshed:
         """Sign `timestamp.json` anew, and what has less than half of its life left and keys at hand."""
-        with self._alone():
+        with self._locked():
             state = read_state(self._folder)
             at_hand = {role: self._keys.signers(role, state.root, least=0) for role in ONLINE}
             ageing = [role for role, payload in ((Targets.type, state.targets), (Snapshot.type, state.snapshot)) if _is_ageing(payload)]
@@ -156,40 +156,42 @@ class Repository:
         unknown = sorted(set(roles) - set(ROLES))
         if unknown or not roles:
             raise UsageError(mismatch("ROLE", f"one of {', '.join(ROLES)}", ", ".join(unknown) or "none", "choose of these"))
-        with self._alone():
+        with self._locked():
             state, signers = self._open(lost=roles)
             old, lost = state.root, [role for role in roles if role in ONLINE and not signers[role]]
             before = self._keys.signers(Root.type, old)
-            made = {role: [self._keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)] for role in dict.fromkeys(roles)}
+            new_signers = {
+                role: [self._keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)] for role in dict.fromkeys(roles)
+            }
             between = old
             if lost:  # nobody can sign with old and new keys: a root comes first that knows both
-                between = _next_root(old, {role: made[role] for role in lost})
+                between = _next_root(old, {role: new_signers[role] for role in lost})
                 write_root(self._folder, between, before)
-            root = _next_root(between, made, instead=True)
-            both = {role: [*signers[role], *made.get(role, ())] for role in ONLINE}
+            root = _next_root(between, new_signers, instead=True)
+            both = {role: [*signers[role], *new_signers.get(role, ())] for role in ONLINE}
             publish(self._folder, state, [role for role in ONLINE if role in roles], both)
-            write_root(self._folder, root, [*before, *made.get(Root.type, ())])
+            write_root(self._folder, root, [*before, *new_signers.get(Root.type, ())])
             for role in roles:
                 for keyid in old.roles[role].keyids:
                     self._keys.retire(role, keyid)
         return root.version
 
     def _open(self, lost: Sequence[str] = ()) -> tuple[State, dict[str, list[CryptoSigner]]]:
-        """What is published, and who can sign the next of it; keys of roles that get new ones may be lost."""
+        """The published state, and signers for the next one; keys of roles that get new ones may be lost."""
         state = read_state(self._folder)
         return state, {role: self._keys.signers(role, state.root, 0 if role in lost else None) for role in ONLINE}
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _locked(self) -> Iterator[None]:
         with alone_in(self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))):
             yield
 
 
-def _next_root(old: Root, made: Mapping[str, Sequence[CryptoSigner]], instead: bool = False) -> Root:
+def _next_root(old: Root, new_signers: Mapping[str, Sequence[CryptoSigner]], instead: bool = False) -> Root:
     """The root after another, with new keys of roles beside the old ones, or instead of them."""
     root = copy.deepcopy(old)
     root.version, root.expires = old.version + 1, expiry(Root.type, now())
-    for role, signers in made.items():
+    for role, signers in new_signers.items():
         for keyid in root.roles[role].keyids[:] if instead else ():
             root.revoke_key(keyid, role)
         for signer in signers:

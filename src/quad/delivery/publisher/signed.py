@@ -44,9 +44,9 @@ def expiry(role: str, at: datetime) -> datetime:
     return at + timedelta(days=LIFE_DAYS[role])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class State:
-    """What was last published."""
+    """The four roles as last published."""
 
     root: Root
     targets: Targets
@@ -61,27 +61,27 @@ def read_state(repository: Path) -> State:
         InputError: there is no repository. VerificationError: a file was changed.
     """
     folder = repository / METADATA
-    roots = [int(found[1]) for path in folder.glob("*.root.json") if (found := re.fullmatch(r"(\d+)\.root\.json", path.name))]
+    roots = [int(number[1]) for path in folder.glob("*.root.json") if (number := re.fullmatch(r"(\d+)\.root\.json", path.name))]
     if not roots:
         raise InputError(mismatch(str(repository), "a repository", "none", "make one with quad publish init"))
     root = _read(folder / f"{max(roots)}.root.json", Root, None)
     timestamp = _read(folder / "timestamp.json", Timestamp, root)
     snapshot = _read(folder / f"{timestamp.snapshot_meta.version}.snapshot.json", Snapshot, root)
     targets = _read(folder / f"{snapshot.meta['targets.json'].version}.targets.json", Targets, root)
-    return State(root, targets, snapshot, timestamp)
+    return State(root=root, targets=targets, snapshot=snapshot, timestamp=timestamp)
 
 
 def _read(path: Path, kind: type[T], root: Root | None) -> T:
     try:
-        found: Metadata[Any] = Metadata.from_file(str(path))
-        trusted = root if root is not None else found.signed
-        if not isinstance(found.signed, kind) or not isinstance(trusted, Root):
-            raise RepositoryError(f"it is a {found.signed.type}")
-        trusted.verify_delegate(kind.type, found.signed_bytes, found.signatures)
+        metadata: Metadata[Any] = Metadata.from_file(str(path))
+        trusted = root if root is not None else metadata.signed
+        if not isinstance(metadata.signed, kind) or not isinstance(trusted, Root):
+            raise RepositoryError(f"it is a {metadata.signed.type}")
+        trusted.verify_delegate(kind.type, metadata.signed_bytes, metadata.signatures)
     except (RepositoryError, StorageError) as error:
-        then = "it was changed outside of quad, restore the repository"
-        raise VerificationError(mismatch(str(path), f"signed {kind.type} metadata", f"something else ({error})", then)) from error
-    return found.signed
+        next_step = "it was changed outside of quad, restore the repository"
+        raise VerificationError(mismatch(str(path), f"signed {kind.type} metadata", f"something else ({error})", next_step)) from error
+    return metadata.signed
 
 
 def signed_bytes(payload: Signed, signers: Sequence[CryptoSigner]) -> bytes:
@@ -113,8 +113,8 @@ def publish(repository: Path, state: State, changed: Sequence[str], signers: Sig
         state.snapshot.meta["targets.json"] = MetaFile(state.targets.version)
         data = signed_bytes(state.targets, signers[Targets.type])
         if len(data) > LARGEST_LIST:
-            then = "nothing was published; revoke packs that nobody needs, or begin another repository"
-            raise InputError(mismatch("targets.json", f"at most {LARGEST_LIST} bytes, devices read no more", len(data), then))
+            next_step = "nothing was published; revoke packs that nobody needs, or begin another repository"
+            raise InputError(mismatch("targets.json", f"at most {LARGEST_LIST} bytes, devices read no more", len(data), next_step))
         _put(repository, f"{state.targets.version}.targets.json", data)
     if Targets.type in changed or Snapshot.type in changed:
         _next(state.snapshot, at)
@@ -141,11 +141,11 @@ def new_state(keys: Keys) -> tuple[State, dict[str, list[CryptoSigner]]]:
     at = now()
     root = Root(expires=expiry(Root.type, at), consistent_snapshot=True)
     signers = {role: [keys.make(role) for _ in range(ROOT_KEYS if role == Root.type else 1)] for role in ROLES}
-    for role, made in signers.items():
-        for signer in made:
+    for role, role_signers in signers.items():
+        for signer in role_signers:
             root.add_key(signer.public_key, role)
     root.roles[Root.type].threshold = ROOT_THRESHOLD
-    state = State(root, Targets(expires=at), Snapshot(expires=at), Timestamp(expires=at))
+    state = State(root=root, targets=Targets(expires=at), snapshot=Snapshot(expires=at), timestamp=Timestamp(expires=at))
     for payload in (state.targets, state.snapshot, state.timestamp):
         payload.version = 0
     return state, signers

@@ -1,4 +1,4 @@
-"""What a publisher wants of devices that run its packs, and the terms that come of it."""
+"""The terms that a publisher sets devices that run its packs."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from quad.delivery.offer import Release, Terms, release_key
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a publisher says of packs that the packs do not say themselves.
+class PublishTerms:
+    """Terms that the publisher sets, beside those that a pack itself states.
 
     Args:
         at_least, below: releases of quad that can run them, the second one no more.
@@ -30,34 +30,34 @@ class Wishes:
         Raises:
             UsageError: one is no release, or they are no range.
         """
-        told = f"{self.at_least}..{self.below}"
+        releases = f"{self.at_least}..{self.below}"
         try:
             first, before = (release_key(msgspec.convert(release, Release)) for release in (self.at_least, self.below))
         except msgspec.ValidationError as error:
-            raise UsageError(mismatch("--runtime", "releases", told, "write them as 0.1 or 0.2.1")) from error
+            raise UsageError(mismatch("--runtime", "releases", releases, "write them as 0.1 or 0.2.1")) from error
         if first >= before:
-            raise UsageError(mismatch("--runtime", "a range of releases", told, "write the lower one first"))
+            raise UsageError(mismatch("--runtime", "a range of releases", releases, "write the lower one first"))
 
-    def terms(self, pack: Pack, version: int) -> Terms:
+    def of_pack(self, pack: Pack, version: int) -> Terms:
         """The terms of one pack.
 
         Raises:
             InputError: the pack does not say for which bundle it is.
         """
-        said = pack.manifest
+        manifest = pack.manifest
         fields: dict[str, object] = {
-            "name": said.name,
+            "name": manifest.name,
             "version": version,
-            "slots": said.parents.get("slots"),
-            "profile": said.parents.get("profile"),
+            "slots": manifest.parents.get("slots"),
+            "profile": manifest.parents.get("profile"),
             "at_least": self.at_least,
             "below": self.below,
-            "min_ram_bytes": said.size_bytes if self.min_ram_bytes is None else self.min_ram_bytes,
-            "tasks": sorted(said.tasks),
+            "min_ram_bytes": manifest.size_bytes if self.min_ram_bytes is None else self.min_ram_bytes,
+            "tasks": sorted(manifest.tasks),
         }
-        if "graph" in said.parents:
-            fields["graph"] = said.parents["graph"]
+        if "graph" in manifest.parents:
+            fields["graph"] = manifest.parents["graph"]
         try:
             return msgspec.convert(fields, Terms)
         except msgspec.ValidationError as error:
-            raise InputError(mismatch(f"pack {said.name!r}", "digests of its bundle", str(error), "pack it with quad adapt")) from error
+            raise InputError(mismatch(f"pack {manifest.name!r}", "digests of its bundle", str(error), "pack it with quad adapt")) from error
