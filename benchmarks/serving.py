@@ -48,7 +48,11 @@ def requests_of(tasks: Mapping[str, TaskSpec], size: int, count: int) -> list[Re
             picture = draw.integers(0, 256, (size, size, 3), dtype=np.uint8) if spec.reads_picture else None
             mask = (draw.random((size, size)) < 0.2).astype(np.uint8) * 255 if spec.mask == "input" else None
             steps = None if spec.sampler.kind == "olss" else 1
-            found.append(Request(WORDS[number % len(WORDS)], task, image=picture, mask_image=mask, num_inference_steps=steps, seed=number))
+            found.append(
+                Request(
+                    prompt=WORDS[number % len(WORDS)], task=task, image=picture, mask_image=mask, num_inference_steps=steps, seed=number
+                )
+            )
     return found
 
 

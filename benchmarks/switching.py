@@ -38,11 +38,11 @@ from benchmarks.rig.switching_world import (
 
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
-from quad.runtime.adapters.buffers import padded_bytes, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
-from quad.runtime.engines.binding import Binder
 from quad.runtime.engines.engine import SwitchSession, open_engine
+from quad.runtime.engines.graph import bind_buffers
 
 BUDGET_ADAPTERS, PEFT_ADAPTERS = 4, 3
 LOADS = 5  # of the merged graph
@@ -62,14 +62,19 @@ class Ours:
         zeros = zero_buffers(slots)
         self.one = padded_bytes(zeros, zeros)
         self.store = AdapterStore(self.bundle, None if budget is None else budget * self.one)
-        self._binder = Binder({"unet": self._session}, {"unet": [*slots.input_shapes()]})
+        self._names = [*slots.input_shapes()]
+        self._bound: Buffers = self.store.zeros
+
+    def _bind(self, buffers: Buffers) -> None:
+        self._bound = buffers  # held as long as it is bound, so that the store knows it to be in use
+        bind_buffers(self._session, buffers, self._names)
 
     def switch(self, name: str) -> None:
-        self._binder.bind(self.store.buffers(name), name)
+        self._bind(self.store.buffers(name))
 
     def rest(self) -> None:
         """Bound to the base, nothing in memory."""
-        self._binder.bind(self.store.zeros, "")
+        self._bind(self.store.zeros)
         self.store.close()
 
     def check(self, name: str) -> None:
@@ -113,7 +118,7 @@ def _turns(ours: Ours, names: list[str], cold: bool, first: bool, repeats: int) 
     for turn in range(-len(names), repeats):
         name = names[turn % len(names)]
         if first:
-            ours.store.drop(name)
+            ours.store.unregister(name)
         times = {}
         for side in ("read", "switch") if turn % 2 else ("switch", "read"):
             _drop_pages(ours.file(name)) if cold else ours.file(name).read_bytes()

@@ -27,7 +27,7 @@ from quad.model.base.open import open_model
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Engine, default_threads, open_engine
-from quad.runtime.engines.fair_lock import Turns
+from quad.runtime.engines.fair_lock import FairLock
 from quad.runtime.engines.graph import Graph, Slots, open_graphs
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.request import Request
@@ -100,8 +100,8 @@ def _swapped(merged: Mapping[str, Path], threads: int) -> dict[str, Any]:
         engine = _engine(bundle)
         graphs = open_graphs(bundle, engine, threads, "keep-all")
         load = partial(engine.load, bundle.graph(UNET), threads)
-        graphs[UNET] = Graph(load, Slots(UNET, {}), kept=False, budget=Turns())
-        pipes[task] = QuadPipeline(bundle, graphs, engine.name, "keep-all")
+        graphs[UNET] = Graph(load, Slots(UNET, {}), resident=False, budget=FairLock())
+        pipes[task] = QuadPipeline(bundle, graphs, engine=engine.name, memory="keep-all")
     start = perf_counter()
     for number in range(IMAGES):
         pipe = pipes[TASKS[number % len(TASKS)]]
@@ -130,4 +130,4 @@ def _request(number: int, size: int) -> Request:
     mask[size // 4 : size // 2, size // 4 : size // 2] = 255
     task = TASKS[number % len(TASKS)]
     hole = mask if task == "removal" else None
-    return Request("", task, image=picture, mask_image=hole, num_inference_steps=STEPS, seed=number)
+    return Request(prompt="", task=task, image=picture, mask_image=hole, num_inference_steps=STEPS, seed=number)

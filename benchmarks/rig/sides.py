@@ -18,8 +18,8 @@ from quad.core.memory import peak_ram_bytes
 from quad.core.slots import SlotTable
 from quad.evaluate.bench.timing import median
 from quad.runtime.adapters.buffers import Buffers
-from quad.runtime.engines.binding import Binder
 from quad.runtime.engines.engine import open_engine
+from quad.runtime.engines.graph import bind_buffers
 
 COMPONENT = "unet"
 _SEED, _SWITCHES = 0, 200
@@ -86,9 +86,12 @@ class _Loaded:
         self._feed = {name: draw.standard_normal(_static(shape)).astype(np.float32)
                       for name, shape in self._session.inputs.items() if name not in self._shapes}  # fmt: skip
         self._feed["timestep"][:] = 500.0
-        self._binder = Binder({COMPONENT: self._session}, {COMPONENT: list(self._shapes)})
         if self._shapes:
-            self._binder.bind(self._adapter(1), "1")
+            self._bind(self._adapter(1))
+
+    def _bind(self, buffers: Buffers) -> None:
+        self._bound = buffers  # held as long as it is bound
+        bind_buffers(self._session, buffers, self._shapes)
 
     def step(self, _: object) -> float:
         start = perf_counter()
@@ -103,7 +106,7 @@ class _Loaded:
         adapters = {name: self._adapter(int(name)) for name in ("1", "2")}
         outputs = []
         for name in ("1", "2", "1"):
-            self._binder.bind(adapters[name], name)
+            self._bind(adapters[name])
             outputs.append(self._session.run(self._feed))
         return {"same": bool(np.array_equal(outputs[0], outputs[2])), "different": not np.array_equal(outputs[0], outputs[1])}
 
@@ -114,13 +117,13 @@ class _Loaded:
         for count in counts:
             for number in range(len(adapters) + 1, count + 1):
                 adapters[str(number)] = self._adapter(number)
-                self._binder.bind(adapters[str(number)], str(number))
+                self._bind(adapters[str(number)])
             found[count] = median([self._switched(adapters, str(1 + k % count)) for k in range(_SWITCHES)])
         return found
 
     def _switched(self, adapters: dict[str, Buffers], name: str) -> float:
         start = perf_counter()
-        self._binder.bind(adapters[name], name)
+        self._bind(adapters[name])
         return (perf_counter() - start) * 1e3
 
     def _adapter(self, number: int) -> Buffers:

@@ -235,10 +235,10 @@ def scheduler(held: HeldPipeline, clock: Clock) -> Iterator[Scheduler]:
 def requests(picture: NDArray[np.uint8], mask: NDArray[np.uint8]) -> list[Request]:
     """All tasks, a mix, the base by name, guidance on and off."""
     return [
-        Request("the car", seed=1),
-        Request("make it night", task="transform", image=picture, seed=2),
-        Request("remove the car", task="removal", image=picture, mask_image=mask, seed=3),
-        Request("the car", task="sketch", image=picture, seed=4, negative_prompt="night"),
-        Request("the car", task="text-to-image", adapters={"transform": 0.5, "removal": 0.25}, seed=5),
-        Request("the car", task="sketch", adapters={}, image=picture, guidance_scale=1.0, seed=6),
+        Request(prompt="the car", seed=1),
+        Request(prompt="make it night", task="transform", image=picture, seed=2),
+        Request(prompt="remove the car", task="removal", image=picture, mask_image=mask, seed=3),
+        Request(prompt="the car", task="sketch", image=picture, seed=4, negative_prompt="night"),
+        Request(prompt="the car", task="text-to-image", adapters={"transform": 0.5, "removal": 0.25}, seed=5),
+        Request(prompt="the car", task="sketch", adapters={}, image=picture, guidance_scale=1.0, seed=6),
     ]

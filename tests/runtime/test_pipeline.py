@@ -153,10 +153,10 @@ def test_a_call_that_is_given_up_leaves_the_pipeline_as_it_was(pipe: QuadPipelin
 
 def test_stages_of_several_pictures_in_any_order(pipe: QuadPipeline, picture: np.ndarray, mask: np.ndarray) -> None:
     asked = [
-        Request("the car", task="sketch", image=picture, seed=1),
-        Request("make it night", task="transform", image=picture, seed=2),
-        Request("remove the car", task="removal", image=picture, mask_image=mask, seed=3),
-        Request("the car", adapters={"sketch": 0.5}, task="text-to-image"),
+        Request(prompt="the car", task="sketch", image=picture, seed=1),
+        Request(prompt="make it night", task="transform", image=picture, seed=2),
+        Request(prompt="remove the car", task="removal", image=picture, mask_image=mask, seed=3),
+        Request(prompt="the car", adapters={"sketch": 0.5}, task="text-to-image"),
     ]
     alone = [np.asarray(pipe.finish(pipe.prepare(one)).images[0]) for one in asked]
     prepared = [pipe.prepare(one) for one in asked]
@@ -243,7 +243,7 @@ def test_what_a_replaced_adapter_took_is_free_at_once(
     write_pack(tmp_path / "ink.qpack", *ink)
     pipe.load_lora_weights(tmp_path / "ink.qpack", "pen")
     pipe.set_adapters("pen")
-    old = [weakref.ref(array) for array in pipe._store.buffers("pen").values()]
+    old = [weakref.ref(array) for array in pipe.switch.store.buffers("pen").values()]
     pipe.set_adapters("sketch")
     pipe.load_lora_weights(tmp_path / "ink.qpack", "pen")
     gc.collect()

@@ -7,7 +7,7 @@ import pytest
 from quad.core.errors import UsageError
 from quad.core.manifest import NoiseSchedule, OlssTable, SamplerSpec, TaskSpec
 from quad.core.sampling import SamplerSettings
-from quad.runtime.tasks import Wishes, as_wished, choose_task, with_steps
+from quad.runtime.request import Request, choose_task, with_overrides, with_steps
 
 EULER = SamplerSpec(kind="euler", steps=4)
 OLSS = SamplerSpec(kind="olss", steps=1, olss=OlssTable((999,), (1.0,), ((0.5,),)))
@@ -42,7 +42,7 @@ def test_steps() -> None:
 
 def test_wishes_change_a_task_for_one_call() -> None:
     edit = TaskSpec(adapter=None, sampler=EULER, condition="image", mask="ones", guidance=7.5, image_guidance=1.5)
-    wishes = Wishes(3, strength=0.5, guidance_scale=2, image_guidance_scale=1)
+    request = Request(num_inference_steps=3, strength=0.5, guidance_scale=2, image_guidance_scale=1)
     expected = TaskSpec(
         adapter=None,
         sampler=SamplerSpec(kind="euler", steps=3),
@@ -52,21 +52,21 @@ def test_wishes_change_a_task_for_one_call() -> None:
         strength=0.5,
         image_guidance=1.0,
     )
-    assert as_wished("transform", edit, wishes, NoiseSchedule()) == expected
-    assert as_wished("transform", edit, Wishes(), NoiseSchedule()) == edit
+    assert with_overrides("transform", edit, request, NoiseSchedule()) == expected
+    assert with_overrides("transform", edit, Request(), NoiseSchedule()) == edit
 
 
 @pytest.mark.parametrize(
-    ("wishes", "says"),
+    ("overrides", "says"),
     [
-        (Wishes(strength=0.5), "strength: expected a task that begins at a picture, which text-to-image does not, found 0.5"),
-        (Wishes(image_guidance_scale=2.0), "image_guidance_scale: expected a task with picture guidance, found text-to-image"),
-        (Wishes(guidance_scale=float("inf")), "guidance_scale: expected a finite number, found inf"),
+        (Request(strength=0.5), "strength: expected a task that begins at a picture, which text-to-image does not, found 0.5"),
+        (Request(image_guidance_scale=2.0), "image_guidance_scale: expected a task with picture guidance, found text-to-image"),
+        (Request(guidance_scale=float("inf")), "guidance_scale: expected a finite number, found inf"),
     ],
 )
-def test_wishes_that_cannot_be_granted(wishes: Wishes, says: str) -> None:
+def test_wishes_that_cannot_be_granted(overrides: Request, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        as_wished("text-to-image", TASKS["text-to-image"], wishes, NoiseSchedule())
+        with_overrides("text-to-image", TASKS["text-to-image"], overrides, NoiseSchedule())
     for strength in (0.0, -1.0, 1.01, float("nan")):
         with pytest.raises(UsageError, match="strength: expected more than 0, at most 1"):
-            as_wished("sketch", TASKS["sketch"], Wishes(strength=strength), NoiseSchedule())
+            with_overrides("sketch", TASKS["sketch"], Request(strength=strength), NoiseSchedule())

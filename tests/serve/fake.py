@@ -95,8 +95,8 @@ class FakeScheduler:
         self.asked.append(how)
         return self.tickets[-1]
 
-    def install(self, path: Path, name: str | None = None) -> str:
-        return self._pipe.admit(path, name)
+    def register(self, path: Path, name: str | None = None) -> str:
+        return self._pipe.switch.register(path, name)
 
     def close(self, *, drain: bool = False) -> None:
         for ticket in self.tickets:

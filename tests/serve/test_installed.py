@@ -28,7 +28,7 @@ def pipe(tiny_bundle: Path) -> QuadPipeline:
 
 @pytest.fixture
 def installed(pipe: QuadPipeline, tmp_path: Path) -> InstalledAdapters:
-    return InstalledAdapters(tmp_path, pipe.admit, pipe.dismiss)
+    return InstalledAdapters(tmp_path, pipe.switch.register, pipe.switch.unregister)
 
 
 def _pixels(pipe: QuadPipeline, name: str) -> Any:
@@ -37,19 +37,19 @@ def _pixels(pipe: QuadPipeline, name: str) -> Any:
 
 
 def test_new_changed_and_removed_pointers_are_followed(pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
-    installed.look()
+    installed.refresh()
     assert (installed.names, installed.notes) == (frozenset(), ())
     install_pack(tmp_path, "ink", ink, 1)
-    installed.look()
+    installed.refresh()
     first = _pixels(pipe, "ink")
     install_pack(tmp_path, "ink", (ink[0], adapter_tensors(10, 2)), 2)
-    installed.look()
+    installed.refresh()
     assert (_pixels(pipe, "ink") != first).any()
     install_pack(tmp_path, "ink", ink, 1)  # rolled back
-    installed.look()
+    installed.refresh()
     np.testing.assert_array_equal(_pixels(pipe, "ink"), first)
     remove_pointer(tmp_path, "ink")
-    installed.look()
+    installed.refresh()
     assert "ink" not in pipe.adapters
     assert (installed.names, installed.notes) == (frozenset(), ())
 
@@ -59,10 +59,10 @@ def test_an_adapter_of_the_bundle_comes_back_when_its_update_is_removed(
 ) -> None:
     own = _pixels(pipe, "sketch")
     install_pack(tmp_path, "sketch", (adapter_manifest("sketch", 2), adapter_tensors(11, 2)), 1)
-    installed.look()
+    installed.refresh()
     assert (_pixels(pipe, "sketch") != own).any()
     remove_pointer(tmp_path, "sketch")
-    installed.look()
+    installed.refresh()
     np.testing.assert_array_equal(_pixels(pipe, "sketch"), own)
 
 
@@ -71,36 +71,36 @@ def test_one_that_does_not_fit_is_told_of_once_and_tried_again_when_it_changes(p
 
     def take(path: Path, name: str) -> str:
         tried.append(path)
-        return pipe.admit(path, name)
+        return pipe.switch.register(path, name)
 
-    installed = InstalledAdapters(tmp_path, take, pipe.dismiss)
+    installed = InstalledAdapters(tmp_path, take, pipe.switch.unregister)
     stranger = msgspec.structs.replace(ink[0], parents={"slots": "0" * 64, "profile": "0" * 64})
     bad = install_pack(tmp_path, "ink", (stranger, ink[1]), 1)
     good = install_pack(tmp_path, "other", ink, 1)
     for _ in range(3):
-        installed.look()
+        installed.refresh()
     assert tried == [bad, good]
     assert installed.names == {"other"}
     assert len(installed.notes) == 1
     assert "packed for slots 00000000" in installed.notes[0]
     install_pack(tmp_path, "ink", ink, 2)
-    installed.look()
+    installed.refresh()
     assert (installed.names, installed.notes) == ({"ink", "other"}, ())
 
 
 def test_a_damaged_store_changes_nothing(pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
     install_pack(tmp_path, "ink", ink, 1)
-    installed.look()
+    installed.refresh()
     pointer = pointer_path(tmp_path, "ink")
     whole = pointer.read_bytes()
     pointer.write_bytes(whole[:-3])
-    installed.look()
+    installed.refresh()
     assert "a pointer to a pack" in installed.notes[0]
     assert installed.names == {"ink"}
     with pytest.raises(VerificationError):
-        installed.install("ink")
+        installed.register("ink")
     pointer.write_bytes(whole)
-    installed.look()
+    installed.refresh()
     assert installed.notes == ()
 
 
@@ -109,45 +109,45 @@ def test_a_damaged_pointer_hides_no_other_adapter(pipe: QuadPipeline, installed:
     cut.unlink()
     pointer_path(tmp_path, "torn").write_text("{")
     install_pack(tmp_path, "ink", ink, 1)
-    installed.look()
+    installed.refresh()
     assert "ink" in pipe.adapters
     assert [note.count(name) for note, name in zip(installed.notes, ("'cut': expected a pack", "torn.json"), strict=True)] == [1, 1]
-    installed.install("ink")
+    installed.register("ink")
     with pytest.raises(VerificationError, match="of 'cut': expected a pack"):
-        installed.install("cut")
+        installed.register("cut")
     for name in ("cut", "torn"):
         remove_pointer(tmp_path, name)
-    installed.look()
+    installed.refresh()
     assert (installed.names, installed.notes) == ({"ink"}, ())
 
 
 def test_what_is_said_of_a_refused_version_goes_with_its_pointer(installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:
     install_pack(tmp_path, "ink", ink, 1)
-    installed.look()
+    installed.refresh()
     stranger = msgspec.structs.replace(ink[0], parents={"slots": "0" * 64, "profile": "0" * 64})
     for _ in range(2):  # rolled back in between
         install_pack(tmp_path, "ink", (stranger, ink[1]), 2)
-        installed.look()
+        installed.refresh()
         assert "packed for slots 00000000" in installed.notes[0]
         install_pack(tmp_path, "ink", ink, 1)
-        installed.look()
+        installed.refresh()
         assert installed.notes == ()
     install_pack(tmp_path, "new", (stranger, ink[1]), 1)
-    installed.look()
+    installed.refresh()
     remove_pointer(tmp_path, "new")
-    installed.look()
+    installed.refresh()
     assert installed.notes == ()
 
 
 def test_a_name_that_is_not_installed_is_one_line(installed: InstalledAdapters) -> None:
     with pytest.raises(InputError, match="installed adapter: expected one of none, found 'ink'"):
-        installed.install("ink")
+        installed.register("ink")
 
 
 def test_a_server_looks_by_itself_and_tells_what_it_could_not_take(serve: Serve, tmp_path: Path, ink: Any) -> None:
     served = serve(real=True)
     service = served.service
-    service.installed = InstalledAdapters(tmp_path, service.scheduler.install, service.pipe.dismiss)
+    service.installed = InstalledAdapters(tmp_path, service.scheduler.register, service.pipe.switch.unregister)
     install_pack(tmp_path, "ink", ink, 1)
     while "ink" not in served.client().adapters:
         pass
@@ -172,9 +172,9 @@ def test_a_store_that_cannot_be_read_is_told_of_and_looked_at_again(
     install_pack(tmp_path, "ink", ink, 1)
     with monkeypatch.context() as patch:
         patch.setattr("quad.runtime.adapters.follow_store.look_at_installed", broken)
-        installed.look()
+        installed.refresh()
     assert "Input/output error" in installed.notes[0]
-    installed.look()
+    installed.refresh()
     assert (installed.names, installed.notes) == ({"ink"}, ())
 
 
@@ -185,7 +185,7 @@ def test_a_look_that_lasts_or_fails_keeps_no_request_alive(serve: Serve, fails: 
     class Store:
         names, notes = frozenset[str](), ()
 
-        def look(self) -> None:
+        def refresh(self) -> None:
             began.set()
             if fails:
                 raise OSError(5, "Input/output error")
@@ -208,7 +208,7 @@ def test_what_the_store_takes_up_is_no_clients_any_more(serve: Serve, tmp_path: 
     service, client = served.service, served.client()
     write_pack(pack, ink[0], adapter_tensors(12, 2))
     client.load_lora_weights(pack, "ink")
-    service.installed = InstalledAdapters(store, service.scheduler.install, service.pipe.dismiss)
+    service.installed = InstalledAdapters(store, service.scheduler.register, service.pipe.switch.unregister)
     install_pack(store, "ink", ink, 1)
     client.install("ink")
     (state,) = (one for one in served.call("GET", "/v1/adapters")[1]["adapters"] if one["name"] == "ink")

@@ -40,7 +40,7 @@ from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.golden_outputs import read_probes
-from quad.runtime.tasks import TEXT_TO_IMAGE
+from quad.runtime.request import TEXT_TO_IMAGE
 
 __all__ = ["STAGES", "AdaptRequest", "AdaptResult", "adapt"]
 

@@ -22,8 +22,7 @@ from quad.core.component_call import Inputs
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
 from quad.core.tensor_names import quantized_tensor
-from quad.runtime.engines.bound_session import first_line
-from quad.runtime.engines.engine import default_threads
+from quad.runtime.engines.engine import default_threads, first_line
 from quad.runtime.engines.ort import AS_WRITTEN, session_options
 
 Buffers = Mapping[str, NDArray[Any]]

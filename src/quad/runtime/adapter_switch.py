@@ -1,140 +1,130 @@
-"""The half of a pipeline that is about adapters: which there are, which are active, and what of them the graphs are bound to."""
+"""The adapters of a pipeline: which there are, which are active, and the switch from one to another."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from threading import Lock
 
-from quad.core.manifest import AdapterManifest, TaskSpec
-from quad.runtime.adapters.mixer import Adapted, Mixer
-from quad.runtime.adapters.store import AdapterStore, StoreMetrics
-from quad.runtime.adapters.weighted_sum import weights_of
+from quad.core.manifest import TaskSpec
+from quad.core.slots import UNET
+from quad.runtime.adapters.buffers import AdapterMix
+from quad.runtime.adapters.store import AdapterStore, adapter_weights
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.graph import Graph
 from quad.runtime.request import Request, Resolved, resolve
 
+_LOG = logging.getLogger(__name__)
 
-class AdaptedGraphs:
-    """The graphs of a bundle and the adapters that go into them. Names follow diffusers; `QuadPipeline` makes pictures of it.
 
-    Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
+class AdapterSwitch:
+    """Adapters on their way into the graphs of a bundle.
+
+    Each graph holds the mix that it is bound to; this holds what is to be bound to them when nothing else is asked for. Until
+    `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
+
+    Args:
+        chosen: adapter name -> weight, as set; None where nothing was.
     """
 
     def __init__(self, bundle: Bundle, graphs: Mapping[str, Graph], adapter_budget_bytes: int | None = None) -> None:
         """Bound to the base."""
-        self.bundle = bundle
-        self._graphs = graphs
-        self._store = AdapterStore(bundle, adapter_budget_bytes)
-        self._mixer = Mixer(self._store)
-        self._chosen: dict[str, float] | None = None
-        self._bound: dict[str, float] = {}
-        self._use({})
+        self.store = AdapterStore(bundle, adapter_budget_bytes)
+        self.chosen: dict[str, float] | None = None
+        self._bundle, self._graphs = bundle, graphs
+        self._lock = Lock()  # guards the latest mix, which is kept because making one takes long
+        self._latest: tuple[int, AdapterMix] | None = None  # and the store's count of changes before it was made
+        self._bind({})
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:
-        """The tasks this pipeline can do now."""
-        return self._store.tasks()
+        """The tasks that the bundle and its adapters can do now."""
+        return self.store.tasks()
 
     @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names that `set_adapters` takes."""
-        return self._store.names
+    def active(self) -> Mapping[str, float]:
+        """Adapter name -> weight, as the U-Net is bound at this moment; empty for the base."""
+        mix = self._graphs[UNET].mix
+        return {} if mix is None else mix.weights
 
-    def adapter_manifest(self, name: str) -> AdapterManifest:
-        """What an adapter says of itself.
+    def set_adapters(self, names: Sequence[str], weights: float | Sequence[float] | None) -> None:
+        """See `QuadPipeline.set_adapters`."""
+        chosen = adapter_weights(names, weights)
+        self._bind(chosen)
+        self.chosen = chosen
 
-        Raises:
-            UsageError: no adapter has that name.
-        """
-        return self._store.manifest(name)
+    def disable(self) -> None:
+        """See `QuadPipeline.disable_lora`."""
+        self._bind({})
+        self.chosen = {}
 
-    def adapter_metrics(self) -> StoreMetrics:
-        """What its adapters hold of memory, and how they came there."""
-        return self._store.metrics()
+    def load(self, path: str | Path, name: str | None = None) -> str:
+        """Register an adapter and, where one of its name is active, bind it in its place. See `QuadPipeline.load_lora_weights`."""
+        name = self.register(path, name)
+        if name in self.active:
+            self._bind(self.active)
+        return name
 
-    def get_active_adapters(self) -> list[str]:
-        """Adapters bound at this moment; empty for the base."""
-        return list(self._bound)
+    def unload(self, name: str | None = None) -> None:
+        """See `QuadPipeline.unload`."""
+        names = self.store.names if name is None else (name,)
+        for each in names:
+            self.unregister(each)
+        if self.chosen is not None and self.chosen.keys() & set(names):
+            self.chosen = {}
+        if self.active.keys() & set(names):
+            self._bind({})
 
-    def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
-        """Use these adapters from now on; several are added on the integer lattice.
+    def register(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+        """As `load`, but pictures that are prepared or on their way keep the adapter that they began with.
 
         Args:
-            adapter_names: one name or several.
-            weights: one for all, or one each; 1 where not given.
-
-        Raises:
-            UsageError: an unknown name, or a wrong weight.
-            CompatibilityError: their ranks together exceed a slot's.
-        """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        wanted = weights_of(names, weights)
-        self._use(wanted)
-        self._chosen = wanted
-
-    def disable_lora(self) -> None:
-        """Use the base from now on: zero buffers, its output bit for bit."""
-        self._use({})
-        self._chosen = {}
-
-    def load_lora_weights(self, path: str | Path, adapter_name: str | None = None) -> str:
-        """Admit a pack or an adapter directory; `set_adapters` makes it active.
+            verify: hash it now; False for when it is first used.
 
         Returns:
-            The name it was given.
+            What it is called.
 
         Raises:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        name = self.admit(path, adapter_name)
-        if name in self._bound:
-            self._use(dict(self._bound))
+        name = self.store.register(path, name, verify)
+        self._drop_latest(name)
         return name
 
-    def admit(self, path: str | Path, adapter_name: str | None = None, verify: bool = True) -> str:
-        """As `load_lora_weights`, but pictures that are prepared or on their way keep the adapter that they began with.
-
-        Args:
-            verify: hash it now; False for when it is first used.
-        """
-        name = self._store.load(path, adapter_name, verify)
-        self._forget(name)
-        return name
-
-    def unload(self, adapter_name: str | None = None) -> None:
-        """Forget an adapter, or all of them; the base rules where one of them was active.
-
-        Raises:
-            UsageError: an unknown name.
-        """
-        names = self._store.names if adapter_name is None else (adapter_name,)
-        for name in names:
-            self.dismiss(name)
-        if self._chosen is not None and self._chosen.keys() & set(names):
-            self._chosen = {}
-        if self._bound.keys() & set(names):
-            self._use({})
-
-    def dismiss(self, name: str) -> None:
+    def unregister(self, name: str) -> None:
         """As `unload`, but pictures that are prepared or on their way keep the adapter that they began with."""
-        self._store.drop(name)
-        self._forget(name)
+        self.store.unregister(name)
+        self._drop_latest(name)
 
     def resolve(self, request: Request) -> Resolved:
-        """Which task and which adapters a request means; what of its call is wrong is told here, before any work.
+        """Task and adapters that a request means; what of its call is wrong is told here, before any work.
 
         Raises:
             UsageError: an unknown task or adapter, or a number out of its range.
         """
-        resolved = resolve(request, self.tasks, self.bundle.manifest.schedule)
+        resolved = resolve(request, self.store.tasks(), self._bundle.manifest.schedule)
         for name in resolved.weights:
-            self._store.manifest(name)
+            self.store.manifest(name)
         return resolved
+
+    def resolve_mix(self, request: Request) -> tuple[Resolved, AdapterMix]:
+        """A request's meaning and its buffers: of the same adapters, whatever is registered meanwhile.
+
+        Raises:
+            UsageError: as `resolve`. CompatibilityError: the adapters' ranks together exceed a slot's.
+        """
+        while True:
+            changes = self.store.changes
+            resolved = self.resolve(request)
+            mix = self._mix(resolved.weights)
+            if changes == self.store.changes:
+                return resolved, mix
 
     def pinned(self, names: Sequence[str]) -> AbstractContextManager[None]:
         """While inside, these adapters stay in memory."""
-        return self._store.pinned(names)
+        return self.store.pinned(names)
 
     def preload(self, name: str) -> None:
         """Read an adapter on another thread, so that it is there when it is needed.
@@ -142,28 +132,35 @@ class AdaptedGraphs:
         Raises:
             UsageError: no adapter has that name. What is wrong with its file is told when it is used.
         """
-        self._store.preload(name)
+        self.store.preload(name)
 
-    def _adapted(self, request: Request) -> tuple[Resolved, Adapted]:
-        """What a request means, and its buffers: of the same adapters, whatever is installed meanwhile.
+    def _bind(self, weights: Mapping[str, float]) -> None:
+        """Bind all graphs to these adapters, now."""
+        mix = self._mix(weights)
+        for graph in self._graphs.values():
+            graph.bind(mix)
+        _LOG.debug("adapters: bound to %s", dict(weights) or "the base")
 
-        Raises:
-            UsageError: as `resolve`. CompatibilityError: the adapters' ranks together exceed a slot's.
+    def _mix(self, weights: Mapping[str, float]) -> AdapterMix:
+        """Raises:
+        UsageError: no adapter has that name. CompatibilityError: their ranks together exceed a slot's by too much.
         """
-        while True:
-            changes = self._store.changes
-            resolved = self.resolve(request)
-            adapted = self._mixer.adapted(resolved.weights)
-            if changes == self._store.changes:
-                return resolved, adapted
+        changes = self.store.changes
+        with self._lock:
+            latest = self._latest
+        if latest is not None and latest[0] == changes and latest[1].weights == weights:
+            return latest[1]
+        buffers, notes = self.store.mix(list(weights), list(weights.values()))
+        mix = AdapterMix(weights=dict(weights), buffers=buffers, notes=notes)
+        # An adapter as it is, and the base, come as the same buffers again.
+        if list(weights.values()) not in ([], [1.0]):
+            with self._lock:
+                if changes == self.store.changes:  # else a part may have been replaced meanwhile
+                    self._latest = (changes, mix)
+        return mix
 
-    def _use(self, weights: Mapping[str, float]) -> None:
-        adapted = self._mixer.adapted(weights)
-        for graph in self._graphs.values():
-            graph.bind(adapted.buffers, adapted.keep_as)
-        self._bound = dict(weights)
-
-    def _forget(self, name: str) -> None:
-        self._mixer.forget(name)
-        for graph in self._graphs.values():
-            graph.forget(name)
+    def _drop_latest(self, name: str) -> None:
+        """Let go of what was mixed of an adapter that is gone, or another one now."""
+        with self._lock:
+            if self._latest is not None and name in self._latest[1].weights:
+                self._latest = None

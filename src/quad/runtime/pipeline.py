@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
-from quad.runtime.adapter_switch import AdaptedGraphs
+from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
+from quad.runtime.adapters.store import StoreMetrics
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.denoising import beside_of
@@ -21,6 +23,7 @@ from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
 from quad.runtime.request import Request
+from quad.runtime.samplers import OnStep
 from quad.runtime.stages import PipelineOutput, Prepared, Stages
 
 Float = NDArray[np.float32]
@@ -28,20 +31,28 @@ Float = NDArray[np.float32]
 StepCallback = Callable[["QuadPipeline", int, float, dict[str, Any]], Any]
 
 
-class QuadPipeline(AdaptedGraphs):
-    """One resident model and its adapters."""
+class QuadPipeline:
+    """One resident model and its adapters.
+
+    Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
+
+    Args:
+        switch: the adapters, for those who register them while pictures are made.
+        notes: what could not be taken from the store, one line each.
+    """
 
     def __init__(
-        self, bundle: Bundle, graphs: Mapping[str, Graph], engine: str, memory: str, adapter_budget_bytes: int | None = None
+        self, bundle: Bundle, graphs: Mapping[str, Graph], *, engine: str, memory: str, adapter_budget_bytes: int | None = None
     ) -> None:
         """Use `from_pretrained`; this takes what it opened.
 
         Raises:
             VerificationError: the U-Net reads other channels than its bundle says.
         """
-        super().__init__(bundle, graphs, adapter_budget_bytes)
-        self.engine, self.memory = engine, memory
+        self.bundle, self.engine, self.memory = bundle, engine, memory
         self.notes: tuple[str, ...] = ()
+        self.switch = AdapterSwitch(bundle, graphs, adapter_budget_bytes)
+        self._graphs = graphs
         self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.tokenizer_file, bundle.manifest.text))
         beside_of(graphs["unet"], bundle.manifest.latent)
 
@@ -73,12 +84,12 @@ class QuadPipeline(AdaptedGraphs):
         bundle = open_bundle(path, verify)
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
-        chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-        graphs = open_graphs(bundle, chosen, threads or default_threads(), memory)
-        pipe = cls(bundle, graphs, chosen.name, memory, adapter_budget_bytes)
+        opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+        graphs = open_graphs(bundle, opened, threads or default_threads(), memory)
+        pipe = cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
         if store is not None:
-            installed = InstalledAdapters(Path(store), partial(pipe.admit, verify=False), pipe.dismiss)
-            installed.look()
+            installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False), pipe.switch.unregister)
+            installed.refresh()
             pipe.notes = installed.notes
         return pipe
 
@@ -116,7 +127,7 @@ class QuadPipeline(AdaptedGraphs):
         request = Request(
             prompt=prompt,
             task=task,
-            adapters=self._chosen,
+            adapters=self.switch.chosen,
             image=image,
             mask_image=mask_image,
             num_inference_steps=num_inference_steps,
@@ -136,23 +147,81 @@ class QuadPipeline(AdaptedGraphs):
         Raises:
             UsageError, InputError: as a call. CompatibilityError: the adapters' ranks together exceed a slot's.
         """
-        return self._stages.prepare(request, *self._adapted(request))
+        return self._stages.prepare(request, *self.switch.resolve_mix(request))
 
     def finish(self, prepared: Prepared, callback_on_step_end: StepCallback | None = None) -> PipelineOutput:
         """The second half of a call, once for each `prepare`: the same picture, bit for bit, whatever happened between."""
-        self._bound = dict(prepared.adapted.weights)
-        x0 = self._stages.denoise(prepared, self._on_step(callback_on_step_end))
+        on_step: OnStep | None = None
+        if callback_on_step_end is not None:
+            # As in diffusers, whatever the callback returns.
+            def on_step(index: int, timestep: float, x: NDArray[Any]) -> None:
+                callback_on_step_end(self, index, timestep, {"latents": x})
+
+        x0 = self._stages.denoise(prepared, on_step)
         return self._stages.decode(prepared, x0)
+
+    @property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """The tasks this pipeline can do now."""
+        return self.switch.tasks
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names that `set_adapters` takes."""
+        return self.switch.store.names
+
+    def adapter_manifest(self, name: str) -> AdapterManifest:
+        """The manifest of an adapter.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        return self.switch.store.manifest(name)
+
+    def adapter_metrics(self) -> StoreMetrics:
+        """Memory of its adapters, and how they came there."""
+        return self.switch.store.metrics()
+
+    def get_active_adapters(self) -> list[str]:
+        """Adapters bound at this moment; empty for the base."""
+        return list(self.switch.active)
+
+    def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
+        """Use these adapters from now on; several are added on the integer lattice.
+
+        Args:
+            adapter_names: one name or several.
+            weights: one for all, or one each; 1 where not given.
+
+        Raises:
+            UsageError: an unknown name, or a wrong weight.
+            CompatibilityError: their ranks together exceed a slot's.
+        """
+        self.switch.set_adapters([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
+
+    def disable_lora(self) -> None:
+        """Use the base from now on: zero buffers, its output bit for bit."""
+        self.switch.disable()
+
+    def load_lora_weights(self, path: str | Path, adapter_name: str | None = None) -> str:
+        """Register a pack or an adapter directory; `set_adapters` makes it active.
+
+        Returns:
+            The name it was given.
+
+        Raises:
+            CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
+        """
+        return self.switch.load(path, adapter_name)
+
+    def unload(self, adapter_name: str | None = None) -> None:
+        """Unregister an adapter, or all of them; the base rules where one of them was active.
+
+        Raises:
+            UsageError: an unknown name.
+        """
+        self.switch.unload(adapter_name)
 
     def graph(self, component: str) -> Graph:
         """One graph, which is loaded where it is needed."""
         return self._graphs[component]
-
-    def _on_step(self, callback: StepCallback | None) -> Callable[[int, float, NDArray[Any]], None] | None:
-        if callback is None:
-            return None
-
-        def on_step(index: int, timestep: float, x: NDArray[Any]) -> None:
-            callback(self, index, timestep, {"latents": x})
-
-        return on_step

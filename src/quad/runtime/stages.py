@@ -13,8 +13,8 @@ from PIL import Image
 
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest
-from quad.runtime.adapters.mixer import Adapted
-from quad.runtime.conditioning.condition import PasteBack
+from quad.runtime.adapters.buffers import AdapterMix
+from quad.runtime.conditioning.condition import PasteBack, Pictures
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
@@ -64,7 +64,7 @@ class Prepared:
 
     request: Request
     resolved: Resolved
-    adapted: Adapted
+    mix: AdapterMix
     denoising: DenoisingRun
     sampling: SamplingRun
     noise: Float
@@ -78,7 +78,7 @@ class Stages:
     def __init__(self, manifest: BundleManifest, graphs: Mapping[str, Graph], tokenizer: Tokenizer) -> None:
         self._manifest, self._graphs, self._tokenizer = manifest, graphs, tokenizer
 
-    def prepare(self, request: Request, resolved: Resolved, adapted: Adapted) -> Prepared:
+    def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
 
         Raises:
@@ -92,29 +92,29 @@ class Stages:
             inputs = RunInputs(
                 task=resolved.task,
                 spec=spec,
-                pictures=request.pictures,
+                pictures=Pictures(request.image, request.mask_image, request.mask_grow),
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 noise=noise,
             )
-            denoising = plan_run(self._encoders(adapted, clocks, text_notes), self._manifest, inputs)
+            denoising = plan_run(self._encoders(mix, clocks, text_notes), self._manifest, inputs)
             sampling = plan_sampling(spec.sampler, self._manifest.schedule, rng, denoising.start)
         return Prepared(
             request=request,
             resolved=resolved,
-            adapted=adapted,
+            mix=mix,
             denoising=denoising,
             sampling=sampling,
             noise=noise,
-            notes=(*denoising.condition.notes, *resolved.notes, *adapted.notes, *text_notes),
+            notes=(*denoising.condition.notes, *resolved.notes, *mix.notes, *text_notes),
             clocks=clocks,
         )
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet, adapted = self._graphs["unet"], prepared.adapted
+        unet = self._graphs["unet"]
         with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
-            unet.bind(adapted.buffers, adapted.keep_as)
+            unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
 
     def decode(self, prepared: Prepared, x0: Float) -> PipelineOutput:
@@ -136,17 +136,17 @@ class Stages:
             notes=tuple(dict.fromkeys(prepared.notes)),
             timings_ms=clocks.timings_ms,
             task=prepared.resolved.task,
-            adapters=dict(prepared.adapted.weights),
+            adapters=dict(prepared.mix.weights),
             seed=prepared.request.seed,
         )
 
-    def _encoders(self, adapted: Adapted, clocks: Clocks, notes: list[str]) -> Encoders:
+    def _encoders(self, mix: AdapterMix, clocks: Clocks, notes: list[str]) -> Encoders:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
         def texts(prompts: Sequence[str]) -> list[Float]:
             encoder, hidden = self._graphs["text_encoder"], list[Float]()
             with clocks.time("text_encoder"), encoder.loaded():
-                encoder.bind(adapted.buffers, adapted.keep_as)
+                encoder.bind(mix)
                 for prompt in prompts:
                     tokens = self._tokenizer(prompt)
                     notes.extend(tokens.notes)

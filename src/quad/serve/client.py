@@ -13,7 +13,7 @@ import msgspec
 
 from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.runtime.adapters.weighted_sum import weights_of
+from quad.runtime.adapters.store import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.stages import PipelineOutput
@@ -60,7 +60,7 @@ class QuadClient:
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
         """Use these from now on. Raises: UsageError, an unknown name or a wrong weight; ranks that do not fit are told by the next call."""
-        wanted = weights_of([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
+        wanted = adapter_weights([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
         known = self.adapters
         for name in wanted:
             if name not in known:

@@ -64,8 +64,8 @@ def opened(hosted: Hosted, place: Place) -> Iterator[Service]:
     )
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=hosted.limits.max_queue))
     try:
-        installed = InstalledAdapters(hosted.store or store_beside(hosted.bundle), scheduler.install, pipe.dismiss)
-        installed.look()  # one that is damaged is told of by /health, and keeps no other one from being served
+        installed = InstalledAdapters(hosted.store or store_beside(hosted.bundle), scheduler.register, pipe.switch.unregister)
+        installed.refresh()  # one that is damaged is told of by /health, and keeps no other one from being served
         uploads = place.uploads if hosted.allow_uploads else None
         if uploads is not None:
             uploads.mkdir(mode=0o700)

@@ -107,4 +107,4 @@ class Service:
         while True:
             await asyncio.sleep(LOOK_AT_STORE_S)
             if self.installed is not None:
-                await self.take_up(self.installed.look)
+                await self.take_up(self.installed.refresh)

@@ -13,7 +13,7 @@ from quad.model.base.default_tasks import tasks_of
 from quad.model.base.open import WORLD_FILE
 from quad.model.base.weight_files import read_config
 from quad.quantize.observe.calibrate import CalibrationSample
-from quad.runtime.tasks import TEXT_TO_IMAGE
+from quad.runtime.request import TEXT_TO_IMAGE
 from quad.zoo.draw import draw_mask, draw_scene
 from quad.zoo.samples import TASKS, sample
 from quad.zoo.world import sample_scene

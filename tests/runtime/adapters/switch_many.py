@@ -18,11 +18,11 @@ from quad.core.manifest import AdapterManifest, BundleManifest, LatentSpec, Nois
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.core.storage.pack import write_pack
-from quad.runtime.adapters.buffers import padded_bytes, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
-from quad.runtime.engines.binding import Binder
-from quad.runtime.engines.bound_session import BoundSession, GraphInputs
+from quad.runtime.engines.engine import BoundSession
+from quad.runtime.engines.graph import bind_buffers
 
 RANK = 16
 SLOTS = SlotTable(
@@ -96,17 +96,22 @@ def main() -> None:
     store = AdapterStore(Bundle(root, manifest, SLOTS, Profile(encodings={})), BUDGET * one)
     for number in range(ADAPTERS):
         write_adapter(root / f"{number}.qpack", number)
-        store.load(root / f"{number}.qpack", str(number))
+        store.register(root / f"{number}.qpack", str(number))
     shapes = SLOTS.input_shapes()
-    session = Session(GraphInputs("unet", shapes, dict.fromkeys(shapes, np.int16)))
-    binder = Binder({"unet": session}, {"unet": [*shapes]})
+    session = Session("unet", shapes, dict.fromkeys(shapes, np.int16))
+
+    bound = store.zeros  # held as long as it is bound, so that the store knows it to be in use
+
+    def bind(buffers: Buffers) -> None:
+        nonlocal bound
+        bind_buffers(session, buffers, shapes)
+        bound = buffers
 
     def switch() -> None:
-        name = str(random.randrange(ADAPTERS))
-        binder.bind(store.buffers(name), name)
+        bind(store.buffers(str(random.randrange(ADAPTERS))))
 
     def rest() -> int:
-        binder.bind(store.zeros, "")
+        bind(store.zeros)
         store.close()
         return resident_bytes()
 

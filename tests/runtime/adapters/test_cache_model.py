@@ -38,7 +38,7 @@ class Model(RuleBasedStateMachine):
             self.name_of.append(name)
             return Buffers({name: np.array([len(self.name_of) - 1])})
 
-        self.cache.admit(name, read)
+        self.cache.register(name, read)
 
     @rule(name=NAMES, hold=st.booleans(), hint=st.booleans())
     def ask(self, name: str, hold: bool, hint: bool) -> None:
@@ -96,17 +96,17 @@ class Model(RuleBasedStateMachine):
 
     @invariant()
     def what_is_pinned_or_in_use_is_found(self) -> None:
-        loads = self.cache.tally.loads
+        loads = self.cache.counters.loads
         for name, number in list(self.current.items()):
             if number in self.living() and (name in self.pinned() or any(number == held for held, _ in self.held)):
                 assert self.cache.get(name, hint=True)[name] == number
                 self.use(name, number)
                 self.free(0, self.kept[:-1])
-        assert self.cache.tally.loads == loads
+        assert self.cache.counters.loads == loads
 
     @invariant()
     def figures_add_up(self) -> None:
-        tally = self.cache.tally
+        tally = self.cache.counters
         assert (tally.hits, tally.misses, tally.loads) == (self.hits, self.uses - self.hits, len(self.name_of))
 
     def living(self) -> set[int]:

@@ -19,9 +19,10 @@ from quad.core.storage.pack import write_pack
 from quad.core.storage.tensor_file import TensorFile
 from quad.runtime import AdapterStore, bundle, open_bundle
 from quad.runtime.adapters import file as adapter_file
-from quad.runtime.adapters.buffers import padded_bytes, zero_buffers
-from quad.runtime.engines.binding import Binder
+from quad.runtime.adapters.buffers import AdapterMix, padded_bytes, zero_buffers
 from quad.runtime.engines.engine import open_engine
+from quad.runtime.engines.fair_lock import FairLock
+from quad.runtime.engines.graph import Graph, Slots
 from tests.runtime.conftest import SLOTS, adapter_manifest, adapter_tensors
 from tests.runtime.tiny_unet import RANK
 
@@ -60,8 +61,8 @@ def packed(path: Path, seed: int, rank: int = RANK, name: str = "ink") -> Path:
 
 
 def test_an_adapter_of_the_slots_rank_is_the_mapped_file_and_a_smaller_one_a_copy(store: AdapterStore, tmp_path: Path) -> None:
-    store.load(packed(tmp_path / "whole.qpack", 1), "whole")
-    store.load(packed(tmp_path / "small.qpack", 1, rank=2), "small")
+    store.register(packed(tmp_path / "whole.qpack", 1), "whole")
+    store.register(packed(tmp_path / "small.qpack", 1, rank=2), "small")
     assert not any(array.flags.writeable for array in store.buffers("whole").values())
     assert all(array.flags.owndata is False for array in store.buffers("whole").values())
     assert all(array.flags.writeable for array in store.buffers("small").values())
@@ -71,7 +72,7 @@ def test_an_adapter_of_the_slots_rank_is_the_mapped_file_and_a_smaller_one_a_cop
 @pytest.mark.usefixtures("later")
 @pytest.mark.parametrize("kind", ["pack", "directory"])
 def test_a_file_is_hashed_once(store: AdapterStore, hashed: list[str], tmp_path: Path, tiny_bundle: Path, kind: str) -> None:
-    name = store.load(packed(tmp_path / "ink.qpack", 1) if kind == "pack" else tiny_bundle / "adapters/sketch", "ink")
+    name = store.register(packed(tmp_path / "ink.qpack", 1) if kind == "pack" else tiny_bundle / "adapters/sketch", "ink")
     first = {key: array.copy() for key, array in store.buffers(name).items()}
     store.close()
     for key, array in store.buffers(name).items():
@@ -96,7 +97,7 @@ def test_an_adapter_of_a_bundle_is_hashed_when_that_is_opened(bundle_copy: Path,
 
 
 def test_a_file_that_was_just_written_is_hashed_again(store: AdapterStore, hashed: list[str], tmp_path: Path) -> None:
-    store.load(packed(tmp_path / "ink.qpack", 1))
+    store.register(packed(tmp_path / "ink.qpack", 1))
     store.buffers("ink")
     assert len(hashed) == 2
 
@@ -106,7 +107,7 @@ def test_a_file_that_was_just_written_is_hashed_again(store: AdapterStore, hashe
 @pytest.mark.parametrize("how", ["in place", "another file", "in place, time set back"])
 def test_a_byte_turned_after_it_was_loaded_is_refused(store: AdapterStore, tmp_path: Path, bundle_copy: Path, kind: str, how: str) -> None:
     path = packed(tmp_path / "ink.qpack", 1) if kind == "pack" else bundle_copy / "adapters/sketch/adapter.safetensors"
-    store.load(path if kind == "pack" else path.parent, "ink")
+    store.register(path if kind == "pack" else path.parent, "ink")
     before = path.stat()
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
@@ -121,19 +122,19 @@ def test_a_byte_turned_after_it_was_loaded_is_refused(store: AdapterStore, tmp_p
 
 
 def test_another_pack_under_the_same_name_on_disk_is_not_taken_for_it(store: AdapterStore, tmp_path: Path) -> None:
-    store.load(packed(tmp_path / "ink.qpack", 1))
+    store.register(packed(tmp_path / "ink.qpack", 1))
     packed(tmp_path / "ink.qpack", 2)
     with pytest.raises(VerificationError, match="expected the pack that was loaded as 'ink', found another; load it again"):
         store.buffers("ink")
-    store.load(tmp_path / "ink.qpack")
+    store.register(tmp_path / "ink.qpack")
     np.testing.assert_array_equal(store.buffers("ink")["mid.to_q.lora_A"], adapter_tensors(2, RANK)["mid.to_q.lora_A"])
 
 
 def test_a_replaced_or_deleted_file_does_not_reach_who_uses_it(store: AdapterStore, tmp_path: Path) -> None:
-    store.load(packed(tmp_path / "ink.qpack", 1))
+    store.register(packed(tmp_path / "ink.qpack", 1))
     running = store.buffers("ink")
     os.replace(packed(tmp_path / "new.qpack", 2), tmp_path / "ink.qpack")
-    store.load(tmp_path / "ink.qpack")
+    store.register(tmp_path / "ink.qpack")
     (tmp_path / "ink.qpack").unlink()
     for name, array in adapter_tensors(1, RANK).items():
         np.testing.assert_array_equal(running[name], array)
@@ -143,7 +144,7 @@ def test_a_replaced_or_deleted_file_does_not_reach_who_uses_it(store: AdapterSto
 
 def test_registered_adapters_take_no_memory(store: AdapterStore, tmp_path: Path) -> None:
     for number in range(20):
-        store.load(packed(tmp_path / "ink.qpack", 1), f"ink{number}")
+        store.register(packed(tmp_path / "ink.qpack", 1), f"ink{number}")
     found = store.metrics()
     assert (found.registered, found.loaded_bytes, found.loads) == (23, 0, 0)
 
@@ -151,18 +152,20 @@ def test_registered_adapters_take_no_memory(store: AdapterStore, tmp_path: Path)
 def test_what_a_graph_is_bound_to_is_not_taken_away_and_is_freed_when_it_is_bound_to_another(tiny_bundle: Path) -> None:
     session = open_engine("ort", ("ort",), "w8a16").load(tiny_bundle / "unet/model.onnx", 1)
     store = AdapterStore(open_bundle(tiny_bundle), budget_bytes=0)
-    binder = Binder({"unet": session}, {"unet": list(SLOTS.input_shapes())})
+    graph = Graph(lambda: session, Slots("unet", SLOTS.input_shapes()), resident=True, budget=FairLock())
+    with graph.loaded():
+        pass
     step = {name: np.ones([n or 1 for n in shape], np.float32) for name, shape in session.inputs.items() if "lora" not in name}
-    binder.bind(store.buffers("sketch"), "sketch")
+    graph.bind(AdapterMix(weights={}, buffers=store.buffers("sketch")))
     expected = session.run(step)
     for other in ("removal", "transform", "removal"):
         store.buffers(other)
         np.testing.assert_array_equal(session.run(step), expected)
         assert store.size_bytes() == 2 * ONE, "the one in use and the last one asked for"
     assert store.metrics().evictions == 3
-    binder.bind(store.buffers("removal"), "removal")
+    graph.bind(AdapterMix(weights={}, buffers=store.buffers("removal")))
     assert store.size_bytes() == ONE
-    binder.bind(store.buffers("sketch"), "sketch")
+    graph.bind(AdapterMix(weights={}, buffers=store.buffers("sketch")))
     np.testing.assert_array_equal(session.run(step), expected)
 
 
@@ -187,13 +190,13 @@ def test_preloaded_it_is_a_hit(store: AdapterStore) -> None:
 
 
 def test_an_error_of_preloading_shows_when_it_is_used(store: AdapterStore, tmp_path: Path) -> None:
-    store.load(packed(tmp_path / "ink.qpack", 1))
+    store.register(packed(tmp_path / "ink.qpack", 1))
     (tmp_path / "ink.qpack").unlink()
     store.preload("ink")
     store._ahead.shutdown()
     with pytest.raises(InputError, match="a file that can be read"):
         store.buffers("ink")
-    store.drop("ink")
+    store.unregister("ink")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="resident memory is read there")

@@ -18,7 +18,7 @@ from quad.core.storage.pack import write_pack
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.adapters import store as adapters
 from quad.runtime.adapters.buffers import padded_bytes
-from quad.runtime.adapters.file import open_own
+from quad.runtime.adapters.file import open_shipped
 from tests.runtime.conftest import SLOTS
 
 Ink = tuple[AdapterManifest, dict[str, NDArray[Any]]]
@@ -35,7 +35,7 @@ def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
     first = store.buffers("removal")
     assert store.size_bytes() == padded_bytes(first, store.zeros) > 0
     assert store.buffers("removal") is first
-    store.drop("removal")
+    store.unregister("removal")
     assert store.size_bytes() == padded_bytes(first, store.zeros), "it is in use"
     del first
     assert store.size_bytes() == 0
@@ -46,10 +46,10 @@ def test_an_adapter_of_the_bundle_is_known_while_its_update_goes(
     store: AdapterStore, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_pack(tmp_path / "ink.qpack", *ink)
-    store.load(tmp_path / "ink.qpack", "sketch")
+    store.register(tmp_path / "ink.qpack", "sketch")
     seen: list[int] = []
-    monkeypatch.setattr(adapters, "open_own", lambda *given: (seen.append(store.manifest("sketch").rank), open_own(*given))[1])
-    store.drop("sketch")
+    monkeypatch.setattr(adapters, "open_shipped", lambda *given: (seen.append(store.manifest("sketch").rank), open_shipped(*given))[1])
+    store.unregister("sketch")
     assert (seen, store.manifest("sketch").rank) == ([2], 4)
 
 
@@ -57,9 +57,9 @@ def test_whoever_loads_drops_or_replaces_is_counted(store: AdapterStore, ink: In
     write_pack(tmp_path / "ink.qpack", *ink)
     counts = [store.changes]
     for _ in range(2):
-        store.load(tmp_path / "ink.qpack", "sketch")
+        store.register(tmp_path / "ink.qpack", "sketch")
         counts.append(store.changes)
-    store.drop("sketch")
+    store.unregister("sketch")
     counts.append(store.changes)
     assert counts == sorted(set(counts))
     store.buffers("removal")
@@ -86,7 +86,7 @@ def test_a_profile_is_digested_once_however_many_adapters_there_are(
     store = AdapterStore(open_bundle(tiny_bundle))
     write_pack(tmp_path / "ink.qpack", *ink)
     for name in "abc":
-        store.load(tmp_path / "ink.qpack", name)
+        store.register(tmp_path / "ink.qpack", name)
     assert len(seen) == 1
 
 
@@ -97,12 +97,12 @@ def test_unknown_name_lists_known_ones(store: AdapterStore) -> None:
 
 def test_pack_and_directory_give_the_same(store: AdapterStore, tiny_bundle: Path, ink: Ink, tmp_path: Path) -> None:
     write_pack(tmp_path / "ink.qpack", *ink)
-    assert store.load(tmp_path / "ink.qpack") == "ink"
-    assert store.load(tiny_bundle / "adapters/sketch", "again") == "again"
+    assert store.register(tmp_path / "ink.qpack") == "ink"
+    assert store.register(tiny_bundle / "adapters/sketch", "again") == "again"
     for name, array in ink[1].items():
         np.testing.assert_array_equal(store.buffers("ink")[name], array)
         np.testing.assert_array_equal(store.buffers("again")[name], store.buffers("sketch")[name])
-    store.drop("ink")
+    store.unregister("ink")
     assert "ink" not in store.names
 
 
@@ -112,7 +112,7 @@ def test_adapter_of_another_bundle(store: AdapterStore, ink: Ink, tmp_path: Path
     write_pack(tmp_path / "ink.qpack", manifest, ink[1])
     text = rf"^adapter 'ink' was packed for {parent} 3f2a3f2a, bundle 'phone' has \w{{8}}: run quad adapt phone ink=ink.safetensors$"
     with pytest.raises(CompatibilityError, match=text):
-        store.load(tmp_path / "ink.qpack")
+        store.register(tmp_path / "ink.qpack")
     assert "ink" not in store.names
 
 
@@ -124,7 +124,7 @@ def test_tensors_that_are_not_the_slots(store: AdapterStore, ink: Ink, tmp_path:
         tensors["mid.to_q.lora_A"] = array.astype(np.int8) if change == "dtype" else array[:2]
     write_pack(tmp_path / "ink.qpack", ink[0], tensors)
     with pytest.raises(VerificationError, match=r"adapter 'ink'.*pack it again"):
-        store.load(tmp_path / "ink.qpack")
+        store.register(tmp_path / "ink.qpack")
     assert "ink" not in store.names
 
 
@@ -132,8 +132,8 @@ def test_a_padded_file_of_an_older_build_is_the_same_adapter(store: AdapterStore
     padded = write_pack(tmp_path / "padded.qpack", *ink)
     cut = write_pack(tmp_path / "cut.qpack", ink[0], trim(ink[1], SLOTS))
     assert padded.size_bytes == 2 * cut.size_bytes
-    store.load(tmp_path / "padded.qpack", "padded")
-    store.load(tmp_path / "cut.qpack", "cut")
+    store.register(tmp_path / "padded.qpack", "padded")
+    store.register(tmp_path / "cut.qpack", "cut")
     for name, array in store.buffers("padded").items():
         np.testing.assert_array_equal(store.buffers("cut")[name], array, strict=True)
 
@@ -141,7 +141,7 @@ def test_a_padded_file_of_an_older_build_is_the_same_adapter(store: AdapterStore
 def test_slots_that_an_adapter_does_not_have_cost_it_no_memory(store: AdapterStore, ink: Ink, tmp_path: Path) -> None:
     own = {name: array for name, array in trim(ink[1], SLOTS).items() if name.startswith("mid")}
     write_pack(tmp_path / "ink.qpack", ink[0], own)
-    buffers = store.buffers(store.load(tmp_path / "ink.qpack"))
+    buffers = store.buffers(store.register(tmp_path / "ink.qpack"))
     assert buffers["conv_in.lora_A"] is store.zeros["conv_in.lora_A"]
     assert store.size_bytes() == padded_bytes(own, store.zeros)
 
@@ -149,9 +149,9 @@ def test_slots_that_an_adapter_does_not_have_cost_it_no_memory(store: AdapterSto
 def test_pickles_and_nothing(store: AdapterStore, tmp_path: Path) -> None:
     (tmp_path / "ink.bin").write_bytes(b"\x80\x04")
     with pytest.raises(InputError, match="pickled weights; a pickle can run code"):
-        store.load(tmp_path / "ink.bin")
+        store.register(tmp_path / "ink.bin")
     with pytest.raises(InputError, match="found none; check the path"):
-        store.load(tmp_path / "no.qpack")
+        store.register(tmp_path / "no.qpack")
 
 
 def _function(buffers: dict[str, NDArray[Any]], path: str) -> NDArray[np.int64]:
@@ -189,7 +189,7 @@ def test_one_adapter_of_weight_one_is_itself(store: AdapterStore) -> None:
 
 def test_a_sum_goes_by_the_bundle_s_slots(store: AdapterStore, ink: Ink, tmp_path: Path) -> None:
     write_pack(tmp_path / "ink.qpack", *ink)
-    store.load(tmp_path / "ink.qpack")
+    store.register(tmp_path / "ink.qpack")
     _, notes = store.mix(["sketch", "removal"], [50.0, 0.2])
     assert "'sketch' at weight 50" in notes[-1] or "weights of the sum" in notes[-1]
     with pytest.raises(CompatibilityError, match=r"need rank \d at slot \S+, the bundle has 4, and .* build with --max-rank 8"):

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from quad.core.errors import CompatibilityError, UsageError
 from quad.core.slots import Slot, SlotTable
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
-from quad.runtime.adapters.weighted_sum import Notes, headroom, mix_adapters, show_headroom, weights_of
+from quad.runtime.adapters.store import adapter_weights
+from quad.runtime.adapters.weighted_sum import Notes, headroom, mix_adapters, show_headroom
 
 RANK = 6
 TEXT = "text_encoder.layers.0.q_proj"
@@ -190,4 +191,4 @@ def test_floats_add_like_integers() -> None:
 @pytest.mark.parametrize(("names", "weights"), [(["a"], [1.0, 2.0]), (["a", "a"], None), (["a"], float("nan")), (["a", "b"], [1.0])])
 def test_wrong_weights(names: list[str], weights: Any) -> None:
     with pytest.raises(UsageError, match="one finite weight each"):
-        weights_of(names, weights)
+        adapter_weights(names, weights)

@@ -12,10 +12,10 @@ import pytest
 from quad.core.errors import BackendError
 from quad.core.slots import Slot, SlotTable
 from quad.runtime import AdapterStore, open_bundle
-from quad.runtime.adapters.buffers import zero_buffers
-from quad.runtime.engines.binding import Binder
-from quad.runtime.engines.bound_session import Arrays, Ready
-from quad.runtime.engines.engine import open_engine
+from quad.runtime.adapters.buffers import AdapterMix, Buffers, zero_buffers
+from quad.runtime.engines.engine import Arrays, PreparedInputs, open_engine
+from quad.runtime.engines.fair_lock import FairLock
+from quad.runtime.engines.graph import Graph, Slots
 from tests.runtime.tiny_unet import RANK, tiny_slots
 
 
@@ -25,10 +25,10 @@ class _Counting:
     def __init__(self, session: Any) -> None:
         self._session, self.prepared = session, 0
 
-    def prepare(self, inputs: Arrays) -> Ready:
+    def prepare(self, inputs: Arrays) -> PreparedInputs:
         self.prepared += 1
-        ready: Ready = self._session.prepare(inputs)
-        return ready
+        prepared: PreparedInputs = self._session.prepare(inputs)
+        return prepared
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._session, name)
@@ -39,9 +39,19 @@ def session(tiny_bundle: Path) -> _Counting:
     return _Counting(open_engine("ort", ("ort",), "w8a16").load(tiny_bundle / "unet/model.onnx", 1))
 
 
+def _loaded(session: Any, component: str, slots: SlotTable) -> Graph:
+    graph = Graph(lambda: session, Slots(component, slots.of(component).input_shapes()), resident=True, budget=FairLock())
+    with graph.loaded():
+        return graph
+
+
 @pytest.fixture
-def binder(session: _Counting) -> Binder:
-    return Binder({"unet": session}, {"unet": list(tiny_slots(RANK).input_shapes())})  # type: ignore[dict-item]
+def graph(session: _Counting) -> Graph:
+    return _loaded(session, "unet", tiny_slots(RANK))
+
+
+def _mix(buffers: Any) -> AdapterMix:
+    return AdapterMix(weights={}, buffers=buffers)
 
 
 @pytest.fixture
@@ -49,40 +59,39 @@ def store(tiny_bundle: Path) -> AdapterStore:
     return AdapterStore(open_bundle(tiny_bundle))
 
 
-def test_a_named_adapter_is_made_ready_once_and_a_mix_each_time(session: _Counting, binder: Binder, store: AdapterStore) -> None:
+def test_a_named_adapter_is_made_ready_once_and_a_mix_each_time(session: _Counting, graph: Graph, store: AdapterStore) -> None:
     for name in ("sketch", "removal", "sketch", "removal"):
-        binder.bind(store.buffers(name), name)
+        graph.bind(_mix(store.buffers(name)))
     assert session.prepared == 2
     for _ in range(2):
-        binder.bind(store.buffers("sketch"))
+        graph.bind(_mix(Buffers(store.buffers("sketch"))))  # new buffers, as a mix is
     assert session.prepared == 4
 
 
-def test_other_buffers_under_the_same_name_take_its_place(session: _Counting, binder: Binder, store: AdapterStore) -> None:
+def test_other_buffers_under_the_same_name_take_its_place(session: _Counting, graph: Graph, store: AdapterStore) -> None:
     step = {name: np.ones([n or 1 for n in shape], np.float32) for name, shape in session.inputs.items() if "lora" not in name}
     outputs = []
     for name in ("sketch", "removal", "sketch"):
-        binder.bind(store.buffers(name), "ink")
+        graph.bind(_mix(store.buffers(name)))
         outputs.append(session.run(step))
     assert np.abs(outputs[0] - outputs[1]).max() > 0
     np.testing.assert_array_equal(outputs[0], outputs[2])
 
 
-def test_what_is_forgotten_is_made_ready_again(session: _Counting, binder: Binder, store: AdapterStore) -> None:
-    binder.bind(store.buffers("sketch"), "sketch")
-    binder.forget("sketch")
-    binder.forget("never seen")
-    binder.bind(store.buffers("sketch"), "sketch")
+def test_what_is_forgotten_is_made_ready_again(session: _Counting, graph: Graph, store: AdapterStore) -> None:
+    graph.bind(_mix(store.buffers("sketch")))
+    store.unregister("sketch")
+    graph.bind(_mix(store.buffers("sketch")))
     assert session.prepared == 2
 
 
-def test_a_wrong_buffer_leaves_what_was_bound(session: _Counting, binder: Binder, store: AdapterStore) -> None:
+def test_a_wrong_buffer_leaves_what_was_bound(session: _Counting, graph: Graph, store: AdapterStore) -> None:
     step = {name: np.ones([n or 1 for n in shape], np.float32) for name, shape in session.inputs.items() if "lora" not in name}
-    binder.bind(store.buffers("sketch"), "sketch")
+    graph.bind(_mix(store.buffers("sketch")))
     before = session.run(step)
-    wrong = store.buffers("removal") | {"mid.to_q.lora_B": np.zeros((8, 5), np.int16)}
+    wrong = Buffers(store.buffers("removal") | {"mid.to_q.lora_B": np.zeros((8, 5), np.int16)})
     with pytest.raises(BackendError, match=r"input mid.to_q.lora_B: expected int16 \(8, 4\), found int16 \(8, 5\)"):
-        binder.bind(wrong, "removal")
+        graph.bind(_mix(wrong))
     np.testing.assert_array_equal(session.run(step), before)
 
 
@@ -92,32 +101,37 @@ def test_slots_of_two_graphs_are_bound_each_to_its_own() -> None:
     class Recorder:
         bound: dict[str, Any]
 
-        def prepare(self, inputs: Arrays) -> Ready:
-            return Ready(weakref.ref(self), inputs, inputs)
+        def __init__(self, inputs: dict[str, tuple[int, ...]]) -> None:
+            self.inputs = inputs
 
-        def bind(self, inputs: Ready) -> None:
-            self.bound = dict(inputs.of(self).arrays)
+        def prepare(self, inputs: Arrays) -> PreparedInputs:
+            return PreparedInputs(owner=weakref.ref(self), arrays=inputs, values=inputs)
+
+        def bind(self, inputs: PreparedInputs) -> None:
+            assert inputs.owner() is self
+            self.bound = dict(inputs.arrays)
 
     text = Slot(
         path="text_encoder.layers.0.q_proj", kind="linear", in_features=4, out_features=4, rank=2, dtype="int16", component="text_encoder"
     )
     slots = SlotTable((*tiny_slots(RANK).slots, text))
-    graphs = {"unet": Recorder(), "text_encoder": Recorder()}
-    binder = Binder(graphs, {name: list(slots.of(name).input_shapes()) for name in graphs})  # type: ignore[arg-type]
+    sessions = {name: Recorder(slots.of(name).input_shapes()) for name in ("unet", "text_encoder")}
+    graphs = [_loaded(session, name, slots) for name, session in sessions.items()]
     zeros = zero_buffers(slots)
-    for buffers in ({name: zero + 1 for name, zero in zeros.items()}, zeros):
-        binder.bind(buffers)
-        for name, graph in graphs.items():
-            assert graph.bound.keys() == slots.of(name).input_shapes().keys()
-            assert all(array is buffers[key] for key, array in graph.bound.items())
+    for buffers in (Buffers({name: zero + 1 for name, zero in zeros.items()}), zeros):
+        for graph in graphs:
+            graph.bind(_mix(buffers))
+        for name, session in sessions.items():
+            assert session.bound.keys() == slots.of(name).input_shapes().keys()
+            assert all(array is buffers[key] for key, array in session.bound.items())
 
 
-def test_what_was_made_ready_goes_with_its_buffers(session: _Counting, binder: Binder, store: AdapterStore) -> None:
+def test_what_was_made_ready_goes_with_its_buffers(session: _Counting, graph: Graph, store: AdapterStore) -> None:
     for name in ("sketch", "removal"):
-        binder.bind(store.buffers(name), name)
-    alive = [weakref.ref(ready) for _, kept in binder._kept.values() for ready in kept.values()]
-    store.drop("sketch")
-    store.drop("removal")
+        graph.bind(_mix(store.buffers(name)))
+    alive = [weakref.ref(prepared) for name in ("sketch", "removal") for prepared in store.buffers(name).prepared.values()]
+    store.unregister("sketch")
+    store.unregister("removal")
     assert [ready() is None for ready in alive] == [True, False], "the one that is bound stays"
-    binder.bind(store.zeros, "")
+    graph.bind(_mix(store.zeros))
     assert alive[1]() is None

@@ -1,4 +1,4 @@
-"""`Turns` is given in the order of asking, also to a thread that comes while another one asks again and again."""
+"""`FairLock` is given in the order of asking, also to a thread that comes while another one asks again and again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from threading import Event, Thread
 import pytest
 
 from quad.runtime.engines import fair_lock as turns
-from quad.runtime.engines.fair_lock import Turns
+from quad.runtime.engines.fair_lock import FairLock
 
 
-def _entered(turns: Turns, order: list[int], number: int) -> Thread:
+def _entered(turns: FairLock, order: list[int], number: int) -> Thread:
     """A thread that waits for its turn; returned once it stands in line."""
     before = len(turns._waiting)
 
@@ -26,7 +26,7 @@ def _entered(turns: Turns, order: list[int], number: int) -> Thread:
 
 
 def test_first_come_first_served() -> None:
-    turns, order = Turns(), list[int]()
+    turns, order = FairLock(), list[int]()
     with turns:
         threads = [_entered(turns, order, number) for number in range(20)]
     for thread in threads:
@@ -35,7 +35,7 @@ def test_first_come_first_served() -> None:
 
 
 def test_who_asks_again_goes_to_the_end_of_the_line() -> None:
-    turns, order = Turns(), list[int]()
+    turns, order = FairLock(), list[int]()
     with turns:
         waiting = _entered(turns, order, 1)
     with turns:
@@ -47,7 +47,7 @@ def test_who_asks_again_goes_to_the_end_of_the_line() -> None:
 @pytest.mark.parametrize("given", [False, True])
 def test_who_is_interrupted_while_waiting_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch, given: bool) -> None:
     """Also where the turn was given just before."""
-    one = Turns()
+    one = FairLock()
 
     class Interrupted:
         asked = 0
@@ -67,11 +67,11 @@ def test_who_is_interrupted_while_waiting_keeps_nobody_out(monkeypatch: pytest.M
         with pytest.raises(KeyboardInterrupt):
             one.__enter__()
         monkeypatch.undo()
-    assert (one._taken, len(one._waiting)) == (False, 0)
+    assert (one._locked, len(one._waiting)) == (False, 0)
 
 
 def test_an_error_inside_gives_the_turn_on() -> None:
-    turns = Turns()
+    turns = FairLock()
     with pytest.raises(ValueError), turns:
         raise ValueError
     with turns:

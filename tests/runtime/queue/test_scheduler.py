@@ -16,7 +16,7 @@ from quad.core.errors import UsageError
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.storage.pack import write_pack
 from quad.runtime import QuadPipeline, Request, Scheduler, SchedulerOptions
-from quad.runtime.engines.bound_session import BoundSession
+from quad.runtime.engines.engine import BoundSession
 from quad.runtime.queue.ticket import StepEvent
 from tests.runtime.held_pipeline import PATIENCE_S, HeldPipeline, Pixels, alone, ended, pixels
 
@@ -61,7 +61,7 @@ def test_progress_step_by_step(scheduler: Scheduler, requests: list[Request]) ->
 
 
 def test_steps_are_counted_as_they_are_taken(scheduler: Scheduler, picture: Pixels) -> None:
-    ticket = scheduler.submit(Request("", task="sketch", image=picture, strength=0.5, num_inference_steps=6))
+    ticket = scheduler.submit(Request(prompt="", task="sketch", image=picture, strength=0.5, num_inference_steps=6))
     assert [event.total for event in ended(ticket)[:-1]] == [3, 3, 3]
 
 
@@ -84,7 +84,7 @@ def test_the_next_is_prepared_while_this_one_denoises(
 ) -> None:  # fmt: skip
     prepared, ready = list[Request](), threading.Event()
     prepare, read = held.prepare, list[str]()
-    monkeypatch.setattr(held._store, "preload", read.append)
+    monkeypatch.setattr(held.switch.store, "preload", read.append)
 
     def watched(request: Request, *more: Any) -> Any:
         found = prepare(request, *more)
@@ -121,7 +121,7 @@ def test_adapters_are_pinned_from_preparation_to_the_end(
         for name in names:
             pins.remove(name)
 
-    monkeypatch.setattr(held._store, "pinned", pinned)
+    monkeypatch.setattr(held.switch.store, "pinned", pinned)
     held.hold()
     one, two = scheduler.submit(requests[1]), scheduler.submit(requests[4])
     held.wait()
@@ -165,12 +165,12 @@ def test_a_request_in_line_takes_the_sampler_of_the_adapter_that_replaced_its_ow
             ink[0], tasks={"paint": TaskSpec(adapter="ink", sampler=SamplerSpec(kind="euler", steps=steps), condition="none", mask="ones")}
         )
         write_pack(tmp_path / f"{steps}.qpack", brings, ink[1])
-    scheduler.install(tmp_path / "2.qpack", "pen")
+    scheduler.register(tmp_path / "2.qpack", "pen")
     held.hold()
     scheduler.submit(requests[0])
     held.wait()
     waiting = scheduler.submit(Request(task="paint"))
-    scheduler.install(tmp_path / "5.qpack", "pen")
+    scheduler.register(tmp_path / "5.qpack", "pen")
     held.free()
     assert waiting.result(PATIENCE_S).adapters == {"pen": 1.0}
     assert [event.total for event in ended(waiting)[:-1]] == [5] * 5
@@ -182,7 +182,7 @@ def test_an_adapter_is_replaced_without_disturbing_what_runs(
     write_pack(tmp_path / "ink.qpack", *ink)
     other = {name: -array for name, array in ink[1].items()}
     write_pack(tmp_path / "other.qpack", ink[0], other)
-    asked = Request("the car", task="text-to-image", adapters={"pen": 1.0})
+    asked = Request(prompt="the car", task="text-to-image", adapters={"pen": 1.0})
     expected = []
     for file in ("ink.qpack", "other.qpack"):
         alone = QuadPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1)
@@ -190,11 +190,11 @@ def test_an_adapter_is_replaced_without_disturbing_what_runs(
         expected.append(pixels(alone.finish(alone.prepare(asked))))
     with pytest.raises(UsageError, match="'pen'"):
         scheduler.submit(asked)
-    assert scheduler.install(tmp_path / "ink.qpack", "pen") == "pen"
+    assert scheduler.register(tmp_path / "ink.qpack", "pen") == "pen"
     held.hold()
     running = scheduler.submit(asked)
     held.wait()
-    assert scheduler.install(tmp_path / "other.qpack", "pen") == "pen"
+    assert scheduler.register(tmp_path / "other.qpack", "pen") == "pen"
     later = scheduler.submit(asked)
     held.free()
     np.testing.assert_array_equal(pixels(running.result(PATIENCE_S)), expected[0])

@@ -20,7 +20,7 @@ from quad.compile.passes.integers.remove_sites import is_site
 from quad.core.component_call import ComponentCall
 from quad.core.errors import BackendError, InputError, mismatch
 from quad.core.storage.files import scratch_directory
-from quad.runtime.engines.bound_session import first_line
+from quad.runtime.engines.engine import first_line
 
 Range = tuple[float, float]
 

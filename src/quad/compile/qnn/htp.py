@@ -32,7 +32,7 @@ from quad.core.errors import BackendError, CompatibilityError, UnsupportedError,
 from quad.core.ports import PORTS_FILE, Port, Ports, Sinusoid
 from quad.core.storage.files import TEMPORARY, write_bytes, writing_to
 from quad.core.tensor_names import Role, role_of
-from quad.runtime.engines.bound_session import first_line
+from quad.runtime.engines.engine import first_line
 
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 _IR_VERSION = 10  # the newest that this compiler reads

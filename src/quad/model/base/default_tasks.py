@@ -12,7 +12,7 @@ from quad.core.errors import QuadError
 from quad.core.manifest import Beside, SamplerSpec, TaskSpec
 from quad.model.base.family import EDITING, INPAINTING, beside_channels, denoiser_folder
 from quad.model.base.weight_files import read_config
-from quad.runtime.tasks import TASKS, TEXT_TO_IMAGE
+from quad.runtime.request import TASKS, TEXT_TO_IMAGE
 
 INPAINT = "inpainting"
 GUIDANCE, PIXART_GUIDANCE, IMAGE_GUIDANCE = 7.5, 4.5, 1.5

@@ -30,8 +30,8 @@ from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run,
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Session
+from quad.runtime.request import with_steps
 from quad.runtime.samplers import run_sampler
-from quad.runtime.tasks import with_steps
 
 
 @dataclass(frozen=True)

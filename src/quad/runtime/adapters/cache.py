@@ -7,6 +7,7 @@ where that is too small, within what is pinned, in use, being read, and was aske
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Iterator
@@ -15,18 +16,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from threading import Lock
 from time import perf_counter
+from weakref import WeakValueDictionary
 
 from quad.core.errors import UsageError, mismatch
 from quad.runtime.adapters.buffers import Buffers
+
+_LOG = logging.getLogger(__name__)
 
 MakeRoom = Callable[[int], None]
 # Reads buffers; told how to make room, it does so once it knows how many bytes they will take, and before they take them.
 Read = Callable[[MakeRoom], Buffers]
 
 
-@dataclass
-class Tally:
-    """What a cache has done.
+@dataclass(kw_only=True)
+class CacheCounters:
+    """The figures of a cache since it began.
 
     Args:
         hits: uses that found their buffers in memory.
@@ -50,34 +54,34 @@ class BufferCache:
         """Args:
         budget_bytes: of memory, None for no bound.
         """
-        self.tally = Tally()
+        self.counters = CacheCounters()
         self._budget = budget_bytes
         self._lock = Lock()
         self._readers: dict[str, Read] = {}
-        self._kept: OrderedDict[str, Buffers] = OrderedDict()  # the least recently used first
-        self._known: dict[str, weakref.ref[Buffers]] = {}
-        self._living: list[tuple[weakref.ref[Buffers], int]] = []
-        self._coming: dict[object, int] = {}  # read -> bytes that it made room for
+        self._resident: OrderedDict[str, Buffers] = OrderedDict()  # the least recently used first
+        self._alive: WeakValueDictionary[str, Buffers] = WeakValueDictionary()  # evicted ones too, while somebody uses them
+        self._sizes: list[tuple[weakref.ref[Buffers], int]] = []
+        self._reserved: dict[object, int] = {}  # read -> bytes that it made room for
         self._loading: dict[str, Future[Buffers]] = {}
         self._pins: Counter[str] = Counter()
 
-    def admit(self, name: str, read: Read) -> None:
-        """Know how to read a name's buffers from now on; those it had are let go of."""
+    def register(self, name: str, read: Read) -> None:
+        """Read a name's buffers with `read` from now on; those it had are let go of."""
         with self._lock:
             self._readers[name] = read
-            self._let_go(name)
+            self._drop(name)
 
-    def forget(self, name: str) -> None:
-        """Know a name no more."""
+    def unregister(self, name: str) -> None:
+        """The name is no adapter's any more; its buffers are let go of."""
         with self._lock:
             self._readers.pop(name, None)
-            self._let_go(name)
+            self._drop(name)
 
     def clear(self) -> None:
-        """Let go of all buffers; names stay known."""
+        """Let go of all buffers; names stay registered."""
         with self._lock:
             for name in self._readers:
-                self._let_go(name)
+                self._drop(name)
 
     def get(self, name: str, hint: bool = False) -> Buffers:
         """A name's buffers, from memory or read now; several threads that ask for them at once wait for one reading.
@@ -91,17 +95,16 @@ class BufferCache:
         with self._lock:
             if name not in self._readers:
                 raise UsageError(mismatch("adapter", "one that is registered", repr(name), "load it first"))
-            found = self._find(name)
+            buffers = self._find(name)
             if not hint:
-                self.tally.hits += found is not None
-                self.tally.misses += found is None
-            if found is not None:
-                return found
-            pending = self._loading.get(name)
-            mine = pending is None
-            coming: Future[Buffers] = self._loading.setdefault(name, Future())
+                self.counters.hits += buffers is not None
+                self.counters.misses += buffers is None
+            if buffers is not None:
+                return buffers
+            is_first = name not in self._loading
+            future: Future[Buffers] = self._loading.setdefault(name, Future())
             read = self._readers[name]
-        return self._load(name, read, coming) if mine else coming.result()
+        return self._load(name, read, future) if is_first else future.result()
 
     @contextmanager
     def pinned(self, names: Collection[str]) -> Iterator[None]:
@@ -120,80 +123,83 @@ class BufferCache:
     def count(self, buffers: Buffers, size: int) -> None:
         """Know of buffers that were made elsewhere and are in use: they take memory for as long as they live."""
         with self._lock:
-            self._living.append((weakref.ref(buffers), size))
+            self._sizes.append((weakref.ref(buffers), size))
             self._trim()
 
     def size_bytes(self) -> int:
         """Memory of all buffers that live: those that are kept, and those that are in use beside them."""
         with self._lock:
-            return self._living_bytes()
+            return self._used_bytes()
 
-    def _load(self, name: str, read: Read, coming: Future[Buffers]) -> Buffers:
+    def _load(self, name: str, read: Read, future: Future[Buffers]) -> Buffers:
+        def make_room(size: int) -> None:
+            with self._lock:
+                self._free(size, list(self._resident))
+                self._reserved[future] = size
+
         start = perf_counter()
+        # Reading: without the lock, so that others may be read and found meanwhile.
         try:
-            buffers = read(lambda size: self._expect(coming, size))
+            buffers = read(make_room)
         except BaseException as error:
             with self._lock:
-                self._arrive(name, coming)
-            coming.set_exception(error)
-            del coming  # it holds the error, the error this frame
+                self._finish(name, future)
+            future.set_exception(error)
+            del future, make_room  # they hold the error, the error this frame
             raise
+        # Taking up: kept under its name, unless that was given to another adapter meanwhile.
         with self._lock:
-            size, wanted = self._arrive(name, coming)
-            self._living.append((weakref.ref(buffers), size))
-            self.tally.loads += 1
-            self.tally.load_ms += (perf_counter() - start) * 1e3
-            if wanted:
+            size, is_current = self._finish(name, future)
+            self._sizes.append((weakref.ref(buffers), size))
+            self.counters.loads += 1
+            self.counters.load_ms += (perf_counter() - start) * 1e3
+            if is_current:
                 self._keep(name, buffers)
-        coming.set_result(buffers)
+        _LOG.debug("adapter %s: read, %d bytes", name, size)
+        future.set_result(buffers)
         return buffers
-
-    def _expect(self, coming: Future[Buffers], size: int) -> None:
-        with self._lock:
-            self._free(size, list(self._kept))
-            self._coming[coming] = size
 
     # What follows is called with the lock held.
 
-    def _arrive(self, name: str, coming: Future[Buffers]) -> tuple[int, bool]:
+    def _finish(self, name: str, future: Future[Buffers]) -> tuple[int, bool]:
         """Bytes that a read made room for, and whether they are those of the name still."""
-        wanted = self._loading.get(name) is coming
-        if wanted:
+        is_current = self._loading.get(name) is future
+        if is_current:
             del self._loading[name]
-        return self._coming.pop(coming, 0), wanted
+        return self._reserved.pop(future, 0), is_current
 
     def _find(self, name: str) -> Buffers | None:
-        known = self._known.get(name)
-        buffers = known() if known is not None else None
+        buffers = self._alive.get(name)
         if buffers is not None:
             self._keep(name, buffers)
         return buffers
 
     def _keep(self, name: str, buffers: Buffers) -> None:
-        self._kept[name] = buffers
-        self._kept.move_to_end(name)
-        self._known[name] = weakref.ref(buffers)
+        self._resident[name] = buffers
+        self._resident.move_to_end(name)
+        self._alive[name] = buffers
         self._trim()
 
     def _trim(self) -> None:
-        self._free(0, list(self._kept)[:-1])
+        self._free(0, list(self._resident)[:-1])
 
     def _free(self, size: int, names: Collection[str]) -> None:
         """Let go of these names, the first first, until `size` bytes more are within the budget."""
         if self._budget is None:
             return
         for name in names:
-            if self._living_bytes() + sum(self._coming.values()) + size <= self._budget:
+            if self._used_bytes() + sum(self._reserved.values()) + size <= self._budget:
                 return
             if not self._pins[name]:
-                del self._kept[name]
-                self.tally.evictions += 1
+                del self._resident[name]
+                self.counters.evictions += 1
+                _LOG.debug("adapter %s: evicted from memory", name)
 
-    def _let_go(self, name: str) -> None:
-        self._kept.pop(name, None)
-        self._known.pop(name, None)
+    def _drop(self, name: str) -> None:
+        self._resident.pop(name, None)
+        self._alive.pop(name, None)
         self._loading.pop(name, None)
 
-    def _living_bytes(self) -> int:
-        self._living = [(buffers, size) for buffers, size in self._living if buffers() is not None]
-        return sum(size for _, size in self._living)
+    def _used_bytes(self) -> int:
+        self._sizes = [(buffers, size) for buffers, size in self._sizes if buffers() is not None]
+        return sum(size for _, size in self._sizes)

@@ -7,6 +7,7 @@ that the clock could hide another change.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from time import time_ns
 
@@ -22,13 +23,15 @@ from quad.runtime.adapters.buffers import Buffers, check_tensors, padded_bytes
 from quad.runtime.adapters.cache import MakeRoom
 from quad.runtime.bundle import Bundle
 
+_LOG = logging.getLogger(__name__)
+
 MANIFEST_FILE, TENSORS_FILE = "adapter.json", "adapter.safetensors"
 
 
 class AdapterFile:
     """Where an adapter lies and what it said of itself when it was found there. The file must stay."""
 
-    def __init__(self, path: Path, manifest: AdapterManifest, packed: bool, hashed: Identity | None = None) -> None:
+    def __init__(self, path: Path, manifest: AdapterManifest, *, packed: bool, hashed: Identity | None = None) -> None:
         """Args:
         path: the pack, or the file of tensors beside an `adapter.json`.
         packed: which of the two.
@@ -67,6 +70,8 @@ class AdapterFile:
         file = map_tensors(self._path)
         make_room(padded_bytes(file.tensors, zeros))
         self._check(file, slots)
+        if any(tensor.shape != zeros[name].shape for name, tensor in file.tensors.items()):
+            _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
         return Buffers(pad(file.tensors, zeros))
 
     def _check(self, file: TensorFile, slots: SlotTable) -> None:
@@ -82,8 +87,8 @@ class AdapterFile:
         now_ns = time_ns()
         if self._packed and pack_manifest(file) != self.manifest:
             raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
-        found = content_digest(file.tensors) if self._packed else file.sha256()
-        check_digest(file.where, found, self.manifest.sha256)
+        digest = content_digest(file.tensors) if self._packed else file.sha256()
+        check_digest(file.where, digest, self.manifest.sha256)
         self._hashed = file.identity if file.identity.settled(now_ns) else None
 
 
@@ -99,12 +104,12 @@ def open_adapter(path: Path) -> AdapterFile:
     if not path.is_file():
         raise InputError(mismatch(str(path), "a pack file or an adapter directory", "none", "check the path"))
     if is_pickled(path):
-        then = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
-        raise InputError(mismatch(str(path), "a pack", "pickled weights", then))
+        next_step = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
+        raise InputError(mismatch(str(path), "a pack", "pickled weights", next_step))
     return AdapterFile(path, pack_manifest(map_tensors(path)), packed=True)
 
 
-def open_own(bundle: Bundle, name: str) -> AdapterFile:
+def open_shipped(bundle: Bundle, name: str) -> AdapterFile:
     """An adapter of a bundle; opening the bundle has hashed it, unless that was not wanted.
 
     Raises:
@@ -138,9 +143,9 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
     """
     name, phone = manifest.name, bundle.manifest.name
     for parent, has in bundle.digests.items():
-        found = manifest.parents.get(parent, "none")
-        if found != has:
+        packed_for = manifest.parents.get(parent, "none")
+        if packed_for != has:
             raise CompatibilityError(
-                f"adapter {name!r} was packed for {parent} {found[:8]}, bundle {phone!r} has {has[:8]}: "
+                f"adapter {name!r} was packed for {parent} {packed_for[:8]}, bundle {phone!r} has {has[:8]}: "
                 f"run quad adapt {phone} {name}={name}.safetensors"
             )

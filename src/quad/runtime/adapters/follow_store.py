@@ -1,7 +1,8 @@
-"""Adapters that `quad install` puts into the device's store: taken up at the start, and while a server runs, without a restart."""
+"""Adapters that `quad install` puts into the device's store: registered at the start, and while a server runs, without a restart."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
@@ -9,96 +10,97 @@ from threading import Lock
 from quad.core.errors import InputError, QuadError, mismatch
 from quad.core.storage.install_pointers import look_at_installed
 
-Take = Callable[[Path, str], object]
+_LOG = logging.getLogger(__name__)
+
+Register = Callable[[Path, str], object]
 
 
 class InstalledAdapters:
-    """What of a store has been taken up. A pack that cannot be taken is told of once, and tried again when its pointer changes."""
+    """The packs of a store that were registered. One that is refused is noted once, and tried again when its pointer changes."""
 
-    def __init__(self, store: Path, take: Take, drop: Callable[[str], None]) -> None:
+    def __init__(self, store: Path, register: Register, unregister: Callable[[str], None]) -> None:
         """Args:
-        take: registers a pack under a name, replacing one of that name.
-        drop: forgets a name.
+        register: a pack under a name, replacing one of that name.
+        unregister: a name.
         """
-        self._store, self._take, self._drop = store, take, drop
-        self._taken: dict[str, Path] = {}
+        self._store, self._register_pack, self._unregister_name = store, register, unregister
+        self._registered: dict[str, Path] = {}
         self._refused: dict[str, Path] = {}
-        self._own = Lock()
+        self._lock = Lock()
         self._notes: dict[str, str] = {}
 
     @property
     def names(self) -> frozenset[str]:
-        return frozenset(self._taken)
+        return frozenset(self._registered)
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What could not be taken up, one line each."""
+        """One line for each pack that could not be registered."""
         return tuple(self._notes.values())
 
-    def look(self) -> None:
-        """Take up every pointer that has changed; what fails is noted. Reads the disk."""
-        with self._own:
+    def refresh(self) -> None:
+        """Register every pack whose pointer has changed; what fails is noted. Reads the disk."""
+        with self._lock:
             try:
-                found = look_at_installed(self._store)
+                pointers = look_at_installed(self._store)
             except (QuadError, OSError) as error:  # nothing is changed on the word of a store that cannot be read
                 self._notes[""] = _line(error)
                 return
             self._notes.pop("", None)
-            for name in (self._taken.keys() | self._notes.keys()) - found.keys():
-                self._forget(name)
-            for name, what in found.items():
-                self._follow(name, what)
+            for name in (self._registered.keys() | self._notes.keys()) - pointers.keys():
+                self._unregister(name)
+            for name, pointer in pointers.items():
+                self._follow(name, pointer)
 
-    def install(self, name: str) -> None:
-        """Take up the version that the store now points to.
+    def register(self, name: str) -> None:
+        """Register the version that the store now points to.
 
         Raises:
             InputError: the store has no such adapter. RefusedError: it is damaged, or made for another bundle.
         """
-        with self._own:
-            found = look_at_installed(self._store)
-            if name not in found:
-                there = ", ".join(found) or "none"
-                raise InputError(mismatch("installed adapter", f"one of {there}", repr(name), "install it first: quad install"))
-            what = found[name]
-            if isinstance(what, QuadError):
-                raise what
-            if self._taken.get(name) != what:
-                self._admit(name, what)
+        with self._lock:
+            pointers = look_at_installed(self._store)
+            if name not in pointers:
+                names = ", ".join(pointers) or "none"
+                raise InputError(mismatch("installed adapter", f"one of {names}", repr(name), "install it first: quad install"))
+            pointer = pointers[name]
+            if isinstance(pointer, QuadError):
+                raise pointer
+            if self._registered.get(name) != pointer:
+                self._register(name, pointer)
 
-    def _follow(self, name: str, what: Path | QuadError) -> None:
-        if isinstance(what, QuadError):  # nothing is changed on the word of a damaged pointer
+    def _follow(self, name: str, pointer: Path | QuadError) -> None:
+        if isinstance(pointer, QuadError):  # nothing is changed on the word of a damaged pointer
             self._refused.pop(name, None)
-            self._notes[name] = str(what)
-        elif what == self._taken.get(name):
+            self._notes[name] = str(pointer)
+        elif pointer == self._registered.get(name):
             self._refused.pop(name, None)
             self._notes.pop(name, None)
-        elif what != self._refused.get(name):
-            self._try(name, what)
+        elif pointer != self._refused.get(name):
+            try:
+                self._register(name, pointer)
+            except (QuadError, OSError) as error:
+                self._refused[name], self._notes[name] = pointer, _line(error)
+                _LOG.warning("installed adapter %s: refused, %s", name, self._notes[name])
 
-    def _try(self, name: str, path: Path) -> None:
-        try:
-            self._admit(name, path)
-        except (QuadError, OSError) as error:
-            self._refused[name], self._notes[name] = path, _line(error)
-
-    def _admit(self, name: str, path: Path) -> None:
-        self._take(path, name)
-        self._taken[name] = path
+    def _register(self, name: str, path: Path) -> None:
+        self._register_pack(path, name)
+        self._registered[name] = path
         self._refused.pop(name, None)
         self._notes.pop(name, None)
 
-    def _forget(self, name: str) -> None:
+    def _unregister(self, name: str) -> None:
         self._refused.pop(name, None)
         self._notes.pop(name, None)
-        if self._taken.pop(name, None) is None:
+        if self._registered.pop(name, None) is None:
             return
         try:
-            self._drop(name)
+            self._unregister_name(name)
         except QuadError as error:
             self._notes[name] = str(error)
 
 
 def _line(error: Exception) -> str:
-    told = error if isinstance(error, QuadError) else InputError(mismatch("store", "one that can be read", str(error), "check its disk"))
-    return str(told)
+    if not isinstance(error, QuadError):
+        error = InputError(mismatch("store", "one that can be read", str(error), "check its disk"))
+    return str(error)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -16,14 +18,16 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.cache import BufferCache
-from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_own
+from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_shipped
 from quad.runtime.adapters.weighted_sum import mix_adapters
 from quad.runtime.bundle import Bundle
 
+_LOG = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class StoreMetrics:
-    """What a store holds and has done.
+    """The figures of a store: its memory now, and what it did since it began.
 
     Args:
         hits: uses that found their adapter in memory.
@@ -70,10 +74,10 @@ class AdapterStore:
         self._manifests: dict[str, AdapterManifest] = {}
         self._cache = BufferCache(budget_bytes)
         self._ahead = ThreadPoolExecutor(1, "quad-preload")
-        self._own = Lock()  # what an adapter says and how it is read change together
+        self._lock = Lock()  # what an adapter says and how it is read change together
         self._changes = 0
         for name in bundle.manifest.adapters:
-            self._admit_own(name)
+            self._register_shipped(name)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -82,7 +86,7 @@ class AdapterStore:
     @property
     def changes(self) -> int:
         """How often an adapter came, went or was replaced: between two equal answers every name stood for one adapter."""
-        with self._own:
+        with self._lock:
             return self._changes
 
     @property
@@ -91,18 +95,18 @@ class AdapterStore:
         return self._zeros
 
     def manifest(self, name: str) -> AdapterManifest:
-        """What an adapter says of itself.
+        """The manifest of an adapter.
 
         Raises:
             UsageError: no adapter has that name; the message lists those there are.
         """
-        found = self._manifests.get(name)
-        if found is None:
-            known = ", ".join(self.names) or "none loaded"
-            raise UsageError(mismatch("adapter", f"one of {known}", repr(name), "choose one of these or load_lora_weights first"))
-        return found
+        manifest = self._manifests.get(name)
+        if manifest is None:
+            names = ", ".join(self.names) or "none loaded"
+            raise UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these or load_lora_weights first"))
+        return manifest
 
-    def load(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+    def register(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
         """Register an adapter from outside the bundle. The file is read again when it is used.
 
         Args:
@@ -120,24 +124,25 @@ class AdapterStore:
         file = open_adapter(Path(path))
         check_parents(file.manifest, self._bundle)
         file.check(self._bundle.slots, verify)
-        chosen = name or file.manifest.name
-        self._admit(chosen, file)
-        return chosen
+        name = name or file.manifest.name
+        self._register(name, file)
+        return name
 
-    def drop(self, name: str) -> None:
-        """Let go of an adapter and forget it; the bundle's own of that name stays known and is read again when used.
+    def unregister(self, name: str) -> None:
+        """Let go of an adapter; one that its bundle ships under that name is registered again in its place, and read when it is used.
 
         Raises:
             UsageError: no adapter has that name.
         """
         self.manifest(name)
         if name in self._bundle.manifest.adapters:
-            self._admit_own(name)
+            self._register_shipped(name)
             return
-        with self._own:
+        with self._lock:
             self._manifests.pop(name, None)
-            self._cache.forget(name)
+            self._cache.unregister(name)
             self._changes += 1
+        _LOG.info("adapter %s: unregistered", name)
 
     def buffers(self, name: str) -> Buffers:
         """Graph input name -> array of one adapter; not to be written to. Who uses the arrays holds the answer: so long they are in use.
@@ -195,23 +200,35 @@ class AdapterStore:
         return self._cache.size_bytes()
 
     def metrics(self) -> StoreMetrics:
-        """What it holds and has done."""
-        tally = self._cache.tally
-        counts = (tally.hits, tally.misses, tally.evictions, tally.loads, tally.load_ms)
-        return StoreMetrics(*counts, self._cache.size_bytes(), len(self._manifests))
+        """The figures of this moment."""
+        return StoreMetrics(**vars(self._cache.counters), loaded_bytes=self._cache.size_bytes(), registered=len(self._manifests))
 
     def close(self) -> None:
         """Preload no more and let go of all adapters; those that are used again are read again."""
         self._ahead.shutdown(cancel_futures=True)
         self._cache.clear()
 
-    def _admit(self, name: str, file: AdapterFile) -> None:
-        with self._own:
+    def _register(self, name: str, file: AdapterFile) -> None:
+        with self._lock:
             self._manifests[name] = file.manifest
-            self._cache.admit(name, partial(file.read, self._bundle.slots, self._zeros))
+            self._cache.register(name, partial(file.read, self._bundle.slots, self._zeros))
             self._changes += 1
+        _LOG.info("adapter %s: registered, rank %d", name, file.manifest.rank)
 
-    def _admit_own(self, name: str) -> None:
-        file = open_own(self._bundle, name)
+    def _register_shipped(self, name: str) -> None:
+        file = open_shipped(self._bundle, name)
         check_parents(file.manifest, self._bundle)
-        self._admit(name, file)
+        self._register(name, file)
+
+
+def adapter_weights(names: Sequence[str], weights: float | Sequence[float] | None) -> dict[str, float]:
+    """Adapter name -> weight; 1 where none is given, one number for all.
+
+    Raises:
+        UsageError: a name twice, another number of weights, or a weight that is not finite.
+    """
+    numbers = [1.0 if weights is None else weights] * len(names) if weights is None or isinstance(weights, int | float) else list(weights)
+    if len(numbers) != len(names) or len(set(names)) != len(names) or not all(map(math.isfinite, numbers)):
+        expected = "each name once, with one finite weight each"
+        raise UsageError(mismatch("set_adapters", expected, f"{list(names)}, {numbers}", "mend the call"))
+    return dict(zip(names, map(float, numbers), strict=True))

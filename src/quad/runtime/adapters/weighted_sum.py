@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
-from quad.core.errors import CompatibilityError, UsageError, mismatch
+from quad.core.errors import CompatibilityError
 from quad.core.slots import SlotTable
 from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.slot_sum import Part, add, largest_integer
@@ -22,19 +22,6 @@ from quad.runtime.adapters.slot_sum import Part, add, largest_integer
 Notes = tuple[str, ...]
 
 MIN_ENERGY = 0.9  # a sum that keeps less of the parts' energy than this share, at any slot, is refused
-
-
-def weights_of(names: Sequence[str], weights: float | Sequence[float] | None) -> dict[str, float]:
-    """Adapter name -> weight; 1 where none is given, one number for all.
-
-    Raises:
-        UsageError: a name twice, another number of weights, or a weight that is not finite.
-    """
-    given = [1.0 if weights is None else weights] * len(names) if weights is None or isinstance(weights, int | float) else list(weights)
-    if len(given) != len(names) or len(set(names)) != len(names) or not all(map(math.isfinite, given)):
-        expected = "each name once, with one finite weight each"
-        raise UsageError(mismatch("set_adapters", expected, f"{list(names)}, {given}", "mend the call"))
-    return dict(zip(names, map(float, given), strict=True))
 
 
 def headroom(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> float:
@@ -75,8 +62,8 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slo
     clipped: Counter[str] = Counter()
     cut: dict[str, float] = {}
     for slot in slots.slots:
-        found = [Part.of(name, weights[name], buffers, slot) for name, buffers in parts.items()]
-        used = [part for part in found if len(part.rows)]
+        candidates = [Part.of(name, weights[name], buffers, slot) for name, buffers in parts.items()]
+        used = [part for part in candidates if len(part.rows)]
         if not used:
             mixed |= {name: zeros[name] for name in (slot.a_name, slot.b_name)}
             continue
@@ -97,7 +84,7 @@ def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Ma
     }
     worst = slots.by_path()[min(cut, key=lambda path: cut[path])]
     ranks = " + ".join(f"{name!r} (rank {rank})" for name, rank in used[worst.path].items() if rank)
-    needed, most = sum(used[worst.path].values()), max(sum(found.values()) for found in used.values())
+    needed, most = sum(used[worst.path].values()), max(sum(ranks_at_slot.values()) for ranks_at_slot in used.values())
     return CompatibilityError(
         f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.rank}, and the nearest sum of that rank keeps "
         f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --max-rank {most}"

@@ -1,17 +1,27 @@
-"""The seam to whatever executes graphs."""
+"""The seam to whatever executes graphs: the protocols that the runtime relies on, and the half of a session that engines share."""
 
 from __future__ import annotations
 
+import abc
 import importlib
+import logging
 import os
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from numpy.typing import NDArray
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from quad.core.errors import BackendError, CompatibilityError, UsageError, mismatch
-from quad.runtime.engines.bound_session import Arrays, Ready, Shape, first_line
+
+_LOG = logging.getLogger(__name__)
+
+Arrays = Mapping[str, NDArray[Any]]
+Shape = tuple[int | None, ...]
 
 # Engine name -> module with `open_engine(precision) -> Engine`, imported when chosen; it raises ImportError where its package is missing.
 ENGINES = {"ort": "quad.runtime.engines.ort", "openvino": "quad.runtime.engines.openvino", "qnn": "quad.runtime.engines.qnn"}
@@ -59,7 +69,7 @@ class SwitchSession(Session, Protocol):
         """CPU threads that the engine says it uses; it may give fewer than were asked for, never more."""
         ...
 
-    def prepare(self, inputs: Arrays) -> Ready:
+    def prepare(self, inputs: Arrays) -> PreparedInputs:
         """Check inputs and wrap them for this session, so that `bind` of the answer is fast. The arrays must not be written to any more.
 
         Raises:
@@ -67,7 +77,7 @@ class SwitchSession(Session, Protocol):
         """
         ...
 
-    def bind(self, inputs: Arrays | Ready) -> None:
+    def bind(self, inputs: Arrays | PreparedInputs) -> None:
         """See `Session.bind`; arrays are prepared first.
 
         Raises:
@@ -94,16 +104,124 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class PreparedInputs:
+    """Inputs that one session has checked and wrapped: binding them again costs next to nothing.
+
+    Args:
+        owner: refers to the session that made it, and no other may bind it; weakly, so that a dropped session is gone at once.
+        arrays: keeps the memory alive.
+        values: input name -> the engine's own tensor over that memory.
+    """
+
+    owner: weakref.ref[object]
+    arrays: Arrays
+    values: Mapping[str, Any]
+
+
+class BoundSession(abc.ABC):
+    """A `SwitchSession` but for four things that each engine does its own way.
+
+    Inputs are checked once, then bound by address. An address carries no type: a wrong array must be stopped before it becomes one, and
+    the array must live as long as it is bound.
+    """
+
+    def __init__(self, graph: str, shapes: Mapping[str, Shape], dtypes: Mapping[str, DTypeLike]) -> None:
+        """Args:
+        graph: its name in messages.
+        shapes: of all inputs, in graph order; None for a dynamic axis.
+        dtypes: of the inputs that NumPy has a type for; no array fits the others.
+        """
+        self._where = f"graph {graph}"
+        self._shapes = dict(shapes)
+        self._dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        # Input name -> what is bound. Engines hold addresses only: the memory is kept alive here.
+        self._bound: dict[str, PreparedInputs] = {}
+
+    @property
+    def inputs(self) -> Mapping[str, Shape]:
+        return MappingProxyType(self._shapes)
+
+    @property
+    @abc.abstractmethod
+    def threads(self) -> int:
+        """CPU threads that the engine says it uses for this graph."""
+
+    @abc.abstractmethod
+    def _wrap(self, array: NDArray[Any]) -> Any:
+        """The engine's tensor over an array's memory."""
+
+    @abc.abstractmethod
+    def _put(self, name: str, value: Any) -> None:
+        """Make a wrapped array the graph's input from now on."""
+
+    @abc.abstractmethod
+    def _execute(self) -> NDArray[Any]:
+        """Run on what was put; a new array each time.
+
+        Raises:
+            BackendError: the engine failed.
+        """
+
+    def prepare(self, inputs: Arrays) -> PreparedInputs:
+        """See `SwitchSession.prepare`. Arrays are laid out without gaps; one that already is stays the same array."""
+        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        for name, array in arrays.items():
+            self._check(name, array)
+        values = {name: self._wrap(array) for name, array in arrays.items()}
+        return PreparedInputs(owner=weakref.ref(self), arrays=arrays, values=values)
+
+    def bind(self, inputs: Arrays | PreparedInputs) -> None:
+        """See `SwitchSession.bind`; all inputs are checked before the first is bound."""
+        prepared = inputs if isinstance(inputs, PreparedInputs) else self.prepare(inputs)
+        if prepared.owner() is not self:
+            raise BackendError(mismatch("bind", "inputs made ready by this session", "another session's", "call prepare on this one"))
+        for name, value in prepared.values.items():
+            self._put(name, value)
+        self._bound |= dict.fromkeys(prepared.values, prepared)
+
+    def run(self, inputs: Arrays) -> NDArray[Any]:
+        """See `Session.run`. Inputs of this call alone take the place of bound ones, which come back after it."""
+        missing = [name for name in self._shapes if name not in inputs and name not in self._bound]
+        if missing:
+            raise BackendError(mismatch(self._where, f"{len(self._shapes)} inputs", f"none for {missing[0]}", "bind it before run"))
+        prepared = self.prepare(inputs)
+        try:
+            for name, value in prepared.values.items():
+                self._put(name, value)
+            return self._execute()
+        finally:
+            for name in prepared.values.keys() & self._bound.keys():
+                self._put(name, self._bound[name].values[name])
+
+    def _check(self, name: str, array: NDArray[Any]) -> None:
+        """Raises:
+        BackendError: the graph has no such input, or not of that type and shape.
+        """
+        where, next_step = f"{self._where}, input {name}", "this is a bug or another graph's adapter"
+        if name not in self._shapes:
+            raise BackendError(mismatch(where, "an input of the graph", "none of that name", next_step))
+        shape, dtype = self._shapes[name], self._dtypes.get(name)
+        fits = len(shape) == array.ndim and all(n is None or n == m for n, m in zip(shape, array.shape, strict=True))
+        if not fits or dtype != array.dtype:
+            raise BackendError(mismatch(where, f"{dtype} {shape}", f"{array.dtype} {array.shape}", next_step))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of a library's error; its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def default_threads() -> int:
     """Cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
 
 
-def open_engine(wanted: str, offered: Sequence[str], precision: str) -> Engine:
+def open_engine(name: str, offered: Sequence[str], precision: str) -> Engine:
     """The engine to use.
 
     Args:
-        wanted: a name, or `auto` for the first of `offered` that is installed.
+        name: of an engine, or `auto` for the first of `offered` that is installed.
         offered: engines that the bundle says can run it, best first; empty with a name: no bundle to ask.
         precision: the bundle's precision; engines choose their graph rewrites by it.
 
@@ -112,22 +230,19 @@ def open_engine(wanted: str, offered: Sequence[str], precision: str) -> Engine:
         CompatibilityError: the bundle was not built for that engine.
         BackendError: the engine, or with `auto` every engine, is not installed.
     """
-    if wanted != "auto":
-        _check_offered(wanted, offered)
-        return _open(wanted, precision)
+    if name != "auto":
+        if name in ENGINES and offered and name not in offered:
+            next_step = f"leave the engine out or build again with a --target that runs on {name}"
+            raise CompatibilityError(mismatch("engine", f"{' or '.join(offered)}, which this bundle was built for", name, next_step))
+        return _open(name, precision)
     reasons = []
-    for name in offered:
+    for candidate in offered:
         try:
-            return _open(name, precision)
+            return _open(candidate, precision)
         except (BackendError, UsageError) as error:
             reasons.append(str(error))
+            _LOG.info("engine %s: passed over, %s", candidate, error)
     raise BackendError("; ".join(reasons) or "bundle: expected an engine that can run it, found none listed; build it again")
-
-
-def _check_offered(wanted: str, offered: Sequence[str]) -> None:
-    if wanted in ENGINES and offered and wanted not in offered:
-        then = f"leave the engine out or build again with a --target that runs on {wanted}"
-        raise CompatibilityError(mismatch("engine", f"{' or '.join(offered)}, which this bundle was built for", wanted, then))
 
 
 def _open(name: str, precision: str) -> Engine:
@@ -136,7 +251,8 @@ def _open(name: str, precision: str) -> Engine:
     try:
         engine: Engine = importlib.import_module(ENGINES[name]).open_engine(precision)
     except ImportError as error:
-        found = "none" if isinstance(error, ModuleNotFoundError) else f"a broken one ({first_line(error)})"
+        state = "none" if isinstance(error, ModuleNotFoundError) else f"a broken one ({first_line(error)})"
         package = error.name or "its package"
-        raise BackendError(mismatch(f"engine {name}", f"the package {package}", found, f"install it: {INSTALL[name]}")) from error
+        raise BackendError(mismatch(f"engine {name}", f"the package {package}", state, f"install it: {INSTALL[name]}")) from error
+    _LOG.info("engine %s: opened for precision %s", name, precision)
     return engine

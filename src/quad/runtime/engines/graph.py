@@ -8,7 +8,8 @@ where an engine would have widened a small graph's weights (a 1e-5 of an output)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -21,13 +22,13 @@ from numpy.typing import NDArray
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
 from quad.core.memory import release_memory
 from quad.core.slots import UNET
-from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.buffers import AdapterMix, Buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
-from quad.runtime.engines.binding import Binder
-from quad.runtime.engines.bound_session import Arrays, Shape
-from quad.runtime.engines.engine import Engine, SwitchSession
-from quad.runtime.engines.fair_lock import Turns
+from quad.runtime.engines.engine import Arrays, Engine, Shape, SwitchSession
+from quad.runtime.engines.fair_lock import FairLock
 from quad.runtime.engines.onnx_inputs import graph_inputs
+
+_LOG = logging.getLogger(__name__)
 
 # Memory plan -> the components that stay.
 PLANS: Mapping[str, tuple[str, ...]] = {"keep-all": COMPONENTS, "balanced": (UNET,), "minimal": ()}
@@ -46,31 +47,34 @@ class Slots:
         VerificationError: the graph lacks one, or has it in another shape.
         """
         for name, shape in self.shapes.items():
-            found = inputs.get(name)
-            if found != shape:
-                raise VerificationError(mismatch(f"graph {self.component}, input {name}", shape, found, "build the bundle again"))
+            if inputs.get(name) != shape:
+                where = f"graph {self.component}, input {name}"
+                raise VerificationError(mismatch(where, shape, inputs.get(name), "build the bundle again"))
 
 
 class Graph:
-    """One component's graph, a `Runnable` that is loaded when it is needed and remembers which adapter belongs into it.
+    """One component's graph, a `Runnable` that is loaded when it is needed and knows which adapters it is bound to.
 
     Calls from several threads take turns; who needs several of them to belong together holds `loaded()` around them.
+
+    Args:
+        mix: the adapters it is bound to, or will be once it is loaded; held until others are bound, so that a store knows their buffers
+            to be in use. None before the first.
     """
 
-    def __init__(self, load: Callable[[], SwitchSession], slots: Slots, kept: bool, budget: Turns) -> None:
+    def __init__(self, load: Callable[[], SwitchSession], slots: Slots, *, resident: bool, budget: FairLock) -> None:
         """Args:
         load: called each time that the graph is needed and not there.
         slots: what its bundle says of its slot inputs.
-        kept: once loaded, it stays.
+        resident: once loaded, it stays.
         budget: of threads, shared by all graphs: who runs uses all of it.
         """
-        self._load, self._slots, self._kept, self._budget = load, slots, kept, budget
-        self._own = RLock()
+        self.mix: AdapterMix | None = None
+        self._load, self._slots, self._resident, self._budget = load, slots, resident, budget
+        self._lock = RLock()
         self._users = 0
         self._session: SwitchSession | None = None
-        self._binder: Binder | None = None
         self._shapes: Mapping[str, Shape] | None = None
-        self._wanted: tuple[Buffers, str | None] | None = None
 
     @property
     def has_slots(self) -> bool:
@@ -85,7 +89,7 @@ class Graph:
         assert self._shapes is not None
         return self._shapes
 
-    def look_at(self, model_file: Path) -> None:
+    def validate(self, model_file: Path) -> None:
         """Check the slot inputs, and remember all, by what its file says; where that cannot be read, by loading it.
 
         Raises:
@@ -105,7 +109,7 @@ class Graph:
         Raises:
             BackendError: the engine cannot load it. VerificationError: it is not what its bundle promises.
         """
-        with self._own:
+        with self._lock:
             self._users += 1
             try:
                 if self._session is None:
@@ -113,23 +117,21 @@ class Graph:
                 yield
             finally:
                 self._users -= 1
-                if not self._users and not self._kept:
-                    self._drop()
+                if not self._users and not self._resident:
+                    self._session = None
+                    release_memory()
+                    _LOG.debug("graph %s: unloaded", self._slots.component)
 
-    def bind(self, buffers: Buffers, name: str | None = None) -> None:
-        """Make these the slot inputs, of which there may be none, now and whenever the graph is loaded again; see `Binder.bind`."""
-        if not self._slots.shapes:
-            return
-        with self._own:
-            if self._binder is not None and not (self._wanted is not None and self._wanted[0] is buffers):
-                self._binder.bind(buffers, name)
-            self._wanted = (buffers, name)
+    def bind(self, mix: AdapterMix) -> None:
+        """Make these adapters the slot inputs, of which there may be none, now and whenever the graph is loaded again.
 
-    def forget(self, name: str) -> None:
-        """See `Binder.forget`; waits for nobody."""
-        binder = self._binder
-        if binder is not None:
-            binder.forget(name)
+        Raises:
+            BackendError: their buffers do not fit; what was bound stays bound.
+        """
+        with self._lock:
+            if self._session is not None and not (self.mix is not None and self.mix.buffers is mix.buffers):
+                bind_buffers(self._session, mix.buffers, self._slots.shapes)
+            self.mix = mix
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
         """See `Runnable.run`."""
@@ -141,14 +143,25 @@ class Graph:
         session = self._load()
         self._slots.check(session.inputs)
         self._shapes = dict(session.inputs)
-        binder = Binder({"": session}, {"": list(self._slots.shapes)})
-        if self._wanted is not None:
-            binder.bind(*self._wanted)
-        self._session, self._binder = session, binder
+        if self.mix is not None:
+            bind_buffers(session, self.mix.buffers, self._slots.shapes)
+        self._session = session
+        _LOG.debug("graph %s: loaded", self._slots.component)
 
-    def _drop(self) -> None:
-        self._session = self._binder = None
-        release_memory()
+
+def bind_buffers(session: SwitchSession, buffers: Buffers, names: Iterable[str]) -> None:
+    """Bind the inputs of these names to a session; what it has checked and wrapped once is bound again as it is.
+
+    Args:
+        buffers: graph input name -> array; not to be written to any more, and to be held as long as they are bound.
+
+    Raises:
+        BackendError: they do not fit; what was bound stays bound.
+    """
+    prepared = buffers.prepared.get(session)
+    if prepared is None:
+        prepared = buffers.prepared[session] = session.prepare({name: buffers[name] for name in names})
+    session.bind(prepared)
 
 
 def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> dict[str, Graph]:
@@ -162,18 +175,19 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
     """
     if memory not in PLANS:
         raise UsageError(mismatch("memory", f"one of {', '.join(PLANS)}", repr(memory), "choose one of these"))
-    slots, kept, budget = bundle.slots, PLANS[memory], Turns()
+    slots, resident, budget = bundle.slots, PLANS[memory], FairLock()
     if odd := sorted({slot.component for slot in slots.slots} - set(COMPONENTS)):
         raise VerificationError(mismatch("slots", f"slots of {', '.join(COMPONENTS)}", odd[0], "build the bundle again"))
     graphs = {}
     for name in COMPONENTS:
         load = partial(_load, engine, bundle, name, threads, memory == LEAN)
-        graphs[name] = graph = Graph(load, Slots(name, slots.of(name).input_shapes()), name in kept, budget)
-        if name in kept:
+        graphs[name] = graph = Graph(load, Slots(name, slots.of(name).input_shapes()), resident=name in resident, budget=budget)
+        if name in resident:
             with graph.loaded():
                 pass
         elif name == UNET or graph.has_slots:
-            graph.look_at(bundle.graph(name))
+            graph.validate(bundle.graph(name))
+    _LOG.info("memory plan %s: %s stay in memory", memory, ", ".join(resident) or "no graphs")
     return graphs
 
 

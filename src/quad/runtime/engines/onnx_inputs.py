@@ -12,7 +12,7 @@ import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
-from quad.runtime.engines.bound_session import Shape
+from quad.runtime.engines.engine import Shape
 
 _GRAPH, _INPUT = 7, 11  # of ModelProto, of GraphProto
 _NAME, _TYPE, _TENSOR, _SHAPE, _DIM, _DIM_VALUE = 1, 2, 1, 2, 1, 1

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError
-from quad.runtime.engines.bound_session import BoundSession, GraphInputs
+from quad.runtime.engines.engine import BoundSession
 from quad.runtime.engines.processor import products_saturate
 
 REPORTER = "openvino_telemetry"
@@ -72,11 +72,12 @@ class OpenVinoSession(BoundSession):
         except Exception as error:  # the library's errors have no common root but this
             then = "choose --engine ort or build the bundle with --target openvino"
             raise BackendError(f"engine openvino: cannot load {model_file} ({_reason(error)}); {then}") from error
-        self._tensor, self._where = library.Tensor, model_file.parent.name
+        self._tensor = library.Tensor
         # A port also carries the names of what was folded into it; its node keeps the graph's own.
         ports = {port.get_node().get_friendly_name(): port for port in self._compiled.inputs}
         shapes = {name: tuple(n.get_length() if n.is_static else None for n in port.get_partial_shape()) for name, port in ports.items()}
-        super().__init__(GraphInputs(self._where, shapes, {name: port.get_element_type().to_dtype() for name, port in ports.items()}))
+        dtypes = {name: port.get_element_type().to_dtype() for name, port in ports.items()}
+        super().__init__(model_file.parent.name, shapes, dtypes)
         self._places = {name: place for place, name in enumerate(ports)}
         self._request = self._compiled.create_infer_request()
 
@@ -95,7 +96,7 @@ class OpenVinoSession(BoundSession):
             self._request.infer()
         except Exception as error:
             reason = _reason(error)
-            raise BackendError(f"engine openvino: graph {self._where} failed ({reason}); report it with the bundle's name") from error
+            raise BackendError(f"engine openvino: {self._where} failed ({reason}); report it with the bundle's name") from error
         output: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
         return output
 

@@ -34,7 +34,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError
-from quad.runtime.engines.bound_session import BoundSession, GraphInputs, first_line
+from quad.runtime.engines.engine import BoundSession, first_line
 from quad.runtime.engines.processor import products_saturate
 
 FLOAT, AS_WRITTEN = "float", "w8a16"
@@ -82,11 +82,10 @@ class OrtSession(BoundSession):
             )
         except Exception as error:  # the library's errors have no common root but this
             raise BackendError(f"engine ort: cannot load {model_file} ({first_line(error)}); build the bundle again") from error
-        self._where = model_file.parent.name
         nodes = self._session.get_inputs()
         shapes = {node.name: tuple(n if isinstance(n, int) else None for n in node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
-        super().__init__(GraphInputs(self._where, shapes, dtypes))
+        super().__init__(model_file.parent.name, shapes, dtypes)
         self._binding = self._session.io_binding()
         self._binding.bind_output(self._session.get_outputs()[0].name)
 
@@ -105,7 +104,7 @@ class OrtSession(BoundSession):
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             reason = first_line(error)
-            raise BackendError(f"engine ort: graph {self._where} failed ({reason}); report it with the bundle's name") from error
+            raise BackendError(f"engine ort: {self._where} failed ({reason}); report it with the bundle's name") from error
         output: NDArray[Any] = self._binding.copy_outputs_to_cpu()[0]
         return output
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.ports import PORTS_FILE, Ports
-from quad.runtime.engines.bound_session import Arrays, BoundSession, GraphInputs, Shape, first_line
+from quad.runtime.engines.engine import Arrays, BoundSession, Shape, first_line
 
 PROVIDER = "QNNExecutionProvider"
 # stdout belongs to the process, and the provider registers once: threads that open sessions take turns.
@@ -134,11 +134,11 @@ class QnnSession(BoundSession):
     """
 
     def __init__(self, session: ort.InferenceSession, ports: Ports, where: str) -> None:
-        self._session, self._ports, self._where = session, ports, where
+        self._session, self._ports = session, ports
         nodes = session.get_inputs()
         shapes: dict[str, Shape] = {node.name: tuple(node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
-        super().__init__(GraphInputs(where, shapes, dtypes))
+        super().__init__(where, shapes, dtypes)
         self._outer = {name: self._outer_shape(name, shape) for name, shape in shapes.items()}
         self._output = session.get_outputs()[0].name
         if odd := sorted(ports.inputs.keys() - shapes.keys()) or sorted({self._output} - ports.outputs.keys()):
@@ -173,7 +173,7 @@ class QnnSession(BoundSession):
         kind = "f" if port.encoding is not None else "i"
         shape = self._outer[name]
         if array.dtype.kind != kind or array.dtype.itemsize > (4 if kind == "f" else 8) or array.shape != shape:
-            where, then = f"graph {self._where}, input {name}", "this is a bug or another graph's input"
+            where, then = f"{self._where}, input {name}", "this is a bug or another graph's input"
             expected = f"{'float32' if kind == 'f' else 'integers'} {shape}"
             raise BackendError(mismatch(where, expected, f"{array.dtype} {array.shape}", then))
 
@@ -188,7 +188,7 @@ class QnnSession(BoundSession):
             found = self._session.run_with_ort_values([self._output], self._feed)[0].numpy()
         except Exception as error:
             reason = first_line(error)
-            raise BackendError(f"engine qnn: graph {self._where} failed ({reason}); report it with the bundle's name") from error
+            raise BackendError(f"engine qnn: {self._where} failed ({reason}); report it with the bundle's name") from error
         return self._ports.outputs[self._output].decode(found)
 
 

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from quad.core.errors import BackendError, UsageError, mismatch
-from quad.runtime.engines.bound_session import first_line
+from quad.runtime.engines.engine import first_line
 from quad.runtime.queue.ordering import misses
 from quad.runtime.queue.ticket import State, Ticket
 from quad.runtime.request import Request, Resolved

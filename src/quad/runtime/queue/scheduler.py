@@ -77,7 +77,7 @@ class Scheduler:
             UsageError: an unknown task or adapter, a number out of its range. BusyError: the line is full, or the scheduler closed.
         """
         check_terms(priority, deadline_s)
-        resolved = self._pipe.resolve(request)
+        resolved = self._pipe.switch.resolve(request)
         self._expire()
         with self._changed:
             self._check_room()
@@ -95,8 +95,8 @@ class Scheduler:
             tickets = [job.ticket for job in self._jobs.values() if job.ticket.client == client]
         return sum(ticket.cancel() for ticket in tickets)
 
-    def install(self, path: str | Path, name: str | None = None) -> str:
-        """Admit or replace an adapter; a picture that is prepared or running keeps the one that it began with.
+    def register(self, path: str | Path, name: str | None = None) -> str:
+        """Register or replace an adapter; a picture that is prepared or running keeps the one that it began with.
 
         Returns:
             What it is called.
@@ -104,7 +104,7 @@ class Scheduler:
         Raises:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        return self._pipe.admit(path, name)
+        return self._pipe.switch.register(path, name)
 
     def metrics(self) -> SchedulerMetrics:
         """The figures of this moment."""
@@ -176,7 +176,7 @@ class Scheduler:
         state: State = "done"
         job.ticket.begin()
         try:
-            job.pin(self._pipe.pinned)
+            job.pin(self._pipe.switch.pinned)
             prepared = self._pipe.prepare(job.request) if job.ahead is None else job.ahead.result()
             output = self._pipe.finish(prepared, self._on_step(job, prepared))
         except Stopped as stopped:
@@ -211,7 +211,7 @@ class Scheduler:
             if job is not None and not job.seen and sum(one.seen for one in self._jobs.values()) < _MOST_AHEAD:
                 job.seen = True
                 with suppress(QuadError):  # it is told when the request's turn comes
-                    job.pin(self._pipe.pinned)
+                    job.pin(self._pipe.switch.pinned)
                     self._hurry(job)
 
     def _choice(self) -> Waiting:
@@ -220,7 +220,7 @@ class Scheduler:
 
     def _hurry(self, job: Job) -> None:
         for name in job.resolved.weights:
-            self._pipe.preload(name)
+            self._pipe.switch.preload(name)
         if self._pipe.memory == "keep-all":
             job.ahead = self._preparer.submit(self._pipe.prepare, job.request)
 

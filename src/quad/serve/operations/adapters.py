@@ -32,7 +32,7 @@ async def adapters(service: Service, http: HttpRequest) -> Response:
 async def preload(service: Service, http: HttpRequest) -> Response:
     """A hint: read it now, it will be used soon."""
     name = _known(service, http)
-    await service.in_thread(partial(service.pipe.preload, name))
+    await service.in_thread(partial(service.pipe.switch.preload, name))
     return answer(Named(name), 202)
 
 
@@ -42,7 +42,7 @@ async def install(service: Service, http: HttpRequest) -> Response:
     if installed is None:
         raise Refusal(409, UnsupportedError(mismatch("server", "a store of installed adapters", "none", "start it with --store")))
     try:
-        await service.take_up(partial(installed.install, name))
+        await service.take_up(partial(installed.register, name))
     except InputError as error:
         raise Refusal(404, error) from error
     return answer(Named(name))
@@ -82,7 +82,7 @@ async def remove(service: Service, http: HttpRequest) -> Response:
     async with service.changing:
         if name not in service.uploaded:
             raise Refusal(409, UsageError(mismatch("adapter", "one that was uploaded", repr(name), "use quad install for the others")))
-        await service.in_thread(partial(service.pipe.dismiss, name))
+        await service.in_thread(partial(service.pipe.switch.unregister, name))
         service.uploaded.pop(name).unlink(missing_ok=True)
     return Response(status_code=204)
 
@@ -115,7 +115,7 @@ def _admit(service: Service, path: Path, name: str) -> None:
     if both := sorted(taken & read_pack(path).manifest.tasks.keys()):
         found = f"{both[0]!r}, which is there already"
         raise Refusal(409, UsageError(mismatch("pack", "tasks of its own", found, "pack it without that task")))
-    service.scheduler.install(path, name)
+    service.scheduler.register(path, name)
 
 
 def _known(service: Service, http: HttpRequest) -> str:

@@ -79,13 +79,25 @@ def to_request(wanted: NewRequest, limits: Limits) -> Request:
     Raises:
         InputError: a picture is no picture, or too large.
     """
-    pictures = (read_picture(wanted.image, "image", limits.max_pixels), read_picture(wanted.mask_image, "mask", limits.max_pixels))
-    return Request(wanted.prompt, wanted.task, wanted.adapters, *pictures, wanted.num_inference_steps, wanted.guidance_scale, wanted.seed,
-                   wanted.negative_prompt, wanted.mask_grow, wanted.strength, wanted.image_guidance_scale)  # fmt: skip
+    image, mask = read_picture(wanted.image, "image", limits.max_pixels), read_picture(wanted.mask_image, "mask", limits.max_pixels)
+    return Request(
+        prompt=wanted.prompt,
+        task=wanted.task,
+        adapters=wanted.adapters,
+        image=image,
+        mask_image=mask,
+        num_inference_steps=wanted.num_inference_steps,
+        guidance_scale=wanted.guidance_scale,
+        seed=wanted.seed,
+        negative_prompt=wanted.negative_prompt,
+        mask_grow=wanted.mask_grow,
+        strength=wanted.strength,
+        image_guidance_scale=wanted.image_guidance_scale,
+    )
 
 
 def _ask(service: Service, request: Request, wanted: NewRequest) -> Ticket:
-    steps, most = service.pipe.resolve(request).spec.sampler.steps, service.limits.max_steps
+    steps, most = service.pipe.switch.resolve(request).spec.sampler.steps, service.limits.max_steps
     if steps > most:
         raise UsageError(mismatch("num_inference_steps", f"at most {most} on this server", steps, "choose fewer"))
     return service.scheduler.submit(request, priority=wanted.priority, deadline_s=wanted.deadline_s, client=wanted.client)
