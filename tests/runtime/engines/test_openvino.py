@@ -78,3 +78,28 @@ def test_an_operator_it_does_not_know_is_one_line(tmp_path: Path) -> None:
     path.write_bytes(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
     with pytest.raises(BackendError, match=r"^engine openvino: cannot load .*NoSuchThing.*; choose --engine ort or build[^\n]*$"):
         open_engine("openvino", ("openvino",), "w8a16").load(path, 1)
+
+
+STOPPED = """
+import signal, sys
+from pathlib import Path
+from quad.runtime.engines.engine import open_engine
+signals = []
+signal.signal(signal.SIGTERM, lambda number, _frame: signals.append(number))
+def load():
+    return open_engine("openvino", ("openvino",), "w8a16").load(Path(sys.argv[1]), 1)
+first = load()
+second = load()
+del first
+del second
+signal.raise_signal(signal.SIGTERM)
+print(signals == [signal.SIGTERM])
+"""
+
+
+def test_a_signal_is_handled_after_sessions_are_released_in_any_order(tmp_path: Path) -> None:
+    """In a process of its own, see ADR 21: where a signal stack is gone, the kernel ends the process."""
+    _one_site(tmp_path / "site/model.onnx", Encoding(8, True, True, (1 / 127,), (0,)), np.ones((64, 8), np.float32))
+    command = [sys.executable, "-c", STOPPED, str(tmp_path / "site/model.onnx")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (process.returncode, process.stdout, process.stderr) == (0, "True\n", "")

@@ -12,6 +12,7 @@ computes every Q/DQ as it is written):
 - Threads are pinned to cores, by which two processes would sit on the same ones: switched off.
 - Importing the package sends a usage report over the network, and writes an id for it into the home directory, unless the part that does so
   is missing: it is made missing.
+- Several Cores in one process can leave a thread with a signal stack that is gone, and the next signal ends the process: there is one Core.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +115,7 @@ class OpenVinoEngine:
         sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type]
         import openvino
 
-        self._library, self._core = openvino, openvino.Core()
+        self._library, self._core = openvino, _process_core()
 
     def load(self, model_file: Path, threads: int, lean: bool = False) -> OpenVinoSession:
         """See `Engine.load`; there is no leaner way."""
@@ -123,6 +125,14 @@ class OpenVinoEngine:
 def open_engine(precision: str) -> OpenVinoEngine:
     """The engine; its options are the same at every precision."""
     return OpenVinoEngine()
+
+
+@cache
+def _process_core() -> Any:
+    """The process's one `openvino.Core`, never released: each one that goes takes a thread's signal stack along (ADR 21)."""
+    import openvino
+
+    return openvino.Core()
 
 
 def _unlocked(array: NDArray[Any]) -> NDArray[Any]:
