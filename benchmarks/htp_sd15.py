@@ -88,7 +88,7 @@ def prepare(latent: int, clock: Clock) -> Prepared:
         return found
 
     statistics = clock("observe", lambda: observe({COMPONENT: network}, [Feed("noise", run)]))
-    options, integers = UnifyOptions(16, RangeOptions("minmax")), integer_slots(table, 16)
+    options, integers = UnifyOptions(lora_bits=16, ranges=RangeOptions(method="minmax")), integer_slots(table, 16)
     profile = clock("profile", lambda: unify(statistics, {COMPONENT: weights_of(network)}, integers, (adapter,), options))
     model = clock("export", lambda: export_graph(network, GraphSpec(component=COMPONENT, inputs=inputs, output=OUTPUT, slots=slots)))
     call = ComponentCall(

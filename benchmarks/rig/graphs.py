@@ -34,7 +34,7 @@ from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites
 from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.ranges import RangeOptions
-from quad.quantize.encodings.rules import goes_last, with_eight_bit
+from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
@@ -154,9 +154,9 @@ class _Built:
             return output
 
         statistics = observe({COMPONENT: network}, [Feed("noise", run)])
-        names = sorted(statistics.sites[COMPONENT], key=goes_last)
+        names = sorted(statistics.sites[COMPONENT], key=keeps_16_bits)
         chosen = eight_bit_sites(names, eight_bit_percent(self.shape.precision) or 0.0)
-        options = UnifyOptions(self.shape.lora_bits, RangeOptions("minmax"), with_eight_bit(chosen))
+        options = UnifyOptions(lora_bits=self.shape.lora_bits, ranges=RangeOptions(method="minmax"), rules=with_eight_bit(chosen))
         return unify(statistics, {COMPONENT: weights_of(network)}, table, adapters, options)
 
     def _file(self, kind: str) -> Path:

@@ -27,7 +27,7 @@ from quad.core.storage.pack import read_pack
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.correct.smooth import equalized
+from quad.quantize.correct.smooth import smooth_adapter
 from quad.quantize.encodings.integers import quantize_adapter
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
@@ -122,7 +122,7 @@ def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone
     adapt(asked)
     adapter = read_adapter("ink", asked.adapter, base.unet)
     gains = phone.profile.gains.get("unet", {})
-    expected = quantize_adapter(equalized(adapter, gains), phone.slots, phone.profile)
+    expected = quantize_adapter(smooth_adapter(adapter, gains), phone.slots, phone.profile)
     found = Buffers(pad(read_pack(asked.output).tensors, zero_buffers(phone.slots)))
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, name)

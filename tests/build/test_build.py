@@ -30,9 +30,9 @@ def hole() -> np.ndarray:
 
 
 SAMPLES = (
-    CalibrationSample("text-to-image", "a red house"),
-    CalibrationSample("transform", "a tree", picture(0)),
-    CalibrationSample("removal", "a house", picture(1), hole()),
+    CalibrationSample(task="text-to-image", prompt="a red house"),
+    CalibrationSample(task="transform", prompt="a tree", image=picture(0)),
+    CalibrationSample(task="removal", prompt="a house", image=picture(1), mask=hole()),
 )
 
 

@@ -27,10 +27,10 @@ from quad.core.slots import SlotTable
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.correct.smooth import hearing_channels
+from quad.quantize.correct.smooth import recording_channel_maxima
 from quad.quantize.encodings.integers import dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.encodings.quality_steps import QualitySteps
-from quad.quantize.encodings.rules import goes_last
+from quad.quantize.encodings.rules import keeps_16_bits
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
@@ -76,7 +76,7 @@ def case(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
     def call(slots: dict[str, np.ndarray]) -> object:
         return network(*map(torch.from_numpy, tiny.inputs.values()), {name: torch.from_numpy(values) for name, values in slots.items()})
 
-    with hearing_channels(network) as channels:
+    with recording_channel_maxima(network) as channels:
         for adapter in tiny.adapters:
             call(slot_inputs(adapter, table))
     mixed = replace(mixed, channels=channels).equalized()
@@ -97,8 +97,8 @@ def test_the_share_is_kept_and_the_careful_sites_wait(case: Case) -> None:
     eight, sixteen = sites_at(case.profile, 8), sites_at(case.profile, 16)
     assert eight | sixteen == set(sites)
     assert len(eight) == round(len(sites) * case.mixed.percent / 100)
-    if any(map(goes_last, eight)):
-        assert all(map(goes_last, sixteen))
+    if any(map(keeps_16_bits, eight)):
+        assert all(map(keeps_16_bits, sixteen))
 
 
 def test_the_graph_is_the_simulated_network(case: Case) -> None:

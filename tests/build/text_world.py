@@ -22,7 +22,7 @@ ADAPTERS = {
 }
 
 
-SAMPLES = (*WORDLESS, CalibrationSample("text-to-image", "a red tree", adapter="words"))
+SAMPLES = (*WORDLESS, CalibrationSample(task="text-to-image", prompt="a red tree", adapter="words"))
 
 
 def _tensors(network: torch.nn.Module, prefix: str, rank: int, endings: tuple[str, ...], seed: int) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import pytest
 
 from quad.core.errors import UsageError
 from quad.core.precision import eight_bit_percent, precision_kind
-from quad.quantize.encodings.rules import RULES, goes_last, rule_for, with_eight_bit
+from quad.quantize.encodings.rules import RULES, keeps_16_bits, rule_for, with_eight_bit
 from quad.quantize.profile.pooled_profile import encode_site
 
 
@@ -33,8 +33,8 @@ def test_other_words_are_refused_with_the_list(word: str) -> None:
 
 def test_what_goes_last() -> None:
     last = ("conv_in.in", "conv_out.in", "a.attn1.q", "a.attn2.p", "time_embedding.linear_1.in", "a.time_emb_proj.in", "a.lora_mid")
-    assert all(map(goes_last, last))
-    assert not any(map(goes_last, ("mid_block.resnets.0.conv1.in", "a.attn1.to_q.in", "a.proj_in.in", "up.conv_shortcut.in_skip")))
+    assert all(map(keeps_16_bits, last))
+    assert not any(map(keeps_16_bits, ("mid_block.resnets.0.conv1.in", "a.attn1.to_q.in", "a.proj_in.in", "up.conv_shortcut.in_skip")))
 
 
 def test_only_the_named_sites_of_the_unet_change() -> None:

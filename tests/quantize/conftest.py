@@ -125,7 +125,7 @@ def samples() -> list[CalibrationSample]:
     image, mask = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), np.zeros((16, 16), np.uint8)
     mask[4:9, 4:9] = 255
     return [
-        CalibrationSample("text-to-image", "a house"),
-        CalibrationSample("sketch", "a house", image),
-        CalibrationSample("removal", "a", image, mask),
+        CalibrationSample(task="text-to-image", prompt="a house"),
+        CalibrationSample(task="sketch", prompt="a house", image=image),
+        CalibrationSample(task="removal", prompt="a", image=image, mask=mask),
     ]

@@ -18,7 +18,7 @@ from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import Slotted, slot_networks
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.distill.distill import Classroom, distill
+from quad.quantize.distill.distill import TeacherStudent, distill
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.observe.calibrate import CalibrationSample, calibrate, component_networks
@@ -31,7 +31,7 @@ from quad.quantize.profile.shared_ranges import own_profiles
 from quad.runtime.conditioning.tokenizer import Tokenizer
 
 QUERY, MLP = "text_encoder.encoder.layers.0.self_attn.q_proj", "text_encoder.encoder.layers.0.mlp.fc1"
-WORDS = CalibrationSample("text-to-image", "a house", adapter="words")
+WORDS = CalibrationSample(task="text-to-image", prompt="a house", adapter="words")
 
 
 def text_weights(seed: int, rank: int) -> dict[str, LowRank]:
@@ -64,7 +64,7 @@ class World:
         return unify(self.statistics, weights, integer_slots(self.table, 16), self.adapters)
 
     def probes(self) -> dict[str, list[Probe]]:
-        return record_probes(self.base, self.networks, self.table, self.adapters, self.samples, ProbeOptions(None))
+        return record_probes(self.base, self.networks, self.table, self.adapters, self.samples, ProbeOptions(per_adapter=None))
 
     def text(self, prompt: str, slots: dict[str, Any]) -> np.ndarray:
         ids = torch.from_numpy(Tokenizer(self.base.tokenizer, self.base.text)(prompt).ids)
@@ -137,9 +137,11 @@ def test_an_adapter_of_the_text_encoder_alone_is_scored(world: World) -> None:
 @pytest.mark.parametrize("name", ["loud", "words"])
 def test_alignment_rescales_the_text_part_and_trains_the_unets_alone(name: str, world: World) -> None:
     adapter = next(one for one in world.adapters if one.name == name)
-    room = Classroom(world.slotted.unet, world.slotted.unet, integer_slots(world.table, 16), world.profile)
-    found = distill(room, adapter, world.probes()[name], DistillOptions(2, rate=0.05, every=1))
-    rescaled = quantize_adapter(adapter, room.table, room.profile)
+    pair = TeacherStudent(
+        teacher=world.slotted.unet, student=world.slotted.unet, table=integer_slots(world.table, 16), profile=world.profile
+    )
+    found = distill(pair, adapter, world.probes()[name], DistillOptions(steps=2, rate=0.05, every=1))
+    rescaled = quantize_adapter(adapter, pair.table, pair.profile)
     assert found.integers.keys() == rescaled.keys()
     moved = {key for key, array in found.integers.items() if not np.array_equal(array, rescaled[key])}
     assert not any(key.startswith("text_encoder.") for key in moved)

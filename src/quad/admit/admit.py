@@ -32,7 +32,7 @@ from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.distill import Alignment
-from quad.quantize.distill.teacher_calls import Fidelity, Lesson
+from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import quantize_adapter
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
@@ -62,7 +62,7 @@ class _Aligned:
     buffers: Buffers
     alignment: Alignment | None = None
     fidelity: Fidelity | None = None
-    lessons: Sequence[Lesson] = ()
+    lessons: Sequence[TeacherCall] = ()
     trained: bool = False
     notes: tuple[str, ...] = ()
 
@@ -166,7 +166,7 @@ def _with_base(
         spec = base.tasks[task]
     own = Study.of(bundle, base, {task: spec}, with_gains(adapter, bundle.profile))
     probes = own.probes(samples_for(request, task, spec))
-    options, forms = DistillOptions(request.steps(bundle.manifest.precision)), [_alone(bundle, fitted).buffers]
+    options, forms = DistillOptions(steps=request.steps(bundle.manifest.precision)), [_alone(bundle, fitted).buffers]
     done = own.align(fitted.adapter, probes, options) if bundle.profile.encodings else None
     if done is not None and done.alignment.steps:
         forms.append(Buffers(pad(done.integers, zero_buffers(bundle.slots))))

@@ -79,7 +79,7 @@ class AdaptRequest:
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
         RankLimits(None, self.min_energy).check()
-        DistillOptions(self.distill_steps or 0).check(False)
+        DistillOptions(steps=self.distill_steps or 0).check(False)
 
     def steps(self, precision: str) -> int:
         """Of distillation, for a bundle of this precision."""

@@ -19,9 +19,9 @@ from quad.core.errors import CompatibilityError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.lora.read import FloatAdapter, LowRank, cut, require_slots
-from quad.quantize.correct.smooth import equalized
+from quad.quantize.correct.smooth import smooth_adapter
 from quad.quantize.encodings.integers import balance, require_finite
-from quad.quantize.encodings.rescale import align
+from quad.quantize.encodings.rescale import rescale
 
 # A product that rounding leaves less right than this (noise a third of it) is not the adapter's any more; Toyland's six have 72 dB and more
 # at their worst slot with 16 bits. It counts where the slot holds a share of the adapter's update that can be seen.
@@ -108,7 +108,7 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     components = frozenset(slots[path].component for path, power in powers.items() if power > 0.0)
     if not profile.encodings:
         return Fitted(small, components, ())
-    ready = align(balance(small), table, profile)
+    ready = rescale(balance(small), table, profile)
     whole = sum(powers.values()) or 1.0
     fits = [_measure(slots[path], pair, profile) for path, pair in ready.weights.items()]
     return Fitted(
@@ -123,7 +123,7 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
 
 def with_gains(adapter: FloatAdapter, profile: Profile) -> FloatAdapter:
     """The adapter for the networks as they were equalized before they were frozen."""
-    return equalized(adapter, {path: gain for gains in profile.gains.values() for path, gain in gains.items()})
+    return smooth_adapter(adapter, {path: gain for gains in profile.gains.values() for path, gain in gains.items()})
 
 
 def refuse_unfit(fitted: Fitted, bundle: str, min_energy: float) -> None:

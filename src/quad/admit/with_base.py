@@ -32,9 +32,9 @@ from quad.model.slots.network import slot_inputs, slotted_as
 from quad.model.slots.sites import share_copy
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
-from quad.quantize.correct.smooth import fold_gains
-from quad.quantize.distill.distill import Classroom, Distilled, distill, split_runs
-from quad.quantize.distill.teacher_calls import Fidelity, Lesson, fidelity, lessons_of
+from quad.quantize.correct.smooth import fold_scales
+from quad.quantize.distill.distill import Distilled, TeacherStudent, distill, split_runs
+from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
@@ -59,7 +59,7 @@ class Study:
     base: Base
     adapter: FloatAdapter
     networks: Mapping[str, nn.Module]
-    room: Classroom
+    room: TeacherStudent
     table: SlotTable
 
     @staticmethod
@@ -75,13 +75,13 @@ class Study:
             CompatibilityError: the bundle does not say how its U-Net was corrected.
         """
         slotted, corrections = slotted_as(base.unet, base.text_encoder, bundle.slots), _corrections(bundle)
-        fold_gains(slotted.unet, corrections.gains)
+        fold_scales(slotted.unet, corrections.gains)
         if _is_split(bundle.profile):
             split_skips(slotted.unet)
         student = share_copy(slotted.unet)
         apply_biases(student, dict(corrections.biases))
         networks = component_networks(base, slotted.unet, slotted.text_encoder)
-        room = Classroom(slotted.unet, student, bundle.slots, bundle.profile)
+        room = TeacherStudent(teacher=slotted.unet, student=student, table=bundle.slots, profile=bundle.profile)
         return Study(replace(base, tasks=dict(tasks)), adapter, networks, room, _widened(bundle.slots, adapter))
 
     def probes(self, samples: Sequence[CalibrationSample]) -> list[Probe]:
@@ -93,10 +93,10 @@ class Study:
         """See `distill`; the lessons are what the adapter said at its own ranks."""
         return distill(self.room, fitted, probes, options)
 
-    def held_out(self, probes: Sequence[Probe]) -> list[Lesson]:
+    def held_out(self, probes: Sequence[Probe]) -> list[TeacherCall]:
         """Lessons of calls that nothing was trained on, as far as there are."""
         held = spread(split_runs(probes)[1], 2 * MEASURED_CALLS)
-        return lessons_of(self.room.teacher, slot_inputs(self.adapter, self.table), held)
+        return call_teacher(self.room.teacher, slot_inputs(self.adapter, self.table), held)
 
 
 def open_base(bundle: Bundle, directory: Path) -> Base:
@@ -131,7 +131,7 @@ def samples_for(request: AdaptRequest, task: str, spec: TaskSpec) -> list[Calibr
     return [replace(one, prompt=word) for one, word in zip(some, cycle(request.prompts), strict=False)] if request.prompts else some
 
 
-def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], forms: Sequence[Buffers]) -> list[Fidelity]:
+def quality(bundle: Bundle, session: Session, lessons: Sequence[TeacherCall], forms: Sequence[Buffers]) -> list[Fidelity]:
     """How near the bundle's own graph comes to the float network on some lessons, with the adapter and in what it changes.
 
     Args:
@@ -146,7 +146,7 @@ def quality(bundle: Bundle, session: Session, lessons: Sequence[Lesson], forms: 
     return [fidelity(lessons, answers(form), without) for form in forms]
 
 
-def calls_in(lesson: Lesson) -> list[Inputs]:
+def calls_in(lesson: TeacherCall) -> list[Inputs]:
     """A lesson as calls of one picture each, as graphs of batch 1 take them."""
     return split_batch({name: part.numpy() for name, part in zip(UNET_INPUTS, lesson.inputs, strict=True)})
 

@@ -25,8 +25,8 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.sites import share_copy
 from quad.quantize.distill.denoising_examples import denoising_examples
-from quad.quantize.distill.distill import Alignment, Classroom, Distilled, distill
-from quad.quantize.distill.teacher_calls import Fidelity, Lesson
+from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
+from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample, planned, with_adapter
 from quad.quantize.observe.probes import Probe, ProbeOptions, in_turns, record_probes
@@ -80,14 +80,14 @@ class Aligner:
         kept = kept or Kept(None)
         own = with_adapter(self.base, self.samples)
         probes = self._lessons(own, kept) if request.steps else {name: measured_on(some) for name, some in self.probes().items()}
-        room = Classroom(self.teacher["unet"], self.student, slots, profile)
+        room = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile)
         packed: list[PackedAdapter] = []
         alignments: dict[str, Alignment] = {}
         for number, adapter in enumerate(self.adapters):
             progress(f"align {adapter.name}", number / len(self.adapters))
 
             def make(adapter: FloatAdapter = adapter) -> Distilled:
-                options = DistillOptions(request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
+                options = DistillOptions(steps=request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
                 examples = self._examples(adapter.name, own, probes[adapter.name]) if request.lambda_ else []
                 found = distill(room, adapter, probes[adapter.name], options, examples)
                 return replace(found, integers=trim(found.integers, slots))
@@ -105,7 +105,7 @@ class Aligner:
             kept, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, samples, how)
         )
 
-    def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[Lesson]:
+    def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[TeacherCall]:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
         own = [sample for sample, _, adapter in in_turns(planned(self.base, samples, self.adapters)) if adapter == name]
         return denoising_examples(self.base, encoder, own, probes)

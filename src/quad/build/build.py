@@ -215,7 +215,7 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
         keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None
-        heard = CalibrationOptions(listener=None if keeper is None else lambda component, inputs, _: keeper.hear(component, inputs))
+        heard = CalibrationOptions(call_hook=None if keeper is None else lambda component, inputs, _: keeper.hear(component, inputs))
         feeds = calibration_feeds(opened.measured, opened.networks, opened.table, opened.adapters, opened.samples, heard)
         feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
         if keeper is not None:  # it must hear every call
@@ -226,7 +226,9 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
     scoring = Scoring(opened.networks["unet"], slots, opened.adapters, probes, clock.within("score"))
     with clock("score"):
         given = {**parents, "slots": slots.digest}
-        options = UnifyOptions(request.lora_bits, request.quality.ranges, parents=given, literal_shared_scale=request.literal_shared_scale)
+        options = UnifyOptions(
+            lora_bits=request.lora_bits, ranges=request.quality.ranges, parents=given, literal_shared_scale=request.literal_shared_scale
+        )
         options = replace(options, rules=opened.kept.value("rules", lambda: opened.mixed.rules(statistics, options), tuple[Rule, ...]))
         weights = {name: weights_of(network) for name, network in opened.networks.items()}
         pooled = unify(statistics, weights, slots, opened.adapters, options)

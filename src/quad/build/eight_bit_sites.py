@@ -13,10 +13,10 @@ from quad.lora.read import FloatAdapter
 from quad.model.slots.network import SlottedNetwork
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites, rank_sites
-from quad.quantize.correct.smooth import Channels, equalize, equalized
+from quad.quantize.correct.smooth import ChannelMaxima, smooth, smooth_adapter
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.encodings.quality_steps import QualitySteps
-from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, goes_last, with_eight_bit
+from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Statistics
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
@@ -43,7 +43,7 @@ class Mixed:
     quality: QualitySteps
     percent: float
     probes: Probes = field(default_factory=dict)
-    channels: Channels = field(default_factory=dict)
+    channels: ChannelMaxima = field(default_factory=dict)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     folded: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -62,8 +62,8 @@ class Mixed:
         """With gains folded into the network and multiplied into the adapters."""
         if not (self.quality.equalize and self.percent > 0.0):
             return self
-        gains = equalize(self.network, self.channels)
-        adapters = tuple(equalized(adapter, gains) for adapter in self.adapters)
+        gains = smooth(self.network, self.channels)
+        adapters = tuple(smooth_adapter(adapter, gains) for adapter in self.adapters)
         slots = {slot.path for slot in self.table.slots}
         folded = {path: tuple(float(g) for g in gain) for path, gain in gains.items()}
         return replace(self, adapters=adapters, gains={path: gain for path, gain in folded.items() if path in slots}, folded=folded)
@@ -77,7 +77,7 @@ class Mixed:
         """
         if self.percent == 0.0:
             return RULES
-        names = sorted(statistics.sites[MIXED_COMPONENT], key=goes_last)
+        names = sorted(statistics.sites[MIXED_COMPONENT], key=keeps_16_bits)
         if self.quality.rank_sites and self.percent < 100.0:
             own = Statistics({MIXED_COMPONENT: statistics.sites[MIXED_COMPONENT]})
             trial = unify(own, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names)))

@@ -21,7 +21,7 @@ from quad.model.base.open import BaseOptions
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
-from quad.quantize.profile.anchor import AUTO, UNIFIED, check_asked
+from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
 
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 # Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
@@ -123,14 +123,14 @@ class BuildRequest:
                 raise UsageError(mismatch("--adapter", "a name of letters, digits, dot, dash and underscore", repr(name), "choose another"))
             if name in _RESERVED:
                 raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
-        check_asked(self.anchor, tuple(self.adapters))
+        check_request(self.anchor, tuple(self.adapters))
         self.base_options.check()
         self._check_calibration()
         self._check_places()
         self._check_vendor()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
-        DistillOptions(self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
+        DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
         self.rank_limits.check()
 
     def _check_calibration(self) -> None:

@@ -20,7 +20,7 @@ from quad.core.component_call import ComponentCall
 from quad.core.digests import file_digest
 from quad.core.storage.files import writing_to
 from quad.model.slots.network import SlottedNetwork
-from quad.quantize.correct.smooth import Channels, hearing_channels
+from quad.quantize.correct.smooth import ChannelMaxima, recording_channel_maxima
 from quad.quantize.distill.distill import Alignment, Distilled
 from quad.quantize.encodings.histogram import Histogram
 from quad.quantize.observe.observers import Feed, SiteStatistics, Statistics, observe
@@ -106,12 +106,12 @@ def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
     return made
 
 
-def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[[], Probes]) -> tuple[Probes, Channels]:
-    """`probes` along whose calls `equalize` has listened to this network."""
+def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[[], Probes]) -> tuple[Probes, ChannelMaxima]:
+    """`probes` along whose calls `smooth` has listened to this network."""
     channels, found = kept.read(f"{name}.channels"), kept.read(name)
     if channels is not None and found is not None:
         return _probes(*found), channels[1]
-    with hearing_channels(network) as heard:
+    with recording_channel_maxima(network) as heard:
         made = make()
     kept.write(f"{name}.channels", None, heard)
     _keep_probes(kept, name, made)

@@ -56,7 +56,10 @@ def calibration_samples(model: Path, adapters: Collection[str]) -> tuple[Calibra
         return _plain(tasks_of(model, adapters), adapters)
     prompts = [_rendered(TEXT_TO_IMAGE, seed).prompt for seed in range(PER_ADAPTER)]
     extra = [
-        CalibrationSample(TEXT_TO_IMAGE, prompt, adapter=name) for name in adapters if name not in tasks.values() for prompt in prompts
+        CalibrationSample(task=TEXT_TO_IMAGE, prompt=prompt, adapter=name)
+        for name in adapters
+        if name not in tasks.values()
+        for prompt in prompts
     ]
     return (*rendered, *extra)
 
@@ -79,7 +82,9 @@ def _plain(tasks: Mapping[str, str | None], adapters: Collection[str]) -> tuple[
 
 def _short(task: str, adapter: str | None, index: int) -> CalibrationSample:
     image, mask = _picture(index)
-    return CalibrationSample(task, PROMPTS[index % len(PROMPTS)], image, mask, adapter, steps=STEPS[index % len(STEPS)])
+    return CalibrationSample(
+        task=task, prompt=PROMPTS[index % len(PROMPTS)], image=image, mask=mask, adapter=adapter, steps=STEPS[index % len(STEPS)]
+    )
 
 
 def _picture(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -101,4 +106,4 @@ def _task_adapters(file: Path) -> dict[str, str | None]:
 
 def _rendered(task: str, seed: int) -> CalibrationSample:
     drawn = sample(task, seed)
-    return CalibrationSample(task, drawn.prompt, drawn.image, drawn.mask, truth=drawn.truth)
+    return CalibrationSample(task=task, prompt=drawn.prompt, image=drawn.image, mask=drawn.mask, truth=drawn.truth)

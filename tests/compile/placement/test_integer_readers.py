@@ -28,7 +28,7 @@ from quad.model.slots.network import slot_inputs, slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.encodings.integers import dequantize_adapter, integer_slots, quantize_adapter
-from quad.quantize.encodings.rules import goes_last, with_eight_bit
+from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.engine import SwitchSession, open_engine
@@ -68,7 +68,7 @@ def case(tiny: Any) -> Case:
     other = type(tiny)(tiny.base, tiny.adapters, network, floats, tiny.graph, tiny.inputs)
     feeds = [Feed(one.name, partial(other.torch_output, slot_inputs(one, floats))) for one in tiny.adapters]
     statistics = observe({"unet": network}, feeds)
-    rules = with_eight_bit([name for name in sorted(statistics.sites["unet"]) if not goes_last(name)])
+    rules = with_eight_bit([name for name in sorted(statistics.sites["unet"]) if not keeps_16_bits(name)])
     profile = unify(statistics, {"unet": weights_of(network)}, table, tiny.adapters, UnifyOptions(rules=rules))
     integers = [quantize_adapter(one, table, profile) for one in (*tiny.adapters, None)]
     return Case(other, network, export_graph(network, unet_spec(tiny.base, floats)), table, profile, integers)

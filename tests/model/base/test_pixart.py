@@ -24,7 +24,7 @@ from quad.model.base.open import Base, open_model
 from quad.model.slots.network import Slotted, slot_inputs, slot_networks
 from quad.model.slots.sites import collect_sites
 from quad.model.slots.skips import split_skips
-from quad.quantize.encodings.rules import goes_last
+from quad.quantize.encodings.rules import keeps_16_bits
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from tests.pixart import ADAPTERS, TEXT_TARGETS, save_adapters, save_pixart, transformer
 
@@ -145,7 +145,7 @@ def test_every_layer_and_attention_operand_has_a_site(slotted: Slotted) -> None:
         assert found
         assert not [path for path in found for operand in "qkvp" if f"{path}.{operand}" not in sites]
     assert split_skips(slotted.unet) == ()
-    last = {name for name in slotted.unet.sites if goes_last(name)}
+    last = {name for name in slotted.unet.sites if keeps_16_bits(name)}
     assert {"pos_embed.proj.in", "proj_out.in", "adaln_single.linear.in", "adaln_single.emb.timestep_embedder.linear_1.in"} <= last
     assert "transformer_blocks.0.ff.net.2.in" not in last
 

@@ -74,7 +74,7 @@ def test_bias_correction_removes_the_mean_error() -> None:
     network.requires_grad_(False)
     x = torch.rand(4, 6, 8, 8) + 1.0
     statistics = observe({"net": network}, [Feed("one", partial(network, x))])
-    coarse = UnifyOptions(rules=(Rule("*", "0.weight", 8, "channel"),), ranges=RangeOptions("minmax"))
+    coarse = UnifyOptions(rules=(Rule(component="*", name="0.weight", bits=8, shape="channel"),), ranges=RangeOptions(method="minmax"))
     profile = unify(statistics, {"net": weights_of(network)}, SlotTable(()), (), coarse)
     biases = corrected_biases(network, "net", statistics, profile)
     assert list(biases) == ["0.bias"]

@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
-from quad.quantize.correct.smooth import LARGEST_GAIN, Channels, equalize, equalized, hearing_channels, norm_readers
+from quad.quantize.correct.smooth import LARGEST_SCALE, ChannelMaxima, norm_readers, recording_channel_maxima, smooth, smooth_adapter
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 LAYERS = {f"{BLOCK}.attn1.to_q": (16, 16), f"{BLOCK}.ff.net.0.proj": (16, 128), "mid_block.attentions.0.proj_in": (16, 16)}
@@ -58,8 +58,8 @@ def inputs() -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(values.astype(np.float32)) for values in arrays)
 
 
-def heard(network: SlottedNetwork, inputs: Any, *slots: dict[str, torch.Tensor]) -> Channels:
-    with hearing_channels(network) as channels:
+def heard(network: SlottedNetwork, inputs: Any, *slots: dict[str, torch.Tensor]) -> ChannelMaxima:
+    with recording_channel_maxima(network) as channels:
         for one in slots:
             network(*inputs, one)
     return channels
@@ -84,8 +84,8 @@ def test_the_function_is_the_same_with_and_without_an_adapter(fresh: Any, adapte
     network, table = fresh()
     before = [network(*inputs, tensors(one, table)) for one in (None, adapter)]
     unmoved = network(*inputs, tensors(adapter, table))
-    gains = equalize(network, heard(network, inputs, tensors(adapter, table), {}))
-    moved = equalized(adapter, gains)
+    gains = smooth(network, heard(network, inputs, tensors(adapter, table), {}))
+    moved = smooth_adapter(adapter, gains)
     for one, expected in zip((None, moved), before, strict=True):
         assert torch.allclose(network(*inputs, tensors(one, table)), expected, atol=2e-5)
     assert not torch.allclose(network(*inputs, tensors(adapter, table)), unmoved, atol=1e-3)  # the counterpart is needed
@@ -103,21 +103,21 @@ def test_channels_come_nearer_to_each_other(fresh: Any, adapter: FloatAdapter, i
         return float(seen[0].abs().amax(dim=(0, 1)).log().std())
 
     before = spread()
-    gains = equalize(network, heard(network, inputs, {}))
+    gains = smooth(network, heard(network, inputs, {}))
     assert spread() < 0.75 * before
     gain = gains[f"{BLOCK}.attn1.to_q"]
     assert np.array_equal(gain, gains[f"{BLOCK}.attn1.to_v"])
     assert np.exp(np.log(gain).mean()) == pytest.approx(1.0, rel=1e-4)
-    assert max(gain.max(), 1 / gain.min()) <= LARGEST_GAIN * 1.001
+    assert max(gain.max(), 1 / gain.min()) <= LARGEST_SCALE * 1.001
 
 
 def test_the_callers_network_stays(unet: UNet2DConditionModel, fresh: Any, inputs: Any) -> None:
     before = {name: values.clone() for name, values in unet.state_dict().items()}
     network, _ = fresh()
-    equalize(network, heard(network, inputs, {}))
+    smooth(network, heard(network, inputs, {}))
     assert all(torch.equal(values, before[name]) for name, values in unet.state_dict().items())
 
 
 def test_an_adapter_elsewhere_is_left_alone(adapter: FloatAdapter) -> None:
-    moved = equalized(adapter, {"other": np.full(16, 2.0, np.float32)})
+    moved = smooth_adapter(adapter, {"other": np.full(16, 2.0, np.float32)})
     assert all(np.array_equal(moved.weights[path].a, pair.a) for path, pair in adapter.weights.items())

@@ -8,8 +8,8 @@ import torch
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import weights_of
-from quad.quantize.distill.distill import Classroom, Distilled, distill
-from quad.quantize.distill.teacher_calls import Lesson
+from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
+from quad.quantize.distill.teacher_calls import TeacherCall
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import RULES, with_eight_bit
@@ -20,12 +20,12 @@ from tests.quantize.conftest import Tiny
 RUNS = 4
 
 
-def make_room(tiny: Tiny, bits: int = 8) -> Classroom:
+def make_room(tiny: Tiny, bits: int = 8) -> TeacherStudent:
     """Activations and LoRA weights at 8 bits, where enough is lost for training to win some back, or at 16."""
     rules = with_eight_bit(tiny.statistics.sites["unet"]) if bits == 8 else RULES
     options = UnifyOptions(lora_bits=bits, rules=rules)
     profile = unify(tiny.statistics, {"unet": weights_of(tiny.network)}, tiny.table, tiny.adapters, options)
-    return Classroom(tiny.network, tiny.network, integer_slots(tiny.table, bits), profile)
+    return TeacherStudent(teacher=tiny.network, student=tiny.network, table=integer_slots(tiny.table, bits), profile=profile)
 
 
 def make_probes(adapter: str, runs: int = RUNS, seed: int = 0) -> list[Probe]:
@@ -43,10 +43,12 @@ def make_probes(adapter: str, runs: int = RUNS, seed: int = 0) -> list[Probe]:
 class Watched:
     """One distillation and what its progress told."""
 
-    def __init__(self, room: Classroom, adapter: FloatAdapter, options: DistillOptions, examples: tuple[Lesson, ...] = ()) -> None:
+    def __init__(
+        self, pair: TeacherStudent, adapter: FloatAdapter, options: DistillOptions, examples: tuple[TeacherCall, ...] = ()
+    ) -> None:
         self.told: list[tuple[int, float]] = []
         self.result: Distilled = distill(
-            room, adapter, make_probes(adapter.name), options, examples, lambda step, loss: self.told.append((step, loss))
+            pair, adapter, make_probes(adapter.name), options, examples, lambda step, loss: self.told.append((step, loss))
         )
 
     def same_integers(self, other: Watched) -> bool:

@@ -13,13 +13,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from quad.core.errors import BackendError
-from quad.quantize.distill.checkpoint import Checkpoint, Standing
-from quad.quantize.distill.distill import Classroom, Distilled, distill
+from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
+from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
 from quad.quantize.distill.training import DistillOptions
 from tests.quantize.conftest import Tiny
 from tests.quantize.distill.teacher_student import Watched, make_probes, make_room
 
-LONG = DistillOptions(9, rate=0.01, every=3)
+LONG = DistillOptions(steps=9, rate=0.01, every=3)
 
 
 class Killed(Exception):
@@ -27,18 +27,18 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module")
-def room(tiny: Any) -> Classroom:
+def pair(tiny: Any) -> TeacherStudent:
     return make_room(tiny)
 
 
 @pytest.fixture(scope="module")
-def whole(room: Classroom, tiny: Tiny) -> Watched:
+def whole(pair: TeacherStudent, tiny: Tiny) -> Watched:
     """The run that nobody disturbs."""
-    return Watched(room, tiny.adapters[1], LONG)
+    return Watched(pair, tiny.adapters[1], LONG)
 
 
 @pytest.fixture
-def killed(room: Classroom, tiny: Tiny, tmp_path: Path) -> Path:
+def killed(pair: TeacherStudent, tiny: Tiny, tmp_path: Path) -> Path:
     """The checkpoint of a run that was killed after its second check."""
     file = tmp_path / "made" / "loud.safetensors"
 
@@ -47,7 +47,7 @@ def killed(room: Classroom, tiny: Tiny, tmp_path: Path) -> Path:
             raise Killed
 
     with pytest.raises(Killed):
-        distill(room, tiny.adapters[1], make_probes("loud"), replace(LONG, checkpoint=file), progress=kill)
+        distill(pair, tiny.adapters[1], make_probes("loud"), replace(LONG, checkpoint=file), progress=kill)
     return file
 
 
@@ -63,42 +63,42 @@ def assert_same(found: Distilled, expected: Distilled) -> None:
 
 
 def test_a_killed_run_ends_as_if_nothing_had_been(
-    room: Classroom, tiny: Tiny, killed: Path, whole: Watched, tmp_path: Path
+    pair: TeacherStudent, tiny: Tiny, killed: Path, whole: Watched, tmp_path: Path
 ) -> None:  # fmt: skip
     """Integers may hide a difference, so the two checkpoints are compared too: weights, best weights, moments and all."""
-    again = Watched(room, tiny.adapters[1], replace(LONG, checkpoint=killed))
+    again = Watched(pair, tiny.adapters[1], replace(LONG, checkpoint=killed))
     assert again.told == whole.told[2:]  # it did not begin anew
     assert_same(again.result, whole.result)
     assert [file.name for file in killed.parent.iterdir()] == [killed.name]
     file = tmp_path / "whole.safetensors"
-    Watched(room, tiny.adapters[1], replace(LONG, checkpoint=file))
+    Watched(pair, tiny.adapters[1], replace(LONG, checkpoint=file))
     assert metadata(killed) == metadata(file)
     expected, found = load_file(file), load_file(killed)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], values) for name, values in expected.items())
 
 
-def test_a_finished_run_is_not_done_again_wherever_its_file_lies(room: Classroom, tiny: Tiny, tmp_path: Path, whole: Watched) -> None:
+def test_a_finished_run_is_not_done_again_wherever_its_file_lies(pair: TeacherStudent, tiny: Tiny, tmp_path: Path, whole: Watched) -> None:
     file, moved = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    Watched(room, tiny.adapters[1], replace(LONG, checkpoint=file))
+    Watched(pair, tiny.adapters[1], replace(LONG, checkpoint=file))
     file.rename(moved)
-    again = Watched(room, tiny.adapters[1], replace(LONG, checkpoint=moved))
+    again = Watched(pair, tiny.adapters[1], replace(LONG, checkpoint=moved))
     assert again.told == []
     assert_same(again.result, whole.result)
 
 
-def test_the_file_of_another_run_is_passed_over(room: Classroom, tiny: Tiny, killed: Path) -> None:
+def test_the_file_of_another_run_is_passed_over(pair: TeacherStudent, tiny: Tiny, killed: Path) -> None:
     for adapter, options in ((tiny.adapters[1], replace(LONG, seed=1)), (tiny.adapters[0], LONG)):
-        expected = Watched(room, adapter, options)
-        found = Watched(room, adapter, replace(options, checkpoint=killed))
+        expected = Watched(pair, adapter, options)
+        found = Watched(pair, adapter, replace(options, checkpoint=killed))
         assert found.told == expected.told
         assert_same(found.result, expected.result)
 
 
-def test_other_calls_of_the_same_number_are_another_run(room: Classroom, tiny: Tiny, killed: Path) -> None:
+def test_other_calls_of_the_same_number_are_another_run(pair: TeacherStudent, tiny: Tiny, killed: Path) -> None:
     probes = make_probes("loud", seed=1)
     told: list[int] = []
-    distill(room, tiny.adapters[1], probes, replace(LONG, checkpoint=killed), progress=lambda step, _: told.append(step))
+    distill(pair, tiny.adapters[1], probes, replace(LONG, checkpoint=killed), progress=lambda step, _: told.append(step))
     assert told == [3, 6, 9]
 
 
@@ -124,26 +124,26 @@ def lie_about_the_step(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, bend, lose_a_tensor, lie_about_the_step])
 def test_a_damaged_file_is_passed_over(
-    damage: Callable[[Path], None], room: Classroom, tiny: Tiny, killed: Path, whole: Watched
+    damage: Callable[[Path], None], pair: TeacherStudent, tiny: Tiny, killed: Path, whole: Watched
 ) -> None:  # fmt: skip
     damage(killed)
-    again = Watched(room, tiny.adapters[1], replace(LONG, checkpoint=killed))
+    again = Watched(pair, tiny.adapters[1], replace(LONG, checkpoint=killed))
     assert again.told == whole.told
     assert_same(again.result, whole.result)
 
 
 @pytest.mark.parametrize("content", [b"", b"no file of ours", b"cos\nsystem\n(S'exit 7'\ntR.", b"\x80\x04N.", b"\xff" * 8])
-def test_what_is_no_safetensors_is_neither_read_nor_unpickled(content: bytes, room: Classroom, tiny: Tiny, tmp_path: Path) -> None:
+def test_what_is_no_safetensors_is_neither_read_nor_unpickled(content: bytes, pair: TeacherStudent, tiny: Tiny, tmp_path: Path) -> None:
     file = tmp_path / "loud.safetensors"
     file.write_bytes(content)
-    assert Watched(room, tiny.adapters[1], DistillOptions(1, checkpoint=file)).result.alignment.steps == 1
+    assert Watched(pair, tiny.adapters[1], DistillOptions(steps=1, checkpoint=file)).result.alignment.steps == 1
     assert metadata(file)["step"] == "1"
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line(room: Classroom, tiny: Tiny, tmp_path: Path) -> None:
+def test_a_place_that_cannot_be_written_to_is_one_line(pair: TeacherStudent, tiny: Tiny, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(BackendError, match=r"^[^\n]+cannot write[^\n]+$"):
-        Watched(room, tiny.adapters[1], DistillOptions(1, checkpoint=tmp_path / "file" / "loud.safetensors"))
+        Watched(pair, tiny.adapters[1], DistillOptions(steps=1, checkpoint=tmp_path / "file" / "loud.safetensors"))
 
 
 def test_all_that_is_saved_comes_back(tmp_path: Path) -> None:
@@ -155,7 +155,7 @@ def test_all_that_is_saved_comes_back(tmp_path: Path) -> None:
         optimizer.step()
         return [parameter], [best.clone()], optimizer
 
-    checkpoint, standing = Checkpoint(tmp_path / "a.safetensors", "this run"), Standing(7, 0.1, 2)
+    checkpoint, standing = Checkpoint(tmp_path / "a.safetensors", "this run"), TrainingState(7, 0.1, 2)
     (weight,), (best,), optimizer = saved = make(0)
     checkpoint.save(standing, *saved)
     (other,), (other_best,), other_optimizer = loaded = make(1)

@@ -16,7 +16,7 @@ from quad.core.errors import InputError
 from quad.core.manifest import NoiseSchedule
 from quad.model.base.open import Base
 from quad.quantize.distill.denoising_examples import denoising_examples
-from quad.quantize.distill.teacher_calls import Lesson
+from quad.quantize.distill.teacher_calls import TeacherCall
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
 from quad.quantize.observe.torch_session import torch_sessions
@@ -46,7 +46,7 @@ def latent(encoder: Session) -> Tensor:
 
 @pytest.fixture(scope="module")
 def probes(base: Base, tiny: Any, samples: list[CalibrationSample]) -> dict[str, list[Probe]]:
-    return record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(None))
+    return record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(per_adapter=None))
 
 
 def of_adapter(samples: list[CalibrationSample], task: str, truth: np.ndarray | None = TRUTH) -> list[CalibrationSample]:
@@ -59,7 +59,7 @@ def mix(base: Base, probe: Probe) -> tuple[float, float]:
     return abar**0.5, (1.0 - abar) ** 0.5
 
 
-def noise_of(base: Base, example: Lesson, probe: Probe, latent: Tensor) -> Tensor:
+def noise_of(base: Base, example: TeacherCall, probe: Probe, latent: Tensor) -> Tensor:
     signal, sigma = mix(base, probe)
     return (example.inputs[0][:, :4] - signal * latent) / sigma
 

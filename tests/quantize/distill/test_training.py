@@ -85,7 +85,7 @@ def test_one_step_is_the_same_step(launched: Launched, here: Here) -> None:
 
 def test_two_processes_train_what_one_does(launched: Launched, here: Here) -> None:
     """Weights that the last digit puts on the other side of a rounding edge differ by one level: a fiftieth of the way that they went."""
-    trained, start = here.run(OPTIONS, "kept"), here.run(DistillOptions(0), "none")
+    trained, start = here.run(OPTIONS, "kept"), here.run(DistillOptions(steps=0), "none")
     ways: list[float] = []
     for name, values in trained.result.integers.items():
         way = rms(values.astype(int) - start.result.integers[name])

@@ -21,41 +21,41 @@ from safetensors.numpy import save_file
 from quad.core.errors import QuadError
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill import checkpoint
-from quad.quantize.distill.distill import Classroom
-from quad.quantize.distill.teacher_calls import Lesson, lessons_of
+from quad.quantize.distill.distill import TeacherStudent
+from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
 from quad.quantize.distill.training import DistillOptions
 from tests.quantize.conftest import Tiny, make_tiny
 from tests.quantize.distill.teacher_student import Watched, make_probes, make_room
 
 # Five calls are not dealt evenly to two.
-OPTIONS = DistillOptions(12, rate=0.001, batch=5, every=4, lambda_=0.5)
+OPTIONS = DistillOptions(steps=12, rate=0.001, batch=5, every=4, lambda_=0.5)
 ONE_STEP = replace(OPTIONS, steps=1)
-WILD = DistillOptions(12, rate=10.0, every=1, patience=2)
+WILD = DistillOptions(steps=12, rate=10.0, every=1, patience=2)
 
 
 @cache
-def start() -> tuple[Classroom, Tiny, tuple[Lesson, ...]]:
+def start() -> tuple[TeacherStudent, Tiny, tuple[TeacherCall, ...]]:
     """A student whose slots alone are quantized and a teacher of slightly other weights: smooth, so that sums in another order stay near.
 
     With rounded activations the last digit of a sum, which changes with the number of threads too, decides on which side of an edge a value
     falls, and the gradient of a small error changes by percents.
     """
     tiny = make_tiny()
-    room = make_room(tiny, bits=16)
-    slots = {name: one for name, one in room.profile.component("unet").items() if name.endswith((".lora_A", ".lora_B"))}
+    pair = make_room(tiny, bits=16)
+    slots = {name: one for name, one in pair.profile.component("unet").items() if name.endswith((".lora_A", ".lora_B"))}
     teacher = copy.deepcopy(tiny.network)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
-    room = replace(room, teacher=teacher, profile=msgspec.structs.replace(room.profile, encodings={"unet": slots}))
-    lessons = lessons_of(teacher, slot_inputs(tiny.adapters[1], tiny.table), make_probes("loud", seed=1))
-    return room, tiny, tuple(lessons)
+    pair = replace(pair, teacher=teacher, profile=msgspec.structs.replace(pair.profile, encodings={"unet": slots}))
+    calls = call_teacher(teacher, slot_inputs(tiny.adapters[1], tiny.table), make_probes("loud", seed=1))
+    return pair, tiny, tuple(calls)
 
 
 def distilled(options: DistillOptions) -> Watched:
-    room, tiny, examples = start()
-    return Watched(room, tiny.adapters[1], options, examples)
+    pair, tiny, examples = start()
+    return Watched(pair, tiny.adapters[1], options, examples)
 
 
 def refused(options: DistillOptions) -> str:

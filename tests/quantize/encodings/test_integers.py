@@ -14,7 +14,7 @@ from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
 from quad.quantize.encodings.integers import balance, dequantize_adapter, integer_slots, quantize_adapter
-from quad.quantize.encodings.rescale import align
+from quad.quantize.encodings.rescale import rescale
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 
@@ -60,7 +60,7 @@ def test_integers_have_the_slots_type_shape_and_exact_zeros(tiny: Any, bits: int
         if adapter is None:
             assert not any(tensor.any() for tensor in integers.values())
             continue
-        written = align(balance(adapter), table, profile)
+        written = rescale(balance(adapter), table, profile)
         for slot in table.slots:
             assert not integers[slot.a_name][adapter.rank :].any()
             assert not integers[slot.b_name][:, adapter.rank :].any()

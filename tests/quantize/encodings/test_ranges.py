@@ -26,15 +26,15 @@ def real_error(values: np.ndarray, bounds: tuple[float, float], bits: int, p: fl
 @given(st.integers(0, 2**32 - 1), st.floats(-3.0, 3.0), st.sampled_from([8, 16]))
 def test_minmax_holds_every_value_and_zero(seed: int, shift: float, bits: int) -> None:
     values = (np.random.default_rng(seed).normal(size=500) + shift).astype(np.float32)
-    low, high = choose_range(density_of(values), bits, RangeOptions("minmax", margin=Margin(0.0)))
+    low, high = choose_range(density_of(values), bits, RangeOptions(method="minmax", margin=Margin(0.0)))
     assert low <= min(values.min(), 0.0)
     assert high >= max(values.max(), 0.0)
 
 
 def test_headroom_widens_16_bits_only() -> None:
     values = np.array([-1.0, 2.0], dtype=np.float32)
-    assert choose_range(density_of(values), 16, RangeOptions("minmax", margin=Margin(0.5))) == (-1.5, 3.0)
-    assert choose_range(density_of(values), 8, RangeOptions("minmax", margin=Margin(0.5))) == (-1.0, 2.0)
+    assert choose_range(density_of(values), 16, RangeOptions(method="minmax", margin=Margin(0.5))) == (-1.5, 3.0)
+    assert choose_range(density_of(values), 8, RangeOptions(method="minmax", margin=Margin(0.5))) == (-1.0, 2.0)
 
 
 @pytest.mark.parametrize("heavy", [False, True])
@@ -43,7 +43,7 @@ def test_search_beats_minmax_at_8_bits_on_real_integers(heavy: bool) -> None:
     values = (rng.standard_t(4, size=20_000) if heavy else np.maximum(rng.normal(size=20_000), -0.2)).astype(np.float32)
     density, options = density_of(values), RangeOptions()
     searched = real_error(values, choose_range(density, 8, options), 8, options.p)
-    plain = real_error(values, choose_range(density, 8, RangeOptions("minmax")), 8, options.p)
+    plain = real_error(values, choose_range(density, 8, RangeOptions(method="minmax")), 8, options.p)
     assert searched <= plain
     assert not heavy or searched < plain
 
@@ -63,7 +63,7 @@ def test_16_bits_do_not_clip_for_a_finer_step() -> None:
 
 def test_percentile_leaves_out_the_rare_ones() -> None:
     values = np.concatenate([np.random.default_rng(4).uniform(-1, 1, 100_000), [50.0]]).astype(np.float32)
-    low, high = choose_range(density_of(values), 8, RangeOptions("percentile", percentile=99.9))
+    low, high = choose_range(density_of(values), 8, RangeOptions(method="percentile", percentile=99.9))
     assert -1.1 < low < -0.9
     assert 0.9 < high < 1.1
 
@@ -74,7 +74,7 @@ def test_weights_are_per_channel_and_within_half_a_step(bits: int, method: str) 
     rng = np.random.default_rng(5)
     weight = (rng.normal(size=(6, 4, 3, 3)) * 10.0 ** rng.uniform(-3, 1, (6, 1, 1, 1))).astype(np.float32)
     weight[2] = 0.0
-    encoding = weight_encoding(weight, bits, RangeOptions(method))  # type: ignore[arg-type]
+    encoding = weight_encoding(weight, bits, RangeOptions(method=method))  # type: ignore[arg-type]
     integers = encoding.quantize(weight)
     scale, _ = encoding.broadcast(4)
     inside = np.abs(integers.astype(int)) < encoding.qmax
@@ -88,6 +88,6 @@ def test_weight_search_never_loses_to_the_largest_magnitude() -> None:
     weight = np.random.default_rng(6).standard_t(3, size=(8, 256)).astype(np.float32)
     errors = []
     for method in ("mse", "minmax"):
-        encoding = weight_encoding(weight, 8, RangeOptions(method))  # type: ignore[arg-type]
+        encoding = weight_encoding(weight, 8, RangeOptions(method=method))  # type: ignore[arg-type]
         errors.append((np.abs(encoding.dequantize(encoding.quantize(weight)) - weight).astype(np.float64) ** 2.4).sum(axis=1))
     assert (errors[0] <= errors[1] * (1 + 1e-6)).all()

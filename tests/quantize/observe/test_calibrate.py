@@ -78,16 +78,18 @@ def test_an_adapter_without_a_sample_is_refused(base: Base, tiny: Any, samples: 
 def test_a_sample_may_name_an_adapter_that_has_no_task(base: Base, make_adapter: Callable[..., FloatAdapter], tiny: Any) -> None:
     ink = make_adapter("ink", 7, 2, (0.1, 0.1))
     network, table = slot_network(base.unet, [ink])
-    statistics = calibrate(base, component_networks(base, network), table, [ink], [CalibrationSample("text-to-image", "a", adapter="ink")])
+    statistics = calibrate(
+        base, component_networks(base, network), table, [ink], [CalibrationSample(task="text-to-image", prompt="a", adapter="ink")]
+    )
     assert set(statistics.sites["unet"]["conv_in.in"]) == {"ink"}
 
 
 @pytest.mark.parametrize(("steps", "calls"), [(None, 2), (1, 1), (5, 2)])
 def test_a_sample_may_take_fewer_steps_than_its_task(base: Base, tiny: Any, steps: int | None, calls: int) -> None:
     heard: list[str] = []
-    options = CalibrationOptions(listener=lambda component, _inputs, _answer: heard.append(component))
+    options = CalibrationOptions(call_hook=lambda component, _inputs, _answer: heard.append(component))
     networks = component_networks(base, tiny.network)
-    calibrate(base, networks, tiny.table, (), [CalibrationSample("text-to-image", "a", steps=steps)], options)
+    calibrate(base, networks, tiny.table, (), [CalibrationSample(task="text-to-image", prompt="a", steps=steps)], options)
     assert heard.count("unet") == calls
 
 
@@ -95,15 +97,22 @@ def test_a_walk_that_begins_at_a_picture_encodes_it(base: Base, tiny: Any, sampl
     task = msgspec.structs.replace(base.tasks["text-to-image"], strength=0.5)
     begun = replace(base, tasks={"transform": task})
     heard: list[str] = []
-    options = CalibrationOptions(listener=lambda component, _inputs, _answer: heard.append(component))
+    options = CalibrationOptions(call_hook=lambda component, _inputs, _answer: heard.append(component))
     picture = next(sample.image for sample in samples if sample.image is not None)
-    calibrate(begun, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample("transform", "a", picture)], options)
+    calibrate(
+        begun,
+        component_networks(base, tiny.network),
+        tiny.table,
+        (),
+        [CalibrationSample(task="transform", prompt="a", image=picture)],
+        options,
+    )
     assert (heard.count("unet"), heard.count("vae_encoder"), heard.count("vae_decoder")) == (1, 1, 1)
 
 
 def test_an_unknown_task_is_refused_with_the_list(base: Base, tiny: Any) -> None:
     with pytest.raises(UsageError, match="expected a task of text-to-image, sketch, removal, found 'dream'"):
-        calibrate(base, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample("dream", "a")])
+        calibrate(base, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample(task="dream", prompt="a")])
 
 
 def test_a_session_says_which_input_is_wrong(base: Base, tiny: Any) -> None:

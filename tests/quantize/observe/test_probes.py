@@ -14,7 +14,7 @@ from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.open import Base
 from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
-from quad.quantize.observe.probes import Probe, ProbeOptions, in_turns, record_probes, true_answers
+from quad.quantize.observe.probes import Probe, ProbeOptions, in_turns, record_probes, teacher_outputs
 from quad.runtime.samplers.schedule import alphas_cumprod
 
 
@@ -58,7 +58,7 @@ def test_only_so_many_runs_of_each_are_taken(base: Base, tiny: Any, samples: lis
     networks = component_networks(base, tiny.network)
     twice = [*samples, samples[1], samples[1]]
     for limit, runs in ((1, 1), (2, 2), (None, 3)):
-        found = record_probes(base, networks, tiny.table, tiny.adapters, twice, ProbeOptions(limit))
+        found = record_probes(base, networks, tiny.table, tiny.adapters, twice, ProbeOptions(per_adapter=limit))
         assert len({probe.run for probe in found["loud"]}) == runs
 
 
@@ -71,7 +71,11 @@ def test_empty_calibration_is_refused(base: Base, tiny: Any, samples: list[Calib
 
 def test_the_tasks_of_one_adapter_take_turns() -> None:
     spec = TaskSpec(adapter="ink", sampler=SamplerSpec(kind="ddim", steps=2), condition="none", mask="ones")
-    plan = [(CalibrationSample(task, str(k)), spec, name) for task, name in (("a", "ink"), ("b", "ink"), ("c", "wax")) for k in range(3)]
+    plan = [
+        (CalibrationSample(task=task, prompt=str(k)), spec, name)
+        for task, name in (("a", "ink"), ("b", "ink"), ("c", "wax"))
+        for k in range(3)
+    ]
     found = in_turns(plan)
     assert sorted(map(id, (sample for sample, _, _ in found))) == sorted(map(id, (sample for sample, _, _ in plan)))
     assert [sample.task + sample.prompt for sample, _, name in found if name == "ink"] == ["a0", "b0", "a1", "b1", "a2", "b2"]
@@ -81,8 +85,8 @@ def test_the_tasks_of_one_adapter_take_turns() -> None:
 def test_a_probe_knows_what_the_network_gave(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
     probes = recorded(base, tiny, samples)
     for name, adapter in zip(("faint", "loud"), tiny.adapters, strict=True):
-        recorded_outputs = true_answers(tiny.network, probes[name], {})  # none is computed: these slots are not the adapter's
+        recorded_outputs = teacher_outputs(tiny.network, probes[name], {})  # none is computed: these slots are not the adapter's
         unheard = [replace(probe, expected=None) for probe in probes[name]]
-        computed = true_answers(tiny.network, unheard, balanced_inputs(adapter, tiny.table))
+        computed = teacher_outputs(tiny.network, unheard, balanced_inputs(adapter, tiny.table))
         for one, other in zip(recorded_outputs, computed, strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-5)

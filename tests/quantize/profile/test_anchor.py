@@ -22,7 +22,10 @@ from quad.quantize.profile.shared_ranges import choose_ranges, own_profiles
 
 
 def sensitivity(**calls: Sequence[float]) -> Sensitivity:
-    scores = {n: Score(float(np.mean(c)), (0.0, 1.0), None, None, 40.0, tuple(c)) for n, c in calls.items()}
+    scores = {
+        n: Score(qss=float(np.mean(c)), interval=(0.0, 1.0), qss_hist=None, hist_floor=None, sqnr_db=40.0, calls=tuple(c))
+        for n, c in calls.items()
+    }
     return Sensitivity(scores, None)
 
 
@@ -74,7 +77,7 @@ def anchored(tiny: Any, choice: Choice, options: UnifyOptions) -> Any:
 
 @pytest.mark.parametrize("name", ["faint", "loud"])
 def test_an_anchor_clips_no_other_adapter_at_16_bits(tiny: Any, name: str) -> None:
-    pooled, chosen = anchored(tiny, Choice("anchor", name, (name,), ""), UnifyOptions())
+    pooled, chosen = anchored(tiny, Choice(mode="anchor", anchor=name, sources=(name,), reason=""), UnifyOptions())
     assert (chosen.profile.mode, chosen.profile.anchor) == ("anchor", name)
     assert set(chosen.profile.component("unet")) == set(pooled.component("unet"))
     for site, by_source in tiny.statistics.sites["unet"].items():
@@ -97,7 +100,7 @@ def test_an_anchor_clips_no_other_adapter_at_16_bits(tiny: Any, name: str) -> No
 
 def test_an_8_bit_anchor_range_holds_unless_it_costs_another_too_much(tiny: Any) -> None:
     options = UnifyOptions(rules=with_eight_bit([site for site in tiny.statistics.sites["unet"] if not site.endswith(".lora_mid")]))
-    pooled, chosen = anchored(tiny, Choice("anchor", "faint", ("faint",), ""), options)
+    pooled, chosen = anchored(tiny, Choice(mode="anchor", anchor="faint", sources=("faint",), reason=""), options)
     own = own_profiles(pooled, tiny.statistics, tiny.table, tiny.adapters, options)["faint"].component("unet")
     widened = {site.split("/")[1] for site in chosen.widened}
     assert 0 < len(widened) < chosen.sites
@@ -108,7 +111,7 @@ def test_an_8_bit_anchor_range_holds_unless_it_costs_another_too_much(tiny: Any)
 
 
 def test_unified_is_the_pool(tiny: Any) -> None:
-    pooled, chosen = anchored(tiny, Choice("unified", None, None, ""), UnifyOptions())
+    pooled, chosen = anchored(tiny, Choice(mode="unified", anchor=None, sources=None, reason=""), UnifyOptions())
     assert chosen.profile.encodings == pooled.encodings
     assert (chosen.profile.mode, chosen.profile.anchor) == ("unified", None)
 
@@ -119,7 +122,7 @@ def test_the_cross_table_has_each_adapters_own_score_on_its_diagonal(base: Base,
     options = UnifyOptions(rules=with_eight_bit(tiny.statistics.sites["unet"]))
     pooled = unify(tiny.statistics, {"unet": weights_of(tiny.network)}, tiny.table, tiny.adapters, options)
     own = own_profiles(pooled, tiny.statistics, tiny.table, tiny.adapters, options)
-    probes = record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(1))
+    probes = record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(per_adapter=1))
     table = cross_table(tiny.network, tiny.table, tiny.adapters, own, probes)
     scores = score_adapters(tiny.network, tiny.table, tiny.adapters, own, probes).scores
     assert table.names == ("faint", "loud")

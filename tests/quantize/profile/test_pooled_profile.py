@@ -32,7 +32,7 @@ def test_every_weight_site_and_slot_has_an_encoding(tiny: Any) -> None:
 
 @pytest.mark.parametrize("method", ["mse", "minmax"])
 def test_pooled_ranges_hold_every_adapter(tiny: Any, method: str) -> None:
-    options = UnifyOptions(ranges=RangeOptions(method))  # type: ignore[arg-type]
+    options = UnifyOptions(ranges=RangeOptions(method=method))  # type: ignore[arg-type]
     profile = unify(tiny.statistics, {}, tiny.table, tiny.adapters, options).component("unet")
     for name, by_source in tiny.statistics.sites["unet"].items():
         low, high = bounds(profile[name])
@@ -90,7 +90,7 @@ def test_a_weight_that_is_not_finite_is_refused(tiny: Any) -> None:
 
 def test_room_is_left_on_both_sides() -> None:
     """A x that calibration saw on one side of 0 only is on the other where alignment turns the sign of A."""
-    rule = Rule("*", "*.lora_mid", 16, "asymmetric", margin=Margin(7.0, mirrored=True))
+    rule = Rule(component="*", name="*.lora_mid", bits=16, shape="asymmetric", margin=Margin(7.0, mirrored=True))
     low, high = bounds(encode_site(rule, (-2.0, 0.0)))
     assert low == pytest.approx(-16.0, rel=1e-4)
     assert high == pytest.approx(16.0, rel=1e-4)

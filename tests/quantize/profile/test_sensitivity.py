@@ -23,12 +23,12 @@ from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import bootstrap_means, float_outputs, score_adapters
 from quad.quantize.profile.shared_ranges import own_profile, own_profiles
 
-COARSE = (Rule("*", "*.weight", 8, "channel"), Rule("*", "*", 8, "asymmetric"))
+COARSE = (Rule(component="*", name="*.weight", bits=8, shape="channel"), Rule(component="*", name="*", bits=8, shape="asymmetric"))
 
 
 @pytest.fixture(scope="module")
 def probes(base: Base, tiny: Any, samples: list[CalibrationSample]) -> dict[str, list[Probe]]:
-    return record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(None))
+    return record_probes(base, component_networks(base, tiny.network), tiny.table, tiny.adapters, samples, ProbeOptions(per_adapter=None))
 
 
 def owned(tiny: Any, options: UnifyOptions) -> dict[str, Profile]:
@@ -54,7 +54,7 @@ def replace_sources(statistics: Any, source: str) -> Any:
 
 def test_fewer_bits_make_every_adapter_more_sensitive(tiny: Any, probes: dict[str, list[Probe]]) -> None:
     fine = score_adapters(tiny.network, tiny.table, tiny.adapters, owned(tiny, UnifyOptions()), probes)
-    options = UnifyOptions(lora_bits=8, ranges=RangeOptions("minmax"), rules=COARSE)
+    options = UnifyOptions(lora_bits=8, ranges=RangeOptions(method="minmax"), rules=COARSE)
     coarse = score_adapters(tiny.network, tiny.table, tiny.adapters, owned(tiny, options), probes)
     for name, score in fine.scores.items():
         low, high = score.interval

@@ -90,7 +90,7 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
     loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
     drawn = [(task, sample) for task in wanted for sample in held_out(task, runs)]
-    samples = [CalibrationSample(task, sample.prompt, sample.image, sample.mask) for task, sample in drawn]
+    samples = [CalibrationSample(task=task, prompt=sample.prompt, image=sample.image, mask=sample.mask) for task, sample in drawn]
     networks = component_networks(base, slotted.unet, slotted.text_encoder)
     probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))
     return [probe for some in probes.values() for probe in some]

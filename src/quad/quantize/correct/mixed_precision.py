@@ -1,4 +1,4 @@
-"""Which activation sites go to 8 bits first: those whose rounding, alone, changes the U-Net's output least.
+"""The order in which activation sites go to 8 bits: first those whose rounding, alone, changes the U-Net's output least.
 
 Source: docs/method.md section 5, step 7.
 Everything else stays in float, so that the floor of rounded weights does not hide small damage. Sites that read one and the same tensor
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
-from quad.quantize.encodings.rules import goes_last
+from quad.quantize.encodings.rules import keeps_16_bits
 from quad.quantize.observe.observers import transforming
 from quad.quantize.observe.probes import Probe
 
@@ -40,11 +40,11 @@ SlotValues = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class SiteDamage:
-    """What one site at 8 bits does on its own.
+    """The damage that one site at 8 bits does on its own.
 
     Args:
         damage: mean over sources of `|y_site - y|^2 / |y|^2`; inf where no probe reached the site.
-        last: one of the sites that stay at 16 bits while others are left.
+        last: it stays at 16 bits while other sites are left.
     """
 
     name: str
@@ -72,7 +72,7 @@ def rank_sites(
     Raises:
         InputError: there is no probe.
     """
-    chosen = _one_each({source: found for source, found in probes.items() if found})
+    chosen = _one_each({source: calls for source, calls in probes.items() if calls})
     if not chosen:
         raise InputError(mismatch("site ranking", "at least one probe", "none", "give calibration samples"))
     each = -(-draws // len(chosen))
@@ -82,7 +82,7 @@ def rank_sites(
         tensors = {name: torch.from_numpy(array) for name, array in slots.get(source, {}).items()}
         for name, change in _damages(network, probe.tensors(), tensors, encodings, each, generator).items():
             damage[name] = damage.get(name, 0.0) + change / len(chosen)
-    ranked = [SiteDamage(name, damage.get(name, float("inf")), goes_last(name)) for name in encodings]
+    ranked = [SiteDamage(name, damage.get(name, float("inf")), keeps_16_bits(name)) for name in encodings]
     return tuple(sorted(ranked, key=lambda site: (site.last, site.damage, site.name)))
 
 
@@ -94,7 +94,7 @@ def eight_bit_sites(ranked: Sequence[str], percent: float) -> tuple[str, ...]:
 def _one_each(probes: Mapping[str, Sequence[Probe]]) -> dict[str, Probe]:
     """One call of each source, the first source's from the beginning of its run, the last one's from the end."""
     share = 1.0 / len(probes) if probes else 0.0
-    return {source: found[int((k + 0.5) * share * len(found))] for k, (source, found) in enumerate(probes.items())}
+    return {source: calls[int((k + 0.5) * share * len(calls))] for k, (source, calls) in enumerate(probes.items())}
 
 
 def _damages(network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor], encodings: Mapping[str, Encoding], draws: int,
@@ -111,15 +111,15 @@ def _damages(network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str,
     leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs)  # every site then lies on a path that gradients take
     with torch.enable_grad(), transforming(network, lambda name: (lambda x: tapped(name, x)) if name in encodings else None):
         output: Tensor = network(*leaves, slots)
-    found = {name: 0.0 for tap in taps.values() for name in tap.names}
+    damages = {name: 0.0 for tap in taps.values() for name in tap.names}
     power = float(output.detach().square().sum().clamp(min=1e-30))
     for draw in range(draws):
         signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
         torch.autograd.backward(output, signs, retain_graph=draw + 1 < draws, inputs=leaves)
         for tap in taps.values():
-            change = tap.taken() ** 2 / (power * draws)
-            found.update({name: found[name] + change for name in tap.names})
-    return found
+            change = tap.take() ** 2 / (power * draws)
+            damages.update({name: damages[name] + change for name in tap.names})
+    return damages
 
 
 @final
@@ -130,18 +130,18 @@ class _Tap:
         self.names: list[str] = []
         self._x, self._quantizer, self._sum = x, quantizer, 0.0
 
-    def hear(self, gradient: Tensor) -> None:
+    def add(self, gradient: Tensor) -> None:
         x = self._x.detach()
         self._sum += float(((self._quantizer(x) - x) * gradient).sum())
 
-    def taken(self) -> float:
+    def take(self) -> float:
         """The sum since the last time."""
         total, self._sum = self._sum, 0.0
         return total
 
 
 class _Tapped(torch.autograd.Function):
-    """The identity; tells a tap of the gradient that comes back."""
+    """The identity; adds the gradient that comes back to a tap."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tap: _Tap) -> Tensor:
@@ -150,5 +150,5 @@ class _Tapped(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.tap.hear(grads[0])
+        ctx.tap.add(grads[0])
         return grads[0], None

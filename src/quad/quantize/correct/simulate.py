@@ -56,5 +56,5 @@ def simulated(
         with transforming(network, quantizers.get):
             yield
     finally:
-        for changed, kind, own in before:
-            setattr(changed, kind, own)
+        for changed, kind, parameter in before:
+            setattr(changed, kind, parameter)

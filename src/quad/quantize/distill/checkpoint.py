@@ -1,4 +1,4 @@
-"""Where distillation stands, in one safetensors file: written whole or not at all, and taken up again after a kill."""
+"""The state of a distillation, in one safetensors file: written whole or not at all, and taken up again after a kill."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from quad.core.storage.checksummed_file import read_sealed, write_sealed
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How far it is.
+class TrainingState:
+    """How far the training is.
 
     Args:
         step: steps done.
@@ -39,7 +39,7 @@ class Checkpoint:
     path: Path | None
     identity: str
 
-    def save(self, standing: Standing, weights: Sequence[Tensor], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
+    def save(self, state: TrainingState, weights: Sequence[Tensor], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> None:
         """Write where the run stands: `weights` and `best` in one order, and the optimizer's two moments of every weight.
 
         Raises:
@@ -47,24 +47,24 @@ class Checkpoint:
         """
         if self.path is None:
             return
-        tensors = {f"{kind}.{i}": x.detach().clone() for kind, some in (("weight", weights), ("best", best)) for i, x in enumerate(some)}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"{name}.{index}": torch.as_tensor(value).clone() for name, value in state.items()}
-        told = {"step": str(standing.step), "best": standing.best.hex(), "stale": str(standing.stale)}
-        write_sealed(self.path, self.identity, told, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+        tensors = {f"{kind}.{i}": x.detach().clone() for kind, group in (("weight", weights), ("best", best)) for i, x in enumerate(group)}
+        for index, moments in optimizer.state_dict()["state"].items():
+            tensors |= {f"{name}.{index}": torch.as_tensor(value).clone() for name, value in moments.items()}
+        fields = {"step": str(state.step), "best": state.best.hex(), "stale": str(state.stale)}
+        write_sealed(self.path, self.identity, fields, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
-    def load(self, weights: Sequence[nn.Parameter], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> Standing | None:
+    def load(self, weights: Sequence[nn.Parameter], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> TrainingState | None:
         """Put what was saved back in place; None, and nothing changed, if there is nothing whole of this run."""
-        found = None if self.path is None else read_sealed(self.path, self.identity)
-        if found is None:
+        saved = None if self.path is None else read_sealed(self.path, self.identity)
+        if saved is None:
             return None
-        told, tensors = found[0], {name: torch.from_numpy(array) for name, array in found[1].items()}
+        fields, tensors = saved[0], {name: torch.from_numpy(array) for name, array in saved[1].items()}
         with torch.no_grad():
-            for i, (weight, kept) in enumerate(zip(weights, best, strict=True)):
+            for i, (weight, best_weight) in enumerate(zip(weights, best, strict=True)):
                 weight.copy_(tensors[f"weight.{i}"])
-                kept.copy_(tensors[f"best.{i}"])
-        state = optimizer.state_dict()
+                best_weight.copy_(tensors[f"best.{i}"])
+        adam = optimizer.state_dict()
         moments = ("step", "exp_avg", "exp_avg_sq")
-        state["state"] = {i: {name: tensors[f"{name}.{i}"] for name in moments} for i in range(len(weights)) if f"exp_avg.{i}" in tensors}
-        optimizer.load_state_dict(state)
-        return Standing(int(told["step"]), float.fromhex(told["best"]), int(told["stale"]))
+        adam["state"] = {i: {name: tensors[f"{name}.{i}"] for name in moments} for i in range(len(weights)) if f"exp_avg.{i}" in tensors}
+        optimizer.load_state_dict(adam)
+        return TrainingState(int(fields["step"]), float.fromhex(fields["best"]), int(fields["stale"]))

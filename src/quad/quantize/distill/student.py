@@ -24,7 +24,7 @@ class Student(nn.Module):
         names: those that train.
     """
 
-    def __init__(self, network: nn.Module, encodings: Mapping[str, Encoding], start: SlotArrays, names: Sequence[str]) -> None:
+    def __init__(self, network: nn.Module, *, encodings: Mapping[str, Encoding], start: SlotArrays, names: Sequence[str]) -> None:
         super().__init__()
         self.names = tuple(names)
         self._quantizers = [FakeQuantizer(encodings[name]) for name in names]

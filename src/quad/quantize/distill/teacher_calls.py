@@ -1,4 +1,4 @@
-"""What the teacher says: U-Net calls with the float network's outputs, and how near another network comes.
+"""Teacher calls: U-Net calls with the float network's outputs, and how near another network comes to them.
 
 Source: docs/method.md sections 1 and 7.
 
@@ -21,26 +21,26 @@ from torch import Tensor, nn
 
 from quad.core.decibels import EffectEnergy, sqnr_db
 from quad.core.errors import InputError, mismatch
-from quad.quantize.observe.batched_calls import Inputs, SlotArrays, answers
-from quad.quantize.observe.probes import Probe, true_answers
+from quad.quantize.observe.batched_calls import SlotArrays, TensorInputs, batched_forward
+from quad.quantize.observe.probes import Probe, teacher_outputs
 
 # Of an output's energy: so far two float runs of one network may be apart that add in another order, alone and in a batch for instance.
 _ROUNDING = 1e-10
 
 
-@dataclass(frozen=True)
-class Lesson:
+@dataclass(frozen=True, kw_only=True)
+class TeacherCall:
     """One U-Net call and what it should give.
 
     Args:
-        run: of the probe; lessons of one run are not independent.
+        run: of the probe; calls of one run are not independent.
         inputs: `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`.
         target: the float network's output with the adapter, `(B, c, h, w)`; of a denoising example, the exact answer.
         without: the float network's output with the zero adapter, the same shape.
     """
 
     run: int
-    inputs: Inputs
+    inputs: TensorInputs
     target: Tensor
     without: Tensor
 
@@ -58,8 +58,8 @@ class Fidelity:
         return {"output_db": self.output_db, "effect_db": self.effect_db, "effect_gain": self.effect_gain}
 
 
-def lessons_of(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -> list[Lesson]:
-    """The float network's answers to the probes, with the adapter and without.
+def call_teacher(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -> list[TeacherCall]:
+    """The float network's outputs for the probes, with the adapter and without.
 
     Args:
         teacher: float slotted network, the one that probes were recorded with.
@@ -72,31 +72,33 @@ def lessons_of(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -
         raise InputError(mismatch("alignment", "at least one probe of the adapter", "none", "give calibration samples"))
     inputs = [probe.tensors() for probe in probes]
     with torch.no_grad():
-        target, without = true_answers(teacher, probes, slots), answers(teacher, inputs, {})
-    return [Lesson(probe.run, x, y, y0) for probe, x, y, y0 in zip(probes, inputs, target, without, strict=True)]
+        target, without = teacher_outputs(teacher, probes, slots), batched_forward(teacher, inputs, {})
+    return [
+        TeacherCall(run=probe.run, inputs=x, target=y, without=y0) for probe, x, y, y0 in zip(probes, inputs, target, without, strict=True)
+    ]
 
 
-def fingerprint(lessons: Sequence[Lesson]) -> str:
-    """SHA-256 of all that the lessons ask and tell, 64 hex digits: other samples or another teacher give another."""
-    found = hashlib.sha256()
-    for lesson in lessons:
-        for tensor in (*lesson.inputs, lesson.target, lesson.without):
-            found.update(tensor.detach().contiguous().numpy().tobytes())
-    return found.hexdigest()
+def fingerprint(calls: Sequence[TeacherCall]) -> str:
+    """SHA-256 of all that goes into and comes out of the calls, 64 hex digits: other samples or another teacher give another."""
+    sha256 = hashlib.sha256()
+    for call in calls:
+        for tensor in (*call.inputs, call.target, call.without):
+            sha256.update(tensor.detach().contiguous().numpy().tobytes())
+    return sha256.hexdigest()
 
 
-def fidelity(lessons: Sequence[Lesson], outputs: Sequence[Tensor], bases: Sequence[Tensor]) -> Fidelity:
-    """Pooled over all lessons.
+def fidelity(calls: Sequence[TeacherCall], outputs: Sequence[Tensor], bases: Sequence[Tensor]) -> Fidelity:
+    """Pooled over all calls.
 
     Args:
-        outputs, bases: what the quantized network gives for each lesson, with the adapter and with the zero adapter.
+        outputs, bases: what the quantized network gives for each call, with the adapter and with the zero adapter.
     """
     signal = noise = 0.0
     pooled = EffectEnergy()
-    for lesson, output, base in zip(lessons, outputs, bases, strict=True):
-        y, y_hat = lesson.target.double(), output.double()
+    for call, output, base in zip(calls, outputs, bases, strict=True):
+        y, y_hat = call.target.double(), output.double()
         signal, noise = signal + float(y.square().sum()), noise + float((y_hat - y).square().sum())
-        e, e_hat = y - lesson.without.double(), y_hat - base.double()
+        e, e_hat = y - call.without.double(), y_hat - base.double()
         pooled += EffectEnergy(true=float(e.square().sum()), cross=float((e * e_hat).sum()), error=float((e_hat - e).square().sum()))
     if pooled.true <= _ROUNDING * signal:
         return Fidelity(sqnr_db(signal, noise), None, None)

@@ -4,12 +4,12 @@
 
 | symbol | here |
 |---|---|
-| U_fp, U_q | outputs of teacher and student for one lesson |
+| U_fp, U_q | outputs of teacher and student for one call |
 | e | effect: output with the adapter less that with the zero adapter, each network's own |
 | w, lambda | `effect_weight`, `lambda_` |
 | v | the exact answer of an example, where there are examples |
 
-The two first terms part company: a student that answers as the teacher does has also mended errors of the base, and these count as errors
+The two first terms part company: a student whose output is the teacher's has also mended errors of the base, and these count as errors
 of its effect. Measured on the reference model at w8a16, gain over rescaling alone in PSNR of pictures, and effect SQNR ("output alone": 32
 pictures a task, longer steps; "both": 64, as it is now):
 
@@ -37,10 +37,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.quantize.distill.checkpoint import Checkpoint, Standing
+from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
 from quad.quantize.distill.student import Student
-from quad.quantize.distill.teacher_calls import Lesson
-from quad.quantize.observe.batched_calls import joined
+from quad.quantize.distill.teacher_calls import TeacherCall
+from quad.quantize.observe.batched_calls import concatenate
 
 Progress = Callable[[int, float], None]  # steps done, held-out loss of the best weights
 
@@ -53,7 +53,7 @@ def silent(step: int, loss: float) -> None:
     """A `Progress` that shows nothing."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DistillOptions:
     """How the weights are trained.
 
@@ -66,7 +66,7 @@ class DistillOptions:
         every: steps between two checks on held-out calls.
         patience: checks without gain after which it stops.
         seed: of the order of calls.
-        checkpoint: file to keep the standing in, None for none.
+        checkpoint: file to keep the state in, None for none.
     """
 
     steps: int = 0
@@ -95,26 +95,26 @@ class DistillOptions:
         if self.lambda_ > 0.0 and self.steps == 0:
             raise UsageError(mismatch("--lambda", "steps of training", "--distill-steps 0", "ask for some, or leave it out"))
         if self.lambda_ > 0.0 and not examples:
-            then = "leave it out: the teacher's runs are enough"
-            raise UsageError(mismatch("--lambda", "samples with their true pictures", "none", then))
+            next_step = "leave it out: the teacher's runs are enough"
+            raise UsageError(mismatch("--lambda", "samples with their true pictures", "none", next_step))
 
 
 @dataclass(frozen=True)
-class Desk:
-    """What the student works on.
+class TrainingSet:
+    """The calls that the student learns from and is checked on.
 
     Args:
-        lessons: to learn, each with the simulated network's output of the zero adapter.
+        calls: to learn, each with the simulated network's output of the zero adapter.
         held_out: to check on, likewise.
         examples: with exact answers as targets; empty unless lambda is over 0.
     """
 
-    lessons: Sequence[tuple[Lesson, Tensor]]
-    held_out: Sequence[tuple[Lesson, Tensor]]
-    examples: Sequence[Lesson] = ()
+    calls: Sequence[tuple[TeacherCall, Tensor]]
+    held_out: Sequence[tuple[TeacherCall, Tensor]]
+    examples: Sequence[TeacherCall] = ()
 
 
-def train(student: Student, desk: Desk, options: DistillOptions, checkpoint: Checkpoint, progress: Progress = silent
+def train(student: Student, training_set: TrainingSet, options: DistillOptions, checkpoint: Checkpoint, progress: Progress = silent
           ) -> tuple[dict[str, NDArray[np.float32]], int]:  # fmt: skip
     """Train until the steps are done or nothing is gained any more.
 
@@ -134,21 +134,21 @@ def train(student: Student, desk: Desk, options: DistillOptions, checkpoint: Che
     groups = [{"params": [weight], "scale": size_of(weight.detach())} for weight in student.weights]
     optimizer = torch.optim.Adam(groups, lr=options.rate, betas=_BETAS, eps=1e-12)
     weights, best = list(student.weights), [weight.detach().clone() for weight in student.weights]
-    standing = checkpoint.load(weights, best, optimizer) or Standing(0, _held_out_loss(student, desk, options), 0)
-    _require_one_start(accelerator, standing)
-    while standing.step < options.steps and standing.stale < options.patience:
-        _set_rate(optimizer, options, standing.step)
+    state = checkpoint.load(weights, best, optimizer) or TrainingState(0, _held_out_loss(student, training_set, options), 0)
+    _require_one_start(accelerator, state)
+    while state.step < options.steps and state.stale < options.patience:
+        _set_rate(optimizer, options, state.step)
         optimizer.zero_grad()
-        accelerator.backward(_step_loss(wrapped, desk, options, standing.step, (rank, world)))
+        accelerator.backward(_step_loss(wrapped, training_set, options, state.step, (rank, world)))
         optimizer.step()
         student.clip()
-        standing = Standing(standing.step + 1, standing.best, standing.stale)
-        if standing.step % options.every == 0 or standing.step == options.steps:
-            standing = _checked(_mains(accelerator, _held_out_loss(student, desk, options)), standing, weights, best)
+        state = TrainingState(state.step + 1, state.best, state.stale)
+        if state.step % options.every == 0 or state.step == options.steps:
+            state = _checked(_mains(accelerator, _held_out_loss(student, training_set, options)), state, weights, best)
             if accelerator.is_main_process:
-                checkpoint.save(standing, weights, best, optimizer)
-                progress(standing.step, standing.best)
-    return student.arrays(best), standing.step
+                checkpoint.save(state, weights, best, optimizer)
+                progress(state.step, state.best)
+    return student.arrays(best), state.step
 
 
 def size_of(weight: Tensor) -> float:
@@ -156,12 +156,12 @@ def size_of(weight: Tensor) -> float:
     return float(weight.square().sum().div(weight.count_nonzero().clamp(min=1)).sqrt())
 
 
-def _require_one_start(accelerator: Any, standing: Standing) -> None:
+def _require_one_start(accelerator: Any, state: TrainingState) -> None:
     """Processes that begin at different steps would wait for each other for ever: one of them does not see the checkpoint."""
-    steps = set(accelerator.gather(torch.tensor([standing.step])).tolist())
+    steps = set(accelerator.gather(torch.tensor([state.step])).tolist())
     if len(steps) > 1:
-        then = "put it where every process can read it, or remove it"
-        raise InputError(mismatch("checkpoint", "the same for all processes", "steps " + ", ".join(map(str, sorted(steps))), then))
+        next_step = "put it where every process can read it, or remove it"
+        raise InputError(mismatch("checkpoint", "the same for all processes", "steps " + ", ".join(map(str, sorted(steps))), next_step))
 
 
 def _mains(accelerator: Any, loss: float) -> float:
@@ -169,14 +169,14 @@ def _mains(accelerator: Any, loss: float) -> float:
     return float(accelerator.gather(torch.tensor([loss], dtype=torch.float64))[0])
 
 
-def _checked(loss: float, standing: Standing, weights: Sequence[Tensor], best: Sequence[Tensor]) -> Standing:
-    """The standing after a look at the held-out calls; better weights go to `best`."""
-    if not loss < standing.best:  # NaN is no gain
-        return Standing(standing.step, standing.best, standing.stale + 1)
+def _checked(loss: float, state: TrainingState, weights: Sequence[Tensor], best: Sequence[Tensor]) -> TrainingState:
+    """The state after a look at the held-out calls; better weights go to `best`."""
+    if not loss < state.best:  # NaN is no gain
+        return TrainingState(state.step, state.best, state.stale + 1)
     with torch.no_grad():
-        for kept, weight in zip(best, weights, strict=True):
-            kept.copy_(weight)
-    return Standing(standing.step, loss, 0)
+        for best_weight, weight in zip(best, weights, strict=True):
+            best_weight.copy_(weight)
+    return TrainingState(state.step, loss, 0)
 
 
 def _set_rate(optimizer: torch.optim.Optimizer, options: DistillOptions, step: int) -> None:
@@ -185,34 +185,37 @@ def _set_rate(optimizer: torch.optim.Optimizer, options: DistillOptions, step: i
         group["lr"] = options.rate * share * group["scale"]
 
 
-def _step_loss(network: nn.Module, desk: Desk, options: DistillOptions, step: int, place: tuple[int, int]) -> Tensor:
+def _step_loss(network: nn.Module, training_set: TrainingSet, options: DistillOptions, step: int, place: tuple[int, int]) -> Tensor:
     """This process's share of the loss of one step, scaled so that the mean over processes is the mean over the batch.
 
     Args:
         place: number of this process, and of how many.
     """
     (rank, world), rng = place, np.random.default_rng((options.seed, step))
-    picks = rng.permutation(max(options.batch, len(desk.lessons)))[: options.batch] % len(desk.lessons)
-    chosen = [desk.lessons[i] for i in picks[rank::world]]
-    shown = [desk.examples[i] for i in rng.integers(len(desk.examples), size=options.batch)[rank::world]] if options.lambda_ else []
-    calls = [lesson.inputs for lesson, _ in chosen] + [example.inputs for example in shown]
-    outputs = network(*joined(calls)).split([len(call[0]) for call in calls])
-    losses = [_lesson_loss(y, lesson, base, options) for y, (lesson, base) in zip(outputs, chosen, strict=False)]
-    losses += [options.lambda_ * _relative(y - one.target, one.target) for y, one in zip(outputs[len(chosen) :], shown, strict=True)]
+    picks = rng.permutation(max(options.batch, len(training_set.calls)))[: options.batch] % len(training_set.calls)
+    chosen = [training_set.calls[i] for i in picks[rank::world]]
+    examples = []
+    if options.lambda_:
+        examples = [training_set.examples[i] for i in rng.integers(len(training_set.examples), size=options.batch)[rank::world]]
+    inputs = [call.inputs for call, _ in chosen] + [example.inputs for example in examples]
+    outputs = network(*concatenate(inputs)).split([len(sample) for sample, _, _ in inputs])
+    losses = [_call_loss(y, call, base, options) for y, (call, base) in zip(outputs, chosen, strict=False)]
+    for y, example in zip(outputs[len(chosen) :], examples, strict=True):
+        losses.append(options.lambda_ * _relative(y - example.target, example.target))
     return torch.stack(losses).sum() * (world / options.batch)
 
 
-def _held_out_loss(student: Student, desk: Desk, options: DistillOptions) -> float:
+def _held_out_loss(student: Student, training_set: TrainingSet, options: DistillOptions) -> float:
     with torch.no_grad():
-        losses = [_lesson_loss(student(*lesson.inputs), lesson, base, options) for lesson, base in desk.held_out]
+        losses = [_call_loss(student(*call.inputs), call, base, options) for call, base in training_set.held_out]
     return float(torch.stack(losses).mean())
 
 
-def _lesson_loss(output: Tensor, lesson: Lesson, base: Tensor, options: DistillOptions) -> Tensor:
-    error = output - lesson.target
+def _call_loss(output: Tensor, call: TeacherCall, base: Tensor, options: DistillOptions) -> Tensor:
+    error = output - call.target
     # e_q - e_fp = (U_q - base) - (U_fp - without)
-    missed = (error - (base - lesson.without)).square().mean()
-    return _relative(error, lesson.target) + options.effect_weight * missed / lesson.target.square().mean().clamp(min=_TINY)
+    missed = (error - (base - call.without)).square().mean()
+    return _relative(error, call.target) + options.effect_weight * missed / call.target.square().mean().clamp(min=_TINY)
 
 
 def _relative(error: Tensor, like: Tensor) -> Tensor:

@@ -34,10 +34,10 @@ class Histogram:
     @classmethod
     def of(cls, counts: NDArray[np.int64], exponent: int, origin: int, bounds: tuple[float, float], total: int) -> Histogram:
         """One that goes on where another was: its own five attributes."""
-        made = cls(len(counts))
-        made.counts, made.exponent, made.origin, made.total = counts, exponent, origin, total
-        made.low, made.high = bounds
-        return made
+        histogram = cls(len(counts))
+        histogram.counts, histogram.exponent, histogram.origin, histogram.total = counts, exponent, origin, total
+        histogram.low, histogram.high = bounds
+        return histogram
 
     def add(self, values: NDArray[np.floating]) -> None:
         """Count `values` (any shape).
@@ -79,7 +79,7 @@ def _bin(value: float, exponent: int) -> int:
     return math.floor(math.ldexp(value, -exponent))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Density:
     """How the values of one tensor are spread, for choosing its range.
 
@@ -104,18 +104,18 @@ def pool(histograms: Sequence[Histogram]) -> Density:
     Raises:
         ValueError: there is no value at all.
     """
-    seen = [h for h in histograms if h.total]
-    if not seen:
+    filled = [h for h in histograms if h.total]
+    if not filled:
         raise ValueError("no values were seen")
-    seen = [h for h in seen if h.low != 0.0 or h.high != 0.0] or seen
-    exponent = max(h.exponent for h in seen)
+    filled = [h for h in filled if h.low != 0.0 or h.high != 0.0] or filled
+    exponent = max(h.exponent for h in filled)
     indices: list[NDArray[np.int64]] = []
     shares: list[NDArray[np.float64]] = []
-    for h in seen:
-        filled = np.flatnonzero(h.counts)
-        indices.append((filled + h.origin) >> (exponent - h.exponent))
-        shares.append(h.counts[filled] / (h.total * len(seen)))
+    for h in filled:
+        bins_used = np.flatnonzero(h.counts)
+        indices.append((bins_used + h.origin) >> (exponent - h.exponent))
+        shares.append(h.counts[bins_used] / (h.total * len(filled)))
     bins, place = np.unique(np.concatenate(indices), return_inverse=True)
     mass = np.bincount(place, weights=np.concatenate(shares), minlength=len(bins)).astype(np.float64)
     centers = np.ldexp(bins.astype(np.float64) + 0.5, exponent)
-    return Density(centers, mass, min(h.low for h in seen), max(h.high for h in seen))
+    return Density(centers=centers, mass=mass, low=min(h.low for h in filled), high=max(h.high for h in filled))

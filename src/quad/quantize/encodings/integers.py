@@ -1,4 +1,4 @@
-"""Adapters as integers: balance each one, align it to the profile's slot encodings, then write it in them.
+"""Adapters as integers: balance each one, rescale it to the profile's slot encodings, then write it in them.
 
 `B A = (B / g)(g A)` for every g != 0 (docs/method.md section 3). An adapter file may hold small A and large B, or the reverse; the shared
 scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Balancing gives each adapter the
@@ -23,7 +23,7 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.rescale import align, evened
+from quad.quantize.encodings.rescale import balance_pair, rescale
 
 
 def integer_slots(table: SlotTable, lora_bits: int) -> SlotTable:
@@ -50,7 +50,7 @@ def balance(adapter: FloatAdapter) -> FloatAdapter:
         InputError: a weight is NaN or infinite.
     """
     require_finite(adapter)
-    return replace(adapter, weights={path: evened(pair) for path, pair in adapter.weights.items()})
+    return replace(adapter, weights={path: balance_pair(pair) for path, pair in adapter.weights.items()})
 
 
 def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
@@ -79,23 +79,23 @@ class BalancedSlots(Mapping[str, dict[str, NDArray[np.float32]]]):
         return len(self._balanced)
 
 
-def aligned_inputs(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
-    """Float slot inputs of the adapter balanced and aligned to the profile, zero-padded; None is the base."""
-    return slot_inputs(None if adapter is None else align(balance(adapter), table, profile), table)
+def rescaled_inputs(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
+    """Float slot inputs of the adapter balanced and rescaled to the profile, zero-padded; None is the base."""
+    return slot_inputs(None if adapter is None else rescale(balance(adapter), table, profile), table)
 
 
 def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.integer]]:
     """The integers to bind: every slot input in the profile's encoding, zero-padded to the slot's rank.
 
     Args:
-        adapter: any adapter whose slots are in the table, `equalized` by the profile's gains where it has any; None gives exact zeros,
-            which is the base.
+        adapter: any adapter whose slots are in the table, smoothed by the profile's gains (`smooth_adapter`) where it has any; None gives
+            exact zeros, which is the base.
 
     Raises:
         InputError: a weight is NaN or infinite.
-        CompatibilityError: a slot input has no encoding, or the adapter's weights do not fit into its range even when aligned.
+        CompatibilityError: a slot input has no encoding, or the adapter's weights do not fit into its range even when rescaled.
     """
-    return quantize_inputs("base" if adapter is None else adapter.name, aligned_inputs(adapter, table, profile), table, profile)
+    return quantize_inputs("base" if adapter is None else adapter.name, rescaled_inputs(adapter, table, profile), table, profile)
 
 
 def quantize_inputs(
@@ -111,18 +111,20 @@ def quantize_inputs(
     for graph_input, values in inputs.items():
         encoding = profile.component(component_of[graph_input]).get(graph_input)
         if encoding is None:
-            then = "build the profile for these slots"
-            raise CompatibilityError(mismatch(f"adapter {name!r}", f"an encoding of {graph_input}", "none", then))
+            next_step = "build the profile for these slots"
+            raise CompatibilityError(mismatch(f"adapter {name!r}", f"an encoding of {graph_input}", "none", next_step))
         scale = encoding.scale[0]
         largest, limit = float(np.abs(values).max(initial=0.0)), scale * encoding.qmax
         if largest > limit + 0.5 * scale:
-            then = "clipping would weaken it, so build the bundle again with this adapter"
-            raise CompatibilityError(mismatch(f"adapter {name!r}, {graph_input}", f"weights within {limit:.4g}", f"{largest:.4g}", then))
+            next_step = "clipping would weaken it, so build the bundle again with this adapter"
+            raise CompatibilityError(
+                mismatch(f"adapter {name!r}, {graph_input}", f"weights within {limit:.4g}", f"{largest:.4g}", next_step)
+            )
         integers[graph_input] = encoding.quantize(values)
     return integers
 
 
 def dequantize_adapter(integers: dict[str, NDArray[np.integer]], table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
-    """What the graph's DequantizeLinear makes of the integers: the float slot inputs of the simulated network."""
+    """The float slot inputs of the simulated network: integers as the graph's DequantizeLinear reads them."""
     component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
     return {name: profile.component(component_of[name])[name].dequantize(values) for name, values in integers.items()}

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from quad.quantize.encodings.ranges import RangeOptions
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QualitySteps:
-    """Which steps a build takes.
+    """The steps that a build takes.
 
     Args:
         search_ranges: step 2, ranges of least error; off: smallest and largest value.
         split_skips: step 3, two encodings at every skip concat. It acts on 8-bit sites alone: 16 bits hold both halves.
-        equalize: step 4, channels balanced between activation and weight, folded into norms. For 8-bit sites alone, likewise.
+        equalize: step 4, SmoothQuant smoothing, folded into norms. For 8-bit sites alone, likewise.
         bias_correction: step 5.
         rank_sites: step 7, the least damaging sites first; off: in the network's own order, which is what ranking has to beat.
     """
@@ -28,4 +28,4 @@ class QualitySteps:
     @property
     def ranges(self) -> RangeOptions:
         """How the build chooses ranges."""
-        return RangeOptions() if self.search_ranges else RangeOptions("minmax")
+        return RangeOptions() if self.search_ranges else RangeOptions(method="minmax")

@@ -15,7 +15,7 @@ from quad.quantize.encodings.histogram import Density
 RangeMethod = Literal["minmax", "percentile", "mse"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RangeOptions:
     """How ranges are chosen.
 
@@ -71,7 +71,7 @@ def _least_error_range(density: Density, bits: int, options: RangeOptions) -> tu
 
 
 def clipping_error(density: Density, bounds: tuple[float, float], p: float) -> float:
-    """What clipping adds to `E|T - T_hat|^p`."""
+    """The part of clipping in `E|T - T_hat|^p`."""
     low, high = bounds
     first, last = np.searchsorted(density.centers, [low, high])
     below, above = (low - density.centers[:first]) ** p, (density.centers[last:] - high) ** p
@@ -79,7 +79,7 @@ def clipping_error(density: Density, bounds: tuple[float, float], p: float) -> f
 
 
 def rounding_error(density: Density, bounds: tuple[float, float], bits: int, p: float) -> float:
-    """What rounding adds: the error is uniform in `+-s/2` inside the bounds, which gives `(s/2)^p / (p+1)`."""
+    """The part of rounding: the error is uniform in `+-s/2` inside the bounds, which gives `(s/2)^p / (p+1)`."""
     low, high = bounds
     half = (high - low) / (2**bits - 1) / 2.0
     first, last = np.searchsorted(density.centers, [low, high])
@@ -110,7 +110,7 @@ _PATIENCE = 8  # tries without gain in any channel, after which smaller ranges o
 
 
 def _row_shares(rows: NDArray[np.float32], largest: NDArray[np.float32], bits: int, options: RangeOptions) -> NDArray[np.float32]:
-    """Which share of its largest magnitude each row keeps, `(rows,)` in `(0, 1]`."""
+    """The share of its largest magnitude that each row keeps, `(rows,)` in `(0, 1]`."""
     levels = 2 ** (bits - 1) - 1
     best, shares, stale = np.full(len(rows), np.inf), np.ones(len(rows), dtype=np.float32), 0
     for attempt in range(options.tries):

@@ -1,4 +1,4 @@
-"""Free alignment: another pair of factors for the same product, before any training. Source: docs/method.md section 3.
+"""Rescaling: another pair of factors for the same product, before any training. Source: docs/method.md section 3.
 
     B A = (B G^-1)(G A)    for every invertible G (r, r)
 
@@ -34,16 +34,16 @@ from quad.lora.read import FloatAdapter, LowRank
 
 Matrix = NDArray[np.float64]
 
-_SAME = 1e-4  # a factor this near to one is left alone, so that evening twice is evening once
+_SAME = 1e-4  # a factor this near to one is left alone, so that balancing twice is balancing once
 _WORTH = 0.99  # another form must be better by this
 _TRIES = 13  # values of g_k tried around the closed form
 _SPREAD = 1.6  # and how far, either way
-# A x is encoded for the adapter's evened form with a margin (`margins.LORA_MID`); this factor of it may be used up here.
+# A x is encoded for the adapter's balanced form with a margin (`margins.LORA_MID`); this factor of it may be used up here.
 _MID_GROWTH = 2.0**0.5
 
 
-# Pair -> its evened form, None for one that is even itself: a value that held its own key would never be let go.
-_EVENED: WeakKeyDictionary[LowRank, LowRank | None] = WeakKeyDictionary()
+# Pair -> its balanced form, None for one that is balanced itself: a value that held its own key would never be let go.
+_BALANCED: WeakKeyDictionary[LowRank, LowRank | None] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Form:
         return _Form(self.a * g[:, None], self.b / g)
 
     def own_error(self) -> float:
-        """What rounding is expected to cost where this pair alone sets both ranges, up to a constant factor."""
+        """The expected cost of rounding where this pair alone sets both ranges, up to a constant factor."""
         (peak_a, peak_b), (inputs, outputs) = self.peaks, (self.a.shape[1], len(self.b))
         largest_a, largest_b = float(peak_a.max(initial=0.0)), float(peak_b.max(initial=0.0))
         return float(outputs * largest_b**2 * np.square(self.a).sum() + inputs * largest_a**2 * np.square(self.b).sum())
@@ -79,7 +79,7 @@ class _Form:
         return float(((left.T @ left) * (right @ right.T)).sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Scales:
     """The frozen encodings of one slot: step and largest value of A and of B."""
 
@@ -100,38 +100,38 @@ class _Scales:
         return bool(peak_a.max(initial=0.0) <= self.limit_a * (1 + 1e-6) and peak_b.max(initial=0.0) <= self.limit_b * (1 + 1e-6))
 
 
-def evened(pair: LowRank) -> LowRank:
+def balance_pair(pair: LowRank) -> LowRank:
     """The same product in the factors that are expected to round best in ranges of their own, `max|A| = max|B|`.
 
     It looks at one adapter alone, so one that is admitted later is treated the same way. A channel whose product is zero becomes zero.
     Many stages of a build ask for the same pair: it is computed once while the pair lives.
     """
-    if pair not in _EVENED:
-        even = _evened(pair)
-        _EVENED[pair] = None if even is pair else even
-        _EVENED[even] = None
-    return _EVENED[pair] or pair
+    if pair not in _BALANCED:
+        balanced = _balance_pair(pair)
+        _BALANCED[pair] = None if balanced is pair else balanced
+        _BALANCED[balanced] = None
+    return _BALANCED[pair] or pair
 
 
-def _evened(pair: LowRank) -> LowRank:
+def _balance_pair(pair: LowRank) -> LowRank:
     form = _form(pair)
     alive = _alive(form)
     if not alive.any():
         return replace(pair, a=np.zeros_like(pair.a), b=np.zeros_like(pair.b))
-    best, start = _even_whole(form), form if alive.all() else _Form(form.a * alive[:, None], form.b * alive)
+    best, start = _balance_whole(form), form if alive.all() else _Form(form.a * alive[:, None], form.b * alive)
     rotated = _rotated(start)
-    for other in (_even_channels(start), rotated, _even_channels(rotated)):
+    for other in (_balance_channels(start), rotated, _balance_channels(rotated)):
         if other.own_error() < _WORTH * best.own_error():
             best = other
-    even = _even_whole(best)
-    return pair if even is form else _pair(even, pair)
+    balanced = _balance_whole(best)
+    return pair if balanced is form else _pair(balanced, pair)
 
 
-def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRank:
+def rescale_pair(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRank:
     """The same product in the factors of least computed error under a slot's frozen encodings, within their ranges where that is possible.
 
     Args:
-        pair: in its evened form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
+        pair: in its balanced form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
             margin of B's range for weights over 1 (`margins.SLOT_B`) is used only by a pair that does not fit without.
     """
     scales, best = _scales(encoding_a, encoding_b), _form(pair)
@@ -141,7 +141,7 @@ def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRan
     for margin in (SLOT_B[encoding_b.bits], NO_MARGIN):
         narrow = _scales(encoding_a, encoding_b, margin)
         candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
-        best = min(candidates, key=lambda one: (not scales.hold(one), one.error(scales)))
+        best = min(candidates, key=lambda candidate: (not scales.hold(candidate), candidate.error(scales)))
         if scales.hold(best):
             break
     return pair if best is form else _pair(best, pair)
@@ -150,11 +150,11 @@ def aligned(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRan
 def _scales(encoding_a: Encoding, encoding_b: Encoding, margin: Margin = NO_MARGIN) -> _Scales:
     """Of a slot; with a margin, as they were before B's range was widened by it for weights over 1."""
     step_a, step_b = encoding_a.scale[0], encoding_b.scale[0] / margin.factor
-    return _Scales(step_a, step_b, step_a * encoding_a.qmax, step_b * encoding_b.qmax)
+    return _Scales(step_a=step_a, step_b=step_b, limit_a=step_a * encoding_a.qmax, limit_b=step_b * encoding_b.qmax)
 
 
-def align(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatAdapter:
-    """The adapter with every slot aligned to the profile's encodings; slots without any are left as they are.
+def rescale(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatAdapter:
+    """The adapter with every slot rescaled to the profile's encodings; slots without any are left as they are.
 
     Args:
         adapter: balanced, and of the profile's channel gains.
@@ -164,7 +164,7 @@ def align(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatAda
         encodings = profile.component(slots[path].component) if path in slots else {}
         names = (slots[path].a_name, slots[path].b_name) if path in slots else ("", "")
         if all(name in encodings for name in names):
-            weights[path] = aligned(pair, encodings[names[0]], encodings[names[1]])
+            weights[path] = rescale_pair(pair, encodings[names[0]], encodings[names[1]])
     return replace(adapter, weights=weights)
 
 
@@ -182,14 +182,14 @@ def _alive(form: _Form) -> NDArray[np.bool_]:
     return np.asarray((peak_a > 0.0) & (peak_b > 0.0))
 
 
-def _even_whole(form: _Form) -> _Form:
+def _balance_whole(form: _Form) -> _Form:
     """`max|A| = max|B|` by one number."""
     largest_a, largest_b = (float(peak.max()) for peak in form.peaks)
     gain = float(np.sqrt(largest_b / largest_a)) if largest_a > 0.0 and largest_b > 0.0 else 1.0
     return form if abs(gain - 1.0) < _SAME else form.scaled(gain)
 
 
-def _even_channels(form: _Form) -> _Form:
+def _balance_channels(form: _Form) -> _Form:
     """`max|a_k| = max|b_k|` in every channel."""
     peak_a, peak_b = form.peaks
     return form.scaled(np.sqrt(np.where(_alive(form), peak_b, 1.0) / np.where(_alive(form), peak_a, 1.0)))
@@ -236,5 +236,5 @@ def _fitted(form: _Form, scales: _Scales, longest: float) -> _Form:
 def _channel_errors(true: _Form, form: _Form, scales: _Scales) -> Matrix:
     """`|b_k^ a_k^ - b_k a_k|^2` of every channel, `(r,)`."""
     a, b = scales.a(form.a), scales.b(form.b)
-    found, kept = np.square(a).sum(axis=1) * np.square(b).sum(axis=0), np.square(true.a).sum(axis=1) * np.square(true.b).sum(axis=0)
-    return np.asarray(found + kept - 2.0 * (a * true.a).sum(axis=1) * (b * true.b).sum(axis=0))
+    rounded, exact = (np.square(x.a).sum(axis=1) * np.square(x.b).sum(axis=0) for x in (_Form(a, b), true))
+    return np.asarray(rounded + exact - 2.0 * (a * true.a).sum(axis=1) * (b * true.b).sum(axis=0))

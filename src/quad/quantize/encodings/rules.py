@@ -17,7 +17,7 @@ from quad.core.tensor_names import Role, TensorName, attention_names, input_name
 Shape = Literal["channel", "symmetric", "asymmetric"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Rule:
     """Encoding of the tensors whose component and name fit.
 
@@ -53,20 +53,20 @@ _FINE_WEIGHTS = (
 _TOKEN_TABLES = (weight_name("*token_embedding"), weight_name("*shared"))  # CLIP's and T5's
 
 RULES: tuple[Rule, ...] = (
-    *(Rule("text_encoder", name, 16, "asymmetric") for name in _TOKEN_TABLES),
-    *(Rule(component, name, 16, "channel") for component, name in _FINE_WEIGHTS),
-    Rule("*", weight_name("*"), 8, "channel"),
+    *(Rule(component="text_encoder", name=name, bits=16, shape="asymmetric") for name in _TOKEN_TABLES),
+    *(Rule(component=component, name=name, bits=16, shape="channel") for component, name in _FINE_WEIGHTS),
+    Rule(component="*", name=weight_name("*"), bits=8, shape="channel"),
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (docs/targets.md); 1 itself becomes 65535/65536.
-    Rule("*", str(TensorName("*", Role.PROBABILITY)), 16, "asymmetric", (0.0, 65535.0 / 65536.0)),
-    Rule("*", lora_mid_name("*"), 16, "asymmetric", margin=LORA_MID[16]),
-    Rule("*", "*", 16, "asymmetric"),
+    Rule(component="*", name=str(TensorName("*", Role.PROBABILITY)), bits=16, shape="asymmetric", fixed=(0.0, 65535.0 / 65536.0)),
+    Rule(component="*", name=lora_mid_name("*"), bits=16, shape="asymmetric", margin=LORA_MID[16]),
+    Rule(component="*", name="*", bits=16, shape="asymmetric"),
 )
 
 # Mixed precision (docs/method.md section 5, step 7) is for the network that runs at every step; the other three run once a picture.
 MIXED_COMPONENT = "unet"
 
 # Sites that stay at 16 bits as long as others are left to go to 8. Source: docs/method.md section 5, step 0.
-LAST_TO_GO = (
+KEEP_16_BITS = (
     input_name("conv_in"),
     input_name("conv_out"),
     *attention_names("*"),
@@ -79,9 +79,9 @@ LAST_TO_GO = (
 )
 
 
-def goes_last(name: str) -> bool:
+def keeps_16_bits(name: str) -> bool:
     """Is the site one that only a share beyond all others takes to 8 bits."""
-    return any(fnmatchcase(name, pattern) for pattern in LAST_TO_GO)
+    return any(fnmatchcase(name, pattern) for pattern in KEEP_16_BITS)
 
 
 def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES) -> tuple[Rule, ...]:
@@ -93,7 +93,7 @@ def _eight_bit(name: str) -> Rule:
     """Softmax keeps its known range, 1 included; A x has a margin even here."""
     bounds = (0.0, 1.0) if role_of(name) is Role.PROBABILITY else None
     margin = LORA_MID[8] if role_of(name) is Role.LORA_MID else NO_MARGIN
-    return Rule(MIXED_COMPONENT, name, 8, "asymmetric", bounds, margin)
+    return Rule(component=MIXED_COMPONENT, name=name, bits=8, shape="asymmetric", fixed=bounds, margin=margin)
 
 
 def rule_for(component: str, name: str, rules: tuple[Rule, ...] = RULES) -> Rule | None:

@@ -9,25 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-Inputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
+TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
 SlotArrays = Mapping[str, NDArray[np.float32]]
 
 _VALUES = 2**14  # of latents that run as one: beyond that a batch costs memory and saves no time
 
 
-def answers(network: nn.Module, inputs: Sequence[Inputs], slots: SlotArrays) -> list[Tensor]:
+def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call; no gradients."""
     tensors = {name: torch.tensor(values) for name, values in slots.items()}
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     together = max(1, _VALUES // max((sample.numel() for sample, _, _ in inputs), default=1))
     with torch.no_grad():
         for first in range(0, len(inputs), together):
-            some = inputs[first : first + together]
-            found += network(*joined(some), tensors).split([len(x[0]) for x in some])
-    return found
+            batch = inputs[first : first + together]
+            outputs += network(*concatenate(batch), tensors).split([len(sample) for sample, _, _ in batch])
+    return outputs
 
 
-def joined(inputs: Sequence[Inputs]) -> Inputs:
+def concatenate(inputs: Sequence[TensorInputs]) -> TensorInputs:
     """Several calls as one, along the batch axis."""
     samples, timesteps, texts = zip(*inputs, strict=True)
     return torch.cat(samples), torch.cat(timesteps), torch.cat(texts)

@@ -24,7 +24,7 @@ from quad.model.slots.network import SlottedNetwork, SlottedText
 from quad.model.slots.sites import add_sites
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.observers import Feed, Statistics, observe
-from quad.quantize.observe.torch_session import HeardSession, Listener, bind_slots, torch_sessions
+from quad.quantize.observe.torch_session import CallHook, RecordingSession, bind_slots, torch_sessions
 from quad.runtime.conditioning.condition import Pictures
 from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run, session_encoders
 from quad.runtime.conditioning.picture import PictureSource
@@ -34,7 +34,7 @@ from quad.runtime.request import with_steps
 from quad.runtime.samplers import run_sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationSample:
     """One call of the pipeline that the ranges must hold.
 
@@ -60,12 +60,12 @@ class CalibrationOptions:
     """How samples are run; sample k draws its noise from `seed + k`.
 
     Args:
-        listener: hears every call of every component, None for nobody.
+        call_hook: called after every call of every component, None for no hook.
     """
 
     seed: int = 0
     negative_prompt: str = ""
-    listener: Listener | None = None
+    call_hook: CallHook | None = None
 
 
 def component_networks(base: Base, unet: SlottedNetwork, text: SlottedText | None = None) -> dict[str, nn.Module]:
@@ -115,9 +115,9 @@ def calibration_feeds(
     slots = BalancedSlots(adapters, table)
     options = options or CalibrationOptions()
     sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
-    if options.listener is not None:
-        sessions = {name: HeardSession(session, name, options.listener) for name, session in sessions.items()}
-    runner = TaskRunner(base, sessions, Tokenizer(base.tokenizer, base.text), options)
+    if options.call_hook is not None:
+        sessions = {name: RecordingSession(session, name, options.call_hook) for name, session in sessions.items()}
+    runner = TaskRunner(base=base, sessions=sessions, tokenizer=Tokenizer(base.tokenizer, base.text), options=options)
     for index, (sample, spec, name) in enumerate(plan):
         yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name or "", {}), index))
 
@@ -152,15 +152,15 @@ def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None
 
 def _check_coverage(used: Sequence[str | None], adapters: Sequence[FloatAdapter]) -> None:
     """Both ways: an adapter without a sample would have ranges by luck only."""
-    known = {adapter.name for adapter in adapters}
-    if used and (idle := sorted(known.difference(used))):
+    names = {adapter.name for adapter in adapters}
+    if used and (idle := sorted(names.difference(used))):
         raise InputError(mismatch("calibration", f"a sample for adapter {idle[0]!r}", "none", "add one that names it"))
-    if strange := sorted({name for name in used if name is not None} - known):
-        then = "give it, or leave the sample out"
-        raise InputError(mismatch("calibration", f"adapter {strange[0]!r}, which a sample needs", "no such adapter", then))
+    if strange := sorted({name for name in used if name is not None} - names):
+        next_step = "give it, or leave the sample out"
+        raise InputError(mismatch("calibration", f"adapter {strange[0]!r}, which a sample needs", "no such adapter", next_step))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskRunner:
     """The pipeline's way on torch sessions, by component name."""
 

@@ -36,7 +36,7 @@ class Feed:
 
 @final
 class SiteStatistics:
-    """What one source made of one site: the histogram of all values and the sum per channel.
+    """The statistics of one site with one source: the histogram of all values and the sum per channel.
 
     Args:
         histogram, channel_sum, per_channel: what was counted before, for one that goes on.
@@ -138,6 +138,6 @@ def observe(networks: Mapping[str, nn.Module], feeds: Iterable[Feed], before: St
             current.append(feed.source)
             feed.run()
     if not statistics.sites:
-        found = "none" if not current else f"{len(current)} that reached no site"
-        raise InputError(mismatch("calibration", "at least one sample", found, "give calibration samples for the tasks of this build"))
+        feeds_run = "none" if not current else f"{len(current)} that reached no site"
+        raise InputError(mismatch("calibration", "at least one sample", feeds_run, "give calibration samples for the tasks of this build"))
     return statistics

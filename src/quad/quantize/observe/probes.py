@@ -21,9 +21,9 @@ from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.encodings.integers import BalancedSlots
-from quad.quantize.observe.batched_calls import SlotArrays, answers
+from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, TaskRunner, planned
-from quad.quantize.observe.torch_session import HeardSession, torch_sessions
+from quad.quantize.observe.torch_session import RecordingSession, torch_sessions
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
 
@@ -32,7 +32,7 @@ PER_ADAPTER = 2
 PROBE_SEED = 10_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ProbeOptions:
     """How probes are drawn; the k-th run of every adapter draws its noise from `seed + k`, so that adapters compare on one noise.
 
@@ -102,36 +102,39 @@ def record_probes(
     plan = in_turns(planned(base, samples, adapters))
     slots = BalancedSlots(adapters, table)
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
-    how = CalibrationOptions(options.seed, options.negative_prompt)
+    run_options = CalibrationOptions(options.seed, options.negative_prompt)
     recorder = _Recorder()
     runner = TaskRunner(
-        base, {**sessions, "unet": HeardSession(sessions["unet"], "unet", recorder.hear)}, Tokenizer(base.tokenizer, base.text), how
+        base=base,
+        sessions={**sessions, "unet": RecordingSession(sessions["unet"], "unet", recorder.record)},
+        tokenizer=Tokenizer(base.tokenizer, base.text),
+        options=run_options,
     )
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
-    done: dict[str, int] = dict.fromkeys(probes, 0)
+    runs: dict[str, int] = dict.fromkeys(probes, 0)
     per_picture = base.latent.channels * (base.latent.side(base.size)) ** 2
     for sample, spec, name in plan:
         source = name or BASE_SOURCE
-        run = done[source]
+        run = runs[source]
         values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes[source])
         if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
             continue
-        done[source] += 1
+        runs[source] += 1
         runner.denoise(sample, spec, slots.get(name or "", {}), run)
         probes[source] += [
             Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
-            for inputs, output in recorder.taken()
+            for inputs, output in recorder.take()
         ]
-    return {name: found for name, found in probes.items() if found}
+    return {name: calls for name, calls in probes.items() if calls}
 
 
 def in_turns(plan: Sequence[tuple[CalibrationSample, TaskSpec, str | None]]) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
     """The plan with the tasks of every adapter taking turns, so that the first few runs of an adapter show all that it is used for."""
-    seen: dict[tuple[str | None, str], int] = {}
+    counts: dict[tuple[str | None, str], int] = {}
     turns = []
     for sample, _, name in plan:
-        seen[name, sample.task] = seen.get((name, sample.task), -1) + 1
-        turns.append(seen[name, sample.task])
+        counts[name, sample.task] = counts.get((name, sample.task), -1) + 1
+        turns.append(counts[name, sample.task])
     return [plan[i] for i in sorted(range(len(plan)), key=lambda i: turns[i])]
 
 
@@ -141,29 +144,29 @@ def noise_level(schedule: NoiseSchedule, inputs: Mapping[str, NDArray[np.float32
     return float(np.sqrt(1.0 - np.interp(float(inputs["timestep"][0]), np.arange(len(abar)), abar)))
 
 
-def true_answers(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays) -> list[Tensor]:
+def teacher_outputs(network: nn.Module, probes: Sequence[Probe], slots: SlotArrays) -> list[Tensor]:
     """The float network's output `(B, c, h, w)` for every probe: as recorded, or computed where one of them was not run.
 
     Args:
         network: the float network; of recorded probes, the one that they were recorded with.
-        slots: float slot inputs of the probes' own adapter, in whichever form: `(B G^-1)(G A)` answers as `B A` does.
+        slots: float slot inputs of the probes' own adapter, in whichever form: `(B G^-1)(G A)` gives what `B A` does.
     """
     recorded = [torch.tensor(probe.expected) for probe in probes if probe.expected is not None]
-    return recorded if len(recorded) == len(probes) else answers(network, [probe.tensors() for probe in probes], slots)
+    return recorded if len(recorded) == len(probes) else batched_forward(network, [probe.tensors() for probe in probes], slots)
 
 
 @final
 class _Recorder:
-    """Keeps a copy of what the U-Net is called with, and of what it answers."""
+    """Keeps a copy of the U-Net's inputs and output of every call."""
 
     def __init__(self) -> None:
         self._calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
 
-    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
-        """See `Listener`."""
+    def record(self, component: str, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
+        """A `CallHook`."""
         self._calls.append(({name: np.array(values, np.float32) for name, values in inputs.items()}, np.array(output, np.float32)))
 
-    def taken(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
+    def take(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
         """Inputs and output of the calls since the last time."""
         calls, self._calls = self._calls, []
         return calls

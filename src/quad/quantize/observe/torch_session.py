@@ -16,7 +16,7 @@ from quad.model.base.open import Base
 from quad.runtime.engines.engine import Session
 
 Shapes = Mapping[str, tuple[int | None, ...]]
-Listener = Callable[[str, Mapping[str, NDArray[Any]], NDArray[Any]], None]  # component, inputs and output of one call
+CallHook = Callable[[str, Mapping[str, NDArray[Any]], NDArray[Any]], None]  # component, inputs and output of one call
 
 
 @final
@@ -44,8 +44,8 @@ class TorchSession:
         Raises:
             BackendError: the network has no such input.
         """
-        known = self._table.input_shapes() if self._table else {}
-        if unknown := [name for name in inputs if name not in known]:
+        slots = self._table.input_shapes() if self._table else {}
+        if unknown := [name for name in inputs if name not in slots]:
             raise BackendError(mismatch("torch session", "slot inputs of the table", unknown[0], "use slot_inputs() of this table"))
         self._slots = {name: torch.from_numpy(np.asarray(values, np.float32)) for name, values in inputs.items()}
 
@@ -64,15 +64,15 @@ class TorchSession:
 
 
 @final
-class HeardSession:
-    """A session whose calls somebody hears.
+class RecordingSession:
+    """A session that reports every call to a hook.
 
     Args:
-        component: what the listener is told that it is.
+        component: the name that the hook is given.
     """
 
-    def __init__(self, session: Session, component: str, listener: Listener) -> None:
-        self._session, self._component, self._listener = session, component, listener
+    def __init__(self, session: Session, component: str, call_hook: CallHook) -> None:
+        self._session, self._component, self._call_hook = session, component, call_hook
 
     @property
     def inputs(self) -> Shapes:
@@ -82,9 +82,9 @@ class HeardSession:
         self._session.bind(inputs)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """The session's answer; the listener hears of it, and must copy what it keeps."""
+        """The session's output; the hook is given it too, and must copy what it keeps."""
         output = self._session.run(inputs)
-        self._listener(self._component, inputs, output)
+        self._call_hook(self._component, inputs, output)
         return output
 
 
@@ -116,9 +116,9 @@ def bind_slots(sessions: Mapping[str, Session], slots: Mapping[str, NDArray[Any]
     Raises:
         BackendError: no session has such an input.
     """
-    own = {component: session.inputs.keys() & slots.keys() for component, session in sessions.items()}
-    if lost := slots.keys() - set().union(*own.values()):
-        then = "slot the network that it belongs to"
-        raise BackendError(mismatch("torch sessions", "a network for every slot input", f"none for {min(lost)}", then))
-    for component, names in own.items():
+    names_of = {component: session.inputs.keys() & slots.keys() for component, session in sessions.items()}
+    if lost := slots.keys() - set().union(*names_of.values()):
+        next_step = "slot the network that it belongs to"
+        raise BackendError(mismatch("torch sessions", "a network for every slot input", f"none for {min(lost)}", next_step))
+    for component, names in names_of.items():
         sessions[component].bind({name: slots[name] for name in names})

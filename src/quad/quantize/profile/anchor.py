@@ -1,4 +1,4 @@
-"""Which adapter's ranges become everybody's: the anchor, or none where several are equally sensitive.
+"""The choice of the adapter whose ranges become everybody's: the anchor, or none where several are equally sensitive.
 
 Source: QUAD; docs/method.md section 4.
 
@@ -31,9 +31,9 @@ SERVES = 2.0  # a shared profile that does more than this times the damage of an
 _TINY = 1e-30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Whose ranges a profile takes.
+    """The adapters whose ranges a profile takes.
 
     Args:
         anchor: the adapter, None in mode `unified`.
@@ -54,50 +54,56 @@ class Choice:
         return {"mode": self.mode, "anchor": self.anchor, "reason": self.reason, "spread": self.spread, "unified": unified}
 
 
-def choose(sensitivity: Sensitivity, asked: str = AUTO) -> Choice:
+def choose(sensitivity: Sensitivity, request: str = AUTO) -> Choice:
     """The anchor, or Unified-LoRA where an equivalence test says that adapters are equally sensitive.
 
     Args:
-        asked: `auto`, `unified`, or an adapter's name.
+        request: `auto`, `unified`, or an adapter's name.
 
     Raises:
         UsageError: no adapter of that name.
     """
-    check_asked(asked, tuple(sensitivity.scores))
-    if asked == UNIFIED:
-        return Choice("unified", None, None, "unified was asked for")
-    if asked != AUTO:
-        return Choice("anchor", asked, (asked,), f"{asked} was asked for")
+    check_request(request, tuple(sensitivity.scores))
+    if request == UNIFIED:
+        return Choice(mode="unified", anchor=None, sources=None, reason="unified was asked for")
+    if request != AUTO:
+        return Choice(mode="anchor", anchor=request, sources=(request,), reason=f"{request} was asked for")
     return _automatic(sensitivity)
 
 
-def check_asked(asked: str, names: Sequence[str]) -> None:
+def check_request(request: str, names: Sequence[str]) -> None:
     """Refuse an anchor that is none of the adapters.
 
     Raises:
         UsageError: no adapter of that name.
     """
-    if asked not in (AUTO, UNIFIED, *names):
-        raise UsageError(mismatch("--anchor", ", ".join((AUTO, UNIFIED, *names)), repr(asked), "choose one of these"))
+    if request not in (AUTO, UNIFIED, *names):
+        raise UsageError(mismatch("--anchor", ", ".join((AUTO, UNIFIED, *names)), repr(request), "choose one of these"))
 
 
 def _automatic(sensitivity: Sensitivity) -> Choice:
     ranking = sensitivity.ranking
     if not ranking:
-        return Choice("unified", None, None, "there is no adapter")
+        return Choice(mode="unified", anchor=None, sources=None, reason="there is no adapter")
     first = ranking[0]
     if len(ranking) == 1:
-        return Choice("anchor", first, (first,), f"{first} is the only adapter")
+        return Choice(mode="anchor", anchor=first, sources=(first,), reason=f"{first} is the only adapter")
     spread = spread_bound(sensitivity, ranking)
     if spread < EQUAL:
         why = f"all {len(ranking)} adapters are equally sensitive: spread at most {spread:.0%} of the mean (95 % bound), under {EQUAL:.0%}"
-        return Choice("unified", None, None, why, spread)
+        return Choice(mode="unified", anchor=None, sources=None, reason=why, spread=spread)
     top = spread_bound(sensitivity, ranking[:2])
     if top < EQUAL:
         why = f"{first} and {ranking[1]} are equally the most sensitive: spread at most {top:.0%} of their mean (95 % bound)"
-        return Choice("unified", None, ranking[:2], why, spread)
+        return Choice(mode="unified", anchor=None, sources=ranking[:2], reason=why, spread=spread)
     ratio = sensitivity.scores[first].qss / max(sensitivity.scores[ranking[1]].qss, _TINY)
-    return Choice("anchor", first, (first,), f"{first} is the most sensitive, {ratio:.2f} times {ranking[1]}", spread)
+    return Choice(
+        mode="anchor",
+        anchor=first,
+        sources=(first,),
+        reason=f"{first} is the most sensitive, {ratio:.2f} times {ranking[1]}",
+        spread=spread,
+    )
 
 
 def spread_bound(sensitivity: Sensitivity, names: Sequence[str]) -> float:
@@ -163,19 +169,19 @@ def cross_table(
     """
     rows: list[tuple[float, ...]] = []
     for adapter in adapters:
-        own = probes[adapter.name]
-        true = float_outputs(network, table, adapter, own)
+        calls = probes[adapter.name]
+        true = float_outputs(network, table, adapter, calls)
         row = []
         for other in adapters:
             profile = _with_slots(profiles[other.name], profiles[adapter.name], table)
-            row.append(float(np.mean(divergences(true, simulated_outputs(network, table, adapter, own, profile), own))))
+            row.append(float(np.mean(divergences(true, simulated_outputs(network, table, adapter, calls, profile), calls))))
         rows.append(tuple(row))
     return CrossTable(tuple(adapter.name for adapter in adapters), tuple(rows))
 
 
-def _with_slots(profile: Profile, own: Profile, table: SlotTable) -> Profile:
+def _with_slots(profile: Profile, slots_of: Profile, table: SlotTable) -> Profile:
     encodings = {component: dict(named) for component, named in profile.encodings.items()}
     for slot in table.slots:
-        for name in {slot.a_name, slot.b_name, lora_mid_name(slot.path)} & own.component(slot.component).keys():
-            encodings[slot.component][name] = own.encodings[slot.component][name]
+        for name in {slot.a_name, slot.b_name, lora_mid_name(slot.path)} & slots_of.component(slot.component).keys():
+            encodings[slot.component][name] = slots_of.encodings[slot.component][name]
     return msgspec.structs.replace(profile, encodings=encodings)

@@ -4,7 +4,7 @@ Source: QUAD Eq. 8; docs/method.md section 4.
 
 | symbol | here |
 |---|---|
-| y, y~ | `true`, `found`: network outputs of the same inputs |
+| y, y~ | `true`, `actual`: network outputs of the same inputs |
 | sigma_t | `sigma`: standard deviation of the noise in x_t |
 | d | `|y - y~| / sigma_t`, per element |
 
@@ -54,14 +54,14 @@ def gaussian_jsd(d: Values) -> Array:
     return np.minimum(np.interp(near, knots, ratios) * near * near, 1.0)
 
 
-def paired_gaussian_js(true: Values, found: Values, sigma: float) -> float:
-    """Mean paired-Gaussian-JS over all elements of one output; `true` and `found` have one shape, `sigma > 0`."""
-    return float(gaussian_jsd(np.abs(true.astype(np.float64) - found) / sigma).mean())
+def paired_gaussian_js(true: Values, actual: Values, sigma: float) -> float:
+    """Mean paired-Gaussian-JS over all elements of one output; `true` and `actual` have one shape, `sigma > 0`."""
+    return float(gaussian_jsd(np.abs(true.astype(np.float64) - actual) / sigma).mean())
 
 
-def histogram_js(one: Values, other: Values, bins: int = BINS) -> float:
+def histogram_js(first: Values, second: Values, bins: int = BINS) -> float:
     """JSD in bits of the histograms of two sets of values over shared edges; any shapes, any sizes."""
-    a, b = np.ravel(one), np.ravel(other)
+    a, b = np.ravel(first), np.ravel(second)
     low, high = float(min(a.min(), b.min())), float(max(a.max(), b.max()))
     if low == high:
         return 0.0

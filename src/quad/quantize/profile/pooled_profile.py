@@ -28,9 +28,9 @@ from quad.quantize.observe.observers import Statistics
 Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UnifyOptions:
-    """What the profile is made by.
+    """Options of the pooled profile.
 
     Args:
         lora_bits: 16 or 8, for every slot.
@@ -86,25 +86,25 @@ def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable
     Source: docs/method.md section 3.
     """
     for slot in table.slots:
-        own = encodings[slot.component]
-        names = [name for name in (weight_name(slot.path), slot.a_name, slot.b_name) if name in own]
-        step = max(max(own[name].scale) for name in names)
+        named = encodings[slot.component]
+        names = [name for name in (weight_name(slot.path), slot.a_name, slot.b_name) if name in named]
+        step = max(max(named[name].scale) for name in names)
         for name in names:
-            own[name] = msgspec.structs.replace(own[name], scale=(step,) * len(own[name].scale))
+            named[name] = msgspec.structs.replace(named[name], scale=(step,) * len(named[name].scale))
 
 
 def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]], options: UnifyOptions) -> dict[str, Encoding]:
-    found: dict[str, Encoding] = {}
+    encodings: dict[str, Encoding] = {}
     for name, tensor in tensors.items():
         rule = rule_for(component, name, options.rules)
         if rule is None:
             continue
         try:
-            whole = rule.shape != "channel"
-            found[name] = encode_site(rule, _extremes(tensor)) if whole else weight_encoding(tensor, rule.bits, options.ranges)
+            per_tensor = rule.shape != "channel"
+            encodings[name] = encode_site(rule, _extremes(tensor)) if per_tensor else weight_encoding(tensor, rule.bits, options.ranges)
         except ValueError as error:
             raise InputError(mismatch(f"{component}, {name}", "finite weights", "NaN or Inf", "give another model")) from error
-    return found
+    return encodings
 
 
 def _extremes(tensor: NDArray[np.float32]) -> tuple[float, float]:
@@ -132,10 +132,10 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
     for adapter in adapters:
         for name, values in balanced_inputs(adapter, table).items():
             largest[name] = max(largest.get(name, 0.0), float(np.abs(values).max(initial=0.0)))
-    found = []
+    encodings = []
     for slot in table.slots:
         for name in (slot.a_name, slot.b_name):
             bound, margin = largest.get(name, 0.0), SLOT_B[options.lora_bits] if name == slot.b_name else NO_MARGIN
             low, high = widen((-bound, bound), margin)
-            found.append((slot.component, name, encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)))
-    return found
+            encodings.append((slot.component, name, encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)))
+    return encodings

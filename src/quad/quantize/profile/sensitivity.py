@@ -21,20 +21,19 @@ from torch import Tensor, nn
 from quad.core.decibels import floored_sqnr_db
 from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, quantize_adapter
-from quad.quantize.observe.batched_calls import answers
-from quad.quantize.observe.probes import Probe, true_answers
+from quad.quantize.observe.batched_calls import batched_forward
+from quad.quantize.observe.probes import Probe, teacher_outputs
 from quad.quantize.profile.divergence import MIN_VALUES, histogram_js, paired_gaussian_js, split_half_floor
 
 RESAMPLES = 2000
-_COMPONENT = "unet"
 Outputs = list[NDArray[np.float32]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Score:
     """One adapter.
 
@@ -101,13 +100,13 @@ def score_adapters(
     scores: dict[str, Score] = {}
     for number, adapter in enumerate(adapters):
         progress(adapter.name, number / len(adapters))
-        own = probes.get(adapter.name, ())
-        if not own:
-            then = "add a calibration sample that names it"
-            raise InputError(mismatch("sensitivity", f"a probe of adapter {adapter.name!r}", "none", then))
-        true = float_outputs(network, table, adapter, own)
-        found = simulated_outputs(network, table, adapter, own, profiles[adapter.name])
-        scores[adapter.name] = _score(true, found, own)
+        calls = probes.get(adapter.name, ())
+        if not calls:
+            next_step = "add a calibration sample that names it"
+            raise InputError(mismatch("sensitivity", f"a probe of adapter {adapter.name!r}", "none", next_step))
+        true = float_outputs(network, table, adapter, calls)
+        quantized = simulated_outputs(network, table, adapter, calls, profiles[adapter.name])
+        scores[adapter.name] = _score(true, quantized, calls)
     return Sensitivity(scores, _agreement(scores))
 
 
@@ -117,7 +116,7 @@ def float_outputs(network: nn.Module, table: SlotTable, adapter: FloatAdapter, p
     Raises:
         InputError: the adapter, or an output, is NaN or infinite.
     """
-    return _finite(true_answers(network, probes, balanced_inputs(adapter, table)), adapter.name)
+    return _finite(teacher_outputs(network, probes, balanced_inputs(adapter, table)), adapter.name)
 
 
 def simulated_outputs(
@@ -125,29 +124,36 @@ def simulated_outputs(
 ) -> Outputs:  # fmt: skip
     """Raw outputs `(B, c, h, w)` with this adapter under a profile, one per probe; errors as `quantize_adapter` and `float_outputs`."""
     slots = dequantize_adapter(quantize_adapter(adapter, table, profile), table, profile)
-    with simulated(network, profile, _COMPONENT):
-        return _finite(answers(network, [probe.tensors() for probe in probes], slots), adapter.name)
+    with simulated(network, profile, UNET):
+        return _finite(batched_forward(network, [probe.tensors() for probe in probes], slots), adapter.name)
 
 
-def _finite(found: Sequence[Tensor], name: str) -> Outputs:
-    if not all(torch.isfinite(output).all() for output in found):
-        then = "check the weights of model and adapter"
-        raise InputError(mismatch(f"sensitivity of adapter {name!r}", "finite network outputs", "NaN or Inf", then))
-    return [output.numpy() for output in found]
+def _finite(outputs: Sequence[Tensor], name: str) -> Outputs:
+    if not all(torch.isfinite(output).all() for output in outputs):
+        next_step = "check the weights of model and adapter"
+        raise InputError(mismatch(f"sensitivity of adapter {name!r}", "finite network outputs", "NaN or Inf", next_step))
+    return [output.numpy() for output in outputs]
 
 
-def divergences(true: Outputs, found: Outputs, probes: Sequence[Probe]) -> tuple[float, ...]:
+def divergences(true: Outputs, quantized: Outputs, probes: Sequence[Probe]) -> tuple[float, ...]:
     """Paired-Gaussian-JS of each call."""
-    return tuple(paired_gaussian_js(y, y_hat, probe.sigma_t) for y, y_hat, probe in zip(true, found, probes, strict=True))
+    return tuple(paired_gaussian_js(y, y_hat, probe.sigma_t) for y, y_hat, probe in zip(true, quantized, probes, strict=True))
 
 
-def _score(true: Outputs, found: Outputs, probes: Sequence[Probe]) -> Score:
-    calls = divergences(true, found, probes)
-    y, y_hat = (np.concatenate([part.ravel() for part in parts]).astype(np.float64) for parts in (true, found))
+def _score(true: Outputs, quantized: Outputs, probes: Sequence[Probe]) -> Score:
+    calls = divergences(true, quantized, probes)
+    y, y_hat = (np.concatenate([part.ravel() for part in parts]).astype(np.float64) for parts in (true, quantized))
     low, high = np.quantile(bootstrap_means({"": calls})[""], [0.025, 0.975])
     floor = split_half_floor(y) if y.size >= MIN_VALUES else None
     hist = None if floor is None else histogram_js(y, y_hat) - floor
-    return Score(float(np.mean(calls)), (float(low), float(high)), hist, floor, floored_sqnr_db(y, y_hat), calls)
+    return Score(
+        qss=float(np.mean(calls)),
+        interval=(float(low), float(high)),
+        qss_hist=hist,
+        hist_floor=floor,
+        sqnr_db=floored_sqnr_db(y, y_hat),
+        calls=calls,
+    )
 
 
 def bootstrap_means(calls: Mapping[str, Sequence[float]], seed: int = 0) -> dict[str, NDArray[np.float64]]:

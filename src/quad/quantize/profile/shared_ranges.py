@@ -46,7 +46,7 @@ class Chosen:
 def own_profile(
     pooled: Profile, statistics: Statistics, table: SlotTable, adapter: FloatAdapter, options: UnifyOptions
 ) -> Profile:  # fmt: skip
-    """What one adapter would get if it were alone: activation ranges from its own runs, slot ranges from its own weights.
+    """The profile that one adapter would get if it were alone: activation ranges from its own runs, slot ranges from its own weights.
 
     Args:
         pooled: of `unify`, with the same options.
@@ -56,11 +56,11 @@ def own_profile(
         for name, by_source in statistics.sites[component].items():
             if adapter.name in by_source and name in encodings[component]:
                 density = statistics.density(component, name, (adapter.name,))
-                found = site_encoding(component, name, density, options)
-                encodings[component][name] = found or encodings[component][name]
+                encoding = site_encoding(component, name, density, options)
+                encodings[component][name] = encoding or encodings[component][name]
     # On the literal lattice W, A and B share their scales, whoever is alone.
-    for component, name, encoding in () if options.literal_shared_scale else slot_encodings(table, (adapter,), options):
-        encodings[component][name] = encoding
+    for component, name, slot_encoding in () if options.literal_shared_scale else slot_encodings(table, (adapter,), options):
+        encodings[component][name] = slot_encoding
     return msgspec.structs.replace(pooled, encodings=encodings)
 
 
@@ -103,19 +103,19 @@ def _shared(rule: Rule, by_source: Mapping[str, SiteStatistics], sources: Sequen
     """The site's range by its sources, and whether others made another of it."""
     theirs = pool([by_source[source].histogram for source in sources if source in by_source])
     bounds = choose_range(theirs, rule.bits, ranges)
-    everyone = [pool([found.histogram]) for found in by_source.values()]
+    everyone = [pool([statistics.histogram]) for statistics in by_source.values()]
     if rule.bits >= 16:
         allowed = _with_margin(bounds, everyone, ranges)
     else:
-        pooled = choose_range(pool([found.histogram for found in by_source.values()]), rule.bits, ranges)
+        pooled = choose_range(pool([statistics.histogram for statistics in by_source.values()]), rule.bits, ranges)
         allowed = pooled if _costs_too_much(bounds, pooled, everyone, rule, ranges) else bounds
     return allowed, allowed != bounds
 
 
 def _with_margin(bounds: Bounds, everyone: Sequence[Density], ranges: RangeOptions) -> Bounds:
     """Widened to half of the margin over what every adapter brings."""
-    seen = [widen((density.low, density.high), ranges.margin.half) for density in everyone]
-    return min(bounds[0], *(low for low, _ in seen)), max(bounds[1], *(high for _, high in seen))
+    reaches = [widen((density.low, density.high), ranges.margin.half) for density in everyone]
+    return min(bounds[0], *(low for low, _ in reaches)), max(bounds[1], *(high for _, high in reaches))
 
 
 def _costs_too_much(bounds: Bounds, pooled: Bounds, everyone: Sequence[Density], rule: Rule, ranges: RangeOptions) -> bool:
