@@ -1,8 +1,9 @@
 """Files and functions of `src/quad` that one piece of data enters on its way: `python tools/walk.py BUNDLE`.
 
-Two walks on an opened bundle, traced by a profiler:
+Three walks, traced by a profiler:
 
-- picture: a prompt on its way to a PNG, `pipe(prompt)` and `images[0].save`;
+- run: all of `quad run`, from the command line over the opened bundle to the PNG;
+- picture: a prompt on its way to a PNG, `pipe(prompt)` and `images[0].save` of an opened pipeline;
 - adapter: an adapter on its way from its file to the graph's bound buffers, `set_adapters(name)` of one that was not read yet.
 
 `--list` names what was entered, in the order of the first entry.
@@ -11,6 +12,9 @@ Two walks on an opened bundle, traced by a profiler:
 from __future__ import annotations
 
 import argparse
+import contextlib
+import inspect
+import io
 import sys
 import tempfile
 import threading
@@ -24,7 +28,7 @@ from quad.runtime import QuadPipeline
 
 ROOT = Path(quad.__file__).parent
 # Scopes that the interpreter makes; they count to the function that they stand in.
-_INNER = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>", "<module>")
+_INNER = ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>", "<lambda>")
 
 
 def trace(walk: Callable[[], object]) -> list[tuple[str, str]]:
@@ -32,13 +36,14 @@ def trace(walk: Callable[[], object]) -> list[tuple[str, str]]:
     codes: dict[CodeType, None] = {}
 
     def profiler(frame: FrameType, event: str, _argument: Any) -> None:
-        if event == "call":
+        if event == "call" and frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # no body of a module or class
             codes.setdefault(frame.f_code)
 
     threading.setprofile(profiler)
     sys.setprofile(profiler)
     try:
-        walk()
+        with contextlib.suppress(SystemExit):  # the command line's way to end
+            walk()
     finally:
         sys.setprofile(None)
         threading.setprofile(None)  # type: ignore[arg-type]
@@ -48,6 +53,16 @@ def trace(walk: Callable[[], object]) -> list[tuple[str, str]]:
         if path.is_relative_to(ROOT) and code.co_name not in _INNER:
             functions[path.relative_to(ROOT).as_posix(), code.co_qualname] = None
     return list(functions)
+
+
+def walk_run(bundle: str) -> list[tuple[str, str]]:
+    """The command line, the bundle, the prompt, the PNG."""
+    from quad.cli.main import main as quad_main
+
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        words = ["run", bundle, "--task", "text-to-image", "--prompt", "a red circle", "--seed", "1", "-o", f"{folder}/picture.png"]
+        sys.argv = ["quad", *words]
+        return trace(quad_main)
 
 
 def walk_picture(bundle: str) -> list[tuple[str, str]]:
@@ -68,7 +83,7 @@ def main() -> None:
     parser.add_argument("bundle", help="directory of a bundle with one adapter at least")
     parser.add_argument("--list", action="store_true", help="name every function")
     options = parser.parse_args()
-    for name, walk in (("picture", walk_picture), ("adapter", walk_adapter)):
+    for name, walk in (("run", walk_run), ("picture", walk_picture), ("adapter", walk_adapter)):
         functions = walk(options.bundle)
         if options.list:
             print("\n".join(f"  {file}: {function}" for file, function in functions))

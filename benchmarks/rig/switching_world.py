@@ -74,7 +74,7 @@ def write_adapters(root: Path, slots: SlotTable, count: int) -> Bundle:
         parents={},
         quad_version="",
     )
-    return Bundle(root, manifest, slots, profile)
+    return Bundle(root=root, manifest=manifest, slots=slots, profile=profile)
 
 
 def _write_adapter(folder: Path, name: str, slots: SlotTable, seed: int) -> None:

@@ -26,7 +26,7 @@ AGAIN = "fetch or build the bundle again"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Bundle:
     """An opened bundle: where it is, what it says, and what its graph's inputs mean.
 
@@ -67,13 +67,13 @@ class Bundle:
         """
         part = self.manifest.components[component]
         for name in (part.file, *part.data_files):
-            path, known = self.path(name), self.hashed.get(name)
-            if known is not None and not (path.is_file() and Identity.of(path.stat()) == known):
+            path, identity = self.path(name), self.hashed.get(name)
+            if identity is not None and not (path.is_file() and Identity.of(path.stat()) == identity):
                 _check_file(self.root, name, self.manifest.files[name].sha256)
 
     @property
     def device(self) -> str:
-        """What it was built for where that is one chip, in words; empty where any machine will do."""
+        """The chip that it was built for, in words; empty where any machine will do."""
         return ", ".join(f"{name} {value}" for name, value in (self.manifest.requires or {}).items())
 
     @property
@@ -101,13 +101,13 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     _check_listed(root, manifest)
     hashed = {}
     for name, entry in manifest.files.items():
-        found = _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
-        if found is not None:
-            hashed[name] = found
+        identity = _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
+        if identity is not None:
+            hashed[name] = identity
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
-    bundle = Bundle(root, manifest, slots, profile, hashed)
+    bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, hashed=hashed)
     for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:
@@ -119,16 +119,16 @@ def _read_manifest(root: Path) -> BundleManifest:
     """`bundle.json`: version first, then the seal, so that a newer format is told apart from a damaged file."""
     path = root / BUNDLE_FILE
     if not path.is_file():
-        found = "no such directory" if not root.exists() else "none"
-        raise InputError(mismatch(str(root), f"a bundle directory with {BUNDLE_FILE}", found, "make one with quad build MODEL -o BUNDLE"))
+        state = "no such directory" if not root.exists() else "none"
+        raise InputError(mismatch(str(root), f"a bundle directory with {BUNDLE_FILE}", state, "make one with quad build MODEL -o BUNDLE"))
     text = path.read_bytes()
     try:
         version = json.loads(text).get("format_version")
     except (ValueError, AttributeError, RecursionError) as error:
         raise VerificationError(mismatch(str(path), "a JSON object", "something else", AGAIN)) from error
     if version != FORMAT_VERSION:
-        then = "update quad or build the bundle again"
-        raise VerificationError(mismatch(str(path), f"format version {FORMAT_VERSION}", repr(version), then))
+        next_step = "update quad or build the bundle again"
+        raise VerificationError(mismatch(str(path), f"format version {FORMAT_VERSION}", repr(version), next_step))
     manifest = _decode(path, BundleManifest)
     if not manifest.sha256:
         raise VerificationError(mismatch(str(path), "a sealed manifest", "no sha256", AGAIN))
@@ -167,8 +167,8 @@ def _check_numbers(where: Path, manifest: BundleManifest) -> None:
         raise VerificationError(mismatch(f"{where}", f"a schedule of 2 to {MOST_STEPS} timesteps", schedule.steps, AGAIN))
     if manifest.size % latent.factor or len(latent.scale) != latent.channels or len(latent.shift) != latent.channels:
         expected = f"a size that is a multiple of {latent.factor}, and {latent.channels} scales and shifts"
-        found = f"{manifest.size}, {len(latent.scale)} and {len(latent.shift)}"
-        raise VerificationError(mismatch(f"{where}", expected, found, AGAIN))
+        numbers = f"{manifest.size}, {len(latent.scale)} and {len(latent.shift)}"
+        raise VerificationError(mismatch(f"{where}", expected, numbers, AGAIN))
     for name, task in manifest.tasks.items():
         if task.adapter is not None and task.adapter not in manifest.adapters:
             raise VerificationError(mismatch(f"{where}, task {name}", "one of the bundle's adapters", repr(task.adapter), AGAIN))
@@ -182,7 +182,7 @@ def _check_file(root: Path, name: str, sha256: str | None) -> Identity | None:
     if sha256 is None:
         return None
     identity, now_ns = Identity.of(path.stat()), time_ns()
-    found = file_digest(path)
-    if found != sha256:
-        raise VerificationError(mismatch(str(path), f"digest {sha256[:8]}", found[:8], f"the file was changed or damaged, {AGAIN}"))
+    digest = file_digest(path)
+    if digest != sha256:
+        raise VerificationError(mismatch(str(path), f"digest {sha256[:8]}", digest[:8], f"the file was changed or damaged, {AGAIN}"))
     return identity if identity.settled(now_ns) else None

@@ -71,7 +71,7 @@ def unet_buffers(bundle: Bundle, buffers: Buffers) -> Buffers:
 
 
 def golden(where: str, network: Runnable, call: Inputs, probe: int) -> Golden:
-    """What the U-Net answers to a call with what is bound; the call is probe number `probe`.
+    """The U-Net's answer to a call with the adapters that are bound; the call is probe number `probe`.
 
     Raises:
         VerificationError: with NaN or Inf; the message begins with `where`.
@@ -83,8 +83,8 @@ def golden(where: str, network: Runnable, call: Inputs, probe: int) -> Golden:
 def _probe(bundle: Bundle, number: int) -> Inputs:
     probes = read_probes(bundle)
     if number >= len(probes):
-        where, then = f"bundle {bundle.manifest.name!r}", "fetch the adapter for this bundle"
-        raise VerificationError(mismatch(where, f"a probe {number}", f"{len(probes)} of them", then))
+        where, next_step = f"bundle {bundle.manifest.name!r}", "fetch the adapter for this bundle"
+        raise VerificationError(mismatch(where, f"a probe {number}", f"{len(probes)} of them", next_step))
     return probes[number]
 
 
@@ -95,9 +95,9 @@ def _answer(where: str, network: Runnable, call: Inputs) -> NDArray[np.float64]:
     return block_means(output)
 
 
-def distance(said: Golden, means: NDArray[np.float64]) -> float:
+def distance(stored: Golden, means: NDArray[np.float64]) -> float:
     """Largest difference of one value; infinite where there is another number of them."""
-    values = np.asarray(said.values)
+    values = np.asarray(stored.values)
     return float(np.abs(values - means).max(initial=0.0)) if values.shape == means.shape else float("inf")
 
 
@@ -110,11 +110,11 @@ def check_golden(network: Runnable, bundle: Bundle, manifest: AdapterManifest) -
     Raises:
         VerificationError: it answers otherwise.
     """
-    said, where = manifest.golden, f"adapter {manifest.name!r}"
-    if said is msgspec.UNSET:
+    stored, where = manifest.golden, f"adapter {manifest.name!r}"
+    if stored is msgspec.UNSET:
         return
-    call = _probe(bundle, said.probe)
-    off = distance(said, _answer(where, network, call))
-    if not off <= said.tolerance:
-        where, expected = f"{where} on probe {said.probe}", f"its golden output within {said.tolerance:.3g}"
+    call = _probe(bundle, stored.probe)
+    off = distance(stored, _answer(where, network, call))
+    if not off <= stored.tolerance:
+        where, expected = f"{where} on probe {stored.probe}", f"its golden output within {stored.tolerance:.3g}"
         raise VerificationError(mismatch(where, expected, f"{off:.3g} away", "fetch the adapter again, it is not what it was tested as"))

@@ -22,7 +22,7 @@ HOLE = 127
 class Sample:
     """What a task is given and what it should give.
 
-    `image` is None for text-to-image; `mask` marks what is to be made anew (None: see `quad.runtime.tasks`);
+    `image` is None for text-to-image; `mask` marks what is to be made anew (None: see `quad.runtime.request`);
     `before` and `after` describe the input and the truth.
     """
 

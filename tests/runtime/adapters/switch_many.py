@@ -93,7 +93,7 @@ def main() -> None:
     )
     zeros = zero_buffers(SLOTS)
     one = padded_bytes(zeros, zeros)
-    store = AdapterStore(Bundle(root, manifest, SLOTS, Profile(encodings={})), BUDGET * one)
+    store = AdapterStore(Bundle(root=root, manifest=manifest, slots=SLOTS, profile=Profile(encodings={})), BUDGET * one)
     for number in range(ADAPTERS):
         write_adapter(root / f"{number}.qpack", number)
         store.register(root / f"{number}.qpack", str(number))

@@ -50,7 +50,7 @@ def serve(arrivals: Sequence[Arrival], most_overtaken: int) -> Served:
             at, number, one = due.pop(0)
             deadline = None if one.patience is None else at + one.patience
             found.ahead[number], found.before[number] = len(line), 0
-            line += (Waiting(number, adapter_key({one.adapter: 1.0}), one.priority, deadline),)
+            line += (Waiting(number=number, key=adapter_key({one.adapter: 1.0}), priority=one.priority, deadline_s=deadline),)
         late = expired(line, now)
         found.gone += late
         line = tuple(one for one in line if one not in late)
@@ -132,12 +132,12 @@ def test_equal_requests_are_grouped_by_adapter() -> None:
 def test_the_order_among_those_that_may_go() -> None:
     a, b = adapter_key({"a": 1.0}), adapter_key({"b": 1.0})
     line = (
-        Waiting(0, b),
-        Waiting(1, a),
-        Waiting(2, b, deadline_s=30.0),
-        Waiting(3, b, deadline_s=11.0),
-        Waiting(4, b, priority=1),
-        Waiting(5, b, priority=1, overtaken=8),
+        Waiting(number=0, key=b),
+        Waiting(number=1, key=a),
+        Waiting(number=2, key=b, deadline_s=30.0),
+        Waiting(number=3, key=b, deadline_s=11.0),
+        Waiting(number=4, key=b, priority=1),
+        Waiting(number=5, key=b, priority=1, overtaken=8),
     )
     order: list[int] = []
     while line:

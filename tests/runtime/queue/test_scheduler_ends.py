@@ -200,8 +200,18 @@ def test_closing(held: HeldPipeline, requests: list[Request]) -> None:
     with pytest.raises(BusyError, match="found it closing"):
         scheduler.submit(requests[0])
     scheduler.close(drain=True)  # again
-    assert scheduler.metrics() == SchedulerMetrics({"cancelled": 3}, 0, 0, 0, 1, 0, 0, scheduler.metrics().waited_s,
-                                                   scheduler.metrics().worked_s)  # fmt: skip
+    metrics = scheduler.metrics()
+    assert metrics == SchedulerMetrics(
+        ended={"cancelled": 3},
+        refused=0,
+        waiting=0,
+        running=0,
+        switches=1,
+        ahead=0,
+        most_overtaken=0,
+        waited_s=metrics.waited_s,
+        worked_s=metrics.worked_s,
+    )
 
 
 def test_a_result_that_takes_too_long(held: HeldPipeline, scheduler: Scheduler, requests: list[Request]) -> None:

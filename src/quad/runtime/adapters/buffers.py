@@ -106,5 +106,5 @@ def _check_pair(where: str, slot: Slot, a: NDArray[Any], b: NDArray[Any]) -> Non
             raise _odd(f"{where}, {name}", f"{slot.dtype} {shape}", f"{array.dtype} {array.shape}")
 
 
-def _odd(where: str, expected: str, found: str) -> VerificationError:
-    return VerificationError(mismatch(where, expected, found, "pack it again with quad adapt"))
+def _odd(where: str, expected: str, actual: str) -> VerificationError:
+    return VerificationError(mismatch(where, expected, actual, "pack it again with quad adapt"))

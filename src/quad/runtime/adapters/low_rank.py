@@ -49,13 +49,13 @@ def nearest(a: Matrix, b: Matrix, rank: int, largest: float) -> Nearest:
     orthogonal_b, triangle_b = np.linalg.qr(b)
     left, values, right = np.linalg.svd(triangle_b @ triangle_a.T, full_matrices=False)
     total = float(np.square(values).sum())
-    kept = values[:rank][values[:rank] > _NOISE * values.max(initial=0.0)]
-    half, even = np.sqrt(kept), _even(len(kept))
-    down = even @ (half[:, None] * (right[: len(kept)] @ orthogonal_a.T))
-    up = ((orthogonal_b @ left[:, : len(kept)]) * half) @ even.T
+    largest_values = values[:rank][values[:rank] > _NOISE * values.max(initial=0.0)]
+    half, even = np.sqrt(largest_values), _even(len(largest_values))
+    down = even @ (half[:, None] * (right[: len(half)] @ orthogonal_a.T))
+    up = ((orthogonal_b @ left[:, : len(half)]) * half) @ even.T
     longest = MID_ROOM * float(np.linalg.norm(a, axis=1).max(initial=0.0))
     gains = _gains(down, up, longest, largest)
-    return Nearest(down * gains[:, None], up / gains, float(np.square(kept).sum()) / total if total else 1.0)
+    return Nearest(down * gains[:, None], up / gains, float(np.square(largest_values).sum()) / total if total else 1.0)
 
 
 def _gains(a: Matrix, b: Matrix, longest: float, largest: float) -> Matrix:

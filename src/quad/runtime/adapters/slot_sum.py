@@ -23,7 +23,7 @@ from quad.runtime.adapters.low_rank import nearest
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Part:
     """One adapter at one slot.
 
@@ -42,10 +42,11 @@ class Part:
     def of(name: str, weight: float, buffers: Buffers, slot: Slot) -> Part:
         a, b = buffers[slot.a_name], buffers[slot.b_name]
         alive = a.reshape(slot.rank, -1).any(axis=1) & b.reshape(slot.out_features, slot.rank).any(axis=0)
-        return Part(name, weight, a, b, np.flatnonzero(alive) if weight else np.zeros(0, np.intp))
+        rows = np.flatnonzero(alive) if weight else np.zeros(0, np.intp)
+        return Part(name=name, weight=weight, a=a, b=b, rows=rows)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sum:
     """Both buffers of a slot.
 
@@ -75,16 +76,16 @@ def add(parts: Sequence[Part], slot: Slot) -> Sum:
     b = np.concatenate([part.weight * part.b[:, part.rows].reshape(slot.out_features, -1).astype(np.float64) for part in parts], axis=1)
     if (first := _first_places(a)).max() < slot.rank:
         return _written(*_gathered(a, b, first), slot)
-    found = nearest(a.astype(np.float64), b, slot.rank, largest_integer(slot))
-    return _written(found.a, found.b, slot, found.energy)
+    product = nearest(a.astype(np.float64), b, slot.rank, largest_integer(slot))
+    return _written(product.a, product.b, slot, product.energy)
 
 
 def _alone(part: Part, slot: Slot) -> Sum:
     """A is the adapter's own array, and its channels stay where they are."""
     if part.weight == 1.0:
-        return Sum(part.a, part.b, {})
+        return Sum(a=part.a, b=part.b, clipped={})
     b, clipped = _rounded(part.weight * part.b.astype(np.float64), slot)
-    return Sum(part.a, b, {part.name: clipped})
+    return Sum(a=part.a, b=b, clipped={part.name: clipped})
 
 
 def _side_by_side(parts: Sequence[Part], slot: Slot) -> Sum:
@@ -95,13 +96,13 @@ def _side_by_side(parts: Sequence[Part], slot: Slot) -> Sum:
         a[start:stop] = part.a[part.rows]
         b[:, start:stop], clipped[part.name] = _rounded(part.weight * part.b[:, part.rows].astype(np.float64), slot)
         start = stop
-    return Sum(a, b, clipped)
+    return Sum(a=a, b=b, clipped=clipped)
 
 
 def _first_places(a: Array) -> NDArray[np.intp]:
     """The number of every row among the different rows, `(n,)`."""
-    known: dict[bytes, int] = {}
-    return np.array([known.setdefault(row.tobytes(), len(known)) for row in a])
+    places: dict[bytes, int] = {}
+    return np.array([places.setdefault(row.tobytes(), len(places)) for row in a])
 
 
 def _gathered(a: Array, b: NDArray[np.float64], places: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -115,10 +116,10 @@ def _gathered(a: Array, b: NDArray[np.float64], places: NDArray[np.intp]) -> tup
 def _written(a: NDArray[np.float64], b: NDArray[np.float64], slot: Slot, energy: float | None = None) -> Sum:
     """Factors `(r, in)` and `(out, r)` as buffers of the slot."""
     a_shape, b_shape = own_shapes(slot, len(a))
-    whole_a, whole_b = np.zeros(slot.a_shape, slot.dtype), np.zeros(slot.b_shape, slot.dtype)
-    whole_a[: len(a)], lost_a = _rounded(a.reshape(a_shape), slot)
-    whole_b[:, : len(a)], lost_b = _rounded(b.reshape(b_shape), slot)
-    return Sum(whole_a, whole_b, {"": lost_a + lost_b}, energy)
+    padded_a, padded_b = np.zeros(slot.a_shape, slot.dtype), np.zeros(slot.b_shape, slot.dtype)
+    padded_a[: len(a)], lost_a = _rounded(a.reshape(a_shape), slot)
+    padded_b[:, : len(a)], lost_b = _rounded(b.reshape(b_shape), slot)
+    return Sum(a=padded_a, b=padded_b, clipped={"": lost_a + lost_b}, energy=energy)
 
 
 def _rounded(values: NDArray[np.float64], slot: Slot) -> tuple[Array, int]:

@@ -25,7 +25,7 @@ Network = Callable[[NDArray[Any], float], NDArray[Any]]
 
 
 class Model(Protocol):
-    """What a base and a bundle's manifest both say of their model."""
+    """The facts of a model that a base and a bundle's manifest both state."""
 
     @property
     def size(self) -> int:

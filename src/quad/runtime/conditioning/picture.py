@@ -51,8 +51,8 @@ def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, format
     try:
         with Image.open(BytesIO(data), formats=formats) as picture:
             if picture.width * picture.height > max_pixels:
-                found = f"{picture.width}x{picture.height}"
-                raise InputError(mismatch(where, f"at most {max_pixels} pixels", found, "make it smaller"))
+                size = f"{picture.width}x{picture.height}"
+                raise InputError(mismatch(where, f"at most {max_pixels} pixels", size, "make it smaller"))
             picture.load()
             return ImageOps.exif_transpose(picture)
     except InputError:
@@ -110,7 +110,7 @@ def to_rgb(picture: Image.Image, ground: int = 255) -> tuple[NDArray[np.uint8], 
     return flat, ("image: its transparent parts were laid on white",) if clear else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """How a picture lies in the graph's square; boxes are (left, top, right, bottom) in pixels.
 
@@ -149,9 +149,9 @@ class Fit:
         left, top, right, bottom = self.source
         part = _crop(square, self.square)
         planes = [_resize_plane(part[..., c], right - left, bottom - top, Image.Resampling.BICUBIC) for c in range(part.shape[-1])]
-        whole = np.zeros((self.height, self.width, len(planes)), np.float32)
-        whole[top:bottom, left:right] = np.stack(planes, axis=-1)
-        return whole
+        laid_over = np.zeros((self.height, self.width, len(planes)), np.float32)
+        laid_over[top:bottom, left:right] = np.stack(planes, axis=-1)
+        return laid_over
 
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
         left, top, right, bottom = self.square
@@ -163,14 +163,14 @@ def fit_whole(width: int, height: int, size: int) -> Fit:
     scale = size / max(width, height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
     left, top = (size - w) // 2, (size - h) // 2
-    return Fit((0, 0, width, height), (left, top, left + w, top + h), width, height, size)
+    return Fit(source=(0, 0, width, height), square=(left, top, left + w, top + h), width=width, height=height, size=size)
 
 
 def fit_centre(width: int, height: int, size: int) -> Fit:
     """The picture's centre square, filling the square."""
     side = min(width, height)
     left, top = (width - side) // 2, (height - side) // 2
-    return Fit((left, top, left + side, top + side), (0, 0, size, size), width, height, size)
+    return Fit(source=(left, top, left + side, top + side), square=(0, 0, size, size), width=width, height=height, size=size)
 
 
 def _crop(array: NDArray[Any], box: tuple[int, int, int, int]) -> NDArray[Any]:
@@ -178,13 +178,13 @@ def _crop(array: NDArray[Any], box: tuple[int, int, int, int]) -> NDArray[Any]:
     return array[top:bottom, left:right]
 
 
-def _resize(picture: NDArray[np.uint8], width: int, height: int, how: Image.Resampling) -> NDArray[np.uint8]:
+def _resize(picture: NDArray[np.uint8], width: int, height: int, method: Image.Resampling) -> NDArray[np.uint8]:
     if picture.shape[:2] == (height, width):
         return picture
-    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), how), np.uint8)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(picture)).resize((width, height), method), np.uint8)
 
 
-def _resize_plane(plane: NDArray[np.float32], width: int, height: int, how: Image.Resampling) -> NDArray[np.float32]:
+def _resize_plane(plane: NDArray[np.float32], width: int, height: int, method: Image.Resampling) -> NDArray[np.float32]:
     if plane.shape == (height, width):
         return plane
-    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((width, height), how), np.float32)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(plane, np.float32)).resize((width, height), method), np.float32)

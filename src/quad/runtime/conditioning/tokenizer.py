@@ -29,7 +29,7 @@ class Tokens:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should be told, one line each."""
+        """Lines to tell the user: unknown words, and tokens that were not read."""
         lines = []
         if self.unknown:
             words = ", ".join(repr(word) for word in self.unknown)

@@ -34,25 +34,25 @@ def graph_inputs(model_file: Path) -> dict[str, Shape] | None:
 
 
 def _inputs(data: mmap.mmap) -> dict[str, Shape]:
-    found: dict[str, Shape] = {}
+    shapes: dict[str, Shape] = {}
     for graph in _parts(data, (0, len(data)), _GRAPH):
         for part in _parts(data, graph, _INPUT):
             name = b"".join(data[slice(*span)] for span in _parts(data, part, _NAME)).decode()
             for span in _parts(data, part, _TYPE):
                 for tensor in _parts(data, span, _TENSOR):
                     for shape in _parts(data, tensor, _SHAPE):
-                        found[name] = tuple(_size(data, dim) for dim in _parts(data, shape, _DIM))
-    return found
+                        shapes[name] = tuple(_size(data, dim) for dim in _parts(data, shape, _DIM))
+    return shapes
 
 
 def _size(data: mmap.mmap, dim: tuple[int, int]) -> int | None:
     return next((value for number, kind, value, _ in _fields(data, *dim) if (number, kind) == (_DIM_VALUE, _VARINT)), None)
 
 
-def _parts(data: mmap.mmap, span: tuple[int, int], wanted: int) -> Iterator[tuple[int, int]]:
+def _parts(data: mmap.mmap, span: tuple[int, int], field: int) -> Iterator[tuple[int, int]]:
     """Where the messages and strings of one field number begin and end."""
     for number, kind, start, end in _fields(data, *span):
-        if (number, kind) == (wanted, _BYTES):
+        if (number, kind) == (field, _BYTES):
             yield start, end
 
 

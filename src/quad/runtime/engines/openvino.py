@@ -66,14 +66,14 @@ def keep_clipping(model: Any, clamp: Callable[..., Any]) -> None:
 class OpenVinoSession(BoundSession):
     """One graph in OpenVINO; bound inputs are passed by address, not copied at each step."""
 
-    def __init__(self, library: Any, core: Any, model_file: Path, threads: int) -> None:
+    def __init__(self, library: Any, core: Any, *, model_file: Path, threads: int) -> None:
         try:
             model = core.read_model(str(model_file))
             keep_clipping(model, library.opset1.clamp)
             self._compiled = core.compile_model(model, "CPU", compile_options(threads))
         except Exception as error:  # the library's errors have no common root but this
-            then = "choose --engine ort or build the bundle with --target openvino"
-            raise BackendError(f"engine openvino: cannot load {model_file} ({_reason(error)}); {then}") from error
+            next_step = "choose --engine ort or build the bundle with --target openvino"
+            raise BackendError(f"engine openvino: cannot load {model_file} ({_reason(error)}); {next_step}") from error
         self._tensor = library.Tensor
         # A port also carries the names of what was folded into it; its node keeps the graph's own.
         ports = {port.get_node().get_friendly_name(): port for port in self._compiled.inputs}
@@ -119,7 +119,7 @@ class OpenVinoEngine:
 
     def load(self, model_file: Path, threads: int, lean: bool = False) -> OpenVinoSession:
         """See `Engine.load`; there is no leaner way."""
-        return OpenVinoSession(self._library, self._core, model_file, threads)
+        return OpenVinoSession(self._library, self._core, model_file=model_file, threads=threads)
 
 
 def open_engine(precision: str) -> OpenVinoEngine:

@@ -40,21 +40,21 @@ _ELEMENT_TYPES = {
 
 
 def htp_devices() -> list[Any]:
-    """What the provider offers; it is registered at the first call.
+    """The devices that the provider offers; it is registered at the first call.
 
     Raises:
         BackendError: the provider cannot be loaded, or offers nothing on this machine.
     """
     try:
         with _TURN:
-            if not (found := _offered()):
+            if not (devices := _offered()):
                 _register()
-                found = _offered()
+                devices = _offered()
     except Exception as error:  # the library's errors have no common root but this
         raise BackendError(f"engine qnn: cannot load its provider ({first_line(error)}); install quad[qnn] again") from error
-    if not found:
+    if not devices:
         raise BackendError(mismatch("engine qnn", "a Qualcomm HTP or its emulator", "none on this machine", "choose another --engine"))
-    return found
+    return devices
 
 
 @cache
@@ -69,13 +69,13 @@ def _stdout_to_stderr() -> Iterator[None]:
     """The vendor's library prints to the file descriptor itself; stdout is for results alone."""
     with _TURN:
         sys.stdout.flush()
-        kept = os.dup(1)
+        stdout = os.dup(1)
         try:
             os.dup2(2, 1)
             yield
         finally:
-            os.dup2(kept, 1)
-            os.close(kept)
+            os.dup2(stdout, 1)
+            os.close(stdout)
 
 
 def _offered() -> list[Any]:
@@ -98,14 +98,14 @@ def htp_session(model_file: Path, threads: int = 1, options: Mapping[str, str] |
     session.log_severity_level = _FATAL
     for key, value in {"session.disable_cpu_ep_fallback": "1", **(config or {})}.items():
         session.add_session_config_entry(key, value)
-    given = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "htp_performance_mode": "burst", **(options or {})}
-    session.add_provider_for_devices(htp_devices()[:1], given)
+    provider_options = {"backend_path": onnxruntime_qnn.get_qnn_htp_path(), "htp_performance_mode": "burst", **(options or {})}
+    session.add_provider_for_devices(htp_devices()[:1], provider_options)
     try:
         with _stdout_to_stderr():
             return ort.InferenceSession(str(model_file), session)
     except Exception as error:  # as above
-        then = "build the bundle for this chip, see quad build --soc"
-        raise BackendError(f"engine qnn: cannot load {model_file} ({first_line(error)}); {then}") from error
+        next_step = "build the bundle for this chip, see quad build --soc"
+        raise BackendError(f"engine qnn: cannot load {model_file} ({first_line(error)}); {next_step}") from error
 
 
 def read_ports(model_file: Path) -> Ports:
@@ -118,8 +118,8 @@ def read_ports(model_file: Path) -> Ports:
     try:
         return msgspec.json.decode(path.read_bytes(), type=Ports)
     except (OSError, msgspec.MsgspecError) as error:
-        then = "build the bundle with --target qnn-htp"
-        raise VerificationError(mismatch(str(path), "the graph's ports", first_line(error), then)) from error
+        next_step = "build the bundle with --target qnn-htp"
+        raise VerificationError(mismatch(str(path), "the graph's ports", first_line(error), next_step)) from error
 
 
 class QnnSession(BoundSession):
@@ -166,16 +166,16 @@ class QnnSession(BoundSession):
         return super().run({name: ports[name].encode(array) if name in ports else array for name, array in inputs.items()})
 
     def _check_float(self, name: str, array: NDArray[Any]) -> None:
-        """What `encode` would quietly turn into something else."""
+        """Refuse an array that `encode` would quietly turn into something else."""
         port = self._ports.inputs.get(name)
         if port is None:
             return
         kind = "f" if port.encoding is not None else "i"
         shape = self._outer[name]
         if array.dtype.kind != kind or array.dtype.itemsize > (4 if kind == "f" else 8) or array.shape != shape:
-            where, then = f"{self._where}, input {name}", "this is a bug or another graph's input"
+            where, next_step = f"{self._where}, input {name}", "this is a bug or another graph's input"
             expected = f"{'float32' if kind == 'f' else 'integers'} {shape}"
-            raise BackendError(mismatch(where, expected, f"{array.dtype} {array.shape}", then))
+            raise BackendError(mismatch(where, expected, f"{array.dtype} {array.shape}", next_step))
 
     def _wrap(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
@@ -185,11 +185,11 @@ class QnnSession(BoundSession):
 
     def _execute(self) -> NDArray[Any]:
         try:
-            found = self._session.run_with_ort_values([self._output], self._feed)[0].numpy()
+            output = self._session.run_with_ort_values([self._output], self._feed)[0].numpy()
         except Exception as error:
             reason = first_line(error)
             raise BackendError(f"engine qnn: {self._where} failed ({reason}); report it with the bundle's name") from error
-        return self._ports.outputs[self._output].decode(found)
+        return self._ports.outputs[self._output].decode(output)
 
 
 class QnnEngine:

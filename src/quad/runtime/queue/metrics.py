@@ -1,4 +1,4 @@
-"""What a scheduler has done, in figures."""
+"""The figures of a scheduler."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from dataclasses import dataclass, field
 from quad.runtime.queue.ticket import State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SchedulerMetrics:
     """Since the scheduler began.
 
     Args:
         ended: final state -> requests.
-        refused: requests that found the line full.
+        refused: requests that found the queue full.
         waiting, running: requests now.
         switches: pictures that found other adapters bound than theirs.
         ahead: pictures that were prepared while another one was denoised.
         most_overtaken: how often a request was passed by later ones, at most.
-        waited_s, worked_s: seconds in the line of those that began, and at work on them.
+        waited_s, worked_s: seconds in the queue of those that began, and at work on them.
     """
 
     ended: dict[State, int]
@@ -33,8 +33,8 @@ class SchedulerMetrics:
     worked_s: float
 
 
-@dataclass
-class Tally:
+@dataclass(kw_only=True)
+class SchedulerCounters:
     """The same while it is counted."""
 
     ended: Counter[State] = field(default_factory=Counter)
@@ -46,14 +46,5 @@ class Tally:
     worked_s: float = 0.0
 
     def metrics(self, waiting: int, running: int) -> SchedulerMetrics:
-        return SchedulerMetrics(
-            dict(self.ended),
-            self.refused,
-            waiting,
-            running,
-            self.switches,
-            self.ahead,
-            self.most_overtaken,
-            self.waited_s,
-            self.worked_s,
-        )
+        """A copy with the requests of this moment."""
+        return SchedulerMetrics(**vars(self) | {"ended": dict(self.ended)}, waiting=waiting, running=running)

@@ -1,9 +1,9 @@
-"""Which request is next: pure functions of the line, the clock and what is bound.
+"""The order of requests: pure functions of the queue, the clock and the adapters that are bound.
 
 A higher priority goes first; among equals one that is about to miss its deadline, then one whose adapters are bound already, then the
 earlier deadline, then who came first. All of that may let a request pass others which came before it, and no request is passed more than
-`most_overtaken` times: after that it goes next, before any priority. So whoever joins a line of n has at most n + most_overtaken
-pictures before its own, and a lower priority goes before a higher one only where it has used up its patience.
+`most_overtaken` times: after that it goes next, before any priority. So whoever joins a queue of n has at most n + most_overtaken
+pictures before its own, and a lower priority goes before a higher one only where it has been passed that often.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ Key = tuple[tuple[str, float], ...]
 _NEAR = 2.0  # a deadline within so many pictures is near
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Waiting:
-    """A request in the line.
+    """A request in the queue.
 
     Args:
         number: in the order of arrival.
@@ -40,7 +40,7 @@ class Waiting:
 
 @dataclass(frozen=True)
 class Moment:
-    """What is known when the next request is chosen: the clock, the adapters that are bound, and the seconds that a picture takes."""
+    """The facts that the next request is chosen by: the clock, the adapters that are bound, and the seconds that a picture takes."""
 
     now_s: float
     bound: Key | None = None
@@ -52,29 +52,28 @@ def adapter_key(weights: Mapping[str, float]) -> Key:
     return tuple(sorted(weights.items()))
 
 
-def choose(line: Sequence[Waiting], moment: Moment, most_overtaken: int) -> Waiting:
-    """The next of a line of one at least."""
-    patient = [one for one in line if one.overtaken >= most_overtaken]
+def choose(queue: Sequence[Waiting], moment: Moment, most_overtaken: int) -> Waiting:
+    """The next of a queue of one at least."""
+    patient = [waiting for waiting in queue if waiting.overtaken >= most_overtaken]
     if patient:
-        return min(patient, key=lambda one: one.number)
+        return min(patient, key=lambda waiting: waiting.number)
 
-    def rank(one: Waiting) -> tuple[int, bool, bool, float, int]:
-        near = one.due_s - moment.now_s <= _NEAR * moment.pace_s
-        return (-one.priority, not near, one.key != moment.bound, one.due_s, one.number)
+    def rank(waiting: Waiting) -> tuple[int, bool, bool, float, int]:
+        near = waiting.due_s - moment.now_s <= _NEAR * moment.pace_s
+        return (-waiting.priority, not near, waiting.key != moment.bound, waiting.due_s, waiting.number)
 
-    return min(line, key=rank)
-
-
-def without(line: Iterable[Waiting], chosen: Waiting) -> tuple[Waiting, ...]:
-    """The line once the chosen one has gone: those that came before it have been overtaken."""
-    return tuple(
-        replace(one, overtaken=one.overtaken + 1) if one.number < chosen.number else one for one in line if one.number != chosen.number
-    )
+    return min(queue, key=rank)
 
 
-def expired(line: Iterable[Waiting], now_s: float) -> list[Waiting]:
+def without(queue: Iterable[Waiting], chosen: Waiting) -> tuple[Waiting, ...]:
+    """The queue once the chosen one has gone: those that came before it have been overtaken."""
+    remaining = (waiting for waiting in queue if waiting.number != chosen.number)
+    return tuple(replace(waiting, overtaken=waiting.overtaken + 1) if waiting.number < chosen.number else waiting for waiting in remaining)
+
+
+def expired(queue: Iterable[Waiting], now_s: float) -> list[Waiting]:
     """Those whose time is over."""
-    return [one for one in line if one.due_s <= now_s]
+    return [waiting for waiting in queue if waiting.due_s <= now_s]
 
 
 def misses(deadline_s: float | None, now_s: float, left: int, fastest_s: float) -> bool:

@@ -19,7 +19,7 @@ Pin = Callable[[Sequence[str]], AbstractContextManager[None]]
 
 
 def check_terms(priority: int, deadline_s: float | None) -> None:
-    """Numbers that the line is ordered by.
+    """Numbers that the queue is ordered by.
 
     Raises:
         UsageError: one is none.
@@ -30,12 +30,12 @@ def check_terms(priority: int, deadline_s: float | None) -> None:
         raise UsageError(mismatch("deadline_s", "seconds from now, more than 0", deadline_s, "leave it out for none"))
 
 
-def told(number: int, error: BaseException) -> Exception:
-    """What a client hears of an error; one that is meant to end a thread, as a library's panic is, becomes one that is not."""
+def as_exception(number: int, error: BaseException) -> Exception:
+    """The exception that a client gets; one that is meant to end a thread, as a library's panic is, becomes one that is not."""
     if isinstance(error, Exception):
         return error
-    found = f"{type(error).__name__}: {first_line(error)}"
-    return BackendError(mismatch(f"request {number}", "a picture", found, "report it with the request"))
+    reason = f"{type(error).__name__}: {first_line(error)}"
+    return BackendError(mismatch(f"request {number}", "a picture", reason, "report it with the request"))
 
 
 class Stopped(Exception):
@@ -46,13 +46,15 @@ class Stopped(Exception):
         self.state = state
 
 
-@dataclass(eq=False)
-class Job:
-    """Args:
-    deadline_s, arrived_s: by the scheduler's clock.
-    seen: it was the next once, and is being made ready.
-    ahead: its preparation on the other thread.
-    stop: the state that it is to end in, whatever it has reached.
+@dataclass(eq=False, kw_only=True)
+class QueuedRequest:
+    """One request from `submit` to its end.
+
+    Args:
+        deadline_s, arrived_s: by the scheduler's clock.
+        prefetched: it was the next once, and is being made ready.
+        ahead: its preparation on the other thread.
+        stop: the state that it is to end in, whatever it has reached.
     """
 
     ticket: Ticket
@@ -60,7 +62,7 @@ class Job:
     resolved: Resolved
     deadline_s: float | None
     arrived_s: float
-    seen: bool = False
+    prefetched: bool = False
     ahead: Future[Prepared] | None = None
     stop: State | None = None
     _stepped_s: float = 0.0
