@@ -3,11 +3,42 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from typing import Any, Protocol
 
+import pytest
 from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+# Beside other workers a second thread only waits for a core.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
 
 settings.register_profile("quad", deadline=None, derandomize=True)
 settings.load_profile("quad")
+
+
+class Spy(Protocol):
+    def __call__(self, owner: object, name: str, record: Callable[..., Any] = ..., into: list[Any] | None = None) -> list[Any]: ...
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> Spy:
+    """Watch calls of a function or method, which go on to do what they did.
+
+    Returns:
+        A function of the owner (module, class or object), the attribute's name, `record` of the call's arguments (the positional ones by
+        default) and the list that records go `into`; it returns that list.
+    """
+
+    def watch(owner: object, name: str, record: Callable[..., Any] = lambda *args, **_: args, into: list[Any] | None = None) -> list[Any]:
+        records: list[Any] = [] if into is None else into
+        original = getattr(owner, name)
+
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            records.append(record(*args, **kwargs))
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, watched)
+        return records
+
+    return watch

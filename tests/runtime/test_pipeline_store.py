@@ -11,6 +11,7 @@ import pytest
 from quad import QuadPipeline
 from quad.core.errors import VerificationError
 from quad.runtime.adapters import file as adapter_file
+from tests.conftest import Spy
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.device import install_pack
 
@@ -30,14 +31,12 @@ def test_installed_adapters_are_there_from_the_start_and_a_damaged_one_is_told(t
     assert (np.asarray(pipe("a", seed=1).images[0]) != before).any()
 
 
-def test_an_installed_adapter_is_hashed_when_it_is_first_used(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_installed_adapter_is_hashed_when_it_is_first_used(tiny_bundle: Path, tmp_path: Path, spy: Spy) -> None:
     """Opening costs no reading of packs; a byte that was turned is found before a picture is made of it, and harms no other adapter."""
     for name, seed in (("fresh", 5), ("rotten", 6)):
         pack = install_pack(tmp_path, name, (adapter_manifest(name, 2), adapter_tensors(seed, 2)), 1)
     pack.write_bytes(pack.read_bytes()[:-1] + b"\x7f")
-    hashed: list[int] = []
-    digest = adapter_file.content_digest
-    monkeypatch.setattr(adapter_file, "content_digest", lambda tensors: (hashed.append(1), digest(tensors))[1])
+    hashed = spy(adapter_file, "content_digest", lambda _tensors: 1)
     pipe = QuadPipeline.from_pretrained(tiny_bundle, threads=1, store=tmp_path)
     assert (hashed, pipe.notes) == ([], ())
     with pytest.raises(VerificationError, match=f"{pack.name}: expected digest"):

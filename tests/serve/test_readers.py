@@ -15,6 +15,7 @@ from quad.core.errors import QuadError
 from quad.runtime.stages import PipelineOutput
 from quad.serve.limits import Limits
 from quad.serve.operations import stream
+from tests.conftest import Spy
 from tests.serve.conftest import Serve, Served
 
 SIDE = 800  # of noise: more than a socket takes at once
@@ -58,13 +59,11 @@ def test_an_answer_that_nobody_reads_ends_the_connection_whatever_else_is_sent(s
     assert whole < 3 * SIDE**2
 
 
-def test_pictures_that_are_fetched_at_once_are_bounded_and_the_others_wait(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[int] = []
-    whole = stream.to_png
-    monkeypatch.setattr(stream, "to_png", lambda picture: made.append(1) or whole(picture))  # type: ignore[func-returns-value]
+def test_pictures_that_are_fetched_at_once_are_bounded_and_the_others_wait(serve: Serve, spy: Spy) -> None:
+    encoded = spy(stream, "to_png")
     served = serve(limits=Limits(max_fetches=2))
     where = _picture(served)
-    made.clear()
+    encoded.clear()
     with ExitStack() as stack:
         first, _ = (stack.enter_context(_asked(served, where)) for _ in range(2))
         waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
@@ -72,10 +71,10 @@ def test_pictures_that_are_fetched_at_once_are_bounded_and_the_others_wait(serve
         waiting.connect(served.address)
         waiting.sendall(f"GET {where} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         assert served.call("GET", "/v1/adapters")[0] == 200  # on the threads that write pictures, and later
-        assert len(made) == 2
+        assert len(encoded) == 2
         first.close()
         assert waiting.recv(1) == b"H"
-    assert len(made) == 3
+    assert len(encoded) == 3
 
 
 def test_a_body_that_goes_wrong_after_its_call_was_answered_is_no_fault(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:

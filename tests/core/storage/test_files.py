@@ -12,6 +12,7 @@ import pytest
 
 from quad.core.errors import BackendError
 from quad.core.storage.files import inside, new_directory, scratch_directory, writing_to
+from tests.conftest import Spy
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -69,17 +70,12 @@ def test_what_is_replaced_stays_when_the_new_one_cannot_take_its_name(tmp_path: 
     assert list(tmp_path.iterdir()) == [final]
 
 
-def test_nothing_of_what_is_replaced_goes_before_the_new_one_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    final, real, seen = _old(tmp_path / "phone"), shutil.rmtree, []
-
-    def remove(place: Path, ignore_errors: bool = False) -> None:
-        seen.append((final / "bundle.json").read_text())
-        real(place, ignore_errors)
-
-    monkeypatch.setattr(shutil, "rmtree", remove)
+def test_nothing_of_what_is_replaced_goes_before_the_new_one_is_there(tmp_path: Path, spy: Spy) -> None:
+    final = _old(tmp_path / "phone")
+    contents = spy(shutil, "rmtree", lambda *_args, **_options: (final / "bundle.json").read_text())
     with new_directory(final, "bundle.json") as stage:
         (stage / "bundle.json").write_text("new")
-    assert set(seen) == {"new"}
+    assert set(contents) == {"new"}
     assert list(tmp_path.iterdir()) == [final]
 
 

@@ -23,6 +23,7 @@ from quad.runtime.adapters.buffers import AdapterMix, padded_bytes, zero_buffers
 from quad.runtime.engines.engine import open_engine
 from quad.runtime.engines.fair_lock import FairLock
 from quad.runtime.engines.graph import Graph, Slots
+from tests.conftest import Spy
 from tests.runtime.conftest import SLOTS, adapter_manifest, adapter_tensors
 from tests.runtime.tiny_unet import RANK
 
@@ -46,13 +47,10 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def hashed(spy: Spy) -> list[str]:
     """Files whose bytes were hashed, in order."""
-    seen: list[str] = []
-    whole, contents = TensorFile.sha256, adapter_file.content_digest
-    monkeypatch.setattr(TensorFile, "sha256", lambda file: (seen.append(file.where), whole(file))[1])
-    monkeypatch.setattr(adapter_file, "content_digest", lambda tensors: (seen.append("pack"), contents(tensors))[1])
-    return seen
+    files = spy(TensorFile, "sha256", lambda file: file.where)
+    return spy(adapter_file, "content_digest", lambda _tensors: "pack", into=files)
 
 
 def packed(path: Path, seed: int, rank: int = RANK, name: str = "ink") -> Path:

@@ -18,7 +18,7 @@ from quad.core.storage.pack import write_pack
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.adapters import store as adapters
 from quad.runtime.adapters.buffers import padded_bytes
-from quad.runtime.adapters.file import open_shipped
+from tests.conftest import Spy
 from tests.runtime.conftest import SLOTS
 
 Ink = tuple[AdapterManifest, dict[str, NDArray[Any]]]
@@ -42,15 +42,12 @@ def test_reads_on_first_use_and_keeps(store: AdapterStore) -> None:
     assert "removal" in store.names
 
 
-def test_an_adapter_of_the_bundle_is_known_while_its_update_goes(
-    store: AdapterStore, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_adapter_of_the_bundle_is_known_while_its_update_goes(store: AdapterStore, ink: Ink, tmp_path: Path, spy: Spy) -> None:
     write_pack(tmp_path / "ink.qpack", *ink)
     store.register(tmp_path / "ink.qpack", "sketch")
-    seen: list[int] = []
-    monkeypatch.setattr(adapters, "open_shipped", lambda *given: (seen.append(store.manifest("sketch").rank), open_shipped(*given))[1])
+    ranks = spy(adapters, "open_shipped", lambda *_: store.manifest("sketch").rank)
     store.unregister("sketch")
-    assert (seen, store.manifest("sketch").rank) == ([2], 4)
+    assert (ranks, store.manifest("sketch").rank) == ([2], 4)
 
 
 def test_whoever_loads_drops_or_replaces_is_counted(store: AdapterStore, ink: Ink, tmp_path: Path) -> None:
@@ -76,18 +73,14 @@ def test_a_mix_is_memory_in_use(tiny_bundle: Path) -> None:
     assert store.size_bytes() == one
 
 
-def test_a_profile_is_digested_once_however_many_adapters_there_are(
-    tiny_bundle: Path, ink: Ink, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_profile_is_digested_once_however_many_adapters_there_are(tiny_bundle: Path, ink: Ink, tmp_path: Path, spy: Spy) -> None:
     """It takes longer than all else that registering an adapter does."""
-    seen: list[object] = []
-    digest = profile.digest
-    monkeypatch.setattr(profile, "digest", lambda value: (seen.append(value), digest(value))[1])
+    digested = spy(profile, "digest")
     store = AdapterStore(open_bundle(tiny_bundle))
     write_pack(tmp_path / "ink.qpack", *ink)
     for name in "abc":
         store.register(tmp_path / "ink.qpack", name)
-    assert len(seen) == 1
+    assert len(digested) == 1
 
 
 def test_unknown_name_lists_known_ones(store: AdapterStore) -> None:

@@ -19,6 +19,7 @@ from quad.runtime import QuadPipeline, open_bundle
 from quad.runtime import bundle as bundle_room
 from quad.runtime.engines import ort as ort_engine
 from quad.runtime.engines.ort import OrtEngine, OrtSession
+from tests.conftest import Spy
 
 Call = dict[str, Any]
 
@@ -121,15 +122,8 @@ def test_a_step_that_raises_leaves_no_graph_behind(sessions: Any, tiny_bundle: P
     np.testing.assert_array_equal(_latents(pipe, {"seed": 1}), good)
 
 
-def test_only_minimal_asks_for_lean_graphs(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lean: list[bool] = []
-    load = OrtEngine.load
-
-    def watched(self: OrtEngine, model_file: Path, threads: int, spare: bool = False) -> OrtSession:
-        lean.append(spare)
-        return load(self, model_file, threads, spare)
-
-    monkeypatch.setattr(OrtEngine, "load", watched)
+def test_only_minimal_asks_for_lean_graphs(tiny_bundle: Path, spy: Spy) -> None:
+    lean = spy(OrtEngine, "load", lambda _engine, _file, _threads, spare=False: spare)
     for memory, wanted in (("keep-all", {False}), ("balanced", {False}), ("minimal", {True})):
         lean.clear()
         _open(tiny_bundle, memory)("the car")
