@@ -19,8 +19,8 @@ import uvicorn
 from quad import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
 from quad.serve import QuadClient
-from quad.serve.guard import Door
-from quad.serve.http_client import Wire
+from quad.serve.guard import Credentials
+from quad.serve.http_client import HttpClient
 from quad.serve.limits import Limits
 from quad.serve.server import make_server
 from quad.serve.service import Service
@@ -34,7 +34,7 @@ class Served:
     def __init__(self, service: Service, server: uvicorn.Server, address: str, token: str | None = None) -> None:
         self.service, self.address, self.token = service, address, token
         self._server = server
-        self.wire = Wire(address, token, timeout_s=30)
+        self.http = HttpClient(address, token, timeout_s=30)
 
     @property
     def tickets(self) -> list[Any]:
@@ -56,7 +56,7 @@ class Served:
 
     def call(self, method: str, path: str, body: Any = None, kind: str = "application/json", **headers: str) -> tuple[int, Any]:
         """Status, and the answer as it comes: JSON read, other bodies as bytes; `body` is bytes, or what is sent as JSON."""
-        connection = self.wire._connection()
+        connection = self.http._connection()
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         given = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -90,11 +90,11 @@ def serve(tiny_bundle: Path) -> Iterator[Serve]:  # noqa: F811
 def _served(bundle: Path, limits: Limits | None = None, real: bool = False, token: str | None = None, **service: Any) -> Iterator[Served]:
     pipe = QuadPipeline.from_pretrained(bundle, threads=1)
     scheduler: Any = Scheduler(pipe, SchedulerOptions()) if real else FakeScheduler(pipe)
-    made = Service(pipe, scheduler, limits or Limits(), **service)
+    made = Service(pipe=pipe, scheduler=scheduler, limits=limits or Limits(), **service)
     with TemporaryDirectory(prefix="q") as folder, _listener(Path(folder) / "s", token) as listener:
         name = listener.getsockname()
         address = name if token is None else f"http://127.0.0.1:{name[1]}"
-        server = make_server(made, None if token is None else Door(name[1], token))
+        server = make_server(made, None if token is None else Credentials(name[1], token))
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

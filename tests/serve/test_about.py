@@ -19,7 +19,7 @@ def test_every_line_is_of_the_format_and_counts_what_was_done(serve: Serve) -> N
     served.client()("x")
     for _ in range(2):
         served.call("GET", "/v1/nothing")
-    text = served.wire.fetch("GET", "/metrics").decode()
+    text = served.http.fetch("GET", "/metrics").decode()
     plain = [line for line in text.splitlines() if not line.startswith("#")]
     assert all(LINE.fullmatch(line) for line in plain)
     facts = dict(line.rsplit(" ", 1) for line in plain)
@@ -42,7 +42,7 @@ def test_a_fault_is_counted_too(serve: Serve, monkeypatch: pytest.MonkeyPatch) -
     served = serve(real=True)
     monkeypatch.setattr(QuadPipeline, "tasks", property(lambda pipe: {}["nothing"]))
     assert served.call("GET", "/v1/tasks")[0] == 500
-    assert 'quad_answers_total{code="500"} 1\n' in served.wire.fetch("GET", "/metrics").decode()
+    assert 'quad_answers_total{code="500"} 1\n' in served.http.fetch("GET", "/metrics").decode()
 
 
 def test_answers_may_be_counted_while_they_are_told(serve: Serve) -> None:
@@ -57,7 +57,7 @@ def test_answers_may_be_counted_while_they_are_told(serve: Serve) -> None:
 
 
 def test_a_label_cannot_break_out_of_its_line() -> None:
-    text = show([Metric("m", "gauge", "help", {'a"} 1\nb \\': 2.5}, "l")])
+    text = show([Metric(name="m", kind="gauge", says="help", samples={'a"} 1\nb \\': 2.5}, label="l")])
     assert text.splitlines()[2:] == ['m{l="a\\"} 1\\nb \\\\"} 2.5']
 
 
@@ -65,7 +65,7 @@ def test_health_counts_what_waits_and_what_runs_and_says_when_it_stops(serve: Se
     served = serve()
     served.ask()
     served.ask()
-    with served.wire.answer("GET", f"/v1/requests/{served.ask()}/events") as stream:
+    with served.http.answer("GET", f"/v1/requests/{served.ask()}/events") as stream:
         served.tickets[2].step()
         stream.readline()
         health = served.client().health

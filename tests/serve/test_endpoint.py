@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from quad.core.errors import BackendError, InputError, UsageError
-from quad.serve.endpoint import own_directory, port_place, socket_place, upload_name
+from quad.serve.endpoint import own_directory, port_endpoint, socket_endpoint, upload_name
 
 
 @pytest.fixture
@@ -42,18 +42,18 @@ def _as_killed(folder: Path, stem: str) -> None:
 
 def test_a_socket_is_its_owners_alone_and_gone_at_the_end(folder: Path) -> None:
     path = folder / "s"
-    with socket_place(path) as place:
+    with socket_endpoint(path) as endpoint:
         assert stat.S_ISSOCK(path.lstat().st_mode)
         assert _mode(path) == 0o600
         with socket.socket(socket.AF_UNIX) as one:
             one.connect(str(path))
-        place.uploads.mkdir()
+        endpoint.uploads.mkdir()
     assert not list(folder.iterdir())
 
 
 def test_without_a_path_it_lies_in_the_users_own_directory(folder: Path) -> None:
-    with socket_place(None) as place:
-        assert place.stem == folder / "quad" / "serve.sock"
+    with socket_endpoint(None) as endpoint:
+        assert endpoint.stem == folder / "quad" / "serve.sock"
         assert _mode(folder / "quad") == 0o700
     assert not list((folder / "quad").iterdir())
 
@@ -66,8 +66,8 @@ def test_a_directory_that_others_may_enter_is_refused(folder: Path) -> None:
 
 def test_a_live_server_is_not_driven_out(folder: Path) -> None:
     path = folder / "s"
-    with socket_place(path):
-        with pytest.raises(InputError, match="found a running one"), socket_place(path):
+    with socket_endpoint(path):
+        with pytest.raises(InputError, match="found a running one"), socket_endpoint(path):
             pass
         with socket.socket(socket.AF_UNIX) as one:
             one.connect(str(path))
@@ -76,12 +76,12 @@ def test_a_live_server_is_not_driven_out(folder: Path) -> None:
 def test_what_a_killed_server_left_is_removed(folder: Path) -> None:
     _as_killed(folder / "quad", "serve.sock")
     _as_killed(folder / "quad", "tcp-1234")
-    with socket_place(None) as place:
-        assert sorted(path.name for path in place.stem.parent.iterdir()) == ["serve.sock", "serve.sock.lock"]
+    with socket_endpoint(None) as endpoint:
+        assert sorted(path.name for path in endpoint.stem.parent.iterdir()) == ["serve.sock", "serve.sock.lock"]
 
 
 def test_a_sweep_leaves_the_living_alone(folder: Path) -> None:
-    with port_place(0, None) as first, socket_place(None) as second, port_place(0, None) as third:
+    with port_endpoint(0, None) as first, socket_endpoint(None) as second, port_endpoint(0, None) as third:
         names = {path.name for path in first.stem.parent.iterdir()}
         assert {first.token_file.name, third.token_file.name, second.stem.name} <= names  # type: ignore[union-attr]
         assert first.token != third.token
@@ -90,7 +90,7 @@ def test_a_sweep_leaves_the_living_alone(folder: Path) -> None:
 def test_something_else_under_the_name_is_not_touched(folder: Path) -> None:
     path = folder / "s"
     path.write_text("mine")
-    with pytest.raises(InputError, match="expected a socket, or nothing"), socket_place(path):
+    with pytest.raises(InputError, match="expected a socket, or nothing"), socket_endpoint(path):
         pass
     assert path.read_text() == "mine"
     assert [found.name for found in folder.iterdir()] == ["s"]
@@ -102,7 +102,7 @@ def test_what_a_user_has_beside_the_socket_is_his(folder: Path, name: str) -> No
     path.parent.mkdir(exist_ok=True)
     path.write_text("mine")
     beside = {found.name for found in folder.iterdir()}
-    with suppress(InputError), socket_place(folder / "s"):
+    with suppress(InputError), socket_endpoint(folder / "s"):
         assert name == "s.token"  # a socket has none
     assert path.read_text() == "mine"
     assert {found.name for found in folder.iterdir()} == beside
@@ -112,35 +112,35 @@ def test_a_link_in_the_place_of_uploads_is_not_followed(folder: Path) -> None:
     (folder / "mine").mkdir()
     (folder / "mine" / upload_name()).touch()
     (folder / "s.uploads").symlink_to(folder / "mine")
-    with pytest.raises(InputError, match="packs that clients sent, or nothing"), socket_place(folder / "s"):
+    with pytest.raises(InputError, match="packs that clients sent, or nothing"), socket_endpoint(folder / "s"):
         pass
     assert list((folder / "mine").iterdir())
 
 
 def test_a_path_too_long_for_an_address_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="at most 103 bytes"), socket_place(tmp_path / ("s" * 104)):
+    with pytest.raises(UsageError, match="at most 103 bytes"), socket_endpoint(tmp_path / ("s" * 104)):
         pass
 
 
 def test_a_token_is_its_owners_alone_and_never_the_same(folder: Path) -> None:
-    with port_place(0, None) as place:
-        assert place.token_file == folder / "quad" / f"tcp-{place.port}.token"
-        assert _mode(place.token_file) == 0o600
-        assert place.token_file.read_text() == f"{place.token}\n"
-        assert len(place.token or "") >= 43
-        assert place.listener.getsockname()[0] == "127.0.0.1"
+    with port_endpoint(0, None) as endpoint:
+        assert endpoint.token_file == folder / "quad" / f"tcp-{endpoint.port}.token"
+        assert _mode(endpoint.token_file) == 0o600
+        assert endpoint.token_file.read_text() == f"{endpoint.token}\n"
+        assert len(endpoint.token or "") >= 43
+        assert endpoint.listener.getsockname()[0] == "127.0.0.1"
     assert not list((folder / "quad").iterdir())
 
 
 def test_a_token_file_replaces_an_older_token_and_nothing_else(folder: Path) -> None:
     file = folder / "token"
     file.write_text("quad-old\n")
-    with port_place(0, file) as place:
-        assert file.read_text() == f"{place.token}\n"
+    with port_endpoint(0, file) as endpoint:
+        assert file.read_text() == f"{endpoint.token}\n"
     for make in (lambda: file.write_text("my notes"), lambda: os.symlink("/dev/null", file), file.mkdir):
         file.unlink(missing_ok=True)
         make()
-        with pytest.raises(InputError, match="an older token"), port_place(0, file):
+        with pytest.raises(InputError, match="an older token"), port_endpoint(0, file):
             pass
     assert file.is_dir()
 
@@ -148,19 +148,19 @@ def test_a_token_file_replaces_an_older_token_and_nothing_else(folder: Path) -> 
 def test_a_token_file_is_its_owners_alone_whatever_lies_there_before(folder: Path) -> None:
     part = folder / ".token.part"
     part.touch(0o644)
-    with part.open("rb") as open_before, port_place(0, folder / "token") as place:
+    with part.open("rb") as open_before, port_endpoint(0, folder / "token") as endpoint:
         assert _mode(folder / "token") == 0o600
-        assert (place.token or "").encode() not in open_before.read()
-    with port_place(0, folder / "new" / "token"):
+        assert (endpoint.token or "").encode() not in open_before.read()
+    with port_endpoint(0, folder / "new" / "token"):
         assert _mode(folder / "new") & 0o700 == 0o700
     assert not part.exists()
 
 
 def test_a_token_file_belongs_to_one_server(folder: Path) -> None:
-    with port_place(0, folder / "token") as place:
-        with pytest.raises(InputError, match="found a running one"), port_place(0, folder / "token"):
+    with port_endpoint(0, folder / "token") as endpoint:
+        with pytest.raises(InputError, match="found a running one"), port_endpoint(0, folder / "token"):
             pass
-        assert (folder / "token").read_text() == f"{place.token}\n"
+        assert (folder / "token").read_text() == f"{endpoint.token}\n"
     assert not [path.name for path in folder.iterdir() if path.name != "quad"]
 
 
@@ -168,14 +168,14 @@ def test_a_token_file_in_the_users_own_directory_keeps_no_later_server_from_star
     own = own_directory()
     (own / "mine").write_text("quad-old")  # as a server leaves it that was killed
     (own / "mine.lock").touch()
-    with socket_place(None), port_place(0, own / "mine") as place:
-        assert (own / "mine").read_text() == f"{place.token}\n"
+    with socket_endpoint(None), port_endpoint(0, own / "mine") as endpoint:
+        assert (own / "mine").read_text() == f"{endpoint.token}\n"
 
 
 def test_a_taken_port_is_one_line(folder: Path) -> None:
     with (
-        port_place(0, None) as place,
-        pytest.raises(BackendError, match=f"port {place.port}: expected a free port"),
-        port_place(place.port, None),
+        port_endpoint(0, None) as endpoint,
+        pytest.raises(BackendError, match=f"port {endpoint.port}: expected a free port"),
+        port_endpoint(endpoint.port, None),
     ):
         pass

@@ -54,7 +54,7 @@ def test_two_hosts_are_none(serve: Serve) -> None:
 
 def test_a_page_of_another_origin_is_given_no_leave(serve: Serve) -> None:
     served = serve(token=TOKEN)
-    connection = served.wire._connection()
+    connection = served.http._connection()
     connection.request("OPTIONS", "/v1/requests", headers={"Origin": "http://evil.example", "Access-Control-Request-Method": "POST"})
     response = connection.getresponse()
     assert response.status == 401

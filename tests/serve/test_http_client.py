@@ -17,7 +17,7 @@ from PIL import Image
 from quad import QuadPipeline
 from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError
 from quad.serve import QuadClient
-from quad.serve.http_client import Wire
+from quad.serve.http_client import HttpClient
 from quad.serve.limits import Limits
 from quad.serve.pictures import picture_file
 from tests.serve.conftest import Serve, same
@@ -85,21 +85,21 @@ def test_what_a_callback_raises_is_the_callers_own(serve: Serve, kind: type[OSEr
 
 
 def test_a_picture_that_is_there_is_given_though_the_server_has_gone(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = Wire.fetch
+    whole = HttpClient.fetch
 
-    def fetch(self: Wire, method: str, path: str, *rest: Any) -> bytes:
+    def fetch(self: HttpClient, method: str, path: str, *rest: Any) -> bytes:
         if method == "DELETE":
             raise BackendError("server: expected a running server, found none; start it")
         return whole(self, method, path, *rest)
 
     client = serve(real=True).client()
-    monkeypatch.setattr(Wire, "fetch", fetch)
+    monkeypatch.setattr(HttpClient, "fetch", fetch)
     assert client("x").images
 
 
 def test_who_gets_no_stream_leaves_no_work_behind(serve: Serve) -> None:
     served = serve(limits=Limits(max_streams=1))
-    with served.wire.answer("GET", f"/v1/requests/{served.ask()}/events"):
+    with served.http.answer("GET", f"/v1/requests/{served.ask()}/events"):
         with pytest.raises(BusyError, match="fewer than 1 open"):
             served.client()("x")
         served.tickets[1].wait_until("cancelled")

@@ -18,7 +18,7 @@ from PIL import Image
 
 from quad.runtime.conditioning.mask import MAX_GROW_PX
 from quad.serve.api import LONGEST_PROMPT, NewRequest
-from quad.serve.error_response import Refusal
+from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from tests.serve.conftest import Serve, Served
 
@@ -118,7 +118,7 @@ def test_steps_are_bounded_whoever_asks_for_them(serve: Serve) -> None:
 def test_streams_are_bounded(serve: Serve) -> None:
     served = serve(limits=Limits(max_streams=1))
     first, second = served.ask(), served.ask()
-    with served.wire.answer("GET", f"/v1/requests/{first}/events"):
+    with served.http.answer("GET", f"/v1/requests/{first}/events"):
         _refused(served.call("GET", f"/v1/requests/{second}/events"), 503, "fewer than 1 open")
         _refused(served.call("GET", f"/v1/requests/{second}/image?wait=5"), 503, "fewer than 1 open")
     served.tickets[0].wait_until("cancelled")
@@ -204,7 +204,7 @@ def test_a_budget_gives_back_what_a_block_took_but_what_was_kept() -> None:
     budget = Budget(100)
     with budget.account() as account:
         account.take(60)
-        with pytest.raises(Refusal, match="at most 100 bytes"):
+        with pytest.raises(HttpError, match="at most 100 bytes"):
             account.take(41)
         account.take(40)
         account.keep(30)

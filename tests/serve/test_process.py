@@ -80,7 +80,7 @@ def test_a_killed_clients_work_is_freed(tiny_bundle: Path, folder: Path) -> None
         app.kill()
         app.communicate()
         _until(lambda: client.health.running == 0)
-        assert 'quad_requests_total{state="cancelled"} 1' in client._wire.fetch("GET", "/metrics").decode()
+        assert 'quad_requests_total{state="cancelled"} 1' in client._http.fetch("GET", "/metrics").decode()
         assert client("x").task == "text-to-image"
 
 
@@ -148,8 +148,8 @@ import signal, sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from quad import QuadPipeline
-from quad.serve.host import Hosted, host
-from quad.serve.endpoint import socket_place
+from quad.serve.launch import ServeOptions, launch
+from quad.serve.endpoint import socket_endpoint
 
 by, swallowed, announced, whole = int(sys.argv[3]), sys.argv[4] == "True", [], QuadPipeline.from_pretrained
 
@@ -161,7 +161,8 @@ def opened(*given, **options):
 QuadPipeline.from_pretrained = opened
 before = signal.getsignal(by)
 try:
-    host(Hosted(Path(sys.argv[1]), threads=1), socket_place(Path(sys.argv[2]) / "s"), lambda *told: announced.append(told))
+    options = ServeOptions(bundle=Path(sys.argv[1]), threads=1)
+    launch(options, socket_endpoint(Path(sys.argv[2]) / "s"), lambda *told: announced.append(told))
     left = False
 except SystemExit as stopped:
     left = stopped.code == 0

@@ -49,7 +49,7 @@ def test_an_answer_that_nobody_reads_ends_the_connection_whatever_else_is_sent(s
         one.sendall(then)
         while True:  # its place is given to another one
             try:
-                served.wire.fetch("GET", "/health")
+                served.http.fetch("GET", "/health")
                 break
             except QuadError:
                 pass

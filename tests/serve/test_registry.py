@@ -10,21 +10,22 @@ from hypothesis import strategies as st
 from quad.runtime.request import Request
 from quad.serve.limits import Limits
 from quad.serve.pictures import held_bytes
-from quad.serve.registry import Entry, overdue, surplus
+from quad.serve.registry import RequestRecord, overdue, surplus
 from tests.serve.fake import FakeTicket, an_output
 
 LIMITS = Limits(lease_s=10, time_limit_s=100, kept_s=50)
 TIMES = st.floats(0, 1000, allow_nan=False)
 
 
-def _entry(number: int = 0, **facts: Any) -> Entry:
+def _entry(number: int = 0, **facts: Any) -> RequestRecord:
     ticket: Any = FakeTicket(number, Request(), "")
-    return Entry(f"r{number}", ticket, 0, **{"asked_at": 0.0, **facts})
+    return RequestRecord(id=f"r{number}", ticket=ticket, held_bytes=0, **{"asked_at": 0.0, **facts})
 
 
-def _ended(number: int, at: float, side: int) -> Entry:
+def _ended(number: int, at: float, side: int) -> RequestRecord:
     entry = _entry(number)
-    entry.end("done", an_output(side), at)
+    entry.ticket.end("done", an_output(side))
+    entry.end(entry.ticket.result(), at)
     return entry
 
 

@@ -30,12 +30,12 @@ def test_every_reader_hears_every_step_in_order_however_late_it_comes(serve: Ser
     served = serve()
     key = served.ask()
     ticket = served.tickets[0]
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as early:
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as early:
         heard = _events(early)
         for index in range(2):
             ticket.step()
             assert next(heard) == ("step", {"index": index, "total": 4, "timestep": 100.0})
-        with served.wire.answer("GET", f"/v1/requests/{key}/events") as late:
+        with served.http.answer("GET", f"/v1/requests/{key}/events") as late:
             ticket.step()
             ticket.end("done", an_output())
             rest, whole = list(heard), list(_events(late))
@@ -43,7 +43,7 @@ def test_every_reader_hears_every_step_in_order_however_late_it_comes(serve: Ser
     assert whole[2:] == rest
     end = whole[-1][1]
     assert (end["state"], end["steps_done"], end["steps_total"], end["seed"], end["notes"]) == ("done", 3, 4, 7, ["a note"])
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as after:
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as after:
         assert list(_events(after)) == whole
 
 
@@ -54,7 +54,7 @@ def test_a_state_is_told_at_every_stage(serve: Serve) -> None:
     assert served.call("GET", where)[1]["state"] == "queued"
     status, refused = served.call("GET", f"{where}/image")
     assert (status, refused["error"]) == (409, f"request {key}: expected one that is done, found queued; wait for its end")
-    with served.wire.answer("GET", f"{where}/events") as stream:
+    with served.http.answer("GET", f"{where}/events") as stream:
         heard = _events(stream)
         ticket.step()
         next(heard)
@@ -71,8 +71,8 @@ def test_a_reader_that_leaves_frees_the_work_but_not_where_another_one_stays(ser
     served = serve()
     key = served.ask()
     ticket = served.tickets[0]
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as stays:
-        with served.wire.answer("GET", f"/v1/requests/{key}/events"):
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as stays:
+        with served.http.answer("GET", f"/v1/requests/{key}/events"):
             pass
         ticket.step()
         assert next(_events(stays))[0] == "step"
@@ -98,7 +98,7 @@ def test_who_leaves_while_waiting_for_the_picture_frees_the_work_who_waited_long
     key = served.ask()
     assert served.call("GET", f"/v1/requests/{key}/image?wait=0.1")[0] == 409
     assert served.tickets[0].state == "queued"
-    connection = served.wire._connection()
+    connection = served.http._connection()
     connection.request("GET", f"/v1/requests/{key}/image?wait=60")
     connection.close()
     served.tickets[0].wait_until("cancelled")
@@ -114,7 +114,7 @@ def test_what_nobody_asks_after_is_given_up_and_forgotten(serve: Serve) -> None:
 def test_a_request_that_runs_too_long_is_told_why_it_ended(serve: Serve) -> None:
     served = serve(limits=Limits(time_limit_s=0.1))
     key = served.ask()
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as stream:
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as stream:
         served.tickets[0].step()
         *_, end = _events(stream)
     assert end[1]["state"] == "cancelled"
@@ -138,7 +138,7 @@ def test_finished_pictures_are_kept_no_longer_than_allowed(serve: Serve) -> None
 def test_deleting_frees_the_work_and_ends_the_streams(serve: Serve) -> None:
     served = serve()
     key = served.ask()
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as stream:
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as stream:
         assert served.call("DELETE", f"/v1/requests/{key}")[0] == 204
         assert [kind for kind, _ in _events(stream)] == ["end"]
     assert served.tickets[0].state == "cancelled"
@@ -189,7 +189,7 @@ def test_a_stream_that_breaks_off_before_its_first_event_is_one_line(monkeypatch
 def test_a_stop_ends_what_runs_and_says_so(serve: Serve) -> None:
     served = serve()
     key = served.ask()
-    with served.wire.answer("GET", f"/v1/requests/{key}/events") as stream:
+    with served.http.answer("GET", f"/v1/requests/{key}/events") as stream:
         served.tickets[0].step()
         heard = _events(stream)
         next(heard)

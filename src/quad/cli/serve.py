@@ -15,7 +15,7 @@ from quad.cli.show import Json, result
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 
 if TYPE_CHECKING:
-    from quad.serve.endpoint import Place
+    from quad.serve.endpoint import Endpoint
     from quad.serve.service import Service
 
 MIB = 2**20
@@ -81,14 +81,25 @@ def serve(
     if port is None and token_file is not None:
         raise UsageError(mismatch("--token-file", "--port with it", "none", "a socket needs no token, its file mode is the check"))
     _require_extra()
-    from quad.serve.endpoint import port_place, socket_place
-    from quad.serve.host import Hosted, host
+    from quad.serve.endpoint import port_endpoint, socket_endpoint
+    from quad.serve.launch import ServeOptions, launch
     from quad.serve.limits import Limits
 
-    limits = Limits(max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease)
-    hosted = Hosted(bundle, engine, threads, memory, store, allow_uploads, limits, adapter_budget)
-    where = socket_place(socket) if port is None else port_place(port, token_file)
-    host(hosted, where, lambda place, service: _announce(place, service, as_json))
+    limits = Limits(
+        max_body_bytes=max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease
+    )
+    options = ServeOptions(
+        bundle=bundle,
+        engine=engine,
+        threads=threads,
+        memory=memory,
+        store=store,
+        allow_uploads=allow_uploads,
+        limits=limits,
+        adapter_budget_bytes=adapter_budget,
+    )
+    listening = socket_endpoint(socket) if port is None else port_endpoint(port, token_file)
+    launch(options, listening, lambda endpoint, service: _announce(endpoint, service, as_json))
 
 
 def _require_extra() -> None:
@@ -107,14 +118,14 @@ def _print_document() -> None:
     print(json.dumps(document(OPERATIONS), indent=2))
 
 
-def _announce(place: Place, service: Service, as_json: bool) -> None:
+def _announce(endpoint: Endpoint, service: Service, as_json: bool) -> None:
     """Where it is found: once this is read, calls are answered. The token itself is never shown."""
-    if place.token_file is None:
-        facts, line = {"socket": str(place.stem)}, f"serving on {place.stem}"
+    if endpoint.token_file is None:
+        facts, line = {"socket": str(endpoint.stem)}, f"serving on {endpoint.stem}"
     else:
-        address = f"http://127.0.0.1:{place.port}"
-        facts = {"address": address, "token_file": str(place.token_file)}
-        line = f"serving on {address}, its token is in {place.token_file}"
+        address = f"http://127.0.0.1:{endpoint.port}"
+        facts = {"address": address, "token_file": str(endpoint.token_file)}
+        line = f"serving on {address}, its token is in {endpoint.token_file}"
     whole = {**facts, "bundle": service.pipe.bundle.manifest.name, "engine": service.pipe.engine}
     result(whole, as_json, [line])
     sys.stdout.flush()

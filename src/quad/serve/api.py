@@ -1,4 +1,4 @@
-"""What goes over the wire: the bodies of calls and answers. The OpenAPI document is made from these."""
+"""Bodies of the HTTP calls and answers. The OpenAPI document is made from these."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ErrorBody(msgspec.Struct, frozen=True):
     kind: str
 
 
-class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """One picture to make, by the names of `QuadPipeline.__call__`.
 
     Args:
@@ -72,7 +72,7 @@ class Step(msgspec.Struct, frozen=True):
     timestep: float
 
 
-class RequestState(msgspec.Struct, frozen=True):
+class RequestState(msgspec.Struct, frozen=True, kw_only=True):
     """A request as it stands; what is known only at its end is empty before."""
 
     id: str
@@ -87,7 +87,7 @@ class RequestState(msgspec.Struct, frozen=True):
     error: ErrorBody | None = None
 
 
-class AdapterState(msgspec.Struct, frozen=True):
+class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter: its tasks, its rank before padding, bits of a weight, bytes on disk, and where it comes from."""
 
     name: str
@@ -116,7 +116,7 @@ class Named(msgspec.Struct, frozen=True):
     name: str
 
 
-class Health(msgspec.Struct, frozen=True):
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """Whether the server takes requests.
 
     Args:
@@ -154,6 +154,6 @@ def error_body(error: QuadError) -> ErrorBody:
     return ErrorBody(str(error), type(error).__name__ if type(error).__name__ in _KINDS else QuadError.__name__)
 
 
-def raised(body: ErrorBody) -> QuadError:
+def as_exception(body: ErrorBody) -> QuadError:
     """The error that a body tells of, of the class it had on the other side."""
     return _KINDS.get(body.kind, QuadError)(body.error)

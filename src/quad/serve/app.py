@@ -17,8 +17,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.serve.error_response import Refusal, answer, refusal_of, refused
-from quad.serve.guard import Door, Guard
+from quad.serve.error_response import HttpError, error_response, http_error, json_response
+from quad.serve.guard import Credentials, Guard
 from quad.serve.operations import about as about_calls
 from quad.serve.operations import adapters as adapter_calls
 from quad.serve.operations import requests as request_calls
@@ -31,28 +31,31 @@ DOCUMENT_PATH = "/openapi.json"
 _GONE = 499  # nobody reads it
 
 
-def make_app(service: Service, door: Door | None) -> Starlette:
-    """The application of one server; `door` is what TCP calls have to bring, None on a Unix socket."""
+def make_app(service: Service, credentials: Credentials | None) -> Starlette:
+    """The application of one server; `credentials` is what TCP calls have to bring, None on a Unix socket."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        keeping = asyncio.create_task(service.keep_house())
+        maintenance = asyncio.create_task(service.maintenance_loop())
         yield
         service.stop()
-        keeping.cancel()
+        maintenance.cancel()
         with suppress(asyncio.CancelledError):
-            await keeping
+            await maintenance
 
     routes = [*_routes(service), Route(DOCUMENT_PATH, _document, methods=["GET"])]
     handlers: dict[Any, Any] = {
-        HTTPException: _http_error,
-        Refusal: _refusal,
-        QuadError: _error,
-        ClientDisconnect: _gone,
+        HTTPException: _no_such_call,
+        HttpError: _known_error,
+        QuadError: _quad_error,
+        ClientDisconnect: _disconnected,
         Exception: _fault,
     }
     app = Starlette(
-        routes=routes, middleware=[Middleware(Guard, service=service, door=door)], exception_handlers=handlers, lifespan=lifespan
+        routes=routes,
+        middleware=[Middleware(Guard, service=service, credentials=credentials)],
+        exception_handlers=handlers,
+        lifespan=lifespan,
     )
     app.router.redirect_slashes = False
     return app
@@ -79,27 +82,27 @@ def _whole_document() -> dict[str, Any]:
 
 
 async def _document(_http: HttpRequest) -> Response:
-    return answer(_whole_document())
+    return json_response(_whole_document())
 
 
-async def _http_error(http: HttpRequest, error: HTTPException) -> Response:
-    found = f"{http.method} {http.scope['path']}"
-    return refused(
-        Refusal(error.status_code, InputError(mismatch("call", "one of the API", repr(found), f"see {DOCUMENT_PATH}")), error.headers)
+async def _no_such_call(http: HttpRequest, error: HTTPException) -> Response:
+    call = f"{http.method} {http.scope['path']}"
+    return error_response(
+        HttpError(error.status_code, InputError(mismatch("call", "one of the API", repr(call), f"see {DOCUMENT_PATH}")), error.headers)
     )
 
 
-async def _refusal(_http: HttpRequest, refusal: Refusal) -> Response:
-    return refused(refusal)
+async def _known_error(_http: HttpRequest, error: HttpError) -> Response:
+    return error_response(error)
 
 
-async def _error(_http: HttpRequest, error: QuadError) -> Response:
-    return refused(refusal_of(error))
+async def _quad_error(_http: HttpRequest, error: QuadError) -> Response:
+    return error_response(http_error(error))
 
 
-async def _gone(_http: HttpRequest, _error: ClientDisconnect) -> Response:
+async def _disconnected(_http: HttpRequest, _error: ClientDisconnect) -> Response:
     return Response(status_code=_GONE)
 
 
 async def _fault(_http: HttpRequest, error: Exception) -> Response:
-    return refused(Refusal(500, QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")))
+    return error_response(HttpError(500, QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")))

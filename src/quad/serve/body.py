@@ -11,27 +11,27 @@ from starlette.requests import Request
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.serve.api import JSON, LONGEST_PROMPT
-from quad.serve.error_response import Refusal
+from quad.serve.error_response import HttpError
 from quad.serve.limits import Account, Limits
 
 T = TypeVar("T")
 _MOST_COLONS = 2 * LONGEST_PROMPT + 1000
 
 
-def require_type(http: Request, wanted: str) -> None:
+def require_type(http: Request, media_type: str) -> None:
     """Raises:
-    Refusal: 415, the body is of another type.
+    HttpError: 415, the body is of another type.
     """
-    found = http.headers.get("content-type", "none").partition(";")[0].strip().lower()
-    if found != wanted:
-        raise Refusal(415, InputError(mismatch("Content-Type", wanted, repr(found), "name the type of the body")))
+    actual = http.headers.get("content-type", "none").partition(";")[0].strip().lower()
+    if actual != media_type:
+        raise HttpError(415, InputError(mismatch("Content-Type", media_type, repr(actual), "name the type of the body")))
 
 
 async def chunks(http: Request, most_bytes: int, timeout_s: float) -> AsyncIterator[bytes]:
     """The body piece by piece.
 
     Raises:
-        Refusal: 413, it is larger than `most_bytes`, by its header or as it comes; 408, it takes longer than `timeout_s`.
+        HttpError: 413, it is larger than `most_bytes`, by its header or as it comes; 408, it takes longer than `timeout_s`.
     """
     length = http.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most_bytes:
@@ -45,7 +45,7 @@ async def chunks(http: Request, most_bytes: int, timeout_s: float) -> AsyncItera
             return
         except TimeoutError:
             error = InputError(mismatch("body", f"all of it within {timeout_s:g} s", "less", "send it faster"))
-            raise Refusal(408, error, {"Connection": "close"}) from None
+            raise HttpError(408, error, {"Connection": "close"}) from None
         read += len(chunk)
         if read > most_bytes:
             raise _too_large(most_bytes, "more")
@@ -56,23 +56,25 @@ async def read_struct(http: Request, kind: type[T], limits: Limits, account: Acc
     """The JSON body as a struct.
 
     Raises:
-        Refusal: 415, 413, 408, 503 for want of memory, 400 for what is no JSON of that kind.
+        HttpError: 415, 413, 408, 503 for want of memory, 400 for what is no JSON of that kind.
     """
     require_type(http, JSON)
     data = bytearray()
     async for chunk in chunks(http, limits.max_body_bytes, limits.body_timeout_s):
         account.take(len(chunk))
         data += chunk
-    if (found := data.count(b":")) > _MOST_COLONS:  # a body is long by its pictures, whose base64 has none: this is a table without end
-        raise Refusal(400, UsageError(mismatch("body", f"a {kind.__name__}, at most {_MOST_COLONS} colons", found, "see /openapi.json")))
+    if (colons := data.count(b":")) > _MOST_COLONS:  # a body is long by its pictures, whose base64 has none: this is a table without end
+        raise HttpError(400, UsageError(mismatch("body", f"a {kind.__name__}, at most {_MOST_COLONS} colons", colons, "see /openapi.json")))
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
-        raise Refusal(400, UsageError(mismatch("body", f"a {kind.__name__}", f"something else ({error})", "see /openapi.json"))) from error
+        raise HttpError(
+            400, UsageError(mismatch("body", f"a {kind.__name__}", f"something else ({error})", "see /openapi.json"))
+        ) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Refusal(400, InputError(mismatch("body", "JSON", f"something else ({error})", "mend it"))) from error
+        raise HttpError(400, InputError(mismatch("body", "JSON", f"something else ({error})", "mend it"))) from error
 
 
-def _too_large(most_bytes: int, found: str) -> Refusal:
-    error = InputError(mismatch("body", f"at most {most_bytes} bytes", found, "make the pictures smaller, or send a smaller pack"))
-    return Refusal(413, error, {"Connection": "close"})
+def _too_large(most_bytes: int, actual: str) -> HttpError:
+    error = InputError(mismatch("body", f"at most {most_bytes} bytes", actual, "make the pictures smaller, or send a smaller pack"))
+    return HttpError(413, error, {"Connection": "close"})

@@ -17,8 +17,8 @@ from quad.runtime.adapters.store import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.stages import PipelineOutput
-from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, raised
-from quad.serve.http_client import Wire
+from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, as_exception
+from quad.serve.http_client import HttpClient
 from quad.serve.pictures import from_png, picture_file
 
 # As the pipeline's: called as f(client, step index, timestep, {}); the latents stay with the server.
@@ -35,38 +35,38 @@ class QuadClient:
         timeout_s: the longest silence of the server.
         name: of this app, told to the server with each request.
         """
-        self._wire = Wire(str(address), token.strip() if token else None, timeout_s)
+        self._http = HttpClient(str(address), token.strip() if token else None, timeout_s)
         self._name = name
         self._chosen: dict[str, float] | None = None
         self._last: tuple[str, ...] = ()
 
     @property
     def health(self) -> Health:
-        return self._wire.json("GET", "/health", Health)
+        return self._http.json("GET", "/health", Health)
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:
         """The tasks that the server can do now."""
-        return self._wire.json("GET", "/v1/tasks", Tasks).tasks
+        return self._http.json("GET", "/v1/tasks", Tasks).tasks
 
     @property
     def adapters(self) -> tuple[str, ...]:
         """Names that `set_adapters` takes."""
-        return tuple(adapter.name for adapter in self._wire.json("GET", "/v1/adapters", Adapters).adapters)
+        return tuple(adapter.name for adapter in self._http.json("GET", "/v1/adapters", Adapters).adapters)
 
     def get_active_adapters(self) -> list[str]:
-        """What `set_adapters` chose, or what the last picture was made with."""
+        """Names that `set_adapters` chose, or that the last picture was made with."""
         return list(self._last if self._chosen is None else self._chosen)
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
         """Use these from now on. Raises: UsageError, an unknown name or a wrong weight; ranks that do not fit are told by the next call."""
-        wanted = adapter_weights([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
-        known = self.adapters
-        for name in wanted:
-            if name not in known:
-                there = ", ".join(known) or "none loaded"
-                raise UsageError(mismatch("adapter", f"one of {there}", repr(name), "choose one of these or load_lora_weights first"))
-        self._chosen = wanted
+        chosen = adapter_weights([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
+        available = self.adapters
+        for name in chosen:
+            if name not in available:
+                names = ", ".join(available) or "none loaded"
+                raise UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these or load_lora_weights first"))
+        self._chosen = chosen
 
     def disable_lora(self) -> None:
         """Use the base from now on."""
@@ -77,22 +77,22 @@ class QuadClient:
         if not Path(path).is_file():
             raise InputError(mismatch(str(path), "a pack file", "none", "check the path"))
         with Path(path).open("rb") as pack:
-            self._wire.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", pack, PACK)
+            self._http.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", pack, PACK)
         return adapter_name
 
     def unload(self, adapter_name: str) -> None:
         """Take back a pack that was sent."""
-        self._wire.fetch("DELETE", f"/v1/adapters/{quote(adapter_name, safe='')}")
+        self._http.fetch("DELETE", f"/v1/adapters/{quote(adapter_name, safe='')}")
         if self._chosen is not None and adapter_name in self._chosen:
             self._chosen = {}
 
     def preload(self, name: str) -> None:
         """A hint: this adapter will be used soon."""
-        self._wire.json("POST", f"/v1/adapters/{quote(name, safe='')}/preload", Named)
+        self._http.json("POST", f"/v1/adapters/{quote(name, safe='')}/preload", Named)
 
     def install(self, name: str) -> None:
         """Take up at once what `quad install` put into the server's store."""
-        self._wire.json("POST", f"/v1/adapters/{quote(name, safe='')}/install", Named)
+        self._http.json("POST", f"/v1/adapters/{quote(name, safe='')}/install", Named)
 
     def __call__(  # noqa: PLR0913 - the names and the number are the pipeline's
         self,
@@ -116,11 +116,25 @@ class QuadClient:
         Raises:
             QuadError: as the pipeline. BackendError: no server there. BusyError: no room now. StoppedError: it was stopped.
         """
-        pictures = (picture_file(image, "image"), picture_file(mask_image, "mask"))
-        wanted = NewRequest(prompt, task, self._chosen, *pictures, num_inference_steps, guidance_scale, seed, negative_prompt, mask_grow,
-                            strength, image_guidance_scale, priority, deadline_s, self._name)  # fmt: skip
-        asked = self._wire.json("POST", "/v1/requests", RequestState, wanted)
-        where = f"/v1/requests/{asked.id}"
+        request = NewRequest(
+            prompt=prompt,
+            task=task,
+            adapters=self._chosen,
+            image=picture_file(image, "image"),
+            mask_image=picture_file(mask_image, "mask"),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            negative_prompt=negative_prompt,
+            mask_grow=mask_grow,
+            strength=strength,
+            image_guidance_scale=image_guidance_scale,
+            priority=priority,
+            deadline_s=deadline_s,
+            client=self._name,
+        )
+        queued = self._http.json("POST", "/v1/requests", RequestState, request)
+        where = f"/v1/requests/{queued.id}"
         try:
             end = self._follow(where, callback_on_step_end)
         except BusyError:  # no stream was to be had, whose end would have told that nobody waits
@@ -129,18 +143,18 @@ class QuadClient:
         return self._fetch(where, end)
 
     def _follow(self, where: str, callback: StepCallback | None) -> RequestState:
-        with self._wire.answer("GET", f"{where}/events") as stream:
-            for told in _events(self._wire, stream):
-                if isinstance(told, RequestState):
-                    return told
+        with self._http.answer("GET", f"{where}/events") as stream:
+            for event in _events(self._http, stream):
+                if isinstance(event, RequestState):
+                    return event
                 if callback is not None:
-                    callback(self, told.index, told.timestep, {})
+                    callback(self, event.index, event.timestep, {})
         raise BackendError(mismatch("server", "the end of what it began", "a stream that broke off", "see whether it runs, and ask again"))
 
     def _fetch(self, where: str, end: RequestState) -> PipelineOutput:
         if end.error is not None or end.task is None or end.seed is None:
-            raise raised(end.error) if end.error else BackendError(mismatch("server", "a picture", end.state, "ask again"))
-        picture = from_png(self._wire.fetch("GET", f"{where}/image"))
+            raise as_exception(end.error) if end.error else BackendError(mismatch("server", "a picture", end.state, "ask again"))
+        picture = from_png(self._http.fetch("GET", f"{where}/image"))
         self._forget(where)
         self._last = tuple(end.adapters)
         return PipelineOutput(
@@ -149,19 +163,19 @@ class QuadClient:
 
     def _forget(self, where: str) -> None:
         with suppress(QuadError):  # it forgets by itself too, only later
-            self._wire.fetch("DELETE", where)
+            self._http.fetch("DELETE", where)
 
 
-def _events(wire: Wire, stream: HTTPResponse) -> Iterator[Step | RequestState]:
+def _events(http: HttpClient, stream: HTTPResponse) -> Iterator[Step | RequestState]:
     """Steps, then the final state."""
     kind: type[Step | RequestState] = RequestState
     while True:
-        with wire.reaching():
+        with http.reporting():
             line = stream.readline()
             name, _, value = line.rstrip(b"\n").partition(b": ")
-            told = msgspec.json.decode(value, type=kind) if name == b"data" else None
-        if told is not None:
-            yield told
+            event = msgspec.json.decode(value, type=kind) if name == b"data" else None
+        if event is not None:
+            yield event
         elif name == b"event":
             kind = Step if value == b"step" else RequestState
         elif not line:

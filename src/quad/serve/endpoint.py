@@ -28,7 +28,7 @@ from quad.core.errors import BackendError, InputError, UsageError, mismatch
 from quad.core.storage.files import writing_to
 from quad.core.storage.pack import PACK_SUFFIX
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 LOCK, TOKEN, UPLOADS = ".lock", ".token", ".uploads"
 SOCKET_NAME = "serve.sock"
 _TOKEN_BYTES, _TOKEN_MARK = 32, "quad-"
@@ -38,9 +38,9 @@ _UPLOAD_BYTES = 8
 _UPLOAD = re.compile(rf"[0-9a-f]{{{2 * _UPLOAD_BYTES}}}{re.escape(PACK_SUFFIX)}")
 
 
-@dataclass(frozen=True)
-class Place:
-    """A place that this process holds.
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """A listening socket that this process holds, and the files beside it.
 
     Args:
         stem: see above.
@@ -78,14 +78,14 @@ def own_directory() -> Path:
     path = Path(runtime) / "quad" if runtime else Path(tempfile.gettempdir()) / f"quad-{os.getuid()}"
     with writing_to(path):
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = path.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise InputError(mismatch(str(path), "a directory of your own, mode 0700", "another one", "remove it, or choose --socket"))
     return path
 
 
 @contextmanager
-def socket_place(path: Path | None) -> Iterator[Place]:
+def socket_endpoint(path: Path | None) -> Iterator[Endpoint]:
     """Listen on a Unix socket while the block runs; by default in the user's own directory.
 
     Raises:
@@ -96,10 +96,10 @@ def socket_place(path: Path | None) -> Iterator[Place]:
         raise UsageError(
             mismatch("--socket", f"a path of at most {_LONGEST_ADDRESS} bytes", len(os.fsencode(stem)), "choose a shorter one")
         )
-    with _alone(stem):
+    with _locked(stem):
         if path is None:
-            _sweep(stem.parent)
-        _clear(stem)
+            _remove_dead_servers(stem.parent)
+        _remove_files(stem)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         before = os.umask(0o177)  # nobody else may connect, not for one moment
         try:
@@ -109,14 +109,14 @@ def socket_place(path: Path | None) -> Iterator[Place]:
             os.umask(before)
         try:
             listener.listen(_BACKLOG)
-            yield Place(stem, listener)
+            yield Endpoint(stem=stem, listener=listener)
         finally:
             listener.close()
-            _clear(stem)
+            _remove_files(stem)
 
 
 @contextmanager
-def port_place(port: int, token_file: Path | None) -> Iterator[Place]:
+def port_endpoint(port: int, token_file: Path | None) -> Iterator[Endpoint]:
     """Listen on a port of the loopback while the block runs, with a token drawn for it.
 
     Args:
@@ -127,24 +127,24 @@ def port_place(port: int, token_file: Path | None) -> Iterator[Place]:
         BackendError: the port is taken. InputError: `token_file` is something else than a token, or that of a running server.
     """
     folder = own_directory()
-    _sweep(folder)
+    _remove_dead_servers(folder)
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            listener.bind((HOST, port))
+            listener.bind((LOOPBACK, port))
         except OSError as error:
             raise BackendError(mismatch(f"port {port}", "a free port", error.strerror or str(error), "choose another --port")) from error
         stem = folder / f"tcp-{listener.getsockname()[1]}"
         file = stem.with_name(stem.name + TOKEN) if token_file is None else token_file.absolute()
-        with _alone(stem), nullcontext() if token_file is None else _alone(file):
-            _clear_own(stem)
+        with _locked(stem), nullcontext() if token_file is None else _locked(file):
+            _remove_with_token(stem)
             token = _write_token(file)
             try:
                 listener.listen(_BACKLOG)
-                yield Place(stem, listener, token, file)
+                yield Endpoint(stem=stem, listener=listener, token=token, token_file=file)
             finally:
                 file.unlink(missing_ok=True)
-                _clear_own(stem)
+                _remove_with_token(stem)
 
 
 def _write_token(file: Path) -> str:
@@ -166,18 +166,18 @@ def _part_of(file: Path) -> Path:
 
 
 @contextmanager
-def _alone(stem: Path) -> Iterator[None]:
+def _locked(stem: Path) -> Iterator[None]:
     """Raises:
     InputError: another server holds this stem, or its lock is no lock.
     """
     path = stem.with_name(stem.name + LOCK)
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        held = _lock(path)
-    if held is None:
+        lock = _lock(path)
+    if lock is None:
         raise InputError(mismatch(str(stem), "no server there yet", "a running one", "use that one, or choose another place"))
-    with held:
-        if os.fstat(held.fileno()).st_size:
+    with lock:
+        if os.fstat(lock.fileno()).st_size:
             raise InputError(mismatch(str(path), "a lock, which is empty", "something else", "choose another place"))
         try:
             yield
@@ -200,34 +200,34 @@ def _lock(path: Path) -> IO[bytes] | None:
         stream.close()
 
 
-def _sweep(folder: Path) -> None:
+def _remove_dead_servers(folder: Path) -> None:
     """Remove what servers left that do not live any more."""
     for path in folder.glob(f"*{LOCK}"):
         stem = path.with_name(path.name.removesuffix(LOCK))
-        if (held := _lock(path)) is not None:
-            with held, suppress(InputError):  # what is no server's keeps no other one from starting
-                _clear_own(stem)
+        if (lock := _lock(path)) is not None:
+            with lock, suppress(InputError):  # what is no server's keeps no other one from starting
+                _remove_with_token(stem)
                 path.unlink(missing_ok=True)
 
 
-def _clear_own(stem: Path) -> None:
-    """As `_clear`, and the token: in the user's own directory, where it is a server's."""
+def _remove_with_token(stem: Path) -> None:
+    """As `_remove_files`, and the token: in the user's own directory, where it is a server's."""
     token = stem.with_name(stem.name + TOKEN)
     for path in (token, _part_of(token)):
         path.unlink(missing_ok=True)
-    _clear(stem)
+    _remove_files(stem)
 
 
-def _clear(stem: Path) -> None:
+def _remove_files(stem: Path) -> None:
     """Remove a dead server's files; what is not a server's is not touched.
 
     Raises:
         InputError: there is something else under the socket's name, or that of its uploads.
     """
     uploads = stem.with_name(stem.name + UPLOADS)
-    for path, wanted, fits in ((stem, "a socket", _is_socket), (uploads, "packs that clients sent", _are_uploads)):
+    for path, expected, fits in ((stem, "a socket", _is_socket), (uploads, "packs that clients sent", _are_uploads)):
         if (path.exists() or path.is_symlink()) and not fits(path):
-            raise InputError(mismatch(str(path), f"{wanted}, or nothing", "something else", "choose another --socket"))
+            raise InputError(mismatch(str(path), f"{expected}, or nothing", "something else", "choose another --socket"))
     stem.unlink(missing_ok=True)
     shutil.rmtree(uploads, ignore_errors=True)
 

@@ -14,7 +14,7 @@ RETRY_AFTER_S = 1
 _STATUS: Mapping[type[QuadError], int] = {InputError: 400, UnsupportedError: 422, RefusedError: 422, BusyError: 503, BackendError: 503}
 
 
-class Refusal(Exception):
+class HttpError(Exception):
     """An error with the HTTP status that it is answered with."""
 
     def __init__(self, status: int, error: QuadError, headers: Mapping[str, str] | None = None) -> None:
@@ -22,17 +22,17 @@ class Refusal(Exception):
         self.status, self.error, self.headers = status, error, dict(headers or {})
 
 
-def refusal_of(error: QuadError) -> Refusal:
+def http_error(error: QuadError) -> HttpError:
     """An error of the rooms below, with the status that fits its class."""
-    return Refusal(next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500), error)
+    return HttpError(next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500), error)
 
 
-def refused(refusal: Refusal) -> Response:
+def error_response(error: HttpError) -> Response:
     """The answer; a client that is told to come again later is told when."""
-    headers = {**({"Retry-After": str(RETRY_AFTER_S)} if refusal.status == 503 else {}), **refusal.headers}
-    return answer(error_body(refusal.error), refusal.status, headers)
+    headers = {**({"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}), **error.headers}
+    return json_response(error_body(error.error), error.status, headers)
 
 
-def answer(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """A struct, or builtins, as JSON."""
     return Response(msgspec.json.encode(body), status, {"Cache-Control": "no-store", **(headers or {})}, JSON)

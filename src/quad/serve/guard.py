@@ -1,4 +1,4 @@
-"""Who may call: on loopback TCP only who knows the token, and only under the loopback's own names."""
+"""The check of every call: on loopback TCP only who knows the token may call, and only under the loopback's own names."""
 
 from __future__ import annotations
 
@@ -8,40 +8,43 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quad.core.errors import InputError, mismatch
-from quad.serve.error_response import Refusal, refused
+from quad.serve.error_response import HttpError, error_response
 from quad.serve.service import Service
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
-class Door:
-    """What a call over TCP has to bring: a page in a browser can reach a port of this machine, under a name of its own choice even."""
+class Credentials:
+    """The token and host name that a call over TCP has to bring.
+
+    A page in a browser can reach a port of this machine, under a name of its own choice even.
+    """
 
     port: int
     token: str
 
     def check(self, headers: dict[bytes, list[bytes]]) -> None:
         """Raises:
-        Refusal: 421 for another host's name, 401 for a missing or wrong token.
+        HttpError: 421 for another host's name, 401 for a missing or wrong token.
         """
         hosts = [value.decode("latin-1").lower() for value in headers.get(b"host", [])]
         if len(hosts) != 1 or hosts[0] not in {*_LOOPBACK, *(f"{name}:{self.port}" for name in _LOOPBACK)}:
-            raise Refusal(421, InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name")))
-        kind, _, given = b"".join(headers.get(b"authorization", [])).partition(b" ")
-        if kind.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token.encode()):
+            raise HttpError(421, InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name")))
+        kind, _, token = b"".join(headers.get(b"authorization", [])).partition(b" ")
+        if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token.encode()):
             error = InputError(mismatch("Authorization", "Bearer and this server's token", "none or another", "read its token file"))
-            raise Refusal(401, error, {"WWW-Authenticate": "Bearer"})
+            raise HttpError(401, error, {"WWW-Authenticate": "Bearer"})
 
 
 class Guard:
     """Stands before everything else; counts the answers."""
 
-    def __init__(self, app: ASGIApp, service: Service, door: Door | None) -> None:
+    def __init__(self, app: ASGIApp, service: Service, credentials: Credentials | None) -> None:
         """Args:
-        door: None on a Unix socket, whose file mode is the check.
+        credentials: None on a Unix socket, whose file mode is the check.
         """
-        self._app, self._service, self._door = app, service, door
+        self._app, self._service, self._credentials = app, service, credentials
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -58,10 +61,10 @@ class Guard:
             await send(message)
 
         try:
-            if self._door is not None:
-                self._door.check(_by_name(scope))
-        except Refusal as refusal:
-            await refused(refusal)(scope, receive, counted)
+            if self._credentials is not None:
+                self._credentials.check(_by_name(scope))
+        except HttpError as error:
+            await error_response(error)(scope, receive, counted)
             return
         try:
             await self._app(scope, receive, counted)

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from quad.core.errors import BackendError, QuadError, UsageError, mismatch
-from quad.serve.api import JSON, ErrorBody, encoded, raised
+from quad.serve.api import JSON, ErrorBody, as_exception, encoded
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ class _SocketConnection(http.client.HTTPConnection):
 
 
 @dataclass(frozen=True)
-class Wire:
+class HttpClient:
     """How to reach one server.
 
     Args:
@@ -52,13 +52,13 @@ class Wire:
         Raises:
             QuadError: as the server refused. BackendError: there is no server.
         """
-        given = self.fetch(method, path, None if body is None else encoded(body))
-        with self.reaching():
-            return msgspec.json.decode(given, type=gives)
+        data = self.fetch(method, path, None if body is None else encoded(body))
+        with self.reporting():
+            return msgspec.json.decode(data, type=gives)
 
     def fetch(self, method: str, path: str, body: bytes | BinaryIO | None = None, kind: str = JSON) -> bytes:
         """One call, and the bytes that answer it. Raises: as `json`."""
-        with self.answer(method, path, body, kind) as response, self.reaching():
+        with self.answer(method, path, body, kind) as response, self.reporting():
             return response.read()
 
     @contextmanager
@@ -77,26 +77,26 @@ class Wire:
             headers["Authorization"] = f"Bearer {self.token}"
         connection = self._connection()
         try:
-            with self.reaching():
-                response = _asked(connection, method, path, body, headers)
+            with self.reporting():
+                response = _send(connection, method, path, body, headers)
             with closing(response):  # where the server closes, the connection is the response's
                 yield response
         finally:
             connection.close()
 
     @contextmanager
-    def reaching(self) -> Iterator[None]:
+    def reporting(self) -> Iterator[None]:
         """Raises:
         BackendError: the block could not reach the server, or found something else in its place.
         """
         try:
             yield
         except (OSError, http.client.HTTPException) as error:
-            found = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            raise BackendError(mismatch(self.address, "a running server", found, "start it: quad serve BUNDLE")) from error
+            actual = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            raise BackendError(mismatch(self.address, "a running server", actual, "start it: quad serve BUNDLE")) from error
         except msgspec.MsgspecError as error:
-            found = f"something else ({error})"
-            raise BackendError(mismatch(self.address, "a quad server's answer", found, "check the address")) from error
+            actual = f"something else ({error})"
+            raise BackendError(mismatch(self.address, "a quad server's answer", actual, "check the address")) from error
 
     def _connection(self) -> http.client.HTTPConnection:
         if self.token and not (self.token.isascii() and self.token.isprintable()):
@@ -113,7 +113,7 @@ class Wire:
         return http.client.HTTPConnection(name, port, timeout=self.timeout_s)
 
 
-def _asked(
+def _send(
     connection: http.client.HTTPConnection, method: str, path: str, body: bytes | BinaryIO | None, headers: dict[str, str]
 ) -> http.client.HTTPResponse:
     """The answer's head. Raises: QuadError, it is a refusal."""
@@ -125,13 +125,13 @@ def _asked(
     response = connection.getresponse()
     if response.status >= 300:
         with closing(response):
-            raise _refused(response)
+            raise _as_exception(response)
     return response
 
 
-def _refused(response: http.client.HTTPResponse) -> QuadError:
+def _as_exception(response: http.client.HTTPResponse) -> QuadError:
     data = response.read()
     try:
-        return raised(msgspec.json.decode(data, type=ErrorBody))
+        return as_exception(msgspec.json.decode(data, type=ErrorBody))
     except msgspec.MsgspecError:
         return BackendError(mismatch("server", "a quad server's answer", f"status {response.status}", "check the address"))

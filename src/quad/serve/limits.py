@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quad.core.errors import BusyError, mismatch
-from quad.serve.error_response import Refusal
+from quad.serve.error_response import HttpError
 
 MIB = 2**20
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a server takes at most.
+    """The most that a server takes.
 
     Args:
         max_body_bytes: of one call, a pack apart.
@@ -60,11 +60,13 @@ class Budget:
 
     def take(self, n_bytes: int) -> None:
         """Raises:
-        Refusal: 503, there is no room for so many more.
+        HttpError: 503, there is no room for so many more.
         """
         if self.held_bytes + n_bytes > self._most:
-            found = f"{self.held_bytes + n_bytes}"
-            raise Refusal(503, BusyError(mismatch("server", f"at most {self._most} bytes held for all clients", found, "ask again later")))
+            needed = f"{self.held_bytes + n_bytes}"
+            raise HttpError(
+                503, BusyError(mismatch("server", f"at most {self._most} bytes held for all clients", needed, "ask again later"))
+            )
         self.held_bytes += n_bytes
 
     def give(self, n_bytes: int) -> None:
@@ -72,7 +74,7 @@ class Budget:
 
     @contextmanager
     def account(self) -> Iterator[Account]:
-        """What is taken through it is given back when the block ends, unless it was kept."""
+        """An account whose bytes are given back when the block ends, unless they were kept."""
         account = Account(self)
         try:
             yield account
@@ -81,7 +83,7 @@ class Budget:
 
 
 class Account:
-    """What one call holds of a budget."""
+    """The part of a budget that one call holds."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget, self.n_bytes = budget, 0

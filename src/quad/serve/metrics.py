@@ -13,7 +13,7 @@ PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _OF_NOW = ("waiting", "running", "most_overtaken", "loaded_bytes", "registered")  # what other rooms tell that does not only grow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """One metric: its samples by label value, or one without a label."""
 
@@ -40,21 +40,45 @@ def _escaped(value: str) -> str:
 
 
 def exposition(service: Service) -> str:
-    """What a server tells of itself, its scheduler and its adapters."""
-    book, live = service.book, service.book.live
-    running = sum(entry.state == "running" for entry in live)
-    return show([
-        Metric("quad_requests_total", "counter", "Requests that ended, by how.", _by_name(book.ended), "state"),
-        Metric("quad_request_seconds_total", "counter", "Seconds from the first step of requests to their end.", {"": book.seconds}),
-        Metric("quad_requests_queued", "gauge", "Requests that wait.", {"": len(live) - running}),
-        Metric("quad_requests_running", "gauge", "Requests that run.", {"": running}),
-        Metric("quad_streams_open", "gauge", "Clients that wait for a request.", {"": service.streams}),
-        Metric("quad_held_bytes", "gauge", "Bodies being read, and pictures of unfinished requests.", {"": service.budget.held_bytes}),
-        Metric("quad_answers_total", "counter", "HTTP answers by status.", _by_name(dict(service.answers)), "code"),
-        Metric("quad_peak_ram_bytes", "gauge", "Largest resident size so far.", {"": peak_ram_bytes()}),
-        *_numbers("quad_scheduler", asdict(service.scheduler.metrics())),
-        *_numbers("quad_adapters", asdict(service.pipe.adapter_metrics())),
-    ])  # fmt: skip
+    """The metrics of a server, its scheduler and its adapters, in text."""
+    registry, live = service.registry, service.registry.live
+    running = sum(record.state == "running" for record in live)
+    return show(
+        [
+            Metric(
+                name="quad_requests_total",
+                kind="counter",
+                says="Requests that ended, by how.",
+                samples=_by_name(registry.ended),
+                label="state",
+            ),
+            Metric(
+                name="quad_request_seconds_total",
+                kind="counter",
+                says="Seconds from the first step of requests to their end.",
+                samples={"": registry.seconds},
+            ),
+            Metric(name="quad_requests_queued", kind="gauge", says="Requests that wait.", samples={"": len(live) - running}),
+            Metric(name="quad_requests_running", kind="gauge", says="Requests that run.", samples={"": running}),
+            Metric(name="quad_streams_open", kind="gauge", says="Clients that wait for a request.", samples={"": service.streams}),
+            Metric(
+                name="quad_held_bytes",
+                kind="gauge",
+                says="Bodies being read, and pictures of unfinished requests.",
+                samples={"": service.budget.held_bytes},
+            ),
+            Metric(
+                name="quad_answers_total",
+                kind="counter",
+                says="HTTP answers by status.",
+                samples=_by_name(dict(service.answers)),
+                label="code",
+            ),
+            Metric(name="quad_peak_ram_bytes", kind="gauge", says="Largest resident size so far.", samples={"": peak_ram_bytes()}),
+            *_numbers("quad_scheduler", asdict(service.scheduler.metrics())),
+            *_numbers("quad_adapters", asdict(service.pipe.adapter_metrics())),
+        ]
+    )
 
 
 def _by_name(counts: Mapping[Any, int]) -> dict[str, float]:
@@ -69,5 +93,5 @@ def _numbers(prefix: str, facts: Mapping[str, Any]) -> list[Metric]:
 def _number(prefix: str, name: str, value: float) -> Metric:
     says = f"{name.replace('_', ' ')}, as {prefix} tells."
     if name in _OF_NOW:
-        return Metric(f"{prefix}_{name}", "gauge", says, {"": value})
-    return Metric(f"{prefix}_{name}_total", "counter", says, {"": value})
+        return Metric(name=f"{prefix}_{name}", kind="gauge", says=says, samples={"": value})
+    return Metric(name=f"{prefix}_{name}_total", kind="counter", says=says, samples={"": value})

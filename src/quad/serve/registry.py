@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 from PIL import Image
 
 from quad.core.errors import BusyError, InputError, QuadError, StoppedError, mismatch
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.stages import PipelineOutput
 from quad.serve.api import ENDED, RequestState, State, Step, error_body
-from quad.serve.error_response import Refusal
+from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from quad.serve.pictures import held_bytes
 from quad.serve.ticket_bridge import follow
@@ -27,8 +28,8 @@ from quad.serve.ticket_bridge import follow
 _ID_BYTES = 8
 
 
-@dataclass
-class Entry:
+@dataclass(kw_only=True)
+class RequestRecord:
     """One request.
 
     Args:
@@ -48,35 +49,43 @@ class Entry:
     listeners: int = 0
     reason: QuadError | None = None
     steps: list[Step] = field(default_factory=list)
-    output: PipelineOutput | None = None
-    error: QuadError | None = None
-    _state: State | None = None
+    outcome: PipelineOutput | QuadError | None = None
     _change: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def state(self) -> State:
-        """Never ended before its outcome is here."""
-        if self._state is None:
-            return "queued" if self.started_at is None and self.ticket.state == "queued" else "running"
-        return self._state
+        """The ticket's, but never ended before its outcome is here."""
+        if self.ended:
+            return self.ticket.state
+        return "queued" if self.started_at is None and self.ticket.state == "queued" else "running"
 
     @property
     def ended(self) -> bool:
-        return self._state is not None
+        return self.ended_at is not None
 
     @property
     def picture(self) -> Image.Image | None:
-        return self.output.images[0] if self.output else None
+        return self.outcome.images[0] if isinstance(self.outcome, PipelineOutput) else None
 
-    def tell(self) -> RequestState:
-        """What a client is told."""
-        total = self.steps[-1].total if self.steps else None
-        error = error_body(self.error) if self.error else None
-        if self.output is None:
-            return RequestState(self.id, self.state, len(self.steps), total, error=error)
-        out = self.output
-        facts = (out.task, out.adapters, out.seed, out.notes, out.timings_ms)
-        return RequestState(self.id, self.state, len(self.steps), total, *facts)
+    @property
+    def error(self) -> QuadError | None:
+        return (self.reason or self.outcome) if isinstance(self.outcome, QuadError) else None
+
+    def to_state(self) -> RequestState:
+        """The state as a client is told it."""
+        state = RequestState(
+            id=self.id,
+            state=self.state,
+            steps_done=len(self.steps),
+            steps_total=self.steps[-1].total if self.steps else None,
+            error=error_body(self.error) if self.error else None,
+        )
+        if not isinstance(self.outcome, PipelineOutput):
+            return state
+        out = self.outcome
+        return msgspec.structs.replace(
+            state, task=out.task, adapters=out.adapters, seed=out.seed, notes=out.notes, timings_ms=out.timings_ms
+        )
 
     @property
     def change(self) -> asyncio.Event:
@@ -88,12 +97,8 @@ class Entry:
         self.steps.append(step)
         self._wake()
 
-    def end(self, state: State, outcome: PipelineOutput | QuadError, now: float) -> None:
-        self._state, self.ended_at = state, now
-        if isinstance(outcome, PipelineOutput):
-            self.output = outcome
-        else:
-            self.error = self.reason or outcome
+    def end(self, outcome: PipelineOutput | QuadError, now: float) -> None:
+        self.outcome, self.ended_at = outcome, now
         self._wake()
 
     def _wake(self) -> None:
@@ -101,129 +106,129 @@ class Entry:
         change.set()
 
 
-Why = Literal["lease", "time", "old"]
+Overdue = Literal["lease", "time", "old"]
 
 
-def overdue(entry: Entry, limits: Limits, now: float) -> Why | None:
+def overdue(record: RequestRecord, limits: Limits, now: float) -> Overdue | None:
     """Why to give a request up: nobody asks after it, it runs too long, or it was long ago."""
-    if entry.ended_at is not None:
-        return "old" if now - max(entry.ended_at, entry.asked_at) > limits.kept_s and not entry.listeners else None
-    if entry.started_at is not None and now - entry.started_at > limits.time_limit_s:
+    if record.ended_at is not None:
+        return "old" if now - max(record.ended_at, record.asked_at) > limits.kept_s and not record.listeners else None
+    if record.started_at is not None and now - record.started_at > limits.time_limit_s:
         return "time"
-    if not entry.listeners and now - entry.asked_at > limits.lease_s:
+    if not record.listeners and now - record.asked_at > limits.lease_s:
         return "lease"
     return None
 
 
-def surplus(ended: list[Entry], limits: Limits) -> list[Entry]:
-    """Which finished requests go, the longest ago first, so that the rest is within bounds; the last one stays, however large it is."""
-    oldest_first = sorted(ended, key=lambda entry: entry.ended_at or 0.0)
-    kept_bytes, count = sum(held_bytes(entry.picture) for entry in oldest_first), len(oldest_first)
-    gone = []
-    for entry in oldest_first[:-1]:
+def surplus(ended: list[RequestRecord], limits: Limits) -> list[RequestRecord]:
+    """Finished requests that go, the longest ago first, so that the rest is within bounds; the last one stays, however large it is."""
+    oldest_first = sorted(ended, key=lambda record: record.ended_at or 0.0)
+    kept_bytes, count = sum(held_bytes(record.picture) for record in oldest_first), len(oldest_first)
+    surplus_records = []
+    for record in oldest_first[:-1]:
         if count <= limits.max_kept and kept_bytes <= limits.max_kept_bytes:
             break
-        gone.append(entry)
-        kept_bytes, count = kept_bytes - held_bytes(entry.picture), count - 1
-    return gone
+        surplus_records.append(record)
+        kept_bytes, count = kept_bytes - held_bytes(record.picture), count - 1
+    return surplus_records
 
 
-class Book:
+class RequestRegistry:
     """All requests by id."""
 
     def __init__(self, limits: Limits, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
         self._limits, self._budget, self.clock = limits, budget, clock
-        self._entries: dict[str, Entry] = {}
-        self._coming = 0
+        self._records: dict[str, RequestRecord] = {}
+        self._reserved = 0
         self.ended: dict[State, int] = dict.fromkeys(ENDED, 0)
         self.seconds = 0.0
 
-    def __iter__(self) -> Iterator[Entry]:
-        return iter(list(self._entries.values()))
+    def __iter__(self) -> Iterator[RequestRecord]:
+        return iter(list(self._records.values()))
 
     @property
-    def live(self) -> list[Entry]:
-        return [entry for entry in self if not entry.ended]
+    def live(self) -> list[RequestRecord]:
+        return [record for record in self if not record.ended]
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """A place in the queue for a request that is being read.
+    def reserve(self) -> Iterator[None]:
+        """Reserve a place in the queue for a request that is being read.
 
         Raises:
-            Refusal: 503, the queue is full.
+            HttpError: 503, the queue is full.
         """
         most = self._limits.max_queue
-        if len(self.live) + self._coming >= most:
-            raise Refusal(503, BusyError(mismatch("queue", f"fewer than {most} requests", str(most), "ask again later")))
-        self._coming += 1
+        if len(self.live) + self._reserved >= most:
+            raise HttpError(503, BusyError(mismatch("queue", f"fewer than {most} requests", str(most), "ask again later")))
+        self._reserved += 1
         try:
             yield
         finally:
-            self._coming -= 1
+            self._reserved -= 1
 
-    def add(self, ticket: Ticket, n_bytes: int) -> Entry:
+    def add(self, ticket: Ticket, n_bytes: int) -> RequestRecord:
         """Begin to follow a request; `n_bytes` of the budget are its own from now on."""
-        entry = Entry(secrets.token_hex(_ID_BYTES), ticket, n_bytes, self.clock())
-        self._entries[entry.id] = entry
-        follow(ticket, asyncio.get_running_loop(), lambda step: entry.step(step, self.clock()), lambda *end: self._end(entry, *end))
-        return entry
+        record = RequestRecord(id=secrets.token_hex(_ID_BYTES), ticket=ticket, held_bytes=n_bytes, asked_at=self.clock())
+        self._records[record.id] = record
+        follow(ticket, asyncio.get_running_loop(), lambda step: record.step(step, self.clock()), lambda outcome: self._end(record, outcome))
+        return record
 
-    def find(self, key: str) -> Entry:
+    def find(self, key: str) -> RequestRecord:
         """A request that somebody asks after.
 
         Raises:
-            Refusal: 404, there is none of that id.
+            HttpError: 404, there is none of that id.
         """
-        entry = self._entries.get(key)
-        if entry is None:
-            raise Refusal(
+        record = self._records.get(key)
+        if record is None:
+            raise HttpError(
                 404, InputError(mismatch("request", "the id of one that is kept", repr(key), "it may have been given up, ask anew"))
             )
-        entry.asked_at = self.clock()
-        return entry
+        record.asked_at = self.clock()
+        return record
 
-    def give_up(self, entry: Entry, reason: QuadError | None = None) -> None:
+    def cancel(self, record: RequestRecord, reason: QuadError | None = None) -> None:
         """Cancel it, where it has not ended."""
-        if not entry.ended:
-            entry.reason = entry.reason or reason
-            entry.ticket.cancel()
+        if not record.ended:
+            record.reason = record.reason or reason
+            record.ticket.cancel()
 
-    def forget(self, entry: Entry) -> None:
+    def forget(self, record: RequestRecord) -> None:
         """Cancel it, and answer no more questions after it."""
-        self.give_up(entry)
-        self._entries.pop(entry.id, None)
+        self.cancel(record)
+        self._records.pop(record.id, None)
 
     @contextmanager
-    def listening(self, entry: Entry) -> Iterator[Callable[[], None]]:
+    def listening(self, record: RequestRecord) -> Iterator[Callable[[], None]]:
         """Somebody hears of it while the block runs. When the last one goes without having called what this yields, its use has gone."""
-        entry.listeners += 1
-        leaves_it: list[bool] = []
+        record.listeners += 1
+        released: list[bool] = []
         try:
-            yield lambda: leaves_it.append(True)
+            yield lambda: released.append(True)
         finally:
-            entry.listeners -= 1
-            entry.asked_at = self.clock()
-            if not entry.listeners and not leaves_it:
-                self.give_up(entry)
+            record.listeners -= 1
+            record.asked_at = self.clock()
+            if not record.listeners and not released:
+                self.cancel(record)
 
-    def look_after(self) -> None:
+    def maintain(self) -> None:
         """Give up what is overdue, forget what is too much."""
         now = self.clock()
-        for entry in self:
-            if entry.started_at is None and not entry.ended and entry.ticket.state == "running":
-                entry.started_at = now
-            match overdue(entry, self._limits, now):
+        for record in self:
+            if record.started_at is None and not record.ended and record.ticket.state == "running":
+                record.started_at = now
+            match overdue(record, self._limits, now):
                 case "time":
                     most = f"{self._limits.time_limit_s:g} s"
-                    self.give_up(entry, StoppedError(mismatch("request", f"at most {most} from its start", "more", "ask for fewer steps")))
+                    self.cancel(record, StoppedError(mismatch("request", f"at most {most} from its start", "more", "ask for fewer steps")))
                 case "lease" | "old":
-                    self.forget(entry)
-        for entry in surplus([entry for entry in self if entry.ended], self._limits):
-            self.forget(entry)
+                    self.forget(record)
+        for record in surplus([record for record in self if record.ended], self._limits):
+            self.forget(record)
 
-    def _end(self, entry: Entry, state: State, outcome: PipelineOutput | QuadError) -> None:
+    def _end(self, record: RequestRecord, outcome: PipelineOutput | QuadError) -> None:
         now = self.clock()
-        entry.end(state, outcome, now)
-        self._budget.give(entry.held_bytes)
-        self.ended[state] += 1
-        self.seconds += now - (entry.started_at or now)
+        record.end(outcome, now)
+        self._budget.give(record.held_bytes)
+        self.ended[record.state] += 1
+        self.seconds += now - (record.started_at or now)

@@ -12,22 +12,22 @@ import uvicorn
 
 from quad.serve.app import make_app
 from quad.serve.bounded_connection import bounded
-from quad.serve.guard import Door
+from quad.serve.guard import Credentials
 from quad.serve.service import Service
 
 _IDLE_S, _GRACE_S = 30, 30
 _LARGEST_HEAD = 16 * 1024
 
 
-def serve(service: Service, listener: socket.socket, door: Door | None) -> None:
+def serve(service: Service, listener: socket.socket, credentials: Credentials | None) -> None:
     """Answer calls until SIGTERM or SIGINT; then nothing new begins, what runs is cancelled at its step, and this returns."""
-    make_server(service, door).run(sockets=[listener])
+    make_server(service, credentials).run(sockets=[listener])
 
 
-def make_server(service: Service, door: Door | None) -> uvicorn.Server:
+def make_server(service: Service, credentials: Credentials | None) -> uvicorn.Server:
     """The server itself, for a host that runs it on a thread of its own: `should_exit` stops it there."""
     config = uvicorn.Config(
-        make_app(service, door),
+        make_app(service, credentials),
         http=bounded(service.limits),
         loop="asyncio",
         ws="none",

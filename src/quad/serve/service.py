@@ -1,4 +1,4 @@
-"""What the operations of the API work on: one resident pipeline, its scheduler, and the requests of all clients."""
+"""State of one server, on which the operations of the API work: one resident pipeline, its scheduler, and the requests of all clients."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from quad.core.errors import BusyError, StoppedError, mismatch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler
-from quad.serve.error_response import Refusal
+from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
-from quad.serve.registry import Book
+from quad.serve.registry import RequestRegistry
 
 T = TypeVar("T")
 _THREADS = 2  # for decoding pictures and reading packs
-LOOK_AFTER_S, LOOK_AT_STORE_S = 0.25, 2.0
+MAINTENANCE_S, STORE_POLL_S = 0.25, 2.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Service:
     """Everything that one server knows.
 
@@ -41,7 +41,7 @@ class Service:
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)
-        self.book = Book(self.limits, self.budget)
+        self.registry = RequestRegistry(self.limits, self.budget)
         self.uploaded: dict[str, Path] = {}
         self.sending = 0  # packs that are on their way to the disk
         self.answers: dict[int, int] = {}
@@ -58,21 +58,21 @@ class Service:
 
     def require_running(self) -> None:
         """Raises:
-        Refusal: 503, it takes no new work.
+        HttpError: 503, it takes no new work.
         """
         if self.stopping:
-            raise Refusal(503, BusyError(mismatch("server", "one that takes requests", "one that is stopping", "start it again")))
+            raise HttpError(503, BusyError(mismatch("server", "one that takes requests", "one that is stopping", "start it again")))
 
     @contextmanager
     def stream(self) -> Iterator[None]:
         """A place among the open streams.
 
         Raises:
-            Refusal: 503, there are too many.
+            HttpError: 503, there are too many.
         """
         most = self.limits.max_streams
         if self.streams >= most:
-            raise Refusal(503, BusyError(mismatch("streams", f"fewer than {most} open", str(most), "ask again later")))
+            raise HttpError(503, BusyError(mismatch("streams", f"fewer than {most} open", str(most), "ask again later")))
         self.streams += 1
         try:
             yield
@@ -83,28 +83,28 @@ class Service:
         """No new work, and what runs ends at its step."""
         self.stopping = True
         reason = StoppedError(mismatch("server", "one that goes on", "one that was stopped", "ask again when it runs"))
-        for entry in self.book.live:
-            self.book.give_up(entry, reason)
+        for record in self.registry.live:
+            self.registry.cancel(record, reason)
 
-    async def take_up(self, work: Callable[[], None]) -> None:
+    async def update_installed(self, work: Callable[[], None]) -> None:
         """Do what takes up installed adapters; what comes through the store is no client's any more, who may have sent one of its name."""
         async with self.changing:
             await self.in_thread(work)
             for name in self.uploaded.keys() & (self.installed.names if self.installed else ()):
                 self.uploaded.pop(name).unlink(missing_ok=True)
 
-    async def keep_house(self) -> None:
+    async def maintenance_loop(self) -> None:
         """Until cancelled: give up what is overdue, and take up what was installed, which may take long."""
-        looking = asyncio.create_task(self._look_at_store())
+        looking = asyncio.create_task(self._poll_store())
         try:
             while True:
-                await asyncio.sleep(LOOK_AFTER_S)
-                self.book.look_after()
+                await asyncio.sleep(MAINTENANCE_S)
+                self.registry.maintain()
         finally:
             looking.cancel()
 
-    async def _look_at_store(self) -> None:
+    async def _poll_store(self) -> None:
         while True:
-            await asyncio.sleep(LOOK_AT_STORE_S)
+            await asyncio.sleep(STORE_POLL_S)
             if self.installed is not None:
-                await self.take_up(self.installed.refresh)
+                await self.update_installed(self.installed.refresh)

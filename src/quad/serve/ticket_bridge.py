@@ -1,4 +1,4 @@
-"""From the scheduler's threads to the event loop's: what a ticket tells, step by step and once at its end."""
+"""From the scheduler's threads to the event loop's: a ticket's steps, and its outcome once at its end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from contextlib import suppress
 from quad.core.errors import QuadError
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.stages import PipelineOutput
-from quad.serve.api import State, Step
+from quad.serve.api import Step
 
 
 def follow(
     ticket: Ticket,
     loop: asyncio.AbstractEventLoop,
     on_step: Callable[[Step], None],
-    on_end: Callable[[State, PipelineOutput | QuadError], None],
+    on_end: Callable[[PipelineOutput | QuadError], None],
 ) -> None:
     """Call these on the loop's thread, step by step and once at the end."""
 
@@ -25,11 +25,11 @@ def follow(
             loop.call_soon_threadsafe(callback, *arguments)
 
     ticket.add_step_callback(lambda event: post(on_step, Step(event.index, event.total, event.timestep)))
-    ticket.add_done_callback(lambda ended: post(on_end, ended.state, outcome_of(ended)))
+    ticket.add_done_callback(lambda ended: post(on_end, outcome_of(ended)))
 
 
 def outcome_of(ticket: Ticket) -> PipelineOutput | QuadError:
-    """What a request that has ended gave; a fault of quad itself is one line too."""
+    """The picture or error of a request that has ended; a fault of quad itself is one line too."""
     try:
         return ticket.result()
     except QuadError as error:

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 import quad
 from quad.serve.api import Health, Tasks
-from quad.serve.error_response import answer
+from quad.serve.error_response import json_response
 from quad.serve.metrics import PROMETHEUS, exposition
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
@@ -17,12 +17,20 @@ from quad.serve.service import Service
 
 async def health(service: Service, http: HttpRequest) -> Response:
     """Whether it takes requests: 200, or 503 while it stops."""
-    live = service.book.live
-    running = sum(entry.state == "running" for entry in live)
+    live = service.registry.live
+    running = sum(record.state == "running" for record in live)
     notes = service.installed.notes if service.installed else ()
-    pipe, status = service.pipe, "stopping" if service.stopping else "ok"
-    body = Health(status, quad.__version__, pipe.bundle.manifest.name, pipe.engine, len(live) - running, running, notes)  # type: ignore[arg-type]
-    return answer(body, 503 if service.stopping else 200)
+    pipe = service.pipe
+    body = Health(
+        status="stopping" if service.stopping else "ok",
+        version=quad.__version__,
+        bundle=pipe.bundle.manifest.name,
+        engine=pipe.engine,
+        queued=len(live) - running,
+        running=running,
+        notes=notes,
+    )
+    return json_response(body, 503 if service.stopping else 200)
 
 
 async def metrics(service: Service, http: HttpRequest) -> Response:
@@ -31,11 +39,21 @@ async def metrics(service: Service, http: HttpRequest) -> Response:
 
 
 async def tasks(service: Service, http: HttpRequest) -> Response:
-    return answer(Tasks(service.pipe.tasks))
+    return json_response(Tasks(service.pipe.tasks))
 
 
 OPERATIONS = (
-    Operation("GET", "/health", health, "Whether the server takes requests.", 200, Health, refusals=(503,)),
-    Operation("GET", "/metrics", metrics, "Counters and gauges in Prometheus' text format.", 200, PROMETHEUS),
-    Operation("GET", "/v1/tasks", tasks, "The tasks that a request may name.", 200, Tasks),
+    Operation(
+        method="GET",
+        path="/health",
+        handle=health,
+        says="Whether the server takes requests.",
+        status=200,
+        gives=Health,
+        error_statuses=(503,),
+    ),
+    Operation(
+        method="GET", path="/metrics", handle=metrics, says="Counters and gauges in Prometheus' text format.", status=200, gives=PROMETHEUS
+    ),
+    Operation(method="GET", path="/v1/tasks", handle=tasks, says="The tasks that a request may name.", status=200, gives=Tasks),
 )

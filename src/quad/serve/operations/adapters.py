@@ -19,33 +19,33 @@ from quad.core.storage.pack import read_pack
 from quad.serve.api import PACK, Adapters, AdapterState, Named
 from quad.serve.body import chunks, require_type
 from quad.serve.endpoint import upload_name
-from quad.serve.error_response import Refusal, answer
+from quad.serve.error_response import HttpError, json_response
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
 
 
 async def adapters(service: Service, http: HttpRequest) -> Response:
     """Every adapter that a request may name."""
-    return answer(await service.in_thread(partial(_all, service)))
+    return json_response(await service.in_thread(partial(_adapters, service)))
 
 
 async def preload(service: Service, http: HttpRequest) -> Response:
     """A hint: read it now, it will be used soon."""
-    name = _known(service, http)
+    name = _require_known(service, http)
     await service.in_thread(partial(service.pipe.switch.preload, name))
-    return answer(Named(name), 202)
+    return json_response(Named(name), 202)
 
 
 async def install(service: Service, http: HttpRequest) -> Response:
     """Take up the version that the device's store points to now; the server also looks by itself every few seconds."""
     name, installed = http.path_params["name"], service.installed
     if installed is None:
-        raise Refusal(409, UnsupportedError(mismatch("server", "a store of installed adapters", "none", "start it with --store")))
+        raise HttpError(409, UnsupportedError(mismatch("server", "a store of installed adapters", "none", "start it with --store")))
     try:
-        await service.take_up(partial(installed.register, name))
+        await service.update_installed(partial(installed.register, name))
     except InputError as error:
-        raise Refusal(404, error) from error
-    return answer(Named(name))
+        raise HttpError(404, error) from error
+    return json_response(Named(name))
 
 
 async def upload(service: Service, http: HttpRequest) -> Response:
@@ -55,7 +55,7 @@ async def upload(service: Service, http: HttpRequest) -> Response:
     require_type(http, PACK)
     with _sending(service, name):
         await _receive(service, http, folder, name)
-    return answer(Named(name))
+    return json_response(Named(name))
 
 
 async def _receive(service: Service, http: HttpRequest, folder: Path, name: str) -> None:
@@ -66,7 +66,7 @@ async def _receive(service: Service, http: HttpRequest, folder: Path, name: str)
                 stream.write(chunk)
         async with service.changing:
             _require_free(service, name)
-            await service.in_thread(partial(_admit, service, path, name))
+            await service.in_thread(partial(_register, service, path, name))
             old, service.uploaded[name] = service.uploaded.get(name), path
     except BaseException:
         path.unlink(missing_ok=True)
@@ -78,22 +78,24 @@ async def _receive(service: Service, http: HttpRequest, folder: Path, name: str)
 async def remove(service: Service, http: HttpRequest) -> Response:
     """Forget an adapter that a client sent."""
     _uploads(service)
-    name = _known(service, http)
+    name = _require_known(service, http)
     async with service.changing:
         if name not in service.uploaded:
-            raise Refusal(409, UsageError(mismatch("adapter", "one that was uploaded", repr(name), "use quad install for the others")))
+            raise HttpError(409, UsageError(mismatch("adapter", "one that was uploaded", repr(name), "use quad install for the others")))
         await service.in_thread(partial(service.pipe.switch.unregister, name))
         service.uploaded.pop(name).unlink(missing_ok=True)
     return Response(status_code=204)
 
 
-def _all(service: Service) -> Adapters:
+def _adapters(service: Service) -> Adapters:
     tasks = service.pipe.tasks
-    found = (_one(service, name, tuple(task for task, spec in tasks.items() if spec.adapter == name)) for name in service.pipe.adapters)
-    return Adapters(tuple(state for state in found if state is not None))
+    states = (
+        _adapter(service, name, tuple(task for task, spec in tasks.items() if spec.adapter == name)) for name in service.pipe.adapters
+    )
+    return Adapters(tuple(state for state in states if state is not None))
 
 
-def _one(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState | None:
+def _adapter(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState | None:
     try:
         manifest = service.pipe.adapter_manifest(name)
     except UsageError:  # it has gone meanwhile
@@ -102,33 +104,33 @@ def _one(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterState | 
     source: Literal["uploaded", "installed", "bundle"] = (
         "uploaded" if name in service.uploaded else "installed" if name in installed else "bundle"
     )
-    return AdapterState(name, tasks, manifest.rank, manifest.bits, manifest.size_bytes, source)
+    return AdapterState(name=name, tasks=tasks, rank=manifest.rank, bits=manifest.bits, size_bytes=manifest.size_bytes, source=source)
 
 
-def _admit(service: Service, path: Path, name: str) -> None:
+def _register(service: Service, path: Path, name: str) -> None:
     """Register an uploaded pack, which may bring new tasks, but changes none that others rely on.
 
     Raises:
-        Refusal: 409, it names such a task. RefusedError: it is no whole pack, or made for another bundle.
+        HttpError: 409, it names such a task. RefusedError: it is no whole pack, or made for another bundle.
     """
-    taken = {task for task, spec in service.pipe.tasks.items() if spec.adapter != name}
-    if both := sorted(taken & read_pack(path).manifest.tasks.keys()):
-        found = f"{both[0]!r}, which is there already"
-        raise Refusal(409, UsageError(mismatch("pack", "tasks of its own", found, "pack it without that task")))
+    other_tasks = {task for task, spec in service.pipe.tasks.items() if spec.adapter != name}
+    if shared := sorted(other_tasks & read_pack(path).manifest.tasks.keys()):
+        conflict = f"{shared[0]!r}, which is there already"
+        raise HttpError(409, UsageError(mismatch("pack", "tasks of its own", conflict, "pack it without that task")))
     service.scheduler.register(path, name)
 
 
-def _known(service: Service, http: HttpRequest) -> str:
+def _require_known(service: Service, http: HttpRequest) -> str:
     name: str = http.path_params["name"]
     if name not in service.pipe.adapters:
-        there = ", ".join(service.pipe.adapters) or "none"
-        raise Refusal(404, UsageError(mismatch("adapter", f"one of {there}", repr(name), "choose one of these")))
+        names = ", ".join(service.pipe.adapters) or "none"
+        raise HttpError(404, UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these")))
     return name
 
 
 def _uploads(service: Service) -> Path:
     if service.uploads is None:
-        raise Refusal(
+        raise HttpError(
             403, UnsupportedError(mismatch("server", "one that takes uploads", "one that does not", "start it with --allow-uploads"))
         )
     return service.uploads
@@ -139,23 +141,23 @@ def _require_free(service: Service, name: str) -> None:
     try:
         msgspec.convert(name, AdapterName)
     except msgspec.ValidationError:
-        then = "choose another name"
-        raise Refusal(400, UsageError(mismatch("name", "letters, digits, '.', '_' and '-'", repr(name), then))) from None
+        next_step = "choose another name"
+        raise HttpError(400, UsageError(mismatch("name", "letters, digits, '.', '_' and '-'", repr(name), next_step))) from None
     if name in service.uploaded:
         return
     if name in service.pipe.adapters:
-        raise Refusal(409, UsageError(mismatch("name", "a new one, or one that was uploaded", repr(name), "choose another name")))
+        raise HttpError(409, UsageError(mismatch("name", "a new one, or one that was uploaded", repr(name), "choose another name")))
 
 
 @contextmanager
 def _sending(service: Service, name: str) -> Iterator[None]:
     """A place on the disk for one pack more; one that replaces another may be there beside it."""
     _require_free(service, name)
-    most, there = service.limits.max_uploads, len(service.uploaded)
-    if there >= most and name not in service.uploaded:
-        raise Refusal(409, UsageError(mismatch("uploads", f"fewer than {most}", str(most), "remove one first")))
-    if there + service.sending >= most + (name in service.uploaded):
-        raise Refusal(503, BusyError(mismatch("uploads", f"at most {most} with those on their way", "more", "ask again later")))
+    most, count = service.limits.max_uploads, len(service.uploaded)
+    if count >= most and name not in service.uploaded:
+        raise HttpError(409, UsageError(mismatch("uploads", f"fewer than {most}", str(most), "remove one first")))
+    if count + service.sending >= most + (name in service.uploaded):
+        raise HttpError(503, BusyError(mismatch("uploads", f"at most {most} with those on their way", "more", "ask again later")))
     service.sending += 1
     try:
         yield
@@ -165,9 +167,44 @@ def _sending(service: Service, name: str) -> Iterator[None]:
 
 _NAME = "/v1/adapters/{name}"
 OPERATIONS = (
-    Operation("GET", "/v1/adapters", adapters, "Every adapter that a request may name.", 200, Adapters),
-    Operation("POST", f"{_NAME}/preload", preload, "Read it now, it will be used soon.", 202, Named, refusals=(404,)),
-    Operation("POST", f"{_NAME}/install", install, "Take up what the device's store points to now.", 200, Named, refusals=(404, 409, 422)),
-    Operation("PUT", _NAME, upload, "Admit a pack.", 200, Named, PACK, refusals=(400, 403, 408, 409, 413, 415, 422, 503)),
-    Operation("DELETE", _NAME, remove, "Forget an uploaded adapter.", 204, None, refusals=(403, 404, 409)),
+    Operation(
+        method="GET", path="/v1/adapters", handle=adapters, says="Every adapter that a request may name.", status=200, gives=Adapters
+    ),
+    Operation(
+        method="POST",
+        path=f"{_NAME}/preload",
+        handle=preload,
+        says="Read it now, it will be used soon.",
+        status=202,
+        gives=Named,
+        error_statuses=(404,),
+    ),
+    Operation(
+        method="POST",
+        path=f"{_NAME}/install",
+        handle=install,
+        says="Take up what the device's store points to now.",
+        status=200,
+        gives=Named,
+        error_statuses=(404, 409, 422),
+    ),
+    Operation(
+        method="PUT",
+        path=_NAME,
+        handle=upload,
+        says="Admit a pack.",
+        status=200,
+        gives=Named,
+        reads=PACK,
+        error_statuses=(400, 403, 408, 409, 413, 415, 422, 503),
+    ),
+    Operation(
+        method="DELETE",
+        path=_NAME,
+        handle=remove,
+        says="Forget an uploaded adapter.",
+        status=204,
+        gives=None,
+        error_statuses=(403, 404, 409),
+    ),
 )

@@ -58,19 +58,19 @@ def document(operations: Sequence[Operation]) -> dict[str, Any]:
 
 def _operation(op: Operation, by_kind: Mapping[type, Any]) -> dict[str, Any]:
     answers = {str(op.status): _good(op, by_kind)}
-    for status in sorted({*op.refusals, *_ANY_CALL}):
+    for status in sorted({*op.error_statuses, *_ANY_CALL}):
         gives = by_kind[op.gives] if status == 503 and op.path == "/health" and isinstance(op.gives, type) else by_kind[ErrorBody]
         answers[str(status)] = {"description": _REASONS[status], "content": {JSON: {"schema": gives}}}
     parameters = [_path_parameter(part) for part in op.path.split("/") if part.startswith("{")] + [_query(query) for query in op.query]
-    made: dict[str, Any] = {"operationId": op.handle.__name__, "summary": op.says, "responses": answers}
+    operation: dict[str, Any] = {"operationId": op.handle.__name__, "summary": op.says, "responses": answers}
     if doc := inspect.getdoc(op.handle):
-        made["description"] = doc
+        operation["description"] = doc
     if parameters:
-        made["parameters"] = parameters
+        operation["parameters"] = parameters
     if op.reads is not None:
         media, schema = (op.reads, {}) if isinstance(op.reads, str) else (JSON, by_kind[op.reads])
-        made["requestBody"] = {"required": True, "content": {media: {"schema": schema} if schema else {}}}
-    return made
+        operation["requestBody"] = {"required": True, "content": {media: {"schema": schema} if schema else {}}}
+    return operation
 
 
 def _good(op: Operation, by_kind: Mapping[type, Any]) -> dict[str, Any]:

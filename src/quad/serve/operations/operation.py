@@ -1,4 +1,4 @@
-"""What an operation of the API is: how it is called, what answers it, and what it is documented by."""
+"""An operation of the API: how it is called, what answers it, and what it is documented by."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Query:
     says: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Operation:
     """One method of one path.
 
@@ -31,7 +31,7 @@ class Operation:
         status: of a good answer.
         gives: the struct that it carries, or a media type.
         reads: the struct of the body, or its media type.
-        refusals: statuses beside those that any call may meet.
+        error_statuses: statuses beside those that any call may meet.
     """
 
     method: str
@@ -42,4 +42,4 @@ class Operation:
     gives: type | str | None
     reads: type | str | None = None
     query: tuple[Query, ...] = ()
-    refusals: tuple[int, ...] = ()
+    error_statuses: tuple[int, ...] = ()

@@ -16,12 +16,12 @@ from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
 from quad.serve.api import NewRequest, RequestState
 from quad.serve.body import read_struct
-from quad.serve.error_response import Refusal, answer
+from quad.serve.error_response import HttpError, json_response
 from quad.serve.limits import Limits
 from quad.serve.operations.operation import Operation, Query
 from quad.serve.operations.stream import EVENT_STREAM, EventStream, PictureFile, until_gone
 from quad.serve.pictures import PNG, held_bytes, read_picture
-from quad.serve.registry import Entry
+from quad.serve.registry import RequestRecord
 from quad.serve.service import Service
 
 LONGEST_WAIT_S = 60.0
@@ -30,77 +30,79 @@ LONGEST_WAIT_S = 60.0
 async def submit(service: Service, http: HttpRequest) -> Response:
     """Queue a request; what is wrong with it is told now, as far as it can be without running it."""
     service.require_running()
-    with service.book.place(), service.budget.account() as account:
-        wanted = await read_struct(http, NewRequest, service.limits, account)
-        request = await service.in_thread(partial(to_request, wanted, service.limits))
+    with service.registry.reserve(), service.budget.account() as account:
+        body = await read_struct(http, NewRequest, service.limits, account)
+        request = await service.in_thread(partial(to_request, body, service.limits))
         n_bytes = sum(held_bytes(picture) for picture in (request.image, request.mask_image) if isinstance(picture, Image))
         account.take(n_bytes)
         service.require_running()
-        ask = partial(_ask, service, request, wanted)
-        entry = service.book.add(await service.in_thread(ask), n_bytes)
+        ask = partial(_submit, service, request, body)
+        record = service.registry.add(await service.in_thread(ask), n_bytes)
         account.keep(n_bytes)
     if await http.is_disconnected():  # nobody knows its id
-        service.book.forget(entry)
-    return answer(entry.tell(), 202, {"Location": f"/v1/requests/{entry.id}"})
+        service.registry.forget(record)
+    return json_response(record.to_state(), 202, {"Location": f"/v1/requests/{record.id}"})
 
 
 async def state(service: Service, http: HttpRequest) -> Response:
-    return answer(service.book.find(http.path_params["id"]).tell())
+    return json_response(service.registry.find(http.path_params["id"]).to_state())
 
 
 async def events(service: Service, http: HttpRequest) -> Response:
     """Its steps, from the first one on, as they come, and its final state; who leaves before that takes the request along."""
-    return EventStream(service, service.book.find(http.path_params["id"]))
+    return EventStream(service, service.registry.find(http.path_params["id"]))
 
 
 async def image(service: Service, http: HttpRequest) -> Response:
     """The picture; with `wait`, it is waited for, and who leaves while waiting takes the request along."""
-    entry, wait_s = service.book.find(http.path_params["id"]), _wait(http)
-    if wait_s and not entry.ended:
-        with service.stream(), service.book.listening(entry) as stay:
-            if await until_gone(http.receive, _ended_within(entry, wait_s)):
+    record, wait_s = service.registry.find(http.path_params["id"]), _wait(http)
+    if wait_s and not record.ended:
+        with service.stream(), service.registry.listening(record) as stay:
+            if await until_gone(http.receive, _ended_within(record, wait_s)):
                 raise ClientDisconnect
             stay()
-    picture = entry.picture
+    picture = record.picture
     if picture is None:
-        raise Refusal(409, entry.error or InputError(mismatch(f"request {entry.id}", "one that is done", entry.state, "wait for its end")))
+        raise HttpError(
+            409, record.error or InputError(mismatch(f"request {record.id}", "one that is done", record.state, "wait for its end"))
+        )
     return PictureFile(service, picture)
 
 
 async def cancel(service: Service, http: HttpRequest) -> Response:
     """Give it up at its step, where it has not ended, and forget it."""
-    service.book.forget(service.book.find(http.path_params["id"]))
+    service.registry.forget(service.registry.find(http.path_params["id"]))
     return Response(status_code=204)
 
 
-def to_request(wanted: NewRequest, limits: Limits) -> Request:
-    """What the scheduler takes.
+def to_request(body: NewRequest, limits: Limits) -> Request:
+    """The request as the scheduler takes it.
 
     Raises:
         InputError: a picture is no picture, or too large.
     """
-    image, mask = read_picture(wanted.image, "image", limits.max_pixels), read_picture(wanted.mask_image, "mask", limits.max_pixels)
+    image, mask = read_picture(body.image, "image", limits.max_pixels), read_picture(body.mask_image, "mask", limits.max_pixels)
     return Request(
-        prompt=wanted.prompt,
-        task=wanted.task,
-        adapters=wanted.adapters,
+        prompt=body.prompt,
+        task=body.task,
+        adapters=body.adapters,
         image=image,
         mask_image=mask,
-        num_inference_steps=wanted.num_inference_steps,
-        guidance_scale=wanted.guidance_scale,
-        seed=wanted.seed,
-        negative_prompt=wanted.negative_prompt,
-        mask_grow=wanted.mask_grow,
-        strength=wanted.strength,
-        image_guidance_scale=wanted.image_guidance_scale,
+        num_inference_steps=body.num_inference_steps,
+        guidance_scale=body.guidance_scale,
+        seed=body.seed,
+        negative_prompt=body.negative_prompt,
+        mask_grow=body.mask_grow,
+        strength=body.strength,
+        image_guidance_scale=body.image_guidance_scale,
     )
 
 
-def _ask(service: Service, request: Request, wanted: NewRequest) -> Ticket:
+def _submit(service: Service, request: Request, body: NewRequest) -> Ticket:
     steps, most = service.pipe.switch.resolve(request).spec.sampler.steps, service.limits.max_steps
     if steps > most:
         raise UsageError(mismatch("num_inference_steps", f"at most {most} on this server", steps, "choose fewer"))
-    return service.scheduler.submit(request, priority=wanted.priority, deadline_s=wanted.deadline_s, client=wanted.client)
+    return service.scheduler.submit(request, priority=body.priority, deadline_s=body.deadline_s, client=body.client)
 
 
 def _wait(http: HttpRequest) -> float:
@@ -108,22 +110,62 @@ def _wait(http: HttpRequest) -> float:
     with suppress(ValueError):
         if text.isascii() and 0 <= (seconds := float(text)) <= LONGEST_WAIT_S:
             return seconds
-    raise Refusal(400, UsageError(mismatch("wait", f"seconds, 0 to {LONGEST_WAIT_S:g}", repr(text), "choose one in that range")))
+    raise HttpError(400, UsageError(mismatch("wait", f"seconds, 0 to {LONGEST_WAIT_S:g}", repr(text), "choose one in that range")))
 
 
-async def _ended_within(entry: Entry, wait_s: float) -> None:
+async def _ended_within(record: RequestRecord, wait_s: float) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(wait_s):
-            while not entry.ended:
-                await entry.change.wait()
+            while not record.ended:
+                await record.change.wait()
 
 
 OPERATIONS = (
-    Operation("POST", "/v1/requests", submit, "Ask for a picture.", 202, RequestState, NewRequest, refusals=(400, 408, 413, 415, 422, 503)),
-    Operation("GET", "/v1/requests/{id}", state, "How a request stands.", 200, RequestState, refusals=(404,)),
-    Operation("GET", "/v1/requests/{id}/events", events, "Its steps as they are done, then its final state.", 200, EVENT_STREAM,
-              refusals=(404, 503)),
-    Operation("GET", "/v1/requests/{id}/image", image, "The finished picture.", 200, PNG,
-              query=(Query("wait", LONGEST_WAIT_S, "Seconds to wait for it."),), refusals=(400, 404, 409, 503)),
-    Operation("DELETE", "/v1/requests/{id}", cancel, "Cancel and forget it.", 204, None, refusals=(404,)),
-)  # fmt: skip
+    Operation(
+        method="POST",
+        path="/v1/requests",
+        handle=submit,
+        says="Ask for a picture.",
+        status=202,
+        gives=RequestState,
+        reads=NewRequest,
+        error_statuses=(400, 408, 413, 415, 422, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/requests/{id}",
+        handle=state,
+        says="How a request stands.",
+        status=200,
+        gives=RequestState,
+        error_statuses=(404,),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/requests/{id}/events",
+        handle=events,
+        says="Its steps as they are done, then its final state.",
+        status=200,
+        gives=EVENT_STREAM,
+        error_statuses=(404, 503),
+    ),
+    Operation(
+        method="GET",
+        path="/v1/requests/{id}/image",
+        handle=image,
+        says="The finished picture.",
+        status=200,
+        gives=PNG,
+        query=(Query("wait", LONGEST_WAIT_S, "Seconds to wait for it."),),
+        error_statuses=(400, 404, 409, 503),
+    ),
+    Operation(
+        method="DELETE",
+        path="/v1/requests/{id}",
+        handle=cancel,
+        says="Cancel and forget it.",
+        status=204,
+        gives=None,
+        error_statuses=(404,),
+    ),
+)

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quad.serve.pictures import PNG, to_png
-from quad.serve.registry import Entry
+from quad.serve.registry import RequestRecord
 from quad.serve.service import Service
 
 EVENT_STREAM = "text/event-stream"
@@ -53,13 +53,13 @@ class EventStream(Response):
 
     media_type = EVENT_STREAM
 
-    def __init__(self, service: Service, entry: Entry) -> None:
+    def __init__(self, service: Service, record: RequestRecord) -> None:
         super().__init__(headers={"Cache-Control": "no-store"})
         del self.headers["content-length"]
-        self._service, self._entry = service, entry
+        self._service, self._record = service, record
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._service.stream(), self._service.book.listening(self._entry) as stay:
+        with self._service.stream(), self._service.registry.listening(self._record) as stay:
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             if scope["method"] == "HEAD":
                 stay()
@@ -70,9 +70,9 @@ class EventStream(Response):
     async def _send_all(self, send: Send) -> None:
         sent, ended = 0, False
         while not ended:
-            change, new, ended = self._entry.change, self._entry.steps[sent:], self._entry.ended
+            change, new, ended = self._record.change, self._record.steps[sent:], self._record.ended
             sent += len(new)
-            pieces = [event("step", step) for step in new] + ([event("end", self._entry.tell())] if ended else [])
+            pieces = [event("step", step) for step in new] + ([event("end", self._record.to_state())] if ended else [])
             if pieces:
                 await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": not ended})
             if not ended:

@@ -14,16 +14,16 @@ from quad.core.storage.install_pointers import store_beside
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
-from quad.serve.endpoint import Place
-from quad.serve.guard import Door
+from quad.serve.endpoint import Endpoint
+from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
 from quad.serve.server import serve
 from quad.serve.service import Service
 
 
-@dataclass(frozen=True)
-class Hosted:
-    """What is served, and how.
+@dataclass(frozen=True, kw_only=True)
+class ServeOptions:
+    """A bundle to serve, and how.
 
     Args:
         store: the device's installed adapters; `BUNDLE.adapters` beside the bundle by default.
@@ -41,7 +41,7 @@ class Hosted:
     adapter_budget_bytes: int | None = None
 
 
-def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callable[[Place, Service], None]) -> None:
+def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], announce: Callable[[Endpoint, Service], None]) -> None:
     """Serve a bundle at a place until SIGTERM or SIGINT; the place is left as it was found.
 
     Args:
@@ -50,26 +50,26 @@ def host(hosted: Hosted, where: AbstractContextManager[Place], announce: Callabl
     Raises:
         QuadError: the place is taken, or the bundle cannot be opened.
     """
-    with _stoppable() as is_stopped, where as place, opened(hosted, place) as service:
+    with _stoppable() as is_stopped, listening as endpoint, open_service(options, endpoint) as service:
         if not is_stopped():
-            announce(place, service)
-            serve(service, place.listener, None if place.token is None else Door(place.port, place.token))
+            announce(endpoint, service)
+            serve(service, endpoint.listener, None if endpoint.token is None else Credentials(endpoint.port, endpoint.token))
 
 
 @contextmanager
-def opened(hosted: Hosted, place: Place) -> Iterator[Service]:
+def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]:
     """Everything that a server works on, released when the block ends."""
     pipe = QuadPipeline.from_pretrained(
-        hosted.bundle, hosted.engine, hosted.threads, memory=hosted.memory, adapter_budget_bytes=hosted.adapter_budget_bytes
+        options.bundle, options.engine, options.threads, memory=options.memory, adapter_budget_bytes=options.adapter_budget_bytes
     )
-    scheduler = Scheduler(pipe, SchedulerOptions(max_queue=hosted.limits.max_queue))
+    scheduler = Scheduler(pipe, SchedulerOptions(max_queue=options.limits.max_queue))
     try:
-        installed = InstalledAdapters(hosted.store or store_beside(hosted.bundle), scheduler.register, pipe.switch.unregister)
+        installed = InstalledAdapters(options.store or store_beside(options.bundle), scheduler.register, pipe.switch.unregister)
         installed.refresh()  # one that is damaged is told of by /health, and keeps no other one from being served
-        uploads = place.uploads if hosted.allow_uploads else None
+        uploads = endpoint.uploads if options.allow_uploads else None
         if uploads is not None:
             uploads.mkdir(mode=0o700)
-        yield Service(pipe, scheduler, hosted.limits, installed, uploads)
+        yield Service(pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads)
     finally:
         scheduler.close()
 
@@ -81,15 +81,15 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     Yields:
         Whether one came.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        came.append(number)
+        received.append(number)
         sys.exit(0)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
