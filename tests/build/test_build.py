@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,6 +129,14 @@ def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Placed graphs do not matter where writing fails: an empty one saves seconds."""
     empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty"), ir_version=10)
     monkeypatch.setattr("quad.compile.compiler.Compiler.artifact", lambda *_: OnnxArtifact(empty, {"nodes": 0}))
+
+
+def test_the_public_name_is_the_build_whatever_is_imported_first() -> None:
+    """The room has the function's name: an import of any of its modules makes it an attribute of the package."""
+    for first in ("quad.build", "quad.build.request", "quad.build.build"):
+        script = f"import importlib, quad\nimportlib.import_module({first!r})\nassert callable(quad.build)\nquad.build()"
+        run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=120)
+        assert "missing 1 required positional argument: 'request'" in run.stderr, run.stderr
 
 
 def test_bad_requests_are_refused_before_anything_is_loaded(request_: BuildRequest) -> None:

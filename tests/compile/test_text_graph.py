@@ -13,8 +13,6 @@ import torch
 import transformers
 from numpy.typing import NDArray
 
-from quad.build.build import STAGES
-from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import ContractTrial, check_contract
@@ -22,7 +20,6 @@ from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.profile import Profile
-from quad.core.progress import StageClock, silent
 from quad.core.slots import TEXT_ENCODER, SlotTable
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
@@ -142,6 +139,7 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
     pytest.importorskip("onnxruntime_qnn")
     from quad.core.decibels import array_sqnr_db
     from quad.runtime.engines.qnn import open_engine
+    from tests.compile.qnn.placed_htp import htp_compiler
 
     table = integer_slots(text.table, 16)
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
@@ -151,9 +149,7 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
         for name, slots in given.items()
         for ids in text.examples
     ]
-    compiler = Compiler(
-        target=load_target("qnn-htp"), profile=profile, slots=table, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls
-    )
+    compiler = htp_compiler(profile, table, calls, tmp_path)
     made = compiler.artifact(text.network, text.spec, unobserved)
     assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
     assert set(made.agreement_db) == {"base", "all", "some"}

@@ -30,15 +30,14 @@ from quad.build.resume import Kept, alone, forget
 from quad.build.smoke import run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, PackedAdapter, rom_bytes, write_bundle
 from quad.compile.artifact import Artifact
+from quad.compile.backend import Backend, CompileContext
 from quad.compile.compiler import Compiler, emulation_json, placement_json
-from quad.compile.dump import CENSUS_FILE, OPTION, dumping, observer_of
+from quad.compile.dump import dumping, observer_of
 from quad.compile.graph_specs import sinusoid_of
-from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, for_converter
-from quad.compile.qnn.htp import require_compiler
 from quad.compile.targets import Target, check_precision, load_target
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import BackendError, QuadError
-from quad.core.manifest import BUNDLE_FILE, BundleManifest, Golden
+from quad.core.manifest import BundleManifest, Golden
 from quad.core.memory import peak_ram_bytes
 from quad.core.padding import trim
 from quad.core.precision import FLOAT
@@ -46,7 +45,6 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, StageClock, silent, told
 from quad.core.slots import SlotTable
 from quad.core.storage.files import require_replaceable, scratch_directory
-from quad.model.base.family import require_unet
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_inputs
 from quad.quantize.correct.bias import apply_biases, corrected_biases
@@ -91,18 +89,14 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     target = load_target(request.target)
     check_precision(target, request.precision)
     request.check()
-    if target.integers_only:
-        require_unet(request.model)
-        require_compiler()
-    require_replaceable(request.output, BUNDLE_FILE)
-    if request.dump_passes is not None:
-        require_replaceable(request.dump_passes, CENSUS_FILE, OPTION)
-    if request.encodings_dir is not None:
-        require_replaceable(request.encodings_dir, ENCODINGS_FILE, ENCODINGS_OPTION)
+    backend = request.backend
+    backend.require(request.model)
+    for directory in request.directories:
+        require_replaceable(directory.path, directory.marker, directory.option)
     clock = StageClock(STAGES, progress if is_main() else silent)
     with alone(request):
         try:
-            return _build(request, target, clock, start)
+            return _build(request, target, backend, clock, start)
         except QuadError as error:
             # After a full disk, or a kill, the build goes on; other input is another run. One that ended while it was read, at a mistyped
             # name for instance, has touched no piece.
@@ -111,30 +105,22 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
             raise
 
 
-def _build(request: BuildRequest, target: Target, clock: StageClock, start: float) -> BuildResult:
+def _build(request: BuildRequest, target: Target, backend: Backend, clock: StageClock, start: float) -> BuildResult:
     opened = open_all(request, clock)
     floats = keep_float(opened.networks)
     probes = cache(lambda: _probes(opened, floats))
-    profile, slots, shared, calls = _profile(request, opened, target, clock, probes)
+    profile, slots, shared, calls = _profile(request, opened, backend.needs_calls, clock, probes)
     with clock("align"):
         aligner = Aligner(opened.measured, floats, opened.networks["unet"], opened.table, opened.adapters, opened.samples, probes)
         packed, alignment = _pack(request, opened, aligner, profile, slots, clock.within("align"))
 
-    def compiler(scratch: Path, encodings: Path | None) -> Compiler:
-        return Compiler(
-            target=target,
-            profile=profile,
-            slots=slots,
-            clock=clock,
-            scratch=scratch,
-            calls=calls,
-            sinusoid=sinusoid_of(opened.base),
-            encodings=encodings,
-            soc=request.chip,
+    def context(scratch: Path) -> CompileContext:
+        return CompileContext(
+            target=target, profile=profile, slots=slots, clock=clock, scratch=scratch, calls=calls, sinusoid=sinusoid_of(opened.base)
         )
 
     made = once(
-        lambda: _make(request, opened, compiler, packed, _stored(request, opened, floats, probes)),
+        lambda: _make(request, opened, (backend, context), packed, _stored(request, opened, floats, probes)),
         lambda: _Made(open_bundle(request.output).manifest),
     )
     forget(request)
@@ -159,23 +145,25 @@ def _stored(request: BuildRequest, opened: Opened, floats: Mapping[str, nn.Modul
     return stored_files(chosen_calls(probes(), side), corrections)
 
 
-def _make(request: BuildRequest, opened: Opened, compiler_in: Callable[[Path, Path | None], Compiler],
+def _make(request: BuildRequest, opened: Opened, compiling: tuple[Backend, Callable[[Path], CompileContext]],
           packed: tuple[PackedAdapter, ...], stored: Mapping[str, bytes]) -> _Made:  # fmt: skip
     """The graphs, and the bundle that they are in."""
-    with for_converter(request.encodings_dir) as encodings, scratch_directory() as scratch:
-        compiler = compiler_in(scratch, encodings)
+    (backend, context_in) = compiling
+    with backend.writing() as writer, scratch_directory() as scratch:
+        compiler = Compiler(writer, context_in(scratch))
+        context = compiler.context
         # What a build writes beside its bundle is written by the run that makes the graphs.
-        kept = opened.kept if request.dump_passes is None and encodings is None else Kept(None)
+        kept = opened.kept if request.dump_passes is None and not backend.directories else Kept(None)
         with dumping(request.dump_passes) as dump:
             artifacts = {
                 name: kept_pieces.artifact(kept, name, lambda: compiler.artifact(opened.networks[name], spec, observer_of(dump, name)))  # noqa: B023
                 for name, spec in opened.specs.items()
             }
         parts = BundleParts(
-            request.name or request.output.name, opened.base, compiler.target.name, request.precision, compiler.target.engines,
-            compiler.slots, compiler.profile, artifacts, packed, opened.base.tasks, compiler.requires, stored,
+            request.name or request.output.name, opened.base, context.target.name, request.precision, context.target.engines,
+            context.slots, context.profile, artifacts, packed, opened.base.tasks, backend.requires, stored,
         )  # fmt: skip
-        with compiler.clock("write"):
+        with context.clock("write"):
             return _write(request, parts, opened.references)
 
 
@@ -203,7 +191,7 @@ def _probes(opened: Opened, floats: Mapping[str, nn.Module]) -> Probes:
     return kept_pieces.probes(opened.kept, "probes", lambda: record_probes(base, floats, opened.table, opened.adapters, samples, how))
 
 
-def _profile(request: BuildRequest, opened: Opened, target: Target, clock: StageClock, probes: Callable[[], Probes]
+def _profile(request: BuildRequest, opened: Opened, needs_calls: bool, clock: StageClock, probes: Callable[[], Probes]
              ) -> tuple[Profile, SlotTable, dict[str, Any], list[ComponentCall]]:  # fmt: skip
     """The profile, the slots with the element type of the graph's inputs, how the profile came to be, and calls of the networks.
 
@@ -214,7 +202,7 @@ def _profile(request: BuildRequest, opened: Opened, target: Target, clock: Stage
         return Profile(encodings={}, mode=FLOAT, parents={**parents, "slots": opened.table.digest}), opened.table, {}, []
     slots = integer_slots(opened.table, request.lora_bits)
     with clock("calibrate"):
-        keeper = CallKeeper.of(opened.adapters, opened.table) if target.integers_only else None
+        keeper = CallKeeper.of(opened.adapters, opened.table) if needs_calls else None
         heard = CalibrationOptions(call_hook=None if keeper is None else lambda component, inputs, _: keeper.hear(component, inputs))
         feeds = calibration_feeds(opened.measured, opened.networks, opened.table, opened.adapters, opened.samples, heard)
         feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
-from quad.compile.targets import load_target
+from quad.compile.backend import Backend, BackendRequest, OutputDirectory, open_backend
+from quad.compile.dump import CENSUS_FILE, OPTION
+from quad.compile.targets import check_options, load_target
 from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import BundleManifest
+from quad.core.manifest import BUNDLE_FILE, BundleManifest
 from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -28,6 +29,7 @@ _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 # activations at 8 bits their noise is not to be learned away: 20 steps bring +0.1 dB to one adapter and cost another 0.6 dB.
 DISTILL_STEPS = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_BACKEND_OPTION = {"reader": "backend"}  # of a field: what only some targets read, see `Target.options`
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,8 @@ class BuildRequest:
             8 bits.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
         dump_passes: a directory for the graphs after each pass and their census; None for none.
-        soc: the Qualcomm chip that `qnn-htp` compiles for, SM8750 where not given.
-        encodings: where the same quantization is written for Qualcomm's own converter; None for `<output>.qairt` with `qnn-htp`.
+        soc: the chip that a vendor's compiler makes binaries for; None for its default.
+        encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
         size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
@@ -76,8 +78,8 @@ class BuildRequest:
     lambda_: float = 0.0
     literal_shared_scale: bool = False
     dump_passes: Path | None = None
-    soc: str | None = None
-    encodings: Path | None = None
+    soc: str | None = field(default=None, metadata=_BACKEND_OPTION)
+    encodings: Path | None = field(default=None, metadata=_BACKEND_OPTION)
     size: int | None = None
     sampler: str | None = None
     calibration_size: int | None = None
@@ -100,16 +102,25 @@ class BuildRequest:
         return 0 if eight_bit_percent(self.precision) else DISTILL_STEPS
 
     @property
-    def encodings_dir(self) -> Path | None:
-        """Where files for Qualcomm's own converter go; None for a target that has none."""
-        if not load_target(self.target).integers_only:
-            return None
-        return self.encodings or Path(f"{real_path(self.output)}.qairt")
+    def backend_options(self) -> dict[str, Any]:
+        """Options of some targets alone, as far as they were given."""
+        names = [option.name for option in fields(self) if option.metadata == _BACKEND_OPTION]
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     @property
-    def chip(self) -> Soc:
-        """What `soc` names."""
-        return soc_named(self.soc or DEFAULT_SOC)
+    def backend(self) -> Backend:
+        """The target's, with these options.
+
+        Raises:
+            UsageError: no such target.
+        """
+        return open_backend(BackendRequest(load_target(self.target), self.output, self.backend_options))
+
+    @property
+    def directories(self) -> tuple[OutputDirectory, ...]:
+        """Every directory that the build replaces as a whole, the bundle's first."""
+        dump = () if self.dump_passes is None else (OutputDirectory(OPTION, self.dump_passes, CENSUS_FILE),)
+        return (OutputDirectory("-o", self.output, BUNDLE_FILE), *dump, *self.backend.directories)
 
     def check(self) -> None:
         """Refuse values outside their range before anything is loaded.
@@ -127,7 +138,8 @@ class BuildRequest:
         self.base_options.check()
         self._check_calibration()
         self._check_places()
-        self._check_vendor()
+        check_options(load_target(self.target), self.backend_options)
+        self.backend.check()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
@@ -136,24 +148,15 @@ class BuildRequest:
     def _check_calibration(self) -> None:
         option = "--calibration-size"
         BaseOptions(self.calibration_size).check(option)
-        if self.calibration_size is not None and load_target(self.target).integers_only:
+        if self.calibration_size is not None and self.backend.needs_calls:
             raise UsageError(mismatch(option, "a target that measures Sites alone", self.target, "leave it out"))
 
     def _check_places(self) -> None:
         """Each is replaced as a whole: none may be another one, or lie in it."""
-        given = (("-o", self.output), ("--dump-passes", self.dump_passes), ("--encodings", self.encodings_dir))
-        places = [(option, real_path(place), place) for option, place in given if place is not None]
-        for (first, outer, _), (option, inner, place) in combinations(places, 2):
+        for first, second in combinations(self.directories, 2):
+            outer, inner = real_path(first.path), real_path(second.path)
             if outer.is_relative_to(inner) or inner.is_relative_to(outer):
-                raise UsageError(mismatch(option, f"a directory apart from that of {first}", place, "choose another"))
-
-    def _check_vendor(self) -> None:
-        """What only a target of that vendor reads would be passed over by the others without a word."""
-        soc_named(self.soc or DEFAULT_SOC)
-        for option, value in (("--soc", self.soc), ("--encodings", self.encodings)):
-            if value is not None and self.encodings_dir is None:
-                then = "leave it out or choose --target qnn-htp"
-                raise UsageError(mismatch(option, "a target that compiles for Qualcomm", self.target, then))
+                raise UsageError(mismatch(second.option, f"a directory apart from that of {first.option}", second.path, "choose another"))
 
 
 @dataclass(frozen=True)

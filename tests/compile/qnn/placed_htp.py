@@ -13,6 +13,9 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from quad.build.build import STAGES
+from quad.compile.backend import BackendRequest, CompileContext, open_backend
+from quad.compile.compiler import Compiler
 from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.qnn.chips import soc_named
@@ -21,6 +24,7 @@ from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
+from quad.core.progress import StageClock, silent
 from quad.core.slots import SlotTable
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_inputs
@@ -30,6 +34,12 @@ from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 TARGET = load_target("qnn-htp")
 SOC = soc_named("SM8750")
+
+
+def htp_compiler(profile: Profile, slots: SlotTable, calls: list[ComponentCall], scratch: Path) -> Compiler:
+    """As a build for SM8750 compiles, without what it writes for the vendor's converter."""
+    context = CompileContext(target=TARGET, profile=profile, slots=slots, clock=StageClock(STAGES, silent), scratch=scratch, calls=calls)
+    return Compiler(open_backend(BackendRequest(TARGET, scratch / "unused")), context)
 
 
 @dataclass(frozen=True)

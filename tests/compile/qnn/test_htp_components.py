@@ -17,20 +17,17 @@ import transformers
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quad.build.build import STAGES
-from quad.compile.compiler import Compiler
 from quad.compile.export import GraphSpec
 from quad.compile.passes import unobserved
 from quad.core.component_call import ComponentCall
 from quad.core.manifest import LatentSpec
-from quad.core.progress import StageClock, silent
 from quad.core.slots import SlotTable
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule
 from quad.model.slots.layers import weights_of
 from quad.model.slots.sites import add_sites, share_copy
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
-from tests.compile.qnn.placed_htp import TARGET
+from tests.compile.qnn.placed_htp import htp_compiler
 
 pytest.importorskip("onnxruntime_qnn")
 
@@ -93,7 +90,7 @@ def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn
         expected: list[NDArray[np.float32]] = [network(one).numpy() for one in examples]
     profile = unify(statistics, {component: weights_of(network)}, NO_SLOTS, (), UnifyOptions())
     calls = [ComponentCall(component=component, source="base", inputs={name: one.numpy()}) for one in examples]
-    compiler = Compiler(target=TARGET, profile=profile, slots=NO_SLOTS, clock=StageClock(STAGES, silent), scratch=tmp_path, calls=calls)
+    compiler = htp_compiler(profile, NO_SLOTS, calls, tmp_path)
     made = compiler.artifact(network, spec, unobserved)
     assert (made.placement["on_cpu"], made.placement["partitions"]) == (0, 1)
     assert made.agreement_db["base"] > 50.0

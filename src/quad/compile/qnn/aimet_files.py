@@ -10,8 +10,7 @@ Source: AIMET's encoding format specification, versions 1.0.0 and 2.0.0.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +19,12 @@ import onnx_ir as ir
 from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites, clean
 from quad.core.encoding import Encoding
-from quad.core.storage.files import new_directory, write_bytes, writing_to
+from quad.core.storage.files import write_bytes, writing_to
 
 VERSION_1, VERSION_2 = "1.0.0", "2.0.0"
 ENCODINGS_FILE = f"unet.encodings-{VERSION_2}.json"
 ENCODINGS_OPTION = "--encodings"
 Json = dict[str, Any]
-
-
-@contextmanager
-def for_converter(directory: Path | None) -> Iterator[Path | None]:
-    """A place for these files that gets its name when the block ends well; None where no directory is given.
-
-    Raises:
-        InputError: the directory holds something else. BackendError: the disk is full or the place cannot be written to.
-    """
-    if directory is None:
-        yield None
-        return
-    with new_directory(directory, ENCODINGS_FILE, ENCODINGS_OPTION) as stage:
-        yield stage
 
 
 def write_float(model: ir.Model, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 
 import msgspec
@@ -38,6 +39,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             an operator reads become Q/DQ and all others stay float. Without them, and where no operator is named, every one becomes Q/DQ
             and is computed as it is written, see `for_profile`.
         passes: rewrites of its graphs by name, in order, see `quad.compile.passes.PASSES`.
+        backend: what makes its files, see `quad.compile.backend.BACKENDS`.
+        vendor: who makes the chip, in the words of an error.
+        options: options of a build that no target but this one, or its like, reads.
     """
 
     name: str
@@ -50,11 +54,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     constants: dict[str, dict[str, str]] = {}
     integer: tuple[str, ...] = ()
     passes: tuple[str, ...] = ()
-
-    @property
-    def integers_only(self) -> bool:
-        """Does every value of its graphs have to be an integer."""
-        return bool(self.constants)
+    backend: str = "onnx"
+    vendor: str = ""
+    options: tuple[str, ...] = ()
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
         """Refuse a weight's encoding that an operator cannot read.
@@ -94,6 +96,20 @@ def load_target(name: str) -> Target:
     if name not in target_names():
         raise UsageError(mismatch("--target", " | ".join(target_names()), name, "choose one of these"))
     return msgspec.json.decode(resources.files(__name__).joinpath(f"{name}.json").read_bytes(), type=Target)
+
+
+def check_options(target: Target, options: Iterable[str]) -> None:
+    """Refuse options that another target reads: this one would pass them over without a word.
+
+    Raises:
+        UsageError: names the targets that read it.
+    """
+    for name in options:
+        if name not in target.options:
+            readers = [table for table in map(load_target, target_names()) if name in table.options]
+            vendors = " or ".join(sorted({table.vendor for table in readers}))
+            then = f"leave it out or choose --target {' | '.join(table.name for table in readers)}"
+            raise UsageError(mismatch(f"--{name.replace('_', '-')}", f"a target that compiles for {vendors}", target.name, then))
 
 
 def check_precision(target: Target, precision: str) -> None:

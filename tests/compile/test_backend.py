@@ -1,0 +1,44 @@
+"""The seam to a target's vendor: every table names a backend that opens, and what a build's request says of one reaches it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from quad.compile.backend import BackendRequest, open_backend
+from quad.compile.targets import check_options, load_target, target_names
+from quad.core.errors import UsageError
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_the_backend_of_every_target_opens_without_its_vendors_package(name: str, tmp_path: Path) -> None:
+    target = load_target(name)
+    backend = open_backend(BackendRequest(target, tmp_path / "phone"))
+    backend.check()
+    assert bool(backend.directories) == ("encodings" in target.options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_table_that_names_no_backend_has_that_of_graphs_which_engines_read(tmp_path: Path) -> None:
+    backend = open_backend(BackendRequest(load_target("cpu"), tmp_path))
+    assert (backend.needs_calls, dict(backend.requires), backend.directories) == (False, {}, ())
+
+
+def test_an_unknown_backend_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"backend of target cpu: expected .*, found abacus; choose one of these"):
+        open_backend(BackendRequest(replace(load_target("cpu"), backend="abacus"), tmp_path))
+
+
+def test_a_target_refuses_the_options_of_another() -> None:
+    check_options(load_target("qnn-htp"), ["soc", "encodings"])
+    with pytest.raises(UsageError, match="--soc: expected a target that compiles for Qualcomm, found openvino"):
+        check_options(load_target("openvino"), ["soc"])
+
+
+def test_options_reach_the_backend(tmp_path: Path) -> None:
+    request = BackendRequest(load_target("qnn-htp"), tmp_path / "phone", {"soc": "sm8650", "encodings": tmp_path / "there"})
+    backend = open_backend(request)
+    assert dict(backend.requires) == {"soc": "SM8650", "htp_arch": "75"}
+    assert [(directory.option, directory.path) for directory in backend.directories] == [("--encodings", tmp_path / "there")]
