@@ -79,7 +79,7 @@ def random_adapter(unet: torch.nn.Module, rank: int) -> FloatAdapter:
         for path, layer in unet.named_modules()
         if path.endswith(_LAYERS) and isinstance(layer, torch.nn.Linear)
     }
-    return FloatAdapter("noise", weights, rank, "")
+    return FloatAdapter(name="noise", weights=weights, rank=rank, digest="")
 
 
 def merge(unet: torch.nn.Module, adapter: FloatAdapter) -> None:

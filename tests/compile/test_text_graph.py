@@ -63,7 +63,7 @@ def draw_adapter(text: torch.nn.Module, name: str, rank: int, endings: tuple[str
         if isinstance(layer, torch.nn.Linear) and path.endswith(endings):
             shapes = (rank, layer.in_features), (layer.out_features, rank)
             weights[f"text_encoder.{path}"] = LowRank(*(rng.normal(scale=0.08, size=shape).astype(np.float32) for shape in shapes))
-    return FloatAdapter(name, weights, rank, name)
+    return FloatAdapter(name=name, weights=weights, rank=rank, digest=name)
 
 
 @pytest.fixture(scope="module", params=["quick_gelu", "gelu"])

@@ -66,7 +66,7 @@ def adapter(decay: float) -> FloatAdapter:
         return LowRank(a.astype(np.float32), b.reshape(outputs, rank, *(1,) * (len(inputs) - 1)).astype(np.float32))
 
     weights = {"linear": pair(12, 30, 20), "conv": pair(12, 16, 8, 3, 3), "small": pair(2, 30, 20)}
-    return FloatAdapter("ink", weights, 12, "digest")
+    return FloatAdapter(name="ink", weights=weights, rank=12, digest="digest")
 
 
 def test_reduced_keeps_what_it_says() -> None:

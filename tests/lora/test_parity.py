@@ -201,8 +201,8 @@ def test_both_models_in_one_file_with_their_own_scales(
     }
     of_text = {path: pair for path, pair in adapter.weights.items() if path.startswith("text_encoder.")}
     of_unet = {path: pair for path, pair in adapter.weights.items() if path not in of_text}
-    require_same_text(FloatAdapter("a", of_text, 3, ""), want, text_encoder)
-    require_same(FloatAdapter("a", of_unet, 4, ""), unet, models["unet"], sd_inputs)
+    require_same_text(FloatAdapter(name="a", weights=of_text, rank=3, digest=""), want, text_encoder)
+    require_same(FloatAdapter(name="a", weights=of_unet, rank=4, digest=""), unet, models["unet"], sd_inputs)
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it

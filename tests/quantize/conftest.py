@@ -41,7 +41,7 @@ def draw_adapter(name: str, seed: int, rank: int, sizes: tuple[float, float]) ->
         return LowRank(*(rng.normal(scale=size, size=shape).astype(np.float32) for size, shape in zip(sizes, (down, up), strict=True)))
 
     weights = {ATTENTION: pair((rank, 16), (16, rank)), CONV: pair((rank, 16, 3, 3), (16, rank, 1, 1))}
-    return FloatAdapter(name, weights, rank, f"digest of {name}")
+    return FloatAdapter(name=name, weights=weights, rank=rank, digest=f"digest of {name}")
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,19 @@ def base(tiny: Tiny) -> Base:
     for module in (vae, text):
         module.eval().requires_grad_(False)
     latent = LatentSpec(channels=4, factor=2, scale=(0.5, 1.0, 2.0, 1.0), shift=(0.1, 0.0, -0.1, 0.0))
-    return Base(Path(), unet, text, vae, words.to_str(), NoiseSchedule(), latent, TextSpec(6, 0, 16), 16, TASKS, "digest")
+    return Base(
+        directory=Path(),
+        unet=unet,
+        text_encoder=text,
+        vae=vae,
+        tokenizer=words.to_str(),
+        schedule=NoiseSchedule(),
+        latent=latent,
+        text=TextSpec(6, 0, 16),
+        size=16,
+        tasks=TASKS,
+        digest="digest",
+    )
 
 
 @pytest.fixture(scope="session")

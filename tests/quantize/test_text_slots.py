@@ -78,7 +78,7 @@ def world(base: Base, tiny: Any, samples: list[CalibrationSample]) -> World:
     adapters = (
         faint,
         replace(loud, weights={**loud.weights, **text_weights(1, 3)}),
-        FloatAdapter("words", text_weights(2, 2), 2, "digest of words"),
+        FloatAdapter(name="words", weights=text_weights(2, 2), rank=2, digest="digest of words"),
     )
     slotted = slot_networks(base.unet, base.text_encoder, adapters)
     networks, everything = component_networks(base, slotted.unet, slotted.text_encoder), [*samples, WORDS, WORDS]

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from quad.build.short_samples import PER_ADAPTER, UNET_CALLS
 from quad.quantize.observe.calibrate import CalibrationSample
-from quad.zoo.calibration import PER_ADAPTER, UNET_CALLS, calibration_samples
+from quad.zoo.calibration import calibration_samples
 
 
 def _model(root: Path, channels: int) -> Path:

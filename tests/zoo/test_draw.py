@@ -29,7 +29,7 @@ def test_a_seed_is_a_picture(seed: int) -> None:
 def test_a_mask_covers_all_that_an_object_changes(seed: int) -> None:
     scene = world.sample_scene(np.random.default_rng(seed))
     with_it, without_it = draw.draw_scene(scene), draw.draw_scene(world.without(scene, 0))
-    outside = draw.draw_mask(scene.things[0]) == 0
+    outside = draw.draw_mask(scene.toys[0]) == 0
     np.testing.assert_array_equal(with_it[outside], without_it[outside])
 
 
@@ -39,17 +39,19 @@ def test_line_drawings_are_ink_on_white_and_know_no_colour(seed: int) -> None:
     scene = world.sample_scene(np.random.default_rng(seed))
     lines = draw.draw_lines(scene)
     assert (lines.min(axis=-1) < 90).any()
-    assert (lines[:6] >= 245).all() or any(thing.kind == "balloon" for thing in scene.things)
-    recoloured = world.Scene("night", "sand", tuple(replace(t, colour="red") for t in scene.things), scene.hill, scene.sun_left)
+    assert (lines[:6] >= 245).all() or any(toy.kind == "balloon" for toy in scene.toys)
+    recoloured = world.Scene(
+        time="night", ground="sand", toys=tuple(replace(t, colour="red") for t in scene.toys), hill=scene.hill, sun_left=scene.sun_left
+    )
     np.testing.assert_array_equal(lines, draw.draw_lines(recoloured))
 
 
 @FEW
 @given(SEEDS)
 def test_a_sticker_is_ground_far_from_its_object(seed: int) -> None:
-    thing = world.sample_scene(np.random.default_rng(seed)).things[0]
-    sticker = draw.draw_sticker(thing)
-    far = draw.draw_mask(thing, grow=0.12) == 0
+    toy = world.sample_scene(np.random.default_rng(seed)).toys[0]
+    sticker = draw.draw_sticker(toy)
+    far = draw.draw_mask(toy, grow=0.12) == 0
     assert (sticker[far] == draw.STICKER_GROUND).all()
     assert (sticker.min(axis=-1) >= 245).any()
 

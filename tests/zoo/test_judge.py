@@ -35,9 +35,9 @@ def test_blur_and_noise_of_a_decoder_do_not_blind_it(judge: Judge) -> None:
 def test_attributes_are_the_truths_words(judge: Judge) -> None:
     rng = np.random.default_rng(12)
     scene, face = world.sample_scene(rng), world.sample_portrait(rng)
-    thing = scene.things[0]
-    pictures = np.stack([draw.draw_scene(scene), draw.draw_portrait(face, "neon"), draw.draw_sticker(thing)])
-    assert judge.attributes(pictures) == [truth_of(scene), truth_of(face, "neon"), truth_of_sticker(thing)]
+    toy = scene.toys[0]
+    pictures = np.stack([draw.draw_scene(scene), draw.draw_portrait(face, "neon"), draw.draw_sticker(toy)])
+    assert judge.attributes(pictures) == [truth_of(scene), truth_of(face, "neon"), truth_of_sticker(toy)]
 
 
 def test_no_pictures_no_attributes(judge: Judge) -> None:
@@ -45,7 +45,7 @@ def test_no_pictures_no_attributes(judge: Judge) -> None:
 
 
 def test_labels_skip_heads_that_do_not_apply() -> None:
-    face = truth_of(world.Portrait("tan", "red", "long", "sad"))
+    face = truth_of(world.Portrait(skin="tan", hair="red", cut="long", expression="sad"))
     by_head = dict(zip(HEADS, labels(face), strict=True))
     assert by_head["time"] == IGNORE
     assert HEADS["hair"][by_head["hair"]] == "red"

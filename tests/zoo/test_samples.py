@@ -45,7 +45,7 @@ def test_the_truth_of_removal_is_the_scene_outside_the_mask(seed: int) -> None:
     np.testing.assert_array_equal(sample.image[outside], sample.truth[outside])
     assert isinstance(sample.before, Scene)
     assert isinstance(sample.after, Scene)
-    assert len(sample.after.things) == len(sample.before.things) - 1
+    assert len(sample.after.toys) == len(sample.before.toys) - 1
 
 
 @FEW
@@ -65,7 +65,7 @@ def test_transform_changes_one_attribute_and_says_which(seed: int) -> None:
     assert isinstance(before, Scene)
     assert isinstance(after, Scene)
     changes = [(before.time, after.time), (before.ground, after.ground)]
-    changes += [(old.colour, new.colour) for old, new in zip(before.things, after.things, strict=True)]
+    changes += [(old.colour, new.colour) for old, new in zip(before.toys, after.toys, strict=True)]
     new = [b for a, b in changes if a != b]
     assert len(new) == 1
     assert new[0] in sample.prompt
@@ -76,8 +76,8 @@ def test_transform_changes_one_attribute_and_says_which(seed: int) -> None:
 def test_a_sticker_names_exactly_one_object(seed: int) -> None:
     sample = samples.sample("sticker", seed)
     assert isinstance(sample.before, Scene)
-    named = [thing for thing in sample.before.things if world.sticker_prompt(thing) == sample.prompt]
-    assert named == [sample.before.things[int(sample.detail)]]
+    named = [toy for toy in sample.before.toys if world.sticker_prompt(toy) == sample.prompt]
+    assert named == [sample.before.toys[int(sample.detail)]]
 
 
 @FEW

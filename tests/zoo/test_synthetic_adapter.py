@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from quad.model.adapters import read_adapter
-from quad.zoo.synthetic_adapter import write_loud
+from quad.zoo.synthetic_adapter import write_amplified
 
 CONFIG = {"peft_type": "LORA", "r": 2, "lora_alpha": 8, "target_modules": ["layer"]}
 
@@ -33,6 +33,6 @@ def write(directory: Path, layout: str) -> Path:
 def test_every_update_is_so_many_times_as_large(layout: str, tmp_path: Path) -> None:
     network = nn.ModuleDict({"layer": nn.Linear(4, 3)})
     source = write(tmp_path / "source", layout)
-    write_loud(source, tmp_path / "made", 4.0)
+    write_amplified(source, tmp_path / "made", 4.0)
     plain, loud = (read_adapter("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
     np.testing.assert_allclose(loud.b @ loud.a, 4.0 * (plain.b @ plain.a), rtol=1e-6)

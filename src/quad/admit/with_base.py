@@ -27,9 +27,9 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, role_of
 from quad.lora.read import FloatAdapter
+from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_inputs, slotted_as
-from quad.model.slots.sites import share_copy
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
 from quad.quantize.correct.smooth import fold_scales

@@ -22,8 +22,8 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
+from quad.model.base.modules import share_copy
 from quad.model.base.open import Base
-from quad.model.slots.sites import share_copy
 from quad.quantize.distill.denoising_examples import denoising_examples
 from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall

@@ -22,7 +22,7 @@ class LowRank:
         return int(self.a.shape[0])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FloatAdapter:
     """One task's LoRA: module path to matrices, its largest rank, and the digest of the file it came from.
 
@@ -39,5 +39,5 @@ class FloatAdapter:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """What a build reports of it."""
+        """The adapter as a build reports it."""
         return {"rank": self.rank, "notes": list(self.notes), "energy": dict(self.energy)}

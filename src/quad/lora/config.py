@@ -49,10 +49,10 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         raise InputError(mismatch(where, "patterns that are a module's path", f"{pattern[:60]!r} ({error})", AGAIN)) from error
 
 
-def _number(where: str, value: object, whole: bool) -> float:
-    kinds: tuple[type, ...] = (int,) if whole else (int, float)
-    if not isinstance(value, kinds) or isinstance(value, bool) or not (1 if whole else -_LARGEST) <= value <= _LARGEST:  # type: ignore[operator]
-        raise InputError(mismatch(where, "a whole number from 1 on" if whole else "a number", f"{value!r}"[:60], AGAIN))
+def _number(where: str, value: object, integer: bool) -> float:
+    kinds: tuple[type, ...] = (int,) if integer else (int, float)
+    if not isinstance(value, kinds) or isinstance(value, bool) or not (1 if integer else -_LARGEST) <= value <= _LARGEST:  # type: ignore[operator]
+        raise InputError(mismatch(where, "a whole number from 1 on" if integer else "a number", f"{value!r}"[:60], AGAIN))
     return float(cast("float", value))
 
 
@@ -67,16 +67,16 @@ class _Setting:
         return next((value for pattern, value in self.patterns if any(pattern.match(path) for path in spellings)), self.plain)
 
 
-def _setting(where: str, config: Mapping[str, Any], plain: str, patterns: str, whole: bool) -> _Setting:
+def _setting(where: str, config: Mapping[str, Any], plain: str, patterns: str, integer: bool) -> _Setting:
     exceptions = config.get(patterns) or {}
     if not isinstance(exceptions, dict):
         raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", type(exceptions).__name__, AGAIN))
     if sum(map(_is_expression, exceptions)) > _MOST_EXPRESSIONS:
         raise InputError(mismatch(f"{where}, {patterns}", f"at most {_MOST_EXPRESSIONS} expressions", "more", "write the paths out"))
     value = config.get(plain)
-    default = float(_DEFAULT) if value is None else _number(f"{where}, {plain}", value, whole)
+    default = float(_DEFAULT) if value is None else _number(f"{where}, {plain}", value, integer)
     compiled = (
-        (_compiled(f"{where}, {patterns}", pattern), _number(f"{where}, {patterns}", number, whole))
+        (_compiled(f"{where}, {patterns}", pattern), _number(f"{where}, {patterns}", number, integer))
         for pattern, number in exceptions.items()
     )
     return _Setting(default, tuple(compiled))
@@ -164,7 +164,7 @@ def _require_plain(where: str, config: Mapping[str, Any], kind: str, peft_types:
 
 
 def read_config(path: Path, config: Mapping[str, Any], peft_types: Mapping[str, str]) -> AdapterConfig:
-    """What one config says of one model.
+    """The scale rule of one model, by its config.
 
     Args:
         path: of the file that it stands in, for messages.
@@ -180,7 +180,7 @@ def read_config(path: Path, config: Mapping[str, Any], peft_types: Mapping[str, 
     for option in ("use_rslora", "use_dora"):
         if not isinstance(config.get(option) or False, bool):
             raise InputError(mismatch(f"{where}, {option}", "true or false", f"{config[option]!r}"[:60], AGAIN))
-    rank = _setting(where, config, "r", "rank_pattern", whole=True)
-    alpha = _setting(where, config, "lora_alpha" if kind == "LORA" else "alpha", "alpha_pattern", whole=False)
+    rank = _setting(where, config, "r", "rank_pattern", integer=True)
+    alpha = _setting(where, config, "lora_alpha" if kind == "LORA" else "alpha", "alpha_pattern", integer=False)
     rule = ScaleRule(rank, alpha, bool(config.get("use_rslora")))
     return AdapterConfig(kind=kind, rule=rule, dora=bool(config.get("use_dora")), present=True)

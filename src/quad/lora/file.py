@@ -96,8 +96,8 @@ def _open_part(file: WeightsFile) -> _Part:
         configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
         parents[f"{file.component}config"] = file_digest(file.config)
     elif any(key.startswith("base_model.model.") for key in tensors):
-        then = "alpha is unknown; give the adapter's directory"
-        raise InputError(mismatch(f"{file.path}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", then))
+        remedy = "alpha is unknown; give the adapter's directory"
+        raise InputError(mismatch(f"{file.path}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", remedy))
     base_name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
     return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=json.dumps(base_name[:60]) if base_name else "")
 

@@ -38,7 +38,7 @@ _OLD_TEXT_KEY = re.compile(r"(?<=\.self_attn\.)(to_q|to_k|to_v|to_out)$")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraKey:
-    """What a tensor's name says.
+    """A tensor's name, taken apart.
 
     Args:
         path: of the module, as the file spells it, without prefix.

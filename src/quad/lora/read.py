@@ -80,9 +80,9 @@ def _require_base(
         InputError: keys, or the width of the text features, are of another base.
     """
     metadata = f" (its metadata says {file.trained_on})" if file.trained_on else ""
-    then = "use a LoRA of this base, or build on that base"
+    remedy = "use a LoRA of this base, or build on that base"
     if (base := base_by_names(unused)) is not None:
-        raise InputError(mismatch(where, "a LoRA for this base", f"one for {base[0]}, by key '{quoted(base[1])}'{metadata}", then))
+        raise InputError(mismatch(where, "a LoRA for this base", f"one for {base[0]}, by key '{quoted(base[1])}'{metadata}", remedy))
     for path, module in modules.items():
         down = module.tensors.get("down")
         if path not in slots or not reads_text(path) or down is None or down.ndim < 2:
@@ -90,15 +90,15 @@ def _require_base(
         width, base_width = int(down.shape[1]), slots[path].shape[1]
         if width != base_width:
             expected = f"text features of width {base_width}, as this base has"
-            raise InputError(mismatch(f"{where}, {path}", expected, f"{down.shape}: {base_by_width(width)}{metadata}", then))
+            raise InputError(mismatch(f"{where}, {path}", expected, f"{down.shape}: {base_by_width(width)}{metadata}", remedy))
 
 
 def _require_matches(where: str, file: LoraFile, modules: Mapping[str, _Module], unused: list[str], allow_unused: bool) -> None:
     if modules and (allow_unused or not unused):
         return
-    then = "pass --allow-unused-keys to leave them out" if modules else "is it for another base model?"
+    remedy = "pass --allow-unused-keys to leave them out" if modules else "is it for another base model?"
     problem = f"{len(unused)} of {len(file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
-    raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, then))
+    raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, remedy))
 
 
 def require_slots(name: str, outside: Iterable[str]) -> None:
@@ -108,8 +108,10 @@ def require_slots(name: str, outside: Iterable[str]) -> None:
         CompatibilityError: names them.
     """
     if missing := sorted(outside):
-        then = "build the bundle again with this adapter, or train it on fewer modules"
-        raise CompatibilityError(mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{listed(missing)} without one", then))
+        remedy = "build the bundle again with this adapter, or train it on fewer modules"
+        raise CompatibilityError(
+            mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{listed(missing)} without one", remedy)
+        )
 
 
 def _notes(converted: Iterable[Converted]) -> tuple[str, ...]:

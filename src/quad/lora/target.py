@@ -35,8 +35,8 @@ class Target:
     own_path: str
     layer: LayerLayout
 
-    def error(self, role: Role, expected: object, found: object, then: str = "this LoRA was trained for another network") -> InputError:
-        return InputError(mismatch(f"{self.where}, {self.path}.{_SPELLED.get(role, role)}", expected, found, then))
+    def error(self, role: Role, expected: object, actual: object, remedy: str = "this LoRA was trained for another network") -> InputError:
+        return InputError(mismatch(f"{self.where}, {self.path}.{_SPELLED.get(role, role)}", expected, actual, remedy))
 
     def base(self) -> Matrix:
         """The layer's own weight `(out, n)`, `n` its inputs times its kernel.

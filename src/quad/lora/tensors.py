@@ -111,8 +111,8 @@ def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             names, metadata = list(file.keys()), file.metadata() or {}
         return _mapped(path, names), metadata
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
-        found = first_bytes(path) or f"{error}".partition("\n")[0][:200] or type(error).__name__
-        raise InputError(mismatch(f"{path}", "a whole safetensors file", found, "fetch or save it again")) from error
+        cause = first_bytes(path) or f"{error}".partition("\n")[0][:200] or type(error).__name__
+        raise InputError(mismatch(f"{path}", "a whole safetensors file", cause, "fetch or save it again")) from error
 
 
 def _mapped(path: Path, names: list[str]) -> dict[str, StoredTensor]:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import numpy as np
 from PIL import Image, ImageDraw
 
-from quad.zoo.shapes import INK, RGB, WHITE, WINDOW, Shape, darker, horizon, portrait_shapes, sun, thing_shapes
-from quad.zoo.world import Portrait, Scene, Thing
+from quad.zoo.shapes import INK, RGB, WHITE, WINDOW, Shape, darker, horizon, portrait_shapes, sun, toy_shapes
+from quad.zoo.world import Portrait, Scene, Toy
 
 SUPERSAMPLE = 4
 SKY_RGB: dict[str, tuple[RGB, RGB]] = {
@@ -85,8 +85,8 @@ def _backdrop(scene: Scene, size: int) -> Canvas:
 def draw_scene(scene: Scene, size: int = 64) -> np.ndarray:
     """The picture of a scene."""
     canvas = _backdrop(scene, size)
-    for thing in scene.things:
-        for shape in thing_shapes(thing):
+    for toy in scene.toys:
+        for shape in toy_shapes(toy):
             canvas.fill(shape.points, _lit(shape.fill, scene.time))
     return canvas.pixels()
 
@@ -95,8 +95,8 @@ def draw_lines(scene: Scene, size: int = 64) -> np.ndarray:
     """The line drawing of a scene: dark ink on white, hidden edges hidden."""
     canvas = Canvas(size)
     canvas.line(horizon(scene), INK, 0.022, closed=False)
-    for thing in scene.things:
-        for shape in thing_shapes(thing):
+    for toy in scene.toys:
+        for shape in toy_shapes(toy):
             if shape.in_line_art:
                 canvas.fill(shape.points, WHITE)
                 canvas.line(shape.points, INK, 0.022)
@@ -109,19 +109,19 @@ def draw_pastel(scene: Scene, size: int = 64) -> np.ndarray:
     return np.round(mixed).astype(np.uint8)
 
 
-def draw_mask(thing: Thing, size: int = 64, grow: float = 0.03) -> np.ndarray:
+def draw_mask(toy: Toy, size: int = 64, grow: float = 0.03) -> np.ndarray:
     """The silhouette of one object, grown by `grow` picture widths: uint8 `(H, W)`, 255 inside."""
     canvas = Canvas(size, (0, 0, 0))
-    for shape in thing_shapes(thing):
+    for shape in toy_shapes(toy):
         canvas.fill(shape.points, (255, 255, 255))
         canvas.line(shape.points, (255, 255, 255), 2 * grow)
     return np.where(canvas.pixels()[..., 0] > 0, np.uint8(255), np.uint8(0))
 
 
-def draw_sticker(thing: Thing, size: int = 64) -> np.ndarray:
+def draw_sticker(toy: Toy, size: int = 64) -> np.ndarray:
     """One object where it stood, with a white outline on flat ground."""
     canvas = Canvas(size, STICKER_GROUND)
-    shapes = thing_shapes(thing)
+    shapes = toy_shapes(toy)
     for shape in shapes:
         canvas.line(shape.points, WHITE, 0.09)
     for shape in shapes:
@@ -154,7 +154,3 @@ def draw_portrait(face: Portrait, style: str | None = None, size: int = 64) -> n
         return canvas.pixels()
     full = size * SUPERSAMPLE
     return _portrait(shapes, Canvas(size, _gradient((176, 206, 196), (226, 236, 220), full, full)), 0.0, None, 0.0)
-
-
-def blank(size: int = 64, rgb: RGB = WHITE) -> np.ndarray:
-    return np.full((size, size, 3), rgb, dtype=np.uint8)

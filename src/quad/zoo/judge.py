@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from quad.core.errors import InputError, mismatch
 from quad.zoo import world
-from quad.zoo.world import Portrait, Scene, Thing
+from quad.zoo.world import Portrait, Scene, Toy
 
 SIZE = 64
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
@@ -40,25 +40,25 @@ FACE_HEADS = ("skin", "hair", "cut", "expression", "style")
 BATCH = 64
 
 
-def _things(things: Sequence[Thing]) -> dict[str, str]:
-    found = {f"{place}.kind": NONE for place in world.PLACES}
-    for thing in things:
-        found[f"{thing.place}.kind"] = thing.kind
-        found[f"{thing.place}.colour"] = thing.colour
-    return found
+def _toys(toys: Sequence[Toy]) -> dict[str, str]:
+    attributes = {f"{place}.kind": NONE for place in world.PLACES}
+    for toy in toys:
+        attributes[f"{toy.place}.kind"] = toy.kind
+        attributes[f"{toy.place}.colour"] = toy.colour
+    return attributes
 
 
-def truth_of(what: Scene | Portrait, style: str | None = None) -> dict[str, str]:
-    """The attributes that a perfect judge would read off the picture of `what`."""
-    if isinstance(what, Portrait):
-        face = {"skin": what.skin, "hair": what.hair, "cut": what.cut, "expression": what.expression}
+def truth_of(subject: Scene | Portrait, style: str | None = None) -> dict[str, str]:
+    """The attributes that a perfect judge would read off the picture of `subject`."""
+    if isinstance(subject, Portrait):
+        face = {"skin": subject.skin, "hair": subject.hair, "cut": subject.cut, "expression": subject.expression}
         return {"medium": "portrait", **face, "style": style or NONE}
-    return {"medium": "scene", "time": what.time, "ground": what.ground, **_things(what.things)}
+    return {"medium": "scene", "time": subject.time, "ground": subject.ground, **_toys(subject.toys)}
 
 
-def truth_of_sticker(thing: Thing) -> dict[str, str]:
+def truth_of_sticker(toy: Toy) -> dict[str, str]:
     """The attributes of the sticker of one object."""
-    return {"medium": "sticker", **_things([thing])}
+    return {"medium": "sticker", **_toys([toy])}
 
 
 class JudgeNet(nn.Module):
@@ -73,11 +73,11 @@ class JudgeNet(nn.Module):
 
     def maps(self, x: Tensor) -> list[Tensor]:
         """The five feature maps, finest first."""
-        found = []
+        maps = []
         for conv in self.convs:
             x = torch.relu(conv(x))
-            found.append(x)
-        return found
+            maps.append(x)
+        return maps
 
     def embed(self, last: Tensor) -> Tensor:
         """The hidden layer `(N, 176)` from the last map."""
@@ -100,21 +100,21 @@ def to_signal(pictures: NDArray[np.uint8]) -> Tensor:
         InputError: another shape or element type.
     """
     if pictures.ndim != 4 or pictures.shape[1:] != (SIZE, SIZE, 3) or pictures.dtype != np.uint8:
-        found = f"{pictures.dtype} {pictures.shape}"
-        raise InputError(mismatch("judge", f"uint8 pictures (N, {SIZE}, {SIZE}, 3)", found, "resize them first"))
+        actual = f"{pictures.dtype} {pictures.shape}"
+        raise InputError(mismatch("judge", f"uint8 pictures (N, {SIZE}, {SIZE}, 3)", actual, "resize them first"))
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _kept(found: dict[str, str]) -> dict[str, str]:
+def _visible(row: dict[str, str]) -> dict[str, str]:
     """Only what the picture can show: no skin in a scene, no colour where nothing stands."""
-    if found["medium"] == "portrait":
-        return {name: found[name] for name in ("medium", *FACE_HEADS)}
-    names = ["medium", *(SCENE_HEADS if found["medium"] == "scene" else ())]
+    if row["medium"] == "portrait":
+        return {name: row[name] for name in ("medium", *FACE_HEADS)}
+    names = ["medium", *(SCENE_HEADS if row["medium"] == "scene" else ())]
     for place in world.PLACES:
         names.append(f"{place}.kind")
-        if found[f"{place}.kind"] != NONE:
+        if row[f"{place}.kind"] != NONE:
             names.append(f"{place}.colour")
-    return {name: found[name] for name in names}
+    return {name: row[name] for name in names}
 
 
 class Judge:
@@ -137,7 +137,7 @@ class Judge:
         return Judge(net)
 
     def attributes(self, pictures: NDArray[np.uint8]) -> list[dict[str, str]]:
-        """What each picture shows, by head; only heads that apply to its medium.
+        """The attributes of each picture, by head; only heads that apply to its medium.
 
         Args:
             pictures: uint8 `(N, 64, 64, 3)`.
@@ -146,7 +146,7 @@ class Judge:
             parts = [split_heads(self.net(x)) for x in to_signal(pictures).split(BATCH)]
         picks = {name: torch.cat([part[name] for part in parts]).argmax(1).tolist() for name in HEADS} if parts else {}
         rows = [{name: HEADS[name][picks[name][i]] for name in HEADS} for i in range(len(pictures))]
-        return [_kept(row) for row in rows]
+        return [_visible(row) for row in rows]
 
     def features(self, pictures: NDArray[np.uint8]) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
         """The convolution maps, each `(N, C, h, w)`, and the embedding `(N, 176)`."""

@@ -18,8 +18,8 @@ def reference_dir() -> Path:
     """
     directory = Path(__file__).parent / "weights" / NAME
     if not (directory / "model_index.json").is_file():
-        then = "install quad from a checkout (pip install -e .[build]), wheels leave them out"
-        raise InputError(mismatch(str(directory), "the reference weights", "none", then))
+        remedy = "install quad from a checkout (pip install -e .[build]), wheels leave them out"
+        raise InputError(mismatch(str(directory), "the reference weights", "none", remedy))
     return directory
 
 

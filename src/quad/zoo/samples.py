@@ -18,9 +18,9 @@ LATER = ("pastel",)  # learnt after the model was frozen: no task of the shipped
 HOLE = 127
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """What a task is given and what it should give.
+    """The input of a task and the truth of its output.
 
     `image` is None for text-to-image; `mask` marks what is to be made anew (None: see `quad.runtime.request`);
     `before` and `after` describe the input and the truth.
@@ -39,51 +39,87 @@ class Sample:
 def text_to_image(rng: np.random.Generator, size: int = 64, portraits: float = 0.3) -> Sample:
     if rng.random() < portraits:
         face = world.sample_portrait(rng)
-        return Sample("text-to-image", face.caption, draw.draw_portrait(face, size=size), after=face)
+        return Sample(task="text-to-image", prompt=face.caption, truth=draw.draw_portrait(face, size=size), after=face)
     scene = world.sample_scene(rng)
-    return Sample("text-to-image", scene.caption, draw.draw_scene(scene, size), after=scene)
+    return Sample(task="text-to-image", prompt=scene.caption, truth=draw.draw_scene(scene, size), after=scene)
 
 
 def transform(rng: np.random.Generator, size: int = 64) -> Sample:
     scene = world.sample_scene(rng)
     instruction, after = world.sample_edit(scene, rng)
-    return Sample("transform", instruction, draw.draw_scene(after, size), draw.draw_scene(scene, size), None, scene, after)
+    return Sample(
+        task="transform",
+        prompt=instruction,
+        truth=draw.draw_scene(after, size),
+        image=draw.draw_scene(scene, size),
+        mask=None,
+        before=scene,
+        after=after,
+    )
 
 
 def removal(rng: np.random.Generator, size: int = 64) -> Sample:
     scene = world.sample_scene(rng, (0.55, 0.37, 0.08))
-    index = int(rng.integers(len(scene.things)))
-    thing, after = scene.things[index], world.without(scene, index)
-    mask = draw.draw_mask(thing, size)
-    return Sample("removal", world.removal_prompt(thing), draw.draw_scene(after, size), draw.draw_scene(scene, size), mask, scene, after)
+    index = int(rng.integers(len(scene.toys)))
+    toy, after = scene.toys[index], world.without(scene, index)
+    mask = draw.draw_mask(toy, size)
+    return Sample(
+        task="removal",
+        prompt=world.removal_prompt(toy),
+        truth=draw.draw_scene(after, size),
+        image=draw.draw_scene(scene, size),
+        mask=mask,
+        before=scene,
+        after=after,
+    )
 
 
 def sketch(rng: np.random.Generator, size: int = 64) -> Sample:
     scene = world.sample_scene(rng)
-    return Sample("sketch", scene.caption, draw.draw_scene(scene, size), draw.draw_lines(scene, size), None, scene, scene)
+    return Sample(
+        task="sketch",
+        prompt=scene.caption,
+        truth=draw.draw_scene(scene, size),
+        image=draw.draw_lines(scene, size),
+        mask=None,
+        before=scene,
+        after=scene,
+    )
 
 
 def sticker(rng: np.random.Generator, size: int = 64) -> Sample:
     scene = world.sample_scene(rng, (0.7, 0.3))
-    names = [(thing.kind, thing.colour) for thing in scene.things]
+    names = [(toy.kind, toy.colour) for toy in scene.toys]
     if len(set(names)) < len(names):
         scene = world.without(scene, 0)
-    index = int(rng.integers(len(scene.things)))
-    thing = scene.things[index]
-    truth, image = draw.draw_sticker(thing, size), draw.draw_scene(scene, size)
-    return Sample("sticker", world.sticker_prompt(thing), truth, image, None, scene, scene, str(index))
+    index = int(rng.integers(len(scene.toys)))
+    toy = scene.toys[index]
+    truth, image = draw.draw_sticker(toy, size), draw.draw_scene(scene, size)
+    return Sample(
+        task="sticker", prompt=world.sticker_prompt(toy), truth=truth, image=image, mask=None, before=scene, after=scene, detail=str(index)
+    )
 
 
 def portrait(rng: np.random.Generator, size: int = 64) -> Sample:
     face = world.sample_portrait(rng)
     style = str(rng.choice(world.STYLES))
     truth, image = draw.draw_portrait(face, style, size), draw.draw_portrait(face, size=size)
-    return Sample("portrait", world.style_prompt(style), truth, image, None, face, face, style)
+    return Sample(
+        task="portrait", prompt=world.style_prompt(style), truth=truth, image=image, mask=None, before=face, after=face, detail=style
+    )
 
 
 def pastel(rng: np.random.Generator, size: int = 64) -> Sample:
     scene = world.sample_scene(rng)
-    return Sample("pastel", world.PASTEL_PROMPT, draw.draw_pastel(scene, size), draw.draw_scene(scene, size), None, scene, scene)
+    return Sample(
+        task="pastel",
+        prompt=world.PASTEL_PROMPT,
+        truth=draw.draw_pastel(scene, size),
+        image=draw.draw_scene(scene, size),
+        mask=None,
+        before=scene,
+        after=scene,
+    )
 
 
 SAMPLERS: dict[str, Callable[..., Sample]] = {

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quad.zoo.world import Portrait, Scene, Thing
+from quad.zoo.world import Portrait, Scene, Toy
 
 RGB = tuple[int, int, int]
 
@@ -99,13 +99,11 @@ def _flower(c: RGB) -> list[Shape]:
 _KIND_SHAPES = {"house": _house, "tree": _tree, "car": _car, "balloon": _balloon, "flower": _flower}
 
 
-def thing_shapes(thing: Thing) -> list[Shape]:
+def toy_shapes(toy: Toy) -> list[Shape]:
     """The shapes of one object, back to front, in picture fractions."""
-    unit = SIZE_SCALE[thing.size] * thing.scale * (0.9 if thing.kind == "car" else 1.0)
-    origin = np.array([PLACE_X[thing.place] + thing.dx, BALLOON_Y if thing.kind == "balloon" else STAND_Y])
-    return [
-        Shape(shape.points * unit + origin, shape.fill, shape.in_line_art) for shape in _KIND_SHAPES[thing.kind](COLOUR_RGB[thing.colour])
-    ]
+    unit = SIZE_SCALE[toy.size] * toy.scale * (0.9 if toy.kind == "car" else 1.0)
+    origin = np.array([PLACE_X[toy.place] + toy.dx, BALLOON_Y if toy.kind == "balloon" else STAND_Y])
+    return [Shape(shape.points * unit + origin, shape.fill, shape.in_line_art) for shape in _KIND_SHAPES[toy.kind](COLOUR_RGB[toy.colour])]
 
 
 def horizon(scene: Scene, n: int = 33) -> np.ndarray:

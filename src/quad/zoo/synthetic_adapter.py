@@ -1,4 +1,4 @@
-"""An adapter made on purpose, not trained: a LoRA several times too strong, so that adapters truly disagree about ranges.
+"""A synthetic adapter, not trained: a LoRA several times too strong, so that adapters truly disagree about ranges.
 
 The five of the reference model may fit one profile by luck; a profile that also serves this one cannot.
 """
@@ -16,11 +16,11 @@ from quad.core.storage.files import write_bytes
 from quad.lora.file import open_lora
 from quad.lora.keys import parse_key
 
-MADE = "made-loud"
+SYNTHETIC = "made-loud"
 FACTOR = 4.0
 
 
-def write_loud(source: Path, directory: Path, factor: float = FACTOR) -> None:
+def write_amplified(source: Path, directory: Path, factor: float = FACTOR) -> None:
     """A copy of a LoRA with every up-projection, hence every update `B A`, `factor` times as large.
 
     Args:

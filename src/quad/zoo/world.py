@@ -27,8 +27,8 @@ TIME_PHRASE = {"day": "by day", "sunset": "at sunset", "night": "at night"}
 PLACE_PHRASE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 
 
-@dataclass(frozen=True)
-class Thing:
+@dataclass(frozen=True, kw_only=True)
+class Toy:
     """One object of a scene.
 
     `dx` and `scale` are continuous variations, in picture widths and as a factor.
@@ -46,24 +46,24 @@ class Thing:
         return f"a {self.size} {self.colour} {self.kind} {PLACE_PHRASE[self.place]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """An outdoor scene; `hill` is the phase of the horizon in radians, `sun_left` says on which side the sun or moon is."""
 
     time: str
     ground: str
-    things: tuple[Thing, ...]
+    toys: tuple[Toy, ...]
     hill: float = 0.0
     sun_left: bool = True
 
     @property
     def caption(self) -> str:
-        parts = [thing.phrase for thing in self.things]
+        parts = [toy.phrase for toy in self.toys]
         listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
         return f"{listed}, on {self.ground}, {TIME_PHRASE[self.time]}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Portrait:
     """A face; `tilt` shifts the eyes and mouth sideways, in picture widths."""
 
@@ -83,8 +83,8 @@ def sample_scene(rng: np.random.Generator, counts: tuple[float, ...] = (0.68, 0.
     """Draw a scene; `counts[i]` is the probability of i+1 objects (they never share a place)."""
     n = 1 + int(rng.choice(len(counts), p=counts))
     places = sorted(rng.choice(3, size=n, replace=False))
-    things = tuple(
-        Thing(
+    toys = tuple(
+        Toy(
             kind=str(rng.choice(KINDS)),
             colour=str(rng.choice(COLOURS)),
             place=PLACES[p],
@@ -94,12 +94,12 @@ def sample_scene(rng: np.random.Generator, counts: tuple[float, ...] = (0.68, 0.
         )
         for p in places
     )
-    busy = {thing.place for thing in things if thing.kind == "balloon"}
+    busy = {toy.place for toy in toys if toy.kind == "balloon"}
     sun_left = "left" not in busy if busy & {"left", "right"} else bool(rng.random() < 0.5)
     return Scene(
         time=str(rng.choice(TIMES)),
         ground=str(rng.choice(GROUNDS)),
-        things=things,
+        toys=toys,
         hill=float(rng.uniform(0, 2 * np.pi)),
         sun_left=sun_left,
     )
@@ -122,7 +122,7 @@ def sample_edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
 
     Recolouring names the object by kind, so it is drawn only where one object of that kind is present.
     """
-    kinds = [thing.kind for thing in scene.things]
+    kinds = [toy.kind for toy in scene.toys]
     unique = [i for i, kind in enumerate(kinds) if kinds.count(kind) == 1]
     change = str(rng.choice(("time", "ground", "colour") if unique else ("time", "ground")))
     if change == "time":
@@ -132,27 +132,27 @@ def sample_edit(scene: Scene, rng: np.random.Generator) -> tuple[str, Scene]:
         ground = str(rng.choice([g for g in GROUNDS if g != scene.ground]))
         return f"cover the ground with {ground}", replace(scene, ground=ground)
     i = int(rng.choice(unique))
-    thing = scene.things[i]
-    colour = str(rng.choice([c for c in COLOURS if c != thing.colour]))
-    things = (*scene.things[:i], replace(thing, colour=colour), *scene.things[i + 1 :])
-    return f"turn the {thing.kind} {colour}", replace(scene, things=things)
+    toy = scene.toys[i]
+    colour = str(rng.choice([c for c in COLOURS if c != toy.colour]))
+    toys = (*scene.toys[:i], replace(toy, colour=colour), *scene.toys[i + 1 :])
+    return f"turn the {toy.kind} {colour}", replace(scene, toys=toys)
 
 
 def without(scene: Scene, index: int) -> Scene:
     """The same scene with object `index` taken away (possibly the last one)."""
-    return replace(scene, things=scene.things[:index] + scene.things[index + 1 :])
+    return replace(scene, toys=scene.toys[:index] + scene.toys[index + 1 :])
 
 
-def sticker_prompt(thing: Thing) -> str:
-    return f"a sticker of the {thing.colour} {thing.kind}"
+def sticker_prompt(toy: Toy) -> str:
+    return f"a sticker of the {toy.colour} {toy.kind}"
 
 
 def style_prompt(style: str) -> str:
     return f"a portrait in {style} style"
 
 
-def removal_prompt(thing: Thing) -> str:
-    return f"remove the {thing.kind}"
+def removal_prompt(toy: Toy) -> str:
+    return f"remove the {toy.kind}"
 
 
 def _vocabulary() -> tuple[str, ...]:

@@ -22,9 +22,9 @@ from quad.compile.passes import unobserved
 from quad.core.component_call import ComponentCall
 from quad.core.manifest import LatentSpec
 from quad.core.slots import SlotTable
-from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule
+from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
+from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
-from quad.model.slots.sites import add_sites, share_copy
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from tests.compile.qnn.placed_htp import htp_compiler

@@ -141,7 +141,7 @@ def test_true_renders_agree_with_their_drawing_and_others_do_not() -> None:
 
 
 def test_a_flat_picture_has_no_edges_and_a_blank_drawing_asks_for_none() -> None:
-    flat = draw.blank()
+    flat = np.full((64, 64, 3), draw.WHITE, np.uint8)
     assert not metrics.edges(flat).any()
     assert metrics.edge_agreement(_scene(1), flat) == 1.0
     drawing = sample("sketch", 1).image
@@ -153,7 +153,7 @@ def test_the_sticker_test_accepts_stickers_and_nothing_else() -> None:
     rows = [sample("sticker", 10**9 + i) for i in range(40)]
     assert all(metrics.is_sticker(row.truth) for row in rows)
     assert not any(metrics.is_sticker(row.image) for row in rows if row.image is not None)
-    assert not metrics.is_sticker(draw.blank(rgb=draw.STICKER_GROUND))
+    assert not metrics.is_sticker(np.full((64, 64, 3), draw.STICKER_GROUND, np.uint8))
     assert not any(metrics.is_sticker(sample("portrait", i).truth) for i in range(10))
 
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.model.base import hub
-from quad.model.base.hub import resolve_model, wanted_files
+from quad.model.base.hub import files_to_read, resolve_model
 from quad.model.base.open import open_model
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -193,4 +193,4 @@ def test_pickled_weights_are_refused_before_they_are_fetched(online: tuple[Path,
 )
 def test_shards_of_any_naming(shard: Callable[[int], str]) -> None:
     rest = ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
-    assert wanted_files(REPO, [shard(1), shard(2), *rest])[1] == [shard(1), shard(2), *rest]
+    assert files_to_read(REPO, [shard(1), shard(2), *rest])[1] == [shard(1), shard(2), *rest]

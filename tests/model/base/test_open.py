@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.open import open_model, text_module, vae_decoder_module, vae_encoder_module
-from quad.model.slots.sites import add_sites
+from quad.model.slots.attention import add_sites
 
 
 @pytest.fixture

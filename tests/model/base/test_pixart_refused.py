@@ -10,7 +10,7 @@ import pytest
 
 from quad.core.errors import InputError, UnsupportedError
 from quad.model.base.family import require_unet
-from quad.model.base.hub import wanted_files
+from quad.model.base.hub import files_to_read
 from quad.model.base.open import open_model
 from tests.pixart import plain_transformer, save_pixart, transformer
 
@@ -67,7 +67,7 @@ def test_a_tokenizer_that_is_not_t5s_own_is_refused(copied: Path) -> None:
 
 def test_what_is_fetched_of_one(directory: Path) -> None:
     names = [file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()]
-    texts_wanted, weights = wanted_files("artist/pixart", names)
+    texts_wanted, weights = files_to_read("artist/pixart", names)
     assert weights == [
         "transformer/diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"
     ]  # fmt: skip

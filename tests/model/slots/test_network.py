@@ -16,8 +16,9 @@ from quad.core.errors import CompatibilityError, InputError
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.adapters import read_adapter
+from quad.model.base.modules import share_copy
+from quad.model.slots.attention import add_sites
 from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
-from quad.model.slots.sites import add_sites, share_copy
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 LoraFile = Callable[..., Path]
@@ -103,7 +104,7 @@ def test_every_slot_input_matters_and_takes_gradients(unet: UNet2DConditionModel
     """A slot whose input the output does not feel has been lost; distillation trains through the same gradients."""
     network, table = slot_network(unet, adapters)
     full = {slot.path: LowRank(np.full(slot.a_shape, 0.05, np.float32), np.full(slot.b_shape, 0.05, np.float32)) for slot in table.slots}
-    values = slot_inputs(FloatAdapter("all", full, 16, ""), table)
+    values = slot_inputs(FloatAdapter(name="all", weights=full, rank=16, digest=""), table)
     slots = {name: torch.from_numpy(value).requires_grad_() for name, value in values.items()}
     network(*inputs, slots).square().mean().backward()
     assert [name for name, slot in slots.items() if slot.grad is None or not slot.grad.any()] == []
@@ -140,7 +141,12 @@ def test_an_adapter_without_its_slots_is_refused(unet: UNet2DConditionModel, ada
     with pytest.raises(CompatibilityError, match=r"adapter 'convolutions': expected targets among the \d+ slots, found conv_in, .*; build"):
         slot_inputs(adapters[2], table)
     network, table = slot_network(unet, adapters[2:])
-    small = FloatAdapter("big", {"conv_in": LowRank(np.zeros((40, 9, 3, 3), np.float32), np.zeros((16, 40, 1, 1), np.float32))}, 40, "")
+    small = FloatAdapter(
+        name="big",
+        weights={"conv_in": LowRank(np.zeros((40, 9, 3, 3), np.float32), np.zeros((16, 40, 1, 1), np.float32))},
+        rank=40,
+        digest="",
+    )
     with pytest.raises(CompatibilityError, match=r"adapter 'big', slot 'conv_in': expected A up to \(4, 9, 3, 3\)"):
         slot_inputs(small, table)
     with pytest.raises(CompatibilityError, match=r"slots: expected \d+ inputs, found no 'conv_in.lora_B'"):

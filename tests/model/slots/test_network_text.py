@@ -15,9 +15,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from quad.core.errors import CompatibilityError, InputError
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.read import FloatAdapter, LowRank
-from quad.model.base.modules import TextModule
+from quad.model.base.modules import TextModule, share_copy
+from quad.model.slots.attention import add_sites
 from quad.model.slots.network import Slotted, slot_inputs, slot_network, slot_networks
-from quad.model.slots.sites import add_sites, share_copy
 from tests.model.conftest import random_lora
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")
@@ -40,7 +40,7 @@ def pairs(tensors: dict[str, Tensor], prefix: str = "") -> dict[str, LowRank]:
 
 
 def adapter(name: str, weights: dict[str, LowRank]) -> FloatAdapter:
-    return FloatAdapter(name, weights, max(pair.rank for pair in weights.values()), name)
+    return FloatAdapter(name=name, weights=weights, rank=max(pair.rank for pair in weights.values()), digest=name)
 
 
 def run(slotted: Slotted, one: FloatAdapter | None) -> Tensor:

@@ -6,7 +6,9 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from quad.model.slots.sites import SITE_OP, Site, add_sites, exporting, share_copy
+from quad.model.base.modules import share_copy
+from quad.model.slots.attention import add_sites
+from quad.model.slots.sites import SITE_OP, Site, exporting
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from quad.core.slots import SlotTable
+from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
-from quad.model.slots.sites import add_sites
 from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.encodings.integers import dequantize_adapter, quantize_adapter

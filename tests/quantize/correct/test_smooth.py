@@ -44,7 +44,7 @@ def adapter() -> FloatAdapter:
         shapes = (2, inputs, *tail), (outputs, 2, *tail)
         return LowRank(*(rng.normal(scale=0.3, size=shape).astype(np.float32) for shape in shapes))
 
-    return FloatAdapter("ink", {path: pair(path) for path in LAYERS}, 2, "digest")
+    return FloatAdapter(name="ink", weights={path: pair(path) for path in LAYERS}, rank=2, digest="digest")
 
 
 def tensors(adapter: FloatAdapter | None, table: Any) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from quad.core.errors import InputError
-from quad.model.slots.sites import add_sites
+from quad.model.slots.attention import add_sites
 from quad.quantize.observe.observers import Feed, observe
 
 

@@ -14,7 +14,7 @@ from quad.zoo.train.muon import orthogonalise
 
 
 def _plan(out: Path, steps: int) -> Plan:
-    return Plan("toy", out, steps=steps, batch=4, lr=1e-2, warmup=2, ema=0.9, muon=True, save_every=3)
+    return Plan(name="toy", out=out, steps=steps, batch=4, lr=1e-2, warmup=2, ema=0.9, muon=True, save_every=3)
 
 
 def _train(plan: Plan, stop_at: int | None = None) -> Tensor:

@@ -39,7 +39,7 @@ from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.samples import TASKS
-from quad.zoo.synthetic_adapter import MADE, write_loud
+from quad.zoo.synthetic_adapter import SYNTHETIC, write_amplified
 
 ROWS_FILE = "rows.json"
 REPEATS = 15
@@ -67,7 +67,7 @@ class Study:
     @property
     def made(self) -> Path:
         """Directory of the adapter made on purpose from the first one by name, where a row asks for it."""
-        return self.out / MADE
+        return self.out / SYNTHETIC
 
     def check(self) -> None:
         """Refuse before anything is loaded or written.
@@ -97,7 +97,7 @@ def ablate(study: Study, show: Show) -> list[dict[str, Any]]:
     study.check()
     study = replace(study, adapters={name: find_lora(path) for name, path in study.adapters.items()})
     if any(row.made for row in study.rows):
-        write_loud(study.adapters[min(study.adapters)], study.made)
+        write_amplified(study.adapters[min(study.adapters)], study.made)
     for stale in study.out.glob(f"{BUNDLE_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)  # of a run that was killed
     show("open", 0.0)
@@ -162,7 +162,7 @@ class _Part:
 def _parts(study: Study, row: Row, tasks: Mapping[str, str | None]) -> list[_Part]:
     """One build for all, or one for each adapter; the base alone has no slots to build, so its task is not in an `own` row."""
     if not row.own:
-        return [_Part({**study.adapters, MADE: study.made} if row.made else study.adapters, tuple(tasks))]
+        return [_Part({**study.adapters, SYNTHETIC: study.made} if row.made else study.adapters, tuple(tasks))]
     owners = {name: tuple(task for task, adapter in tasks.items() if adapter == name) for name in study.adapters}
     return [_Part({name: study.adapters[name]}, owned) for name, owned in owners.items() if owned]
 

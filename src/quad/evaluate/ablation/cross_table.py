@@ -29,7 +29,7 @@ from quad.quantize.profile.anchor import CrossTable, cross_table
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.shared_ranges import own_profiles
 from quad.zoo.calibration import calibration_samples
-from quad.zoo.synthetic_adapter import MADE
+from quad.zoo.synthetic_adapter import SYNTHETIC
 
 CROSS_FILE, HARD_FILE = "cross.json", "cross_hard.json"
 
@@ -52,7 +52,7 @@ def cross(study: Study, show: Show) -> CrossTables:
     groups = {row.group for row in study.rows}
     adapters = {name: find_lora(path) for name, path in study.adapters.items()}
     plain = _kept(study, adapters, study.out / CROSS_FILE, show) if "profile" in groups and len(adapters) > 1 else None
-    hard = _kept(study, {**adapters, MADE: study.made}, study.out / HARD_FILE, show) if "hard" in groups else None
+    hard = _kept(study, {**adapters, SYNTHETIC: study.made}, study.out / HARD_FILE, show) if "hard" in groups else None
     return CrossTables(plain, hard)
 
 

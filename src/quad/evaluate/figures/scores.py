@@ -48,11 +48,11 @@ def text_to_image(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -
             continue
         hits["sky"].append(found.get("time") == truth["time"])
         hits["ground"].append(found.get("ground") == truth["ground"])
-        for thing in sample.after.things:
-            kind = found.get(f"{thing.place}.kind") == thing.kind
+        for toy in sample.after.toys:
+            kind = found.get(f"{toy.place}.kind") == toy.kind
             hits["kind"].append(kind)
-            hits["kind_colour"].append(kind and found.get(f"{thing.place}.colour") == thing.colour)
-            hits["kind_anywhere"].append(any(found.get(f"{place}.kind") == thing.kind for place in world.PLACES))
+            hits["kind_colour"].append(kind and found.get(f"{toy.place}.colour") == toy.colour)
+            hits["kind_anywhere"].append(any(found.get(f"{place}.kind") == toy.kind for place in world.PLACES))
     return {name: _share(values) for name, values in hits.items() if values}
 
 
@@ -118,8 +118,8 @@ def sticker(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scor
     """White outline and flat ground by pixel test; the right object by the judge."""
     kept = []
     for sample, found in zip(samples, judge.attributes(pictures), strict=True):
-        thing = _scene(sample.before).things[int(sample.detail)]
-        kept.append(found.get(f"{thing.place}.kind") == thing.kind and found.get(f"{thing.place}.colour") == thing.colour)
+        toy = _scene(sample.before).toys[int(sample.detail)]
+        kept.append(found.get(f"{toy.place}.kind") == toy.kind and found.get(f"{toy.place}.colour") == toy.colour)
     return {"outline": _share([metrics.is_sticker(picture) for picture in pictures]), "object": _share(kept)}
 
 

@@ -1,4 +1,4 @@
-"""What kind of model a directory holds, told from its configs before any weight is read; what quad cannot run is refused by name.
+"""The family of a model directory, told from its configs before any weight is read; what quad cannot run is refused by name.
 
 Layouts are those of the models' training: Stable Diffusion (4 channels), its inpainting models (Rombach et al. 2022, section 4.5: mask,
 then the masked picture's latent), and InstructPix2Pix (Brooks et al. 2023, section 3.2: the picture's latent as the autoencoder gives it).
@@ -15,6 +15,7 @@ import msgspec
 
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.manifest import Beside
+from quad.core.slots import UNET
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.model.base.weight_files import read_config
 
@@ -70,8 +71,8 @@ def pipeline_class(directory: Path) -> str:
 
 def denoiser_folder(directory: Path) -> Path:
     """Where the denoiser lies: `transformer`, or `unet` where there is one, or neither."""
-    transformer = (directory / TRANSFORMER).is_dir() and not (directory / "unet").is_dir()
-    return directory / (TRANSFORMER if transformer else "unet")
+    transformer = (directory / TRANSFORMER).is_dir() and not (directory / UNET).is_dir()
+    return directory / (TRANSFORMER if transformer else UNET)
 
 
 def trained_side(unet: Any) -> Any:
@@ -88,12 +89,12 @@ def require_unet(directory: Path) -> None:
         UnsupportedError: its denoiser is a transformer.
     """
     if (folder := denoiser_folder(directory)).name == TRANSFORMER:
-        then = "build it with --target cpu or openvino"
-        raise UnsupportedError(mismatch(f"{folder}", "a U-Net, as targets of integers alone need", "a transformer", then))
+        remedy = "build it with --target cpu or openvino"
+        raise UnsupportedError(mismatch(f"{folder}", "a U-Net, as targets of integers alone need", "a transformer", remedy))
 
 
 def beside_channels(directory: Path, unet: Any, latent_channels: int) -> tuple[Beside, ...] | msgspec.UnsetType:
-    """What the denoiser reads beside the latent; unset in the reference world and where it reads nothing.
+    """The inputs that the denoiser reads beside the latent; unset in the reference world and where it reads nothing.
 
     Args:
         unet: its config, a mapping.
@@ -101,21 +102,21 @@ def beside_channels(directory: Path, unet: Any, latent_channels: int) -> tuple[B
     Raises:
         UnsupportedError: a number of channels that means nothing here.
     """
-    folder, channels, made = denoiser_folder(directory), int(unet["in_channels"]), int(unet["out_channels"])
+    folder, channels, outputs = denoiser_folder(directory), int(unet["in_channels"]), int(unet["out_channels"])
     if folder.name == TRANSFORMER:
         # Twice as many out where it learned the variance too.
-        if channels != latent_channels or made not in (channels, 2 * channels):
+        if channels != latent_channels or outputs not in (channels, 2 * channels):
             expected = f"{latent_channels} channels in, {latent_channels} or {2 * latent_channels} out"
-            raise UnsupportedError(mismatch(f"{folder}", expected, f"{channels} in, {made} out", _THEN))
+            raise UnsupportedError(mismatch(f"{folder}", expected, f"{channels} in, {outputs} out", _THEN))
         return msgspec.UNSET
-    if made != latent_channels:
-        raise UnsupportedError(mismatch(f"{directory / 'unet'}", f"{latent_channels} output channels", made, _THEN))
+    if outputs != latent_channels:
+        raise UnsupportedError(mismatch(f"{directory / UNET}", f"{latent_channels} output channels", outputs, _THEN))
     if (directory / WORLD_FILE).is_file() or channels == latent_channels:
         return msgspec.UNSET
     layouts = {2 * latent_channels: EDITING, 2 * latent_channels + 1: INPAINTING}
     if channels not in layouts:
         expected = f"{latent_channels}, {2 * latent_channels} (InstructPix2Pix) or {2 * latent_channels + 1} (inpainting) input channels"
-        raise UnsupportedError(mismatch(f"{directory / 'unet'}", expected, f"in_channels={channels}", _THEN))
+        raise UnsupportedError(mismatch(f"{directory / UNET}", expected, f"in_channels={channels}", _THEN))
     return layouts[channels]
 
 
@@ -130,11 +131,11 @@ def _check_transformer(folder: Path, config: dict[str, Any]) -> None:
         raise UnsupportedError(mismatch(f"{folder}", _ASKED, _called(kind), _THEN))
     sized = config.get("use_additional_conditions")
     if sized or (sized is None and config.get("sample_size", _SIZED_SIDE) == _SIZED_SIDE):
-        found = "use_additional_conditions (size and aspect ratio)"
-        raise UnsupportedError(mismatch(f"{folder}", "a transformer conditioned on text alone", found, _THEN))
+        condition = "use_additional_conditions (size and aspect ratio)"
+        raise UnsupportedError(mismatch(f"{folder}", "a transformer conditioned on text alone", condition, _THEN))
     if config.get("attention_type", "default") != "default" or config.get("caption_channels") is None:
-        found = f"attention_type={config.get('attention_type')!r}, caption_channels={config.get('caption_channels')!r}"
-        raise UnsupportedError(mismatch(f"{folder}", "plain attention to a projected caption", found, _THEN))
+        attention = f"attention_type={config.get('attention_type')!r}, caption_channels={config.get('caption_channels')!r}"
+        raise UnsupportedError(mismatch(f"{folder}", "plain attention to a projected caption", attention, _THEN))
 
 
 def _check_unet(folder: Path, config: dict[str, Any]) -> None:
@@ -143,8 +144,8 @@ def _check_unet(folder: Path, config: dict[str, Any]) -> None:
     for name in _CONDITIONS:
         if config.get(name):
             raise UnsupportedError(mismatch(f"{folder}", "a U-Net conditioned on text alone", f"{name}={config[name]!r}", _THEN))
-    for name, known in _BLOCKS.items():
-        said = config.get(name) or ()
-        strange = [block for block in ([said] if isinstance(said, str) else said) if block not in known]
-        if strange:
-            raise UnsupportedError(mismatch(f"{folder}", f"{name} of {', '.join(known)}", strange[0], _THEN))
+    for name, supported in _BLOCKS.items():
+        blocks = config.get(name) or ()
+        unknown = [block for block in ([blocks] if isinstance(blocks, str) else blocks) if block not in supported]
+        if unknown:
+            raise UnsupportedError(mismatch(f"{folder}", f"{name} of {', '.join(supported)}", unknown[0], _THEN))

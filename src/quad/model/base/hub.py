@@ -21,11 +21,12 @@ from huggingface_hub.errors import (
 )
 
 from quad.core.errors import InputError, QuadError, mismatch
+from quad.core.slots import TEXT_ENCODER, UNET
 from quad.model.base.family import TRANSFORMER, check_family
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = {"unet": DIFFUSION_STEM, "vae": DIFFUSION_STEM, "text_encoder": TRANSFORMERS_STEM}
+_WEIGHTS = {UNET: DIFFUSION_STEM, "vae": DIFFUSION_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
 _FOLDERS = (*_WEIGHTS, TRANSFORMER, "tokenizer", "scheduler", "")
 _TEXTS = (".json", ".txt")
 _SHARD = re.compile(r"-\d+-of-(\d+)")
@@ -42,28 +43,28 @@ def resolve_model(text: str) -> Path:
     Raises:
         InputError: neither a directory nor a model on the hub, or it cannot be reached. UnsupportedError: a model of another family.
     """
-    place, found = Path(text), _ID.fullmatch(text)
+    path, hub_id = Path(text), _ID.fullmatch(text)
     try:
-        is_directory, is_file = bool(text) and place.is_dir(), place.is_file()
+        is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
     except OSError as error:  # a name that the system does not take
         raise InputError(mismatch(text, "a diffusers model directory or a hub id", f"{error.strerror}", "check the path")) from error
     if is_directory:
-        return place
+        return path
     if is_file:
-        then = "convert it: diffusers' from_single_file, then save_pretrained"
-        raise InputError(mismatch(text, "a diffusers model directory or a hub id", "a single file", then))
-    if found is None or ".." in text:  # no branch has that in its name, and a path in the cache could
+        remedy = "convert it: diffusers' from_single_file, then save_pretrained"
+        raise InputError(mismatch(text, "a diffusers model directory or a hub id", "a single file", remedy))
+    if hub_id is None or ".." in text:  # no branch has that in its name, and a path in the cache could
         raise InputError(mismatch(text, "a diffusers model directory or a hub id", "none", "check the path"))
-    repo, revision = found["repo"], found["revision"]
+    repo, revision = hub_id["repo"], hub_id["revision"]
     try:
         return _cached(repo, revision) or _fetched(repo, revision)
     except QuadError:
         raise
     except Exception as error:  # of the hub, of the library that asks it, or of the disk
-        raise InputError(mismatch(text, "a directory, or a model on the hub", *_why(error))) from error
+        raise InputError(mismatch(text, "a directory, or a model on the hub", *_cause_and_remedy(error))) from error
 
 
-def wanted_files(repo: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
+def files_to_read(repo: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
     """Of a repository's files, the texts and the weights that are read.
 
     Raises:
@@ -80,8 +81,8 @@ def _folder(name: str) -> str:
 def _stems(names: Iterable[str]) -> dict[str, str]:
     """Component -> name of its weight file; a transformer stands where there is no U-Net."""
     folders = {_folder(name) for name in names}
-    if TRANSFORMER in folders and "unet" not in folders:
-        return {TRANSFORMER: DIFFUSION_STEM, **{folder: stem for folder, stem in _WEIGHTS.items() if folder != "unet"}}
+    if TRANSFORMER in folders and UNET not in folders:
+        return {TRANSFORMER: DIFFUSION_STEM, **{folder: stem for folder, stem in _WEIGHTS.items() if folder != UNET}}
     return _WEIGHTS
 
 
@@ -89,11 +90,11 @@ def _weights(repo: str, folder: str, stem: str, names: Sequence[str]) -> list[st
     """The safetensors of one component: one file, or its shards."""
     for variant in _VARIANTS:
         # Shards are named STEM.fp16-00001-of-00002 by diffusers, and STEM-00001-of-00002.fp16 in older files.
-        one = re.compile(rf"{folder}/{stem}(-\d+-of-\d+)?{re.escape(variant)}(-\d+-of-\d+)?\.safetensors")
-        if found := [name for name in names if one.fullmatch(name)]:
-            return found
-    there = next((name for name in names if _folder(name) == folder and not name.endswith(_TEXTS)), "no weights")
-    raise InputError(mismatch(f"{repo}/{folder}", f"{stem}.safetensors", there, "choose a model in safetensors"))
+        pattern = re.compile(rf"{folder}/{stem}(-\d+-of-\d+)?{re.escape(variant)}(-\d+-of-\d+)?\.safetensors")
+        if files := [name for name in names if pattern.fullmatch(name)]:
+            return files
+    other = next((name for name in names if _folder(name) == folder and not name.endswith(_TEXTS)), "no weights")
+    raise InputError(mismatch(f"{repo}/{folder}", f"{stem}.safetensors", other, "choose a model in safetensors"))
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -107,27 +108,27 @@ def _cached(repo: str, revision: str | None) -> Path | None:
 
 
 def _is_whole(repo: str, names: Iterable[str]) -> bool:
-    there = set(names)
+    files = set(names)
     try:
-        _, weights = wanted_files(repo, sorted(there))
+        _, weights = files_to_read(repo, sorted(files))
     except InputError:
         return False
-    shards = Counter((_SHARD.sub("", name), int(found[1])) for name in weights if (found := _SHARD.search(name)))
+    shards = Counter((_SHARD.sub("", name), int(shard[1])) for name in weights if (shard := _SHARD.search(name)))
     if any(number != total for (_, total), number in shards.items()):
         return False
     configs = {f"{folder}/config.json" for folder in _stems(names)} | {"scheduler/scheduler_config.json"}
-    return configs <= there and any(name.startswith("tokenizer/") for name in there)
+    return configs <= files and any(name.startswith("tokenizer/") for name in files)
 
 
 def _fetched(repo: str, revision: str | None) -> Path:
     """The hub's copy; texts first, so that another family is refused before gigabytes are on their way."""
-    texts, weights = wanted_files(repo, HfApi().list_repo_files(repo, revision=revision))
+    texts, weights = files_to_read(repo, HfApi().list_repo_files(repo, revision=revision))
     check_family(Path(snapshot_download(repo, revision=revision, allow_patterns=texts)))
     return Path(snapshot_download(repo, revision=revision, allow_patterns=[*texts, *weights]))
 
 
-def _why(error: Exception) -> tuple[str, str]:
-    """What was found, and what to do."""
+def _cause_and_remedy(error: Exception) -> tuple[str, str]:
+    """The end of the message for an error of the hub: what was found, and what to do."""
     match error:
         case GatedRepoError():
             return "one whose licence has to be accepted first", "accept it on its page and log in: hf auth login"

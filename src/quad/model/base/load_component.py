@@ -67,7 +67,7 @@ def _require_plausible(path: Path, config: Mapping[str, Any]) -> None:
         most = MOST_LAYERS if "layers" in field or (field.startswith("num_") and field.endswith("blocks")) else LARGEST_NUMBER
         if len(values) > MOST_BLOCKS and field.endswith(("block_types", "block_out_channels", "layers_per_block")):
             raise InputError(mismatch(f"{path}", f"at most {MOST_BLOCKS} blocks", f"{len(values)} as {field}", _AGAIN))
-        for number in (found for found in values if isinstance(found, int | float) and not -most <= found <= most):
+        for number in (value for value in values if isinstance(value, int | float) and not -most <= value <= most):
             raise InputError(mismatch(f"{path}", f"{field} up to {most}", f"{number!r}"[:40], _AGAIN))
 
 
@@ -91,37 +91,37 @@ def _empty(folder: Path, kind: Any, config: dict[str, Any]) -> nn.Module:
         with accelerate.init_empty_weights(include_buffers=False):
             module: nn.Module = kind(kind.config_class.from_dict(config)) if hasattr(kind, "config_class") else kind.from_config(config)
     except Exception as error:  # a config may be wrong in any way, and the libraries raise what they run into
-        found = f"{error}".strip().splitlines()[0][:200] if f"{error}".strip() else type(error).__name__
-        raise InputError(mismatch(f"{folder / 'config.json'}", "the config of a model", found, "fetch or save the model again")) from error
+        cause = f"{error}".strip().splitlines()[0][:200] if f"{error}".strip() else type(error).__name__
+        raise InputError(mismatch(f"{folder / 'config.json'}", "the config of a model", cause, "fetch or save the model again")) from error
     return module
 
 
 def _fill(folder: Path, module: nn.Module, files: Iterable[Path]) -> None:
     """Every parameter and stored buffer of the module from the files, none left over on either side."""
-    places = dict(module.state_dict(keep_vars=True))
-    missing, file = set(places), folder
+    owners = dict(module.state_dict(keep_vars=True))
+    missing, file = set(owners), folder
     for file in files:
-        names = {key: _name(key, places) for key in _keys(file)}
+        names = {key: _name(key, owners) for key in _keys(file)}
         _refuse(file, "also", [key for key, name in names.items() if name is None and not key.endswith(_CONSTANTS)])
         for key, name in ((key, name) for key, name in names.items() if name is not None):
-            value = _read(file, key, places[name].shape)
-            for twin in [other for other, tensor in places.items() if tensor is places[name]]:  # a tied tensor is stored once
-                _place(module, twin, value)
+            value = _read(file, key, owners[name].shape)
+            for twin in [other for other, tensor in owners.items() if tensor is owners[name]]:  # a tied tensor is stored once
+                _assign(module, twin, value)
                 missing.discard(twin)
     _refuse(file, "no", missing)
 
 
 def _refuse(file: Path, word: str, keys: Iterable[str]) -> None:
-    if found := ", ".join(sorted(keys)[:4]):
-        raise InputError(mismatch(f"{file}", "exactly the weights of config.json", f"{word} {found}", "fetch or save the model again"))
+    if names := ", ".join(sorted(keys)[:4]):
+        raise InputError(mismatch(f"{file}", "exactly the weights of config.json", f"{word} {names}", "fetch or save the model again"))
 
 
-def _name(key: str, places: Mapping[str, Tensor]) -> str | None:
+def _name(key: str, owners: Mapping[str, Tensor]) -> str | None:
     """The module's own name of a stored tensor; None where it has none."""
     path, _, leaf = key.rpartition(".")
     parent, _, last = path.rpartition(".")
     old = f"{parent}.{_OLD_ATTENTION.get(last, last)}.{leaf}"
-    return next((name for name in (key, key.removeprefix("text_model."), f"text_model.{key}", old) if name in places), None)
+    return next((name for name in (key, key.removeprefix("text_model."), f"text_model.{key}", old) if name in owners), None)
 
 
 def _keys(file: Path) -> list[str]:
@@ -135,14 +135,14 @@ def _read(file: Path, key: str, shape: torch.Size) -> Tensor:
         with safe_open(file, framework="pt") as opened:
             stored: Tensor = opened.get_tensor(key)
     except (SafetensorError, OSError) as error:
-        found = f"{error}".splitlines()[0]
-        raise InputError(mismatch(f"{file}", "a whole safetensors file", found, "fetch or save the model again")) from error
+        cause = f"{error}".splitlines()[0]
+        raise InputError(mismatch(f"{file}", "a whole safetensors file", cause, "fetch or save the model again")) from error
     if stored.dtype not in _FLOATS:
-        found = f"{key} of {stored.dtype}"
-        raise UnsupportedError(mismatch(f"{file}", "weights of 16 or 32 bit floats", found, "choose a model that is not quantized"))
+        stored_type = f"{key} of {stored.dtype}"
+        raise UnsupportedError(mismatch(f"{file}", "weights of 16 or 32 bit floats", stored_type, "choose a model that is not quantized"))
     if stored.shape != shape:
-        found = f"{key} of shape {tuple(stored.shape)}, not {tuple(shape)}"
-        raise InputError(mismatch(f"{file.parent}", "weights that fit config.json", found, "fetch or save the model again"))
+        shapes = f"{key} of shape {tuple(stored.shape)}, not {tuple(shape)}"
+        raise InputError(mismatch(f"{file.parent}", "weights that fit config.json", shapes, "fetch or save the model again"))
     value = stored.to(torch.float32, copy=True)
     # Of the extremes alone: over the tensor, `isfinite` would make others of its size.
     if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
@@ -150,7 +150,7 @@ def _read(file: Path, key: str, shape: torch.Size) -> Tensor:
     return value
 
 
-def _place(module: nn.Module, name: str, value: Tensor) -> None:
+def _assign(module: nn.Module, name: str, value: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
     owner = module.get_submodule(path)
     if leaf in owner._parameters:

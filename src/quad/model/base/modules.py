@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quad.core.manifest import LatentSpec
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def share_copy(module: M) -> M:
+    """A copy of the structure that shares every parameter and buffer: surgery on it leaves the caller's module alone."""
+    memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
+    return copy.deepcopy(module, memo)
 
 
 class TextModule(nn.Module):

@@ -41,7 +41,7 @@ _CLASSES: Mapping[str, tuple[SamplerKind, int]] = {
     "LCMScheduler": ("lcm", 4),
 }
 # These sample otherwise, but their configs tell the same schedule: with `--sampler` they will do.
-_SISTERS = (
+_SAME_SCHEDULE = (
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
     "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler", "SASolverScheduler", "TCDScheduler",
@@ -58,16 +58,16 @@ _PLAIN = (
     "lower_order_final", "euler_at_final", "disable_corrector", "skip_prk_steps", "original_inference_steps", "timestep_scaling",
 )  # fmt: skip
 # Fields that become one below.
-_TURNED = (
+_CONVERTED = (
     "clip_sample", "clip_sample_range", "use_karras_sigmas", "use_exponential_sigmas", "lambda_min_clipped", "algorithm_type",
     "solver_type", "variance_type",
 )  # fmt: skip
 # Without effect while the fields that would use them are at their defaults.
 _IDLE = ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type")
 # From years ago, and without effect at these values.
-_OLD: Config = {"predict_epsilon": True, "tensor_format": "pt"}
+_OBSOLETE: Config = {"predict_epsilon": True, "tensor_format": "pt"}
 # Pipelines overwrite these in the config they are given.
-_MENDED: Mapping[str, Config] = {
+_PIPELINE_OVERRIDES: Mapping[str, Config] = {
     "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
     "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
     "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
@@ -89,37 +89,37 @@ def _check_known(path: Path, config: Config) -> None:
     """
     if config.get("predict_epsilon") is False:
         raise UnsupportedError(mismatch(f"{path}", "prediction_type", "predict_epsilon=False", "write prediction_type, sample, instead"))
-    known = {field for scheduler in (*_CLASSES, *_SISTERS) for field in _defaults(scheduler)}
+    fields = {field for scheduler in (*_CLASSES, *_SAME_SCHEDULE) for field in _defaults(scheduler)}
     for field, value in config.items():
-        if not field.startswith("_") and field not in known and value not in (None, False, _OLD.get(field)):
+        if not field.startswith("_") and field not in fields and value not in (None, False, _OBSOLETE.get(field)):
             raise UnsupportedError(mismatch(f"{path}", "fields of diffusers' schedulers", f"{field}={value!r}", "take the field out"))
         if isinstance(value, float) and not np.isfinite(value) and (field, value) != ("lambda_min_clipped", -np.inf):
             raise InputError(mismatch(f"{path}", f"a finite {field}", value, "mend the file"))
 
 
-def _noise_schedule(path: Path, config: Config, own: str) -> NoiseSchedule:
+def _noise_schedule(path: Path, config: Config, scheduler: str) -> NoiseSchedule:
     """The schedule the base was trained with.
 
     Raises:
         UnsupportedError: a kind of schedule or prediction that quad does not know.
         InputError: numbers that are no schedule.
     """
-    values = {"rescale_betas_zero_snr": False, **_defaults(own), **config}
-    found = {ours: values[theirs] for theirs, ours in _SCHEDULE.items() if values.get(theirs) is not None}
+    values = {"rescale_betas_zero_snr": False, **_defaults(scheduler), **config}
+    fields = {ours: values[theirs] for theirs, ours in _SCHEDULE.items() if values.get(theirs) is not None}
     try:
-        schedule = msgspec.convert(found, NoiseSchedule)
+        schedule = msgspec.convert(fields, NoiseSchedule)
     except msgspec.ValidationError as error:
         raise UnsupportedError(mismatch(f"{path}", "a schedule quad knows", f"{error}", "choose another base model")) from error
-    betas, then = schedule.trained_betas, "mend the file"
+    betas, remedy = schedule.trained_betas, "mend the file"
     if not 2 <= schedule.steps <= MOST_TIMESTEPS or (betas is not msgspec.UNSET and len(betas) != schedule.steps):
         expected = f"num_train_timesteps of 2 to {MOST_TIMESTEPS}, and as many trained_betas where it has some"
-        raise InputError(mismatch(f"{path}", expected, schedule.steps, then))
+        raise InputError(mismatch(f"{path}", expected, schedule.steps, remedy))
     left = np.zeros(2)
     if 0.0 <= schedule.beta_start <= 1.0 and 0.0 <= schedule.beta_end <= 1.0:
         with np.errstate(all="ignore"):
             left = np.concatenate([[1.0], alphas_cumprod(schedule)])
     if not (np.isfinite(left).all() and (np.diff(left) < 0.0).all() and left[-1] >= 0.0):
-        raise InputError(mismatch(f"{path}", "betas that leave less and less of the signal", "others", then))
+        raise InputError(mismatch(f"{path}", "betas that leave less and less of the signal", "others", remedy))
     return schedule
 
 
@@ -129,18 +129,18 @@ def _check_carried(path: Path, scheduler: str, fields: Config) -> None:
     Raises:
         UnsupportedError: a field of the class, not among those carried over, that is not at its default.
     """
-    carried = {*_SCHEDULE, *_PLAIN, *_TURNED, *_IDLE}
+    carried = {*_SCHEDULE, *_PLAIN, *_CONVERTED, *_IDLE}
     for field, default in _defaults(scheduler).items():
         if field not in carried and fields[field] != default and not (default is False and fields[field] is None):
-            then = "choose a sampler with --sampler, or take the field out"
-            raise UnsupportedError(mismatch(f"{path}", f"{scheduler} with {field}={default!r}", f"{field}={fields[field]!r}", then))
+            remedy = "choose a sampler with --sampler, or take the field out"
+            raise UnsupportedError(mismatch(f"{path}", f"{scheduler} with {field}={default!r}", f"{field}={fields[field]!r}", remedy))
 
 
-def _solver_type(kind: str, found: Any) -> Any:
+def _solver_type(kind: str, solver: Any) -> Any:
     """diffusers reads another class's solver type as its own usual one."""
     if kind == "unipc":
-        return "bh2" if found in ("midpoint", "heun", "logrho") else found
-    return "midpoint" if found in ("bh1", "bh2", "logrho") else found
+        return "bh2" if solver in ("midpoint", "heun", "logrho") else solver
+    return "midpoint" if solver in ("bh1", "bh2", "logrho") else solver
 
 
 def _settings(path: Path, kind: SamplerKind, fields: Config) -> SamplerSettings:
@@ -149,20 +149,20 @@ def _settings(path: Path, kind: SamplerKind, fields: Config) -> SamplerSettings:
     Raises:
         UnsupportedError: a value that our samplers do not have.
     """
-    found: dict[str, Any] = {field: fields[field] for field in _PLAIN if field in fields}
+    settings: dict[str, Any] = {field: fields[field] for field in _PLAIN if field in fields}
     if fields.get("clip_sample"):
-        found["clip_sample_range"] = fields["clip_sample_range"]
+        settings["clip_sample_range"] = fields["clip_sample_range"]
     for field, name in (("use_karras_sigmas", "karras"), ("use_exponential_sigmas", "exponential")):
         if fields.get(field):
-            found["sigmas"] = name
+            settings["sigmas"] = name
     if fields.get("lambda_min_clipped", -np.inf) not in (-np.inf, "-Infinity", None):
-        found["lambda_min_clipped"] = fields["lambda_min_clipped"]
+        settings["lambda_min_clipped"] = fields["lambda_min_clipped"]
     if "solver_type" in fields:
-        found["solver_type"] = _solver_type(kind, fields["solver_type"])
+        settings["solver_type"] = _solver_type(kind, fields["solver_type"])
     if fields.get("variance_type") not in (None, "fixed_small_log"):
-        found["variance_type"] = fields["variance_type"]
+        settings["variance_type"] = fields["variance_type"]
     try:
-        return msgspec.convert(found, SamplerSettings)
+        return msgspec.convert(settings, SamplerSettings)
     except msgspec.ValidationError as error:
         raise UnsupportedError(mismatch(f"{path}", f"settings that {kind} has", f"{error}", "choose a sampler with --sampler")) from error
 
@@ -171,13 +171,13 @@ def _kind(path: Path, scheduler: str, fields: Config) -> SamplerKind:
     algorithm = fields.get("algorithm_type")
     if algorithm is None:
         return _CLASSES[scheduler][0]
-    known: Mapping[str, SamplerKind] = {
+    kinds: Mapping[str, SamplerKind] = {
         "dpmsolver++": "dpmsolver++", "deis": "dpmsolver++", "sde-dpmsolver++": "sde-dpmsolver++", "dpmsolver": "dpmsolver",
     }  # fmt: skip
-    if algorithm not in known:
-        then = "choose a sampler with --sampler"
-        raise UnsupportedError(mismatch(f"{path}", "algorithm_type dpmsolver++, sde-dpmsolver++ or dpmsolver", repr(algorithm), then))
-    return known[algorithm]
+    if algorithm not in kinds:
+        remedy = "choose a sampler with --sampler"
+        raise UnsupportedError(mismatch(f"{path}", "algorithm_type dpmsolver++, sde-dpmsolver++ or dpmsolver", repr(algorithm), remedy))
+    return kinds[algorithm]
 
 
 def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "StableDiffusionPipeline") -> tuple[NoiseSchedule, SamplerSpec]:
@@ -196,16 +196,16 @@ def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "Stab
     """
     choice = None if sampler is None else parse_sampler(sampler)
     config = {field: value for field, value in read_config(path).items() if field != "_use_default_values"}
-    own = f"{config.get('_class_name')}"
-    if own not in _CLASSES and (choice is None or own not in _SISTERS):
-        then = "choose one with --sampler" if own in _SISTERS else "choose a Stable-Diffusion-like model"
-        raise UnsupportedError(mismatch(f"{path}", f"one of {', '.join(_CLASSES)}", own, then))
+    config_class = f"{config.get('_class_name')}"
+    if config_class not in _CLASSES and (choice is None or config_class not in _SAME_SCHEDULE):
+        remedy = "choose one with --sampler" if config_class in _SAME_SCHEDULE else "choose a Stable-Diffusion-like model"
+        raise UnsupportedError(mismatch(f"{path}", f"one of {', '.join(_CLASSES)}", config_class, remedy))
     _check_known(path, config)
-    schedule = _noise_schedule(path, config, own)
-    scheduler = own if choice is None else choice.scheduler
+    schedule = _noise_schedule(path, config, config_class)
+    scheduler = config_class if choice is None else choice.scheduler
     named = {} if choice is None else choice.fields
-    given = {**config, **_MENDED.get(pipeline, {}), **named}
-    fields = {field: given.get(field, default) for field, default in _defaults(scheduler).items()}
+    merged = {**config, **_PIPELINE_OVERRIDES.get(pipeline, {}), **named}
+    fields = {field: merged.get(field, default) for field, default in _defaults(scheduler).items()}
     _check_carried(path, scheduler, fields)
     kind = _kind(path, scheduler, fields)
     steps = choice.steps if choice is not None and choice.steps is not None else _CLASSES[scheduler][1]

@@ -14,37 +14,37 @@ from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.links import require_contained
 from quad.model.base.default_tasks import GUIDANCE, PIXART_GUIDANCE, plain_tasks
 from quad.model.base.family import TRANSFORMER, beside_channels, check_family, denoiser_folder, pipeline_class, trained_side
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
-from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule
+from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler
 from quad.model.base.pixart import MaskedT5, PixArtDenoiser
 from quad.model.base.sampler_names import parse_sampler
 from quad.model.base.tokenizer_files import read_tokenizer
-from quad.model.base.toyland_file import WORLD_FILE, Place, latent_spec, read_world
+from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
 from quad.model.base.weight_files import weights_digest
-from quad.model.slots.sites import share_copy
 
 __all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
 
 # By the denoiser's folder: its own classes, and those of the text encoder that goes with it.
 _DENOISERS: dict[str, dict[str, Any]] = {
-    "unet": {"UNet2DConditionModel": diffusers.UNet2DConditionModel},
+    UNET: {"UNet2DConditionModel": diffusers.UNet2DConditionModel},
     TRANSFORMER: {"PixArtTransformer2DModel": PixArtDenoiser},
 }
 _TEXTS: dict[str, dict[str, Any]] = {
-    "unet": {"CLIPTextModel": transformers.CLIPTextModel},
+    UNET: {"CLIPTextModel": transformers.CLIPTextModel},
     TRANSFORMER: {"T5EncoderModel": MaskedT5},
 }
 _VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
-_FOLDERS = (*_DENOISERS, "vae", "text_encoder", "tokenizer", "scheduler")
+_FOLDERS = (*_DENOISERS, "vae", TEXT_ENCODER, "tokenizer", "scheduler")
 # Sides of pictures that every denoiser of the family halves as often as it wants to.
 SIZE_STEP = 64
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Base:
     """A diffusion model as quad sees it: modules in float32, eval, without gradients, and how they go together.
 
@@ -72,7 +72,7 @@ class Base:
 
 @dataclass(frozen=True)
 class BaseOptions:
-    """What of a model is chosen when it is opened.
+    """The choices that are open when a model is opened.
 
     Args:
         size: pixels along one side, any multiple of 64; None for the model's own.
@@ -99,14 +99,14 @@ class BaseOptions:
             parse_sampler(self.sampler)
 
 
-def _size(directory: Path, unet: Any, place: Place, latent: LatentSpec, options: BaseOptions) -> int:
+def _size(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, options: BaseOptions) -> int:
     """Pixels along one side: asked for, the world's, or what the denoiser was trained on."""
     options.check()
-    if (found := options.size or place.world.size) is not None:
-        if not latent.factor <= found <= LARGEST_SIZE or found % latent.factor:
+    if (size := options.size or toyland.settings.size) is not None:
+        if not latent.factor <= size <= LARGEST_SIZE or size % latent.factor:
             expected = f"a size up to {LARGEST_SIZE}, a multiple of {latent.factor}"
-            raise InputError(mismatch(f"{place.file}", expected, found, "mend the file"))
-        return found
+            raise InputError(mismatch(f"{toyland.file}", expected, size, "mend the file"))
+        return size
     side = trained_side(unet)
     if not isinstance(side, int) or not 1 <= side <= LARGEST_SIZE // latent.factor:
         raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", "one number as sample_size", side, "say it in pixels: --size"))
@@ -117,17 +117,17 @@ def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
     name = "caption_channels" if unet.get("caption_channels") else "cross_attention_dim"
     if (width := unet[name]) != text.hidden:
         expected = f"{width} numbers per token ({name})"
-        raise InputError(mismatch(f"{directory / 'text_encoder'}", expected, text.hidden, "use the model's own text encoder"))
+        raise InputError(mismatch(f"{directory / TEXT_ENCODER}", expected, text.hidden, "use the model's own text encoder"))
 
 
-def _tasks(place: Place, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
+def _tasks(toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
     """The world's own tasks, or those of any model of its kind."""
-    if not place.world.tasks:
-        guidance = PIXART_GUIDANCE if denoiser_folder(place.file.parent).name == TRANSFORMER else GUIDANCE
+    if not toyland.settings.tasks:
+        guidance = PIXART_GUIDANCE if denoiser_folder(toyland.file.parent).name == TRANSFORMER else GUIDANCE
         return plain_tasks(latent.beside, sampler, options.adapters, guidance)
     if options.sampler is None:
-        return place.world.tasks
-    return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in place.world.tasks.items()}
+        return toyland.settings.tasks
+    return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in toyland.settings.tasks.items()}
 
 
 def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
@@ -148,11 +148,11 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     folder = denoiser_folder(directory)
     unet, unet_files = load_component(folder, _DENOISERS[folder.name], DIFFUSION_STEM)
     vae, vae_files = load_component(directory / "vae", _VAES, DIFFUSION_STEM)
-    encoder, text_files = load_component(directory / "text_encoder", _TEXTS[folder.name], TRANSFORMERS_STEM)
+    encoder, text_files = load_component(directory / TEXT_ENCODER, _TEXTS[folder.name], TRANSFORMERS_STEM)
     config: Any = unet.config
     vae_config: Any = vae.config
-    place = read_world(directory)
-    latent = latent_spec(place, vae_config, beside_channels(directory, config, int(vae_config.latent_channels)))
+    toyland = read_toyland(directory)
+    latent = latent_spec(toyland, vae_config, beside_channels(directory, config, int(vae_config.latent_channels)))
     tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
     _check_text(directory, config, text)
     return Base(
@@ -164,8 +164,8 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
         schedule=schedule,
         latent=latent,
         text=text,
-        size=_size(directory, config, place, latent, options),
-        tasks=_tasks(place, latent, sampler, options),
+        size=_size(directory, config, toyland, latent, options),
+        tasks=_tasks(toyland, latent, sampler, options),
         digest=weights_digest(directory, unet_files + vae_files + text_files),
     )
 

@@ -47,8 +47,10 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
     length, size = _CAPTION_LENGTH if captions else int(config.max_position_embeddings), int(config.vocab_size)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if tokenizer.get_vocab_size() > size or largest >= size:
-        found = f"{tokenizer.get_vocab_size()} tokens, the last of number {largest}"
-        raise InputError(mismatch(f"{folder}", f"at most {size} tokens (text_encoder/config.json)", found, "use the model's own tokenizer"))
+        counts = f"{tokenizer.get_vocab_size()} tokens, the last of number {largest}"
+        raise InputError(
+            mismatch(f"{folder}", f"at most {size} tokens (text_encoder/config.json)", counts, "use the model's own tokenizer")
+        )
     pad = _pad_id(tokenizer, folder, int(config.pad_token_id or 0))
     if captions and pad != config.pad_token_id:
         raise InputError(mismatch(f"{folder}", f"pad id {config.pad_token_id} (text_encoder/config.json)", pad, _THEN))
@@ -57,8 +59,8 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
 
 def _as_captions(tokenizer: Tokenizer) -> Tokenizer:
     """T5's tokenizer that first does to a caption what PixArt's pipeline does to it."""
-    own = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip(), *own])
+    normalizer = [] if tokenizer.normalizer is None else [tokenizer.normalizer]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Strip(), *normalizer])
     return tokenizer
 
 
@@ -70,8 +72,8 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
         UnsupportedError: another kind of tokenizer.
     """
     vocab, merges = _vocabulary(folder), _merges(folder / _MERGES)
-    said, added = _special(folder), _added_tokens(folder)
-    names = {role: _content(said.get(role), default) for role, default in _SPECIAL.items()}
+    special, added = _special(folder), _added_tokens(folder)
+    names = {role: _content(special.get(role), default) for role, default in _SPECIAL.items()}
     if absent := [name for name in names.values() if name not in vocab]:
         raise InputError(mismatch(f"{folder / _VOCAB}", "the special tokens", f"no {absent[0]!r}", _THEN))
     try:
@@ -82,7 +84,7 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    roles = {names[role]: _added(added.get(names[role], said.get(role)), names[role]) for role in _SPECIAL}
+    roles = {names[role]: _added(added.get(names[role], special.get(role)), names[role]) for role in _SPECIAL}
     tokenizer.add_special_tokens(list(roles.values()))
     _add_others(folder, tokenizer, {name: flags for name, flags in added.items() if name not in roles})
     end, begin = ((names[role], vocab[names[role]]) for role in ("eos_token", "bos_token"))
@@ -108,8 +110,8 @@ def _vocabulary(folder: Path) -> dict[str, int]:
     file = folder / _VOCAB
     if not file.is_file():
         spiece = (folder / "spiece.model").is_file()
-        found, then = ("a SentencePiece model", "save transformers' fast tokenizer") if spiece else ("none", "fetch the model whole")
-        raise InputError(mismatch(f"{folder}", f"{TOKENIZER_NAME}, or {_VOCAB} and {_MERGES}", found, then))
+        other, remedy = ("a SentencePiece model", "save transformers' fast tokenizer") if spiece else ("none", "fetch the model whole")
+        raise InputError(mismatch(f"{folder}", f"{TOKENIZER_NAME}, or {_VOCAB} and {_MERGES}", other, remedy))
     vocab = read_config(file)
     if not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values()) or len(set(vocab.values())) < len(vocab):
         raise InputError(mismatch(f"{file}", "a different number for each token", "something else", _THEN))
@@ -133,10 +135,10 @@ def _optional(file: Path) -> dict[str, Any]:
 
 
 def _special(folder: Path) -> dict[str, Any]:
-    """What the directory's files say of special tokens, by role, as transformers reads them. CLIP's own where they are silent."""
+    """The special tokens of the directory's files, by role, as transformers reads them. CLIP's own where they are silent."""
     config = _optional(folder / _CONFIG)
-    said = config if _TABLE in config else config | _optional(folder / _MAP)
-    return {role: token for role, token in said.items() if role in _SPECIAL and token is not None}
+    roles = config if _TABLE in config else config | _optional(folder / _MAP)
+    return {role: token for role, token in roles.items() if role in _SPECIAL and token is not None}
 
 
 def _added_tokens(folder: Path) -> dict[str, dict[str, Any]]:
@@ -148,15 +150,15 @@ def _added_tokens(folder: Path) -> dict[str, dict[str, Any]]:
     config = _optional(folder / _CONFIG)
     try:
         if _TABLE in config:
-            found = {str(token["content"]): {**token, "id": int(index)} for index, token in config[_TABLE].items()}
+            tokens = {str(token["content"]): {**token, "id": int(index)} for index, token in config[_TABLE].items()}
         else:
             listed = _optional(folder / _ADDED)
             special = {_content(token, "") for token in _special(folder).values()}
-            found = {name: {"id": int(index), "normalized": name not in special} for name, index in listed.items()}
+            tokens = {name: {"id": int(index), "normalized": name not in special} for name, index in listed.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         where = folder / (_CONFIG if _TABLE in config else _ADDED)
         raise InputError(mismatch(f"{where}", "added tokens and their ids", "something else", _THEN)) from error
-    return dict(sorted(found.items(), key=lambda item: int(item[1]["id"])))
+    return dict(sorted(tokens.items(), key=lambda item: int(item[1]["id"])))
 
 
 def _add_others(folder: Path, tokenizer: Tokenizer, added: dict[str, dict[str, Any]]) -> None:
@@ -168,8 +170,8 @@ def _add_others(folder: Path, tokenizer: Tokenizer, added: dict[str, dict[str, A
     for name, flags in added.items():
         token = _added(flags, name, special=bool(flags.get("special")))
         tokenizer.add_special_tokens([token]) if token.special else tokenizer.add_tokens([token])
-        if (found := tokenizer.token_to_id(name)) != flags["id"]:
-            raise InputError(mismatch(f"{folder}", f"added token {name!r} as number {found}", flags["id"], _THEN))
+        if (number := tokenizer.token_to_id(name)) != flags["id"]:
+            raise InputError(mismatch(f"{folder}", f"added token {name!r} as number {number}", flags["id"], _THEN))
 
 
 def _content(token: Any, default: str) -> str:
@@ -178,12 +180,12 @@ def _content(token: Any, default: str) -> str:
 
 def _added(token: Any, content: str, special: bool = True) -> AddedToken:
     flags = token if isinstance(token, dict) else {"normalized": False}
-    said = {flag: bool(flags[flag]) for flag in ("single_word", "lstrip", "rstrip", "normalized") if flag in flags}
-    return AddedToken(content, special=special, **said)
+    behaviour = {flag: bool(flags[flag]) for flag in ("single_word", "lstrip", "rstrip", "normalized") if flag in flags}
+    return AddedToken(content, special=special, **behaviour)
 
 
 def _pad_id(tokenizer: Tokenizer, folder: Path, default: int) -> int:
     if tokenizer.padding:
         return int(tokenizer.padding["pad_id"])
-    found = tokenizer.token_to_id(_content(_special(folder).get("pad_token"), _END))
-    return default if found is None else int(found)
+    pad_id = tokenizer.token_to_id(_content(_special(folder).get("pad_token"), _END))
+    return default if pad_id is None else int(pad_id)

@@ -15,7 +15,7 @@ from quad.model.base.weight_files import read_config
 WORLD_FILE = "toyland.json"
 
 
-class World(msgspec.Struct, frozen=True):
+class ToylandSettings(msgspec.Struct, frozen=True, kw_only=True):
     """The file's fields; all may be left out."""
 
     latent_scale: tuple[float, ...] | None = None
@@ -25,33 +25,34 @@ class World(msgspec.Struct, frozen=True):
 
 
 @dataclass(frozen=True)
-class Place:
-    """A model directory's world, empty where it has no such file."""
+class Toyland:
+    """A model directory's settings of the reference world.
+
+    Args:
+        file: where they stand, whether it is there or not.
+        settings: all left out where there is no such file.
+    """
 
     file: Path
-    world: World
-
-    @property
-    def is_toyland(self) -> bool:
-        return self.file.is_file()
+    settings: ToylandSettings
 
 
-def read_world(directory: Path) -> Place:
-    """What `toyland.json` says.
+def read_toyland(directory: Path) -> Toyland:
+    """The settings in a model directory's `toyland.json`.
 
     Raises:
         InputError: it is there and not well-formed.
     """
     file = directory / WORLD_FILE
     if not file.is_file():
-        return Place(file, World())
+        return Toyland(file, ToylandSettings())
     try:
-        return Place(file, msgspec.convert(read_config(file), World))
+        return Toyland(file, msgspec.convert(read_config(file), ToylandSettings))
     except msgspec.ValidationError as error:
         raise InputError(mismatch(f"{file}", "latent_scale, latent_shift, size, tasks", f"{error}", "mend the file")) from error
 
 
-def latent_spec(place: Place, vae_config: Any, beside: tuple[Beside, ...] | msgspec.UnsetType) -> LatentSpec:
+def latent_spec(toyland: Toyland, vae_config: Any, beside: tuple[Beside, ...] | msgspec.UnsetType) -> LatentSpec:
     """The latent space of an autoencoder, scaled as the world says, or as its own config does.
 
     Raises:
@@ -61,11 +62,13 @@ def latent_spec(place: Place, vae_config: Any, beside: tuple[Beside, ...] | msgs
     blocks = vae_config.get("encoder_block_out_channels") or vae_config["block_out_channels"]
     factors = (vae_config.scaling_factor, vae_config.get("shift_factor") or 0.0)
     if not all(isinstance(number, int | float) for number in factors):
-        found = ", ".join(map(repr, factors))
-        raise InputError(mismatch(f"{place.file.parent / 'vae'}", "numbers as scaling_factor and shift_factor", found, "mend config.json"))
-    scale = place.world.latent_scale or (float(factors[0]),) * channels
-    shift = place.world.latent_shift or (float(factors[1]),) * channels
+        listed = ", ".join(map(repr, factors))
+        raise InputError(
+            mismatch(f"{toyland.file.parent / 'vae'}", "numbers as scaling_factor and shift_factor", listed, "mend config.json")
+        )
+    scale = toyland.settings.latent_scale or (float(factors[0]),) * channels
+    shift = toyland.settings.latent_shift or (float(factors[1]),) * channels
     if len(scale) != channels or len(shift) != channels or 0.0 in scale:
-        found = f"{len(scale)} and {len(shift)}"
-        raise InputError(mismatch(f"{place.file}", f"{channels} latent scales (not 0) and shifts", found, "mend the file"))
+        counts = f"{len(scale)} and {len(shift)}"
+        raise InputError(mismatch(f"{toyland.file}", f"{channels} latent scales (not 0) and shifts", counts, "mend the file"))
     return LatentSpec(channels=channels, factor=2 ** (len(blocks) - 1), scale=scale, shift=shift, beside=beside)

@@ -26,23 +26,23 @@ def read_config(path: Path) -> dict[str, Any]:
             raise InputError(mismatch(f"{path}", "a file of a diffusers model", "no such file", "name the model's own directory"))
         if path.stat().st_size > LARGEST_CONFIG:
             raise InputError(mismatch(f"{path}", "a config", f"more than {LARGEST_CONFIG >> 20} MiB", "fetch or save the model again"))
-        found = json.loads(path.read_bytes())
+        config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(mismatch(f"{path}", "JSON", f"{error}", "fetch or save the model again")) from error
-    if not isinstance(found, dict):
-        raise InputError(mismatch(f"{path}", "a JSON object", type(found).__name__, "fetch or save the model again"))
-    return found
+    if not isinstance(config, dict):
+        raise InputError(mismatch(f"{path}", "a JSON object", type(config).__name__, "fetch or save the model again"))
+    return config
 
 
 def _open_header(path: Path) -> None:
-    found = "no such file"
+    cause = "no such file"
     try:
         if path.is_file():
             with safe_open(path, framework="pt"):
                 return
     except (SafetensorError, OSError) as error:
-        found = f"{error}"
-    raise InputError(mismatch(f"{path}", "a whole safetensors file", found, "fetch or save the model again"))
+        cause = f"{error}"
+    raise InputError(mismatch(f"{path}", "a whole safetensors file", cause, "fetch or save the model again"))
 
 
 def find_weights(folder: Path, stem: str) -> list[Path]:
@@ -57,7 +57,7 @@ def find_weights(folder: Path, stem: str) -> list[Path]:
     Raises:
         InputError: no weights, only pickled ones, a shard missing, or a truncated file.
     """
-    gone: list[Path] = []
+    missing: list[Path] = []
     for variant in (None, "fp16"):
         middle = f".{variant}" if variant else ""
         index = folder / f"{stem}.safetensors.index{middle}.json"
@@ -69,21 +69,21 @@ def find_weights(folder: Path, stem: str) -> list[Path]:
                 _open_header(file)
             return files
         # An index may lie beside another variant's weights, without its own.
-        gone = gone or (files if index.is_file() else [])
-    for file in gone:
+        missing = missing or (files if index.is_file() else [])
+    for file in missing:
         _open_header(file)
-    wanted = f"{stem}.safetensors"
+    expected = f"{stem}.safetensors"
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_pickled(file):
-            raise InputError(mismatch(f"{file}", wanted, PICKLE_REASON, "save the model with safe_serialization=True"))
-    raise InputError(mismatch(f"{folder}", wanted, "no weights", "fetch the model whole"))
+            raise InputError(mismatch(f"{file}", expected, PICKLE_REASON, "save the model with safe_serialization=True"))
+    raise InputError(mismatch(f"{folder}", expected, "no weights", "fetch the model whole"))
 
 
 def _shards(folder: Path, index: Path) -> list[Path]:
     listed = read_config(index).get("weight_map")
     names = sorted({str(name) for name in listed.values()}) if isinstance(listed, dict) else []
-    if strange := [name for name in names if Path(name).name != name]:
-        raise InputError(mismatch(f"{index}", "names of files beside it", repr(strange[0]), "fetch or save the model again"))
+    if outside := [name for name in names if Path(name).name != name]:
+        raise InputError(mismatch(f"{index}", "names of files beside it", repr(outside[0]), "fetch or save the model again"))
     if not names:
         raise InputError(mismatch(f"{index}", "a weight_map of files", "none", "fetch or save the model again"))
     return [folder / name for name in names]

@@ -1,4 +1,4 @@
-"""Attention with sites, for diffusers' `Attention` and for the text layers of CLIP and T5."""
+"""Sites put into a network: before every layer, and in attention, for diffusers' `Attention` and for the text layers of CLIP and T5."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.models.clip.modeling_clip import CLIPAttention
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.model.slots.sites import AttentionSites
+from quad.model.slots.sites import AttentionSites, Site, SitedConv2d, SitedLinear, collect_sites
 
 TEXT_IMPLEMENTATION = "quad_sited"
 
@@ -101,7 +101,7 @@ def _check(path: str, attn: Any) -> None:
         )
 
 
-def add_attention_sites(module: nn.Module) -> None:
+def _add_attention_sites(module: nn.Module) -> None:
     """Give every attention of `module` its four Sites, in place.
 
     Raises:
@@ -114,3 +114,22 @@ def add_attention_sites(module: nn.Module) -> None:
         elif isinstance(layer, CLIPAttention | T5Attention) and not hasattr(layer, "sites"):
             layer.sites = AttentionSites(path)
             layer.config._attn_implementation = TEXT_IMPLEMENTATION
+
+
+def add_sites(module: nn.Module) -> dict[str, Site]:
+    """Put a Site before every Linear and Conv2d and on every attention operand of `module`, in place.
+
+    Parameter names and values stay; layers that have sites already keep them. Attention is diffusers', CLIP's or T5's.
+
+    Raises:
+        UnsupportedError: an attention that cannot be written as softmax(q k^T) v.
+    """
+    for path, layer in list(module.named_modules()):
+        if isinstance(layer, SitedLinear | SitedConv2d):
+            continue
+        if isinstance(layer, nn.Linear):
+            module.set_submodule(path, SitedLinear(layer, path))
+        elif isinstance(layer, nn.Conv2d):
+            module.set_submodule(path, SitedConv2d(layer, path))
+    _add_attention_sites(module)
+    return collect_sites(module)

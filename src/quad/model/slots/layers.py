@@ -16,13 +16,13 @@ Layer = nn.Linear | nn.Conv2d
 
 def layers_of(network: nn.Module) -> dict[str, Layer]:
     """Module path -> Linear or Conv2d, for every layer that owns a Site named `<module path>.in`."""
-    found: dict[str, Layer] = {}
+    layers: dict[str, Layer] = {}
     for module in network.modules():
         if isinstance(module, Layer):
             for child in module.children():
                 if isinstance(child, Site | SplitSite) and role_of(child.name) is Role.INPUT:
-                    found[parse(child.name).path] = module
-    return found
+                    layers[parse(child.name).path] = module
+    return layers
 
 
 def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
@@ -33,9 +33,9 @@ def input_sites(path: str, layer: Layer) -> tuple[str, ...]:
 
 def tables_of(network: nn.Module) -> dict[str, nn.Embedding]:
     """Module path -> token table, of every text encoder in the network; other embeddings are constants of its graph."""
-    asked: list[Any] = [module for module in network.modules() if hasattr(module, "get_input_embeddings")]
-    found = {id(module.get_input_embeddings()) for module in asked}
-    return {path: module for path, module in network.named_modules() if isinstance(module, nn.Embedding) and id(module) in found}
+    encoders: list[Any] = [module for module in network.modules() if hasattr(module, "get_input_embeddings")]
+    tables = {id(module.get_input_embeddings()) for module in encoders}
+    return {path: module for path, module in network.named_modules() if isinstance(module, nn.Embedding) and id(module) in tables}
 
 
 def weights_of(network: nn.Module) -> dict[str, NDArray[np.float32]]:

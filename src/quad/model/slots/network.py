@@ -16,20 +16,21 @@ from quad.core.errors import CompatibilityError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter, LowRank
-from quad.model.base.modules import TextModule
-from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, add_sites, collect_sites, share_copy
+from quad.model.base.modules import TextModule, share_copy
+from quad.model.slots.attention import add_sites
+from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, collect_sites
 from quad.model.slots.table import new_table
 
 
 class SlotFeed:
-    """What the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all."""
+    """The values that the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all."""
 
     def __init__(self, table: SlotTable) -> None:
         self.tensors: Mapping[str, Tensor] = {}
         self._names = tuple(table.input_shapes())
 
     @contextmanager
-    def giving(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
+    def bound_to(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
         """Inside the block the slots read these; what is another network's may be among them.
 
         Raises:
@@ -105,7 +106,7 @@ class SlottedNetwork(nn.Module):
         Raises:
             CompatibilityError: a slot's input is not there.
         """
-        with self._feed.giving(slots):
+        with self._feed.bound_to(slots):
             output: Tensor = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
             return output
 
@@ -133,7 +134,7 @@ class SlottedText(TextModule):
         Raises:
             CompatibilityError: a slot's input is not there.
         """
-        with self._feed.giving(slots):
+        with self._feed.bound_to(slots):
             return super().forward(input_ids)
 
 
@@ -176,8 +177,8 @@ def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Sl
     Args:
         table: of these networks.
     """
-    own = table.of(TEXT_ENCODER)
-    return Slotted(_slotted_unet(unet, table.of(UNET)), _slotted_text(text_encoder, own) if own.slots else None, table)
+    text_table = table.of(TEXT_ENCODER)
+    return Slotted(_slotted_unet(unet, table.of(UNET)), _slotted_text(text_encoder, text_table) if text_table.slots else None, table)
 
 
 def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
@@ -198,8 +199,8 @@ def _put_slots(network: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
     add_sites(network)
     for slot in table.slots:
         layer: Any = network.get_submodule(slot.path)
-        made = SlottedLinear(layer, slot, feed) if slot.kind == "linear" else SlottedConv2d(layer, slot, feed)
-        network.set_submodule(slot.path, made)
+        slotted = SlottedLinear(layer, slot, feed) if slot.kind == "linear" else SlottedConv2d(layer, slot, feed)
+        network.set_submodule(slot.path, slotted)
 
 
 def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -6,11 +6,9 @@ the exporter turns into one node per name. Names are those of `quad.core.tensor_
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +16,6 @@ from torch.nn import functional
 
 from quad.core.tensor_names import attention_names, input_name, skip_input_name
 
-M = TypeVar("M", bound=nn.Module)
 _EXPORTING: ContextVar[bool] = ContextVar("quad_exporting", default=False)
 
 
@@ -145,33 +142,6 @@ class AttentionSites(nn.Module):
         return torch.matmul(self.p(functional.softmax(scores, dim=-1)), self.v(v))
 
 
-def share_copy(module: M) -> M:
-    """A copy of the structure that shares every parameter and buffer: surgery on it leaves the caller's module alone."""
-    memo: dict[int, object] = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
-    return copy.deepcopy(module, memo)
-
-
 def collect_sites(module: nn.Module) -> dict[str, Site]:
     """Every Site of a network by name, in module order."""
     return {m.name: m for m in module.modules() if isinstance(m, Site)}
-
-
-def add_sites(module: nn.Module) -> dict[str, Site]:
-    """Put a Site before every Linear and Conv2d and on every attention operand of `module`, in place.
-
-    Parameter names and values stay; layers that have sites already keep them. Attention is diffusers', CLIP's or T5's.
-
-    Raises:
-        UnsupportedError: an attention that cannot be written as softmax(q k^T) v.
-    """
-    from quad.model.slots.attention import add_attention_sites  # imports diffusers, which plain layers do not need
-
-    for path, layer in list(module.named_modules()):
-        if isinstance(layer, SitedLinear | SitedConv2d):
-            continue
-        if isinstance(layer, nn.Linear):
-            module.set_submodule(path, SitedLinear(layer, path))
-        elif isinstance(layer, nn.Conv2d):
-            module.set_submodule(path, SitedConv2d(layer, path))
-    add_attention_sites(module)
-    return collect_sites(module)

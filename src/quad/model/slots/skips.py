@@ -46,19 +46,19 @@ def split_skips(network: SlottedNetwork) -> tuple[str, ...]:
     for i, block in enumerate(unet.up_blocks):
         for j, resnet in enumerate(block.resnets):
             path = f"up_blocks.{i}.resnets.{j}"
-            own = int(resnet.in_channels) - (channels.pop() if channels else 0)
-            if own <= 0 or own == resnet.in_channels:
-                then = "build without split skips"
-                raise UnsupportedError(mismatch(path, "channels of a decoder and a skip", resnet.in_channels, then))
-            paths += [f"{path}.{name}" for name in _READERS if _split(getattr(resnet, name, None), own)]
+            decoder_channels = int(resnet.in_channels) - (channels.pop() if channels else 0)
+            if decoder_channels <= 0 or decoder_channels == resnet.in_channels:
+                remedy = "build without split skips"
+                raise UnsupportedError(mismatch(path, "channels of a decoder and a skip", resnet.in_channels, remedy))
+            paths += [f"{path}.{name}" for name in _READERS if _split(getattr(resnet, name, None), decoder_channels)]
     network.sites = collect_sites(unet)
     return tuple(paths)
 
 
-def _split(layer: object, own: int) -> bool:
+def _split(layer: object, decoder_channels: int) -> bool:
     """True where the layer is there; one that is split already stays."""
     if not isinstance(layer, SitedConv2d):
         return False
     if isinstance(layer.site, Site):
-        layer.site = SplitSite(parse(layer.site.name).path, own)
+        layer.site = SplitSite(parse(layer.site.name).path, decoder_channels)
     return True

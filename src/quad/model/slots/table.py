@@ -1,4 +1,4 @@
-"""Which layers of a bundle's networks get slots: the union of what its adapters reach."""
+"""The slots of a bundle's networks: the union of what its adapters reach."""
 
 from __future__ import annotations
 

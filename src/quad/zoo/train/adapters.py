@@ -30,7 +30,7 @@ BATCH = 32
 CONVOLUTION = ("conv1", "conv2", "conv_shortcut")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One adapter: rank, alpha, the layers it attaches to (name endings), its sampler's steps and the weight of changed cells."""
 
@@ -43,15 +43,19 @@ class Recipe:
 
 
 RECIPES: dict[str, Recipe] = {
-    "removal": Recipe(8, 8, (*ATTENTION, *CONVOLUTION, "conv_in", "proj_in", "proj_out"), 4, 5.0),
-    "transform": Recipe(12, 12, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2"), 8, 3.0),
-    "sketch": Recipe(16, 32, (*ATTENTION, *FEED_FORWARD, "conv_in"), 8),
-    "sticker": Recipe(6, 12, (*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), 8, 3.0, 520),
-    "portrait": Recipe(4, 4, (*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), 8, 2.0, 600),
+    "removal": Recipe(rank=8, alpha=8, targets=(*ATTENTION, *CONVOLUTION, "conv_in", "proj_in", "proj_out"), steps=4, changed_weight=5.0),
+    "transform": Recipe(rank=12, alpha=12, targets=(*ATTENTION, *FEED_FORWARD, "conv1", "conv2"), steps=8, changed_weight=3.0),
+    "sketch": Recipe(rank=16, alpha=32, targets=(*ATTENTION, *FEED_FORWARD, "conv_in"), steps=8),
+    "sticker": Recipe(
+        rank=6, alpha=12, targets=(*ATTENTION, *CONVOLUTION, "conv_in", "conv_out"), steps=8, changed_weight=3.0, batches=520
+    ),
+    "portrait": Recipe(
+        rank=4, alpha=4, targets=(*ATTENTION, *FEED_FORWARD, "conv1", "conv2", "time_emb_proj"), steps=8, changed_weight=2.0, batches=600
+    ),
 }
 
 LATER_RECIPES: dict[str, Recipe] = {
-    "pastel": Recipe(8, 8, (*ATTENTION, "conv1", "conv_in", "conv_out"), 8),
+    "pastel": Recipe(rank=8, alpha=8, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8),
 }
 
 
@@ -68,12 +72,12 @@ def _pictures(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray,
 class TaskData:
     """All samples of one task, encoded once; batches come out like the base's."""
 
-    def __init__(self, task: str, count: int, vae: AutoencoderTiny, shift: np.ndarray, scale: np.ndarray) -> None:
+    def __init__(self, task: str, count: int, *, vae: AutoencoderTiny, shift: np.ndarray, scale: np.ndarray) -> None:
         with get_context("fork").Pool(2) as pool:
             drawn = pool.map(_pictures, [(task, i) for i in range(count)], chunksize=50)
 
-        def latents(which: int) -> Tensor:
-            raw = encode_pictures(vae, np.stack([d[which] for d in drawn])).astype(np.float32)
+        def latents(index: int) -> Tensor:
+            raw = encode_pictures(vae, np.stack([d[index] for d in drawn])).astype(np.float32)
             return torch.from_numpy((raw - shift.reshape(4, 1, 1)) * scale.reshape(4, 1, 1))
 
         self.target, self.condition = latents(0), latents(1)
@@ -85,13 +89,15 @@ class TaskData:
 
     def batch(self, step: int, size: int) -> Batch:
         rows = torch.from_numpy(np.random.default_rng([13, step]).integers(len(self.ids), size=size))
-        return Batch(self.target[rows], self.condition[rows], self.mask[rows], self.changed[rows], self.ids[rows])
+        return Batch(
+            target=self.target[rows], condition=self.condition[rows], mask=self.mask[rows], focus=self.changed[rows], ids=self.ids[rows]
+        )
 
 
 def own_timesteps(steps: int, size: int) -> Tensor:
     """Half of the batch at the sampler's own (trailing) timesteps, half anywhere."""
-    own = torch.from_numpy(np.round(np.arange(1000, 0, -1000 / steps)).astype(np.int64) - 1)
-    t = own[torch.randint(len(own), (size,))]
+    trained = torch.from_numpy(np.round(np.arange(1000, 0, -1000 / steps)).astype(np.int64) - 1)
+    t = trained[torch.randint(len(trained), (size,))]
     t[size // 2 :] = (torch.rand(size - size // 2) * 1000).long()
     return t
 
@@ -112,11 +118,13 @@ def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel,
             hidden = text(b.ids).last_hidden_state
         return denoising_loss(unet, hidden, b, 1 + (recipe.changed_weight - 1) * b.focus, abar, own_timesteps(recipe.steps, BATCH))
 
-    plan = Plan(f"adapter-{task}", out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130)
+    plan = Plan(
+        name=f"adapter-{task}", out=out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130
+    )
     run_stage(plan, [unet], loss)
     weights = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(unet, adapter_name=task).items()}
-    kept = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-    config = {key: value for key, value in unet.peft_config[task].to_dict().items() if key in kept}
+    saved = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
+    config = {key: value for key, value in unet.peft_config[task].to_dict().items() if key in saved}
     metadata = config | {"target_modules": sorted(recipe.targets)}
     StableDiffusionLoraLoaderMixin.save_lora_weights(target, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata)
     unet.delete_adapters(task)

@@ -1,4 +1,4 @@
-"""Stage `base`: the 9-channel U-Net and its text model, jointly, on a mixture in which the condition channels are alive."""
+"""Stage `base`: the 9-channel U-Net and its text model, jointly, on a mixture in index the condition channels are alive."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def new_scheduler() -> DDIMScheduler:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """Target latents, condition latents, masks and focus `(N, ., 16, 16)`, token ids `(N, L)`."""
 
@@ -69,8 +69,8 @@ class Mixture:
         self.data = cached
         self.shift, self.scale = shift.reshape(4, 1, 1), scale.reshape(4, 1, 1)
 
-    def _latent(self, kind: str, row: int, which: int) -> np.ndarray:
-        raw = self.data[kind]["latents"][row, which].astype(np.float32)
+    def _latent(self, kind: str, row: int, index: int) -> np.ndarray:
+        raw = self.data[kind]["latents"][row, index].astype(np.float32)
         return np.asarray((raw - self.shift) * self.scale, dtype=np.float32)
 
     def _one(self, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Tensor]:
@@ -92,7 +92,7 @@ class Mixture:
         kinds = rng.choice(list(MIXTURE), size=size, p=list(MIXTURE.values()))
         rows = [self._one(str(kind), rng) for kind in kinds]
         target, condition, mask, focus = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(4))
-        return Batch(target, condition, mask, focus, torch.stack([row[4] for row in rows]))
+        return Batch(target=target, condition=condition, mask=mask, focus=focus, ids=torch.stack([row[4] for row in rows]))
 
 
 def v_weight(abar: Tensor) -> Tensor:

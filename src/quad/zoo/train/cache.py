@@ -29,7 +29,7 @@ def pool_mask(mask: np.ndarray) -> np.ndarray:
 
 def focus_of(scene: world.Scene) -> np.ndarray:
     """Cells that hold an object: they weigh more in the loss."""
-    parts = [pool_mask(draw.draw_mask(thing, grow=0.0)) for thing in scene.things]
+    parts = [pool_mask(draw.draw_mask(toy, grow=0.0)) for toy in scene.toys]
     return np.maximum.reduce(parts) if parts else np.zeros((LATENT, LATENT), np.uint8)
 
 
@@ -66,10 +66,10 @@ def draw_inpaint(seed: int) -> Drawn:
     """A scene with a random box or an object's silhouette hidden; half the time the object is to vanish."""
     rng = np.random.default_rng([105, seed])
     scene = world.sample_scene(rng, (0.5, 0.4, 0.1))
-    index = int(rng.integers(len(scene.things)))
+    index = int(rng.integers(len(scene.toys)))
     if rng.random() < 0.5:
-        mask = draw.draw_mask(scene.things[index])
-        after, prompt = world.without(scene, index), world.removal_prompt(scene.things[index])
+        mask = draw.draw_mask(scene.toys[index])
+        after, prompt = world.without(scene, index), world.removal_prompt(scene.toys[index])
     else:
         x, y, w, h = (int(v) for v in rng.integers((0, 0, 16, 16), (40, 40, 40, 40)))
         mask = np.zeros((64, 64), np.uint8)

@@ -37,15 +37,15 @@ def example(seed: int, size: int = SIZE) -> tuple[NDArray[np.uint8], dict[str, s
         return draw.draw_portrait(face, style, size), truth_of(face, style)
     scene = world.sample_scene(rng, (0.5, 0.35, 0.15))
     if kind < 0.38:
-        return draw.draw_sticker(scene.things[0], size), truth_of_sticker(scene.things[0])
+        return draw.draw_sticker(scene.toys[0], size), truth_of_sticker(scene.toys[0])
     if kind < 0.44:
         scene = world.without(scene, 0)
     return draw.draw_scene(scene, size), truth_of(scene)
 
 
-def labels(found: dict[str, str]) -> list[int]:
+def labels(attributes: dict[str, str]) -> list[int]:
     """Class number by head; heads that do not apply are ignored by the loss."""
-    return [words.index(found[name]) if name in found else IGNORE for name, words in HEADS.items()]
+    return [words.index(attributes[name]) if name in attributes else IGNORE for name, words in HEADS.items()]
 
 
 def render_set(first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -55,7 +55,7 @@ def render_set(first: int, count: int) -> tuple[NDArray[np.uint8], NDArray[np.in
 
 
 def augment(x: Tensor, rng: np.random.Generator) -> Tensor:
-    """What decoders and samplers do to pictures: a pixel's shift, slight blur, brightness, and noise."""
+    """Pictures as decoders and samplers change them: a pixel's shift, slight blur, brightness, and noise."""
     dx, dy = rng.integers(-1, 2, size=2).tolist()
     x = torch.roll(x, (dy, dx), (2, 3))
     blur = torch.from_numpy(rng.uniform(0, 0.7, (len(x), 1, 1, 1)) * (rng.random((len(x), 1, 1, 1)) < 0.6)).float()
@@ -78,8 +78,8 @@ def accuracy(judge: Judge, pictures: NDArray[np.uint8], target: NDArray[np.int64
     """Share of right answers per head, over the pictures that it applies to."""
     with torch.inference_mode():
         heads = split_heads(torch.cat([judge.net(x) for x in to_signal(pictures).split(256)]))
-    found = np.stack([head.argmax(1).numpy() for head in heads.values()], axis=1)
-    return {name: float((found[:, i] == target[:, i])[target[:, i] != IGNORE].mean()) for i, name in enumerate(HEADS)}
+    predicted = np.stack([head.argmax(1).numpy() for head in heads.values()], axis=1)
+    return {name: float((predicted[:, i] == target[:, i])[target[:, i] != IGNORE].mean()) for i, name in enumerate(HEADS)}
 
 
 def train_judge(out: Path, steps: int = 2400, batch: int = 64, pictures: int = TRAIN_PICTURES) -> Judge:
@@ -88,14 +88,14 @@ def train_judge(out: Path, steps: int = 2400, batch: int = 64, pictures: int = T
     net = JudgeNet()
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     train, target = render_set(0, pictures)
-    wanted = torch.from_numpy(target)
+    classes = torch.from_numpy(target)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([13, step])
         pick = rng.integers(len(train), size=batch)
-        return loss_of(net(augment(to_signal(train[pick]), rng).contiguous(memory_format=torch.channels_last)), wanted[pick])
+        return loss_of(net(augment(to_signal(train[pick]), rng).contiguous(memory_format=torch.channels_last)), classes[pick])
 
-    run_stage(Plan("judge", out, steps, batch, 2.5e-3, warmup=100, ema=0.995, save_every=500), [net], loss)
+    run_stage(Plan(name="judge", out=out, steps=steps, batch=batch, lr=2.5e-3, warmup=100, ema=0.995, save_every=500), [net], loss)
     return Judge(net)
 
 

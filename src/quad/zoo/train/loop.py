@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from quad.zoo.train.muon import Muon
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """How long and how fast a stage trains; `ema` 0 keeps no average, `muon` is for matrices."""
 
@@ -56,8 +56,8 @@ def _optimizers(plan: Plan, params: dict[str, Tensor]) -> list[torch.optim.Optim
     edges = ("conv_in", "conv_out", "embed")
     matrices = [p for k, p in params.items() if plan.muon and p.ndim >= 2 and not any(edge in k for edge in edges)]
     ids = {id(p) for p in matrices}
-    rest = [p for p in params.values() if id(p) not in ids]
-    adam = torch.optim.AdamW(rest, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True)
+    vectors = [p for p in params.values() if id(p) not in ids]
+    adam = torch.optim.AdamW(vectors, lr=plan.lr, weight_decay=plan.weight_decay, betas=(0.9, 0.99), fused=True)
     return [adam, Muon(matrices, lr=plan.lr, weight_decay=plan.weight_decay)] if matrices else [adam]
 
 

@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 from quad.build.olss_tables import solve_tasks
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
-from quad.model.base.toyland_file import read_world
+from quad.model.base.toyland_file import read_toyland
 from quad.model.slots.network import slot_network
 from quad.quantize.observe.calibrate import component_networks
 from quad.zoo.calibration import calibration_samples
@@ -100,7 +100,7 @@ def train_base(run: Run) -> None:
     encoder.load_state_dict(load_file(run.out / "text_warm.safetensors"))
     unet = base.new_unet()
     steps = int(BASE_STEPS * run.scale)
-    plan = Plan("base", run.out, steps=steps, batch=BASE_BATCH, lr=1e-3, warmup=150, ema=0.998, muon=True, save_every=100)
+    plan = Plan(name="base", out=run.out, steps=steps, batch=BASE_BATCH, lr=1e-3, warmup=150, ema=0.998, muon=True, save_every=100)
     base.train_base(run.out, unet, encoder, base.Mixture(cached, *latent_stats(run)), plan)
     save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, run.out / "unet.safetensors")
     save_file(encoder.state_dict(), run.out / "text.safetensors")
@@ -122,9 +122,9 @@ def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
     autoencoder = AutoencoderTiny.from_pretrained(model / "vae", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
     unet.set_attn_processor(AttnProcessor())
-    world = read_world(model).world
-    shift, scale = np.array(world.latent_shift, np.float32), np.array(world.latent_scale, np.float32)
-    data = adapters.TaskData(task, ADAPTER_SAMPLES, autoencoder, shift, scale)
+    settings = read_toyland(model).settings
+    shift, scale = np.array(settings.latent_shift, np.float32), np.array(settings.latent_scale, np.float32)
+    data = adapters.TaskData(task, ADAPTER_SAMPLES, vae=autoencoder, shift=shift, scale=scale)
     adapters.train_adapter(task, (run.out, target), unet, encoder, data)
 
 

@@ -57,11 +57,11 @@ def encode(tokenizer: Tokenizer, prompts: list[str]) -> Tensor:
 def _labels(scene: world.Scene) -> list[int]:
     """Class indices of a scene: time, ground, and kind, colour, size for each place (0 is none)."""
     row = [world.TIMES.index(scene.time), world.GROUNDS.index(scene.ground)]
-    at = {thing.place: thing for thing in scene.things}
+    at = {toy.place: toy for toy in scene.toys}
     for place in world.PLACES:
-        thing = at.get(place)
-        row += [0, 0, 0] if thing is None else [
-            1 + world.KINDS.index(thing.kind), 1 + world.COLOURS.index(thing.colour), 1 + world.SIZES.index(thing.size),
+        toy = at.get(place)
+        row += [0, 0, 0] if toy is None else [
+            1 + world.KINDS.index(toy.kind), 1 + world.COLOURS.index(toy.colour), 1 + world.SIZES.index(toy.size),
         ]  # fmt: skip
     return row
 
@@ -88,4 +88,4 @@ def warm_up_text(out: Path, model: CLIPTextModel, steps: int = 700, batch: int =
         losses = [cross_entropy(p.flatten(0, 1), target[:, i, None].expand(-1, 4).flatten()) for i, p in enumerate(parts)]
         return torch.stack(losses).mean()
 
-    run_stage(Plan("text", out, steps=steps, batch=batch, lr=2e-3, save_every=100), [model, head], loss)
+    run_stage(Plan(name="text", out=out, steps=steps, batch=batch, lr=2e-3, save_every=100), [model, head], loss)

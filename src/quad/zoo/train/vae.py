@@ -39,10 +39,10 @@ def picture(seed: int, size: int = 64) -> np.ndarray:
     if kind < 0.40:
         return draw.draw_lines(scene, size)
     if kind < 0.50:
-        return draw.draw_sticker(scene.things[0], size)
+        return draw.draw_sticker(scene.toys[0], size)
     image = draw.draw_scene(scene, size)
     if kind < 0.60:
-        return masked(image, draw.draw_mask(scene.things[0], size))
+        return masked(image, draw.draw_mask(scene.toys[0], size))
     return image
 
 
@@ -71,12 +71,12 @@ def vae_loss(vae: AutoencoderTiny, x: Tensor, noise: float = 0.03) -> Tensor:
 
 
 def _checker(vae: AutoencoderTiny, held_out: np.ndarray) -> Callable[[], dict[str, float]]:
-    held = to_signal(held_out)
+    signal = to_signal(held_out)
 
     def check() -> dict[str, float]:
         with torch.no_grad():
-            y = torch.cat([vae.decoder(vae.encoder(part)) for part in held.split(64)]).float().clamp(-1, 1)
-        mse = ((y - held) / 2).square().flatten(1).mean(1)
+            y = torch.cat([vae.decoder(vae.encoder(part)) for part in signal.split(64)]).float().clamp(-1, 1)
+        mse = ((y - signal) / 2).square().flatten(1).mean(1)
         return {"psnr": float((-10 * mse.log10()).mean())}
 
     return check
@@ -91,5 +91,5 @@ def train_vae(out: Path, samples: int, pictures: np.ndarray, held_out: np.ndarra
         x = to_signal(pictures[rng.integers(len(pictures), size=batch)]).contiguous(memory_format=torch.channels_last)
         return vae_loss(vae, x)
 
-    run_stage(Plan("vae", out, steps=samples // batch, batch=batch, lr=lr, warmup=100), [vae], loss, _checker(vae, held_out))
+    run_stage(Plan(name="vae", out=out, steps=samples // batch, batch=batch, lr=lr, warmup=100), [vae], loss, _checker(vae, held_out))
     return vae
