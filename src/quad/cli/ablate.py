@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quad.cli.build import REFERENCE, Adapters, Model, check_extra
-from quad.cli.eval import Samples, check_report_dir
+from quad.cli.extras import check_build
 from quad.cli.options import named_paths
+from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, model_directory
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -38,16 +38,16 @@ def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = 
     check_report_dir(output)
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
     with stage_bar() as progress, redirect_stdout(sys.stderr):
-        check_extra("quad ablate")
+        check_build("quad ablate")
         from quad.evaluate.ablation.ablate import ablate as measure
         from quad.evaluate.ablation.cross_table import cross
         from quad.evaluate.ablation.page import study_json, write_study
 
         study = _study(model, adapters, output, names, n)
-        found = measure(study, progress)
-        crossed = cross(study, progress)
-        write_study(study, found, crossed)
-    result(study_json(study, found, crossed), as_json, [*(_line(row) for row in found), str(output / "report.html")])
+        measured = measure(study, progress)
+        cross_tables = cross(study, progress)
+        write_study(study, measured, cross_tables)
+    result(study_json(study, measured, cross_tables), as_json, [*(_line(row) for row in measured), str(output / "report.html")])
 
 
 def _study(model: str, adapters: dict[str, Path], output: Path, names: list[str], n: int) -> Study:
@@ -55,10 +55,8 @@ def _study(model: str, adapters: dict[str, Path], output: Path, names: list[str]
     from quad.evaluate.ablation.ablate import Study
     from quad.evaluate.ablation.plan import plan
     from quad.evaluate.figures.quality import find_adapters
-    from quad.model.base.hub import resolve_model
-    from quad.zoo.reference import reference_dir
 
-    directory = reference_dir() if model == REFERENCE else resolve_model(model)
+    directory = model_directory(model)
     return Study(directory, adapters or find_adapters(directory), output, plan(names), n)
 
 

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quad.cli.build import REFERENCE, UnusedKeys, check_extra
+from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.run import BundleDir, EngineName
+from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, model_directory
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
 
@@ -58,49 +58,48 @@ def adapt(
     prompt: Prompts = None,
     distill_steps: DistillSteps = None,
     min_energy: MinEnergy = None,
-    allow_unused_keys: UnusedKeys = False,
+    allow_unused_keys: UnusedKeys = None,
     engine: EngineName = "auto",
     as_json: Json = False,
 ) -> None:
     """Admit a new LoRA to a frozen bundle: check it against every slot, pack it or refuse it."""
     pairs = named_paths("NAME=PATH", [adapter])
     with stage_bar() as progress, redirect_stdout(sys.stderr):
-        check_extra("quad adapt")
+        check_build("quad adapt")
         from quad.admit.admit import adapt as admit
         from quad.admit.request import AdaptRequest
 
         name, path = next(iter(pairs.items()))
-        asked = AdaptRequest(
+        request = AdaptRequest(
             bundle, name, path, output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=allow_unused_keys, engine=engine,
+            allow_unused_keys=bool(allow_unused_keys), engine=engine,
         )  # fmt: skip
-        asked = asked if min_energy is None else replace(asked, min_energy=min_energy)
-        admitted = admit(asked if base is None else _with_base(asked, base), progress)
+        request = request if min_energy is None else replace(request, min_energy=min_energy)
+        admitted = admit(request if base is None else _with_base(request, base), progress)
     result(admitted.to_json(), as_json, _lines(admitted))
 
 
-def _with_base(asked: AdaptRequest, base: str) -> AdaptRequest:
+def _with_base(request: AdaptRequest, base: str) -> AdaptRequest:
     """The model's directory, and samples of its tasks."""
-    from quad.model.base.hub import resolve_model
     from quad.zoo.calibration import calibration_samples
-    from quad.zoo.reference import reference_dir
 
     if not base:
         raise UsageError(mismatch("--base", "a model", "nothing", "name it, or leave the option out"))
-    directory = reference_dir() if base == REFERENCE else resolve_model(base)
-    return replace(asked, base=directory, samples=calibration_samples(directory, [asked.name]))
+    directory = model_directory(base)
+    return replace(request, base=directory, samples=calibration_samples(directory, [request.name]))
 
 
 def _lines(admitted: AdaptResult) -> list[str]:
-    said, trial = admitted.manifest, admitted.trial
-    lines = [f"adapter {said.name}: rank {said.rank}, {said.bits} bits, {size(said.size_bytes)}, for {', '.join(said.tasks) or 'no task'}"]
+    manifest, trial = admitted.manifest, admitted.trial
+    tasks = ", ".join(manifest.tasks) or "no task"
+    lines = [f"adapter {manifest.name}: rank {manifest.rank}, {manifest.bits} bits, {size(manifest.size_bytes)}, for {tasks}"]
     lines += [f"note {note}" for note in admitted.notes]
     if admitted.slots:
-        weakest = min(admitted.slots, key=lambda one: one.product_db)
+        weakest = min(admitted.slots, key=lambda slot: slot.product_db)
         right = f"B A right to {weakest.product_db:.1f} dB at worst ({weakest.path})"
         lines.append(f"slots {len(admitted.slots)}: rescaled, {right}, nothing clipped")
-    others = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
-    lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({others})")
+    effects = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
+    lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({effects})")
     for name, use in list(trial["lossy"].items())[:3]:
         lines.append(f"activation {name}: its range cuts off {use['lost']:.2%} of its energy, values reach {use['reach']:.2f} of it")
     lines += [f"quality {line}" for line in _quality(admitted)]

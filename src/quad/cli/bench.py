@@ -7,11 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from quad.cli.eval import check_report_dir
-from quad.cli.run import BundleDir, EngineName
+from quad.cli.shared_options import BundleDir, EngineName, Threads, check_report_dir
 from quad.cli.show import Json, result, stage_bar
 
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
 Repeats = Annotated[int, typer.Option(help="Timed calls of each graph.", metavar="N", min=1)]
 Tasks = Annotated[
     list[str] | None,
@@ -38,15 +36,15 @@ def bench(
     from quad.evaluate.bench.process import measure
 
     with stage_bar() as progress:
-        found = measure(BenchOptions(bundle, engine, threads, repeats, tuple(task or ())), progress)
+        measured = measure(BenchOptions(bundle, engine, threads, repeats, tuple(task or ())), progress)
     if out is not None:
-        write_bench(found, out)
-    result(found, as_json, _lines(found, out))
+        write_bench(measured, out)
+    result(measured, as_json, _lines(measured, out))
 
 
-def _lines(found: dict[str, Any], out: Path | None) -> list[str]:
+def _lines(measured: dict[str, Any], out: Path | None) -> list[str]:
     from quad.evaluate.bench.page import PAGE_FILE, machine_line
     from quad.evaluate.bench.tables import grids, text_lines
 
-    lines = [line for grid in grids(found) for line in text_lines(grid)] + [machine_line(found)]
+    lines = [line for grid in grids(measured) for line in text_lines(grid)] + [machine_line(measured)]
     return lines if out is None else [*lines, str(out / PAGE_FILE)]

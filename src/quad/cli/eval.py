@@ -9,18 +9,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quad.cli.build import REFERENCE, check_extra
+from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.run import BundleDir, EngineName
+from quad.cli.shared_options import BundleDir, EngineName, Samples, check_report_dir, model_directory
 from quad.cli.show import Json, result, stage_bar
-from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
     from quad.evaluate.compare import Answer
 
-Against = Annotated[
+FullPrecisionModel = Annotated[
     str,
     typer.Option(
+        "--against",
         metavar="MODEL",
         help="The full-precision model the bundle was built from: a directory, a hub id, or toyland.",
         show_default=False,
@@ -32,7 +32,6 @@ Adapters = Annotated[
         "--adapter", help="The LoRA file of a bundled adapter, where the model directory has none.", metavar="NAME=PATH", show_default=False
     ),
 ]
-Samples = Annotated[int, typer.Option("--n", help="Held-out samples a task.", metavar="N")]
 ReportDir = Annotated[
     Path | None,
     typer.Option("-o", "--output", help="Write eval.json, report.html and pictures here.", metavar="DIR", show_default=False),
@@ -41,7 +40,7 @@ ReportDir = Annotated[
 
 def eval(
     bundle: BundleDir,
-    against: Against,
+    model: FullPrecisionModel,
     n: Samples = 64,
     output: ReportDir = None,
     adapter: Adapters = None,
@@ -52,26 +51,13 @@ def eval(
     adapters = named_paths("--adapter", adapter or [])
     check_report_dir(output)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
-        check_extra("quad eval")
+        check_build("quad eval")
         from quad.evaluate.compare import Question, evaluate_bundle, write_answer
-        from quad.model.base.hub import resolve_model
-        from quad.zoo.reference import reference_dir
 
-        model = reference_dir() if against == REFERENCE else resolve_model(against)
-        answer = evaluate_bundle(Question(bundle, model, adapters, n, engine), progress)
+        answer = evaluate_bundle(Question(bundle, model_directory(model), adapters, n, engine), progress)
         if output is not None:
             write_answer(answer, output)
     result(dict(answer.evaluation), as_json, _lines(answer, output))
-
-
-def check_report_dir(output: Path | None) -> None:
-    """Refuse before the work is done, not after it.
-
-    Raises:
-        UsageError: the place is a file.
-    """
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(mismatch("-o", "a directory to write", f"a file {output}", "choose another name"))
 
 
 def _lines(answer: Answer, output: Path | None) -> list[str]:

@@ -11,12 +11,12 @@ import typer
 from quad.cli.show import Json, result, size
 from quad.core.tensor_names import Role, role_of
 
-Thing = Annotated[
+InspectedPath = Annotated[
     Path, typer.Argument(metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack or a LoRA file.", show_default=False)
 ]
 
 
-class AdapterFacts(msgspec.Struct, frozen=True):
+class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
     """One adapter: its own rank, bits per weight, size on disk, and the largest weight that is never clipped, where that is known."""
 
     rank: int
@@ -25,8 +25,8 @@ class AdapterFacts(msgspec.Struct, frozen=True):
     headroom: float | msgspec.UnsetType = msgspec.UNSET
 
 
-class Facts(msgspec.Struct, frozen=True):
-    """What `--json` prints; `details` holds what only bundles and packs know."""
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """The object of `--json`; `details` holds what only bundles and packs know."""
 
     kind: str
     slots: int
@@ -36,7 +36,7 @@ class Facts(msgspec.Struct, frozen=True):
     details: dict[str, Any] = {}
 
 
-def inspect(path: Thing, as_json: Json = False) -> None:
+def inspect(path: InspectedPath, as_json: Json = False) -> None:
     """Show what a bundle, a pack or a LoRA file holds; every digest is checked."""
     facts = _facts(path)
     result(facts, as_json, _lines(path, facts))
@@ -53,8 +53,15 @@ def _facts(path: Path) -> Facts:
     if header.is_pack:
         return _pack_facts(file)
     name = file.parent.name if path.is_dir() else file.stem
-    adapter = AdapterFacts(max(header.ranks.values()), header.bits, file.stat().st_size)
-    return Facts("lora", len(header.ranks), None, None, {name: adapter}, {"kinds": header.kinds})
+    adapter = AdapterFacts(rank=max(header.ranks.values()), bits=header.bits, bytes=file.stat().st_size)
+    return Facts(
+        kind="lora",
+        slots=len(header.ranks),
+        profile_digest=None,
+        slots_digest=None,
+        adapters={name: adapter},
+        details={"kinds": header.kinds},
+    )
 
 
 def _bundle_facts(path: Path) -> Facts:
@@ -66,8 +73,8 @@ def _bundle_facts(path: Path) -> Facts:
     adapters = {}
     for name in manifest.adapters:
         text, tensors = bundle.adapter_files(name)
-        said = parse_adapter_manifest(str(text), text.read_bytes())
-        adapters[name] = AdapterFacts(said.rank, said.bits, tensors.stat().st_size, said.headroom)
+        adapter = parse_adapter_manifest(str(text), text.read_bytes())
+        adapters[name] = AdapterFacts(rank=adapter.rank, bits=adapter.bits, bytes=tensors.stat().st_size, headroom=adapter.headroom)
     total = sum(entry.size_bytes for entry in manifest.files.values())
     details = {
         "name": manifest.name,
@@ -78,18 +85,32 @@ def _bundle_facts(path: Path) -> Facts:
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
         "size_bytes": total,
     }
-    return Facts("bundle", len(bundle.slots.slots), bundle.profile.digest, bundle.slots.digest, adapters, details)
+    return Facts(
+        kind="bundle",
+        slots=len(bundle.slots.slots),
+        profile_digest=bundle.profile.digest,
+        slots_digest=bundle.slots.digest,
+        adapters=adapters,
+        details=details,
+    )
 
 
 def _pack_facts(path: Path) -> Facts:
     from quad.core.storage.pack import read_pack
 
     pack = read_pack(path)
-    said = pack.manifest
-    adapter = AdapterFacts(said.rank, said.bits, said.size_bytes, said.headroom)
+    manifest = pack.manifest
+    adapter = AdapterFacts(rank=manifest.rank, bits=manifest.bits, bytes=manifest.size_bytes, headroom=manifest.headroom)
     slots = sum(role_of(name) is Role.LORA_A for name in pack.tensors)
-    details = {"tasks": sorted(said.tasks), "size_bytes": path.stat().st_size}
-    return Facts("pack", slots, said.parents.get("profile"), said.parents.get("slots"), {said.name: adapter}, details)
+    details = {"tasks": sorted(manifest.tasks), "size_bytes": path.stat().st_size}
+    return Facts(
+        kind="pack",
+        slots=slots,
+        profile_digest=manifest.parents.get("profile"),
+        slots_digest=manifest.parents.get("slots"),
+        adapters={manifest.name: adapter},
+        details=details,
+    )
 
 
 def _lines(path: Path, facts: Facts) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a LoRA file holds, read from its header alone: a device without torch can inspect it too."""
+"""The modules, ranks and kinds of a LoRA file, read from its header alone: a device without torch can inspect it too."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from quad.lora.tensors import Role
 BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoraHeader:
     """A LoRA file's header.
 
@@ -63,18 +63,20 @@ def read_header(path: Path) -> LoraHeader:
         with safe_open(str(path), framework="np") as tensors:
             names = sorted(tensors.keys())
             if MANIFEST_KEY in (tensors.metadata() or {}):
-                return LoraHeader({}, 0, True)
+                return LoraHeader(ranks={}, bits=0, is_pack=True)
             for name in names:
                 if (key := parse_key(name)) is not None and key.role != "alpha":
                     part = tensors.get_slice(name)
                     modules.setdefault(f"{key.component or ''}:{key.path}", {})[key.role] = tuple(part.get_shape())
                     widths.add(BITS.get(str(part.get_dtype()), 8))
     except (SafetensorError, OSError, ValueError) as error:
-        found = first_bytes(path) or f"something else ({error})"
-        raise InputError(mismatch(str(path), "a whole safetensors file", found, "fetch or save it again")) from error
+        contents = first_bytes(path) or f"something else ({error})"
+        raise InputError(mismatch(str(path), "a whole safetensors file", contents, "fetch or save it again")) from error
     refuse_other_kinds(names)
     kinds = {module: kind for module, roles in modules.items() if (kind := kind_of(roles))}
     if not kinds:
-        found = f"{len(names)} tensors such as {', '.join(names[:3]) or 'none'}"
-        raise InputError(mismatch(str(path), "LoRA tensors (lora_A, lora_B or lora_down, lora_up)", found, "give a LoRA file"))
-    return LoraHeader({module: own_rank(modules[module]) for module in kinds}, max(widths), False, dict(Counter(kinds.values())))
+        contents = f"{len(names)} tensors such as {', '.join(names[:3]) or 'none'}"
+        raise InputError(mismatch(str(path), "LoRA tensors (lora_A, lora_B or lora_down, lora_up)", contents, "give a LoRA file"))
+    return LoraHeader(
+        ranks={module: own_rank(modules[module]) for module in kinds}, bits=max(widths), is_pack=False, kinds=dict(Counter(kinds.values()))
+    )

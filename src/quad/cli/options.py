@@ -1,13 +1,15 @@
-"""Option values with a grammar of their own: `NAME=PATH` and `NAME:WEIGHT`, and the recipe file."""
+"""Option values with a grammar of their own: `NAME=PATH` and `NAME:WEIGHT`, and options that a recipe file may hold too."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
@@ -64,6 +66,36 @@ def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
         pairs.append((_checked_name(option, name), number))
     _unique(option, [name for name, _ in pairs])
     return dict(pairs)
+
+
+def one_parameter_per_field(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A verb whose parameter `name` is a struct of options becomes one with a parameter for each field, which is what typer reads.
+
+    So an option is written once, as a field, and serves the command line and the recipe alike. The fields' annotations are typer's.
+    """
+
+    def expand(verb: Callable[..., None]) -> Callable[..., None]:
+        hints = get_type_hints(verb, include_extras=True)
+        options, fields = hints[name], get_type_hints(hints[name], include_extras=True)
+
+        @functools.wraps(verb)
+        def call(**values: Any) -> None:
+            stated = options(**{field: values.pop(field) for field in fields})
+            verb(**values, **{name: stated})
+
+        def as_parameters(parameter: inspect.Parameter) -> list[inspect.Parameter]:
+            by_keyword = inspect.Parameter.KEYWORD_ONLY
+            if parameter.name != name:
+                return [parameter.replace(kind=by_keyword, annotation=hints[parameter.name])]
+            return [inspect.Parameter(field, by_keyword, default=None, annotation=kind) for field, kind in fields.items()]
+
+        parameters = [new for old in inspect.signature(verb).parameters.values() for new in as_parameters(old)]
+        call.__dict__["__signature__"] = inspect.Signature(parameters)
+        call.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del call.__dict__["__wrapped__"]  # typer would read the verb's own parameters
+        return call
+
+    return expand
 
 
 def read_recipe(path: Path, kind: type[T]) -> T:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quad.cli.delivery.device import StoreDir
 from quad.cli.options import weighted_names
+from quad.cli.shared_options import BundleDir, EngineName, MemoryPlan, StoreDir
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.memory import peak_ram_bytes
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 MAX_SEED = 2**32
 
-BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)]
 Task = Annotated[str, typer.Option(help="What to do; an unknown name lists what the bundle can do.", metavar="TASK", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.", metavar="OUT.png", show_default=False)]
 Adapters = Annotated[
@@ -55,11 +54,6 @@ ImageGuidance = Annotated[
 Negative = Annotated[str, typer.Option("--negative-prompt", help="What the picture should not show.")]
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
-EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
-MemoryPlan = Annotated[
-    str,
-    typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),
-]
 
 
 def run(
@@ -93,7 +87,7 @@ def run(
         pipe.set_adapters(list(weights), list(weights.values()))
     total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)
     with progress_bar(task, total) as advance:
-        made = pipe(
+        generated = pipe(
             prompt,
             task=task,
             image=image,
@@ -106,10 +100,10 @@ def run(
             seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
             callback_on_step_end=lambda *_: advance(),
         )
-    _write_png(output, made.images[0])
-    for line in made.notes:
+    _write_png(output, generated.images[0])
+    for line in generated.notes:
         note(line)
-    result(_facts(output, made), as_json, _lines(output, made))
+    result(_json(output, generated), as_json, _lines(output, generated))
 
 
 def _check_output(output: Path) -> None:
@@ -126,21 +120,21 @@ def _write_png(path: Path, picture: Image) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _facts(output: Path, made: PipelineOutput) -> dict[str, Any]:
-    """What `--json` prints; `adapter` is a name, a list of names where several are mixed, or null for the base."""
-    names = list(made.adapters)
+def _json(output: Path, generated: PipelineOutput) -> dict[str, Any]:
+    """The object of `--json`; `adapter` is a name, a list of names where several are mixed, or null for the base."""
+    names = list(generated.adapters)
     return {
         "output": str(output),
-        "task": made.task,
+        "task": generated.task,
         "adapter": names[0] if len(names) == 1 else names or None,
-        "adapters": made.adapters,
-        "seed": made.seed,
-        "timings_ms": {name: round(value, 3) for name, value in made.timings_ms.items()},
+        "adapters": generated.adapters,
+        "seed": generated.seed,
+        "timings_ms": {name: round(value, 3) for name, value in generated.timings_ms.items()},
         "peak_ram_bytes": peak_ram_bytes(),
-        "notes": made.notes,
+        "notes": generated.notes,
     }
 
 
-def _lines(output: Path, made: PipelineOutput) -> list[str]:
-    used = " + ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in made.adapters.items()) or "the base"
-    return [f"{output}  {made.task} by {used}, seed {made.seed}, {made.timings_ms['total']:.0f} ms"]
+def _lines(output: Path, generated: PipelineOutput) -> list[str]:
+    used = " + ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in generated.adapters.items()) or "the base"
+    return [f"{output}  {generated.task} by {used}, seed {generated.seed}, {generated.timings_ms['total']:.0f} ms"]

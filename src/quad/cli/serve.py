@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from quad.cli.delivery.device import StoreDir
-from quad.cli.run import EngineName
+from quad.cli.extras import check_serve
+from quad.cli.shared_options import EngineName, StoreDir, Threads
 from quad.cli.show import Json, result
-from quad.core.errors import UnsupportedError, UsageError, mismatch
+from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
     from quad.serve.endpoint import Endpoint
@@ -38,7 +38,6 @@ Budget = Annotated[
     int | None,
     typer.Option("--adapter-budget", help="Bytes of memory for adapters; no bound by default.", metavar="BYTES", min=0, show_default=False),
 ]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
 Memory = Annotated[Literal["keep-all", "balanced", "minimal"], typer.Option(help="Which graphs stay in memory between pictures.")]
 Queue = Annotated[int, typer.Option("--max-queue", help="Requests that wait or run.", metavar="N", min=1)]
 Body = Annotated[int, typer.Option("--max-body", help="Bytes of one call, packs apart.", metavar="BYTES", min=1024)]
@@ -80,7 +79,7 @@ def serve(
         raise UsageError(mismatch("quad serve", "--socket or --port", "both", "leave one out"))
     if port is None and token_file is not None:
         raise UsageError(mismatch("--token-file", "--port with it", "none", "a socket needs no token, its file mode is the check"))
-    _require_extra()
+    check_serve("quad serve")
     from quad.serve.endpoint import port_endpoint, socket_endpoint
     from quad.serve.launch import ServeOptions, launch
     from quad.serve.limits import Limits
@@ -102,16 +101,8 @@ def serve(
     launch(options, listening, lambda endpoint, service: _announce(endpoint, service, as_json))
 
 
-def _require_extra() -> None:
-    try:
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise UnsupportedError(mismatch("quad serve", "the serve extra", "none", "pip install 'quad[serve]'")) from error
-
-
 def _print_document() -> None:
-    _require_extra()
+    check_serve("quad serve")
     from quad.serve.app import OPERATIONS
     from quad.serve.operations.openapi import document
 

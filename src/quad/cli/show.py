@@ -1,4 +1,4 @@
-"""What every verb shows: results on stdout, everything else on stderr."""
+"""How verbs show things: results on stdout, everything else on stderr."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def result(value: Any, as_json: bool, lines: list[str]) -> None:
 
     Args:
         value: JSON-like objects or msgspec structs; finite numbers only.
-        as_json: what `--json` said.
+        as_json: whether `--json` was given.
         lines: the same for a reader.
     """
     print(json.dumps(msgspec.to_builtins(value), allow_nan=False) if as_json else "\n".join(lines))

@@ -1,4 +1,4 @@
-"""What the verbs of a device share: the bundle's facts, the store, where packs come from, and how a new one is tried."""
+"""Shared by the verbs of a device: the bundle's facts, the store, where packs come from, and how a new one is tried."""
 
 from __future__ import annotations
 
@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from quad.cli.extras import check_delivery
 from quad.cli.show import note, progress_bar
-from quad.core.errors import InputError, UnsupportedError, mismatch, one_line
+from quad.core.errors import InputError, mismatch, one_line
 from quad.core.storage.install_pointers import store_beside
 
 if TYPE_CHECKING:
     from quad.delivery.device.device import Device
     from quad.delivery.device.events import AdapterListing, Change
 
-Wishes = Annotated[list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)]
+AdapterVersions = Annotated[
+    list[str], typer.Argument(metavar="NAME[:VERSION]...", help="Adapters; the newest that fits.", show_default=False)
+]
 Url = Annotated[
     str | None,
     typer.Option(help="The repository: http(s)://, file:// or a directory; kept after the first time.", metavar="URL", show_default=False),
-]
-StoreDir = Annotated[
-    Path | None,
-    typer.Option("--store", help="Where adapters are installed; by default BUNDLE.adapters.", metavar="DIR", show_default=False),
 ]
 RootFile = Annotated[
     Path | None,
@@ -36,19 +35,8 @@ RootFile = Annotated[
 _LARGEST_ROOT = 512_000
 
 
-def check_delivery(verb: str) -> None:
-    """Say which extra is missing, instead of a name of a module."""
-    try:
-        import cryptography  # noqa: F401
-        import tuf.ngclient  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise UnsupportedError(
-            mismatch(verb, "the delivery extra", f"no module {error.name}", "install it: pip install 'quad[delivery]'")
-        ) from error
-
-
 @dataclass(frozen=True)
-class Call:
+class OpenDevice:
     """A device, its store, and what it has said so far."""
 
     device: Device
@@ -57,7 +45,7 @@ class Call:
 
 
 @contextmanager
-def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = None, root: Path | None = None) -> Iterator[Call]:
+def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = None, root: Path | None = None) -> Iterator[OpenDevice]:
     """The device of a bundle, while a bar shows what it fetches."""
     check_delivery(verb)
     from quad import __version__
@@ -72,25 +60,25 @@ def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = N
 
     def changed(change: Change) -> None:
         changes.append(change)
-        then = "it is disabled" if change.now is None else f"version {change.now} runs again"
-        note(f"adapter {change.name}:{change.was} {change.why}; {then}")
+        consequence = "it is disabled" if change.now is None else f"version {change.now} runs again"
+        note(f"adapter {change.name}:{change.was} {change.why}; {consequence}")
 
     with progress_bar("fetch", 100) as advance:
         device = Device(folder, platform, access=Access(url, _read_root(root)), callbacks=Callbacks(changed, _percent(advance)))
-        yield Call(device, folder, changes)
+        yield OpenDevice(device, folder, changes)
 
 
 def _percent(advance: Callable[[], None]) -> Callable[[str, int, int], None]:
     """A bar of 100 steps that follows bytes; it begins anew with each pack, and then stays where it is."""
     shown = 0
 
-    def came(_: str, there: int, in_all: int) -> None:
+    def follow(_: str, received: int, total: int) -> None:
         nonlocal shown
-        while shown * in_all < 100 * there and shown < 100:
+        while shown * total < 100 * received and shown < 100:
             advance()
             shown += 1
 
-    return came
+    return follow
 
 
 def _read_root(path: Path | None) -> bytes | None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from quad.cli.delivery.device import RootFile, StoreDir, Url, listed_lines, open_device
-from quad.cli.run import BundleDir
+from quad.cli.delivery.device import RootFile, Url, listed_lines, open_device
+from quad.cli.shared_options import BundleDir, StoreDir
 from quad.cli.show import Json, result
 
 Packs = Annotated[

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quad.cli.delivery.device import RootFile, StoreDir, Url, Wishes, open_device
+from quad.cli.delivery.device import AdapterVersions, RootFile, Url, open_device
 from quad.cli.delivery.trial import smoke_run
-from quad.cli.run import BundleDir, EngineName
+from quad.cli.shared_options import BundleDir, EngineName, StoreDir
 from quad.cli.show import Json, note, result
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def install(
     bundle: BundleDir,
-    adapters: Wishes,
+    adapters: AdapterVersions,
     url: Url = None,
     store: StoreDir = None,
     root: RootFile = None,
@@ -24,17 +24,17 @@ def install(
 ) -> None:
     """Install adapters: fetched, verified, tried, and then switched to."""
     with open_device("quad install", bundle, store, url, root) as call:
-        done: list[Installation] = []
+        installations: list[Installation] = []
         try:
-            for wish in adapters:
-                done.append(call.device.install(wish, smoke_run(bundle, engine)))
+            for adapter in adapters:
+                installations.append(call.device.install(adapter, smoke_run(bundle, engine)))
         except BaseException:
-            for entry in done:
-                note(f"{_told(entry)}, before what follows")
+            for installation in installations:
+                note(f"{_line(installation)}, before what follows")
             raise
-    lines = [*map(_told, done), f"in {call.store}"]
-    result({"store": str(call.store), "installed": done, "changes": call.changes}, as_json, lines)
+    lines = [*map(_line, installations), f"in {call.store}"]
+    result({"store": str(call.store), "installed": installations, "changes": call.changes}, as_json, lines)
 
 
-def _told(entry: Installation) -> str:
-    return f"{entry.name}:{entry.version}  {'installed' if entry.switched else 'runs already'}"
+def _line(installation: Installation) -> str:
+    return f"{installation.name}:{installation.version}  {'installed' if installation.switched else 'runs already'}"

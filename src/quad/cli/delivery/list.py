@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from quad.cli.delivery.device import StoreDir, listed_lines, open_device
-from quad.cli.run import BundleDir
+from quad.cli.delivery.device import listed_lines, open_device
+from quad.cli.shared_options import BundleDir, StoreDir
 from quad.cli.show import Json, result
 
 

@@ -28,9 +28,9 @@ def read_password(file: Path | None, new: bool) -> bytes:
         if not file.is_file() or file.stat().st_size > _LONGEST_FILE:
             raise InputError(mismatch("--password-file", "a small file with the password", str(file), "check the path"))
         return file.read_bytes().partition(b"\n")[0].rstrip(b"\r")
-    given = os.environ.get(VARIABLE)
-    if given is None:
+    password = os.environ.get(VARIABLE)
+    if password is None:
         if not sys.stdin.isatty():
             raise UsageError(mismatch("password", f"--password-file or {VARIABLE}", "neither, and no terminal to ask", "give one of them"))
-        given = str(typer.prompt("Password of the keys", hide_input=True, confirmation_prompt=new, err=True))
-    return os.fsencode(given)
+        password = str(typer.prompt("Password of the keys", hide_input=True, confirmation_prompt=new, err=True))
+    return os.fsencode(password)

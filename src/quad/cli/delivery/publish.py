@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quad.cli.delivery.device import check_delivery
 from quad.cli.delivery.passwords import read_password
+from quad.cli.extras import check_delivery
 from quad.cli.show import Json, note, result, size
 from quad.core.errors import UsageError, mismatch
 
@@ -37,7 +37,7 @@ MinRam = Annotated[
     typer.Option("--min-ram", help="Memory a device must have in all, as 1500MB or 2GB; by default what the tensors take.", metavar="SIZE",
                  show_default=False),
 ]  # fmt: skip
-Wish = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="An adapter, or one version of it.", show_default=False)]
+AdapterVersion = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="An adapter, or one version of it.", show_default=False)]
 Reason = Annotated[str, typer.Option(help="Why, in a few words; devices show it.", metavar="S")]
 Roles = Annotated[list[str], typer.Argument(metavar="ROLE...", help="root, targets, snapshot, timestamp.", show_default=False)]
 
@@ -71,15 +71,17 @@ def add(
     from quad.delivery.publisher.terms import PublishTerms
 
     offers = repository.add(packs, PublishTerms(first, before, bound))
-    told = [{"terms": offer.terms, "sha256": offer.sha256, "size_bytes": offer.size_bytes} for offer in offers]
-    result({"offers": told}, as_json, [f"{offer.label}  {size(offer.size_bytes)}, {offer.sha256[:12]}" for offer in offers])
+    facts = [{"terms": offer.terms, "sha256": offer.sha256, "size_bytes": offer.size_bytes} for offer in offers]
+    result({"offers": facts}, as_json, [f"{offer.label}  {size(offer.size_bytes)}, {offer.sha256[:12]}" for offer in offers])
 
 
 @app.command()
-def revoke(repo: Repo, adapter: Wish, keys: KeyDir, reason: Reason = "", password_file: PasswordFile = None, as_json: Json = False) -> None:
+def revoke(
+    repo: Repo, adapter: AdapterVersion, keys: KeyDir, reason: Reason = "", password_file: PasswordFile = None, as_json: Json = False
+) -> None:
     """Withdraw a pack: no device installs it, and those that have it stop to run it."""
-    gone = _open(repo, keys, None, password_file).revoke(adapter, reason)
-    result({"revoked": gone}, as_json, [f"{entry.name}:{entry.version}  revoked" for entry in gone])
+    revoked = _open(repo, keys, None, password_file).revoke(adapter, reason)
+    result({"revoked": revoked}, as_json, [f"{entry.name}:{entry.version}  revoked" for entry in revoked])
 
 
 @app.command()
@@ -94,12 +96,12 @@ def rotate(
 @app.command()
 def refresh(repo: Repo, keys: KeyDir, password_file: PasswordFile = None, as_json: Json = False) -> None:
     """Sign what expires anew; to be called at least every few days."""
-    done = _open(repo, keys, None, password_file).refresh()
-    for role in done.ageing:
-        how = "quad publish rotate" if role == "root" else "its key was not there"
-        note(f"{role}.json expires in {done.left_days[role]} days: {how}")
-    lines = [f"signed {', '.join(done.signed)}", *(f"{role}: {days} days left" for role, days in done.left_days.items())]
-    result(done, as_json, lines)
+    signatures = _open(repo, keys, None, password_file).refresh()
+    for role in signatures.ageing:
+        remedy = "quad publish rotate" if role == "root" else "its key was not there"
+        note(f"{role}.json expires in {signatures.left_days[role]} days: {remedy}")
+    lines = [f"signed {', '.join(signatures.signed)}", *(f"{role}: {days} days left" for role, days in signatures.left_days.items())]
+    result(signatures, as_json, lines)
 
 
 def _open(repo: Path, keys: Path, root_keys: Path | None, password_file: Path | None, new: bool = False) -> Repository:
@@ -122,7 +124,7 @@ def _range(text: str | None) -> tuple[str, str]:
 
 
 def _bytes(text: str) -> int:
-    found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([A-Za-z]{0,2})", text)
-    if found is None or found[2].upper() not in _UNITS:
+    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([A-Za-z]{0,2})", text)
+    if match is None or match[2].upper() not in _UNITS:
         raise UsageError(mismatch("--min-ram", "a size", repr(text), "write --min-ram 2GB"))
-    return int(float(found[1]) * _UNITS[found[2].upper()])
+    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from quad.cli.delivery.device import StoreDir, open_device
+from quad.cli.delivery.device import open_device
 from quad.cli.delivery.trial import smoke_run
-from quad.cli.run import BundleDir, EngineName
+from quad.cli.shared_options import BundleDir, EngineName, StoreDir
 from quad.cli.show import Json, result
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="An installed adapter.", show_default=False)]
@@ -17,6 +17,6 @@ Name = Annotated[str, typer.Argument(metavar="NAME", help="An installed adapter.
 def rollback(bundle: BundleDir, adapter: Name, store: StoreDir = None, engine: EngineName = "auto", as_json: Json = False) -> None:
     """Go back to the version before; a second rollback returns. It needs no network."""
     with open_device("quad rollback", bundle, store) as call:
-        done = call.device.rollback(adapter, smoke_run(bundle, engine))
-    facts = {"store": str(call.store), "installed": [done], "changes": call.changes}
-    result(facts, as_json, [f"{done.name}:{done.version}  runs again, {done.name}:{done.previous} is kept"])
+        installation = call.device.rollback(adapter, smoke_run(bundle, engine))
+    facts = {"store": str(call.store), "installed": [installation], "changes": call.changes}
+    result(facts, as_json, [f"{installation.name}:{installation.version}  runs again, {installation.name}:{installation.previous} is kept"])

@@ -1,0 +1,62 @@
+"""Options and arguments that several verbs have, and the checks that go with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quad.core.errors import UsageError, mismatch
+
+REFERENCE = "toyland"  # the model that the package ships
+
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A diffusers directory, a hub id (owner/name or owner/name@revision), or toyland: the shipped reference model.",
+        show_default=False,
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="A LoRA file or directory under a name; repeat it. toyland brings five.", metavar="NAME=PATH", show_default=False
+    ),
+]
+UnusedKeys = Annotated[bool | None, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
+BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)]
+EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
+MemoryPlan = Annotated[
+    str,
+    typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),
+]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
+Samples = Annotated[int, typer.Option("--n", help="Held-out samples a task.", metavar="N")]
+StoreDir = Annotated[
+    Path | None,
+    typer.Option("--store", help="Where adapters are installed; by default BUNDLE.adapters.", metavar="DIR", show_default=False),
+]
+
+
+def check_report_dir(output: Path | None) -> None:
+    """Refuse before the work is done, not after it.
+
+    Raises:
+        UsageError: the place is a file.
+    """
+    if output is not None and output.exists() and not output.is_dir():
+        raise UsageError(mismatch("-o", "a directory to write", f"a file {output}", "choose another name"))
+
+
+def model_directory(model: str) -> Path:
+    """The directory of a model that was named on the command line: `toyland`, a path, or a hub id.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from quad.model.base.hub import resolve_model
+    from quad.zoo.reference import reference_dir
+
+    return reference_dir() if model == REFERENCE else resolve_model(model)
