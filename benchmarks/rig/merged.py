@@ -27,8 +27,7 @@ from quad.model.base.open import open_model
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Engine, default_threads, open_engine
-from quad.runtime.engines.fair_lock import FairLock
-from quad.runtime.engines.graph import Graph, Slots, open_graphs
+from quad.runtime.engines.graph import FairLock, Graph, Slots, open_graphs
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.request import Request
 from quad.zoo.reference import reference_dir

@@ -21,7 +21,6 @@ from quad.build.smoke import relative_error
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import CompatibilityError, InputError, QuadError, UnsupportedError, UsageError, VerificationError
 from quad.core.manifest import BUNDLE_FILE, PROBES_FILE, seal
-from quad.core.padding import pad
 from quad.core.profile import Profile
 from quad.core.storage.pack import read_pack
 from quad.model.adapters import read_adapter
@@ -29,7 +28,7 @@ from quad.model.base.open import Base
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.correct.smooth import smooth_adapter
 from quad.quantize.encodings.integers import quantize_adapter
-from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import open_engine

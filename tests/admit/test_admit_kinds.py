@@ -17,7 +17,6 @@ from quad.admit.admit import AdaptRequest, AdaptResult, adapt
 from quad.build.build import BuildRequest, build
 from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, UsageError
-from quad.core.padding import pad
 from quad.core.slots import SlotTable
 from quad.core.storage.pack import read_pack
 from quad.model.adapters import read_adapter
@@ -25,7 +24,7 @@ from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.teacher_calls import Fidelity
 from quad.quantize.encodings.integers import dequantize_adapter
-from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.buffers import pad, zero_buffers
 from quad.runtime.bundle import open_bundle
 from tests.build.test_build import SAMPLES
 from tests.small_model import write_lora

@@ -18,7 +18,6 @@ from quad.build.request import BuildRequest
 from quad.build.resume import kept_dir
 from quad.core.errors import BackendError, CompatibilityError, InputError, QuadError, UsageError
 from quad.core.manifest import SamplerSpec
-from quad.core.padding import pad
 from quad.core.profile import Profile
 from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
@@ -28,7 +27,7 @@ from quad.quantize.encodings.integers import integer_slots, quantize_adapter
 from quad.quantize.observe.calibrate import calibrate, component_networks
 from quad.quantize.observe.probes import Probe, record_probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
-from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.buffers import pad, zero_buffers
 from tests.build.test_build import SAMPLES, picture
 
 STEPS = 2

@@ -21,7 +21,7 @@ from quad.build.call_recorder import spread
 from quad.build.write_bundle import PackedAdapter, adapter_manifest
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest, AdapterQuality, TaskSpec
-from quad.core.padding import pad, trim
+from quad.core.padding import trim
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.pack import write_pack
@@ -35,7 +35,7 @@ from quad.quantize.distill.distill import Alignment
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import quantize_adapter
-from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Session, default_threads, open_engine

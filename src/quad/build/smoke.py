@@ -18,11 +18,10 @@ from quad.compile.export import GraphSpec
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import PROBES_FILE, Golden
-from quad.core.padding import pad
 from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import slot_inputs
-from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.golden_outputs import calls_of, golden
 

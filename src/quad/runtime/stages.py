@@ -44,11 +44,11 @@ class PipelineOutput:
     seed: int
 
 
+@dataclass(frozen=True)
 class Clocks:
     """Times of one picture, by what they were spent on."""
 
-    def __init__(self) -> None:
-        self.timings_ms: dict[str, float] = {}
+    timings_ms: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def time(self, name: str) -> Iterator[None]:

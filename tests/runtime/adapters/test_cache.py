@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from quad.core.errors import InputError, UsageError
-from quad.runtime.adapters.buffers import Buffers
-from quad.runtime.adapters.cache import BufferCache, MakeRoom
+from quad.runtime.adapters.buffers import Buffers, MakeRoom
+from quad.runtime.adapters.cache import BufferCache
 
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 40, "huge": 150}
 BUDGET = 100

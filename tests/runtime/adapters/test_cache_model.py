@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from quad.runtime.adapters.buffers import Buffers
-from quad.runtime.adapters.cache import BufferCache, MakeRoom
+from quad.runtime.adapters.buffers import Buffers, MakeRoom
+from quad.runtime.adapters.cache import BufferCache
 
 SIZES = {"a": 10, "b": 20, "c": 30, "d": 40, "huge": 150}
 BUDGET = 100

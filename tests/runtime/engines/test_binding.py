@@ -14,8 +14,7 @@ from quad.core.slots import Slot, SlotTable
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.adapters.buffers import AdapterMix, Buffers, zero_buffers
 from quad.runtime.engines.engine import Arrays, PreparedInputs, open_engine
-from quad.runtime.engines.fair_lock import FairLock
-from quad.runtime.engines.graph import Graph, Slots
+from quad.runtime.engines.graph import FairLock, Graph, Slots
 from tests.runtime.tiny_unet import RANK, tiny_slots
 
 

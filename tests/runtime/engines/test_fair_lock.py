@@ -6,8 +6,8 @@ from threading import Event, Thread
 
 import pytest
 
-from quad.runtime.engines import fair_lock as turns
-from quad.runtime.engines.fair_lock import FairLock
+from quad.runtime.engines import graph as turns
+from quad.runtime.engines.graph import FairLock
 
 
 def _entered(turns: FairLock, order: list[int], number: int) -> Thread:

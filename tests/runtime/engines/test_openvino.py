@@ -99,7 +99,8 @@ print(signals == [signal.SIGTERM])
 
 def test_a_signal_is_handled_after_sessions_are_released_in_any_order(tmp_path: Path) -> None:
     """In a process of its own, see ADR 21: where a signal stack is gone, the kernel ends the process."""
-    _one_site(tmp_path / "site/model.onnx", Encoding(8, True, True, (1 / 127,), (0,)), np.ones((64, 8), np.float32))
+    encoding = Encoding(bits=8, signed=True, symmetric=True, scale=(1 / 127,), zero_point=(0,))
+    _one_site(tmp_path / "site/model.onnx", encoding, np.ones((64, 8), np.float32))
     command = [sys.executable, "-c", STOPPED, str(tmp_path / "site/model.onnx")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (process.returncode, process.stdout, process.stderr) == (0, "True\n", "")

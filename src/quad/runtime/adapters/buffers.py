@@ -1,10 +1,20 @@
-"""The arrays that are bound to a graph's slot inputs, and the rules that a file's tensors keep to become them."""
+"""The arrays that are bound to a graph's slot inputs, and an adapter's file on its way to becoming them.
+
+All of a file is hashed the first time that it is read, in a bundle when that is opened. Later it is taken to be the same as long as the
+system says so (`Identity`): a file that was replaced or written to since is hashed again, and so is one that was changed so shortly before
+that the clock could hide another change.
+"""
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable, Mapping
+import mmap
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from time import time_ns
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -12,11 +22,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError, mismatch
-from quad.core.padding import own_shapes
-from quad.core.slots import Slot, SlotTable
+from quad.core.manifest import AdapterManifest
+from quad.core.slots import SlotTable
+from quad.core.storage.pack import check_digest, content_digest, pack_manifest
+from quad.core.storage.tensor_file import Identity, TensorFile, map_tensors
+from quad.core.tensor_names import parse
+
+_LOG = logging.getLogger(__name__)
+
+MakeRoom = Callable[[int], None]
 
 # What an array and an engine's tensor over it take beside its numbers: 0.8 kB measured, and what an allocator loses.
 BESIDE_BYTES = 1_000
+_ALIGNED_BYTES = 64  # where each copy begins: a line of the processor's cache
 
 
 class Buffers(dict[str, NDArray[Any]]):
@@ -76,35 +94,144 @@ def largest_bytes(slots: SlotTable) -> int:
     return sum(sizes)
 
 
-def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> None:
+def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], zeros: Buffers) -> None:
     """Refuse what is no adapter for these slots: A and B come in pairs, in the slot's type, of one rank from 1 to the slot's.
 
     Args:
         name: the adapter's, for messages.
         tensors: as a file holds them; slots that are not among them are zero.
+        zeros: the zero adapter of the slots, A and B of each in turn.
 
     Raises:
         VerificationError: the tensors are not what the slots digest promises.
     """
-    input_names = {input_name for slot in slots.slots for input_name in (slot.a_name, slot.b_name)}
-    if odd := sorted(tensors.keys() - input_names):
-        raise _odd(f"adapter {name!r}", f"tensors of {len(slots.slots)} slots", f"{odd[0]}, which is none")
-    for slot in slots.slots:
-        parts = [part for part in (slot.a_name, slot.b_name) if part in tensors]
+    where, names = f"adapter {name!r}", list(zeros)
+    if odd := sorted(tensors.keys() - zeros.keys()):
+        raise _odd(where, f"tensors of {len(names) // 2} slots", f"{odd[0]}, which is none")
+    for a_name, b_name in zip(names[::2], names[1::2], strict=True):
+        parts = [part for part in (a_name, b_name) if part in tensors]
         if len(parts) == 1:
-            raise _odd(f"adapter {name!r}, slot {slot.path}", "both A and B, or neither", f"{parts[0]} alone")
-        if parts:
-            _check_pair(f"adapter {name!r}", slot, tensors[slot.a_name], tensors[slot.b_name])
-
-
-def _check_pair(where: str, slot: Slot, a: NDArray[Any], b: NDArray[Any]) -> None:
-    rank = a.shape[0] if a.ndim else 0
-    if not 1 <= rank <= slot.rank:
-        raise _odd(f"{where}, {slot.a_name}", f"a rank from 1 to {slot.rank}", f"shape {a.shape}")
-    for name, array, shape in zip((slot.a_name, slot.b_name), (a, b), own_shapes(slot, rank), strict=True):
-        if (array.dtype, array.shape) != (np.dtype(slot.dtype), shape):
-            raise _odd(f"{where}, {name}", f"{slot.dtype} {shape}", f"{array.dtype} {array.shape}")
+            raise _odd(f"{where}, slot {parse(a_name).path}", "both A and B, or neither", f"{parts[0]} alone")
+        if not parts:
+            continue
+        (slot_rank, *a_inner), (out, _, *b_inner) = zeros[a_name].shape, zeros[b_name].shape
+        rank = len(tensors[a_name]) if tensors[a_name].ndim else 0
+        if not 1 <= rank <= slot_rank:
+            raise _odd(f"{where}, {a_name}", f"a rank from 1 to {slot_rank}", f"shape {tensors[a_name].shape}")
+        shapes = {a_name: (rank, *a_inner), b_name: (out, rank, *b_inner)}
+        for part, shape in shapes.items():
+            array, dtype = tensors[part], zeros[part].dtype
+            if (array.dtype, array.shape) != (dtype, shape):
+                raise _odd(f"{where}, {part}", f"{dtype} {shape}", f"{array.dtype} {array.shape}")
 
 
 def _odd(where: str, expected: str, actual: str) -> VerificationError:
     return VerificationError(mismatch(where, expected, actual, "pack it again with quad adapt"))
+
+
+def pad(tensors: Mapping[str, NDArray[Any]], zeros: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Every graph input at the slot's rank.
+
+    Where all tensors have it, they are taken as they are, not copied. Where one is smaller, or begins where no number of its type may, all
+    of them are copied into one block of memory with zeros behind the smaller ones: what they were views of is then needed no more, and the
+    block goes back to the system whole.
+
+    Args:
+        tensors: graph input name -> array in the slot's dtype, of any rank up to the slot's.
+        zeros: every graph input, in slot order, at the slot's rank; they stand for slots that are not there, not copied.
+    """
+    shapes = {name: zero.shape for name, zero in zeros.items() if name in tensors}
+    if any(tensors[name].shape != shape or not tensors[name].flags.aligned for name, shape in shapes.items()):
+        tensors = _grown(tensors, shapes)
+    return {name: tensors.get(name, zero) for name, zero in zeros.items()}
+
+
+def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
+    """Copies of these shapes, side by side in one block."""
+    places: dict[str, int] = {}
+    end = 0
+    for name, shape in shapes.items():
+        places[name] = end
+        end += -(-math.prod(shape) * tensors[name].itemsize // _ALIGNED_BYTES) * _ALIGNED_BYTES
+    block = _block(end)
+    grown: dict[str, NDArray[Any]] = {}
+    for name, shape in shapes.items():
+        grown[name] = np.ndarray(shape, tensors[name].dtype, block, places[name])
+        grown[name][tuple(slice(size) for size in tensors[name].shape)] = tensors[name]
+    return grown
+
+
+def _block(size: int) -> mmap.mmap:
+    """Memory that goes back to the system whole, in large pages where there are such: three are had sooner than 1600."""
+    if not hasattr(mmap, "MAP_PRIVATE"):
+        return mmap.mmap(-1, size)
+    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel without them
+            block.madvise(mmap.MADV_HUGEPAGE)
+    return block
+
+
+class AdapterFile:
+    """Where an adapter lies and what it said of itself when it was found there. The file must stay."""
+
+    def __init__(self, path: Path, manifest: AdapterManifest, *, packed: bool, hashed: Identity | None = None) -> None:
+        """Args:
+        path: the pack, or the file of tensors beside an `adapter.json`.
+        packed: which of the two.
+        hashed: which file was seen to have the manifest's digest already.
+        """
+        self.manifest = manifest
+        self._path, self._packed, self._hashed = path, packed, hashed
+        self._fits = False
+
+    def check(self, zeros: Buffers, verify: bool = True) -> None:
+        """See that it fits, and that it is whole.
+
+        Args:
+            zeros: the zero adapter of the slots.
+            verify: for the latter all of it is read once; False leaves that to `read`.
+
+        Raises:
+            InputError: it cannot be read.
+            VerificationError: it was changed, or is no adapter for these slots.
+        """
+        file = map_tensors(self._path)
+        if verify:
+            self._check(file, zeros)
+        else:
+            check_tensors(self.manifest.name, file.tensors, zeros)
+
+    def read(self, zeros: Buffers, make_room: MakeRoom) -> Buffers:
+        """Its buffers: the mapped file itself where all of its ranks are the slots', else a padded copy.
+
+        Args:
+            zeros: the zero adapter of the slots; it stands for slots that this one does not have.
+            make_room: called with the bytes that its buffers will take, before they do.
+
+        Raises:
+            InputError, VerificationError: as `check`.
+        """
+        file = map_tensors(self._path)
+        make_room(padded_bytes(file.tensors, zeros))
+        self._check(file, zeros)
+        if any(tensor.shape != zeros[name].shape for name, tensor in file.tensors.items()):
+            _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
+        return Buffers(pad(file.tensors, zeros))
+
+    def _check(self, file: TensorFile, zeros: Buffers) -> None:
+        if file.identity == self._hashed:
+            file.touch()
+        else:
+            self._hash(file)
+        if not self._fits:
+            check_tensors(self.manifest.name, file.tensors, zeros)
+            self._fits = True  # for good: only the same bytes get here again
+
+    def _hash(self, file: TensorFile) -> None:
+        now_ns = time_ns()
+        if self._packed and pack_manifest(file) != self.manifest:
+            raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
+        digest = content_digest(file.tensors) if self._packed else file.sha256()
+        check_digest(file.where, digest, self.manifest.sha256)
+        self._hashed = file.identity if file.identity.settled(now_ns) else None

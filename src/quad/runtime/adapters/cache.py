@@ -19,11 +19,10 @@ from time import perf_counter
 from weakref import WeakValueDictionary
 
 from quad.core.errors import UsageError, mismatch
-from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.buffers import Buffers, MakeRoom
 
 _LOG = logging.getLogger(__name__)
 
-MakeRoom = Callable[[int], None]
 # Reads buffers; told how to make room, it does so once it knows how many bytes they will take, and before they take them.
 Read = Callable[[MakeRoom], Buffers]
 

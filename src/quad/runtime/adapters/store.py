@@ -16,9 +16,9 @@ import msgspec
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
-from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
+from quad.runtime.adapters.buffers import AdapterFile, Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.cache import BufferCache
-from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_shipped
+from quad.runtime.adapters.file import check_parents, open_adapter, open_shipped
 from quad.runtime.adapters.weighted_sum import mix_adapters
 from quad.runtime.bundle import Bundle
 
@@ -123,7 +123,7 @@ class AdapterStore:
         """
         file = open_adapter(Path(path))
         check_parents(file.manifest, self._bundle)
-        file.check(self._bundle.slots, verify)
+        file.check(self._zeros, verify)
         name = name or file.manifest.name
         self._register(name, file)
         return name
@@ -211,7 +211,7 @@ class AdapterStore:
     def _register(self, name: str, file: AdapterFile) -> None:
         with self._lock:
             self._manifests[name] = file.manifest
-            self._cache.register(name, partial(file.read, self._bundle.slots, self._zeros))
+            self._cache.register(name, partial(file.read, self._zeros))
             self._changes += 1
         _LOG.info("adapter %s: registered, rank %d", name, file.manifest.rank)
 

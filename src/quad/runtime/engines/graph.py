@@ -9,12 +9,14 @@ where an engine would have widened a small graph's weights (a 1e-5 of an output)
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
+from types import TracebackType
 from typing import Any
 
 from numpy.typing import NDArray
@@ -25,7 +27,6 @@ from quad.core.slots import UNET
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engines.engine import Arrays, Engine, Shape, SwitchSession
-from quad.runtime.engines.fair_lock import FairLock
 from quad.runtime.engines.onnx_inputs import graph_inputs
 
 _LOG = logging.getLogger(__name__)
@@ -52,6 +53,43 @@ class Slots:
                 raise VerificationError(mismatch(where, shape, inputs.get(name), "build the bundle again"))
 
 
+class FairLock:
+    """One at a time, first come first served: a thread that asks again and again cannot keep another one waiting, as it can with `Lock`."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._locked = False
+        self._waiting: deque[Lock] = deque()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._locked:
+                self._locked = True
+                return
+            place = Lock()
+            place.acquire()
+            self._waiting.append(place)
+        try:
+            place.acquire()
+        except BaseException:  # an interrupt: who does not enter must not keep the turn
+            self._give_up(place)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().release()  # handed over: it stays taken
+            else:
+                self._locked = False
+
+    def _give_up(self, place: Lock) -> None:
+        with self._lock:
+            if place in self._waiting:
+                self._waiting.remove(place)
+                return
+        self.__exit__(None, None, None)  # it was given meanwhile
+
+
 class Graph:
     """One component's graph, a `Runnable` that is loaded when it is needed and knows which adapters it is bound to.
 
@@ -75,10 +113,6 @@ class Graph:
         self._users = 0
         self._session: SwitchSession | None = None
         self._shapes: Mapping[str, Shape] | None = None
-
-    @property
-    def has_slots(self) -> bool:
-        return bool(self._slots.shapes)
 
     @property
     def inputs(self) -> Mapping[str, Shape]:
@@ -181,11 +215,12 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
     graphs = {}
     for name in COMPONENTS:
         load = partial(_load, engine, bundle, name, threads, memory == LEAN)
-        graphs[name] = graph = Graph(load, Slots(name, slots.of(name).input_shapes()), resident=name in resident, budget=budget)
+        shapes = slots.of(name).input_shapes()
+        graphs[name] = graph = Graph(load, Slots(name, shapes), resident=name in resident, budget=budget)
         if name in resident:
             with graph.loaded():
                 pass
-        elif name == UNET or graph.has_slots:
+        elif name == UNET or shapes:
             graph.validate(bundle.graph(name))
     _LOG.info("memory plan %s: %s stay in memory", memory, ", ".join(resident) or "no graphs")
     return graphs

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quad.core.padding import own_shapes, pad, trim
+from quad.core.padding import own_shapes, trim
 from quad.core.slots import Slot, SlotTable
+from quad.runtime.adapters.buffers import pad
 
 SLOTS = SlotTable(
     (
