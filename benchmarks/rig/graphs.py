@@ -23,7 +23,7 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.placement.qdq import place_float, place_qdq
 from quad.compile.targets import load_target
 from quad.core.digests import canonical_json
-from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.core.precision import eight_bit_percent
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
@@ -165,7 +165,7 @@ class _Built:
         return path
 
     def _placed(self, kind: str, work: Callable[[], T]) -> T:
-        forget_peak()
+        reset_peak()
         found = self._timed(f"place {kind}", work)
         self.peaks[f"{self.side}, place {kind}"] = peak_ram_bytes()
         return found

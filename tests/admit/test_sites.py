@@ -75,10 +75,10 @@ MEASURE = """
 import sys
 import numpy as np
 from quad.admit.sites import site_uses
-from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.core.memory import reset_peak, peak_ram_bytes
 from pathlib import Path
 call = {"sample": np.ones((1, 2**21), np.float32)}
-forget_peak()
+reset_peak()
 before = peak_ram_bytes()
 site_uses(Path(sys.argv[1]), [call], [("new", {})])
 print(peak_ram_bytes() - before)

@@ -12,7 +12,7 @@ import pytest
 
 import quad
 from quad.build.processes import is_main, once
-from quad.core.progress import StageClock, told
+from quad.core.progress import StageClock, with_progress
 from quad.runtime.bundle import open_bundle
 
 # `--multi_gpu` is the launcher's word for several processes, on a CPU too. Port 0 is any free one.
@@ -59,7 +59,7 @@ def test_progress_within_a_stage_goes_on_and_never_back() -> None:
     with clock("first"):
         pass
     with clock("second"):
-        assert list(told("abc", 3, "letter", clock.within("second"))) == ["a", "b", "c"]
+        assert list(with_progress("abc", 3, "letter", clock.within("second"))) == ["a", "b", "c"]
     with clock("first"):
         pass
     assert [name for name, _ in heard] == ["first", "second", "letter 1 of 3", "letter 2 of 3", "letter 3 of 3", "first"]

@@ -171,7 +171,7 @@ def test_a_store_that_cannot_be_read_is_told_of_and_looked_at_again(
 
     install_pack(tmp_path, "ink", ink, 1)
     with monkeypatch.context() as patch:
-        patch.setattr("quad.runtime.adapters.follow_store.look_at_installed", broken)
+        patch.setattr("quad.runtime.adapters.follow_store.inspect_installed", broken)
         installed.refresh()
     assert "Input/output error" in installed.notes[0]
     installed.refresh()

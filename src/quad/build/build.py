@@ -42,7 +42,7 @@ from quad.core.memory import peak_ram_bytes
 from quad.core.padding import trim
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile
-from quad.core.progress import Progress, StageClock, silent, told
+from quad.core.progress import Progress, StageClock, silent, with_progress
 from quad.core.slots import SlotTable
 from quad.core.storage.files import require_replaceable, scratch_directory
 from quad.model.slots.layers import weights_of
@@ -205,7 +205,7 @@ def _profile(request: BuildRequest, opened: Opened, needs_calls: bool, clock: St
         keeper = CallKeeper.of(opened.adapters, opened.table) if needs_calls else None
         heard = CalibrationOptions(call_hook=None if keeper is None else lambda component, inputs, _: keeper.hear(component, inputs))
         feeds = calibration_feeds(opened.measured, opened.networks, opened.table, opened.adapters, opened.samples, heard)
-        feeds = told(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
+        feeds = with_progress(feeds, len(opened.samples), "calibrate", clock.within("calibrate"))
         if keeper is not None:  # it must hear every call
             statistics = observe(opened.networks, keeper.following(feeds))
         else:

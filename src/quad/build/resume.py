@@ -23,8 +23,8 @@ from quad.build.processes import is_main
 from quad.build.request import BuildRequest
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
-from quad.core.storage.checksummed_file import Arrays, read_sealed, write_sealed
-from quad.core.storage.files import alone_in
+from quad.core.storage.checksummed_file import Arrays, read_checksummed, write_checksummed
+from quad.core.storage.files import directory_lock
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -62,7 +62,7 @@ def alone(request: BuildRequest) -> Iterator[None]:
         return
     folder = kept_dir(request)
     taken = InputError(mismatch(f"{request.output}", "no other build at work on it", "one", "wait for it or choose another -o"))
-    with alone_in(folder, taken):
+    with directory_lock(folder, taken):
         try:
             yield
         finally:
@@ -110,7 +110,7 @@ class Kept:
         """A piece that an earlier run has left: its value and arrays; None where there is nothing whole of this build."""
         if self.folder is None or f"{name}{_SUFFIX}" not in self._there:
             return None
-        found = read_sealed(self._file(name), self.identity)
+        found = read_checksummed(self._file(name), self.identity)
         if found is None:
             return None
         self.resumed.append(name)
@@ -124,7 +124,7 @@ class Kept:
         """
         if self.folder is not None and is_main():
             text = json.dumps(value, allow_nan=False)  # in its own order: what comes of a build may depend on it
-            write_sealed(self._file(name), self.identity, {_VALUE: text}, arrays or {})
+            write_checksummed(self._file(name), self.identity, {_VALUE: text}, arrays or {})
 
     def value(self, name: str, make: Callable[[], T], kind: type[T] | Any) -> T:
         """What `make` gives, or gave in an earlier run.

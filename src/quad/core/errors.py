@@ -37,7 +37,7 @@ class QuadError(Exception):
 
 
 class InputError(QuadError):
-    """What the user gave is wrong; the message says how to mend it."""
+    """The file or value that the user gave is wrong; the message says how to mend it."""
 
 
 class UsageError(InputError):
@@ -76,6 +76,6 @@ class BackendError(QuadError):
     """An engine, a toolchain or the operating system failed."""
 
 
-def mismatch(where: str, expected: object, found: object, then: str) -> str:
+def mismatch(where: str, expected: object, actual: object, next_step: str) -> str:
     """The one-line form of every message: where, expected, found, what to do next."""
-    return f"{where}: expected {expected}, found {found}; {then}"
+    return f"{where}: expected {expected}, found {actual}; {next_step}"

@@ -72,7 +72,7 @@ class OlssTable(msgspec.Struct, frozen=True):
 
 
 class SamplerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """Which sampler a task uses.
+    """The sampler of a task.
 
     Args:
         kind: the method.
@@ -149,7 +149,7 @@ class TextSpec(msgspec.Struct, frozen=True):
 
 
 class Golden(msgspec.Struct, frozen=True):
-    """What the U-Net with the adapter answers to one stored probe, coarsely: enough to tell it from another adapter.
+    """The answer of the U-Net with the adapter to one stored probe, coarsely: enough to tell it from another adapter.
 
     Args:
         probe: number of the probe among the bundle's.

@@ -22,7 +22,7 @@ Bounds = tuple[float, float]  # low <= 0 <= high
 
 @dataclass(frozen=True)
 class Margin:
-    """What is added to both ends of a range.
+    """An addition to both ends of a range.
 
     Args:
         share: of each end; 1.0 makes the range twice as wide.

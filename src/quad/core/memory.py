@@ -11,7 +11,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_ram_bytes() -> int:
-    """Largest resident size of this process so far, or since `forget_peak`, bytes.
+    """Largest resident size of this process so far, or since `reset_peak`, bytes.
 
     Linux's getrusage carries the parent's peak over into a started process (execve folds it in), so VmHWM is read there.
     """
@@ -24,7 +24,7 @@ def peak_ram_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forget_peak() -> None:
+def reset_peak() -> None:
     """Start the peak anew from what is resident now; where the system cannot, the old peak stays."""
     with suppress(OSError):
         _RESET.write_text("5", encoding="ascii")

@@ -17,20 +17,20 @@ from quad.core.slots import Slot, SlotTable
 
 
 def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
-    """What a file holds of an adapter: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
+    """The part of an adapter that a file holds: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
 
     Args:
         tensors: graph input name -> array of any rank up to the slot's; a slot that is not there is zero.
     """
-    kept: dict[str, NDArray[Any]] = {}
+    trimmed: dict[str, NDArray[Any]] = {}
     for slot in slots.slots:
         if slot.a_name in tensors:
             a, b = tensors[slot.a_name], tensors[slot.b_name]
             used = np.flatnonzero(a.any(axis=tuple(range(1, a.ndim))) | b.any(axis=(0, *range(2, b.ndim))))
             if used.size:
                 rank = int(used[-1]) + 1
-                kept |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}
-    return kept
+                trimmed |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}
+    return trimmed
 
 
 def own_shapes(slot: Slot, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -51,7 +51,7 @@ class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sinusoid: Sinusoid | None = None
 
     def encode(self, values: NDArray[np.generic]) -> NDArray[np.generic]:
-        """What the caller gives, as the graph takes it."""
+        """A caller's values as the graph takes them."""
         if self.sinusoid is not None:
             values = self.sinusoid(np.asarray(values, np.float32))
         if self.encoding is not None:
@@ -59,7 +59,7 @@ class Port(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return values.astype(self.dtype, copy=False)
 
     def decode(self, values: NDArray[np.integer]) -> NDArray[np.float32]:
-        """What the graph gives, as float32."""
+        """The graph's values as float32."""
         return np.asarray(values, np.float32) if self.encoding is None else self.encoding.dequantize(values)
 
 

@@ -1,4 +1,4 @@
-"""What `--precision` asks for: float, or int8 weights and some share of the U-Net's activation sites at 8 bits, the others at 16.
+"""The grammar of `--precision`: float, or int8 weights and some share of the U-Net's activation sites at 8 bits, the others at 16.
 
 | word | share at 8 bits |
 |---|---|

@@ -15,7 +15,7 @@ def silent(stage: str, share: float) -> None:
     """A `Progress` that shows nothing."""
 
 
-def told(items: Iterable[T], total: int, name: str, progress: Progress) -> Iterator[T]:
+def with_progress(items: Iterable[T], total: int, name: str, progress: Progress) -> Iterator[T]:
     """The same items; `progress` hears of each before its work begins."""
     for index, item in enumerate(items):
         progress(f"{name} {index + 1} of {total}", index / total)

@@ -25,7 +25,7 @@ _QUANTIZE, _DEQUANTIZE = "/Q", "/DQ"
 
 
 class Role(StrEnum):
-    """What a tensor is to its module, attention or slot."""
+    """The part of a tensor in its module, attention or slot."""
 
     WEIGHT = "weight"
     BIAS = "bias"
@@ -91,7 +91,7 @@ def bias_name(path: str) -> str:
 
 
 def input_name(path: str) -> str:
-    """What a module reads; behind a split skip concat, the decoder's channels of it."""
+    """The input of a module; behind a split skip concat, the decoder's channels of it."""
     return str(TensorName(path, Role.INPUT))
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from quad.core.digests import canonical_json
 from quad.core.errors import UsageError, VerificationError
-from quad.core.storage.files import alone_in
+from quad.core.storage.files import directory_lock
 from quad.core.storage.install_pointers import (
     Installed,
     Version,
@@ -97,9 +97,9 @@ def test_a_pointer_to_a_pack_that_is_gone_or_cut_is_refused(tmp_path: Path) -> N
 
 def test_one_at_a_time_and_nothing_is_left_of_the_lock(tmp_path: Path) -> None:
     taken = UsageError("taken")
-    with alone_in(tmp_path, taken), pytest.raises(UsageError, match="taken"), alone_in(tmp_path, taken):
+    with directory_lock(tmp_path, taken), pytest.raises(UsageError, match="taken"), directory_lock(tmp_path, taken):
         pass
-    with alone_in(tmp_path, taken):
+    with directory_lock(tmp_path, taken):
         assert not list(tmp_path.iterdir())
 
 

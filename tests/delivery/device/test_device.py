@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError, VerificationError
-from quad.core.storage.files import alone_in
+from quad.core.storage.files import directory_lock
 from quad.core.storage.install_pointers import read_pointers
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access
@@ -207,7 +207,7 @@ def test_a_pointer_or_a_pack_that_is_gone_is_told_and_steps_back(world: World) -
 
 def test_one_installer_at_a_time(world: World) -> None:
     with (
-        alone_in(world.store, InputError("")),
+        directory_lock(world.store, InputError("")),
         pytest.raises(InputError, match="expected no other installer at work on it, found one"),
     ):
         world.install()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from quad.core.errors import InputError, QuadError, RefusedError, UsageError
-from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.evaluate.bench.bench import BenchOptions, bench
 from quad.evaluate.bench.footprint import separate_bytes
 from quad.evaluate.bench.page import make_page
@@ -62,7 +62,7 @@ def test_a_forgotten_peak_is_what_is_there_now() -> None:
     ballast = np.ones(40_000_000)
     high, size = peak_ram_bytes(), ballast.nbytes
     del ballast
-    forget_peak()
+    reset_peak()
     assert peak_ram_bytes() < high - size // 2
 
 

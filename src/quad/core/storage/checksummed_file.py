@@ -19,34 +19,34 @@ Arrays = Mapping[str, NDArray[Any]]
 _IDENTITY, _SEAL = "identity", "seal"
 
 
-def write_sealed(path: Path, identity: str, told: Mapping[str, str], arrays: Arrays) -> None:
+def write_checksummed(path: Path, identity: str, metadata: Mapping[str, str], arrays: Arrays) -> None:
     """Write a file that only a reader of the same identity takes.
 
     Args:
         identity: digest of all that the content is made from.
-        told: words by name, none of them `identity` or `seal`.
+        metadata: words by name, none of them `identity` or `seal`.
 
     Raises:
         BackendError: the disk is full or the place cannot be written to.
     """
-    words = {_IDENTITY: identity, **told}
-    held = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    write_bytes(path, save(held, {**words, _SEAL: _seal(words, held)}))
+    words = {_IDENTITY: identity, **metadata}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    write_bytes(path, save(contiguous, {**words, _SEAL: _seal(words, contiguous)}))
 
 
-def read_sealed(path: Path, identity: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]] | None:
+def read_checksummed(path: Path, identity: str) -> tuple[dict[str, str], dict[str, NDArray[Any]]] | None:
     """The words and arrays; None if there is no file, or one that was cut, bent, or written under another identity."""
     try:
         with safe_open(path, "np") as file:
-            words, held = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            words, arrays = dict(file.metadata() or {}), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError):
         return None
-    if words.pop(_SEAL, None) != _seal(words, held) or words.pop(_IDENTITY, None) != identity:
+    if words.pop(_SEAL, None) != _seal(words, arrays) or words.pop(_IDENTITY, None) != identity:
         return None
-    return words, held
+    return words, arrays
 
 
-def _seal(words: Mapping[str, str], held: Arrays) -> str:
+def _seal(words: Mapping[str, str], content: Arrays) -> str:
     """Digest of all that the file says."""
-    arrays = {name: (array.dtype.str, list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()) for name, array in held.items()}
+    arrays = {name: (array.dtype.str, list(array.shape), hashlib.sha256(array.tobytes()).hexdigest()) for name, array in content.items()}
     return digest([dict(words), arrays])

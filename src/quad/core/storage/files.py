@@ -45,7 +45,7 @@ def _disk_error(where: Path | str, error: OSError, instead: str = "choose anothe
 
 @contextmanager
 def writing_to(place: Path | str, instead: str = "choose another place") -> Iterator[None]:
-    """What the system has against writing there, as one line that names the place, not that of a block around this one.
+    """An error of the system while writing there becomes one line that names the place, not that of a block around this one.
 
     Raises:
         BackendError: for every OSError of the block.
@@ -104,13 +104,13 @@ def sync_directory(folder: Path) -> None:
 
 
 @contextmanager
-def alone_in(folder: Path, taken: QuadError) -> Iterator[None]:
+def directory_lock(folder: Path, in_use: QuadError) -> Iterator[None]:
     """While the block runs no other process is in a block of the same directory, where the system and the disk know locks.
 
     The directory itself is locked: nothing is left behind, however the process ends.
 
     Raises:
-        QuadError: `taken`, where another process is in one.
+        QuadError: `in_use`, where another process is in one.
         BackendError: the directory cannot be made.
     """
     with writing_to(folder):
@@ -125,7 +125,7 @@ def alone_in(folder: Path, taken: QuadError) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise taken from None
+        raise in_use from None
     except OSError:
         pass
     try:
@@ -145,8 +145,8 @@ def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
         BackendError: nothing can be there.
     """
     with writing_to(final):
-        taken = final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir())))
-    if taken:
+        occupied = final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir())))
+    if occupied:
         raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another {option}")
 
 

@@ -74,14 +74,14 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
     Raises:
         VerificationError: a pointer is damaged, or its pack is not there whole.
     """
-    found = look_at_installed(store_dir)
-    for what in found.values():
-        if isinstance(what, VerificationError):
-            raise what
-    return {name: what for name, what in found.items() if isinstance(what, Path)}
+    packs = inspect_installed(store_dir)
+    for pack in packs.values():
+        if isinstance(pack, VerificationError):
+            raise pack
+    return {name: pack for name, pack in packs.items() if isinstance(pack, Path)}
 
 
-def look_at_installed(store_dir: Path) -> dict[str, Path | VerificationError]:
+def inspect_installed(store_dir: Path) -> dict[str, Path | VerificationError]:
     """As `read_installed`, but what is damaged of one adapter is said of that one, and hides no other."""
     return {name: _pack_of(store_dir, name) for name in _pointer_names(store_dir)}
 
@@ -150,6 +150,6 @@ def _pack_of(store_dir: Path, name: str) -> Path | VerificationError:
 def _whole(store_dir: Path, pointer: Installed) -> Path:
     path, expected = pack_path(store_dir, pointer.current.sha256), pointer.current.size_bytes
     if not is_whole(store_dir, pointer.current):
-        there = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
-        raise VerificationError(mismatch(f"{path} of {pointer.name!r}", f"a pack of {expected} bytes", there, _AGAIN))
+        actual = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+        raise VerificationError(mismatch(f"{path} of {pointer.name!r}", f"a pack of {expected} bytes", actual, _AGAIN))
     return path

@@ -8,11 +8,11 @@ from pathlib import Path
 from quad.core.errors import InputError, mismatch
 
 
-def contained(directory: Path, file: Path, what: str) -> Path:
+def contained(directory: Path, file: Path, owner: str) -> Path:
     """`file`, once it is known to lie in its directory, or among the blobs of the cache that the directory is a snapshot in.
 
     Args:
-        what: whose directory it is, for the message.
+        owner: of the directory, for the message.
 
     Raises:
         InputError: it is a link to somewhere else, or to itself.
@@ -20,18 +20,18 @@ def contained(directory: Path, file: Path, what: str) -> Path:
     try:
         real, home = file.resolve(), directory.resolve()
     except (OSError, RuntimeError) as error:  # before Python 3.13 a circle of links is a RuntimeError
-        raise InputError(mismatch(f"{file}", f"a file of the {what}'s directory", "links in a circle", "copy the file in")) from error
+        raise InputError(mismatch(f"{file}", f"a file of the {owner}'s directory", "links in a circle", "copy the file in")) from error
     cache = home.parents[1] / "blobs" if len(home.parents) > 1 and home.parent.name == "snapshots" else home
     if not (real.is_relative_to(home) or real.is_relative_to(cache)):
         raise InputError(
-            mismatch(f"{file}", f"a file of the {what}'s directory", "a link out of it", "copy the file in, or name it itself")
+            mismatch(f"{file}", f"a file of the {owner}'s directory", "a link out of it", "copy the file in, or name it itself")
         )
     return file
 
 
-def require_contained(directory: Path, folders: Iterable[str], what: str) -> None:
+def require_contained(directory: Path, folders: Iterable[str], owner: str) -> None:
     """Refuse a directory with a link out of it among its own entries and those of `folders` in it."""
     for folder in (directory, *(directory / name for name in folders)):
-        contained(directory, folder, what)
+        contained(directory, folder, owner)
         for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-            contained(directory, file, what)
+            contained(directory, file, owner)

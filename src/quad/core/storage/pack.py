@@ -47,8 +47,8 @@ def parse_adapter_manifest(where: str, text: bytes) -> AdapterManifest:
     try:
         version = json.loads(text).get("format_version")
         if version != FORMAT_VERSION:
-            then = "update quad or pack the adapter again"
-            raise VerificationError(mismatch(where, f"format version {FORMAT_VERSION}", version, then))
+            next_step = "update quad or pack the adapter again"
+            raise VerificationError(mismatch(where, f"format version {FORMAT_VERSION}", version, next_step))
         return msgspec.json.decode(text, type=AdapterManifest)
     except (ValueError, AttributeError, RecursionError, msgspec.MsgspecError) as error:
         raise VerificationError(mismatch(where, "an adapter manifest", f"something else ({error})", "fetch it again")) from error
@@ -97,22 +97,22 @@ def read_pack(path: Path) -> Pack:
 
 
 def pack_manifest(file: TensorFile) -> AdapterManifest:
-    """What a pack says of itself, its digest checked; that of its tensors is not.
+    """The manifest in a pack, its digest checked; that of its tensors is not.
 
     Raises:
         VerificationError: it is no pack, or its words were changed.
     """
     if MANIFEST_KEY not in file.metadata:
-        then = "turn a LoRA file into a pack with quad adapt"
-        raise VerificationError(mismatch(file.where, f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", then))
+        next_step = "turn a LoRA file into a pack with quad adapt"
+        raise VerificationError(mismatch(file.where, f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", next_step))
     text = file.metadata[MANIFEST_KEY].encode()
     check_digest(file.where, hashlib.sha256(text).hexdigest(), file.metadata.get(DIGEST_KEY, "none"))
     return parse_adapter_manifest(file.where, text)
 
 
-def check_digest(where: str, found: str, expected: str) -> None:
+def check_digest(where: str, actual: str, expected: str) -> None:
     """Raises:
     VerificationError: they differ.
     """
-    if found != expected:
-        raise VerificationError(mismatch(where, f"digest {expected[:8]}", found[:8], "the file was changed or damaged, fetch it again"))
+    if actual != expected:
+        raise VerificationError(mismatch(where, f"digest {expected[:8]}", actual[:8], "the file was changed or damaged, fetch it again"))

@@ -46,7 +46,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which file it is, and when it was last changed: one that is the same in all of these was not written to in between."""
+    """Identity and last change of a file: one that is the same in all of these was not written to in between."""
 
     device: int
     inode: int
@@ -111,7 +111,7 @@ def map_tensors(path: Path) -> TensorFile:
         with path.open("rb", buffering=0) as stream:
             identity = Identity.of(os.fstat(stream.fileno()))
             if identity.size_bytes <= _LENGTH_BYTES:
-                raise _odd(where, f"{identity.size_bytes} bytes")
+                raise _malformed(where, f"{identity.size_bytes} bytes")
             memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
     except OSError as error:
         raise InputError(mismatch(where, "a file that can be read", error.strerror or str(error), "check the path")) from error
@@ -123,7 +123,7 @@ def map_tensors(path: Path) -> TensorFile:
             name: np.ndarray(entry.shape, DTYPES[entry.dtype], memory, start + entry.data_offsets[0]) for name, entry in entries.items()
         }
     except ValueError as error:  # no bytes, but axes without end
-        raise _odd(where, str(error)) from error
+        raise _malformed(where, str(error)) from error
     return TensorFile(where=where, metadata=metadata, tensors=tensors, content=content, identity=identity)
 
 
@@ -132,16 +132,16 @@ def _header(where: str, content: NDArray[np.uint8]) -> tuple[dict[str, str], dic
     length = int.from_bytes(content[:_LENGTH_BYTES].tobytes(), "little")
     end = _LENGTH_BYTES + length
     if length > _LONGEST_HEADER or end > len(content):
-        raise _odd(where, f"a header of {length} bytes in a file of {len(content)}")
+        raise _malformed(where, f"a header of {length} bytes in a file of {len(content)}")
     text = content[_LENGTH_BYTES:end].tobytes()
     if not text.startswith(b"{"):
-        raise _odd(where, "no header")
+        raise _malformed(where, "no header")
     try:
         parts = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
         metadata = msgspec.json.decode(parts.pop(_METADATA, msgspec.Raw(b"{}")), type=dict[str, str])
         return metadata, {name: _DECODER.decode(part) for name, part in parts.items()}, end
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise _odd(where, f"a header that is none ({error})") from error
+        raise _malformed(where, f"a header that is none ({error})") from error
 
 
 def _check_layout(where: str, entries: Mapping[str, _Entry], size: int) -> None:
@@ -150,16 +150,16 @@ def _check_layout(where: str, entries: Mapping[str, _Entry], size: int) -> None:
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, after = entry.data_offsets
         if entry.dtype not in DTYPES:
-            raise _odd(where, f"{name[:80]} of type {entry.dtype[:20]}")
+            raise _malformed(where, f"{name[:80]} of type {entry.dtype[:20]}")
         if begin != end or after - begin != math.prod(entry.shape) * DTYPES[entry.dtype].itemsize or after > size:
-            raise _odd(where, f"{name[:80]} of shape {entry.shape} at {begin} to {after}, after {end} of {size} bytes")
+            raise _malformed(where, f"{name[:80]} of shape {entry.shape} at {begin} to {after}, after {end} of {size} bytes")
         end = after
     if end != size:
-        raise _odd(where, f"{size - end} bytes that belong to no tensor")
+        raise _malformed(where, f"{size - end} bytes that belong to no tensor")
 
 
-def _odd(where: str, found: str) -> VerificationError:
-    return VerificationError(mismatch(where, "a safetensors file", f"something else ({found})", "fetch it again"))
+def _malformed(where: str, actual: str) -> VerificationError:
+    return VerificationError(mismatch(where, "a safetensors file", f"something else ({actual})", "fetch it again"))
 
 
 _DECODER = msgspec.json.Decoder(_Entry)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import final
 
 from quad.core.errors import InputError, VerificationError, mismatch
-from quad.core.storage.files import alone_in, sync_directory, writing_to
+from quad.core.storage.files import directory_lock, sync_directory, writing_to
 from quad.core.storage.install_pointers import (
     PACKS,
     POINTER_SUFFIX,
@@ -59,7 +59,7 @@ class Store:
             InputError: another one is at work.
         """
         in_use = InputError(mismatch(str(self.folder), "no other installer at work on it", "one", "wait for it or choose another --store"))
-        with alone_in(self.folder, in_use):
+        with directory_lock(self.folder, in_use):
             yield
 
     @contextmanager

@@ -19,7 +19,7 @@ from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timest
 
 from quad.core.digests import file_digest
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.core.storage.files import alone_in, sync_directory, write_bytes, writing_to
+from quad.core.storage.files import directory_lock, sync_directory, write_bytes, writing_to
 from quad.core.storage.pack import read_pack
 from quad.delivery.offer import REVOKED, Offer, Revocation, read_catalogue, revocations, target_path
 from quad.delivery.publisher.keys import Keys
@@ -183,7 +183,9 @@ class Repository:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        with alone_in(self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))):
+        with directory_lock(
+            self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))
+        ):
             yield
 
 

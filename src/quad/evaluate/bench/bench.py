@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.core.memory import forget_peak, peak_ram_bytes
+from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.evaluate.bench.footprint import rom_bytes
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.switching import bench_resident, bench_switch, flatness
@@ -104,7 +104,7 @@ def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> d
     image, hole = (None if not spec.reads_picture else picture), (mask if spec.mask == "input" else None)
     run = partial(pipe, "", task=task, image=image, mask_image=hole)
     run()
-    forget_peak()
+    reset_peak()
     runs = [run().timings_ms for _ in range(repeats)]
     part = {name: median([times[name] for times in runs]) for name in runs[0]}
     return {

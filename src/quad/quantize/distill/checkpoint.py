@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from quad.core.storage.checksummed_file import read_sealed, write_sealed
+from quad.core.storage.checksummed_file import read_checksummed, write_checksummed
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Checkpoint:
         for index, moments in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}.{index}": torch.as_tensor(value).clone() for name, value in moments.items()}
         fields = {"step": str(state.step), "best": state.best.hex(), "stale": str(state.stale)}
-        write_sealed(self.path, self.identity, fields, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
+        write_checksummed(self.path, self.identity, fields, {name: tensor.cpu().numpy() for name, tensor in tensors.items()})
 
     def load(self, weights: Sequence[nn.Parameter], best: Sequence[Tensor], optimizer: torch.optim.Optimizer) -> TrainingState | None:
         """Put what was saved back in place; None, and nothing changed, if there is nothing whole of this run."""
-        saved = None if self.path is None else read_sealed(self.path, self.identity)
+        saved = None if self.path is None else read_checksummed(self.path, self.identity)
         if saved is None:
             return None
         fields, tensors = saved[0], {name: torch.from_numpy(array) for name, array in saved[1].items()}

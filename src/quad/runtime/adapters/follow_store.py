@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.core.storage.install_pointers import look_at_installed
+from quad.core.storage.install_pointers import inspect_installed
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class InstalledAdapters:
         """Register every pack whose pointer has changed; what fails is noted. Reads the disk."""
         with self._lock:
             try:
-                pointers = look_at_installed(self._store)
+                pointers = inspect_installed(self._store)
             except (QuadError, OSError) as error:  # nothing is changed on the word of a store that cannot be read
                 self._notes[""] = _line(error)
                 return
@@ -59,7 +59,7 @@ class InstalledAdapters:
             InputError: the store has no such adapter. RefusedError: it is damaged, or made for another bundle.
         """
         with self._lock:
-            pointers = look_at_installed(self._store)
+            pointers = inspect_installed(self._store)
             if name not in pointers:
                 names = ", ".join(pointers) or "none"
                 raise InputError(mismatch("installed adapter", f"one of {names}", repr(name), "install it first: quad install"))
