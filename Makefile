@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Processes that tests run in, each of about 1 GB.
+WORKERS ?= 2
 
 .PHONY: install demo test check clean
 
@@ -21,10 +23,11 @@ demo: install
 	$(BIN)/python -m quad.evaluate.demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 check: install
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/sizes.py src tests tools benchmarks
