@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Processes that tests run in, each of about 1 GB.
 WORKERS ?= 2
 
-.PHONY: install demo test check clean
+.PHONY: install demo test check docs clean
 
 install: $(STAMP)
 
@@ -31,6 +31,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/sizes.py src tests tools benchmarks
+
+# The site, in out/site; its generator goes into an environment of its own, and a warning is an error.
+docs:
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet mkdocstrings-python zensical -c constraints.txt
+	.venv-docs/bin/zensical build --strict -f zensical.toml
 
 clean:
 	rm -rf out .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

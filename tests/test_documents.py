@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -110,3 +111,37 @@ def test_documents_named_in_a_page_ship() -> None:
 
 def test_nothing_cites_what_only_its_makers_have() -> None:
     assert [_name(path) for path, text in (TEXTS | PAGES).items() if PRIVATE.search(text)] == []
+
+
+def _module_exists(name: str) -> bool:
+    """Whether a dotted name is a module of quad, or something that a module of quad defines."""
+    path = ROOT / "src" / name.replace(".", "/")
+    if path.with_suffix(".py").is_file() or (path / "__init__.py").is_file():
+        return True
+    owner = path.parent.with_suffix(".py")
+    return owner.is_file() and re.search(rf"^(?:class|def) {path.name}\b", owner.read_text("utf-8"), re.MULTILINE) is not None
+
+
+def test_every_page_is_on_the_site_and_every_module_of_its_reference_exists() -> None:
+    site = tomllib.loads((ROOT / "zensical.toml").read_text("utf-8"))["project"]
+    listed = set(re.findall(r"[\w/-]+\.md", str(site["nav"])))
+    pages = {page.relative_to(DOCS).as_posix(): text for page, text in PAGES.items() if page.is_relative_to(DOCS)}
+    assert {page for page in pages if not re.match(r"adr/\d", page)} == listed
+    shown = [name for text in pages.values() for name in re.findall(r"^::: ([\w.]+)$", text, re.MULTILINE)]
+    assert shown
+    assert [name for name in shown if not _module_exists(name)] == []
+
+
+def test_every_word_of_the_glossary_has_a_module_that_exists() -> None:
+    rows = re.findall(r"^\| (?!word)([^|-][^|]*) \|.*\| `?(quad\.[\w.]+|[^|`]*)`? \|$", PAGES[DOCS / "glossary.md"], re.MULTILINE)
+    assert len(rows) > 40
+    assert [(word, module) for word, module in rows if not _module_exists(module)] == []
+
+
+def test_modules_named_in_pages_exist() -> None:
+    absent = []
+    for page, text in PAGES.items():
+        # Records of decisions are never rewritten: they name what was there.
+        if page.parent.name != "adr" and page.name != "CHANGELOG.md":
+            absent += [(_name(page), name) for name in re.findall(r"`(quad(?:\.[a-z_]\w*)+)`", text) if not _module_exists(name)]
+    assert absent == []

@@ -1,0 +1,103 @@
+"""Every place of CONTRIBUTING.md's "how to add" knows every sampler, kind of LoRA, engine, target and pass that there is."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from quad.compile.passes.registry import PASSES
+from quad.compile.targets import load_target, target_names
+from quad.core.sampling import SamplerKind
+from quad.lora.kinds import KINDS, NOT_READ, Kind
+from quad.model.base import noise_schedule
+from quad.model.base.sampler_names import SAMPLER_NAMES, parse_sampler
+from quad.runtime.engines.engine import ENGINES, INSTALL
+from quad.runtime.samplers import run
+
+ROOT = Path(__file__).parents[1]
+SOLVED = "olss"  # from a table that a build solves: no class of diffusers, no name for users
+CONFIGURED = "dpmsolver"  # told by a model's own config, not by a name for users
+KARRAS = "-karras"
+
+
+def _text(*parts: str) -> str:
+    return ROOT.joinpath(*parts).read_text("utf-8")
+
+
+def _row(page: str, start: str) -> str:
+    """The line of a page that begins so."""
+    lines = [line for line in _text(page).splitlines() if line.startswith(start)]
+    assert len(lines) == 1, f"{page} has {len(lines)} lines that begin with {start!r}"
+    return lines[0]
+
+
+def _tests(folder: str) -> str:
+    """All tests of a room as one text."""
+    return "\n".join(path.read_text("utf-8") for path in sorted(ROOT.joinpath("tests", folder).rglob("*.py")))
+
+
+@pytest.mark.parametrize("kind", get_args(SamplerKind))
+def test_a_sampler_is_known_in_every_place(kind: str) -> None:
+    quoted = f'"{kind}"'
+    if kind != SOLVED:
+        assert kind in run._MAKERS, "src/quad/runtime/samplers/run.py: its maker"
+        assert quoted in _text("tests/runtime/samplers/test_beside.py"), "tests/runtime/samplers/test_beside.py: a case beside diffusers"
+    if kind not in (SOLVED, CONFIGURED):
+        assert kind in SAMPLER_NAMES, "src/quad/model/base/sampler_names.py: its name"
+        assert parse_sampler(kind).scheduler in noise_schedule._CLASSES, "src/quad/model/base/noise_schedule.py: diffusers' class"
+    assert f"`{kind}`" in _text("docs/cli.md"), "docs/cli.md: its name in the list of samplers"
+
+
+def test_names_of_samplers_are_kinds_and_makers_are_no_more() -> None:
+    kinds = set(get_args(SamplerKind))
+    assert {name.removesuffix(KARRAS) for name in SAMPLER_NAMES} <= kinds
+    assert set(run._MAKERS) == kinds - {SOLVED}
+    assert {kind for kind, _ in noise_schedule._CLASSES.values()} <= kinds
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_kind_of_lora_is_known_in_every_place(kind: Kind) -> None:
+    assert kind.update.__module__.startswith("quad.lora.updates."), "src/quad/lora/updates: what it adds to a weight"
+    assert f"\n| {kind.name} |" in _text("docs/formats.md"), "docs/formats.md: its row in the table of kinds"
+    own = sorted(kind.roles - set().union(*(other.roles for other in KINDS if other is not kind)))
+    assert not own or any(role in _tests("lora") for role in own), f"tests/lora: files with {', '.join(own)}"
+    assert kind.name not in {name for _, name in NOT_READ}, "src/quad/lora/kinds.py: it is read, and in NOT_READ"
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_engine_is_known_in_every_place(engine: str) -> None:
+    assert engine in INSTALL, "src/quad/runtime/engines/engine.py: what installs it"
+    contract = _text("tests/runtime/engines/test_engine.py")
+    classes = re.findall(rf'^class \w+\(EngineContract\):(?:(?!^class ).)*?^    engine = "{engine}"$', contract, re.MULTILINE | re.DOTALL)
+    assert classes, "tests/runtime/engines/test_engine.py: a subclass of EngineContract"
+    assert [name for name in target_names() if engine in load_target(name).engines], "src/quad/compile/targets: a target that it runs"
+    assert f"| `{engine}` " in _text("docs/targets.md"), "docs/targets.md: its target's row"
+    assert f"`{engine}`" in _text("docs/cli.md"), "docs/cli.md: --engine"
+
+
+@pytest.mark.parametrize("name", target_names())
+def test_a_target_is_known_in_every_place(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert [engine for engine in target.engines if engine not in ENGINES] == []
+    assert [step for step in target.passes if step not in PASSES] == []
+    engines = _row("docs/targets.md", f"| `{name}` |")
+    assert all(f"`{engine}`" in engines for engine in target.engines), "docs/targets.md: its engines"
+    assert f"`{name}`" in _row("docs/cli.md", "| `--target` NAME |"), "docs/cli.md: --target"
+    passes = _row("docs/passes.md", f"| `{name}` |")
+    assert [step for step in target.passes if f"`{step}`" not in passes] == [], "docs/passes.md: the passes that it uses"
+    assert f'"{name}"' in _tests("compile") + _tests("build"), "tests/compile or tests/build: a test"
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_is_described(name: str) -> None:
+    assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", _text("docs/passes.md"), re.MULTILINE), "docs/passes.md: its row"
+
+
+def test_the_page_names_the_places_that_are_checked_here() -> None:
+    page = _text("CONTRIBUTING.md")
+    absent = [place for place in re.findall(r"`((?:src|tests|docs)/[\w/.-]+)`", page) if not (ROOT / place).exists()]
+    assert [place for place in absent if not re.search(r"NAME|TARGET|ralston", place)] == []
