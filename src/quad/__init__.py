@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _LAZY = {
     "QuadPipeline": "quad.runtime.pipeline",

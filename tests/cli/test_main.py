@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+import quad
 from quad.cli.main import app, explain
 from quad.core import errors
 
@@ -77,3 +80,33 @@ def test_python_m_quad_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "quad", "inspect", "nowhere"], capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("quad: nowhere: expected a bundle directory")
+
+
+def test_the_version_is_shown() -> None:
+    done = RUNNER.invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout, done.stderr) == (0, f"quad {quad.__version__}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["inspect", "nowhere"], ["error"]),
+        (["inspect", "-v", "nowhere"], ["error", "info"]),
+        (["--verbose", "inspect", "nowhere"], ["error", "info"]),
+        (["-vv", "inspect", "nowhere"], ["error", "info", "debug"]),
+        (["-v", "inspect", "nowhere", "-v"], ["error", "info", "debug"]),
+    ],
+)
+def test_verbose_anywhere_in_the_call_shows_the_log_on_stderr(words: list[str], shown: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def log_and_fail(_: Path) -> None:
+        for level in (logging.ERROR, logging.INFO, logging.DEBUG):
+            logging.getLogger("quad.room").log(level, "said at %s", logging.getLevelName(level).lower())
+            logging.getLogger("library").log(level, "of a library")
+        raise errors.InputError("x")
+
+    monkeypatch.setattr("quad.cli.inspect._facts", log_and_fail)
+    done = RUNNER.invoke(app, words)
+    *logged, last = done.stderr.splitlines()
+    assert (done.exit_code, done.stdout, last) == (1, "", "quad: x")
+    assert [line.rpartition(" ")[2] for line in logged] == shown
+    assert not logging.getLogger("quad").handlers

@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
+from quad import __version__
 from quad.cli.ablate import ablate
 from quad.cli.adapt import adapt
 from quad.cli.bench import bench
@@ -24,6 +25,8 @@ from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
 from quad.cli.serve import serve
+from quad.cli.verbosity import OPTIONS as VERBOSE
+from quad.cli.verbosity import level_of, logging_to_stderr
 from quad.core.errors import InputError, QuadError, mismatch
 
 DEBUG = "--debug"
@@ -63,12 +66,13 @@ class OneLineErrors(TyperGroup):
         windows_expand_args: bool = True,
         **extra: Any,
     ) -> Any:
-        given = list(sys.argv[1:] if args is None else args)
-        rest = [word for word in given if word != DEBUG]
+        words = list(sys.argv[1:] if args is None else args)
+        arguments = [word for word in words if word != DEBUG and word not in VERBOSE]
         try:
-            code = super().main(rest, prog_name, complete_var, False, windows_expand_args, **extra)
+            with logging_to_stderr(level_of(words)):
+                code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            if DEBUG in given:
+            if DEBUG in words:
                 traceback.print_exception(error)
             line, code = explain(error)
             print(line, file=sys.stderr)
@@ -79,15 +83,26 @@ app = typer.Typer(
     name="quad",
     cls=OneLineErrors,
     help="One frozen quantized diffusion graph, any number of LoRA tasks.",
-    epilog=f"{DEBUG}, anywhere in the call, shows the traceback of an error. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused.",
+    epilog=(
+        f"Anywhere in the call, {DEBUG} shows the traceback of an error, -v or --verbose what is decided, -vv every step as well. "
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused."
+    ),
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
+def _show_version(asked_for: bool) -> None:
+    if asked_for:
+        print(f"quad {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def _verbs() -> None:
+def _verbs(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the release of quad.")] = False,
+) -> None:
     """A group even while it is small: `quad VERB`."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -25,6 +26,8 @@ from quad.serve.operations import requests as request_calls
 from quad.serve.operations.openapi import document
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
 
 OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *about_calls.OPERATIONS)
 DOCUMENT_PATH = "/openapi.json"
@@ -92,17 +95,33 @@ async def _no_such_call(http: HttpRequest, error: HTTPException) -> Response:
     )
 
 
-async def _known_error(_http: HttpRequest, error: HttpError) -> Response:
+async def _known_error(http: HttpRequest, error: HttpError) -> Response:
+    _log_refusal(http, error)
     return error_response(error)
 
 
-async def _quad_error(_http: HttpRequest, error: QuadError) -> Response:
+async def _quad_error(http: HttpRequest, error: QuadError) -> Response:
+    _log_refusal(http, http_error(error))
     return error_response(http_error(error))
+
+
+def _log_refusal(http: HttpRequest, error: HttpError) -> None:
+    """The route, not the path, which holds the id of a request; the class of the error, not its message, which quotes the client."""
+    _LOG.info("%s %s: answered %d, %s", http.method, _route(http), error.status, type(error.error).__name__)
+
+
+def _route(http: HttpRequest) -> str:
+    """The path with the names of its parameters in place of their values."""
+    path: str = http.scope["path"]
+    for name, value in http.path_params.items():
+        path = path.replace(str(value), f"{{{name}}}")
+    return path
 
 
 async def _disconnected(_http: HttpRequest, _error: ClientDisconnect) -> Response:
     return Response(status_code=_GONE)
 
 
-async def _fault(_http: HttpRequest, error: Exception) -> Response:
+async def _fault(http: HttpRequest, error: Exception) -> Response:
+    _LOG.error("%s %s: a fault of quad itself, %s", http.method, _route(http), type(error).__name__)
     return error_response(HttpError(500, QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")))

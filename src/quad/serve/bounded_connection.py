@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import h11
@@ -12,6 +13,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from quad.core.errors import InputError, mismatch
 from quad.serve.api import JSON, error_body
 from quad.serve.limits import Limits
+
+_LOG = logging.getLogger(__name__)
 
 
 class BoundedProtocol(H11Protocol):
@@ -25,6 +28,7 @@ class BoundedProtocol(H11Protocol):
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # what the system does not take at once is waited for
         if len(self.connections) > self.limits.max_connections:
+            _LOG.warning("a connection closed, %d are open", len(self.connections))
             transport.close()
         else:
             self._expect_head()

@@ -11,6 +11,7 @@ What a killed server left is removed by the next one: it takes the locks of the 
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import re
 import secrets
@@ -27,6 +28,8 @@ from typing import IO
 from quad.core.errors import BackendError, InputError, UsageError, mismatch
 from quad.core.storage.files import writing_to
 from quad.core.storage.pack import PACK_SUFFIX
+
+_LOG = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 LOCK, TOKEN, UPLOADS = ".lock", ".token", ".uploads"
@@ -208,6 +211,7 @@ def _remove_dead_servers(folder: Path) -> None:
             with lock, suppress(InputError):  # what is no server's keeps no other one from starting
                 _remove_with_token(stem)
                 path.unlink(missing_ok=True)
+                _LOG.info("removed what a dead server left at %s", stem)
 
 
 def _remove_with_token(stem: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import logging
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -10,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from quad.core.errors import InputError, mismatch
 from quad.serve.error_response import HttpError, error_response
 from quad.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
 
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -64,6 +67,9 @@ class Guard:
             if self._credentials is not None:
                 self._credentials.check(_by_name(scope))
         except HttpError as error:
+            _LOG.warning(
+                "a call over TCP answered %d: %s", error.status, "no token of this server" if error.status == 401 else "another host"
+            )
             await error_response(error)(scope, receive, counted)
             return
         try:

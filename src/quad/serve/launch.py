@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
 from quad.serve.server import serve
 from quad.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], a
     with _stoppable() as is_stopped, listening as endpoint, open_service(options, endpoint) as service:
         if not is_stopped():
             announce(endpoint, service)
+            _LOG.info("serving %s by %s on %s", service.pipe.bundle.manifest.name, service.pipe.engine, endpoint.stem)
             serve(service, endpoint.listener, None if endpoint.token is None else Credentials(endpoint.port, endpoint.token))
 
 

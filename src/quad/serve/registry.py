@@ -1,11 +1,14 @@
 """The requests that a server knows: what it tells of each, and when it gives one up.
 
+The log names a request by its number: whoever knows its id may fetch its picture.
+
 Everything here happens on the event loop's thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +27,8 @@ from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from quad.serve.pictures import held_bytes
 from quad.serve.ticket_bridge import follow
+
+_LOG = logging.getLogger(__name__)
 
 _ID_BYTES = 8
 
@@ -107,6 +112,7 @@ class RequestRecord:
 
 
 Overdue = Literal["lease", "time", "old"]
+_OVERDUE: dict[Overdue, str] = {"lease": "nobody asks after it", "time": "it runs too long", "old": "nobody fetched it"}
 
 
 def overdue(record: RequestRecord, limits: Limits, now: float) -> Overdue | None:
@@ -131,6 +137,11 @@ def surplus(ended: list[RequestRecord], limits: Limits) -> list[RequestRecord]:
         surplus_records.append(record)
         kept_bytes, count = kept_bytes - held_bytes(record.picture), count - 1
     return surplus_records
+
+
+def _kind(error: QuadError | None) -> str:
+    """The class of an error, for the log: its message may quote what a client has sent."""
+    return "" if error is None else f", {type(error).__name__}"
 
 
 class RequestRegistry:
@@ -170,6 +181,7 @@ class RequestRegistry:
         """Begin to follow a request; `n_bytes` of the budget are its own from now on."""
         record = RequestRecord(id=secrets.token_hex(_ID_BYTES), ticket=ticket, held_bytes=n_bytes, asked_at=self.clock())
         self._records[record.id] = record
+        _LOG.info("request %d: queued, %d are waiting or running", ticket.id, len(self.live))
         follow(ticket, asyncio.get_running_loop(), lambda step: record.step(step, self.clock()), lambda outcome: self._end(record, outcome))
         return record
 
@@ -190,6 +202,7 @@ class RequestRegistry:
     def cancel(self, record: RequestRecord, reason: QuadError | None = None) -> None:
         """Cancel it, where it has not ended."""
         if not record.ended:
+            _LOG.info("request %d: cancelled by the server", record.ticket.id)
             record.reason = record.reason or reason
             record.ticket.cancel()
 
@@ -217,13 +230,17 @@ class RequestRegistry:
         for record in self:
             if record.started_at is None and not record.ended and record.ticket.state == "running":
                 record.started_at = now
-            match overdue(record, self._limits, now):
+            why = overdue(record, self._limits, now)
+            if why is not None:
+                _LOG.info("request %d: given up, %s", record.ticket.id, _OVERDUE[why])
+            match why:
                 case "time":
                     most = f"{self._limits.time_limit_s:g} s"
                     self.cancel(record, StoppedError(mismatch("request", f"at most {most} from its start", "more", "ask for fewer steps")))
                 case "lease" | "old":
                     self.forget(record)
         for record in surplus([record for record in self if record.ended], self._limits):
+            _LOG.info("request %d: forgotten, too many pictures wait", record.ticket.id)
             self.forget(record)
 
     def _end(self, record: RequestRecord, outcome: PipelineOutput | QuadError) -> None:
@@ -231,4 +248,5 @@ class RequestRegistry:
         record.end(outcome, now)
         self._budget.give(record.held_bytes)
         self.ended[record.state] += 1
+        _LOG.info("request %d: %s after %d steps%s", record.ticket.id, record.state, len(record.steps), _kind(record.error))
         self.seconds += now - (record.started_at or now)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from quad.runtime.queue.scheduler import Scheduler
 from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from quad.serve.registry import RequestRegistry
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _THREADS = 2  # for decoding pictures and reading packs
@@ -81,6 +84,8 @@ class Service:
 
     def stop(self) -> None:
         """No new work, and what runs ends at its step."""
+        if not self.stopping:
+            _LOG.info("stopping, %d requests are cancelled", len(self.registry.live))
         self.stopping = True
         reason = StoppedError(mismatch("server", "one that goes on", "one that was stopped", "ask again when it runs"))
         for record in self.registry.live:

@@ -8,6 +8,7 @@ A pointer always names a whole pack: the pack is on the disk before the pointer 
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +20,8 @@ from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import AdapterName
 from quad.core.storage.files import sync_directory, write_bytes, writing_to
 from quad.core.storage.pack import PACK_SUFFIX
+
+_LOG = logging.getLogger(__name__)
 
 POINTERS, PACKS = "installed", "packs"
 STORE_SUFFIX, POINTER_SUFFIX = ".adapters", ".json"
@@ -100,6 +103,7 @@ def write_pointer(store_dir: Path, pointer: Installed) -> None:
     """
     path = pointer_path(store_dir, pointer.name)
     write_bytes(path, canonical_json(pointer))
+    _LOG.debug("adapter %s: points to version %d", pointer.name, pointer.current.version)
     sync_directory(path.parent)
     sync_directory(store_dir)
 
@@ -113,6 +117,7 @@ def remove_pointer(store_dir: Path, name: str) -> None:
     path = pointer_path(store_dir, name)
     with writing_to(path):
         path.unlink(missing_ok=True)
+    _LOG.debug("adapter %s: points to nothing", name)
     sync_directory(path.parent)
 
 

@@ -16,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 from typing import Any
 
@@ -34,6 +35,8 @@ from tuf.api.metadata import Root
 
 from quad.core.errors import BackendError, QuadError, VerificationError, mismatch
 
+_LOG = logging.getLogger(__name__)
+
 THEN = "nothing was changed; try another mirror or ask the publisher"
 # tuf's sentences about versions: which attack each speaks of. The root chain goes up by one; any other step is told apart by its side.
 _VERSIONS = (
@@ -48,7 +51,8 @@ _MISSING = (403, 404, 410)
 
 
 def attack_error(where: str, expected: str, actual: str, kind: str) -> VerificationError:
-    """The line of one attack."""
+    """The line of one attack; where it comes from is not logged, an address may hold a password."""
+    _LOG.warning("refused as %s: expected %s, found %s", kind, expected, actual)
     return VerificationError(mismatch(where, expected, f"{actual} ({kind})", THEN))
 
 

@@ -5,13 +5,14 @@ What is installed runs on without the network and past every expiry; a new versi
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
 from quad.core.digests import file_digest
-from quad.core.errors import CompatibilityError, UsageError, VerificationError, mismatch
+from quad.core.errors import CompatibilityError, UsageError, VerificationError, mismatch, one_line
 from quad.core.storage.install_pointers import Installed, Version, is_whole, pack_path, write_pointer
 from quad.core.storage.pack import Pack, read_pack
 from quad.delivery.device.download import download_pack
@@ -21,6 +22,8 @@ from quad.delivery.device.source import Source, open_source
 from quad.delivery.device.store import Store
 from quad.delivery.device.trust import first_trust, read_trust, refresh, same_anchor, write_trust
 from quad.delivery.offer import Catalogue, Offer, Terms
+
+_LOG = logging.getLogger(__name__)
 
 Smoke = Callable[[Path], None]
 
@@ -81,17 +84,20 @@ class Device:
             current = self._current(name)
             runs = current is not None and current.current.sha256 == offer.sha256
             if current is not None and runs and self._is_sound(offer):
+                _LOG.info("adapter %s: runs already", offer.label)
                 return _done(current, False)
             self._fetch(source, offer)
             self._promote(offer)
             try:
                 smoke(pack_path(self._store.folder, offer.sha256))
             except BaseException:
+                _LOG.warning("pack %s: its trial failed, it is not installed", offer.label)
                 self._recover()
                 raise
             before = (current.previous if runs else current.current) if current else None
             pointer = Installed(name, offer.version, before)
             write_pointer(self._store.folder, pointer)
+            _LOG.info("adapter %s: installed, version %s before", offer.label, before.version if before else "none")
             self._recover()
         return _done(pointer, True)
 
@@ -112,6 +118,7 @@ class Device:
             smoke(path)
             back = Installed(name, pointer.previous, pointer.current)
             write_pointer(self._store.folder, back)
+            _LOG.info("adapter %s: rolled back to version %d from %d", name, back.current.version, pointer.current.version)
         return _done(back, True)
 
     def listing(self) -> list[AdapterListing]:
@@ -151,6 +158,8 @@ class Device:
 
     def _recover(self) -> None:
         for change in self._store.recover(self._last_catalogue()):
+            outcome = "disabled" if change.now is None else f"version {change.now} runs again"
+            _LOG.warning("adapter %s:%d: stepped back, %s; %s", change.name, change.was, one_line(change.why), outcome)
             self._callbacks.on_change(change)
 
     def _last_catalogue(self) -> Catalogue:
@@ -162,7 +171,12 @@ class Device:
 
     def _choose(self, catalogue: Catalogue, specifier: str) -> Offer:
         offer = catalogue.choose(specifier, lambda terms: not _fit(terms, self._platform))
-        check_fit(offer.terms, self._platform)
+        try:
+            check_fit(offer.terms, self._platform)
+        except CompatibilityError as error:
+            _LOG.info("pack %s: does not fit, %s", offer.label, error)
+            raise
+        _LOG.debug("pack %s: chosen", offer.label)
         return offer
 
     def _fetch(self, source: Source, offer: Offer) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,8 @@ from quad.core.storage.files import writing_to
 from quad.delivery.device.attack_messages import download_error
 from quad.delivery.device.source import Source
 from quad.delivery.offer import Offer
+
+_LOG = logging.getLogger(__name__)
 
 OnProgress = Callable[[int], None]
 
@@ -62,7 +65,9 @@ def download_pack(source: Source, offer: Offer, partial: Path, on_progress: OnPr
         raise download_error(error, f"{source.name}/{offer.location}") from error
     actual = file_digest(partial)
     if actual == offer.sha256:
+        _LOG.info("pack %s: fetched and verified, %d bytes", offer.label, offer.size_bytes)
         return
+    _LOG.warning("pack %s: thrown away, digest %s in place of %s", offer.label, actual[:8], offer.sha256[:8])
     with writing_to(partial):
         partial.unlink()
     if resumed_at:  # what was there before may have been the wrong part of it
@@ -85,6 +90,8 @@ def _receive(source: Source, offer: Offer, partial: Path, on_progress: OnProgres
             answer = source.open(offer.location, have, offer.size_bytes - have)
             have = answer.start
             stream.truncate(have)
+            if have:
+                _LOG.info("pack %s: resumed at %d of %d bytes", offer.label, have, offer.size_bytes)
             for chunk in answer.chunks:
                 have += len(chunk)
                 if have > offer.size_bytes:

@@ -12,6 +12,7 @@ What of it no pointer and no offer names is removed; a file that is not called a
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -39,6 +40,8 @@ from quad.core.storage.pack import PACK_SUFFIX
 from quad.delivery.device.events import Change
 from quad.delivery.device.trust import TRUST_FILE
 from quad.delivery.offer import Catalogue, Offer
+
+_LOG = logging.getLogger(__name__)
 
 FETCHED, PARTIAL, STAGE = "fetched", "partial", ".stage"
 _PACK = re.compile(rf"[0-9a-f]{{64}}{re.escape(PACK_SUFFIX)}")
@@ -163,5 +166,7 @@ class Store:
                 for path in (self.folder / place).glob("*"):
                     if path.name not in expected and _PACK.fullmatch(path.name):
                         path.unlink()
+                        _LOG.info("orphan removed: %s/%s", place, path.name)
             for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.part")):
                 part.unlink()
+                _LOG.info("orphan removed: %s", part.name)

@@ -7,6 +7,7 @@ root that was seen once cannot be hidden again.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from quad.delivery.device.attack_messages import attack_error, download_error, m
 from quad.delivery.device.download import MetadataFetcher
 from quad.delivery.device.source import Source
 from quad.delivery.offer import Catalogue, read_catalogue
+
+_LOG = logging.getLogger(__name__)
 
 TRUST_FILE = "trust.json"
 FARTHEST = 1_000_000  # versions that a role may be ahead of its last one: an hourly timestamp makes as many in a century
@@ -158,12 +161,22 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
         trusted = msgspec.structs.replace(trust, root=verified.root)
     elif malformed is not None:  # the list of packs of before is still good for what is installed
         trusted = msgspec.structs.replace(verified, roles={**verified.roles, "targets": trust.roles.get("targets", "")})
+    _log_versions(trust, verified)
     if trusted != trust:  # a root that was given by mistake, and that nothing was verified with, is forgotten
         keep(trusted)
     wrong = fast_forward or failure or malformed
     if wrong is not None:
+        _LOG.warning("refresh failed: %s", type(wrong).__name__)
         raise wrong from cause
+    _LOG.info("refreshed to root %d, targets %d", _version(verified.root), _version(verified.roles.get("targets")))
     return verified
+
+
+def _log_versions(before: Trust, after: Trust) -> None:
+    """Each role's step, as far as it was verified."""
+    _LOG.debug("root: version %d, was %d", _version(after.root), _version(before.root))
+    for role, text in after.roles.items():
+        _LOG.debug("%s: version %d, was %d", role, _version(text), _version(before.roles.get(role)))
 
 
 def _malformed(trust: Trust) -> QuadError | None:

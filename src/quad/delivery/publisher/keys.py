@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import final
@@ -14,6 +15,8 @@ from tuf.api.metadata import Root
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.storage.files import real_path, sync_directory, writing_to
+
+_LOG = logging.getLogger(__name__)
 
 SHORTEST_PASSWORD, LONGEST_PASSWORD = 8, 1023  # the longest one that OpenSSL takes
 _SHOWN = 16  # digits of a key's id in a file name
@@ -71,6 +74,7 @@ class Keys:
                 stream.flush()
                 os.fsync(stream.fileno())
         sync_directory(path.parent)
+        _LOG.info("key of role %s made: %s", role, signer.public_key.keyid[:8])
         return signer
 
     def signers(self, role: str, root: Root, least: int | None = None) -> list[CryptoSigner]:
@@ -101,6 +105,7 @@ class Keys:
             with writing_to(path):
                 (path.parent / _RETIRED).mkdir(exist_ok=True, mode=0o700)
                 path.replace(path.parent / _RETIRED / path.name)
+            _LOG.info("key of role %s retired: %s", role, keyid[:8])
 
     def _path(self, role: str, keyid: str) -> Path:
         return (self._root_folder if role == Root.type else self._folder) / f"{role}-{keyid[:_SHOWN]}.pem"

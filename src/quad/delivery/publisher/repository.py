@@ -7,6 +7,7 @@ REPO/targets/    NAME/SHA256.VERSION.qpack
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -38,6 +39,8 @@ from quad.delivery.publisher.signed import (
     write_root,
 )
 from quad.delivery.publisher.terms import PublishTerms
+
+_LOG = logging.getLogger(__name__)
 
 
 class Refreshed(msgspec.Struct, frozen=True):
@@ -88,6 +91,7 @@ class Repository:
             state, signers = self._open()
             offers = [self._add(state.targets, path, terms) for path in packs]
             publish(self._folder, state, [Targets.type], signers)
+        _LOG.info("on offer: %s", ", ".join(offer.label for offer in offers))
         return offers
 
     def _add(self, targets: Targets, path: Path, terms: PublishTerms) -> Offer:
@@ -129,6 +133,7 @@ class Repository:
             for offer in chosen:
                 with writing_to(self._folder / offer.location):
                     (self._folder / offer.location).unlink(missing_ok=True)
+        _LOG.info("revoked: %s", ", ".join(f"{entry.name}:{entry.version}" for entry in withdrawn))
         return withdrawn
 
     def refresh(self) -> Refreshed:

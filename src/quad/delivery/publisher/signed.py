@@ -7,6 +7,7 @@ that the repository is whole before it and after it.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from tuf.ngclient import UpdaterConfig
 from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.storage.files import sync_directory, write_bytes
 from quad.delivery.publisher.keys import Keys
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=Signed)
 
@@ -133,6 +136,7 @@ def _next(payload: Signed, at: datetime) -> None:
 def _put(repository: Path, name: str, data: bytes) -> None:
     path = repository / METADATA / name
     write_bytes(path, data)
+    _LOG.info("published %s, %d bytes", name, len(data))
     sync_directory(path.parent)
 
 

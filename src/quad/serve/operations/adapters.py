@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -22,6 +23,8 @@ from quad.serve.endpoint import upload_name
 from quad.serve.error_response import HttpError, json_response
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
+
+_LOG = logging.getLogger(__name__)
 
 
 async def adapters(service: Service, http: HttpRequest) -> Response:
@@ -68,6 +71,7 @@ async def _receive(service: Service, http: HttpRequest, folder: Path, name: str)
             _require_free(service, name)
             await service.in_thread(partial(_register, service, path, name))
             old, service.uploaded[name] = service.uploaded.get(name), path
+            _LOG.info("adapter %s: uploaded", name)
     except BaseException:
         path.unlink(missing_ok=True)
         raise
@@ -84,6 +88,7 @@ async def remove(service: Service, http: HttpRequest) -> Response:
             raise HttpError(409, UsageError(mismatch("adapter", "one that was uploaded", repr(name), "use quad install for the others")))
         await service.in_thread(partial(service.pipe.switch.unregister, name))
         service.uploaded.pop(name).unlink(missing_ok=True)
+        _LOG.info("adapter %s: removed by a client", name)
     return Response(status_code=204)
 
 
