@@ -106,10 +106,10 @@ def test_dora_of_peft(unet: UNet2DConditionModel, inputs: Inputs, tmp_path: Path
         delta = (merged.get_submodule(path).weight - unet.get_submodule(path).weight).detach().numpy()
         assert kept(delta, adapter.weights[path]) == pytest.approx(adapter.energy[path], abs=1e-5)
     with torch.no_grad():
-        want, base, got = model(*inputs).sample, unet(*inputs).sample, network(*inputs, slots)
+        expected, base, slotted = model(*inputs).sample, unet(*inputs).sample, network(*inputs, slots)
     # The smallest rank that keeps 99.9 % leaves 3 % of the amplitude out.
-    assert (got - want).norm() <= 0.06 * (want - base).norm()
-    assert (want - base).norm() >= 1e-2 * want.norm()
+    assert (slotted - expected).norm() <= 0.06 * (expected - base).norm()
+    assert (expected - base).norm() >= 1e-2 * expected.norm()
 
 
 # -- against the definitions ------------------------------------------------------------------------------------------------
@@ -123,9 +123,9 @@ def test_tucker_is_one_kernel_exactly(unet: UNet2DConditionModel, tmp_path: Path
     tensors = {f"{name}.lora_{role}.weight": value for role, value in (("down", down), ("mid", mid), ("up", up))}
     adapter = read(tmp_path, unet, {**tensors, f"{name}.alpha": torch.tensor(2.0)})
     pair = adapter.weights[path]
-    want = functional.conv2d(functional.conv2d(functional.conv2d(x, down), mid, stride=2, padding=1), up) * (2.0 / rank)
-    got = functional.conv2d(functional.conv2d(x, torch.from_numpy(pair.a), stride=2, padding=1), torch.from_numpy(pair.b))
-    assert torch.allclose(got, want, atol=1e-5 * float(want.abs().max()))
+    expected = functional.conv2d(functional.conv2d(functional.conv2d(x, down), mid, stride=2, padding=1), up) * (2.0 / rank)
+    output = functional.conv2d(functional.conv2d(x, torch.from_numpy(pair.a), stride=2, padding=1), torch.from_numpy(pair.b))
+    assert torch.allclose(output, expected, atol=1e-5 * float(expected.abs().max()))
     assert pair.rank == rank
     assert not adapter.energy
 
@@ -139,13 +139,13 @@ def test_loha_in_lycoris_files(unet: UNet2DConditionModel, tmp_path: Path) -> No
     assert adapter.rank <= 9
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_lokr_in_lycoris_files_has_no_scale_where_nothing_has_a_rank(whole: bool, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("written_out", [True, False])
+def test_lokr_in_lycoris_files_has_no_scale_where_nothing_has_a_rank(written_out: bool, unet: UNet2DConditionModel, tmp_path: Path) -> None:
     first, left, right = noisy(4, 4, seed=1), noisy(8, 2, seed=2), noisy(2, 8, seed=3)
-    second = {"lokr_w2": left @ right} if whole else {"lokr_w2_a": left, "lokr_w2_b": right}
+    second = {"lokr_w2": left @ right} if written_out else {"lokr_w2_a": left, "lokr_w2_b": right}
     tensors = {f"{kohya(LINEAR)}.{role}": value for role, value in {"lokr_w1": first, **second, "alpha": torch.tensor(1.0)}.items()}
     adapter = read(tmp_path, unet, tensors, UP_TO_ANY)
-    delta = torch.kron(first, left @ right) * (1.0 if whole else 1.0 / 2)
+    delta = torch.kron(first, left @ right) * (1.0 if written_out else 1.0 / 2)
     assert kept(delta.numpy(), adapter.weights[LINEAR]) == pytest.approx(adapter.energy[LINEAR], abs=1e-6)
 
 

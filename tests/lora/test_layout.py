@@ -31,21 +31,21 @@ def layers(base: Base) -> dict[str, list[str]]:
 
 
 @pytest.fixture
-def known(base: Base, adapter_files: dict[str, Path]) -> tuple[FloatAdapter, SlotTable]:
+def removal(base: Base, adapter_files: dict[str, Path]) -> tuple[FloatAdapter, SlotTable]:
     adapter = read_adapter("removal", adapter_files["removal"], base.unet)
     return adapter, slot_network(base.unet, [adapter])[1]
 
 
-def same(one: FloatAdapter, other: FloatAdapter) -> None:
-    assert one.weights.keys() == other.weights.keys()
-    for path, pair in one.weights.items():
+def same(adapter: FloatAdapter, other: FloatAdapter) -> None:
+    assert adapter.weights.keys() == other.weights.keys()
+    for path, pair in adapter.weights.items():
         np.testing.assert_array_equal(pair.a, other.weights[path].a)
         np.testing.assert_array_equal(pair.b, other.weights[path].b)
-    assert one.digest == other.digest
+    assert adapter.digest == other.digest
 
 
-def test_slots_give_every_key_its_meaning(base: Base, adapter_files: dict[str, Path], known: tuple[FloatAdapter, SlotTable]) -> None:
-    adapter, table = known
+def test_slots_give_every_key_its_meaning(base: Base, adapter_files: dict[str, Path], removal: tuple[FloatAdapter, SlotTable]) -> None:
+    adapter, table = removal
     unet, text = bundle_layouts(table, layers(base))
     assert text is None
     assert all(layer is None or layer.weight is None for layer in unet.layers.values())
@@ -66,9 +66,9 @@ def original(base: Base, adapter: FloatAdapter, file: Path) -> None:
 
 
 def test_names_that_count_blocks_are_read_where_all_layers_are_known(
-    base: Base, known: tuple[FloatAdapter, SlotTable], tmp_path: Path
+    base: Base, removal: tuple[FloatAdapter, SlotTable], tmp_path: Path
 ) -> None:
-    adapter, table = known
+    adapter, table = removal
     original(base, adapter, tmp_path / "kohya.safetensors")
     by_model = read_adapter("removal", tmp_path / "kohya.safetensors", base.unet)
     same(read_lora("removal", tmp_path / "kohya.safetensors", bundle_layouts(table, layers(base))[0]), by_model)
@@ -77,14 +77,14 @@ def test_names_that_count_blocks_are_read_where_all_layers_are_known(
         read_lora("removal", tmp_path / "kohya.safetensors", bundle_layouts(table, {})[0])
 
 
-def test_a_target_without_a_slot_is_named(base: Base, adapter_files: dict[str, Path], known: tuple[FloatAdapter, SlotTable]) -> None:
-    unet, _ = bundle_layouts(known[1], layers(base))
+def test_a_target_without_a_slot_is_named(base: Base, adapter_files: dict[str, Path], removal: tuple[FloatAdapter, SlotTable]) -> None:
+    unet, _ = bundle_layouts(removal[1], layers(base))
     with pytest.raises(CompatibilityError, match=r"'transform'.*targets among the bundle's slots.*attn2\.to_v"):
         read_lora("transform", adapter_files["transform"], unet)
 
 
-def test_dora_needs_the_base_and_says_so(known: tuple[FloatAdapter, SlotTable], adapter_files: dict[str, Path], tmp_path: Path) -> None:
-    adapter, table = known
+def test_dora_needs_the_base_and_says_so(removal: tuple[FloatAdapter, SlotTable], adapter_files: dict[str, Path], tmp_path: Path) -> None:
+    adapter, table = removal
     path, pair = next(iter(adapter.weights.items()))
     stem = f"unet.{path}"
     tensors = {f"{stem}.lora_A.weight": torch.from_numpy(pair.a), f"{stem}.lora_B.weight": torch.from_numpy(pair.b)}
@@ -93,13 +93,13 @@ def test_dora_needs_the_base_and_says_so(known: tuple[FloatAdapter, SlotTable], 
         read_lora("dora", tmp_path / "dora.safetensors", bundle_layouts(table, {})[0])
 
 
-def test_text_slots_are_read_too(base: Base, known: tuple[FloatAdapter, SlotTable], tmp_path: Path) -> None:
+def test_text_slots_are_read_too(base: Base, removal: tuple[FloatAdapter, SlotTable], tmp_path: Path) -> None:
     path = next(name for name in layers(base)[TEXT_ENCODER] if name.endswith("q_proj")).removeprefix("text_encoder.")
     layer = base.text_encoder.get_submodule(path)
     tensors = {f"text_encoder.{path}.lora_A.weight": torch.randn(2, layer.in_features)}
     save_file({**tensors, f"text_encoder.{path}.lora_B.weight": torch.randn(layer.out_features, 2)}, tmp_path / "te.safetensors")
     by_model = read_adapter("words", tmp_path / "te.safetensors", base.unet, text_encoder=base.text_encoder)
-    table = slot_networks(base.unet, base.text_encoder, [known[0], by_model]).table
+    table = slot_networks(base.unet, base.text_encoder, [removal[0], by_model]).table
     unet, text = bundle_layouts(table, layers(base))
     assert isinstance(text, NetworkLayout)
     same(read_lora("words", tmp_path / "te.safetensors", unet, text_encoder=text), by_model)

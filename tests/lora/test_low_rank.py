@@ -35,15 +35,15 @@ def test_no_matrices_of_that_rank_are_nearer(seed: int, out: int, n: int, rank: 
     for update in forms(seed, out, n, rank):
         matrix = update.dense()
         cut = update.cut(max_rank, keep)
-        got = cut.b.shape[1]
+        rank_cut = cut.b.shape[1]
         squares = np.linalg.svd(matrix, compute_uv=False) ** 2
         best = np.cumsum(squares) / squares.sum()
         assert 1 - ((matrix - cut.b @ cut.a) ** 2).sum() / (matrix**2).sum() == pytest.approx(cut.energy, abs=1e-9)
-        assert cut.energy == pytest.approx(best[got - 1], abs=1e-9)
-        assert got <= max_rank
+        assert cut.energy == pytest.approx(best[rank_cut - 1], abs=1e-9)
+        assert rank_cut <= max_rank
         # As small as it may be: one less keeps too little, and no rank is spent on rounding.
-        assert got == 1 or best[got - 2] < keep
-        assert cut.energy >= keep - 1e-9 or got == max_rank
+        assert rank_cut == 1 or best[rank_cut - 2] < keep
+        assert cut.energy >= keep - 1e-9 or rank_cut == max_rank
 
 
 def test_halves_are_even_and_zero_is_zero() -> None:
@@ -70,21 +70,21 @@ def adapter(decay: float) -> FloatAdapter:
 
 
 def test_reduced_keeps_what_it_says() -> None:
-    whole = adapter(0.7)
-    small = reduced(whole, 4)
+    full = adapter(0.7)
+    small = reduced(full, 4)
     assert (small.rank, small.digest) == (4, "digest")
-    assert small.weights["small"] is whole.weights["small"]
+    assert small.weights["small"] is full.weights["small"]
     assert small.energy.keys() == {"linear", "conv"}
     want = sum(0.7 ** (2 * i) for i in range(4)) / sum(0.7 ** (2 * i) for i in range(12))
     for path in ("linear", "conv"):
-        old, new = whole.weights[path], small.weights[path]
+        old, new = full.weights[path], small.weights[path]
         assert (new.a.shape, new.b.shape) == ((4, *old.a.shape[1:]), (old.b.shape[0], 4, *old.b.shape[2:]))
         before, after = (p.b.reshape(-1, p.rank) @ p.a.reshape(p.rank, -1) for p in (old, new))
         assert small.energy[path] == pytest.approx(want, rel=1e-5)
         assert 1 - ((before - after) ** 2).sum() / (before**2).sum() == pytest.approx(want, rel=1e-4)
     assert small.notes == (f"2 of 3 modules reduced to rank 4 or less, energy kept {want:.4f} at worst, {want:.4f} on average",)
-    assert reduced(whole, 12) is whole
-    assert reduced(whole, 40) is whole
+    assert reduced(full, 12) is full
+    assert reduced(full, 40) is full
 
 
 def test_what_was_lost_before_counts() -> None:

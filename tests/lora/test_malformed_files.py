@@ -131,8 +131,8 @@ def test_numbers_that_are_no_floats_are_refused(dtype: torch.dtype, unet: UNet2D
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_any_width_are_read_exactly(dtype: torch.dtype, unet: UNet2DConditionModel, tmp_path: Path) -> None:
-    made = {key: (value * 0.75).to(dtype) for key, value in PAIR.items()}
-    pair = read_adapter("a", write(tmp_path / "a.safetensors", made), unet).weights[Q]
+    tensors = {key: (value * 0.75).to(dtype) for key, value in PAIR.items()}
+    pair = read_adapter("a", write(tmp_path / "a.safetensors", tensors), unet).weights[Q]
     assert (pair.a == 0.75).all()
     assert (pair.b == 0.75).all()
 

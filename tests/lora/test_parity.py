@@ -21,7 +21,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.slots.network import slot_inputs, slot_network
 from tests.model import dialects
-from tests.model.dialects import TARGETS, TEXT_SPELLINGS, UNET_SPELLINGS, Tensors, loud_lora
+from tests.model.dialects import TARGETS, TEXT_SPELLINGS, UNET_SPELLINGS, Tensors, strong_lora
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 MakeUnet = Callable[[bool], UNet2DConditionModel]
@@ -44,8 +44,8 @@ def new_unet(linear: bool) -> UNet2DConditionModel:
 
 @pytest.fixture(scope="module")
 def sd_unet() -> MakeUnet:
-    made = {linear: new_unet(linear) for linear in (False, True)}
-    return lambda linear: made[linear]
+    unets = {linear: new_unet(linear) for linear in (False, True)}
+    return lambda linear: unets[linear]
 
 
 @pytest.fixture(scope="module")
@@ -84,17 +84,17 @@ def require_same(adapter: FloatAdapter, unet: UNet2DConditionModel, reference: n
     network, table = slot_network(unet, [adapter])
     slots = {name: torch.from_numpy(value) for name, value in slot_inputs(adapter, table).items()}
     with torch.no_grad():
-        want, base, got = reference(*inputs).sample, unet(*inputs).sample, network(*inputs, slots)
-    rms = want.square().mean().sqrt()
-    assert (want - base).square().mean().sqrt() >= 1e-2 * rms
-    assert (got - want).abs().max() <= 1e-4 * rms
+        expected, base, slotted = reference(*inputs).sample, unet(*inputs).sample, network(*inputs, slots)
+    rms = expected.square().mean().sqrt()
+    assert (expected - base).square().mean().sqrt() >= 1e-2 * rms
+    assert (slotted - expected).abs().max() <= 1e-4 * rms
 
 
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.parametrize(("spelling", "target"), CASES)
 def test_law_2_in_every_dialect(spelling: str, target: str, linear: bool, sd_unet: MakeUnet, sd_inputs: Inputs, tmp_path: Path) -> None:
     unet = sd_unet(linear)
-    plain = loud_lora(unet, TARGETS[target])
+    plain = strong_lora(unet, TARGETS[target])
     if spelling == "kohya, original blocks":  # diffusers takes the upsampler of a block without attention for an attention
         plain = {key: value for key, value in plain.items() if not key.startswith("up_blocks.0.upsamplers")}
     file = save(tmp_path / "pytorch_lora_weights.safetensors", UNET_SPELLINGS[spelling](plain, unet))
@@ -110,7 +110,7 @@ def test_law_2_of_a_peft_directory(rslora: bool, target: str, sd_unet: MakeUnet,
         r=4, lora_alpha=6, use_rslora=rslora, target_modules=list(TARGETS[target]), rank_pattern={first: 7},
         alpha_pattern={last: 5, **expressions},
     )  # fmt: skip
-    model = loud_peft(get_peft_model(copy.deepcopy(unet), config), 0.5)
+    model = strong_peft(get_peft_model(copy.deepcopy(unet), config), 0.5)
     model.save_pretrained(tmp_path / "peft")
     loaded = PeftModel.from_pretrained(copy.deepcopy(unet), tmp_path / "peft").eval()
     adapter = read_adapter("a", tmp_path / "peft", unet)
@@ -118,7 +118,7 @@ def test_law_2_of_a_peft_directory(rslora: bool, target: str, sd_unet: MakeUnet,
     require_same(adapter, unet, loaded, sd_inputs)
 
 
-def loud_peft(model: Any, size: float) -> Any:
+def strong_peft(model: Any, size: float) -> Any:
     torch.manual_seed(5)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -149,7 +149,7 @@ def require_same_text(adapter: FloatAdapter, want: dict[str, np.ndarray[Any, Any
 
 @pytest.mark.parametrize("spelling", TEXT_SPELLINGS)
 def test_text_encoder_in_every_dialect(spelling: str, sd_unet: MakeUnet, text_encoder: CLIPTextModel, tmp_path: Path) -> None:
-    tensors = TEXT_SPELLINGS[spelling](loud_lora(text_encoder, TARGETS["text"]), text_encoder)
+    tensors = TEXT_SPELLINGS[spelling](strong_lora(text_encoder, TARGETS["text"]), text_encoder)
     file = save(tmp_path / "pytorch_lora_weights.safetensors", tensors)
 
     def load(model: CLIPTextModel) -> None:
@@ -164,7 +164,7 @@ def test_text_encoder_in_every_dialect(spelling: str, sd_unet: MakeUnet, text_en
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # PEFT asks transformers for it
 def test_text_encoder_of_a_peft_directory(sd_unet: MakeUnet, text_encoder: CLIPTextModel, tmp_path: Path) -> None:
     config = LoraConfig(r=4, lora_alpha=6, target_modules=["q_proj", "fc2"], rank_pattern={"fc2": 2}, alpha_pattern={"layers.1.mlp.fc2": 9})
-    loud_peft(get_peft_model(copy.deepcopy(text_encoder), config), 0.5).save_pretrained(tmp_path / "peft")
+    strong_peft(get_peft_model(copy.deepcopy(text_encoder), config), 0.5).save_pretrained(tmp_path / "peft")
     want = {
         path.removeprefix("base_model.model."): delta
         for path, delta in merged(text_encoder, lambda model: PeftModel.from_pretrained(model, tmp_path / "peft")).items()
@@ -188,7 +188,7 @@ def test_both_models_in_one_file_with_their_own_scales(
     layers = {}
     for name, model in models.items():
         model.add_adapter(configs[name])
-        layers[name] = get_peft_model_state_dict(loud_peft(model, 1.0))
+        layers[name] = get_peft_model_state_dict(strong_peft(model, 1.0))
     Loader.save_lora_weights(
         tmp_path, unet_lora_layers=layers["unet"], text_encoder_lora_layers=layers["text_encoder"],
         unet_lora_adapter_metadata=configs["unet"].to_dict(), text_encoder_lora_adapter_metadata=configs["text_encoder"].to_dict(),
@@ -211,13 +211,13 @@ def test_a_directory_of_a_peft_directory_per_model(sd_unet: MakeUnet, text_encod
     parts = {"unet": (unet, ["to_q"], 2), "text_encoder": (text_encoder, ["q_proj"], 10)}
     for name, (model, targets, alpha) in parts.items():
         config = LoraConfig(r=4, lora_alpha=alpha, target_modules=targets)
-        loud_peft(get_peft_model(copy.deepcopy(model), config), 1.0).save_pretrained(tmp_path / name)
+        strong_peft(get_peft_model(copy.deepcopy(model), config), 1.0).save_pretrained(tmp_path / name)
     both = read_adapter("a", tmp_path, unet, text_encoder=text_encoder)
     alone = [read_adapter("a", tmp_path / name, unet, text_encoder=text_encoder) for name in parts]
     assert both.weights.keys() == alone[0].weights.keys() | alone[1].weights.keys()
-    for one in alone:
-        assert one.weights
-        for path, pair in one.weights.items():
+    for part in alone:
+        assert part.weights
+        for path, pair in part.weights.items():
             assert np.array_equal(pair.b, both.weights[path].b)
     assert len({both.digest, alone[0].digest, alone[1].digest}) == 3
 
@@ -226,15 +226,15 @@ def test_a_directory_of_a_peft_directory_per_model(sd_unet: MakeUnet, text_encod
 def test_spellings_that_diffusers_does_not_read_mean_what_its_own_means(spelling: str, sd_unet: MakeUnet, tmp_path: Path) -> None:
     unet = sd_unet(False)
     targets = TARGETS["attention"] if "old" in spelling else sum((TARGETS[name] for name in UNET_TARGETS), ())
-    plain = loud_lora(unet, targets)
-    made = dialects.OTHER_UNET_SPELLINGS[spelling](plain, unet)
-    got = read_adapter("a", save(tmp_path / "x" / "a.safetensors", made), unet)
-    want = read_adapter("a", save(tmp_path / "y" / "a.safetensors", dialects.diffusers(plain, unet)), unet)
-    assert got.weights.keys() == want.weights.keys()
-    for path, pair in want.weights.items():
+    plain = strong_lora(unet, targets)
+    tensors = dialects.OTHER_UNET_SPELLINGS[spelling](plain, unet)
+    adapter = read_adapter("a", save(tmp_path / "x" / "a.safetensors", tensors), unet)
+    reference = read_adapter("a", save(tmp_path / "y" / "a.safetensors", dialects.diffusers(plain, unet)), unet)
+    assert adapter.weights.keys() == reference.weights.keys()
+    for path, pair in reference.weights.items():
         scale = np.float32(dialects.ALPHA / pair.rank) if spelling == "LyCORIS" else np.float32(1)
-        assert np.array_equal(got.weights[path].a, pair.a)
-        assert np.allclose(got.weights[path].b, pair.b * scale, rtol=1e-6)
+        assert np.array_equal(adapter.weights[path].a, pair.a)
+        assert np.allclose(adapter.weights[path].b, pair.b * scale, rtol=1e-6)
 
 
 def test_lcm_lora_s_layout(sd_unet: MakeUnet, sd_inputs: Inputs, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_lcm_lora_s_layout(sd_unet: MakeUnet, sd_inputs: Inputs, tmp_path: Path)
     unet = sd_unet(False)
     ends = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut",
             "time_emb_proj", "downsamplers.0.conv", "upsamplers.0.conv")  # fmt: skip
-    half = {key: value.half() for key, value in dialects.kohya(loud_lora(unet, ends, (8,)), unet).items()}
+    half = {key: value.half() for key, value in dialects.kohya(strong_lora(unet, ends, (8,)), unet).items()}
     file = save(tmp_path / "pytorch_lora_weights.safetensors", half)
     adapter = read_adapter("lcm", file, unet)
     assert {"down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv", "up_blocks.0.upsamplers.0.conv"} <= adapter.weights.keys()

@@ -53,8 +53,8 @@ def test_kohya_spelling_gives_the_same_adapter(kind: str, unet: UNet2DConditionM
         kohya[f"{flat}.{'lora_down' if role == 'lora_A' else 'lora_up'}.weight"] = tensor
         kohya[f"{flat}.alpha"] = torch.tensor(2.0)
     scaled = {k: v * 2 / v.shape[1] if "lora_B" in k else v for k, v in plain.items()}
-    got = read_adapter("k", save(tmp_path / "kohya.safetensors", kohya), unet)
-    assert same(got, read_adapter("d", save(tmp_path / "plain.safetensors", scaled), unet))
+    adapter = read_adapter("k", save(tmp_path / "kohya.safetensors", kohya), unet)
+    assert same(adapter, read_adapter("d", save(tmp_path / "plain.safetensors", scaled), unet))
 
 
 def test_old_diffusers_spelling_gives_the_same_adapter(unet: UNet2DConditionModel, lora_tensors: MakeTensors, tmp_path: Path) -> None:
@@ -180,10 +180,10 @@ def test_missing_and_truncated_files(unet: UNet2DConditionModel, lora_file: Lora
     refused(InputError, "no such file", tmp_path / "none.safetensors", unet)
     (tmp_path / "empty").mkdir()
     refused(InputError, "expected pytorch_lora_weights.safetensors or adapter_model.safetensors, found neither", tmp_path / "empty", unet)
-    whole = lora_file().read_bytes()
-    for size in (0, 7, 100, len(whole) - 1):
+    content = lora_file().read_bytes()
+    for size in (0, 7, 100, len(content) - 1):
         cut = tmp_path / "cut.safetensors"
-        cut.write_bytes(whole[:size])
+        cut.write_bytes(content[:size])
         refused(InputError, "expected a whole safetensors file", cut, unet)
 
 

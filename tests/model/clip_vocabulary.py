@@ -16,8 +16,8 @@ don't you think that's what we've been looking for i'm sure they'll like it and 
 def _byte_letters() -> list[str]:
     """The letter that stands for each byte: printable ones for themselves and first, the others from 256 on."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = 256 - len(printable)
-    return [chr(code) for code in printable] + [chr(256 + i) for i in range(rest)]
+    unprintable = 256 - len(printable)
+    return [chr(code) for code in printable] + [chr(256 + i) for i in range(unprintable)]
 
 
 def _learn(words: list[list[str]], count: int) -> list[tuple[str, str]]:

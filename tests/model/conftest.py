@@ -57,8 +57,8 @@ def random_lora(unet: nn.Module, targets: tuple[str, ...], ranks: tuple[int, ...
     """`<path>.lora_A.weight` and `<path>.lora_B.weight` for every matching layer, ranks taken in turn."""
     draw = torch.Generator().manual_seed(seed)
     tensors: dict[str, Tensor] = {}
-    found = [(p, m) for p, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and p.endswith(targets)]
-    for i, (path, layer) in enumerate(found):
+    layers = [(p, m) for p, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and p.endswith(targets)]
+    for i, (path, layer) in enumerate(layers):
         weight, rank = layer.weight, ranks[i % len(ranks)]
         tail = (1, 1) if weight.ndim == 4 else ()
         tensors[f"{path}.lora_A.weight"] = torch.randn(rank, *weight.shape[1:], generator=draw) * 0.1

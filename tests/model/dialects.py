@@ -28,7 +28,7 @@ def targeted(network: nn.Module, targets: tuple[str, ...]) -> dict[str, nn.Linea
     return {p: m for p, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d) and p.endswith(targets)}
 
 
-def loud_lora(network: nn.Module, targets: tuple[str, ...], ranks: tuple[int, ...] = (3, 5), seed: int = 3) -> Tensors:
+def strong_lora(network: nn.Module, targets: tuple[str, ...], ranks: tuple[int, ...] = (3, 5), seed: int = 3) -> Tensors:
     """Matrices whose product is as large as a third of the layer's own weight."""
     draw = torch.Generator().manual_seed(seed)
     tensors: Tensors = {}
@@ -93,11 +93,11 @@ def lycoris(tensors: Tensors, _: nn.Module) -> Tensors:
 
 def comfy(tensors: Tensors, network: nn.Module) -> Tensors:
     names = original_names([p for p, _ in network.named_modules()])
-    found = {}
+    renamed = {}
     for path, (a, b) in pairs(tensors).items():
         name = f"diffusion_model.{names[path]}"
-        found[f"{name}.lora_down.weight"], found[f"{name}.lora_up.weight"] = a, b
-    return found
+        renamed[f"{name}.lora_down.weight"], renamed[f"{name}.lora_up.weight"] = a, b
+    return renamed
 
 
 def text_diffusers(tensors: Tensors, _: nn.Module) -> Tensors:
@@ -113,8 +113,8 @@ def text_old_diffusers(tensors: Tensors, network: nn.Module) -> Tensors:
     """`to_q_lora` for attention, `lora_linear_layer` for the feed-forward."""
     old = {}
     for key, value in text_middle_aged(tensors, network).items():
-        for new, gone in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
-            key = key.replace(f".{new}.lora_linear_layer", f".{gone}_lora")
+        for new, old_name in (("q_proj", "to_q"), ("k_proj", "to_k"), ("v_proj", "to_v"), ("out_proj", "to_out")):
+            key = key.replace(f".{new}.lora_linear_layer", f".{old_name}_lora")
         old[key] = value
     return old
 

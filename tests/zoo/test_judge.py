@@ -19,17 +19,17 @@ def judge() -> Judge:
 
 
 def test_every_head_reads_held_out_renders(judge: Judge) -> None:
-    found = accuracy(judge, *render_set(HELD_OUT + 50_000, 300))
-    assert set(found) == set(HEADS)
-    assert min(found.values()) >= 0.97
+    shares = accuracy(judge, *render_set(HELD_OUT + 50_000, 300))
+    assert set(shares) == set(HEADS)
+    assert min(shares.values()) >= 0.97
 
 
 def test_blur_and_noise_of_a_decoder_do_not_blind_it(judge: Judge) -> None:
     pictures, target = render_set(HELD_OUT + 60_000, 200)
     shown = augment(to_signal(pictures), np.random.default_rng(0))
     again = ((shown.permute(0, 2, 3, 1).numpy() + 1) * 127.5).round().astype(np.uint8)
-    found = accuracy(judge, again, target)
-    assert np.mean(list(found.values())) >= 0.97
+    shares = accuracy(judge, again, target)
+    assert np.mean(list(shares.values())) >= 0.97
 
 
 def test_attributes_are_the_truths_words(judge: Judge) -> None:

@@ -28,10 +28,10 @@ def test_prompts_hold_only_words_of_the_vocabulary(task: str, seed: int) -> None
 
 @pytest.mark.parametrize("task", [*samples.TASKS, *samples.LATER])
 def test_a_seed_is_a_sample_and_another_seed_is_another(task: str) -> None:
-    one, again, other = (samples.sample(task, seed) for seed in (10**9, 10**9, 10**9 + 1))
-    np.testing.assert_array_equal(one.truth, again.truth)
-    assert one.prompt == again.prompt
-    assert not np.array_equal(one.truth, other.truth)
+    first, again, other = (samples.sample(task, seed) for seed in (10**9, 10**9, 10**9 + 1))
+    np.testing.assert_array_equal(first.truth, again.truth)
+    assert first.prompt == again.prompt
+    assert not np.array_equal(first.truth, other.truth)
 
 
 @FEW

@@ -34,5 +34,5 @@ def test_every_update_is_so_many_times_as_large(layout: str, tmp_path: Path) -> 
     network = nn.ModuleDict({"layer": nn.Linear(4, 3)})
     source = write(tmp_path / "source", layout)
     write_amplified(source, tmp_path / "made", 4.0)
-    plain, loud = (read_adapter("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
-    np.testing.assert_allclose(loud.b @ loud.a, 4.0 * (plain.b @ plain.a), rtol=1e-6)
+    plain, amplified = (read_adapter("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
+    np.testing.assert_allclose(amplified.b @ amplified.a, 4.0 * (plain.b @ plain.a), rtol=1e-6)

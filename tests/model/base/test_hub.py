@@ -58,9 +58,9 @@ def test_a_directory_goes_first(cache: Path, model_dir: Path, monkeypatch: pytes
 def test_a_whole_copy_in_the_cache_needs_no_network(revision: str, cache: Path, model_dir: Path) -> None:
     snapshot = _store(cache, model_dir, revision)
     text = REPO if revision == "main" else f"{REPO}@{revision}"
-    found = resolve_model(text)
-    assert found.samefile(snapshot)
-    assert open_model(found).digest == open_model(model_dir).digest
+    directory = resolve_model(text)
+    assert directory.samefile(snapshot)
+    assert open_model(directory).digest == open_model(model_dir).digest
 
 
 def _refused(text: str, says: str, error: type[QuadError] = InputError) -> None:
@@ -152,9 +152,9 @@ def test_only_what_is_read_is_fetched(online: tuple[Path, list[str]]) -> None:
 
 def test_an_index_of_shards_that_were_not_fetched_is_passed_over(online: tuple[Path, list[str]]) -> None:
     remote, fetched = online
-    whole = remote / "unet/diffusion_pytorch_model.safetensors"
-    shutil.copyfile(whole, remote / "unet/diffusion_pytorch_model.fp16.safetensors")
-    whole.rename(remote / "unet/diffusion_pytorch_model-00001-of-00001.safetensors")
+    single_file = remote / "unet/diffusion_pytorch_model.safetensors"
+    shutil.copyfile(single_file, remote / "unet/diffusion_pytorch_model.fp16.safetensors")
+    single_file.rename(remote / "unet/diffusion_pytorch_model-00001-of-00001.safetensors")
     index = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00001.safetensors"}}
     (remote / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     assert open_model(resolve_model(REPO)).size == 32
@@ -192,5 +192,5 @@ def test_pickled_weights_are_refused_before_they_are_fetched(online: tuple[Path,
     ],
 )
 def test_shards_of_any_naming(shard: Callable[[int], str]) -> None:
-    rest = ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
-    assert files_to_read(REPO, [shard(1), shard(2), *rest])[1] == [shard(1), shard(2), *rest]
+    other_weights = ["vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"]
+    assert files_to_read(REPO, [shard(1), shard(2), *other_weights])[1] == [shard(1), shard(2), *other_weights]

@@ -32,8 +32,8 @@ def _weights(folder: Path) -> Path:
     return folder / f"{DIFFUSION_STEM}.safetensors"
 
 
-def _same(found: Any, expected: dict[str, Tensor]) -> None:
-    state = found.state_dict()
+def _same(module: Any, expected: dict[str, Tensor]) -> None:
+    state = module.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], value) for name, value in expected.items())
 
@@ -134,8 +134,8 @@ def test_never_two_copies(dtype: torch.dtype, tmp_path: Path) -> None:
     unet = diffusers.UNet2DConditionModel(block_out_channels=(64, 128, 192, 192), cross_attention_dim=64, attention_head_dim=8)
     unet.to(dtype).save_pretrained(tmp_path)
     command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    before, peak, whole, largest = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
-    stored = whole * dtype.itemsize // 4
-    assert whole > 80e6
+    before, peak, module_bytes, largest = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    stored = module_bytes * dtype.itemsize // 4
+    assert module_bytes > 80e6
     # The slack is what the libraries load lazily; a second copy of the file would not fit into it.
-    assert peak - before < whole + largest + 20e6 < whole + stored
+    assert peak - before < module_bytes + largest + 20e6 < module_bytes + stored

@@ -82,9 +82,9 @@ def test_text_is_causal_with_sites(model_dir: Path) -> None:
     module = text_module(open_model(model_dir))
     add_sites(module)
     with torch.no_grad():
-        one, two = (module(torch.tensor([[1, 3, last, 2, 0, 0, 0, 0]])) for last in (3, 4))
-    assert torch.equal(one[:, :2], two[:, :2])
-    assert not torch.equal(one[:, 2:], two[:, 2:])
+        first, second = (module(torch.tensor([[1, 3, last, 2, 0, 0, 0, 0]])) for last in (3, 4))
+    assert torch.equal(first[:, :2], second[:, :2])
+    assert not torch.equal(first[:, 2:], second[:, 2:])
 
 
 def test_half_precision_weights_open_as_float32(broken: Path) -> None:
@@ -118,8 +118,8 @@ def edit(path: Path, **changes: object) -> None:
 @pytest.mark.parametrize(("folder", "file"), [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")])
 def test_missing_pickled_and_truncated_weights(folder: str, file: str, broken: Path) -> None:
     weights = broken / folder / f"{file}.safetensors"
-    whole = weights.read_bytes()
-    weights.write_bytes(whole[: len(whole) // 2])
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2])
     refused(InputError, f"{weights}: expected a whole safetensors file, found", broken)
     weights.unlink()
     refused(InputError, f"{broken / folder}: expected {file}.safetensors, found no weights; fetch the model whole", broken)

@@ -86,11 +86,11 @@ def their_ids(pipe: Any, prompt: str) -> Any:
 def their_noise(network: nn.Module, sample: Tensor, hidden: Tensor, mask: Tensor, t: float = 437.0) -> Tensor:
     """As `PixArtAlphaPipeline` asks for it."""
     with torch.no_grad():
-        made = network(
+        output = network(
             sample, encoder_hidden_states=hidden, timestep=torch.full((len(sample),), t), encoder_attention_mask=mask,
             added_cond_kwargs=NO_CONDITIONS, return_dict=False,
         )[0]  # fmt: skip
-    return made.chunk(2, dim=1)[0]
+    return output.chunk(2, dim=1)[0]
 
 
 def texts(base: Base) -> tuple[Tensor, Tensor]:
@@ -139,11 +139,11 @@ def test_every_layer_and_attention_operand_has_a_site(slotted: Slotted) -> None:
         assert network is not None
         sites = collect_sites(network)
         layers = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-        own = [path.removeprefix("unet.") for path in layers]
-        assert not [path for path in own if f"{path}.in" not in sites]
-        found = [path.removeprefix("unet.") for path, _ in network.named_modules() if path.endswith(attentions)]
-        assert found
-        assert not [path for path in found for operand in "qkvp" if f"{path}.{operand}" not in sites]
+        slots = [path.removeprefix("unet.") for path in layers]
+        assert not [path for path in slots if f"{path}.in" not in sites]
+        attention_layers = [path.removeprefix("unet.") for path, _ in network.named_modules() if path.endswith(attentions)]
+        assert attention_layers
+        assert not [path for path in attention_layers for operand in "qkvp" if f"{path}.{operand}" not in sites]
     assert split_skips(slotted.unet) == ()
     last = {name for name in slotted.unet.sites if keeps_16_bits(name)}
     assert {"pos_embed.proj.in", "proj_out.in", "adaln_single.linear.in", "adaln_single.emb.timestep_embedder.linear_1.in"} <= last
@@ -164,12 +164,12 @@ def test_slots_are_of_both_networks_and_zeros_are_the_base(slotted: Slotted, bas
 def _loaded(network: nn.Module, tensors: dict[str, Tensor], rank: int) -> nn.Module:
     """A copy with PEFT's LoRA of these weights, alpha being the rank."""
     paths = [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]
-    made: Any = get_peft_model(copy.deepcopy(network), LoraConfig(r=rank, lora_alpha=rank, target_modules=paths))  # type: ignore[arg-type]
-    state = made.state_dict()
+    peft_model: Any = get_peft_model(copy.deepcopy(network), LoraConfig(r=rank, lora_alpha=rank, target_modules=paths))  # type: ignore[arg-type]
+    state = peft_model.state_dict()
     for key, tensor in tensors.items():
         path, role, _ = key.rsplit(".", 2)
         state[f"base_model.model.{path}.{role}.default.weight"].copy_(tensor)
-    model: nn.Module = made.base_model.model
+    model: nn.Module = peft_model.base_model.model
     return model
 
 
@@ -180,7 +180,7 @@ def _own(file: Path, prefix: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize("name", sorted(ADAPTERS))
 def test_slots_are_peft(name: str, slotted: Slotted, base: Base, theirs: Any, files: dict[str, Path], adapters: tuple[FloatAdapter, ...],
                         sample: Tensor) -> None:  # fmt: skip
-    adapter = next(one for one in adapters if one.name == name)
+    adapter = next(candidate for candidate in adapters if candidate.name == name)
     slots = {key: torch.from_numpy(value) for key, value in slot_inputs(adapter, slotted.table).items()}
     hidden, mask = texts(base)
     loaded = _loaded(theirs.transformer, _own(files[name], "transformer."), ADAPTERS[name][0])
@@ -212,15 +212,15 @@ def test_slots_of_t5_are_peft(
 def test_a_peft_directory_with_its_alpha(base: Base, theirs: Any, sample: Tensor, tmp_path: Path) -> None:
     torch.manual_seed(4)
     config = LoraConfig(r=4, lora_alpha=10, target_modules=["to_q", "to_v", "ff.net.2", "proj_out"], init_lora_weights=False)  # type: ignore[arg-type]
-    made: Any = get_peft_model(copy.deepcopy(theirs.transformer), config)
-    made.save_pretrained(tmp_path)
+    peft_model: Any = get_peft_model(copy.deepcopy(theirs.transformer), config)
+    peft_model.save_pretrained(tmp_path)
     adapter = read_adapter("peft", tmp_path, base.unet)
     slotted = slot_networks(base.unet, base.text_encoder, [adapter])
     hidden, mask = texts(base)
     slots = {key: torch.from_numpy(value) for key, value in slot_inputs(adapter, slotted.table).items()}
     with torch.no_grad():
         ours = slotted.unet(sample, torch.tensor([437.0]), hidden, slots)
-    assert error(ours, their_noise(made.base_model.model, sample, hidden, mask)) <= BAR
+    assert error(ours, their_noise(peft_model.base_model.model, sample, hidden, mask)) <= BAR
 
 
 def test_tied_embeddings_are_one(base: Base) -> None:

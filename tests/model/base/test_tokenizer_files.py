@@ -30,8 +30,8 @@ def _prompts() -> list[str]:
     """Random ones: words, letters of all scripts, and joins of both, some far too long."""
     rng = np.random.default_rng(0)
     words = np.array([*TEXT.split(), *RARE])
-    found = [*RARE]
-    while len(found) < PROMPTS:
+    texts = [*RARE]
+    while len(texts) < PROMPTS:
         kind, count = rng.integers(4), int(rng.integers(1, 40))
         if kind == 0:
             text = " ".join(rng.choice(words, count))
@@ -42,10 +42,10 @@ def _prompts() -> list[str]:
             text = "".join(chr(code) for code in rng.integers(0, 0x250, count))
         else:
             gaps = rng.choice([" ", "", "\t\n", ", "], count)
-            loud = [word.upper() if rng.random() < 0.3 else word for word in rng.choice(words, count)]
-            text = "".join(word + gap for word, gap in zip(loud, gaps, strict=True))
-        found.append(text)
-    return found
+            shouted = [word.upper() if rng.random() < 0.3 else word for word in rng.choice(words, count)]
+            text = "".join(word + gap for word, gap in zip(shouted, gaps, strict=True))
+        texts.append(text)
+    return texts
 
 
 def _config(tokens: int) -> SimpleNamespace:
@@ -118,10 +118,10 @@ def test_a_tokenizer_json_alone_pads_as_clip_does(tmp_path: Path) -> None:
 def test_a_prompt_too_long_keeps_its_end(tmp_path: Path) -> None:
     tokens = write_clip_files(tmp_path)
     text, spec = read_tokenizer(tmp_path, _config(tokens))
-    found = Tokenizer(text, spec)("cat " * 200)
-    assert (found.ids[0, 0], found.ids[0, -1]) == (tokens - 2, tokens - 1)
-    assert found.dropped == 125
-    assert (found.ids[0, 1:-1] < tokens - 2).all()
+    encoded = Tokenizer(text, spec)("cat " * 200)
+    assert (encoded.ids[0, 0], encoded.ids[0, -1]) == (tokens - 2, tokens - 1)
+    assert encoded.dropped == 125
+    assert (encoded.ids[0, 1:-1] < tokens - 2).all()
 
 
 def test_a_tokenizer_json_goes_first_and_is_kept_as_it_is(tmp_path: Path) -> None:
@@ -164,7 +164,7 @@ def test_broken_files_are_refused(file: str, content: str | None, error: type[Ex
 
 def test_a_tokenizer_of_another_model_is_refused(tmp_path: Path) -> None:
     tokens = write_clip_files(tmp_path)
-    found = f"found {tokens} tokens, the last of number {tokens - 1}; use the model's own tokenizer"
-    with pytest.raises(InputError, match=f"at most {tokens - 1} tokens .*, {found}"):
+    message = f"found {tokens} tokens, the last of number {tokens - 1}; use the model's own tokenizer"
+    with pytest.raises(InputError, match=f"at most {tokens - 1} tokens .*, {message}"):
         read_tokenizer(tmp_path, _config(tokens - 1))
     assert json.loads((tmp_path / "vocab.json").read_text())[END] == tokens - 1

@@ -57,9 +57,9 @@ def test_law_2_float_slots_are_diffusers_with_the_adapter(
     with torch.no_grad():
         want, base = reference(*inputs).sample, unet(*inputs).sample
     rms = want.square().mean().sqrt()
-    got = run(network, table, next(a for a in adapters if a.name == kind), inputs)
+    output = run(network, table, next(a for a in adapters if a.name == kind), inputs)
     assert (want - base).abs().max() > 0.01 * rms  # the adapter does something
-    assert (got - want).abs().max() <= 1e-4 * rms
+    assert (output - want).abs().max() <= 1e-4 * rms
 
 
 def test_law_2_with_linear_projections(unet: UNet2DConditionModel, lora_file: LoraFile, inputs: Inputs) -> None:

@@ -43,8 +43,8 @@ def adapter(name: str, weights: dict[str, LowRank]) -> FloatAdapter:
     return FloatAdapter(name=name, weights=weights, rank=max(pair.rank for pair in weights.values()), digest=name)
 
 
-def run(slotted: Slotted, one: FloatAdapter | None) -> Tensor:
-    slots = {name: torch.from_numpy(value) for name, value in slot_inputs(one, slotted.table).items()}
+def run(slotted: Slotted, adapter: FloatAdapter | None) -> Tensor:
+    slots = {name: torch.from_numpy(value) for name, value in slot_inputs(adapter, slotted.table).items()}
     assert slotted.text_encoder is not None
     with torch.no_grad():
         return slotted.text_encoder(IDS, slots)
@@ -109,10 +109,10 @@ def test_law_4_a_b_a_leaves_no_trace(slotted: Slotted, adapters: list[FloatAdapt
 
 def test_every_slot_input_matters_and_takes_gradients(slotted: Slotted) -> None:
     rng = np.random.default_rng(0)
-    own = slotted.table.of(TEXT_ENCODER)
+    text_table = slotted.table.of(TEXT_ENCODER)
     slots = {
         name: torch.from_numpy(rng.normal(scale=0.1, size=shape).astype(np.float32)).requires_grad_()
-        for name, shape in own.input_shapes().items()
+        for name, shape in text_table.input_shapes().items()
     }
     assert slotted.text_encoder is not None
     slotted.text_encoder(IDS, slots).square().mean().backward()
@@ -125,10 +125,10 @@ def test_one_table_the_unets_slots_first_each_in_module_order(
     order = [path for path, _ in unet.named_modules()] + [f"text_encoder.{path}" for path, _ in text.named_modules()]
     paths = [slot.path for slot in slotted.table.slots]
     assert paths == sorted(paths, key=order.index)
-    assert set(paths) == set().union(*(one.weights for one in adapters))
+    assert set(paths) == set().union(*(adapter.weights for adapter in adapters))
     for slot in slotted.table.slots:
         assert slot.component == (TEXT_ENCODER if slot.path.startswith("text_encoder.") else UNET)
-        assert slot.rank == max(one.weights[slot.path].rank for one in adapters if slot.path in one.weights)
+        assert slot.rank == max(adapter.weights[slot.path].rank for adapter in adapters if slot.path in adapter.weights)
     assert slotted.unet.table.slots + slotted.text_encoder.table.slots == slotted.table.slots  # type: ignore[union-attr]
     assert slot_networks(unet, text, adapters[::-1]).table.digest == slotted.table.digest
 

@@ -61,15 +61,15 @@ def test_each_site_is_on_the_way_to_the_output(unet: UNet2DConditionModel, input
 def test_attention_operands_are_those_of_the_two_matmuls(unet: UNet2DConditionModel, inputs: Inputs) -> None:
     copied = share_copy(unet)
     sites = add_sites(copied)
-    seen: dict[str, Tensor] = {}
+    inputs_of: dict[str, Tensor] = {}
     path = "mid_block.attentions.0.transformer_blocks.0.attn2"
     for operand in "qkvp":
-        sites[f"{path}.{operand}"].transform = lambda x, key=operand: seen.setdefault(key, x)
+        sites[f"{path}.{operand}"].transform = lambda x, key=operand: inputs_of.setdefault(key, x)
     seen_out: list[Tensor] = []
     sites[f"{path}.to_out.0.in"].transform = lambda x: seen_out.append(x) or x
     run(copied, inputs)
-    torch.testing.assert_close(seen["p"], (seen["q"] @ seen["k"].transpose(-1, -2)).softmax(-1))
-    torch.testing.assert_close(seen_out[0], (seen["p"] @ seen["v"]).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(inputs_of["p"], (inputs_of["q"] @ inputs_of["k"].transpose(-1, -2)).softmax(-1))
+    torch.testing.assert_close(seen_out[0], (inputs_of["p"] @ inputs_of["v"]).transpose(1, 2).flatten(2))
 
 
 def test_a_traced_program_names_every_site() -> None:

@@ -15,12 +15,12 @@ from quad.zoo.train import adapters, base, cache, text
 
 def _cached(count: int = 4) -> dict[str, dict[str, np.ndarray]]:
     rng = np.random.default_rng(0)
-    found = {}
+    cached = {}
     for kind, draw in cache.KINDS.items():
         drawn = [draw(i) for i in range(count)]
         latents = rng.normal(size=(count, len(drawn[0][0]), 4, 16, 16)).astype(np.float16)
-        found[kind] = {"latents": latents, "masks": np.stack([np.stack(d[1]) for d in drawn]), "prompts": np.array([d[2] for d in drawn])}
-    return found
+        cached[kind] = {"latents": latents, "masks": np.stack([np.stack(d[1]) for d in drawn]), "prompts": np.array([d[2] for d in drawn])}
+    return cached
 
 
 def test_the_condition_channels_are_alive_in_the_mixture() -> None:
@@ -54,9 +54,9 @@ def test_prompts_are_known_and_fit_the_text_model(task: str) -> None:
 
 
 def test_adapters_see_their_samplers_own_timesteps() -> None:
-    own = set(whole_timesteps("ddim", NoiseSchedule(), 4, SamplerSettings()))
-    seen = adapters.own_timesteps(4, 64)[:32]
-    assert {int(t) for t in seen} == own
+    sampler_steps = set(whole_timesteps("ddim", NoiseSchedule(), 4, SamplerSettings()))
+    timesteps = adapters.own_timesteps(4, 64)[:32]
+    assert {int(t) for t in timesteps} == sampler_steps
 
 
 def test_the_loss_weight_of_the_last_step_does_not_vanish() -> None:

@@ -35,10 +35,10 @@ def _train(plan: Plan, stop_at: int | None = None) -> Tensor:
 
 
 def test_a_killed_run_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
-    whole = _train(_plan(tmp_path / "whole", 8))
+    uninterrupted = _train(_plan(tmp_path / "whole", 8))
     _train(_plan(tmp_path / "broken", 8), stop_at=5)
     resumed = _train(_plan(tmp_path / "broken", 8))
-    assert torch.equal(whole, resumed)
+    assert torch.equal(uninterrupted, resumed)
     assert not list(tmp_path.rglob("*.part"))
 
 
