@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from quad.core.errors import InputError, QuadError, UnsupportedError, UsageError
-from quad.model.base.family import EDITING, INPAINTING
 from quad.model.base.open import BaseOptions, open_model
+from quad.model.base.stable_diffusion import EDITING, INPAINTING
 
 
 @pytest.fixture
@@ -86,8 +86,8 @@ def test_other_channels_are_refused(channels: int, plain: Path) -> None:
 def test_adapters_named_like_tasks_are_theirs(plain: Path) -> None:
     names = ("sketch", "sticker", "portrait", "ink")
     base = open_model(_with_channels(plain, 4), BaseOptions(adapters=names))
-    own = {task: spec.adapter for task, spec in base.tasks.items() if spec.adapter}
-    assert own == {"sketch": "sketch", "sticker": "sticker", "portrait": "portrait"}
+    adapter_of = {task: spec.adapter for task, spec in base.tasks.items() if spec.adapter}
+    assert adapter_of == {"sketch": "sketch", "sticker": "sticker", "portrait": "portrait"}
     assert not base.tasks["sticker"].reads_picture
     assert base.tasks["portrait"].reads_picture
 

@@ -6,16 +6,15 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from quad.core.errors import QuadError
-from quad.core.manifest import Beside, SamplerSpec, TaskSpec
-from quad.model.base.family import EDITING, INPAINTING, beside_channels, denoiser_folder
+from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.model.base.family import Inputs, family_of
+from quad.model.base.stable_diffusion import EDITING, GUIDANCE, INPAINTING
 from quad.model.base.weight_files import read_config
 from quad.runtime.request import TASKS, TEXT_TO_IMAGE
 
 INPAINT = "inpainting"
-GUIDANCE, PIXART_GUIDANCE, IMAGE_GUIDANCE = 7.5, 4.5, 1.5
+IMAGE_GUIDANCE = 1.5
 # A consistency model has its guidance distilled into it.
 LCM_GUIDANCE = 1.0
 # How much of a given picture is made anew: diffusers' own for a new version of it; lines leave more open; a portrait stays who it is.
@@ -23,11 +22,9 @@ STRENGTH, SKETCH_STRENGTH, PORTRAIT_STRENGTH = 0.8, 0.9, 0.6
 # These exist only with an adapter of their name: what a plain model makes of them is one of the other tasks.
 ADAPTER_TASKS = ("sticker", "portrait")
 
-Layout = tuple[Beside, ...] | msgspec.UnsetType
-
 
 def plain_tasks(
-    beside: Layout, sampler: SamplerSpec, adapters: Collection[str] = (), guidance: float = GUIDANCE
+    beside: Inputs, sampler: SamplerSpec, adapters: Collection[str] = (), guidance: float = GUIDANCE
 ) -> dict[str, TaskSpec]:  # fmt: skip
     """Task -> how it runs; an adapter named like a task is that task's.
 
@@ -48,8 +45,10 @@ def plain_tasks(
 def tasks_of(directory: Path, adapters: Collection[str]) -> dict[str, str | None]:
     """Task -> its adapter of a directory without tasks of its own, told from its configs; none where `open_model` will refuse it."""
     try:
-        config = read_config(denoiser_folder(directory) / "config.json")
-        beside = beside_channels(directory, config, min(int(config["in_channels"]), int(config["out_channels"])))
+        family = family_of(directory)
+        folder = directory / family.folder
+        config = read_config(folder / "config.json")
+        beside = family.inputs(folder, config, min(int(config["in_channels"]), int(config["out_channels"])))
     except (QuadError, KeyError, TypeError, ValueError, OverflowError):
         return {}
     return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec(kind="ddim", steps=1), adapters).items()}

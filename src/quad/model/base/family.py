@@ -1,78 +1,128 @@
-"""The family of a model directory, told from its configs before any weight is read; what quad cannot run is refused by name.
+"""The families of models that open, and which one a directory holds: told from its configs before any weight is read.
 
-Layouts are those of the models' training: Stable Diffusion (4 channels), its inpainting models (Rombach et al. 2022, section 4.5: mask,
-then the masked picture's latent), and InstructPix2Pix (Brooks et al. 2023, section 3.2: the picture's latent as the autoencoder gives it).
-PixArt-alpha is the one transformer among them (Chen et al. 2023), without micro-conditions.
+To add a family:
+
+1. Write a file beside `stable_diffusion.py` and `pixart.py`: the pipelines of `model_index.json` that are of it, a check of the denoiser's
+   config that refuses by name what quad cannot run, and what the denoiser reads beside the latent. A denoiser that diffusers does not call
+   as it calls a U-Net gets a subclass with a U-Net's signature there, and so does a text encoder that is not called as CLIP is: what reads
+   a base need not know which it has.
+2. Add its row to `FAMILIES`; where its name stands among those of `refusal.py`, mend them.
+3. A text encoder of a new kind also needs its tokenizer (`tokenizer_files.read_tokenizer`) and its attention
+   (`quad.model.slots.attention`), an autoencoder of a new kind its class in `open.py`.
+4. Test it as `tests/model/base/test_pixart.py` does: a tiny model of the libraries' own classes is opened, and its pictures are theirs.
+
+Finding, fetching, opening, slots, tasks and defaults follow from the row.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import msgspec
+import transformers
 
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.manifest import Beside
 from quad.core.slots import UNET
+from quad.model.base import pixart, stable_diffusion
+from quad.model.base.refusal import CHOOSE, SUPPORTED, with_family
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.model.base.weight_files import read_config
 
-INPAINTING: tuple[Beside, ...] = ("mask", "condition")
-EDITING: tuple[Beside, ...] = ("raw-condition",)
 _INDEX = "model_index.json"
-TRANSFORMER = "transformer"
-_ASKED = "a Stable Diffusion 1.x or 2.x or PixArt-alpha model"
-_THEN = "choose such a model"
-_PIPELINES = (
-    "StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionInpaintPipelineLegacy",
-    "StableDiffusionInstructPix2PixPipeline", "LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline",
-    "PixArtAlphaPipeline",
-)  # fmt: skip
-# Found in the names of pipelines and networks; the first that fits.
-_FAMILIES = {"StableDiffusionXL": "SDXL", "StableDiffusion3": "Stable Diffusion 3", "SD3": "Stable Diffusion 3", "Flux": "Flux",
-             "PixArt": "PixArt", "Sana": "Sana", "HunyuanDiT": "Hunyuan-DiT", "Kandinsky": "Kandinsky", "DiT": "DiT"}  # fmt: skip
-_BLOCKS = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-           "mid_block_type": ("UNetMidBlock2DCrossAttn",)}  # fmt: skip
 # Stable Diffusion's first configs say 32 and mean this; diffusers' pipelines mend it below 0.9.
 _TRAINED_SIDE = 64
 _FIRST_VERSIONS = re.compile(r"0\.[0-8]\.")
-# Side of the latents at which PixArt is told the picture's size, where its config does not say.
-_SIZED_SIDE = 128
-# Inputs that a U-Net of these has beside text, and that no task of ours can give.
-_CONDITIONS = ("addition_embed_type", "class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim", "num_class_embeds")
+Inputs = tuple[Beside, ...] | msgspec.UnsetType
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Models that are opened in one way.
+
+    Args:
+        folder: of the denoiser in a model directory; it tells the families apart.
+        pipelines: diffusers' classes in `model_index.json`.
+        denoisers: class name in the denoiser's config -> class that is called as a U-Net is.
+        text_encoders: class name in the text encoder's config -> class that is called as CLIP is.
+        check: refuses a denoiser by its folder and config.
+        inputs: what a denoiser reads beside the latent, by its folder, its config and the latent's channels.
+        guidance: scale where nobody says.
+    """
+
+    folder: str
+    pipelines: tuple[str, ...]
+    denoisers: Mapping[str, Any]
+    text_encoders: Mapping[str, Any]
+    check: Callable[[Path, Mapping[str, Any]], None]
+    inputs: Callable[[Path, Mapping[str, Any], int], Inputs]
+    guidance: float
+
+
+FAMILIES = (
+    Family(
+        folder=UNET,
+        pipelines=stable_diffusion.PIPELINES,
+        denoisers={"UNet2DConditionModel": diffusers.UNet2DConditionModel},
+        text_encoders={"CLIPTextModel": transformers.CLIPTextModel},
+        check=stable_diffusion.check_unet,
+        inputs=stable_diffusion.unet_inputs,
+        guidance=stable_diffusion.GUIDANCE,
+    ),
+    Family(
+        folder="transformer",
+        pipelines=pixart.PIPELINES,
+        denoisers={"PixArtTransformer2DModel": pixart.PixArtDenoiser},
+        text_encoders={"T5EncoderModel": pixart.MaskedT5},
+        check=pixart.check_transformer,
+        inputs=pixart.transformer_inputs,
+        guidance=pixart.GUIDANCE,
+    ),
+)
+
+
+def family_in(folders: Collection[str]) -> Family:
+    """The family whose denoiser's folder is there; the first where there is none."""
+    return next((family for family in FAMILIES if family.folder in folders), FAMILIES[0])
+
+
+def family_of(directory: Path) -> Family:
+    """The family of a model directory, by the folder of its denoiser."""
+    return family_in([family.folder for family in FAMILIES if (directory / family.folder).is_dir()])
+
+
+def denoiser_folder(directory: Path) -> Path:
+    """The folder of the denoiser: the family's, whether it is there or not."""
+    return directory / family_of(directory).folder
 
 
 def check_family(directory: Path) -> None:
-    """Refuse a directory that holds no model of the family.
+    """Refuse a directory that holds no model of a family.
 
     Raises:
-        UnsupportedError: another pipeline, or a transformer or U-Net of another kind. InputError: a config that is no JSON.
+        UnsupportedError: another pipeline, or a denoiser of another kind. InputError: a config that is no JSON.
     """
     if (directory / WORLD_FILE).is_file():
         return
     if (directory / _INDEX).is_file():
-        kind = str(read_config(directory / _INDEX).get("_class_name"))
-        if kind not in _PIPELINES:
-            raise UnsupportedError(mismatch(f"{directory / _INDEX}", _ASKED, _called(kind), _THEN))
-    folder = denoiser_folder(directory)
-    if folder.name == TRANSFORMER:
-        _check_transformer(folder, read_config(folder / "config.json"))
-    elif (folder / "config.json").is_file():
-        _check_unet(folder, read_config(folder / "config.json"))
+        pipeline = str(read_config(directory / _INDEX).get("_class_name"))
+        if not any(pipeline in family.pipelines for family in FAMILIES):
+            raise UnsupportedError(mismatch(f"{directory / _INDEX}", SUPPORTED, with_family(pipeline), CHOOSE))
+    family = family_of(directory)
+    config = directory / family.folder / "config.json"
+    if config.is_file():  # where there is none, opening says so
+        family.check(config.parent, read_config(config))
 
 
 def pipeline_class(directory: Path) -> str:
     """diffusers' class for the directory, whose name says what the class mends in the scheduler; the plain one where none is named."""
     named = read_config(directory / _INDEX).get("_class_name") if (directory / _INDEX).is_file() else None
-    return named if isinstance(named, str) else _PIPELINES[0]
-
-
-def denoiser_folder(directory: Path) -> Path:
-    """Where the denoiser lies: `transformer`, or `unet` where there is one, or neither."""
-    transformer = (directory / TRANSFORMER).is_dir() and not (directory / UNET).is_dir()
-    return directory / (TRANSFORMER if transformer else UNET)
+    return named if isinstance(named, str) else FAMILIES[0].pipelines[0]
 
 
 def trained_side(unet: Any) -> Any:
@@ -88,64 +138,6 @@ def require_unet(directory: Path) -> None:
     Raises:
         UnsupportedError: its denoiser is a transformer.
     """
-    if (folder := denoiser_folder(directory)).name == TRANSFORMER:
+    if (folder := denoiser_folder(directory)).name != UNET:
         remedy = "build it with --target cpu or openvino"
         raise UnsupportedError(mismatch(f"{folder}", "a U-Net, as targets of integers alone need", "a transformer", remedy))
-
-
-def beside_channels(directory: Path, unet: Any, latent_channels: int) -> tuple[Beside, ...] | msgspec.UnsetType:
-    """The inputs that the denoiser reads beside the latent; unset in the reference world and where it reads nothing.
-
-    Args:
-        unet: its config, a mapping.
-
-    Raises:
-        UnsupportedError: a number of channels that means nothing here.
-    """
-    folder, channels, outputs = denoiser_folder(directory), int(unet["in_channels"]), int(unet["out_channels"])
-    if folder.name == TRANSFORMER:
-        # Twice as many out where it learned the variance too.
-        if channels != latent_channels or outputs not in (channels, 2 * channels):
-            expected = f"{latent_channels} channels in, {latent_channels} or {2 * latent_channels} out"
-            raise UnsupportedError(mismatch(f"{folder}", expected, f"{channels} in, {outputs} out", _THEN))
-        return msgspec.UNSET
-    if outputs != latent_channels:
-        raise UnsupportedError(mismatch(f"{directory / UNET}", f"{latent_channels} output channels", outputs, _THEN))
-    if (directory / WORLD_FILE).is_file() or channels == latent_channels:
-        return msgspec.UNSET
-    layouts = {2 * latent_channels: EDITING, 2 * latent_channels + 1: INPAINTING}
-    if channels not in layouts:
-        expected = f"{latent_channels}, {2 * latent_channels} (InstructPix2Pix) or {2 * latent_channels + 1} (inpainting) input channels"
-        raise UnsupportedError(mismatch(f"{directory / UNET}", expected, f"in_channels={channels}", _THEN))
-    return layouts[channels]
-
-
-def _called(kind: str) -> str:
-    family = next((name for part, name in _FAMILIES.items() if part in kind), None)
-    return f"{kind} ({family})" if family else kind
-
-
-def _check_transformer(folder: Path, config: dict[str, Any]) -> None:
-    kind = str(config.get("_class_name"))
-    if kind != "PixArtTransformer2DModel":
-        raise UnsupportedError(mismatch(f"{folder}", _ASKED, _called(kind), _THEN))
-    sized = config.get("use_additional_conditions")
-    if sized or (sized is None and config.get("sample_size", _SIZED_SIDE) == _SIZED_SIDE):
-        condition = "use_additional_conditions (size and aspect ratio)"
-        raise UnsupportedError(mismatch(f"{folder}", "a transformer conditioned on text alone", condition, _THEN))
-    if config.get("attention_type", "default") != "default" or config.get("caption_channels") is None:
-        attention = f"attention_type={config.get('attention_type')!r}, caption_channels={config.get('caption_channels')!r}"
-        raise UnsupportedError(mismatch(f"{folder}", "plain attention to a projected caption", attention, _THEN))
-
-
-def _check_unet(folder: Path, config: dict[str, Any]) -> None:
-    if config.get("addition_embed_type") == "text_time":
-        raise UnsupportedError(mismatch(f"{folder}", _ASKED, "addition_embed_type='text_time' (SDXL)", _THEN))
-    for name in _CONDITIONS:
-        if config.get(name):
-            raise UnsupportedError(mismatch(f"{folder}", "a U-Net conditioned on text alone", f"{name}={config[name]!r}", _THEN))
-    for name, supported in _BLOCKS.items():
-        blocks = config.get(name) or ()
-        unknown = [block for block in ([blocks] if isinstance(blocks, str) else blocks) if block not in supported]
-        if unknown:
-            raise UnsupportedError(mismatch(f"{folder}", f"{name} of {', '.join(supported)}", unknown[0], _THEN))

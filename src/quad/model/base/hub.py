@@ -21,13 +21,13 @@ from huggingface_hub.errors import (
 )
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.core.slots import TEXT_ENCODER, UNET
-from quad.model.base.family import TRANSFORMER, check_family
+from quad.core.slots import TEXT_ENCODER
+from quad.model.base.family import FAMILIES, check_family, family_in
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM
 
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = {UNET: DIFFUSION_STEM, "vae": DIFFUSION_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
-_FOLDERS = (*_WEIGHTS, TRANSFORMER, "tokenizer", "scheduler", "")
+_WEIGHTS = {"vae": DIFFUSION_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
+_FOLDERS = (*(family.folder for family in FAMILIES), *_WEIGHTS, "tokenizer", "scheduler", "")
 _TEXTS = (".json", ".txt")
 _SHARD = re.compile(r"-\d+-of-(\d+)")
 # The first that a component has.
@@ -79,11 +79,8 @@ def _folder(name: str) -> str:
 
 
 def _stems(names: Iterable[str]) -> dict[str, str]:
-    """Component -> name of its weight file; a transformer stands where there is no U-Net."""
-    folders = {_folder(name) for name in names}
-    if TRANSFORMER in folders and UNET not in folders:
-        return {TRANSFORMER: DIFFUSION_STEM, **{folder: stem for folder, stem in _WEIGHTS.items() if folder != UNET}}
-    return _WEIGHTS
+    """Component -> name of its weight file."""
+    return {family_in({_folder(name) for name in names}).folder: DIFFUSION_STEM, **_WEIGHTS}
 
 
 def _weights(repo: str, folder: str, stem: str, names: Sequence[str]) -> list[str]:

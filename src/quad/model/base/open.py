@@ -9,19 +9,17 @@ from typing import Any
 
 import diffusers
 import msgspec
-import transformers
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
-from quad.model.base.default_tasks import GUIDANCE, PIXART_GUIDANCE, plain_tasks
-from quad.model.base.family import TRANSFORMER, beside_channels, check_family, denoiser_folder, pipeline_class, trained_side
+from quad.model.base.default_tasks import plain_tasks
+from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, pipeline_class, trained_side
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler
-from quad.model.base.pixart import MaskedT5, PixArtDenoiser
 from quad.model.base.sampler_names import parse_sampler
 from quad.model.base.tokenizer_files import read_tokenizer
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
@@ -29,17 +27,8 @@ from quad.model.base.weight_files import weights_digest
 
 __all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
 
-# By the denoiser's folder: its own classes, and those of the text encoder that goes with it.
-_DENOISERS: dict[str, dict[str, Any]] = {
-    UNET: {"UNet2DConditionModel": diffusers.UNet2DConditionModel},
-    TRANSFORMER: {"PixArtTransformer2DModel": PixArtDenoiser},
-}
-_TEXTS: dict[str, dict[str, Any]] = {
-    UNET: {"CLIPTextModel": transformers.CLIPTextModel},
-    TRANSFORMER: {"T5EncoderModel": MaskedT5},
-}
 _VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
-_FOLDERS = (*_DENOISERS, "vae", TEXT_ENCODER, "tokenizer", "scheduler")
+_FOLDERS = (*(family.folder for family in FAMILIES), "vae", TEXT_ENCODER, "tokenizer", "scheduler")
 # Sides of pictures that every denoiser of the family halves as often as it wants to.
 SIZE_STEP = 64
 
@@ -123,8 +112,7 @@ def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
 def _tasks(toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
     """The world's own tasks, or those of any model of its kind."""
     if not toyland.settings.tasks:
-        guidance = PIXART_GUIDANCE if denoiser_folder(toyland.file.parent).name == TRANSFORMER else GUIDANCE
-        return plain_tasks(latent.beside, sampler, options.adapters, guidance)
+        return plain_tasks(latent.beside, sampler, options.adapters, family_of(toyland.file.parent).guidance)
     if options.sampler is None:
         return toyland.settings.tasks
     return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in toyland.settings.tasks.items()}
@@ -145,14 +133,15 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     require_contained(directory, _FOLDERS, "model")
     check_family(directory)
     schedule, sampler = read_scheduler(directory / "scheduler" / "scheduler_config.json", options.sampler, pipeline_class(directory))
-    folder = denoiser_folder(directory)
-    unet, unet_files = load_component(folder, _DENOISERS[folder.name], DIFFUSION_STEM)
+    family = family_of(directory)
+    folder = directory / family.folder
+    unet, unet_files = load_component(folder, family.denoisers, DIFFUSION_STEM)
     vae, vae_files = load_component(directory / "vae", _VAES, DIFFUSION_STEM)
-    encoder, text_files = load_component(directory / TEXT_ENCODER, _TEXTS[folder.name], TRANSFORMERS_STEM)
+    encoder, text_files = load_component(directory / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
     config: Any = unet.config
     vae_config: Any = vae.config
     toyland = read_toyland(directory)
-    latent = latent_spec(toyland, vae_config, beside_channels(directory, config, int(vae_config.latent_channels)))
+    latent = latent_spec(toyland, vae_config, family.inputs(folder, config, int(vae_config.latent_channels)))
     tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
     _check_text(directory, config, text)
     return Base(
