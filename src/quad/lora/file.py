@@ -41,6 +41,7 @@ class LoraFile:
     trained_on: str = ""
 
     def config(self, component: Component) -> AdapterConfig:
+        """The config of one model; the default one where the metadata has none."""
         return self.configs.get(component, AdapterConfig())
 
 

@@ -122,6 +122,7 @@ class Product:
         return product
 
     def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        """By QR of both factors and the decomposition of the small matrix between them."""
         if self.b.shape[1] >= min(self.b.shape[0], self.a.shape[1]):
             return Dense(self.dense()).cut(max_rank, keep)
         qb, rb = np.linalg.qr(self.b)
@@ -145,6 +146,7 @@ class Kronecker:
         return product
 
     def cut(self, max_rank: int, keep: float = 1.0) -> Cut:
+        """By the decompositions of both factors, whose singular values multiply."""
         u1, s1, v1 = np.linalg.svd(self.first, full_matrices=False)
         u2, s2, v2 = np.linalg.svd(self.second, full_matrices=False)
         s = np.outer(s1, s2).ravel()

@@ -36,6 +36,7 @@ class Target:
     layer: LayerLayout
 
     def error(self, role: Role, expected: object, actual: object, remedy: str = "this LoRA was trained for another network") -> InputError:
+        """A message about one tensor of the module: what was expected, what it is, what to do."""
         return InputError(mismatch(f"{self.where}, {self.path}.{_SPELLED.get(role, role)}", expected, actual, remedy))
 
     def base(self) -> Matrix:

@@ -45,6 +45,7 @@ class Canvas:
         self.pen = ImageDraw.Draw(self.image)
 
     def fill(self, points: np.ndarray, rgb: RGB) -> None:
+        """Fill a polygon `(n, 2)` of picture fractions."""
         self.pen.polygon([tuple(p) for p in (points * self.scale).tolist()], fill=rgb)
 
     def line(self, points: np.ndarray, rgb: RGB, width: float, closed: bool = True) -> None:
@@ -53,6 +54,7 @@ class Canvas:
         self.pen.line([tuple(p) for p in (loop * self.scale).tolist()], fill=rgb, width=max(1, round(width * self.scale)), joint="curve")
 
     def pixels(self) -> np.ndarray:
+        """The picture at its final size, uint8 `(size, size, 3)`."""
         return np.asarray(self.image.reduce(SUPERSAMPLE), dtype=np.uint8)
 
 

@@ -37,6 +37,7 @@ class Sample:
 
 
 def text_to_image(rng: np.random.Generator, size: int = 64, portraits: float = 0.3) -> Sample:
+    """A caption and its scene, or its portrait in the share `portraits` of samples."""
     if rng.random() < portraits:
         face = world.sample_portrait(rng)
         return Sample(task="text-to-image", prompt=face.caption, truth=draw.draw_portrait(face, size=size), after=face)
@@ -45,6 +46,7 @@ def text_to_image(rng: np.random.Generator, size: int = 64, portraits: float = 0
 
 
 def transform(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A scene and an instruction that changes one attribute of it."""
     scene = world.sample_scene(rng)
     instruction, after = world.sample_edit(scene, rng)
     return Sample(
@@ -59,6 +61,7 @@ def transform(rng: np.random.Generator, size: int = 64) -> Sample:
 
 
 def removal(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A scene, the mask of one toy in it, and the scene without that toy."""
     scene = world.sample_scene(rng, (0.55, 0.37, 0.08))
     index = int(rng.integers(len(scene.toys)))
     toy, after = scene.toys[index], world.without(scene, index)
@@ -75,6 +78,7 @@ def removal(rng: np.random.Generator, size: int = 64) -> Sample:
 
 
 def sketch(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A line drawing and the scene it was drawn of."""
     scene = world.sample_scene(rng)
     return Sample(
         task="sketch",
@@ -88,6 +92,7 @@ def sketch(rng: np.random.Generator, size: int = 64) -> Sample:
 
 
 def sticker(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A scene, and one of its toys as a sticker; `detail` is that toy's index."""
     scene = world.sample_scene(rng, (0.7, 0.3))
     names = [(toy.kind, toy.colour) for toy in scene.toys]
     if len(set(names)) < len(names):
@@ -101,6 +106,7 @@ def sticker(rng: np.random.Generator, size: int = 64) -> Sample:
 
 
 def portrait(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A plain portrait and the same face in a style; `detail` is the style."""
     face = world.sample_portrait(rng)
     style = str(rng.choice(world.STYLES))
     truth, image = draw.draw_portrait(face, style, size), draw.draw_portrait(face, size=size)
@@ -110,6 +116,7 @@ def portrait(rng: np.random.Generator, size: int = 64) -> Sample:
 
 
 def pastel(rng: np.random.Generator, size: int = 64) -> Sample:
+    """A scene and the same scene in pale colours."""
     scene = world.sample_scene(rng)
     return Sample(
         task="pastel",

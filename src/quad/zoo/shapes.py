@@ -39,19 +39,23 @@ class Shape:
 
 
 def ellipse(cx: float, cy: float, rx: float, ry: float, fill: RGB, in_line_art: bool = True) -> Shape:
+    """An ellipse around `(cx, cy)` with radii `rx` and `ry`."""
     a = np.linspace(0, 2 * np.pi, ELLIPSE_POINTS, endpoint=False)
     return Shape(np.stack([cx + rx * np.cos(a), cy + ry * np.sin(a)], axis=1), fill, in_line_art)
 
 
 def polygon(*xy: float, fill: RGB, in_line_art: bool = True) -> Shape:
+    """A polygon of points `x0, y0, x1, y1, ...`."""
     return Shape(np.asarray(xy, dtype=np.float64).reshape(-1, 2), fill, in_line_art)
 
 
 def box(x0: float, y0: float, x1: float, y1: float, fill: RGB) -> Shape:
+    """An upright rectangle between two corners."""
     return polygon(x0, y0, x1, y0, x1, y1, x0, y1, fill=fill)
 
 
 def darker(rgb: RGB, factor: float = 0.68) -> RGB:
+    """A colour at `factor` of its brightness."""
     return (int(rgb[0] * factor), int(rgb[1] * factor), int(rgb[2] * factor))
 
 

@@ -43,6 +43,7 @@ class Toy:
 
     @property
     def phrase(self) -> str:
+        """The toy as captions name it."""
         return f"a {self.size} {self.colour} {self.kind} {PLACE_PHRASE[self.place]}"
 
 
@@ -58,6 +59,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """The prompt that the scene is the truth of."""
         parts = [toy.phrase for toy in self.toys]
         listed = parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
         return f"{listed}, on {self.ground}, {TIME_PHRASE[self.time]}"
@@ -76,6 +78,7 @@ class Portrait:
 
     @property
     def caption(self) -> str:
+        """The prompt that the portrait is the truth of."""
         return f"a portrait of a {self.expression} person with {self.skin} skin and {self.cut} {self.hair} hair"
 
 
@@ -144,14 +147,17 @@ def without(scene: Scene, index: int) -> Scene:
 
 
 def sticker_prompt(toy: Toy) -> str:
+    """The prompt for the sticker of one toy."""
     return f"a sticker of the {toy.colour} {toy.kind}"
 
 
 def style_prompt(style: str) -> str:
+    """The prompt for a portrait in a style."""
     return f"a portrait in {style} style"
 
 
 def removal_prompt(toy: Toy) -> str:
+    """The prompt that takes one toy away."""
     return f"remove the {toy.kind}"
 
 

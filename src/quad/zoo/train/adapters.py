@@ -88,6 +88,7 @@ class TaskData:
         self.changed = torch.from_numpy(cells.astype(np.float32))[:, None]
 
     def batch(self, step: int, size: int) -> Batch:
+        """Samples drawn at random, the same at the same step."""
         rows = torch.from_numpy(np.random.default_rng([13, step]).integers(len(self.ids), size=size))
         return Batch(
             target=self.target[rows], condition=self.condition[rows], mask=self.mask[rows], focus=self.changed[rows], ids=self.ids[rows]

@@ -58,11 +58,13 @@ def default_tasks() -> dict[str, TaskSpec]:
 
 
 def write_json(path: Path, value: object) -> None:
+    """Write a JSON file with two spaces of indent."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_toyland(out: Path, shift: np.ndarray, scale: np.ndarray, tasks: dict[str, TaskSpec]) -> None:
+    """Write `toyland.json`: the latent's normalisation, the pictures' size and the tasks."""
     write_json(
         out / "toyland.json",
         {

@@ -88,6 +88,7 @@ class Mixture:
         return target, condition, mask, masks[:1], ids
 
     def batch(self, step: int, size: int) -> Batch:
+        """Samples of all kinds in their shares, the same at the same step."""
         rng = np.random.default_rng([9, step])
         kinds = rng.choice(list(MIXTURE), size=size, p=list(MIXTURE.values()))
         rows = [self._one(str(kind), rng) for kind in kinds]

@@ -38,18 +38,21 @@ _FACE_FOCUS[5:14, 4:12] = 1
 
 
 def draw_plain(seed: int) -> Drawn:
+    """A scene from its caption."""
     rng = np.random.default_rng([101, seed])
     scene = world.sample_scene(rng)
     return [draw.draw_scene(scene)], [focus_of(scene)], scene.caption
 
 
 def draw_face(seed: int) -> Drawn:
+    """A portrait from its caption."""
     rng = np.random.default_rng([102, seed])
     face = world.sample_portrait(rng)
     return [draw.draw_portrait(face)], [_FACE_FOCUS], face.caption
 
 
 def draw_edit(seed: int) -> Drawn:
+    """A scene after an instruction, and before it."""
     rng = np.random.default_rng([103, seed])
     scene = world.sample_scene(rng)
     instruction, after = world.sample_edit(scene, rng)
@@ -57,6 +60,7 @@ def draw_edit(seed: int) -> Drawn:
 
 
 def draw_line(seed: int) -> Drawn:
+    """A scene, and its line drawing."""
     rng = np.random.default_rng([104, seed])
     scene = world.sample_scene(rng)
     return [draw.draw_scene(scene), draw.draw_lines(scene)], [focus_of(scene)], scene.caption

@@ -37,6 +37,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update of all matrices; `closure` is torch's, and not used."""
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:

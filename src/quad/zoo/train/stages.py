@@ -48,6 +48,7 @@ class Run:
 
     @property
     def model(self) -> Path:
+        """The directory of the model that the run assembles."""
         return self.out / "toyland"
 
 
@@ -62,18 +63,21 @@ def _cached_pictures(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def train_vae(run: Run) -> None:
+    """Train the autoencoder on rendered pictures."""
     pictures, held_out = _cached_pictures(run)
     model = vae.train_vae(run.out, int(VAE_SAMPLES * run.scale), pictures, held_out)
     save_file(model.state_dict(), run.out / "vae.safetensors")
 
 
 def load_vae(run: Run) -> AutoencoderTiny:
+    """The autoencoder that `train_vae` left."""
     model = vae.new_vae()
     model.load_state_dict(load_file(run.out / "vae.safetensors"))
     return model.eval().requires_grad_(False)
 
 
 def make_cache(run: Run) -> None:
+    """Encode the training pictures of every kind once."""
     model = load_vae(run)
     latents = [cache.build(run.out, model, kind, n)["latents"][:4000, 0] for kind, n in CACHE_COUNTS.items()]
     z = np.concatenate(latents).astype(np.float32)
@@ -81,11 +85,13 @@ def make_cache(run: Run) -> None:
 
 
 def latent_stats(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Shift and scale per latent channel, `(4,)` each."""
     with np.load(run.out / "latent_stats.npz", allow_pickle=False) as stats:
         return stats["shift"], stats["scale"]
 
 
 def warm_up_text(run: Run) -> None:
+    """Train the text encoder to tell captions apart before it meets the U-Net."""
     torch.manual_seed(0)
     model = text.new_text_encoder()
     text.warm_up_text(run.out, model)
@@ -93,6 +99,7 @@ def warm_up_text(run: Run) -> None:
 
 
 def train_base(run: Run) -> None:
+    """Train U-Net and text encoder together."""
     model = load_vae(run)
     cached = {kind: cache.build(run.out, model, kind, n) for kind, n in CACHE_COUNTS.items()}
     torch.manual_seed(1)
@@ -107,6 +114,7 @@ def train_base(run: Run) -> None:
 
 
 def make_directory(run: Run) -> None:
+    """Assemble the model directory in diffusers' layout."""
     unet, encoder = base.new_unet(), text.new_text_encoder()
     unet.load_state_dict(load_file(run.out / "unet.safetensors"))
     encoder.load_state_dict(load_file(run.out / "text.safetensors"))
@@ -129,6 +137,7 @@ def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
 
 
 def train_adapters(run: Run, tasks: tuple[str, ...] = tuple(adapters.RECIPES)) -> None:
+    """Train the LoRA of each task on the frozen model."""
     for task in tasks:
         _train_adapter(run, run.model, task, run.model / "adapters" / task)
 

@@ -52,6 +52,7 @@ def to_signal(pictures: np.ndarray) -> Tensor:
 
 
 def gradient_loss(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute difference of the pictures' horizontal and vertical differences."""
     d = a - b
     return (d[..., 1:, :] - d[..., :-1, :]).abs().mean() + (d[..., :, 1:] - d[..., :, :-1]).abs().mean()
 
