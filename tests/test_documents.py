@@ -145,3 +145,9 @@ def test_modules_named_in_pages_exist() -> None:
         if page.parent.name != "adr" and page.name != "CHANGELOG.md":
             absent += [(_name(page), name) for name in re.findall(r"`(quad(?:\.[a-z_]\w*)+)`", text) if not _module_exists(name)]
     assert absent == []
+
+
+def test_files_named_in_the_architecture_exist() -> None:
+    files = re.findall(r"`([\w/]+/\w+\.py)`", PAGES[DOCS / "architecture.md"])
+    assert len(files) > 30
+    assert [name for name in files if not any((ROOT / folder / name).is_file() for folder in (".", "src/quad"))] == []

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from quad.compile.backend import BACKENDS
 from quad.compile.passes.registry import PASSES
 from quad.compile.targets import load_target, target_names
 from quad.core.sampling import SamplerKind
@@ -83,6 +85,7 @@ def test_a_target_is_known_in_every_place(name: str) -> None:
     target = load_target(name)
     assert target.name == name
     assert [engine for engine in target.engines if engine not in ENGINES] == []
+    assert target.backend in BACKENDS, "src/quad/compile/backend.py: its backend"
     assert [step for step in target.passes if step not in PASSES] == []
     engines = _row("docs/targets.md", f"| `{name}` |")
     assert all(f"`{engine}`" in engines for engine in target.engines), "docs/targets.md: its engines"
@@ -90,6 +93,11 @@ def test_a_target_is_known_in_every_place(name: str) -> None:
     passes = _row("docs/passes.md", f"| `{name}` |")
     assert [step for step in target.passes if f"`{step}`" not in passes] == [], "docs/passes.md: the passes that it uses"
     assert f'"{name}"' in _tests("compile") + _tests("build"), "tests/compile or tests/build: a test"
+
+
+def test_each_backend_is_some_targets_and_can_be_opened() -> None:
+    assert set(BACKENDS) == {load_target(name).backend for name in target_names()}
+    assert [module for module in BACKENDS.values() if not hasattr(importlib.import_module(module), "open_backend")] == []
 
 
 @pytest.mark.parametrize("name", PASSES)
