@@ -15,7 +15,6 @@ from safetensors.numpy import load, save
 from torch import nn
 
 from quad.build.call_recorder import spread
-from quad.build.resumable_stages import Probes
 from quad.core.component_call import UNET_INPUTS, Inputs
 from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
 from quad.core.slots import SlotTable
@@ -24,7 +23,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import layers_of
 from quad.quantize.observe.calibrate import CalibrationSample
-from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, record_probes
 
 STORED = 4
 

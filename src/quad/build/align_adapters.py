@@ -12,7 +12,6 @@ from torch import nn
 from quad.build import resumable_stages as kept_pieces
 from quad.build.call_recorder import spread
 from quad.build.request import BuildRequest
-from quad.build.resumable_stages import Probes
 from quad.build.resume import Kept, kept_dir
 from quad.build.write_bundle import PackedAdapter
 from quad.core.errors import UsageError, mismatch
@@ -29,7 +28,7 @@ from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, 
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample, planned, with_adapter
-from quad.quantize.observe.probes import Probe, ProbeOptions, in_turns, record_probes
+from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, in_turns, record_probes
 from quad.quantize.observe.torch_session import torch_sessions
 
 RUNS = 6  # of each adapter; measured with 20 steps: sketch gains 1.0 dB from 3 runs and 2.6 dB from 6

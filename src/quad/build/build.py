@@ -25,7 +25,6 @@ from quad.build.choose_profile import Scoring
 from quad.build.open_and_slot import Opened, open_all
 from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest, BuildResult
-from quad.build.resumable_stages import Probes
 from quad.build.resume import Kept, alone, forget
 from quad.build.smoke import run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, PackedAdapter, rom_bytes, write_bundle
@@ -53,7 +52,7 @@ from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds, with_adapter
 from quad.quantize.observe.observers import observe
-from quad.quantize.observe.probes import ProbeOptions, record_probes
+from quad.quantize.observe.probes import ProbeOptions, Probes, record_probes
 from quad.quantize.profile.divergence import MIN_VALUES
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Sensitivity

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from quad.build.resumable_stages import Probes
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.quantize.observe.observers import Statistics
+from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.anchor import choose
 from quad.quantize.profile.pooled_profile import UnifyOptions
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters

@@ -5,7 +5,7 @@ Source: docs/method.md section 5, steps 3, 4 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from quad.core.slots import SlotTable
@@ -18,10 +18,8 @@ from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Statistics
-from quad.quantize.observe.probes import Probe
+from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
-
-Probes = Mapping[str, Sequence[Probe]]
 
 
 @dataclass(frozen=True)

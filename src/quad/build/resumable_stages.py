@@ -22,12 +22,12 @@ from quad.core.storage.files import writing_to
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.correct.smooth import ChannelMaxima, recording_channel_maxima
 from quad.quantize.distill.distill import Alignment, Distilled
-from quad.quantize.encodings.histogram import Histogram
-from quad.quantize.observe.observers import Feed, SiteStatistics, Statistics, observe
-from quad.quantize.observe.probes import Probe
+from quad.quantize.observe.observers import Feed, Statistics, observe
+from quad.quantize.observe.probes import Probes
+from quad.quantize.observe.probes_file import probes_piece, read_probes_piece
+from quad.quantize.observe.statistics_file import join_pieces, source_piece
 
-_STATISTICS, _ARTIFACT, _OUTPUT = "statistics", "graph", "output"
-Probes = Mapping[str, Sequence[Probe]]
+_STATISTICS, _ARTIFACT = "statistics", "graph"
 
 
 def observed(kept: Kept, networks: Mapping[str, nn.Module], feeds: Iterable[Feed], sources: Sequence[str]) -> Statistics:
@@ -37,7 +37,7 @@ def observed(kept: Kept, networks: Mapping[str, nn.Module], feeds: Iterable[Feed
         sources: names that feeds may have.
     """
     found = {source: piece for source in sources if (piece := kept.read(f"{_STATISTICS}.{source}")) is not None}
-    statistics = _together(found)
+    statistics = join_pieces(found)
     left = {source: int(value["feeds"]) for source, (value, _) in found.items()}
     latest = max((int(value["number"]) for value, _ in found.values()), default=0)
 
@@ -47,62 +47,19 @@ def observed(kept: Kept, networks: Mapping[str, nn.Module], feeds: Iterable[Feed
             run[feed.source] += 1
             if run[feed.source] > left.get(feed.source, 0):
                 yield feed  # it is run before the next one is asked for
-                piece = _taken(statistics, feed.source, run[feed.source], max(number, latest))
+                piece = source_piece(statistics, feed.source, run[feed.source], max(number, latest))
                 kept.write(f"{_STATISTICS}.{feed.source}", *piece)
 
     return observe(networks, following(), statistics)
-
-
-def _together(found: Mapping[str, tuple[Any, Mapping[str, NDArray[Any]]]]) -> Statistics:
-    """Statistics of all sources as they were after the last feed that was finished.
-
-    Sums in another order round to other numbers: sites and sources come back in the order in which that feed left them.
-    """
-    statistics = Statistics()
-    if found:
-        latest = max((value for value, _ in found.values()), key=lambda value: int(value["number"]))
-        for component, names in latest["order"]:
-            statistics.sites[component] = {name: {} for name in names}
-        for source in sorted(found, key=latest["sources"].index):
-            _put(statistics, source, *found[source])
-    return statistics
-
-
-def _taken(statistics: Statistics, source: str, feeds: int, number: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
-    """One source's statistics after so many feeds of its own, the last of them feed `number` of all; and the order of all sites."""
-    rows, counts, sums = [], [], []
-    seen: dict[str, None] = {}
-    for component, sites in statistics.sites.items():
-        for name, by_source in sites.items():
-            seen.update(dict.fromkeys(by_source))
-            if source in by_source:
-                one, h = by_source[source], by_source[source].histogram
-                channels = np.zeros(0) if one.channel_sum is None else one.channel_sum
-                rows.append([component, name, h.exponent, h.origin, h.low, h.high, h.total, one.per_channel, len(channels)])
-                counts.append(h.counts)
-                sums.append(channels)
-    order = [[component, list(sites)] for component, sites in statistics.sites.items()]
-    value = {"feeds": feeds, "number": number, "sites": rows, "order": order, "sources": list(seen)}
-    return value, {"counts": np.stack(counts), "sums": np.concatenate(sums)}
-
-
-def _put(statistics: Statistics, source: str, value: Any, arrays: Mapping[str, NDArray[Any]]) -> None:
-    """What `_taken` took."""
-    start = 0
-    for row, counts in zip(value["sites"], arrays["counts"], strict=True):
-        component, name, exponent, origin, low, high, total, per_channel, channels = row
-        histogram, stop = Histogram.of(counts.copy(), exponent, origin, (low, high), total), start + channels
-        statistics.sites[component][name][source] = SiteStatistics(histogram, arrays["sums"][start:stop], per_channel)
-        start = stop
 
 
 def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
     """What `record_probes` gives, or gave in an earlier run."""
     found = kept.read(name)
     if found is not None:
-        return _probes(*found)
+        return read_probes_piece(*found)
     made = make()
-    _keep_probes(kept, name, made)
+    kept.write(name, *probes_piece(made))
     return made
 
 
@@ -110,32 +67,12 @@ def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[
     """`probes` along whose calls `smooth` has listened to this network."""
     channels, found = kept.read(f"{name}.channels"), kept.read(name)
     if channels is not None and found is not None:
-        return _probes(*found), channels[1]
+        return read_probes_piece(*found), channels[1]
     with recording_channel_maxima(network) as heard:
         made = make()
     kept.write(f"{name}.channels", None, heard)
-    _keep_probes(kept, name, made)
+    kept.write(name, *probes_piece(made))
     return made, heard
-
-
-def _keep_probes(kept: Kept, name: str, made: Probes) -> None:
-    rows: dict[str, list[list[Any]]] = {}
-    arrays: dict[str, NDArray[Any]] = {}
-    for source, some in made.items():
-        rows[source] = [[probe.task, probe.run, probe.sigma_t, sorted(probe.inputs)] for probe in some]
-        for index, probe in enumerate(some):
-            arrays |= {f"{source}/{index}/{key}": array for key, array in probe.inputs.items()}
-            arrays |= {} if probe.expected is None else {f"{source}/{index}/{_OUTPUT}": probe.expected}
-    kept.write(name, rows, arrays)
-
-
-def _probes(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
-    def one(source: str, index: int, row: list[Any]) -> Probe:
-        (task, run, sigma_t, keys), own = row, f"{source}/{index}"
-        inputs, output = {key: arrays[f"{own}/{key}"] for key in keys}, arrays.get(f"{own}/{_OUTPUT}")
-        return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output)
-
-    return {source: [one(source, index, row) for index, row in enumerate(rows)] for source, rows in value.items()}
 
 
 def aligned(kept: Kept, adapter: str, make: Callable[[], Distilled]) -> Distilled:

@@ -20,7 +20,7 @@ from tests.quantize.conftest import Tiny
 RUNS = 4
 
 
-def make_room(tiny: Tiny, bits: int = 8) -> TeacherStudent:
+def make_pair(tiny: Tiny, bits: int = 8) -> TeacherStudent:
     """Activations and LoRA weights at 8 bits, where enough is lost for training to win some back, or at 16."""
     rules = with_eight_bit(tiny.statistics.sites["unet"]) if bits == 8 else RULES
     options = UnifyOptions(lora_bits=bits, rules=rules)

@@ -17,7 +17,7 @@ from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
 from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
 from quad.quantize.distill.training import DistillOptions
 from tests.quantize.conftest import Tiny
-from tests.quantize.distill.teacher_student import Watched, make_probes, make_room
+from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes
 
 LONG = DistillOptions(steps=9, rate=0.01, every=3)
 
@@ -28,7 +28,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def pair(tiny: Any) -> TeacherStudent:
-    return make_room(tiny)
+    return make_pair(tiny)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
 from quad.quantize.distill.training import DistillOptions, size_of
 from quad.quantize.encodings.integers import quantize_adapter
 from tests.quantize.conftest import ATTENTION, Tiny
-from tests.quantize.distill.teacher_student import Watched, make_probes, make_room, own_inputs, state_of
+from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes, own_inputs, state_of
 
 SHORT = DistillOptions(steps=20, rate=0.01)  # 8-bit weights move by whole levels or not at all: the tiny network needs longer steps
 WILD = DistillOptions(steps=20, rate=10.0, every=1, patience=2)  # every step is far too long
@@ -26,7 +26,7 @@ WILD = DistillOptions(steps=20, rate=10.0, every=1, patience=2)  # every step is
 
 @pytest.fixture(scope="module")
 def pair(tiny: Any) -> TeacherStudent:
-    return make_room(tiny)
+    return make_pair(tiny)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def examples(pair: TeacherStudent, tiny: Tiny) -> tuple[TeacherCall, ...]:
 
 def test_training_lowers_the_held_out_loss_and_brings_output_and_effect_nearer(tiny: Tiny) -> None:
     """With 16-bit activations the rounded weights make the error, and that can be learned away."""
-    pair, options = make_room(tiny, bits=16), DistillOptions(steps=20, rate=0.003, every=5)
+    pair, options = make_pair(tiny, bits=16), DistillOptions(steps=20, rate=0.003, every=5)
     still, trained = (Watched(pair, tiny.adapters[1], replace(options, rate=rate)) for rate in (0.0, options.rate))
     found = trained.result.alignment
     assert found.after_distill is not None
@@ -178,8 +178,8 @@ def test_options_out_of_range_are_one_line(pair: TeacherStudent, tiny: Tiny, opt
 
 def test_nan_and_no_calls_are_one_line(pair: TeacherStudent, tiny: Tiny) -> None:
     loud = tiny.adapters[1]
-    pair = loud.weights[ATTENTION]
-    broken = replace(loud, weights={**loud.weights, ATTENTION: LowRank(pair.a * np.float32(np.nan), pair.b)})
+    weights = loud.weights[ATTENTION]
+    broken = replace(loud, weights={**loud.weights, ATTENTION: LowRank(weights.a * np.float32(np.nan), weights.b)})
     with pytest.raises(InputError, match=rf"^adapter 'loud', {ATTENTION}: expected finite weights, found NaN or Inf; [^\n]+$"):
         Watched(pair, broken, SHORT)
     with pytest.raises(InputError, match=r"^alignment: expected at least one probe of the adapter, found none; [^\n]+$"):

@@ -25,7 +25,7 @@ from quad.quantize.distill.distill import TeacherStudent
 from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
 from quad.quantize.distill.training import DistillOptions
 from tests.quantize.conftest import Tiny, make_tiny
-from tests.quantize.distill.teacher_student import Watched, make_probes, make_room
+from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes
 
 # Five calls are not dealt evenly to two.
 OPTIONS = DistillOptions(steps=12, rate=0.001, batch=5, every=4, lambda_=0.5)
@@ -41,7 +41,7 @@ def start() -> tuple[TeacherStudent, Tiny, tuple[TeacherCall, ...]]:
     falls, and the gradient of a small error changes by percents.
     """
     tiny = make_tiny()
-    pair = make_room(tiny, bits=16)
+    pair = make_pair(tiny, bits=16)
     slots = {name: one for name, one in pair.profile.component("unet").items() if name.endswith((".lora_A", ".lora_B"))}
     teacher = copy.deepcopy(tiny.network)
     torch.manual_seed(1)

@@ -68,14 +68,14 @@ def test_without_encodings_nothing_is_lost(tiny: Any, probes: dict[str, list[Pro
     slots = {name: encoding for name, encoding in tiny.profile.component("unet").items() if "lora_A" in name or "lora_B" in name}
     zero = [replace(a, weights={p: LowRank(pair.a * 0, pair.b * 0) for p, pair in a.weights.items()}) for a in tiny.adapters]
     profiles = {adapter.name: Profile(encodings={"unet": slots}) for adapter in zero}
-    unheard = {name: [replace(probe, output=None) for probe in found] for name, found in probes.items()}
+    unheard = {name: [replace(probe, expected=None) for probe in found] for name, found in probes.items()}
     scores = score_adapters(tiny.network, tiny.table, zero, profiles, unheard).scores
     assert {score.qss for score in scores.values()} == {0.0}
 
 
 def test_calls_that_run_together_run_as_they_would_alone(tiny: Any, probes: dict[str, list[Probe]]) -> None:
     adapter = tiny.adapters[1]
-    many = [replace(probe, output=None) for probe in (*probes["loud"], *probes["base"])]
+    many = [replace(probe, expected=None) for probe in (*probes["loud"], *probes["base"])]
     for probe, found in zip(many, float_outputs(tiny.network, tiny.table, adapter, many), strict=True):
         with torch.no_grad():
             alone = tiny.network(*probe.tensors(), tiny.slots(adapter)).numpy()
@@ -112,6 +112,6 @@ def test_nan_and_missing_probes_are_one_line(tiny: Any, probes: dict[str, list[P
     broken = replace(adapter, weights={path: LowRank(pair.a * np.float32(np.nan), pair.b)})
     with pytest.raises(InputError, match=r"^adapter 'faint', \S+: expected finite weights, found NaN or Inf; [^\n]+$"):
         score_adapters(tiny.network, tiny.table, [broken], profiles, probes)
-    bad = replace(probes["faint"][0], output=None, inputs={**probes["faint"][0].inputs, "timestep": np.array([np.nan], np.float32)})
+    bad = replace(probes["faint"][0], expected=None, inputs={**probes["faint"][0].inputs, "timestep": np.array([np.nan], np.float32)})
     with pytest.raises(InputError, match=r"^sensitivity of adapter 'faint': expected finite network outputs, found NaN or Inf; [^\n]+$"):
         float_outputs(tiny.network, tiny.table, adapter, [bad])

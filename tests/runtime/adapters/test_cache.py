@@ -38,9 +38,9 @@ class Gate:
         self.asked = 0
         self._size, self._then = size, then
 
-    def __call__(self, make_room: MakeRoom) -> Buffers:
+    def __call__(self, make_pair: MakeRoom) -> Buffers:
         self.asked += 1
-        make_room(self._size)
+        make_pair(self._size)
         self.entered.set()
         assert self.open.wait(WAIT_S)
         return self._then()

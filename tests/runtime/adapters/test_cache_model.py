@@ -33,8 +33,8 @@ class Model(RuleBasedStateMachine):
             self.admit(name)
 
     def admit(self, name: str) -> None:
-        def read(make_room: MakeRoom) -> Buffers:
-            make_room(SIZES[name])
+        def read(make_pair: MakeRoom) -> Buffers:
+            make_pair(SIZES[name])
             self.name_of.append(name)
             return Buffers({name: np.array([len(self.name_of) - 1])})
 

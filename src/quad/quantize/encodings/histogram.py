@@ -31,12 +31,17 @@ class Histogram:
         self.high = -math.inf
         self.total = 0
 
+    @property
+    def fields(self) -> tuple[int, int, float, float, int]:
+        """All but the counts: exponent, origin, smallest and largest value, number of values."""
+        return self.exponent, self.origin, self.low, self.high, self.total
+
     @classmethod
-    def of(cls, counts: NDArray[np.int64], exponent: int, origin: int, bounds: tuple[float, float], total: int) -> Histogram:
-        """One that goes on where another was: its own five attributes."""
+    def restore(cls, counts: NDArray[np.int64], fields: tuple[int, int, float, float, int]) -> Histogram:
+        """A histogram that goes on where another was, by its counts and `fields`."""
         histogram = cls(len(counts))
-        histogram.counts, histogram.exponent, histogram.origin, histogram.total = counts, exponent, origin, total
-        histogram.low, histogram.high = bounds
+        histogram.counts = counts
+        histogram.exponent, histogram.origin, histogram.low, histogram.high, histogram.total = fields
         return histogram
 
     def add(self, values: NDArray[np.floating]) -> None:

@@ -27,6 +27,8 @@ from quad.quantize.observe.torch_session import RecordingSession, torch_sessions
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
 
+Probes = Mapping[str, Sequence["Probe"]]  # source -> its calls in order of runs and steps
+
 PER_ADAPTER = 2
 # Far from the noise that calibration drew: the encodings have not seen these inputs.
 PROBE_SEED = 10_000

@@ -1,0 +1,40 @@
+"""Probes as a JSON value and arrays, and back.
+
+The value is source -> `[task, run, sigma_t, input names]` of each probe in order. Arrays: `<source>/<index>/<input>`, and
+`<source>/<index>/output` where the probe knows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from quad.quantize.observe.probes import Probe, Probes
+from quad.quantize.observe.statistics_file import Piece
+
+_OUTPUT = "output"
+
+
+def probes_piece(probes: Probes) -> Piece:
+    """The value and the arrays of all probes."""
+    rows: dict[str, list[list[Any]]] = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    for source, calls in probes.items():
+        rows[source] = [[probe.task, probe.run, probe.sigma_t, sorted(probe.inputs)] for probe in calls]
+        for index, probe in enumerate(calls):
+            arrays |= {f"{source}/{index}/{name}": array for name, array in probe.inputs.items()}
+            arrays |= {} if probe.expected is None else {f"{source}/{index}/{_OUTPUT}": probe.expected}
+    return rows, arrays
+
+
+def read_probes_piece(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
+    """The probes that `probes_piece` wrote."""
+
+    def probe(source: str, index: int, task: str, run: int, sigma_t: float, names: list[str]) -> Probe:
+        inputs = {name: arrays[f"{source}/{index}/{name}"] for name in names}
+        output = arrays.get(f"{source}/{index}/{_OUTPUT}")
+        return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output)
+
+    return {source: [probe(source, index, *row) for index, row in enumerate(rows)] for source, rows in value.items()}
