@@ -34,8 +34,8 @@ class BoundedProtocol(H11Protocol):
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._head_came()
-        self._was_read()
+        self._head_received()
+        self._answer_read()
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -43,14 +43,14 @@ class BoundedProtocol(H11Protocol):
         self._unread = self.loop.call_later(self.limits.body_timeout_s, self.transport.abort)  # a mere close would wait for the reader
 
     def resume_writing(self) -> None:
-        self._was_read()
+        self._answer_read()
         super().resume_writing()
 
     def handle_events(self) -> None:
         before = self.cycle
         super().handle_events()
         if self.cycle is not before:
-            self._head_came()
+            self._head_received()
 
     def data_received(self, data: bytes) -> None:
         idle = self.timeout_keep_alive_task is not None
@@ -73,12 +73,12 @@ class BoundedProtocol(H11Protocol):
     def _expect_head(self) -> None:
         self._deadline = self.loop.call_later(self.limits.head_timeout_s, self.transport.close)
 
-    def _head_came(self) -> None:
+    def _head_received(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
 
-    def _was_read(self) -> None:
+    def _answer_read(self) -> None:
         if self._unread is not None:
             self._unread.cancel()
             self._unread = None

@@ -139,6 +139,7 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
     Raises:
         VerificationError: an attack, see `quad.delivery.device.attack_messages`. BackendError: the source is not to be reached.
     """
+    # 1. tuf goes on from what is trusted: its client workflow, in a directory of its own.
     for role, text in trust.roles.items():
         (scratch / f"{role}.json").write_text(text, encoding="utf-8")
     fetcher = MetadataFetcher(source)
@@ -151,11 +152,14 @@ def refresh(trust: Trust, source: Source, scratch: Path, keep: Callable[[Trust],
     except RepositoryError as error:
         root = _payload(_newest_root(scratch) or trust.root)
         failure, cause = metadata_error(error, f"{source.name}/{fetcher.path}", fetcher.data, root), error
+    # 2. What it verified there counts even where it failed later, a new root above all: it cannot be hidden again.
     verified = Trust(
         anchor=trust.anchor, root=_newest_root(scratch) or trust.root, url=trust.url if failure else source.name, roles=_roles_in(scratch)
     )
+    # 3. Two checks that the specification leaves to its user: how far versions may go at once, and that targets are packs.
     fast_forward = _fast_forward(trust, verified, source.name)
     malformed = None if fast_forward or failure else _malformed(verified)
+    # 4. As much of it is trusted from now on as those allow, and that is written before anything is raised.
     trusted = verified
     if fast_forward is not None:
         trusted = msgspec.structs.replace(trust, root=verified.root)

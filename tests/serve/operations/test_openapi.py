@@ -15,7 +15,7 @@ from quad.serve.limits import Limits
 from quad.serve.operations.openapi import document
 from tests.serve.conftest import Serve
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CASES = 300
 
 
