@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
 
-from quad.core.manifest import TaskSpec
 from quad.core.slots import UNET
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.adapters.store import AdapterStore, adapter_weights
@@ -37,11 +36,6 @@ class AdapterSwitch:
         self._lock = Lock()  # guards the latest mix, which is kept because making one takes long
         self._latest: tuple[int, AdapterMix] | None = None  # and the store's count of changes before it was made
         self._bind({})
-
-    @property
-    def tasks(self) -> dict[str, TaskSpec]:
-        """The tasks that the bundle and its adapters can do now."""
-        return self.store.tasks()
 
     @property
     def active(self) -> Mapping[str, float]:

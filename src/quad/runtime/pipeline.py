@@ -163,7 +163,7 @@ class QuadPipeline:
     @property
     def tasks(self) -> dict[str, TaskSpec]:
         """The tasks this pipeline can do now."""
-        return self.switch.tasks
+        return self.switch.store.tasks()
 
     @property
     def adapters(self) -> tuple[str, ...]:

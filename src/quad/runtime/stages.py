@@ -72,11 +72,13 @@ class Prepared:
     clocks: Clocks = field(default_factory=Clocks)
 
 
+@dataclass(frozen=True)
 class Stages:
     """The graphs of one bundle at work. Each stage binds what it needs itself, so that stages of different pictures may alternate."""
 
-    def __init__(self, manifest: BundleManifest, graphs: Mapping[str, Graph], tokenizer: Tokenizer) -> None:
-        self._manifest, self._graphs, self._tokenizer = manifest, graphs, tokenizer
+    manifest: BundleManifest
+    graphs: Mapping[str, Graph]
+    tokenizer: Tokenizer
 
     def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
@@ -86,7 +88,7 @@ class Stages:
         """
         clocks, spec, text_notes = Clocks(), resolved.spec, list[str]()
         with clocks.time("total"):
-            rng, noise = draw_noise(request.seed, request.latents, self._manifest)
+            rng, noise = draw_noise(request.seed, request.latents, self.manifest)
             if request.negative_prompt and not is_guided(spec):
                 text_notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
             inputs = RunInputs(
@@ -97,8 +99,8 @@ class Stages:
                 negative_prompt=request.negative_prompt,
                 noise=noise,
             )
-            denoising = plan_run(self._encoders(mix, clocks, text_notes), self._manifest, inputs)
-            sampling = plan_sampling(spec.sampler, self._manifest.schedule, rng, denoising.start)
+            denoising = plan_run(self._encoders(mix, clocks, text_notes), self.manifest, inputs)
+            sampling = plan_sampling(spec.sampler, self.manifest.schedule, rng, denoising.start)
         return Prepared(
             request=request,
             resolved=resolved,
@@ -112,7 +114,7 @@ class Stages:
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet = self._graphs["unet"]
+        unet = self.graphs["unet"]
         with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
             unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
@@ -126,7 +128,7 @@ class Stages:
         clocks = prepared.clocks
         with clocks.time("total"):
             with clocks.time("vae_decoder"):
-                image = self._graphs["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
+                image = self.graphs["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
             if not np.isfinite(image).all():
                 next_step = "use guidance_scale or adapter weights nearer to 1"
                 raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", next_step))
@@ -144,21 +146,21 @@ class Stages:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
         def texts(prompts: Sequence[str]) -> list[Float]:
-            encoder, hidden = self._graphs["text_encoder"], list[Float]()
+            encoder, hidden = self.graphs["text_encoder"], list[Float]()
             with clocks.time("text_encoder"), encoder.loaded():
                 encoder.bind(mix)
                 for prompt in prompts:
-                    tokens = self._tokenizer(prompt)
+                    tokens = self.tokenizer(prompt)
                     notes.extend(tokens.notes)
                     hidden.append(encoder.run({"input_ids": tokens.ids}))
             return hidden
 
         def picture(image: Float) -> Float:
             with clocks.time("vae_encoder"):
-                latent: Float = self._graphs["vae_encoder"].run({"image": image})
+                latent: Float = self.graphs["vae_encoder"].run({"image": image})
             return latent
 
-        return Encoders(unet=self._graphs["unet"], texts=texts, picture=picture)
+        return Encoders(unet=self.graphs["unet"], texts=texts, picture=picture)
 
 
 def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:

@@ -172,18 +172,22 @@ def _block(size: int) -> mmap.mmap:
     return block
 
 
+@dataclass(kw_only=True)
 class AdapterFile:
-    """Where an adapter lies and what it said of itself when it was found there. The file must stay."""
+    """Where an adapter lies and what it said of itself when it was found there. The file must stay.
 
-    def __init__(self, path: Path, manifest: AdapterManifest, *, packed: bool, hashed: Identity | None = None) -> None:
-        """Args:
+    Args:
         path: the pack, or the file of tensors beside an `adapter.json`.
         packed: which of the two.
         hashed: which file was seen to have the manifest's digest already.
-        """
-        self.manifest = manifest
-        self._path, self._packed, self._hashed = path, packed, hashed
-        self._fits = False
+        fits: its tensors are those of the slots.
+    """
+
+    path: Path
+    manifest: AdapterManifest
+    packed: bool
+    hashed: Identity | None = None
+    fits: bool = False
 
     def check(self, zeros: Buffers, verify: bool = True) -> None:
         """See that it fits, and that it is whole.
@@ -196,7 +200,7 @@ class AdapterFile:
             InputError: it cannot be read.
             VerificationError: it was changed, or is no adapter for these slots.
         """
-        file = map_tensors(self._path)
+        file = map_tensors(self.path)
         if verify:
             self._check(file, zeros)
         else:
@@ -212,7 +216,7 @@ class AdapterFile:
         Raises:
             InputError, VerificationError: as `check`.
         """
-        file = map_tensors(self._path)
+        file = map_tensors(self.path)
         make_room(padded_bytes(file.tensors, zeros))
         self._check(file, zeros)
         if any(tensor.shape != zeros[name].shape for name, tensor in file.tensors.items()):
@@ -220,18 +224,18 @@ class AdapterFile:
         return Buffers(pad(file.tensors, zeros))
 
     def _check(self, file: TensorFile, zeros: Buffers) -> None:
-        if file.identity == self._hashed:
+        if file.identity == self.hashed:
             file.touch()
         else:
             self._hash(file)
-        if not self._fits:
+        if not self.fits:
             check_tensors(self.manifest.name, file.tensors, zeros)
-            self._fits = True  # for good: only the same bytes get here again
+            self.fits = True  # for good: only the same bytes get here again
 
     def _hash(self, file: TensorFile) -> None:
         now_ns = time_ns()
-        if self._packed and pack_manifest(file) != self.manifest:
+        if self.packed and pack_manifest(file) != self.manifest:
             raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
-        digest = content_digest(file.tensors) if self._packed else file.sha256()
+        digest = content_digest(file.tensors) if self.packed else file.sha256()
         check_digest(file.where, digest, self.manifest.sha256)
-        self._hashed = file.identity if file.identity.settled(now_ns) else None
+        self.hashed = file.identity if file.identity.settled(now_ns) else None

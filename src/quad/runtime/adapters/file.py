@@ -30,7 +30,7 @@ def open_adapter(path: Path) -> AdapterFile:
     if is_pickled(path):
         next_step = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
         raise InputError(mismatch(str(path), "a pack", "pickled weights", next_step))
-    return AdapterFile(path, pack_manifest(map_tensors(path)), packed=True)
+    return AdapterFile(path=path, manifest=pack_manifest(map_tensors(path)), packed=True)
 
 
 def open_shipped(bundle: Bundle, name: str) -> AdapterFile:
@@ -43,7 +43,7 @@ def open_shipped(bundle: Bundle, name: str) -> AdapterFile:
     manifest_file, tensors_file = bundle.adapter_files(name)
     manifest = open_directory(manifest_file, tensors_file).manifest
     same = bundle.manifest.files[shipped].sha256 == manifest.sha256
-    return AdapterFile(tensors_file, manifest, packed=False, hashed=bundle.hashed.get(shipped) if same else None)
+    return AdapterFile(path=tensors_file, manifest=manifest, packed=False, hashed=bundle.hashed.get(shipped) if same else None)
 
 
 def open_directory(manifest_file: Path, tensors_file: Path) -> AdapterFile:
@@ -56,7 +56,8 @@ def open_directory(manifest_file: Path, tensors_file: Path) -> AdapterFile:
     for path in (manifest_file, tensors_file):
         if not path.is_file():
             raise InputError(mismatch(str(path.parent), path.name, "none", "check the path"))
-    return AdapterFile(tensors_file, parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes()), packed=False)
+    manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
+    return AdapterFile(path=tensors_file, manifest=manifest, packed=False)
 
 
 def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
