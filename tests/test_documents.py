@@ -151,3 +151,7 @@ def test_files_named_in_the_architecture_exist() -> None:
     files = re.findall(r"`([\w/]+/\w+\.py)`", PAGES[DOCS / "architecture.md"])
     assert len(files) > 30
     assert [name for name in files if not any((ROOT / folder / name).is_file() for folder in (".", "src/quad"))] == []
+
+
+def test_the_readme_stays_a_door() -> None:
+    assert len(PAGES[ROOT / "README.md"].splitlines()) <= 110

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
+import math
 import re
+import textwrap
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
+import msgspec
+import numpy as np
 import pytest
 
 from quad.compile.backend import BACKENDS
 from quad.compile.passes.registry import PASSES
-from quad.compile.targets import load_target, target_names
-from quad.core.sampling import SamplerKind
+from quad.compile.targets import Target, load_target, target_names
+from quad.core.manifest import NoiseSchedule
+from quad.core.sampling import SamplerKind, SamplerSettings
+from quad.lora import kinds, low_rank
+from quad.lora import target as lora_target
 from quad.lora.kinds import KINDS, NOT_READ, Kind
 from quad.model.base import noise_schedule
 from quad.model.base.sampler_names import SAMPLER_NAMES, parse_sampler
 from quad.runtime.engines.engine import ENGINES, INSTALL
-from quad.runtime.samplers import run
+from quad.runtime.samplers import contract, run, schedule
 
 ROOT = Path(__file__).parents[1]
 SOLVED = "olss"  # from a table that a build solves: no class of diffusers, no name for users
@@ -103,6 +111,28 @@ def test_each_backend_is_some_targets_and_can_be_opened() -> None:
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_is_described(name: str) -> None:
     assert re.search(rf"^\|[^|]*`{name}`[^|]*\|", _text("docs/passes.md"), re.MULTILINE), "docs/passes.md: its row"
+
+
+def _blocks(language: str) -> list[str]:
+    """Code of the page in one language."""
+    page = _text("CONTRIBUTING.md")
+    return [textwrap.dedent(code) for code in re.findall(rf"^ *```{language}\n(.*?)^ *```$", page, re.MULTILINE | re.DOTALL)]
+
+
+def test_the_examples_of_the_page_work() -> None:
+    (table,) = _blocks("json")
+    assert msgspec.json.decode(table, type=Target).engines == ("ort",)
+    sampler, update, row, _ = _blocks("python")
+    names: dict[str, Any] = {}
+    for module in (contract, schedule, dataclasses, math):
+        names.update(vars(module))
+    exec(sampler, names)
+    setup = contract.SamplerSetup(schedule=NoiseSchedule(), steps=5, settings=SamplerSettings(), rng=np.random.default_rng(0))
+    solver, noise = names["make_ralston"](setup), np.random.default_rng(1).standard_normal((1, 4, 2, 2)).astype(np.float32)
+    assert np.isfinite(run.SamplingRun(solver, run.Start(), 0).run(lambda x, t: 0.1 * x, noise)).all()
+    names = {**vars(low_rank), **vars(lora_target), **vars(kinds)}
+    exec(update, names)
+    assert eval(row, names).update is names["vera_update"]
 
 
 def test_the_page_names_the_places_that_are_checked_here() -> None:
