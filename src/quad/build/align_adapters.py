@@ -27,8 +27,8 @@ from quad.quantize.distill.denoising_examples import denoising_examples
 from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.distill.training import DistillOptions
-from quad.quantize.observe.calibrate import CalibrationSample, planned, with_adapter
-from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, in_turns, record_probes
+from quad.quantize.observe.calibrate import CalibrationSample, plan_samples, with_adapter
+from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, interleave_tasks, record_probes
 from quad.quantize.observe.torch_session import torch_sessions
 
 RUNS = 6  # of each adapter; measured with 20 steps: sketch gains 1.0 dB from 3 runs and 2.6 dB from 6
@@ -106,7 +106,7 @@ class Aligner:
 
     def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[TeacherCall]:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
-        own = [sample for sample, _, adapter in in_turns(planned(self.base, samples, self.adapters)) if adapter == name]
+        own = [sample for sample, _, adapter in interleave_tasks(plan_samples(self.base, samples, self.adapters)) if adapter == name]
         return denoising_examples(self.base, encoder, own, probes)
 
 

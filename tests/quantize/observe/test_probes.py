@@ -14,7 +14,7 @@ from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.open import Base
 from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
-from quad.quantize.observe.probes import Probe, ProbeOptions, in_turns, record_probes, teacher_outputs
+from quad.quantize.observe.probes import Probe, ProbeOptions, interleave_tasks, record_probes, teacher_outputs
 from quad.runtime.samplers.schedule import alphas_cumprod
 
 
@@ -76,7 +76,7 @@ def test_the_tasks_of_one_adapter_take_turns() -> None:
         for task, name in (("a", "ink"), ("b", "ink"), ("c", "wax"))
         for k in range(3)
     ]
-    found = in_turns(plan)
+    found = interleave_tasks(plan)
     assert sorted(map(id, (sample for sample, _, _ in found))) == sorted(map(id, (sample for sample, _, _ in plan)))
     assert [sample.task + sample.prompt for sample, _, name in found if name == "ink"] == ["a0", "b0", "a1", "b1", "a2", "b2"]
     assert [sample.prompt for sample, _, name in found if name == "wax"] == ["0", "1", "2"]

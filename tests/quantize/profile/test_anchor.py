@@ -15,7 +15,7 @@ from quad.model.slots.layers import weights_of
 from quad.quantize.encodings.rules import with_eight_bit
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import ProbeOptions, record_probes
-from quad.quantize.profile.anchor import Choice, CrossTable, choose, cross_table
+from quad.quantize.profile.anchor import AnchorChoice, CrossTable, choose, cross_table
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Score, Sensitivity
 from quad.quantize.profile.shared_ranges import choose_ranges, own_profiles
@@ -70,14 +70,14 @@ def bounds(encoding: Any) -> tuple[float, float]:
     return (encoding.qmin - zero) * scale, (encoding.qmax - zero) * scale
 
 
-def anchored(tiny: Any, choice: Choice, options: UnifyOptions) -> Any:
+def anchored(tiny: Any, choice: AnchorChoice, options: UnifyOptions) -> Any:
     pooled = unify(tiny.statistics, {"unet": weights_of(tiny.network)}, tiny.table, tiny.adapters, options)
     return pooled, choose_ranges(pooled, tiny.statistics, tiny.table, choice, options)
 
 
 @pytest.mark.parametrize("name", ["faint", "loud"])
 def test_an_anchor_clips_no_other_adapter_at_16_bits(tiny: Any, name: str) -> None:
-    pooled, chosen = anchored(tiny, Choice(mode="anchor", anchor=name, sources=(name,), reason=""), UnifyOptions())
+    pooled, chosen = anchored(tiny, AnchorChoice(mode="anchor", anchor=name, sources=(name,), reason=""), UnifyOptions())
     assert (chosen.profile.mode, chosen.profile.anchor) == ("anchor", name)
     assert set(chosen.profile.component("unet")) == set(pooled.component("unet"))
     for site, by_source in tiny.statistics.sites["unet"].items():
@@ -100,7 +100,7 @@ def test_an_anchor_clips_no_other_adapter_at_16_bits(tiny: Any, name: str) -> No
 
 def test_an_8_bit_anchor_range_holds_unless_it_costs_another_too_much(tiny: Any) -> None:
     options = UnifyOptions(rules=with_eight_bit([site for site in tiny.statistics.sites["unet"] if not site.endswith(".lora_mid")]))
-    pooled, chosen = anchored(tiny, Choice(mode="anchor", anchor="faint", sources=("faint",), reason=""), options)
+    pooled, chosen = anchored(tiny, AnchorChoice(mode="anchor", anchor="faint", sources=("faint",), reason=""), options)
     own = own_profiles(pooled, tiny.statistics, tiny.table, tiny.adapters, options)["faint"].component("unet")
     widened = {site.split("/")[1] for site in chosen.widened}
     assert 0 < len(widened) < chosen.sites
@@ -111,7 +111,7 @@ def test_an_8_bit_anchor_range_holds_unless_it_costs_another_too_much(tiny: Any)
 
 
 def test_unified_is_the_pool(tiny: Any) -> None:
-    pooled, chosen = anchored(tiny, Choice(mode="unified", anchor=None, sources=None, reason=""), UnifyOptions())
+    pooled, chosen = anchored(tiny, AnchorChoice(mode="unified", anchor=None, sources=None, reason=""), UnifyOptions())
     assert chosen.profile.encodings == pooled.encodings
     assert (chosen.profile.mode, chosen.profile.anchor) == ("unified", None)
 

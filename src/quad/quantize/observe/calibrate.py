@@ -55,6 +55,9 @@ class CalibrationSample:
     steps: int | None = None
 
 
+PlannedRun = tuple[CalibrationSample, TaskSpec, str | None]  # a sample, its task, and the adapter that it runs with
+
+
 @dataclass(frozen=True)
 class CalibrationOptions:
     """How samples are run; sample k draws its noise from `seed + k`.
@@ -111,7 +114,7 @@ def calibration_feeds(
         UsageError: a sample's task is unknown.
         InputError: an adapter that a sample names is not there, or an adapter has no sample.
     """
-    plan = planned(base, samples, adapters)
+    plan = plan_samples(base, samples, adapters)
     slots = BalancedSlots(adapters, table)
     options = options or CalibrationOptions()
     sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
@@ -122,9 +125,7 @@ def calibration_feeds(
         yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name or "", {}), index))
 
 
-def planned(
-    base: Base, samples: Sequence[CalibrationSample], adapters: Sequence[FloatAdapter]
-) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+def plan_samples(base: Base, samples: Sequence[CalibrationSample], adapters: Sequence[FloatAdapter]) -> list[PlannedRun]:
     """Every sample with its task and the adapter it runs with.
 
     Raises:

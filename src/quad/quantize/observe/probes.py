@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
 from quad.core.errors import InputError, mismatch
-from quad.core.manifest import NoiseSchedule, TaskSpec
+from quad.core.manifest import NoiseSchedule
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
-from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, TaskRunner, planned
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, PlannedRun, TaskRunner, plan_samples
 from quad.quantize.observe.torch_session import RecordingSession, torch_sessions
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
@@ -89,7 +89,7 @@ def record_probes(
 
     Args:
         networks: float networks of `component_networks`.
-        samples: as for `calibrate`, taken `in_turns`; those without an adapter give the probes of `base`.
+        samples: as for `calibrate`, in the order of `interleave_tasks`; those without an adapter give the probes of `base`.
 
     Returns:
         Adapter name, or `base`, -> its probes in order of runs and steps; adapters first, in their own order.
@@ -101,7 +101,7 @@ def record_probes(
     if not samples:
         raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
     options = options or ProbeOptions()
-    plan = in_turns(planned(base, samples, adapters))
+    plan = interleave_tasks(plan_samples(base, samples, adapters))
     slots = BalancedSlots(adapters, table)
     sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
     run_options = CalibrationOptions(options.seed, options.negative_prompt)
@@ -130,7 +130,7 @@ def record_probes(
     return {name: calls for name, calls in probes.items() if calls}
 
 
-def in_turns(plan: Sequence[tuple[CalibrationSample, TaskSpec, str | None]]) -> list[tuple[CalibrationSample, TaskSpec, str | None]]:
+def interleave_tasks(plan: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The plan with the tasks of every adapter taking turns, so that the first few runs of an adapter show all that it is used for."""
     counts: dict[tuple[str | None, str], int] = {}
     turns = []

@@ -2,7 +2,7 @@
 
 Source: QUAD; docs/method.md section 4.
 
-    sensitivity --choose--> Choice --anchored(pooled profile)--> Profile
+    sensitivity --choose--> AnchorChoice --anchored(pooled profile)--> Profile
 
 Beyond the paper, `cross_table` asks whether the most sensitive adapter really is the best anchor.
 """
@@ -32,7 +32,7 @@ _TINY = 1e-30
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class AnchorChoice:
     """The adapters whose ranges a profile takes.
 
     Args:
@@ -54,7 +54,7 @@ class Choice:
         return {"mode": self.mode, "anchor": self.anchor, "reason": self.reason, "spread": self.spread, "unified": unified}
 
 
-def choose(sensitivity: Sensitivity, request: str = AUTO) -> Choice:
+def choose(sensitivity: Sensitivity, request: str = AUTO) -> AnchorChoice:
     """The anchor, or Unified-LoRA where an equivalence test says that adapters are equally sensitive.
 
     Args:
@@ -65,9 +65,9 @@ def choose(sensitivity: Sensitivity, request: str = AUTO) -> Choice:
     """
     check_request(request, tuple(sensitivity.scores))
     if request == UNIFIED:
-        return Choice(mode="unified", anchor=None, sources=None, reason="unified was asked for")
+        return AnchorChoice(mode="unified", anchor=None, sources=None, reason="unified was asked for")
     if request != AUTO:
-        return Choice(mode="anchor", anchor=request, sources=(request,), reason=f"{request} was asked for")
+        return AnchorChoice(mode="anchor", anchor=request, sources=(request,), reason=f"{request} was asked for")
     return _automatic(sensitivity)
 
 
@@ -81,23 +81,23 @@ def check_request(request: str, names: Sequence[str]) -> None:
         raise UsageError(mismatch("--anchor", ", ".join((AUTO, UNIFIED, *names)), repr(request), "choose one of these"))
 
 
-def _automatic(sensitivity: Sensitivity) -> Choice:
+def _automatic(sensitivity: Sensitivity) -> AnchorChoice:
     ranking = sensitivity.ranking
     if not ranking:
-        return Choice(mode="unified", anchor=None, sources=None, reason="there is no adapter")
+        return AnchorChoice(mode="unified", anchor=None, sources=None, reason="there is no adapter")
     first = ranking[0]
     if len(ranking) == 1:
-        return Choice(mode="anchor", anchor=first, sources=(first,), reason=f"{first} is the only adapter")
+        return AnchorChoice(mode="anchor", anchor=first, sources=(first,), reason=f"{first} is the only adapter")
     spread = spread_bound(sensitivity, ranking)
     if spread < EQUAL:
         why = f"all {len(ranking)} adapters are equally sensitive: spread at most {spread:.0%} of the mean (95 % bound), under {EQUAL:.0%}"
-        return Choice(mode="unified", anchor=None, sources=None, reason=why, spread=spread)
+        return AnchorChoice(mode="unified", anchor=None, sources=None, reason=why, spread=spread)
     top = spread_bound(sensitivity, ranking[:2])
     if top < EQUAL:
         why = f"{first} and {ranking[1]} are equally the most sensitive: spread at most {top:.0%} of their mean (95 % bound)"
-        return Choice(mode="unified", anchor=None, sources=ranking[:2], reason=why, spread=spread)
+        return AnchorChoice(mode="unified", anchor=None, sources=ranking[:2], reason=why, spread=spread)
     ratio = sensitivity.scores[first].qss / max(sensitivity.scores[ranking[1]].qss, _TINY)
-    return Choice(
+    return AnchorChoice(
         mode="anchor",
         anchor=first,
         sources=(first,),

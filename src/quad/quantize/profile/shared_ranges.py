@@ -22,7 +22,7 @@ from quad.quantize.encodings.histogram import Density, pool
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, expected_error
 from quad.quantize.encodings.rules import Rule, rule_for
 from quad.quantize.observe.observers import SiteStatistics, Statistics
-from quad.quantize.profile.anchor import Choice
+from quad.quantize.profile.anchor import AnchorChoice
 from quad.quantize.profile.pooled_profile import UnifyOptions, encode_site, site_encoding, slot_encodings
 
 Bounds = tuple[float, float]
@@ -30,7 +30,7 @@ TOLERATED = 2.0  # times the error that pooled ranges would make, 3 dB: what an 
 
 
 @dataclass(frozen=True)
-class Chosen:
+class AnchoredProfile:
     """A profile with the anchor's ranges.
 
     Args:
@@ -71,7 +71,9 @@ def own_profiles(
     return {adapter.name: own_profile(pooled, statistics, table, adapter, options) for adapter in adapters}
 
 
-def choose_ranges(pooled: Profile, statistics: Statistics, table: SlotTable, choice: Choice, options: UnifyOptions) -> Chosen:
+def choose_ranges(
+    pooled: Profile, statistics: Statistics, table: SlotTable, choice: AnchorChoice, options: UnifyOptions
+) -> AnchoredProfile:
     """The profile of a choice: activation ranges from the statistics of its sources, and never at another adapter's cost.
 
     A 16-bit range that would leave less than half of its margin to values seen with another adapter is widened to leave that much: bits
@@ -84,7 +86,7 @@ def choose_ranges(pooled: Profile, statistics: Statistics, table: SlotTable, cho
     """
     named = msgspec.structs.replace(pooled, mode=choice.mode, anchor=choice.anchor)
     if choice.sources is None:
-        return Chosen(named, (), 0)
+        return AnchoredProfile(named, (), 0)
     encodings, widened, sites = _copied(pooled), [], 0
     for component in _slotted(table):
         for name, by_source in statistics.sites[component].items():
@@ -96,7 +98,7 @@ def choose_ranges(pooled: Profile, statistics: Statistics, table: SlotTable, cho
             encodings[component][name] = encode_site(rule, bounds)
             if wider:
                 widened.append(f"{component}/{name}")
-    return Chosen(msgspec.structs.replace(named, encodings=encodings), tuple(widened), sites)
+    return AnchoredProfile(msgspec.structs.replace(named, encodings=encodings), tuple(widened), sites)
 
 
 def _shared(rule: Rule, by_source: Mapping[str, SiteStatistics], sources: Sequence[str], ranges: RangeOptions) -> tuple[Bounds, bool]:
