@@ -18,7 +18,7 @@ import numpy as np
 from quad.admit.admit import AdaptRequest, adapt
 from quad.core.slots import UNET
 from quad.evaluate.figures import metrics
-from quad.evaluate.figures.quality import held_out, jobs_of
+from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import Reference
 from quad.evaluate.figures.runs import bundle_pictures
 from quad.runtime.adapters.store import AdapterStore
@@ -61,7 +61,7 @@ def picture_figures(bundle: Path, lora: Path, out: Path, n: int) -> dict[str, fl
             pipe.load_lora_weights(out / f"{label}.qpack", NAME)
         tasks = [task for task, spec in pipe.tasks.items() if spec.adapter is not None] if label == "own" else [TASK]
         for task in tasks:
-            jobs, spec = jobs_of(held_out(task, n)), pipe.tasks[task]
+            jobs, spec = picture_requests(held_out(task, n)), pipe.tasks[task]
             pipe.set_adapters(str(spec.adapter))
             pictures, _ = bundle_pictures(pipe, task, jobs)
             pairs = zip(reference.pictures(task, jobs, spec), pictures, strict=True)

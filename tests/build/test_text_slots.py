@@ -16,7 +16,7 @@ from quad.build.build import BuildRequest, BuildResult, build
 from quad.build.smoke import relative_error
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.evaluate.figures.metrics import psnr
-from quad.evaluate.figures.reference import Job, Reference
+from quad.evaluate.figures.reference import PictureRequest, Reference
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.engine import open_engine
@@ -133,7 +133,9 @@ def test_a_float_bundle_is_diffusers_with_peft(made: Callable[[str, str], BuildR
     for name in (None, *ADAPTERS):
         given, prompt = sample_of(name)
         spec = msgspec.structs.replace(pipe.tasks[given["task"]], adapter=name)
-        theirs = reference.pictures(given["task"], [Job(prompt, given["seed"], given["image"], given["mask_image"])], spec)[0]
+        theirs = reference.pictures(
+            given["task"], [PictureRequest(prompt=prompt, seed=given["seed"], image=given["image"], mask=given["mask_image"])], spec
+        )[0]
         with torch.inference_mode():
             hidden = reference._text_encoder(input_ids=torch.from_numpy(IDS)).last_hidden_state.numpy()
         ours = call(store.buffers(name) if name else store.zeros)
@@ -149,7 +151,7 @@ def test_leaving_the_text_part_out_gives_another_picture(made: Callable[[str, st
     given, prompt = sample_of("words")
     ours = np.asarray(pipe(prompt, **given, guidance_scale=GUIDANCE).images[0])
     spec = msgspec.structs.replace(pipe.tasks["text-to-image"], guidance=GUIDANCE)
-    jobs = [Job(prompt, given["seed"])]
+    jobs = [PictureRequest(prompt=prompt, seed=given["seed"])]
     whole, without = (
         psnr(ours, reference.pictures("text-to-image", jobs, msgspec.structs.replace(spec, adapter=name))[0]) for name in ("words", None)
     )

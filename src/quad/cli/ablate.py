@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,8 @@ from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, 
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
-    from quad.evaluate.ablation.ablate import Study
+    from quad.evaluate.ablation.ablate import AblationRequest
+    from quad.evaluate.ablation.results import AblationResult
 
 Output = Annotated[
     Path,
@@ -41,25 +42,26 @@ def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = 
         check_build("quad ablate")
         from quad.evaluate.ablation.ablate import ablate as measure
         from quad.evaluate.ablation.cross_table import cross
-        from quad.evaluate.ablation.page import study_json, write_study
+        from quad.evaluate.ablation.page import ablation_of, write_ablation
 
-        study = _study(model, adapters, output, names, n)
-        measured = measure(study, progress)
-        cross_tables = cross(study, progress)
-        write_study(study, measured, cross_tables)
-    result(study_json(study, measured, cross_tables), as_json, [*(_line(row) for row in measured), str(output / "report.html")])
+        request = _request(model, adapters, output, names, n)
+        measured = measure(request, progress)
+        cross_tables = cross(request, progress)
+        write_ablation(request, measured, cross_tables)
+    result(ablation_of(request, measured, cross_tables), as_json, [*(_line(row) for row in measured), str(output / "report.html")])
 
 
-def _study(model: str, adapters: dict[str, Path], output: Path, names: list[str], n: int) -> Study:
+def _request(model: str, adapters: dict[str, Path], output: Path, names: list[str], n: int) -> AblationRequest:
     """The rows that are asked for; a model directory brings its own adapters where none is named."""
-    from quad.evaluate.ablation.ablate import Study
+    from quad.evaluate.ablation.ablate import AblationRequest
     from quad.evaluate.ablation.plan import plan
     from quad.evaluate.figures.quality import find_adapters
 
     directory = model_directory(model)
-    return Study(directory, adapters or find_adapters(directory), output, plan(names), n)
+    adapters = adapters or find_adapters(directory)
+    return AblationRequest(model=directory, adapters=adapters, out=output, rows=plan(names), n=n)
 
 
-def _line(row: dict[str, Any]) -> str:
-    gain = "" if row["effect_gain"] is None else f", effect gain {row['effect_gain']:.3f}"
-    return f"{row['name']:<24} {row['psnr']:5.2f} dB, SSIM {row['ssim']:.4f}{gain}, U-Net {row['unet_ms']:.1f} ms"
+def _line(row: AblationResult) -> str:
+    gain = "" if row.effect_gain is None else f", effect gain {row.effect_gain:.3f}"
+    return f"{row.name:<24} {row.psnr:5.2f} dB, SSIM {row.ssim:.4f}{gain}, U-Net {row.unet_ms:.1f} ms"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quad.cli.shared_options import BundleDir, EngineName, Threads, check_report_dir
 from quad.cli.show import Json, result, stage_bar
+
+if TYPE_CHECKING:
+    from quad.evaluate.bench.results import BenchResult
 
 Repeats = Annotated[int, typer.Option(help="Timed calls of each graph.", metavar="N", min=1)]
 Tasks = Annotated[
@@ -36,15 +39,17 @@ def bench(
     from quad.evaluate.bench.process import measure
 
     with stage_bar() as progress:
-        measured = measure(BenchOptions(bundle, engine, threads, repeats, tuple(task or ())), progress)
+        options = BenchOptions(path=bundle, engine=engine, threads=threads, repeats=repeats, tasks=tuple(task or ()))
+        measured = measure(options, progress)
     if out is not None:
         write_bench(measured, out)
     result(measured, as_json, _lines(measured, out))
 
 
-def _lines(measured: dict[str, Any], out: Path | None) -> list[str]:
+def _lines(measured: BenchResult, out: Path | None) -> list[str]:
     from quad.evaluate.bench.page import PAGE_FILE, machine_line
-    from quad.evaluate.bench.tables import grids, text_lines
+    from quad.evaluate.bench.tables import tables
+    from quad.evaluate.page.table import text_lines
 
-    lines = [line for grid in grids(measured) for line in text_lines(grid)] + [machine_line(measured)]
+    lines = [line for table in tables(measured) for line in text_lines(table)] + [machine_line(measured)]
     return lines if out is None else [*lines, str(out / PAGE_FILE)]

@@ -15,7 +15,7 @@ from quad.cli.shared_options import BundleDir, EngineName, Samples, check_report
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
-    from quad.evaluate.compare import Answer
+    from quad.evaluate.compare import EvaluationResult
 
 FullPrecisionModel = Annotated[
     str,
@@ -52,17 +52,18 @@ def eval(
     check_report_dir(output)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_build("quad eval")
-        from quad.evaluate.compare import Question, evaluate_bundle, write_answer
+        from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result
 
-        answer = evaluate_bundle(Question(bundle, model_directory(model), adapters, n, engine), progress)
+        request = EvaluationRequest(bundle=bundle, model=model_directory(model), adapters=adapters, n=n, engine=engine)
+        evaluated = evaluate_bundle(request, progress)
         if output is not None:
-            write_answer(answer, output)
-    result(dict(answer.evaluation), as_json, _lines(answer, output))
+            write_result(evaluated, output)
+    result(evaluated.evaluation, as_json, _lines(evaluated, output))
 
 
-def _lines(answer: Answer, output: Path | None) -> list[str]:
+def _lines(evaluated: EvaluationResult, output: Path | None) -> list[str]:
     lines = []
-    for task, entry in answer.evaluation["tasks"].items():
-        gain = "" if entry["effect_gain"] is None else f", adapter effect gain {entry['effect_gain']:.3f}"
-        lines.append(f"{task:<14} {entry['psnr']:5.1f} dB, SSIM {entry['ssim']:.3f}{gain}, n = {entry['n']}")
+    for task, entry in evaluated.evaluation.tasks.items():
+        gain = "" if entry.effect_gain is None else f", adapter effect gain {entry.effect_gain:.3f}"
+        lines.append(f"{task:<14} {entry.psnr:5.1f} dB, SSIM {entry.ssim:.3f}{gain}, n = {entry.n}")
     return lines if output is None else [*lines, str(output / "report.html")]

@@ -13,7 +13,7 @@ def test_names_are_unique_and_no_groups() -> None:
     assert len(set(names)) == len(names)
     assert not set(names) & set(GROUPS)
     assert {row.group for row in ROWS} <= set(GROUPS)
-    assert {row.beside for row in ROWS} <= set(names)
+    assert {row.baseline for row in ROWS} <= set(names)
 
 
 def test_the_papers_shares_are_there() -> None:
@@ -32,7 +32,7 @@ def test_each_row_left_out_a_step_differs_from_its_neighbour_in_that_step_alone(
     for row in ROWS:
         if row.quality:
             assert len(row.quality) == 1
-            assert dict(row.build) == dict(named[row.beside].build)
+            assert dict(row.build) == dict(named[row.baseline].build)
 
 
 def test_an_unknown_name_lists_the_known() -> None:

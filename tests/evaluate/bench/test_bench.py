@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -17,9 +17,11 @@ from quad.evaluate.bench.bench import BenchOptions, bench
 from quad.evaluate.bench.footprint import separate_bytes
 from quad.evaluate.bench.page import make_page
 from quad.evaluate.bench.process import measure
+from quad.evaluate.bench.results import BenchResult, CallTimes, MemoryPlanCosts, SeparateBytes, Switching
 from quad.evaluate.bench.switching import bench_resident, flatness
-from quad.evaluate.bench.tables import grids, memory_grid, text_lines
+from quad.evaluate.bench.tables import memory_table, tables
 from quad.evaluate.bench.timing import median_p95, milliseconds
+from quad.evaluate.page.table import text_lines
 from quad.runtime.pipeline import QuadPipeline
 
 Told = list[tuple[str, float]]
@@ -31,8 +33,14 @@ def told() -> Told:
 
 
 @pytest.fixture(scope="module")
-def found(tiny_bundle: Path, told: Told) -> dict[str, Any]:
-    return measure(BenchOptions(tiny_bundle, "ort", 1, 3), lambda stage, share: told.append((stage, share)))
+def measured(tiny_bundle: Path, told: Told) -> BenchResult:
+    return measure(BenchOptions(path=tiny_bundle, engine="ort", threads=1, repeats=3), lambda stage, share: told.append((stage, share)))
+
+
+@pytest.fixture(scope="module")
+def found(measured: BenchResult) -> dict[str, Any]:
+    """The object of `--json`."""
+    return msgspec.to_builtins(measured)
 
 
 def test_warm_up_calls_run_but_do_not_count() -> None:
@@ -44,9 +52,9 @@ def test_warm_up_calls_run_but_do_not_count() -> None:
 
 
 def test_median_and_tail() -> None:
-    found = median_p95([float(i) for i in range(1, 102)])
-    assert found["median_ms"] == 51
-    assert found["p95_ms"] == pytest.approx(96)
+    times = median_p95([float(i) for i in range(1, 102)])
+    assert times.median_ms == 51
+    assert times.p95_ms == pytest.approx(96)
 
 
 def test_peak_ram_of_a_child_is_not_its_parents() -> None:
@@ -67,12 +75,10 @@ def test_a_forgotten_peak_is_what_is_there_now() -> None:
 
 
 def test_separate_binaries_grow_by_a_graph_and_ours_by_an_adapter() -> None:
-    rows = {row["adapters"]: row for row in separate_bytes(1400, 1000, {"a": 100, "b": 140}, (1, 10))}
+    rows = {row.adapters: row for row in separate_bytes(1400, 1000, {"a": 100, "b": 140}, (1, 10))}
     assert list(rows) == [1, 2, 10]
-    assert rows[10] == {
-        "adapters": 10, "one_for_all": 2600, "separate": 14000, "separate_unet": 10400, "ratio": 14000 / 2600, "ratio_unet": 4.0,
-    }  # fmt: skip
-    assert rows[1]["separate"] == rows[1]["separate_unet"] == 1400
+    assert rows[10] == SeparateBytes(adapters=10, one_for_all=2600, separate=14000, separate_unet=10400, ratio=14000 / 2600, ratio_unet=4.0)
+    assert rows[1].separate == rows[1].separate_unet == 1400
     assert separate_bytes(1400, 1000, {}) == []
 
 
@@ -117,12 +123,11 @@ def test_each_memory_plan_has_a_peak_of_its_own(found: dict[str, Any]) -> None:
 
 
 def test_a_plan_that_spares_too_little_is_told() -> None:
-    entry = {"open_ms": 1.0, "first_ms": 2.0, "next_ms": 3.0}
-    for peak, passed in ((60e6, True), (80e6, False)):
-        plans = {"keep-all": {**entry, "peak_ram_bytes": 100e6}, "minimal": {**entry, "peak_ram_bytes": peak}}
-        grid = memory_grid({"memory": plans})
-        assert grid.rows[1].passed == (None, passed)
-        assert ("(bar ≥ 30 %)" in text_lines(grid)[3]) is not passed
+    costs = MemoryPlanCosts(peak_ram_bytes=100_000_000, open_ms=1.0, first_ms=2.0, next_ms=3.0, task="removal")
+    for peak, passed in ((60_000_000, True), (80_000_000, False)):
+        table = memory_table({"keep-all": costs, "minimal": msgspec.structs.replace(costs, peak_ram_bytes=peak)})
+        assert [cell.passed for cell in table.rows[1].cells] == [None, passed, None, None, None]
+        assert ("(bar ≥ 30 %)" in text_lines(table)[3]) is not passed
 
 
 def test_the_measuring_process_is_the_runtime_alone() -> None:
@@ -131,7 +136,7 @@ def test_the_measuring_process_is_the_runtime_alone() -> None:
 
 
 def test_only_the_tasks_asked_for(tiny_bundle: Path) -> None:
-    assert list(bench(BenchOptions(tiny_bundle, "ort", 1, 1, ("removal",)))["tasks"]) == ["removal"]
+    assert list(bench(BenchOptions(path=tiny_bundle, engine="ort", threads=1, repeats=1, tasks=("removal",))).tasks) == ["removal"]
 
 
 @pytest.mark.parametrize(
@@ -159,40 +164,42 @@ def test_resident_adapters_come_and_go(tiny_bundle: Path) -> None:
     assert list(resident) == ["1", "5"]
     assert set(pipe.adapters) == {"transform", "removal", "sketch"}
     assert pipe.get_active_adapters() == []
-    assert flatness({"1": {"median_ms": 2.0}, "5": {"median_ms": 3.0}}) == 1.5
-    assert flatness({"1": {"median_ms": 2.0}}) is None
+    assert flatness({"1": CallTimes(2.0, 2.0), "5": CallTimes(3.0, 3.0)}) == 1.5
+    assert flatness({"1": CallTimes(2.0, 2.0)}) is None
 
 
-def test_tables_have_the_papers_rows(found: dict[str, Any]) -> None:
-    tasks, *others = grids(found)
-    assert tasks.columns == tuple(found["tasks"])
+def test_tables_have_the_papers_rows(measured: BenchResult) -> None:
+    tasks, *others = tables(measured)
+    assert tasks.columns == tuple(measured.tasks)
     wanted = ["Sampler", "Steps", "VAE encoder (ms)", "U-Net, one step (ms)", "VAE decoder (ms)", "End to end (ms)"]
     rows = {row.name: row for row in tasks.rows}
     assert {*wanted, "Shared FM ROM (MB)", "LoRA ROM (MB)", "Peak RAM (MB)"} <= set(rows)
-    place = tasks.columns.index("text-to-image")
-    assert rows["VAE encoder (ms)"].cells[place] == rows["LoRA ROM (MB)"].cells[place] == "NA"
-    for grid in (tasks, *others):
-        assert all(len(row.cells) == len(grid.columns) for row in grid.rows)
-        lines = text_lines(grid)
-        assert lines[0] == grid.title
-        assert [line.split("  ")[0] for line in lines[2:-1]] == [row.name for row in grid.rows]
+    column = tasks.columns.index("text-to-image")
+    assert rows["VAE encoder (ms)"].cells[column].text == rows["LoRA ROM (MB)"].cells[column].text == "NA"
+    for table in (tasks, *others):
+        assert all(len(row.cells) == len(table.columns) for row in table.rows)
+        lines = text_lines(table)
+        assert lines[0] == table.title
+        assert [line.split("  ")[0] for line in lines[2:-1]] == [row.name for row in table.rows]
 
 
-def test_the_page_holds_every_table_and_the_machine(found: dict[str, Any]) -> None:
-    page = make_page(found)
+def test_the_page_holds_every_table_and_the_machine(measured: BenchResult) -> None:
+    page = make_page(measured)
     assert all(f"<h2>{title}</h2>" in page for title in ("Graphs", "Switching the adapter", "At a glance"))
     assert page.count("<svg") == 3
-    assert found["machine"]["cpu"] in page
+    assert measured.machine.cpu in page
     assert "<script" not in page
     assert "show single pixels" not in page
 
 
-def test_a_bundle_without_adapters_is_measured_too(found: dict[str, Any]) -> None:
+def test_a_bundle_without_adapters_is_measured_too(measured: BenchResult) -> None:
     """Text to image alone: nothing to switch, nothing to save."""
-    bare = json.loads(json.dumps(found))
-    bare["tasks"] = {"text-to-image": bare["tasks"]["text-to-image"]}
-    bare["end_to_end_ms"] = {"text-to-image": 1.0}
-    bare["switch"] = {"warm_ms": 0.0, "cold_ms": 0.0, "warm_p95_ms": 0.0, "resident": {}, "flatness": None}
-    bare["rom_bytes"] |= {"adapters": {}, "separate": []}
+    bare = msgspec.structs.replace(
+        measured,
+        tasks={"text-to-image": measured.tasks["text-to-image"]},
+        end_to_end_ms={"text-to-image": 1.0},
+        switch=Switching(warm_ms=0.0, cold_ms=0.0, warm_p95_ms=0.0, resident={}, flatness=None),
+        rom_bytes=msgspec.structs.replace(measured.rom_bytes, adapters={}, separate=[]),
+    )
     assert "ROM: one for all" not in make_page(bare)
-    assert len(grids(bare)) == 4
+    assert len(tables(bare)) == 4

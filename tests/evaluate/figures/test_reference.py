@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quad.core.errors import UsageError
-from quad.evaluate.figures.quality import held_out, jobs_of
+from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import Reference, SeedRows
 
 
@@ -19,7 +19,7 @@ def reference(model_dir: Path, adapter_files: dict[str, Path]) -> Reference:
 
 @pytest.mark.parametrize("task", ["text-to-image", "transform", "removal", "sketch", "sticker", "portrait"])
 def test_a_batch_is_its_single_runs(reference: Reference, task: str) -> None:
-    jobs = jobs_of(held_out(task, 3), 7)
+    jobs = picture_requests(held_out(task, 3), 7)
     together = reference.pictures(task, jobs)
     alone = np.concatenate([reference.pictures(task, [job]) for job in jobs])
     assert together.shape == (3, 64, 64, 3)
@@ -34,7 +34,7 @@ def test_rows_of_noise_are_the_runtimes_noise() -> None:
 
 
 def test_an_adapter_changes_the_output_and_leaves_no_trace(reference: Reference) -> None:
-    jobs = jobs_of(held_out("sketch", 2))
+    jobs = picture_requests(held_out("sketch", 2))
     base = reference.pictures("text-to-image", jobs)
     with_adapter = reference.pictures("sketch", jobs)
     assert not np.array_equal(base, with_adapter)
@@ -43,7 +43,7 @@ def test_an_adapter_changes_the_output_and_leaves_no_trace(reference: Reference)
 
 def test_removal_keeps_what_is_far_from_the_mask(reference: Reference) -> None:
     samples = held_out("removal", 2)
-    pictures = reference.pictures("removal", jobs_of(samples))
+    pictures = reference.pictures("removal", picture_requests(samples))
     for sample, picture in zip(samples, pictures, strict=True):
         assert sample.image is not None
         assert sample.mask is not None
@@ -55,4 +55,4 @@ def test_removal_keeps_what_is_far_from_the_mask(reference: Reference) -> None:
 
 def test_an_unknown_task_lists_the_known(reference: Reference) -> None:
     with pytest.raises(UsageError, match=r"expected one of text-to-image, transform.*found dance"):
-        reference.pictures("dance", jobs_of(held_out("sketch", 1)))
+        reference.pictures("dance", picture_requests(held_out("sketch", 1)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -58,9 +59,11 @@ def test_pairs_of_equals_are_perfect_and_the_control_is_not(judge: Judge) -> Non
     samples = held_out("transform", 6)
     truth = np.stack([sample.truth for sample in samples])
     entry = paired_task(samples, truth, truth, np.roll(truth, 1, axis=0), judge)
-    assert entry["psnr"] == metrics.PSNR_CAP_DB
-    assert entry["ssim"] == pytest.approx(1)
-    assert entry["sim_d"] == pytest.approx(1)
-    assert entry["lpips_toy"] == pytest.approx(0, abs=1e-9)
-    assert entry["seed_control"]["psnr"] < 30
-    assert {"n", "psnr", "ssim", "lpips_toy", "fd_toy", "sim_d", "sim_image", "structure", "truth", "seed_control"} <= set(entry)
+    assert entry.psnr == metrics.PSNR_CAP_DB
+    assert entry.ssim == pytest.approx(1)
+    assert entry.sim_d == pytest.approx(1)
+    assert entry.lpips_toy == pytest.approx(0, abs=1e-9)
+    assert entry.seed_control.psnr < 30
+    assert {"n", "psnr", "ssim", "lpips_toy", "fd_toy", "sim_d", "sim_image", "structure", "truth", "seed_control"} <= set(
+        msgspec.to_builtins(entry)
+    )

@@ -9,17 +9,17 @@ from io import BytesIO
 import numpy as np
 from PIL import Image
 
-from quad.evaluate.page.report import DIFFERENCE_GAIN, Chapter, Line, Report, Strip, Table, difference, hole_shown, png_uri, render
+from quad.evaluate.page.report import DIFFERENCE_GAIN, Chapter, Report, Strip, difference, hole_shown, png_uri, render
+from quad.evaluate.page.table import Cell, Row, Table, plain
 
 BLACK = np.zeros((8, 8, 3), np.uint8)
 
 
 def _page() -> str:
-    lines = (Line("first", "≥ 1", (("2", True), ("0.5", False))), Line("second", "", (("3", None), ("", None))))
-    strips = [Strip("a <red> house", BLACK, BLACK + np.uint8(9), "33 dB", truth=BLACK) for _ in range(6)]
-    return render(
-        Report("t & t", "lead", [("name", "value")], [Table("table", "why", ("FP32", "bundle"), lines)], [Chapter("sketch", "l", strips)])
-    )
+    rows = (Row(name="first", cells=(Cell("2", True), Cell("0.5", False)), bar="≥ 1"), Row(name="second", cells=plain("3", "")))
+    table = Table(title="table", lead="why", columns=("FP32", "bundle"), rows=rows)
+    strips = [Strip(prompt="a <red> house", fp=BLACK, quantized=BLACK + np.uint8(9), facts="33 dB", truth=BLACK) for _ in range(6)]
+    return render(Report(title="t & t", lead="lead", facts=[("name", "value")], tables=[table], chapters=[Chapter("sketch", "l", strips)]))
 
 
 def test_the_page_needs_nothing_from_elsewhere() -> None:

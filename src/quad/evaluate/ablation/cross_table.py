@@ -5,17 +5,18 @@ It says whether one profile can serve all, and whether the most sensitive adapte
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from quad.build.olss_tables import solve_tasks
 from quad.core.digests import digest
-from quad.evaluate.ablation.ablate import Study
+from quad.core.progress import Progress
+from quad.evaluate.ablation.ablate import AblationRequest
+from quad.evaluate.ablation.results import CrossTableResult
 from quad.evaluate.figures.identity import adapter_identities, model_identity
-from quad.evaluate.figures.runs import Show
 from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
 from quad.model.adapters import read_adapter
@@ -36,37 +37,50 @@ CROSS_FILE, HARD_FILE = "cross.json", "cross_hard.json"
 
 @dataclass(frozen=True)
 class CrossTables:
-    """Tables as JSON objects; None where no row asks for one, or there is one adapter only.
+    """Both tables; None where no row asks for one, or there is one adapter only.
 
     Args:
-        plain: of the study's adapters.
+        plain: of the adapters asked for.
         hard: of these and the one made on purpose.
     """
 
-    plain: dict[str, Any] | None
-    hard: dict[str, Any] | None
+    plain: CrossTableResult | None
+    hard: CrossTableResult | None
 
 
-def cross(study: Study, show: Show) -> CrossTables:
-    """The N x N tables of a study's model, each measured once and kept in a file."""
-    groups = {row.group for row in study.rows}
-    adapters = {name: find_lora(path) for name, path in study.adapters.items()}
-    plain = _kept(study, adapters, study.out / CROSS_FILE, show) if "profile" in groups and len(adapters) > 1 else None
-    hard = _kept(study, {**adapters, SYNTHETIC: study.made}, study.out / HARD_FILE, show) if "hard" in groups else None
+def cross(request: AblationRequest, progress: Progress) -> CrossTables:
+    """The N x N tables of a model, each measured once and kept in a file."""
+    groups = {row.group for row in request.rows}
+    adapters = {name: find_lora(path) for name, path in request.adapters.items()}
+    plain = hard = None
+    if "profile" in groups and len(adapters) > 1:
+        plain = _measured_once(request, adapters, request.out / CROSS_FILE, progress)
+    if "hard" in groups:
+        with_synthetic = {**adapters, SYNTHETIC: request.synthetic_dir}
+        hard = _measured_once(request, with_synthetic, request.out / HARD_FILE, progress)
     return CrossTables(plain, hard)
 
 
-def _kept(study: Study, adapters: Mapping[str, Path], file: Path, show: Show) -> dict[str, Any]:
-    model = model_identity(study.model, open_model(study.model).digest)
+def _measured_once(request: AblationRequest, adapters: Mapping[str, Path], file: Path, progress: Progress) -> CrossTableResult:
+    model = model_identity(request.model, open_model(request.model).digest)
     key = digest({"model": model, "adapters": adapter_identities(adapters)})
-    if file.is_file():
-        kept: dict[str, Any] = json.loads(file.read_bytes())
-        if kept.get("key") == key:
-            return kept
-    show("adapters under each other's encodings", 1.0)
-    found = {**measure_cross_table(study.model, adapters).to_json(), "key": key}
-    write_json(file, found)
-    return found
+    if (stored := _stored(file)) is not None and stored.key == key:
+        return stored
+    progress("adapters under each other's encodings", 1.0)
+    table = measure_cross_table(request.model, adapters)
+    measured = msgspec.convert({**table.to_json(), "key": key}, CrossTableResult)
+    write_json(file, msgspec.to_builtins(measured))
+    return measured
+
+
+def _stored(file: Path) -> CrossTableResult | None:
+    """The table of an earlier run; None where there is none, or it is of another shape."""
+    if not file.is_file():
+        return None
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=CrossTableResult)
+    except msgspec.ValidationError:
+        return None
 
 
 def measure_cross_table(model: Path, adapters: Mapping[str, Path]) -> CrossTable:

@@ -1,4 +1,4 @@
-"""Where `quad ablate` keeps pictures of its rows, for the page."""
+"""Pictures that `quad ablate` keeps of its rows, for the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ KEPT_PICTURES = 2  # of each row and task
 
 
 def picture_file(out: Path, row: str, task: str, index: int) -> Path:
-    """Where a picture of a row is kept; row `fp32` is the full-precision side."""
+    """The file of a row's picture; row `fp32` is the full-precision side."""
     return out / "pictures" / row / f"{task}_{index}.png"
 
 

@@ -16,26 +16,26 @@ STEPS_AT = "mixed:80"  # 16 bits forgive what a step mends: the steps are judged
 GROUPS = ("precision", "lora", "profile", "hard", "steps")
 
 
-@dataclass(frozen=True)
-class Row:
+@dataclass(frozen=True, kw_only=True)
+class AblationRow:
     """One row.
 
     Args:
         name: unique; also the name of its folder of pictures.
         build: fields of `BuildRequest` that differ from its defaults.
         quality: fields of `QualitySteps` that do.
-        beside: the row it is to be compared with.
-        own: every adapter is built alone, on its own samples.
-        made: an adapter made on purpose joins the others (`quad.zoo.synthetic_adapter`); it has no task, so it is not measured itself.
+        baseline: the row it is to be compared with.
+        per_adapter: every adapter is built alone, on its own samples.
+        synthetic: an adapter made on purpose joins the others (`quad.zoo.synthetic_adapter`); it has no task, so it is not measured itself.
     """
 
     name: str
     group: str
     build: Mapping[str, Any] = field(default_factory=dict)
     quality: Mapping[str, bool] = field(default_factory=dict)
-    beside: str = BASELINE
-    own: bool = False
-    made: bool = False
+    baseline: str = BASELINE
+    per_adapter: bool = False
+    synthetic: bool = False
 
     @property
     def a8_fraction(self) -> float:
@@ -44,47 +44,51 @@ class Row:
 
     @property
     def lora_bits(self) -> int:
+        """Bits of a LoRA weight."""
         return int(self.build.get("lora_bits", 16))
 
     @property
     def precision(self) -> str:
+        """The precision it is built with."""
         return str(self.build.get("precision", BASELINE))
 
 
-def _mixed(percent: int) -> Row:
-    return Row(f"mixed-{percent}", "precision", {"precision": f"mixed:{percent}"})
+def _mixed(percent: int) -> AblationRow:
+    return AblationRow(name=f"mixed-{percent}", group="precision", build={"precision": f"mixed:{percent}"})
 
 
-def _without(name: str, step: str) -> Row:
-    return Row(name, "steps", {"precision": STEPS_AT}, {step: False}, beside="mixed-80")
+def _without(name: str, step: str) -> AblationRow:
+    return AblationRow(name=name, group="steps", build={"precision": STEPS_AT}, quality={step: False}, baseline="mixed-80")
 
 
 ROWS = (
-    Row(BASELINE, "precision", {"precision": BASELINE}),
+    AblationRow(name=BASELINE, group="precision", build={"precision": BASELINE}),
     *(_mixed(percent) for percent in (20, 40, 60, 80, 90)),
-    Row("w8a8", "precision", {"precision": "w8a8"}),
-    Row("lora-8", "lora", {"lora_bits": 8}),
-    Row("lora-8-mixed-80", "lora", {"lora_bits": 8, "precision": "mixed:80"}, beside="mixed-80"),
-    Row("profile-anchor", "profile", {"anchor": MOST_SENSITIVE}),
-    Row("profile-unified", "profile", {"anchor": "unified"}),
-    Row("profile-own", "profile", {}, own=True),
-    Row("literal-shared-scale", "profile", {"literal_shared_scale": True}),
-    Row("profile-unified-mixed-80", "profile", {"precision": STEPS_AT, "anchor": "unified"}, beside="mixed-80"),
-    Row("profile-own-mixed-80", "profile", {"precision": STEPS_AT}, beside="mixed-80", own=True),
-    Row("hard-w8a16", "hard", made=True),
-    Row("hard-mixed-80", "hard", {"precision": STEPS_AT}, beside="mixed-80", made=True),
-    Row("hard-unified-mixed-80", "hard", {"precision": STEPS_AT, "anchor": "unified"}, beside="mixed-80", made=True),
+    AblationRow(name="w8a8", group="precision", build={"precision": "w8a8"}),
+    AblationRow(name="lora-8", group="lora", build={"lora_bits": 8}),
+    AblationRow(name="lora-8-mixed-80", group="lora", build={"lora_bits": 8, "precision": "mixed:80"}, baseline="mixed-80"),
+    AblationRow(name="profile-anchor", group="profile", build={"anchor": MOST_SENSITIVE}),
+    AblationRow(name="profile-unified", group="profile", build={"anchor": "unified"}),
+    AblationRow(name="profile-own", group="profile", build={}, per_adapter=True),
+    AblationRow(name="literal-shared-scale", group="profile", build={"literal_shared_scale": True}),
+    AblationRow(name="profile-unified-mixed-80", group="profile", build={"precision": STEPS_AT, "anchor": "unified"}, baseline="mixed-80"),
+    AblationRow(name="profile-own-mixed-80", group="profile", build={"precision": STEPS_AT}, baseline="mixed-80", per_adapter=True),
+    AblationRow(name="hard-w8a16", group="hard", synthetic=True),
+    AblationRow(name="hard-mixed-80", group="hard", build={"precision": STEPS_AT}, baseline="mixed-80", synthetic=True),
+    AblationRow(
+        name="hard-unified-mixed-80", group="hard", build={"precision": STEPS_AT, "anchor": "unified"}, baseline="mixed-80", synthetic=True
+    ),
     _without("without-range-search", "search_ranges"),
     _without("without-split-skips", "split_skips"),
     _without("without-equalization", "equalize"),
     _without("without-bias-correction", "bias_correction"),
     _without("without-ranking", "rank_sites"),
-    Row("without-distillation", "steps", {"distill_steps": 0}),
-    Row("distillation-mixed-80", "steps", {"precision": STEPS_AT, "distill_steps": 20}, beside="mixed-80"),
+    AblationRow(name="without-distillation", group="steps", build={"distill_steps": 0}),
+    AblationRow(name="distillation-mixed-80", group="steps", build={"precision": STEPS_AT, "distill_steps": 20}, baseline="mixed-80"),
 )
 
 
-def _offered(row: Row, target: str) -> bool:
+def _offered(row: AblationRow, target: str) -> bool:
     """Has the target the row's precision."""
     try:
         check_precision(load_target(target), row.precision)
@@ -93,20 +97,20 @@ def _offered(row: Row, target: str) -> bool:
     return True
 
 
-def plan(wanted: Sequence[str] = (), target: str = "cpu") -> tuple[Row, ...]:
+def plan(selection: Sequence[str] = (), target: str = "cpu") -> tuple[AblationRow, ...]:
     """The rows to measure, in the order of `ROWS`; the row that one is compared with always comes along.
 
     Args:
-        wanted: names of rows or of groups; none for all.
+        selection: names of rows or of groups; none for all.
 
     Raises:
         UsageError: a name is neither.
     """
     offered = tuple(row for row in ROWS if _offered(row, target))
-    known = {*(row.name for row in offered), *(row.group for row in offered)}
-    if strange := [name for name in wanted if name not in known]:
+    valid = {*(row.name for row in offered), *(row.group for row in offered)}
+    if strange := [name for name in selection if name not in valid]:
         names = ", ".join([*GROUPS, *(row.name for row in offered)])
         raise UsageError(mismatch("--rows", f"some of {names}", repr(strange[0]), "choose among these"))
-    chosen = {row.name: row.beside for row in offered if not wanted or row.name in wanted or row.group in wanted}
+    chosen = {row.name: row.baseline for row in offered if not selection or row.name in selection or row.group in selection}
     needed = {BASELINE, *chosen, *chosen.values()}
     return tuple(row for row in offered if row.name in needed)

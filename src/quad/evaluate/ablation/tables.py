@@ -1,85 +1,86 @@
-"""The tables of `quad ablate`: every row, and the paired comparisons that its bars are about."""
+"""The tables of `quad ablate`: every row, and the paired comparisons that its bars are for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from quad.evaluate.page.report import Line, Table
+from quad.evaluate.ablation.results import AblationResult
+from quad.evaluate.page.table import Cell, Row, Table, plain
 
 PSNR_BARS = {"w8a16": 38.0, "mixed-80": 33.0, "w8a8": 25.0}
 LORA_LOSS_DB = 0.5
 RESAMPLES = 2000
-Rows = Sequence[Mapping[str, Any]]
-Entry = Mapping[str, Any]
+Rows = Sequence[AblationResult]
 
 
-def named(rows: Rows) -> dict[str, Entry]:
-    return {row["name"]: row for row in rows}
+def by_name(rows: Rows) -> dict[str, AblationResult]:
+    """Rows by their names."""
+    return {row.name: row for row in rows}
 
 
 def _shown(value: float | None, text: str) -> str:
     return "" if value is None else text.format(value)
 
 
-def _loss(row: Entry, beside: Entry) -> float:
+def _loss(row: AblationResult, baseline: AblationResult) -> float:
     """dB below another row, over the tasks that both have."""
-    both = [task for task in row["tasks"] if task in beside["tasks"]]
-    return float(np.mean([beside["tasks"][task]["psnr"] - row["tasks"][task]["psnr"] for task in both]))
+    both = [task for task in row.tasks if task in baseline.tasks]
+    return float(np.mean([baseline.tasks[task].psnr - row.tasks[task].psnr for task in both]))
 
 
-def _note(row: Entry, beside: Entry | None) -> str:
-    parts = [f"worst task {row['psnr_min']:.1f} dB", f"profile {row['profile'].get('mode', '')}"]
-    if beside is not None and beside is not row:
-        parts.insert(0, f"{-_loss(row, beside):+.2f} dB to {beside['name']}")
-        if missing := [task for task in beside["tasks"] if task not in row["tasks"]]:
+def _note(row: AblationResult, baseline: AblationResult | None) -> str:
+    parts = [f"worst task {row.psnr_min:.1f} dB", f"profile {row.profile.get('mode', '')}"]
+    if baseline is not None and baseline is not row:
+        parts.insert(0, f"{-_loss(row, baseline):+.2f} dB to {baseline.name}")
+        if missing := [task for task in baseline.tasks if task not in row.tasks]:
             parts.append(f"without {', '.join(missing)}")
     return "; ".join(parts)
 
 
-def rows_table(rows: Rows, beside: Mapping[str, str]) -> Table:
+def rows_table(rows: Rows, baselines: Mapping[str, str]) -> Table:
     """Every row.
 
     Args:
-        beside: row -> the row it is compared with.
+        baselines: row -> the row it is compared with.
     """
-    by_name, lines = named(rows), []
+    measured, lines = by_name(rows), []
     for row in rows:
-        other = by_name.get(beside.get(row["name"], ""))
-        bar = PSNR_BARS.get(row["name"])
-        passed = None if bar is None else row["psnr_min"] >= bar
-        if row["name"] == "lora-8" and other is not None:
-            passed = _loss(row, other) <= LORA_LOSS_DB
-        cells = (
-            (f"{row['psnr']:.2f} dB", passed),
-            (f"{row['ssim']:.4f}", None),
-            (f"{row['lpips_toy']:.4f}", None),
-            (f"{row['fd_toy']:.2f}", None),
-            (_shown(row["effect_gain"], "{:.3f}"), None),
-            (_shown(row["effect_sqnr_db"], "{:.1f} dB"), None),
-            (f"{row['lora_rom_bytes'] / 1e6:.2f} MB", None),
-            (f"{row['unet_ms']:.1f} ms", None),
+        baseline = measured.get(baselines.get(row.name, ""))
+        bar = PSNR_BARS.get(row.name)
+        passed = None if bar is None else row.psnr_min >= bar
+        if row.name == "lora-8" and baseline is not None:
+            passed = _loss(row, baseline) <= LORA_LOSS_DB
+        figures = plain(
+            f"{row.ssim:.4f}",
+            f"{row.lpips_toy:.4f}",
+            f"{row.fd_toy:.2f}",
+            _shown(row.effect_gain, "{:.3f}"),
+            _shown(row.effect_sqnr_db, "{:.1f} dB"),
+            f"{row.lora_rom_bytes / 1e6:.2f} MB",
+            f"{row.unet_ms:.1f} ms",
         )
-        lines.append(Line(row["name"], "" if bar is None else f"≥ {bar:g} dB, every task", cells, _note(row, other)))
+        cells = (Cell(f"{row.psnr:.2f} dB", passed), *figures)
+        bar_text = "" if bar is None else f"≥ {bar:g} dB, every task"
+        lines.append(Row(name=row.name, cells=cells, bar=bar_text, note=_note(row, baseline)))
     lead = (
         "Every row is a bundle of its own, run by its engine, against FP32 pictures from the same noise; figures are means over tasks. "
         "LPIPS-toy and FD-toy are the formulas of LPIPS and FID on our own small classifier, not those metrics."
     )
     columns = ("PSNR", "SSIM", "LPIPS-toy", "FD-toy", "gain", "effect SQNR", "LoRA ROM", "U-Net")
-    return Table("Every row", lead, columns, lines)
+    return Table(title="Every row", lead=lead, columns=columns, rows=lines)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two rows that differ in one thing.
+    """Two rows that differ in one choice.
 
     Args:
-        column: what is said of it.
+        column: its heading.
         better, worse: names of rows; the figure is the first's PSNR minus the second's.
-        most: bar in dB on what the second may lose; None for none.
+        most: bar in dB on the loss of the second; None for none.
         positive: bar of another kind: the first must be better beyond doubt.
     """
 
@@ -108,35 +109,35 @@ SECTIONS = (
         "One profile for all, or one each? 16-bit activations",
         OWN_LEAD,
         (
-            Comparison("w8a16, auto", "profile-own", "w8a16", LORA_LOSS_DB),
-            Comparison("w8a16, unified", "profile-own", "profile-unified", LORA_LOSS_DB),
-            Comparison("w8a16, hard", "profile-own", "hard-w8a16"),
+            Comparison(column="w8a16, auto", better="profile-own", worse="w8a16", most=LORA_LOSS_DB),
+            Comparison(column="w8a16, unified", better="profile-own", worse="profile-unified", most=LORA_LOSS_DB),
+            Comparison(column="w8a16, hard", better="profile-own", worse="hard-w8a16"),
         ),
     ),
     Section(
         "One profile for all, or one each? 80 % at 8 bits",
         OWN_LEAD,
         (
-            Comparison("mixed:80, auto", "profile-own-mixed-80", "mixed-80"),
-            Comparison("mixed:80, unified", "profile-own-mixed-80", "profile-unified-mixed-80"),
-            Comparison("mixed:80, hard", "profile-own-mixed-80", "hard-mixed-80"),
-            Comparison("mixed:80, hard, unified", "profile-own-mixed-80", "hard-unified-mixed-80"),
+            Comparison(column="mixed:80, auto", better="profile-own-mixed-80", worse="mixed-80"),
+            Comparison(column="mixed:80, unified", better="profile-own-mixed-80", worse="profile-unified-mixed-80"),
+            Comparison(column="mixed:80, hard", better="profile-own-mixed-80", worse="hard-mixed-80"),
+            Comparison(column="mixed:80, hard, unified", better="profile-own-mixed-80", worse="hard-unified-mixed-80"),
         ),
     ),
     Section(
         "LoRA weights at 8 bits",
         "PSNR with 16-bit LoRA weights minus PSNR with 8-bit ones.",
         (
-            Comparison("w8a16", "w8a16", "lora-8", LORA_LOSS_DB),
-            Comparison("mixed:80", "mixed-80", "lora-8-mixed-80", LORA_LOSS_DB),
+            Comparison(column="w8a16", better="w8a16", worse="lora-8", most=LORA_LOSS_DB),
+            Comparison(column="mixed:80", better="mixed-80", worse="lora-8-mixed-80", most=LORA_LOSS_DB),
         ),
     ),
     Section(
         "What distillation brings",
         "PSNR with distilled adapters minus PSNR with adapters that were rescaled alone.",
         (
-            Comparison("w8a16", "w8a16", "without-distillation", positive=True),
-            Comparison("mixed:80", "distillation-mixed-80", "mixed-80"),
+            Comparison(column="w8a16", better="w8a16", worse="without-distillation", positive=True),
+            Comparison(column="mixed:80", better="distillation-mixed-80", worse="mixed-80"),
         ),
     ),
 )
@@ -152,29 +153,29 @@ def gained(better: Sequence[float], worse: Sequence[float], seed: int = 0) -> tu
 
 def paired_tables(rows: Rows) -> tuple[Table, ...]:
     """A table for every section of which some rows were measured."""
-    found = (paired_table(section, rows) for section in SECTIONS)
-    return tuple(table for table in found if table is not None)
+    tables = (paired_table(section, rows) for section in SECTIONS)
+    return tuple(table for table in tables if table is not None)
 
 
 def paired_table(section: Section, rows: Rows) -> Table | None:
-    """Task by task, what one choice gains over another; None where no pair of rows was measured."""
-    by_name = named(rows)
-    there = [one for one in section.comparisons if one.better in by_name and one.worse in by_name]
-    if not there:
+    """Task by task, the gain of one choice over another; None where no pair of rows was measured."""
+    measured = by_name(rows)
+    comparisons = [pair for pair in section.comparisons if pair.better in measured and pair.worse in measured]
+    if not comparisons:
         return None
-    tasks = [task for task in by_name[there[0].worse]["tasks"] if any(task in by_name[one.better]["tasks"] for one in there)]
-    lines = [Line(task, "", tuple(_difference(one, by_name, task) for one in there)) for task in tasks]
-    bars = [f"{one.column} ≤ {one.most:g} dB" for one in there if one.most is not None]
+    tasks = [task for task in measured[comparisons[0].worse].tasks if any(task in measured[pair.better].tasks for pair in comparisons)]
+    lines = [Row(name=task, cells=tuple(_difference(pair, measured, task) for pair in comparisons)) for task in tasks]
+    bars = [f"{pair.column} ≤ {pair.most:g} dB" for pair in comparisons if pair.most is not None]
     lead = f"{section.lead} Mean over samples, 95 % interval by paired bootstrap." + (f" Bars: {', '.join(bars)}." if bars else "")
-    return Table(section.title, lead, tuple(one.column for one in there), lines)
+    return Table(title=section.title, lead=lead, columns=tuple(pair.column for pair in comparisons), rows=lines)
 
 
-def _difference(one: Comparison, by_name: Mapping[str, Entry], task: str) -> tuple[str, bool | None]:
-    pair = [by_name[name]["tasks"].get(task) for name in (one.better, one.worse)]
-    if pair[0] is None or pair[1] is None:
-        return "", None
-    mean, low, high = gained(pair[0]["psnr_each"], pair[1]["psnr_each"])
-    if pair[0]["effect_gain"] is None:  # no adapter, nothing to judge
-        return f"{mean:+.2f} dB", None
-    passed = low > 0.0 if one.positive else None if one.most is None else mean <= one.most
-    return f"{mean:+.2f} dB ({low:+.2f} to {high:+.2f})", passed
+def _difference(pair: Comparison, measured: Mapping[str, AblationResult], task: str) -> Cell:
+    better, worse = (measured[name].tasks.get(task) for name in (pair.better, pair.worse))
+    if better is None or worse is None:
+        return Cell("")
+    mean, low, high = gained(better.psnr_each, worse.psnr_each)
+    if better.effect_gain is None:  # no adapter, nothing to judge
+        return Cell(f"{mean:+.2f} dB")
+    passed = low > 0.0 if pair.positive else None if pair.most is None else mean <= pair.most
+    return Cell(f"{mean:+.2f} dB ({low:+.2f} to {high:+.2f})", passed)

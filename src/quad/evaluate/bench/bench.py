@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -21,8 +21,10 @@ from numpy.typing import NDArray
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.memory import peak_ram_bytes, reset_peak
+from quad.core.progress import Progress, silent
 from quad.evaluate.bench.footprint import rom_bytes
 from quad.evaluate.bench.machine import machine
+from quad.evaluate.bench.results import BenchResult, BundleFacts, CallTimes, StageBegins, Switching, TaskTimes
 from quad.evaluate.bench.switching import bench_resident, bench_switch, flatness
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
 from quad.runtime.adapters.buffers import zero_buffers
@@ -31,14 +33,13 @@ from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.pipeline import QuadPipeline
 
 Buffers = dict[str, NDArray[Any]]
-Progress = Callable[[str, float], None]
 # Shares of the whole that the bar gives to what comes before and after the tasks.
 _SWITCH, _TASKS, _COMPONENTS = 0.15, 0.2, 0.8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchOptions:
-    """What to measure.
+    """The bundle to measure, and how.
 
     Args:
         path: the bundle directory.
@@ -54,31 +55,31 @@ class BenchOptions:
     tasks: tuple[str, ...] = ()
 
 
-def _feed(session: Session, held: Buffers) -> Buffers:
+def _feed(session: Session, bound: Buffers) -> Buffers:
     """Inputs of the right shape for a graph; dynamic axes are 1."""
     feed: Buffers = {}
     for name, shape in session.inputs.items():
-        if name not in held:
+        if name not in bound:
             dtype = np.int64 if name == "input_ids" else np.float32
             feed[name] = np.ones([n or 1 for n in shape], dtype)
     return feed
 
 
-def graph_times(session: Session, held: Buffers, repeats: int) -> list[float]:
-    """Ms of single calls of one graph with `held` bound, on made-up inputs."""
-    session.bind(held)
-    return milliseconds(partial(session.run, _feed(session, held)), repeats)
+def graph_times(session: Session, buffers: Buffers, repeats: int) -> list[float]:
+    """Ms of single calls of one graph with these buffers bound, on made-up inputs."""
+    session.bind(buffers)
+    return milliseconds(partial(session.run, _feed(session, buffers)), repeats)
 
 
-def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) -> dict[str, dict[str, float]]:
+def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) -> dict[str, CallTimes]:
     """One call of each graph, by component; the U-Net's is one step without guidance."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-    found = {}
+    times = {}
     for component in COMPONENTS:
         session = opened.load(bundle.graph(component), threads)
-        held = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
-        found[component] = median_p95(graph_times(session, held, repeats))
-    return found
+        zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
+        times[component] = median_p95(graph_times(session, zeros, repeats))
+    return times
 
 
 def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
@@ -89,13 +90,8 @@ def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
         pipe.set_adapters(adapter)
 
 
-def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> dict[str, Any]:
-    """One column of the paper's tables 2 and 3: medians of whole pictures on a made-up input, the task's adapter already bound.
-
-    Returns:
-        `sampler`, `steps`, `guidance`, `adapter`; ms of `text_encoder`, `vae_encoder` (None where no picture is read), `unet_step` (both
-        sides of the guidance), `vae_decoder`, `end_to_end`; `peak_ram_bytes` while it ran.
-    """
+def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> TaskTimes:
+    """Whole pictures of one task on a made-up input, the task's adapter already bound."""
     size = pipe.bundle.manifest.size
     picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     mask = np.zeros((size, size), np.uint8)
@@ -107,21 +103,21 @@ def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> d
     reset_peak()
     runs = [run().timings_ms for _ in range(repeats)]
     part = {name: median([times[name] for times in runs]) for name in runs[0]}
-    return {
-        "sampler": spec.sampler.kind,
-        "steps": spec.sampler.steps,
-        "guidance": spec.guidance,
-        "adapter": spec.adapter,
-        "text_encoder_ms": part["text_encoder"],
-        "vae_encoder_ms": part.get("vae_encoder"),
-        "unet_step_ms": part["unet"] / spec.sampler.steps,
-        "vae_decoder_ms": part["vae_decoder"],
-        "end_to_end_ms": part["total"],
-        "peak_ram_bytes": peak_ram_bytes(),
-    }
+    return TaskTimes(
+        sampler=spec.sampler.kind,
+        steps=spec.sampler.steps,
+        guidance=spec.guidance,
+        adapter=spec.adapter,
+        text_encoder_ms=part["text_encoder"],
+        vae_encoder_ms=part.get("vae_encoder"),
+        unet_step_ms=part["unet"] / spec.sampler.steps,
+        vae_decoder_ms=part["vae_decoder"],
+        end_to_end_ms=part["total"],
+        peak_ram_bytes=peak_ram_bytes(),
+    )
 
 
-def _asked(pipe: QuadPipeline, tasks: tuple[str, ...]) -> dict[str, TaskSpec]:
+def _requested(pipe: QuadPipeline, tasks: tuple[str, ...]) -> dict[str, TaskSpec]:
     """Raises:
     UsageError: the bundle has no such task.
     """
@@ -138,11 +134,11 @@ def _open(options: BenchOptions) -> tuple[QuadPipeline, float]:
     return pipe, (perf_counter() - start) * 1e3
 
 
-def bench(options: BenchOptions, progress: Progress = lambda stage, share: None) -> dict[str, Any]:
-    """The object of `quad bench --json` (docs/formats.md).
+def bench(options: BenchOptions, progress: Progress = silent) -> BenchResult:
+    """Measure a bundle on this machine; `memory` is left out.
 
     Args:
-        progress: called with what begins and the share done.
+        progress: called with the stage that begins and the share done.
 
     Raises:
         UsageError: the bundle has no such task.
@@ -150,38 +146,38 @@ def bench(options: BenchOptions, progress: Progress = lambda stage, share: None)
     """
     progress("open", 0.0)
     pipe, load_ms = _open(options)
-    asked, bundle = _asked(pipe, options.tasks), pipe.bundle
+    requested, bundle = _requested(pipe, options.tasks), pipe.bundle
     progress("switch", _SWITCH)
     switch = bench_switch(pipe)
     opening_peak, tasks = peak_ram_bytes(), {}
-    for i, (task, spec) in enumerate(asked.items()):
-        progress(task, _TASKS + (_COMPONENTS - _TASKS) * i / len(asked))
+    for i, (task, spec) in enumerate(requested.items()):
+        progress(task, _TASKS + (_COMPONENTS - _TASKS) * i / len(requested))
         tasks[task] = bench_task(pipe, task, spec, max(3, options.repeats // 4))
     # Read before adapters are copied and the graphs opened a second time: a device holds them once.
-    peak = max([opening_peak, *(entry["peak_ram_bytes"] for entry in tasks.values())])
+    peak = max([opening_peak, *(entry.peak_ram_bytes for entry in tasks.values())])
     progress("resident adapters", _COMPONENTS)
     resident = bench_resident(pipe)
     threads = options.threads or default_threads()
     engine, manifest = pipe.engine, bundle.manifest
     del pipe
     progress("components", (1 + _COMPONENTS) / 2)
-    return {
-        "engine": engine,
-        "threads": threads,
-        "machine": machine(engine, threads),
-        "bundle": {"name": manifest.name, "target": manifest.target, "precision": manifest.precision, "size": manifest.size},
-        "load_ms": load_ms,
-        "components": bench_components(bundle, engine, threads, options.repeats),
-        "end_to_end_ms": {task: entry["end_to_end_ms"] for task, entry in tasks.items()},
-        "tasks": tasks,
-        "switch": {**switch, "resident": resident, "flatness": flatness(resident)},
-        "rom_bytes": rom_bytes(bundle),
-        "peak_ram_bytes": peak,
-    }
+    return BenchResult(
+        engine=engine,
+        threads=threads,
+        machine=machine(engine, threads),
+        bundle=BundleFacts(name=manifest.name, target=manifest.target, precision=manifest.precision, size=manifest.size),
+        load_ms=load_ms,
+        components=bench_components(bundle, engine, threads, options.repeats),
+        end_to_end_ms={task: entry.end_to_end_ms for task, entry in tasks.items()},
+        tasks=tasks,
+        switch=Switching(**msgspec.structs.asdict(switch), resident=resident, flatness=flatness(resident)),
+        rom_bytes=rom_bytes(bundle),
+        peak_ram_bytes=peak,
+    )
 
 
-def _tell(stage: str, share: float) -> None:
-    print(json.dumps({"stage": stage, "share": share}), file=sys.stderr, flush=True)
+def _print_stage(stage: str, share: float) -> None:
+    print(json.dumps(msgspec.to_builtins(StageBegins(stage, share))), file=sys.stderr, flush=True)
 
 
 def main(
@@ -193,8 +189,9 @@ def main(
     progress: Annotated[bool, typer.Option(help="a JSON line on stderr for each stage that begins")] = False,
 ) -> None:
     """Print the KPIs of a bundle as one JSON object."""
-    options = BenchOptions(bundle, engine, threads or None, repeats, tuple(task or ()))
-    print(json.dumps(bench(options, _tell) if progress else bench(options), allow_nan=False))
+    options = BenchOptions(path=bundle, engine=engine, threads=threads or None, repeats=repeats, tasks=tuple(task or ()))
+    measured = bench(options, _print_stage if progress else silent)
+    print(json.dumps(msgspec.to_builtins(measured), allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a figure was measured on."""
+"""The machine that a figure was measured on."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
+from quad.evaluate.bench.results import Machine
 from quad.runtime.engines.engine import default_threads
 
 # Engine name -> the distribution whose version says what ran.
@@ -22,28 +22,28 @@ def cpu_model() -> str:
     return next(filter(None, named), "") or platform.processor() or platform.machine()
 
 
-def machine(engine: str, threads: int) -> dict[str, Any]:
-    """CPU, cores, threads and versions.
+def machine(engine: str, threads: int) -> Machine:
+    """This machine.
 
     Args:
         engine: whose package's version is told; an engine of no known package has none.
-        threads: what the engine was told to use.
+        threads: the number that the engine was told to use.
     """
-    return {
-        "cpu": cpu_model(),
-        "cores": os.cpu_count() or 1,
-        "usable_cores": default_threads(),
-        "threads": threads,
-        "system": platform.platform(),
-        "versions": {"python": platform.python_version(), **_versions("quad", "numpy", PACKAGES.get(engine, engine))},
-    }
+    return Machine(
+        cpu=cpu_model(),
+        cores=os.cpu_count() or 1,
+        usable_cores=default_threads(),
+        threads=threads,
+        system=platform.platform(),
+        versions={"python": platform.python_version(), **_versions("quad", "numpy", PACKAGES.get(engine, engine))},
+    )
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in packages:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,4 +1,4 @@
-"""What a memory plan takes and costs: one picture that uses every graph, and another one after it. The runtime only, no torch.
+"""The cost of a memory plan: one picture that uses every graph, and another one after it. The runtime only, no torch.
 
 `python -m quad.evaluate.bench.memory_plans BUNDLE --memory PLAN` prints one JSON object; a plan's peak is only its own in a process of its
 own, which is why this reads its arguments without the libraries of the command line: they take up to 11 MB.
@@ -13,40 +13,40 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from quad.core.errors import QuadError
 from quad.core.manifest import TaskSpec
 from quad.core.memory import peak_ram_bytes
+from quad.evaluate.bench.results import MemoryPlanCosts
 from quad.runtime.pipeline import QuadPipeline
 
 MOST_STEPS = 2  # steps change no peak
 
 
-def bench_memory(path: Path, memory: str, engine: str, threads: int | None) -> dict[str, Any]:
-    """Returns:
-    `peak_ram_bytes`, and ms: `open_ms` (nothing is verified), `first_ms` and `next_ms` of a picture of `task` in a few steps.
-    """
+def bench_memory(path: Path, memory: str, engine: str, threads: int | None) -> MemoryPlanCosts:
+    """Open the bundle with a plan and make two pictures; the peak is this whole process's."""
     start = perf_counter()
     pipe = QuadPipeline.from_pretrained(path, engine, threads, verify=False, memory=memory)
     open_ms = (perf_counter() - start) * 1e3
-    task, given = _call(pipe)
-    first, following = (pipe(**given).timings_ms["total"] for _ in range(2))
-    return {"peak_ram_bytes": peak_ram_bytes(), "open_ms": open_ms, "first_ms": first, "next_ms": following, "task": task}
+    task, arguments = _call(pipe)
+    first, following = (pipe(**arguments).timings_ms["total"] for _ in range(2))
+    return MemoryPlanCosts(peak_ram_bytes=peak_ram_bytes(), open_ms=open_ms, first_ms=first, next_ms=following, task=task)
 
 
 def _call(pipe: QuadPipeline) -> tuple[str, dict[str, Any]]:
     """A task that reads a picture, where there is one, and what to call it with."""
     task, spec = max(pipe.tasks.items(), key=lambda item: _rank(item[1]))
     size = pipe.bundle.manifest.size
-    given: dict[str, Any] = {"task": task}
+    arguments: dict[str, Any] = {"task": task}
     if spec.reads_picture:
-        given["image"] = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        arguments["image"] = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
     if spec.mask == "input":
-        given["mask_image"] = np.full((size, size), 255, np.uint8)
+        arguments["mask_image"] = np.full((size, size), 255, np.uint8)
     if spec.sampler.kind != "olss":
-        given["num_inference_steps"] = min(MOST_STEPS, spec.sampler.steps)
-    return task, given
+        arguments["num_inference_steps"] = min(MOST_STEPS, spec.sampler.steps)
+    return task, arguments
 
 
 def _rank(spec: TaskSpec) -> tuple[bool, bool]:
@@ -60,8 +60,9 @@ def main() -> None:
     parser.add_argument("--memory", required=True, help="the plan")
     parser.add_argument("--engine", default="auto", help="auto, or an engine's name")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
-    given = parser.parse_args()
-    print(json.dumps(bench_memory(given.bundle, given.memory, given.engine, given.threads or None), allow_nan=False))
+    options = parser.parse_args()
+    costs = bench_memory(options.bundle, options.memory, options.engine, options.threads or None)
+    print(json.dumps(msgspec.to_builtins(costs), allow_nan=False))
 
 
 if __name__ == "__main__":

@@ -3,41 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from quad.core.storage.files import write_bytes
-from quad.evaluate.bench.tables import Grid, grids, megabytes, milliseconds_shown
+from quad.evaluate.bench.results import BenchResult
+from quad.evaluate.bench.tables import megabytes, shown_ms, tables
 from quad.evaluate.page.plots import Axis, Series, bar_chart, line_chart
-from quad.evaluate.page.report import Line, Plots, Report, Table, render
+from quad.evaluate.page.report import Plots, Report, render
 
 BENCH_FILE, PAGE_FILE = "bench.json", "bench.html"
 ROM_SHOWN, ROM_ADAPTERS = 20, 10
 
 
-def _table(grid: Grid) -> Table:
-    lines = []
-    for row in grid.rows:
-        passed = (*row.passed, *[None] * (len(row.cells) - len(row.passed)))
-        lines.append(Line(row.name, row.bar, tuple(zip(row.cells, passed, strict=True)), row.note))
-    return Table(grid.title, grid.lead, grid.columns, lines)
-
-
-def _task_plot(found: Mapping[str, Any]) -> str:
-    bars = [(task, ms / 1e3) for task, ms in found["end_to_end_ms"].items()]
+def _task_plot(measured: BenchResult) -> str:
+    bars = [(task, ms / 1e3) for task, ms in measured.end_to_end_ms.items()]
     return bar_chart("One picture, end to end", Axis("seconds"), bars)
 
 
-def _switch_plot(found: Mapping[str, Any]) -> str:
-    points = [(float(count), times["median_ms"]) for count, times in found["switch"]["resident"].items()]
+def _switch_plot(measured: BenchResult) -> str:
+    points = [(float(count), times.median_ms) for count, times in measured.switch.resident.items()]
     return line_chart("Warm switch, adapters in memory", Axis("adapters", 0.0), Axis("median ms", 0.0), [Series("warm", points)])
 
 
-def _rom_plot(found: Mapping[str, Any]) -> str:
-    rom = found["rom_bytes"]
-    shared, unet = rom["shared"] / 1e6, rom["components"]["unet"] / 1e6
-    mean = sum(rom["adapters"].values()) / len(rom["adapters"]) / 1e6
+def _rom_plot(measured: BenchResult) -> str:
+    rom = measured.rom_bytes
+    shared, unet = rom.shared / 1e6, rom.components["unet"] / 1e6
+    mean = sum(rom.adapters.values()) / len(rom.adapters) / 1e6
     counts = range(1, ROM_SHOWN + 1)
     series = [
         Series("one for all", [(n, shared + n * mean) for n in counts]),
@@ -47,52 +40,52 @@ def _rom_plot(found: Mapping[str, Any]) -> str:
     return line_chart("ROM by number of adapters", Axis("adapters", 0.0), Axis("MB", 0.0), series)
 
 
-def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    rom, adapters = found["rom_bytes"], list(found["rom_bytes"]["adapters"].values())
+def _facts(measured: BenchResult) -> list[tuple[str, str]]:
+    rom, adapters = measured.rom_bytes, list(measured.rom_bytes.adapters.values())
     facts = [
-        ("one U-Net step", f"{milliseconds_shown(found['components']['unet']['median_ms'])} ms"),
-        ("shared by all tasks", f"{megabytes(rom['shared'])} MB"),
-        ("peak memory", f"{megabytes(found['peak_ram_bytes'])} MB"),
+        ("one U-Net step", f"{shown_ms(measured.components['unet'].median_ms)} ms"),
+        ("shared by all tasks", f"{megabytes(rom.shared)} MB"),
+        ("peak memory", f"{megabytes(measured.peak_ram_bytes)} MB"),
     ]
     if adapters:
-        ratio = next(entry["ratio"] for entry in rom["separate"] if entry["adapters"] == ROM_ADAPTERS)
-        facts[1:1] = [("to switch the task, warm", f"{milliseconds_shown(found['switch']['warm_ms'])} ms")]
+        ratio = next(entry.ratio for entry in rom.separate if entry.adapters == ROM_ADAPTERS)
+        facts[1:1] = [("to switch the task, warm", f"{shown_ms(measured.switch.warm_ms)} ms")]
         facts[3:3] = [("one more task", f"{megabytes(sum(adapters) / len(adapters))} MB")]
         facts.append((f"ROM saved with {ROM_ADAPTERS} adapters", f"{ratio:.1f}x"))
     return facts
 
 
-def machine_line(found: Mapping[str, Any]) -> str:
-    """What it was measured on, in one line."""
-    machine = found["machine"]
-    versions = ", ".join(f"{name} {text}" for name, text in machine["versions"].items())
-    cores = f"{machine['threads']} threads on {machine['usable_cores']} of {machine['cores']} cores"
-    return f"{machine['cpu']}, {cores}; engine {found['engine']}; {versions}; {machine['system']}"
+def machine_line(measured: BenchResult) -> str:
+    """The machine that it was measured on, in one line."""
+    machine = measured.machine
+    versions = ", ".join(f"{name} {text}" for name, text in machine.versions.items())
+    cores = f"{machine.threads} threads on {machine.usable_cores} of {machine.cores} cores"
+    return f"{machine.cpu}, {cores}; engine {measured.engine}; {versions}; {machine.system}"
 
 
-def make_page(found: Mapping[str, Any]) -> str:
-    """One self-contained HTML page of `bench.json`."""
-    bundle = found["bundle"]
-    plots = [_task_plot(found)] if found["end_to_end_ms"] else []
-    plots += [_switch_plot(found), _rom_plot(found)] if found["rom_bytes"]["adapters"] else []
-    lead = f"Bundle {bundle['name']}: {bundle['precision']}, target {bundle['target']}, {bundle['size']}x{bundle['size']} pictures. "
+def make_page(measured: BenchResult) -> str:
+    """One self-contained HTML page."""
+    bundle = measured.bundle
+    plots = [_task_plot(measured)] if measured.end_to_end_ms else []
+    plots += [_switch_plot(measured), _rom_plot(measured)] if measured.rom_bytes.adapters else []
+    lead = f"Bundle {bundle.name}: {bundle.precision}, target {bundle.target}, {bundle.size}x{bundle.size} pictures. "
     report = Report(
         title="quad bench: what the bundle costs here",
         lead=lead + "Measured in a process of its own that holds the device runtime alone.",
-        facts=_facts(found),
-        tables=[_table(grid) for grid in grids(found)],
+        facts=_facts(measured),
+        tables=tables(measured),
         chapters=(),
         plots=[Plots("At a glance", "Lower is better.", plots)],
-        footer=(machine_line(found), "Timings are medians and drift with the machine's load."),
+        footer=(machine_line(measured), "Timings are medians and drift with the machine's load."),
     )
     return render(report)
 
 
-def write_bench(found: Mapping[str, Any], out: Path) -> None:
+def write_bench(measured: BenchResult, out: Path) -> None:
     """`bench.json` and `bench.html` in `out`.
 
     Raises:
         BackendError: the disk is full, or the place cannot be written to.
     """
-    write_bytes(out / BENCH_FILE, (json.dumps(found, indent=1, allow_nan=False) + "\n").encode())
-    write_bytes(out / PAGE_FILE, make_page(found).encode())
+    write_bytes(out / BENCH_FILE, (json.dumps(msgspec.to_builtins(measured), indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(out / PAGE_FILE, make_page(measured).encode())

@@ -1,11 +1,11 @@
-"""What it costs to change the adapter, and whether adapters that lie in memory beside it make it dearer."""
+"""The cost of changing the adapter, and whether adapters that lie in memory beside it make it dearer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
 
+from quad.evaluate.bench.results import CallTimes, ResidentTimes, SwitchTimes
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
 from quad.runtime.adapters.buffers import largest_bytes
 from quad.runtime.pipeline import QuadPipeline
@@ -17,47 +17,49 @@ SWITCHES = 100
 RESIDENT_BYTES = 4_000_000_000
 
 
-def bench_switch(pipe: QuadPipeline, rounds: int = 10) -> dict[str, Any]:
+def bench_switch(pipe: QuadPipeline, rounds: int = 10) -> SwitchTimes:
     """Ms to bind another adapter: cold reads and checks its file (page cache warm), warm finds it in memory. Medians over adapters.
 
     `pipe` is as opened: its first touch of each adapter is the cold switch.
     """
     if not pipe.adapters:
-        return {"warm_ms": 0.0, "cold_ms": 0.0, "warm_p95_ms": 0.0}
+        return SwitchTimes(warm_ms=0.0, cold_ms=0.0, warm_p95_ms=0.0)
     cold, warm = _round(pipe, pipe.adapters), [time for _ in range(rounds) for time in _round(pipe, pipe.adapters)]
-    spread = median_p95(warm)
-    return {"warm_ms": spread["median_ms"], "cold_ms": median(cold), "warm_p95_ms": spread["p95_ms"]}
+    times = median_p95(warm)
+    return SwitchTimes(warm_ms=times.median_ms, cold_ms=median(cold), warm_p95_ms=times.p95_ms)
 
 
-def bench_resident(pipe: QuadPipeline, counts: Sequence[int] = RESIDENT) -> dict[str, dict[str, float]]:
-    """Warm switches with so many adapters in memory, count -> `median_ms` and `p95_ms` between the first and the last of them, and
-    `in_turn_ms`, the median of switches to each in turn, of which a processor's cache remembers less the more there are.
+def bench_resident(pipe: QuadPipeline, counts: Sequence[int] = RESIDENT) -> dict[str, ResidentTimes]:
+    """Warm switches by the number of adapters in memory.
 
     The bundle's own adapters come first, then copies of them under new names. Counts are visited upwards and down again, so that a
     machine that grows slower meanwhile does not look like a cost of adapters. Leaves the bundle's own adapters, none in memory.
     """
-    own = pipe.bundle.manifest.adapters
-    if not own:
+    if not pipe.bundle.manifest.adapters:
         return {}
     largest = largest_bytes(pipe.bundle.slots)
     fitting = [count for count in counts if count * largest <= RESIDENT_BYTES]
-    crowd = _Crowd(pipe)
+    residents = _ResidentAdapters(pipe)
     pair: dict[int, list[float]] = {count: [] for count in fitting}
     in_turn: dict[int, list[float]] = {count: [] for count in fitting}
     for count in (*fitting, *reversed(fitting)):
-        crowd.become(count)
-        _round(pipe, crowd.names)
+        residents.resize(count)
+        _round(pipe, residents.names)
         for _ in range(SWITCHES // 2):
-            pair[count] += _round(pipe, (crowd.names[0], crowd.names[-1]))
+            pair[count] += _round(pipe, (residents.names[0], residents.names[-1]))
         for _ in range(-(-SWITCHES // count)):
-            in_turn[count] += _round(pipe, crowd.names)
-    crowd.become(0)
-    return {str(count): {**median_p95(pair[count]), "in_turn_ms": median(in_turn[count])} for count in fitting}
+            in_turn[count] += _round(pipe, residents.names)
+    residents.resize(0)
+    by_count = {}
+    for count in fitting:
+        times = median_p95(pair[count])
+        by_count[str(count)] = ResidentTimes(times.median_ms, times.p95_ms, in_turn_ms=median(in_turn[count]))
+    return by_count
 
 
-def flatness(resident: dict[str, dict[str, float]]) -> float | None:
+def flatness(resident: Mapping[str, CallTimes]) -> float | None:
     """The dearest median over the cheapest; 1 is flat, None where there is one count or none."""
-    medians = [entry["median_ms"] for entry in resident.values()]
+    medians = [times.median_ms for times in resident.values()]
     return max(medians) / min(medians) if len(medians) > 1 else None
 
 
@@ -66,15 +68,15 @@ def _round(pipe: QuadPipeline, names: Sequence[str]) -> list[float]:
     return [milliseconds(partial(pipe.set_adapters, name), 1, 0)[0] for name in names]
 
 
-class _Crowd:
+class _ResidentAdapters:
     """The adapters that are in a pipeline's memory, as many as asked for."""
 
     def __init__(self, pipe: QuadPipeline) -> None:
-        self._pipe, self._own = pipe, pipe.bundle.manifest.adapters
+        self._pipe, self._bundled = pipe, pipe.bundle.manifest.adapters
         pipe.unload()
         self.names: list[str] = []
 
-    def become(self, count: int) -> None:
+    def resize(self, count: int) -> None:
         while len(self.names) > count:
             self._pipe.unload(self.names.pop())
         while len(self.names) < count:
@@ -82,8 +84,8 @@ class _Crowd:
 
     def _add(self) -> None:
         number = len(self.names)
-        name = self._own[number % len(self._own)]
-        if number >= len(self._own):
+        name = self._bundled[number % len(self._bundled)]
+        if number >= len(self._bundled):
             name = self._pipe.load_lora_weights(self._pipe.bundle.adapter_files(name)[0].parent, f"{name}.{number}")
         self._pipe.set_adapters(name)
         self.names.append(name)

@@ -7,6 +7,8 @@ from time import perf_counter
 
 import numpy as np
 
+from quad.evaluate.bench.results import CallTimes
+
 WARM_UP = 2
 
 
@@ -22,9 +24,10 @@ def milliseconds(run: Callable[[], object], repeats: int, warm_up: int = WARM_UP
 
 
 def median(times: list[float]) -> float:
+    """The middle of some times, in their unit."""
     return float(np.median(np.asarray(times)))
 
 
-def median_p95(times: list[float]) -> dict[str, float]:
-    """`median_ms` and `p95_ms` of some times."""
-    return {"median_ms": median(times), "p95_ms": float(np.quantile(np.asarray(times), 0.95))}
+def median_p95(times: list[float]) -> CallTimes:
+    """Median and 95th percentile of some times in ms."""
+    return CallTimes(median_ms=median(times), p95_ms=float(np.quantile(np.asarray(times), 0.95)))

@@ -1,4 +1,4 @@
-"""Adapter effect: what an adapter changes, and how much of it a quantized graph carries. Source: docs/method.md section 7.
+"""Adapter effect: the change that an adapter makes, and how much of it a quantized graph carries. Source: docs/method.md section 7.
 
     e_fp, e_q    output(adapter) - output(zero adapter) on the same inputs, in float and as the bundle's engine runs it
     gain         <e_q, e_fp> / <e_fp, e_fp>            1 is right, below 1 the adapter is weak
@@ -45,26 +45,27 @@ class Effect:
     gain: float
     sqnr_db: float
 
-    def to_json(self) -> dict[str, float]:
-        """`gain` and `sqnr_db`, the latter capped as PSNR is: JSON knows no infinity."""
-        return {"gain": self.gain, "sqnr_db": min(self.sqnr_db, PSNR_CAP_DB)}
+    @property
+    def capped_db(self) -> float:
+        """SQNR in dB, capped as PSNR is: JSON knows no infinity."""
+        return min(self.sqnr_db, PSNR_CAP_DB)
 
 
-def effect_of(true: Sequence[Array], found: Sequence[Array]) -> Effect | None:
+def effect_of(true: Sequence[Array], quantized: Sequence[Array]) -> Effect | None:
     """Gain and SQNR of some effects, pooled over all of them.
 
     Args:
-        true, found: pairs of one shape each: `e_fp` and `e_q`.
+        true, quantized: pairs of one shape each: `e_fp` and `e_q`.
 
     Returns:
         None where the true effect is zero: of nothing there is no share.
     """
-    pooled = sum((_energy(e, e_hat) for e, e_hat in zip(true, found, strict=True)), EffectEnergy())
+    pooled = sum((_energy(e, e_hat) for e, e_hat in zip(true, quantized, strict=True)), EffectEnergy())
     return None if pooled.true == 0.0 else Effect(pooled.gain, pooled.sqnr_db(math.inf))
 
 
-def _energy(true: Array, found: Array) -> EffectEnergy:
-    fp, q = true.astype(np.float64).ravel(), found.astype(np.float64).ravel()
+def _energy(true: Array, quantized: Array) -> EffectEnergy:
+    fp, q = true.astype(np.float64).ravel(), quantized.astype(np.float64).ravel()
     return EffectEnergy(true=float(fp @ fp), cross=float(q @ fp), error=float((q - fp) @ (q - fp)))
 
 
@@ -82,28 +83,28 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
     Args:
         tasks: as they will be run, with their samplers.
     """
-    wanted = {task: spec for task, spec in tasks.items() if spec.adapter is not None}
-    if not wanted:
+    with_adapter = {task: spec for task, spec in tasks.items() if spec.adapter is not None}
+    if not with_adapter:
         return []
-    base = replace(open_model(model), tasks=wanted)
-    names = {spec.adapter for spec in wanted.values()}
+    base = replace(open_model(model), tasks=with_adapter)
+    names = {spec.adapter for spec in with_adapter.values()}
     loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
-    drawn = [(task, sample) for task in wanted for sample in held_out(task, runs)]
+    drawn = [(task, sample) for task in with_adapter for sample in held_out(task, runs)]
     samples = [CalibrationSample(task=task, prompt=sample.prompt, image=sample.image, mask=sample.mask) for task, sample in drawn]
     networks = component_networks(base, slotted.unet, slotted.text_encoder)
     probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))
-    return [probe for some in probes.values() for probe in some]
+    return [probe for group in probes.values() for probe in group]
 
 
 def true_effects(reference: Reference, probes: Sequence[Probe]) -> list[TrueEffect]:
-    """What every probe's adapter changes, by diffusers and PEFT."""
-    found = []
+    """The change that every probe's adapter makes, by diffusers and PEFT."""
+    effects = []
     for probe in probes:
         sample, _, words = probe.tensors()
         full, zero = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.source, None))
-        found.append(TrueEffect(probe, full - zero))
-    return found
+        effects.append(TrueEffect(probe, full - zero))
+    return effects
 
 
 def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEffect]) -> dict[str, Effect | None]:
@@ -114,12 +115,14 @@ def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEf
         store: the bundle's adapters; probes of others are left out.
     """
     pairs: dict[str, tuple[list[Array], list[Array]]] = {}
-    for one in true:
-        if one.probe.source not in store.names:
+    for true_effect in true:
+        if true_effect.probe.source not in store.names:
             continue
-        full, zero = (unet_output(session, store.mix(names, [1.0] * len(names))[0], one.probe) for names in ([one.probe.source], []))
-        fp, q = pairs.setdefault(one.probe.task, ([], []))
-        fp.append(one.effect)
+        full, zero = (
+            unet_output(session, store.mix(names, [1.0] * len(names))[0], true_effect.probe) for names in ([true_effect.probe.source], [])
+        )
+        fp, q = pairs.setdefault(true_effect.probe.task, ([], []))
+        fp.append(true_effect.effect)
         q.append(full - zero)
     return {task: effect_of(fp, q) for task, (fp, q) in pairs.items()}
 
@@ -135,8 +138,8 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
 
 def open_unet(bundle: Bundle, engine: str) -> Session:
     """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
-    chosen = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-    return chosen.load(bundle.graph("unet"), default_threads())
+    opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+    return opened.load(bundle.graph("unet"), default_threads())
 
 
 def bundle_effects(

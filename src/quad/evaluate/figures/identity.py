@@ -1,4 +1,4 @@
-"""What measured figures depend on, as digests: figures that are kept in files must not outlive what they were measured from."""
+"""Digests of everything that measured figures depend on: figures that are kept in files must not outlive what they were measured from."""
 
 from __future__ import annotations
 

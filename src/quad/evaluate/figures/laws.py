@@ -1,4 +1,4 @@
-"""What must hold on every bundle, measured on this one. Source: docs/architecture.md, laws 2 and 4."""
+"""Laws that every bundle must keep, measured on this one. Source: docs/architecture.md, laws 2 and 4."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -31,18 +32,38 @@ print(json.dumps({"seconds": time.perf_counter() - start, "modules": sorted({nam
 """
 
 
+class RuntimeImport(msgspec.Struct, frozen=True):
+    """Seconds to import the runtime in a fresh interpreter, and the heavy packages that it dragged in."""
+
+    seconds: float
+    heavy: list[str]
+
+
+class Laws(msgspec.Struct, frozen=True, kw_only=True):
+    """`laws` of the demo's `eval.json`.
+
+    Args:
+        slotted: by adapter, of `slotted_error`.
+        switching: law -> holds, of `switching_is_exact`.
+    """
+
+    slotted: dict[str, float]
+    switching: dict[str, bool]
+    runtime_import: RuntimeImport = msgspec.field(name="import")
+
+
 def _last_latent(pipe: QuadPipeline, task: str, spec: TaskSpec) -> NDArray[np.float32]:
     """The latent that one run ends with: finer than the picture's 8 bits."""
     size = pipe.bundle.manifest.size
     image = None if not spec.reads_picture else np.full((size, size, 3), 90, np.uint8)
     mask = np.full((size, size), 255, np.uint8) if spec.mask == "input" else None
-    seen: list[NDArray[np.float32]] = []
+    latents: list[NDArray[np.float32]] = []
 
     def keep(_: QuadPipeline, __: int, ___: float, state: dict[str, Any]) -> None:
-        seen.append(np.array(state["latents"]))
+        latents.append(np.array(state["latents"]))
 
     pipe("", task=task, image=image, mask_image=mask, seed=3, callback_on_step_end=keep)
-    return seen[-1]
+    return latents[-1]
 
 
 def switching_is_exact(pipe: QuadPipeline) -> dict[str, bool]:
@@ -54,16 +75,16 @@ def switching_is_exact(pipe: QuadPipeline) -> dict[str, bool]:
     task, spec = tasks[None]
     pipe.disable_lora()
     base = _last_latent(pipe, task, spec)
-    first = []
+    latents = []
     for name in (names[0], names[1], names[0]):
         pipe.set_adapters(name)
-        first.append(_last_latent(pipe, task, spec))
+        latents.append(_last_latent(pipe, task, spec))
     pipe.disable_lora()
-    again = _last_latent(pipe, task, spec)
-    moved = not np.array_equal(first[0], first[1]) and not np.array_equal(first[0], base)
+    base_again = _last_latent(pipe, task, spec)
+    adapters_differ = not np.array_equal(latents[0], latents[1]) and not np.array_equal(latents[0], base)
     return {
-        "a_b_a": moved and bool(np.array_equal(first[0], first[2])),
-        "base_after_unload": moved and bool(np.array_equal(base, again)),
+        "a_b_a": adapters_differ and bool(np.array_equal(latents[0], latents[2])),
+        "base_after_unload": adapters_differ and bool(np.array_equal(base, base_again)),
     }
 
 
@@ -98,10 +119,11 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.square().mean().sqrt())
 
 
-def runtime_import(tries: int = 3) -> dict[str, Any]:
-    """Seconds to import the runtime in a fresh interpreter (best of `tries`), and which heavy packages it dragged in."""
-    found = []
+def runtime_import(tries: int = 3) -> RuntimeImport:
+    """Import the runtime in fresh interpreters; the seconds are the best of `tries`."""
+    imports = []
     for _ in range(tries):
-        done = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-    return {"seconds": min(one["seconds"] for one in found), "heavy": [name for name in HEAVY if name in found[0]["modules"]]}
+        process = subprocess.run([sys.executable, "-c", IMPORT], capture_output=True, text=True, check=True)
+        imports.append(json.loads(process.stdout.splitlines()[-1]))
+    heavy = [name for name in HEAVY if name in imports[0]["modules"]]
+    return RuntimeImport(min(entry["seconds"] for entry in imports), heavy)

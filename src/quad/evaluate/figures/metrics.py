@@ -105,13 +105,13 @@ def grow(mask: Mask, radius_px: int) -> NDArray[np.bool_]:
     inside = mask.astype(np.bool_)
     height, width = inside.shape
     padded = np.pad(inside, radius_px)
-    found: NDArray[np.bool_] = np.zeros_like(inside)
+    grown: NDArray[np.bool_] = np.zeros_like(inside)
     for dy in range(-radius_px, radius_px + 1):
         for dx in range(-radius_px, radius_px + 1):
             if dx * dx + dy * dy <= radius_px * radius_px:
                 top, left = radius_px + dy, radius_px + dx
-                found |= padded[top : top + height, left : left + width]
-    return found
+                grown |= padded[top : top + height, left : left + width]
+    return grown
 
 
 def nearest_fill(picture: NDArray[np.uint8], mask: Mask) -> NDArray[np.uint8]:
@@ -171,13 +171,13 @@ def corner_colour(picture: Picture, size_px: int = 6) -> NDArray[np.float64]:
 
 def _joined_to_frame(region: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The part of a region that is connected to the picture's frame."""
-    found = region.copy()
-    found[1:-1, 1:-1] = False
+    connected = region.copy()
+    connected[1:-1, 1:-1] = False
     while True:
-        wider = grow(found, 1) & region
-        if wider.sum() == found.sum():
-            return found
-        found = wider
+        wider = grow(connected, 1) & region
+        if wider.sum() == connected.sum():
+            return connected
+        connected = wider
 
 
 def is_sticker(picture: Picture) -> bool:

@@ -56,17 +56,19 @@ class PeftAdapters:
             self._text_encoder.disable_adapters()
 
     def _load(self, name: str, file: Path) -> None:
-        loader, own = StableDiffusionLoraLoaderMixin, self._names[name]
+        loader, peft_name = StableDiffusionLoraLoaderMixin, self._names[name]
         state, alphas, metadata = loader.lora_state_dict(
             file.parent, weight_name=file.name, unet_config=self._unet.config, return_lora_metadata=True
         )
         reached = {key.partition(".")[0] for key in state} & {_UNET, _TEXT}
         if not reached:
-            then = "save it as diffusers does"
-            raise UnsupportedError(mismatch(f"adapter {name!r}, {file.name}", "keys that diffusers knows", next(iter(state), "none"), then))
+            remedy = "save it as diffusers does"
+            raise UnsupportedError(
+                mismatch(f"adapter {name!r}, {file.name}", "keys that diffusers knows", next(iter(state), "none"), remedy)
+            )
         if _UNET in reached:
-            loader.load_lora_into_unet(state, alphas, self._unet, adapter_name=own, metadata=metadata)
+            loader.load_lora_into_unet(state, alphas, self._unet, adapter_name=peft_name, metadata=metadata)
         if _TEXT in reached:
-            loader.load_lora_into_text_encoder(state, alphas, self._text_encoder, prefix=_TEXT, adapter_name=own, metadata=metadata)
+            loader.load_lora_into_text_encoder(state, alphas, self._text_encoder, prefix=_TEXT, adapter_name=peft_name, metadata=metadata)
         for network in reached:
             self._reached[network].add(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -14,9 +14,11 @@ import typer
 from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.progress import Progress, silent
 from quad.evaluate.figures import metrics
-from quad.evaluate.figures.reference import Job, Reference
-from quad.evaluate.figures.scores import SCORERS, Scores, score
+from quad.evaluate.figures.evaluation import Scores
+from quad.evaluate.figures.reference import PictureRequest, Reference
+from quad.evaluate.figures.scores import SCORERS, score
 from quad.model.base.open import WORLD_FILE
 from quad.zoo.judge import Judge
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
@@ -24,11 +26,10 @@ from quad.zoo.samples import TASKS, Sample, sample
 
 Pictures = NDArray[np.uint8]
 HELD_OUT = 10**9
-Progress = Callable[[str, float], None]
 
 
-@dataclass(frozen=True)
-class Figure:
+@dataclass(frozen=True, kw_only=True)
+class QualityFigure:
     """One row of the table; `bar` None is shown for comparison only."""
 
     name: str
@@ -43,36 +44,44 @@ class Figure:
         return None if self.bar is None else bool(self.value >= self.bar)
 
 
-@dataclass(frozen=True)
-class Row:
-    """Where a figure comes from: score `key` of `task`, its bar, and scores shown beside it."""
+@dataclass(frozen=True, kw_only=True)
+class QualityRow:
+    """The origin of a figure: score `key` of `task`, its bar, and the controls shown beside it, `(key, label)`."""
 
     task: str
     key: str
     name: str
     bar: float
-    beside: tuple[tuple[str, str], ...] = ()
+    controls: tuple[tuple[str, str], ...] = ()
 
 
 FILLS = (("nearest_db", "nearest edge"), ("ring_db", "ring mean"))
 FILLS_POOLED = (("nearest_pooled_db", "nearest edge"), ("ring_pooled_db", "ring mean"))
 ROWS = (
-    Row("removal", "inside_pooled_db", "removal, inside the object", 26.0, FILLS_POOLED),
-    Row("removal", "gain_pooled_db", "removal, over the better fill", 4.0),
-    Row("removal", "inside_db", "removal, inside, mean of pictures", 26.0, FILLS),
-    Row("removal", "gain_db", "removal, over the better fill, mean of pictures", 4.0),
-    Row("text-to-image", "sky", "text-to-image, sky", 0.95),
-    Row("text-to-image", "ground", "text-to-image, ground", 0.95),
-    Row("text-to-image", "skin", "text-to-image, skin", 0.95),
-    Row("text-to-image", "kind", "text-to-image, object kind at its place", 0.75, (("kind_anywhere", "anywhere"),)),
-    Row("text-to-image", "kind_colour", "text-to-image, kind and colour", 0.60),
-    Row("text-to-image", "expression", "text-to-image, expression", 0.70),
-    Row("transform", "changed", "transform, asked attribute changed", 0.80),
-    Row("transform", "kept", "transform, others kept", 0.90),
-    Row("sketch", "edges", "sketch, edges within 2 px", 0.70, (("edges_control", "another picture"),)),
-    Row("sticker", "outline", "sticker, white outline on flat ground", 0.90, (("object", "right object"),)),
-    Row("portrait", "face", "portrait, face attributes kept", 0.80),
-    Row("portrait", "style", "portrait, asked style applied", 0.90),
+    QualityRow(task="removal", key="inside_pooled_db", name="removal, inside the object", bar=26.0, controls=FILLS_POOLED),
+    QualityRow(task="removal", key="gain_pooled_db", name="removal, over the better fill", bar=4.0),
+    QualityRow(task="removal", key="inside_db", name="removal, inside, mean of pictures", bar=26.0, controls=FILLS),
+    QualityRow(task="removal", key="gain_db", name="removal, over the better fill, mean of pictures", bar=4.0),
+    QualityRow(task="text-to-image", key="sky", name="text-to-image, sky", bar=0.95),
+    QualityRow(task="text-to-image", key="ground", name="text-to-image, ground", bar=0.95),
+    QualityRow(task="text-to-image", key="skin", name="text-to-image, skin", bar=0.95),
+    QualityRow(
+        task="text-to-image",
+        key="kind",
+        name="text-to-image, object kind at its place",
+        bar=0.75,
+        controls=(("kind_anywhere", "anywhere"),),
+    ),
+    QualityRow(task="text-to-image", key="kind_colour", name="text-to-image, kind and colour", bar=0.60),
+    QualityRow(task="text-to-image", key="expression", name="text-to-image, expression", bar=0.70),
+    QualityRow(task="transform", key="changed", name="transform, asked attribute changed", bar=0.80),
+    QualityRow(task="transform", key="kept", name="transform, others kept", bar=0.90),
+    QualityRow(task="sketch", key="edges", name="sketch, edges within 2 px", bar=0.70, controls=(("edges_control", "another picture"),)),
+    QualityRow(
+        task="sticker", key="outline", name="sticker, white outline on flat ground", bar=0.90, controls=(("object", "right object"),)
+    ),
+    QualityRow(task="portrait", key="face", name="portrait, face attributes kept", bar=0.80),
+    QualityRow(task="portrait", key="style", name="portrait, asked style applied", bar=0.90),
 )
 
 
@@ -85,8 +94,8 @@ def check_world(model: Path) -> None:
     if not model.is_dir():
         raise InputError(mismatch(str(model), "a diffusers model directory", "none", "check the path, or name toyland"))
     if not (model / WORLD_FILE).is_file():
-        then = "truths are known for models of the reference world only"
-        raise UnsupportedError(mismatch(str(model), f"a model with {WORLD_FILE}", "none", then))
+        limit = "truths are known for models of the reference world only"
+        raise UnsupportedError(mismatch(str(model), f"a model with {WORLD_FILE}", "none", limit))
 
 
 def find_adapters(model: Path) -> dict[str, Path]:
@@ -99,19 +108,22 @@ def held_out(task: str, n: int) -> list[Sample]:
     return [sample(task, HELD_OUT + i) for i in range(n)]
 
 
-def jobs_of(samples: Sequence[Sample], first_seed: int = 0) -> list[Job]:
-    """The jobs of samples; picture i starts from the noise of seed `first_seed + i`."""
-    return [Job(s.prompt, first_seed + i, s.image, s.mask) for i, s in enumerate(samples)]
+def picture_requests(samples: Sequence[Sample], first_seed: int = 0) -> list[PictureRequest]:
+    """The requests of samples; picture i starts from the noise of seed `first_seed + i`."""
+    return [PictureRequest(prompt=s.prompt, seed=first_seed + i, image=s.image, mask=s.mask) for i, s in enumerate(samples)]
 
 
-def vae_figures(reference: Reference, samples: dict[str, list[Sample]]) -> list[Figure]:
+def vae_figures(reference: Reference, samples: dict[str, list[Sample]]) -> list[QualityFigure]:
     """PSNR and SSIM of the autoencoder on held-out truths of all tasks."""
     pictures = np.stack([s.truth for rows in samples.values() for s in rows])
     again = reference.reconstruct(pictures)
     psnr = float(np.mean([metrics.psnr(a, b) for a, b in zip(pictures, again, strict=True)]))
     ssim = float(np.mean([metrics.ssim(a, b) for a, b in zip(pictures, again, strict=True)]))
     note = f"{len(pictures)} held-out pictures of all tasks"
-    return [Figure("VAE, PSNR", psnr, "dB", 30.0, note), Figure("VAE, SSIM", ssim, "", 0.93, note)]
+    return [
+        QualityFigure(name="VAE, PSNR", value=psnr, unit="dB", bar=30.0, note=note),
+        QualityFigure(name="VAE, SSIM", value=ssim, unit="", bar=0.93, note=note),
+    ]
 
 
 def _unit(key: str) -> str:
@@ -122,7 +134,7 @@ def _shown(value: float, unit: str) -> str:
     return f"{value:.1f} dB" if unit == "dB" else f"{100 * value:.0f} %"
 
 
-def task_figures(scores: dict[str, Scores], ceilings: dict[str, Scores], counts: dict[str, int]) -> list[Figure]:
+def task_figures(scores: dict[str, Scores], ceilings: dict[str, Scores], counts: dict[str, int]) -> list[QualityFigure]:
     """The rows of the quality table that the scores reach; the VAE ceiling and the controls stand in the note.
 
     Args:
@@ -138,8 +150,8 @@ def task_figures(scores: dict[str, Scores], ceilings: dict[str, Scores], counts:
         parts = [f"n = {counts[row.task]}"]
         if row.key in ceilings.get(row.task, {}):
             parts.append(f"VAE ceiling {_shown(ceilings[row.task][row.key], unit)}")
-        parts += [f"{label} {_shown(scores[row.task][key], unit)}" for key, label in row.beside if key in scores[row.task]]
-        figures.append(Figure(row.name, scores[row.task][row.key], unit, row.bar, ", ".join(parts)))
+        parts += [f"{label} {_shown(scores[row.task][key], unit)}" for key, label in row.controls if key in scores[row.task]]
+        figures.append(QualityFigure(name=row.name, value=scores[row.task][row.key], unit=unit, bar=row.bar, note=", ".join(parts)))
     return figures
 
 
@@ -148,7 +160,7 @@ def ceilings_of(reference: Reference, samples: dict[str, list[Sample]], judge: J
     return {task: score(task, rows, reference.reconstruct(np.stack([s.truth for s in rows])), judge) for task, rows in samples.items()}
 
 
-def quality_table(directory: Path, adapters: dict[str, Path], n: int = 128, progress: Progress | None = None) -> list[Figure]:
+def quality_table(directory: Path, adapters: dict[str, Path], n: int = 128, progress: Progress = silent) -> list[QualityFigure]:
     """The whole FP32 table of a Toyland model directory, on `n` held-out samples a task.
 
     Args:
@@ -160,9 +172,8 @@ def quality_table(directory: Path, adapters: dict[str, Path], n: int = 128, prog
     samples = {task: held_out(task, n) for task in tasks if task in SCORERS}
     scores: dict[str, Scores] = {}
     for i, (task, rows) in enumerate(samples.items()):
-        if progress is not None:
-            progress(task, i / len(samples))
-        scores[task] = score(task, rows, reference.pictures(task, jobs_of(rows)), judge)
+        progress(task, i / len(samples))
+        scores[task] = score(task, rows, reference.pictures(task, picture_requests(rows)), judge)
     counts = {task: len(rows) for task, rows in samples.items()}
     return vae_figures(reference, samples) + task_figures(scores, ceilings_of(reference, samples, judge), counts)
 

@@ -27,8 +27,8 @@ from quad.runtime.stages import to_picture
 BATCH = 16
 
 
-@dataclass(frozen=True)
-class Job:
+@dataclass(frozen=True, kw_only=True)
+class PictureRequest:
     """One picture to make: `image` uint8 `(S, S, 3)`, `mask` uint8 `(S, S)` with 255 inside; both only where the task asks."""
 
     prompt: str
@@ -92,9 +92,9 @@ class Reference:
         """Through the VAE and back: the ceiling of every task."""
         parts = []
         for i in range(0, len(pictures), BATCH):
-            some = pictures[i : i + BATCH]
-            latent = self.encode_signal(torch.from_numpy(np.concatenate([to_model(picture) for picture in some])))
-            parts.append(self.decode(latent, [None] * len(some)))
+            batch = pictures[i : i + BATCH]
+            latent = self.encode_signal(torch.from_numpy(np.concatenate([to_model(picture) for picture in batch])))
+            parts.append(self.decode(latent, [None] * len(batch)))
         return np.concatenate(parts)
 
     def words(self, prompts: Sequence[str]) -> Tensor:
@@ -104,22 +104,24 @@ class Reference:
             hidden: Tensor = self._text_encoder(input_ids=ids).last_hidden_state
         return hidden
 
-    def _condition(self, given: Sequence[Condition]) -> Tensor:
-        """The extra channels of every job: `[condition latent | mask]`, `(N, C + 1, h, w)`."""
-        mask = torch.from_numpy(np.concatenate([one.mask for one in given]))
-        images = [torch.from_numpy(one.image) for one in given if one.image is not None]
+    def _condition(self, conditions: Sequence[Condition]) -> Tensor:
+        """The extra channels of every request: `[condition latent | mask]`, `(N, C + 1, h, w)`."""
+        mask = torch.from_numpy(np.concatenate([condition.mask for condition in conditions]))
+        images = [torch.from_numpy(condition.image) for condition in conditions if condition.image is not None]
         if images:
             return torch.cat([self.encode_signal(torch.cat(images)), mask], dim=1)
-        return torch.cat([torch.zeros(len(given), self.latent.channels, *mask.shape[2:]), mask], dim=1)
+        return torch.cat([torch.zeros(len(conditions), self.latent.channels, *mask.shape[2:]), mask], dim=1)
 
-    def _batch(self, task: str, spec: TaskSpec, jobs: Sequence[Job]) -> NDArray[np.uint8]:
+    def _batch(self, task: str, spec: TaskSpec, requests: Sequence[PictureRequest]) -> NDArray[np.uint8]:
         side = self.latent.side(self.size)
-        rows = SeedRows([job.seed for job in jobs])
-        noise = rows.standard_normal((len(jobs), self.latent.channels, side, side)).astype(np.float32)
-        given = [make_condition(task, spec, Pictures(job.image, job.mask), self.size, self.latent.factor) for job in jobs]
-        words, extra = self.words([job.prompt for job in jobs]), self._condition(given)
+        rows = SeedRows([request.seed for request in requests])
+        noise = rows.standard_normal((len(requests), self.latent.channels, side, side)).astype(np.float32)
+        conditions = [
+            make_condition(task, spec, Pictures(request.image, request.mask), self.size, self.latent.factor) for request in requests
+        ]
+        words, extra = self.words([request.prompt for request in requests]), self._condition(conditions)
         if spec.guidance != 1.0:
-            words, extra = torch.cat([self.words([""] * len(jobs)), words]), torch.cat([extra, extra])
+            words, extra = torch.cat([self.words([""] * len(requests)), words]), torch.cat([extra, extra])
 
         def model(x: NDArray[Any], t: float) -> NDArray[Any]:
             latent = torch.from_numpy(np.ascontiguousarray(x))
@@ -129,7 +131,7 @@ class Reference:
             return np.asarray(empty + np.float32(spec.guidance) * (full - empty))
 
         latent = run_sampler(spec.sampler, self.schedule, model, noise, cast(np.random.Generator, rows))
-        return self.decode(torch.from_numpy(latent), [one.paste for one in given])
+        return self.decode(torch.from_numpy(latent), [condition.paste for condition in conditions])
 
     def _predict(self, latent: Tensor, extra: Tensor, t: float, words: Tensor) -> NDArray[np.float32]:
         with torch.inference_mode():
@@ -143,18 +145,18 @@ class Reference:
             output: Tensor = self._unet(sample, t, words).sample
         return output
 
-    def pictures(self, task: str, jobs: Sequence[Job], spec: TaskSpec | None = None) -> NDArray[np.uint8]:
-        """One picture per job, uint8 `(N, S, S, 3)`.
+    def pictures(self, task: str, requests: Sequence[PictureRequest], spec: TaskSpec | None = None) -> NDArray[np.uint8]:
+        """One picture per request, uint8 `(N, S, S, 3)`.
 
         Args:
             task: a task of the model.
             spec: how to run it; the model's own by default, a bundle's where its sampler was solved anew.
 
         Raises:
-            UsageError: the model has no such task, or a job lacks the picture or mask that the task needs.
+            UsageError: the model has no such task, or a request lacks the picture or mask that the task needs.
         """
         if spec is None and task not in self.tasks:
             raise UsageError(mismatch("task", f"one of {', '.join(self.tasks)}", task, "choose one of these"))
         chosen = spec or self.tasks[task]
         self._adapters.use(chosen.adapter)
-        return np.concatenate([self._batch(task, chosen, jobs[i : i + BATCH]) for i in range(0, len(jobs), BATCH)])
+        return np.concatenate([self._batch(task, chosen, requests[i : i + BATCH]) for i in range(0, len(requests), BATCH)])

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.manifest import TaskSpec
+from quad.core.progress import Progress
 from quad.evaluate.bench.bench import use_adapter
 from quad.evaluate.figures.effect import Effect, picture_effect
+from quad.evaluate.figures.evaluation import EffectFigures, Evaluation, PictureEffect, TaskEvaluation, TaskScores
 from quad.evaluate.figures.paired import paired_task
-from quad.evaluate.figures.quality import held_out, jobs_of
-from quad.evaluate.figures.reference import Job, Reference
+from quad.evaluate.figures.quality import held_out, picture_requests
+from quad.evaluate.figures.reference import PictureRequest, Reference
 from quad.evaluate.figures.scores import score
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.judge import Judge
@@ -23,8 +24,7 @@ from quad.zoo.samples import TASKS, Sample
 
 Pictures = NDArray[np.uint8]
 CONTROL_SEED = 10**6
-Tick = Callable[[int], None]
-Show = Callable[[str, float], None]  # what is being done, share of it done in [0, 1]
+PicturesMade = Callable[[int], None]  # hears how many pictures were just made
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ZeroPair:
     quantized: Pictures
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskRun:
     """All pictures of one task, uint8 `(N, S, S, 3)`.
 
@@ -55,48 +55,53 @@ class TaskRun:
     zero: ZeroPair | None = None
 
 
-def bundle_pictures(pipe: QuadPipeline, task: str, jobs: Sequence[Job], tick: Tick | None = None) -> tuple[Pictures, list[float]]:
-    """The bundle's pictures of some jobs with what is bound now, and the ms that each took.
+def bundle_pictures(
+    pipe: QuadPipeline, task: str, requests: Sequence[PictureRequest], on_made: PicturesMade | None = None
+) -> tuple[Pictures, list[float]]:
+    """The bundle's pictures of some requests with what is bound now, and the ms that each took.
 
     Raises:
         UsageError: the bundle has no such task.
     """
     pictures, times = [], []
-    for job in jobs:
-        output = pipe(job.prompt, task=task, image=job.image, mask_image=job.mask, seed=job.seed)
+    for request in requests:
+        output = pipe(request.prompt, task=task, image=request.image, mask_image=request.mask, seed=request.seed)
         pictures.append(np.asarray(output.images[0]))
         times.append(output.timings_ms["total"])
-        if tick is not None:
-            tick(1)
+        if on_made is not None:
+            on_made(1)
     return np.stack(pictures), times
 
 
-def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int, tick: Tick | None = None, zeros: int = 0) -> TaskRun:
+def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int, on_made: PicturesMade | None = None, zeros: int = 0) -> TaskRun:
     """Make both sides of `n` held-out samples, with the task's own adapter.
 
     Args:
-        tick: hears of every picture, `pictures_of` in all.
+        on_made: hears of every picture, `pictures_of` in all.
         zeros: how many of them are made again with the zero adapter.
     """
     spec, samples = pipe.tasks[task], held_out(task, n)
     use_adapter(pipe, spec.adapter)
-    quantized, times = bundle_pictures(pipe, task, jobs_of(samples), tick)
+    quantized, times = bundle_pictures(pipe, task, picture_requests(samples), on_made)
     sides = []
     for first_seed in (0, CONTROL_SEED):
-        sides.append(reference.pictures(task, jobs_of(samples, first_seed), spec))
-        if tick is not None:
-            tick(n)
-    zero = _zero_pair(reference, pipe, task, jobs_of(samples[:zeros]), tick) if zeros and spec.adapter is not None else None
-    return TaskRun(task, spec, samples, sides[0], sides[1], quantized, times, zero)
+        sides.append(reference.pictures(task, picture_requests(samples, first_seed), spec))
+        if on_made is not None:
+            on_made(n)
+    zero = _zero_pair(reference, pipe, task, picture_requests(samples[:zeros]), on_made) if zeros and spec.adapter is not None else None
+    fp, control = sides
+    return TaskRun(task=task, spec=spec, samples=samples, fp=fp, control=control, quantized=quantized, times_ms=times, zero=zero)
 
 
-def _zero_pair(reference: Reference, pipe: QuadPipeline, task: str, jobs: Sequence[Job], tick: Tick | None) -> ZeroPair:
+def _zero_pair(
+    reference: Reference, pipe: QuadPipeline, task: str, requests: Sequence[PictureRequest], on_made: PicturesMade | None
+) -> ZeroPair:
     spec = msgspec.structs.replace(pipe.tasks[task], adapter=None)
     use_adapter(pipe, None)
-    quantized, _ = bundle_pictures(pipe, task, jobs, tick)
-    fp = reference.pictures(task, jobs, spec)
-    if tick is not None:
-        tick(len(jobs))
+    quantized, _ = bundle_pictures(pipe, task, requests, on_made)
+    fp = reference.pictures(task, requests, spec)
+    if on_made is not None:
+        on_made(len(requests))
     return ZeroPair(fp, quantized)
 
 
@@ -105,56 +110,62 @@ def pictures_of(spec: TaskSpec, n: int, zeros: int) -> int:
     return 3 * n + (2 * min(n, zeros) if spec.adapter is not None else 0)
 
 
-def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, show: Show, zeros: int = 0) -> list[TaskRun]:
+def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, zeros: int = 0) -> list[TaskRun]:
     """All tasks that the bundle has and that have held-out samples, both sides."""
     tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
-    total, done = sum(pictures_of(spec, n, zeros) for spec in tasks.values()), 0
+    total, count = sum(pictures_of(spec, n, zeros) for spec in tasks.values()), 0
     runs = []
 
-    def tick(pictures: int) -> None:
-        nonlocal done
-        done += pictures
-        show(task, done / total)
+    def on_made(pictures: int) -> None:
+        nonlocal count
+        count += pictures
+        progress(task, count / total)
 
     for task in tasks:
-        show(task, done / total)
-        runs.append(run_task(reference, pipe, task, n, tick, zeros))
+        progress(task, count / total)
+        runs.append(run_task(reference, pipe, task, n, on_made, zeros))
     return runs
 
 
-def evaluate(run: TaskRun, reference: Reference, judge: Judge) -> dict[str, Any]:
-    """One task's entry of `eval.json`: paired figures, and scores against the truth for FP32, bundle and VAE ceiling."""
-    ceiling = reference.reconstruct(np.stack([s.truth for s in run.samples]))
-    sides = (("fp", run.fp), ("quantized", run.quantized), ("ceiling", ceiling))
-    scores = {name: score(run.task, run.samples, pictures, judge) for name, pictures in sides}
-    return {**paired_task(run.samples, run.fp, run.quantized, run.control, judge), "scores": scores}
-
-
-def effect_figures(run: TaskRun, effect: Effect | None) -> dict[str, Any]:
-    """The adapter effect's part of that entry; null where the task has no adapter.
+def evaluate(run: TaskRun, reference: Reference, judge: Judge, effect: Effect | None) -> TaskEvaluation:
+    """One task's entry of `eval.json`.
 
     Args:
         effect: at the U-Net's output.
     """
-    own = effect.to_json() if effect is not None else {"gain": None, "sqnr_db": None}
+    ceiling = reference.reconstruct(np.stack([s.truth for s in run.samples]))
+    fp, quantized, vae = (score(run.task, run.samples, pictures, judge) for pictures in (run.fp, run.quantized, ceiling))
+    pairs = paired_task(run.samples, run.fp, run.quantized, run.control, judge)
+    effects = effect_figures(run, effect)
+    scores = TaskScores(fp=fp, quantized=quantized, ceiling=vae)
+    return TaskEvaluation(**msgspec.structs.asdict(pairs), scores=scores, **msgspec.structs.asdict(effects))
+
+
+def effect_figures(run: TaskRun, effect: Effect | None) -> EffectFigures:
+    """The adapter effect's part of that entry.
+
+    Args:
+        effect: at the U-Net's output.
+    """
     pictures = None
     if run.zero is not None:
         m = len(run.zero.fp)
-        seen = picture_effect(run.fp[:m], run.zero.fp, run.quantized[:m], run.zero.quantized)
-        pictures = None if seen is None else {"n": m, **seen.to_json()}
-    return {"effect_gain": own["gain"], "effect_sqnr_db": own["sqnr_db"], "effect_pictures": pictures}
+        visible = picture_effect(run.fp[:m], run.zero.fp, run.quantized[:m], run.zero.quantized)
+        pictures = None if visible is None else PictureEffect(n=m, gain=visible.gain, sqnr_db=visible.capped_db)
+    gain, sqnr_db = (None, None) if effect is None else (effect.gain, effect.capped_db)
+    return EffectFigures(effect_gain=gain, effect_sqnr_db=sqnr_db, effect_pictures=pictures)
 
 
 def evaluate_all(
-    runs: Sequence[TaskRun], reference: Reference, engine: str, effects: Mapping[str, Effect | None], show: Show
-) -> dict[str, Any]:
-    """The object of `quad eval --json` (docs/formats.md).
+    runs: Sequence[TaskRun], reference: Reference, engine: str, effects: Mapping[str, Effect | None], progress: Progress
+) -> Evaluation:
+    """All tasks of a bundle, measured.
 
     Args:
         effects: task -> its adapter's effect at the U-Net's output.
     """
     judge, tasks = Judge.load(), {}
     for i, run in enumerate(runs):
-        show(run.task, i / len(runs))
-        tasks[run.task] = {**evaluate(run, reference, judge), **effect_figures(run, effects.get(run.task))}
-    return {"engine": engine, "tasks": tasks}
+        progress(run.task, i / len(runs))
+        tasks[run.task] = evaluate(run, reference, judge, effects.get(run.task))
+    return Evaluation(engine=engine, tasks=tasks)

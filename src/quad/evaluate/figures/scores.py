@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.evaluate.figures import metrics
+from quad.evaluate.figures.evaluation import Scores
 from quad.zoo import draw, world
 from quad.zoo.judge import NONE, Judge, truth_of
 from quad.zoo.samples import Sample
 from quad.zoo.world import Portrait, Scene
 
 Pictures = NDArray[np.uint8]
-Scores = dict[str, float]
 STYLE_GROUND = {"cartoon": draw.CARTOON_GROUND, "neon": draw.NEON_GROUND, "pastel": draw.PAPER}
 STYLE_DISTANCE = 0.2
 FACE = ("skin", "hair", "cut", "expression")
@@ -28,31 +28,31 @@ def _share(hits: Sequence[bool]) -> float:
     return float(np.mean(hits)) if hits else 0.0
 
 
-def _scene(what: Scene | Portrait | None) -> Scene:
-    if not isinstance(what, Scene):
-        raise TypeError(f"expected a Scene, found {type(what).__name__}")
-    return what
+def _scene(picture: Scene | Portrait | None) -> Scene:
+    if not isinstance(picture, Scene):
+        raise TypeError(f"expected a Scene, found {type(picture).__name__}")
+    return picture
 
 
 def text_to_image(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scores:
     """Shares of captions whose words are in the picture; an object counts at its asked place only."""
     hits: dict[str, list[bool]] = {name: [] for name in ("medium", "sky", "ground", "kind", "kind_colour", "kind_anywhere", *FACE)}
-    for sample, found in zip(samples, judge.attributes(pictures), strict=True):
+    for sample, predicted in zip(samples, judge.attributes(pictures), strict=True):
         if sample.after is None:
             continue
         truth = truth_of(sample.after)
-        hits["medium"].append(found["medium"] == truth["medium"])
+        hits["medium"].append(predicted["medium"] == truth["medium"])
         if isinstance(sample.after, Portrait):
             for name in FACE:
-                hits[name].append(found.get(name) == truth[name])
+                hits[name].append(predicted.get(name) == truth[name])
             continue
-        hits["sky"].append(found.get("time") == truth["time"])
-        hits["ground"].append(found.get("ground") == truth["ground"])
+        hits["sky"].append(predicted.get("time") == truth["time"])
+        hits["ground"].append(predicted.get("ground") == truth["ground"])
         for toy in sample.after.toys:
-            kind = found.get(f"{toy.place}.kind") == toy.kind
+            kind = predicted.get(f"{toy.place}.kind") == toy.kind
             hits["kind"].append(kind)
-            hits["kind_colour"].append(kind and found.get(f"{toy.place}.colour") == toy.colour)
-            hits["kind_anywhere"].append(any(found.get(f"{place}.kind") == toy.kind for place in world.PLACES))
+            hits["kind_colour"].append(kind and predicted.get(f"{toy.place}.colour") == toy.colour)
+            hits["kind_anywhere"].append(any(predicted.get(f"{place}.kind") == toy.kind for place in world.PLACES))
     return {name: _share(values) for name, values in hits.items() if values}
 
 
@@ -61,11 +61,11 @@ def transform(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Sc
     changed: list[bool] = []
     kept: list[bool] = []
     exact: list[bool] = []
-    for sample, found in zip(samples, judge.attributes(pictures), strict=True):
+    for sample, predicted in zip(samples, judge.attributes(pictures), strict=True):
         before, after = truth_of(_scene(sample.before)), truth_of(_scene(sample.after))
-        asked = [name for name in after if after[name] != before.get(name)]
-        changed.append(all(found.get(name) == after[name] for name in asked))
-        others = [found.get(name) == after[name] for name in after if name not in asked]
+        changes = [name for name in after if after[name] != before.get(name)]
+        changed.append(all(predicted.get(name) == after[name] for name in changes))
+        others = [predicted.get(name) == after[name] for name in after if name not in changes]
         kept += others
         exact.append(changed[-1] and all(others))
     return {"changed": _share(changed), "kept": _share(kept), "exact": _share(exact)}
@@ -85,11 +85,11 @@ def _inside(samples: Sequence[Sample], pictures: Sequence[Pictures]) -> tuple[fl
 
 def removal(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scores:
     """Error inside the object against the truth, beside two fills that need no model; and whether the judge sees it gone."""
-    given = [(s.image, s.mask) for s in samples if s.image is not None and s.mask is not None]
+    inputs = [(s.image, s.mask) for s in samples if s.image is not None and s.mask is not None]
     rows = {
         "inside": list(pictures),
-        "nearest": [metrics.nearest_fill(image, mask) for image, mask in given],
-        "ring": [metrics.ring_fill(image, mask) for image, mask in given],
+        "nearest": [metrics.nearest_fill(image, mask) for image, mask in inputs],
+        "ring": [metrics.ring_fill(image, mask) for image, mask in inputs],
     }
     scores: Scores = {}
     for name, filled in rows.items():
@@ -97,10 +97,10 @@ def removal(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scor
     scores["gain_db"] = scores["inside_db"] - max(scores["nearest_db"], scores["ring_db"])
     scores["gain_pooled_db"] = scores["inside_pooled_db"] - max(scores["nearest_pooled_db"], scores["ring_pooled_db"])
     gone = []
-    for sample, found in zip(samples, judge.attributes(pictures), strict=True):
+    for sample, predicted in zip(samples, judge.attributes(pictures), strict=True):
         after = truth_of(_scene(sample.after))
         empty = [f"{place}.kind" for place in world.PLACES if after[f"{place}.kind"] == NONE]
-        gone.append(all(found.get(name) == NONE for name in empty))
+        gone.append(all(predicted.get(name) == NONE for name in empty))
     scores["gone"] = _share(gone)
     return scores
 
@@ -108,19 +108,23 @@ def removal(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scor
 def sketch(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scores:
     """Edges within 2 px of the ink, with the control: the same drawings against another sample's picture."""
     drawings = [sample.image for sample in samples if sample.image is not None]
-    own = [metrics.edge_agreement(picture, drawing) for picture, drawing in zip(pictures, drawings, strict=True)]
-    other = [metrics.edge_agreement(picture, drawing) for picture, drawing in zip(np.roll(pictures, 1, axis=0), drawings, strict=True)]
+    agreements = [metrics.edge_agreement(picture, drawing) for picture, drawing in zip(pictures, drawings, strict=True)]
+    control = [metrics.edge_agreement(picture, drawing) for picture, drawing in zip(np.roll(pictures, 1, axis=0), drawings, strict=True)]
     words = text_to_image(samples, pictures, judge)
-    return {"edges": float(np.mean(own)), "edges_control": float(np.mean(other)), **{k: words[k] for k in ("sky", "ground", "kind_colour")}}
+    return {
+        "edges": float(np.mean(agreements)),
+        "edges_control": float(np.mean(control)),
+        **{k: words[k] for k in ("sky", "ground", "kind_colour")},
+    }
 
 
 def sticker(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scores:
     """White outline and flat ground by pixel test; the right object by the judge."""
-    kept = []
-    for sample, found in zip(samples, judge.attributes(pictures), strict=True):
+    right = []
+    for sample, predicted in zip(samples, judge.attributes(pictures), strict=True):
         toy = _scene(sample.before).toys[int(sample.detail)]
-        kept.append(found.get(f"{toy.place}.kind") == toy.kind and found.get(f"{toy.place}.colour") == toy.colour)
-    return {"outline": _share([metrics.is_sticker(picture) for picture in pictures]), "object": _share(kept)}
+        right.append(predicted.get(f"{toy.place}.kind") == toy.kind and predicted.get(f"{toy.place}.colour") == toy.colour)
+    return {"outline": _share([metrics.is_sticker(picture) for picture in pictures]), "object": _share(right)}
 
 
 def has_style_ground(picture: Pictures, style: str) -> bool:
@@ -131,14 +135,14 @@ def has_style_ground(picture: Pictures, style: str) -> bool:
 def portrait(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scores:
     """Was the asked style applied (judge and background both), and was the face kept (mean over its four attributes)."""
     styled: list[bool] = []
-    kept: dict[str, list[bool]] = {name: [] for name in FACE}
-    for sample, picture, found in zip(samples, pictures, judge.attributes(pictures), strict=True):
+    face: dict[str, list[bool]] = {name: [] for name in FACE}
+    for sample, picture, predicted in zip(samples, pictures, judge.attributes(pictures), strict=True):
         assert isinstance(sample.after, Portrait)
         truth = truth_of(sample.after, sample.detail)
-        styled.append(found.get("style") == sample.detail and has_style_ground(picture, sample.detail))
+        styled.append(predicted.get("style") == sample.detail and has_style_ground(picture, sample.detail))
         for name in FACE:
-            kept[name].append(found.get(name) == truth[name])
-    shares = {name: _share(values) for name, values in kept.items()}
+            face[name].append(predicted.get(name) == truth[name])
+    shares = {name: _share(values) for name, values in face.items()}
     return {"style": _share(styled), "face": float(np.mean(list(shares.values()))), **shares}
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quad.core.storage.files import write_bytes
-from quad.evaluate.figures.quality import Figure, find_adapters, held_out, jobs_of, quality_table
+from quad.evaluate.figures.quality import QualityFigure, find_adapters, held_out, picture_requests, quality_table
 from quad.evaluate.figures.reference import Reference
 from quad.zoo.reference import reference_dir
 from quad.zoo.samples import TASKS
@@ -32,7 +32,8 @@ PROSE = (Path(__file__).parent / "card.md").read_text()
 def task_rows(reference: Reference, task: str) -> list[NDArray[np.uint8]]:
     """Rows of pictures `(64, COLUMNS * 64, 3)`: what the model was given (if any), what it made, and the truth."""
     samples = held_out(task, COLUMNS)
-    rows = [[s.image for s in samples if s.image is not None], list(reference.pictures(task, jobs_of(samples))), [s.truth for s in samples]]
+    drawn = list(reference.pictures(task, picture_requests(samples)))
+    rows = [[s.image for s in samples if s.image is not None], drawn, [s.truth for s in samples]]
     return [np.concatenate(row, axis=1) for row in rows if row]
 
 
@@ -46,7 +47,7 @@ def grid(reference: Reference) -> Image.Image:
     return picture.resize((picture.width * ENLARGE, picture.height * ENLARGE), Image.Resampling.NEAREST)
 
 
-def table(figures: list[Figure]) -> str:
+def table(figures: list[QualityFigure]) -> str:
     """The quality table in Markdown; misses are named as such."""
     lines = ["| figure | measured | bar | | |", "|---|---|---|---|---|"]
     for figure in figures:

@@ -1,4 +1,4 @@
-"""What an evaluation writes beside its page: JSON files and pictures."""
+"""The files that an evaluation writes beside its page: JSON and pictures."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def save_pictures(run: TaskRun, folder: Path) -> None:
     """PNG files of one task: `NN_input`, `NN_fp32`, `NN_quantized`, `NN_difference`, `NN_truth`."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, sample in enumerate(run.samples):
-        named: dict[str, NDArray[np.uint8] | None] = {
+        by_name: dict[str, NDArray[np.uint8] | None] = {
             "input": sample.image,
             "mask": sample.mask,
             "fp32": run.fp[i],
@@ -32,6 +32,6 @@ def save_pictures(run: TaskRun, folder: Path) -> None:
             "difference": difference(run.fp[i], run.quantized[i]),
             "truth": sample.truth,
         }
-        for name, picture in named.items():
+        for name, picture in by_name.items():
             if picture is not None:
                 Image.fromarray(picture).save(folder / f"{i:02d}_{name}.png")

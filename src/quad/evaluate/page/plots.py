@@ -89,19 +89,19 @@ def _grid(frame: _Frame, ticks: Sequence[float], label: str) -> list[str]:
 
 def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     """Lines over two numeric axes, with a dot at every point and its values in a tooltip."""
-    xs = [point[0] for one in series for point in one.points]
-    x_ticks, y_ticks = axis_ticks(x, xs), axis_ticks(y, [point[1] for one in series for point in one.points])
+    xs = [point[0] for line in series for point in line.points]
+    x_ticks, y_ticks = axis_ticks(x, xs), axis_ticks(y, [point[1] for line in series for point in line.points])
     frame = _Frame((x_ticks[0], x_ticks[-1]), (y_ticks[0], y_ticks[-1]))
     body = _grid(frame, y_ticks, y.label)
     body += [_text(frame.at(tick, 0)[0], HEIGHT - BOTTOM + 17, f"{tick:g}") for tick in x_ticks]
     body.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, x.label))
-    for i, one in enumerate(series):
+    for i, line in enumerate(series):
         colour = COLOURS[i % len(COLOURS)]
-        places = [frame.at(*point) for point in one.points]
+        places = [frame.at(*point) for point in line.points]
         path = " ".join(f"{px:.1f},{py:.1f}" for px, py in places)
         body.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="{path}"/>')
-        for (px, py), (vx, vy) in zip(places, one.points, strict=True):
-            tip = escape(f"{one.name}: {vx:g}, {vy:.4g}")
+        for (px, py), (vx, vy) in zip(places, line.points, strict=True):
+            tip = escape(f"{line.name}: {vx:g}, {vy:.4g}")
             body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3.5" fill="{colour}"><title>{tip}</title></circle>')
     return _svg(WIDTH, HEIGHT + _legend_height(series), title, [*body, *_legend(series)])
 
@@ -113,10 +113,10 @@ def _legend_height(series: Sequence[Series]) -> int:
 def _legend(series: Sequence[Series]) -> list[str]:
     """Names below the chart, four a line; none for a single line."""
     parts = []
-    for i, one in enumerate(series if len(series) > 1 else ()):
+    for i, line in enumerate(series if len(series) > 1 else ()):
         x, y = LEFT + (i % 4) * 124, HEIGHT + 12 + 22 * (i // 4)
         parts.append(f'<rect x="{x}" y="{y - 9}" width="12" height="12" rx="3" fill="{COLOURS[i % len(COLOURS)]}"/>')
-        parts.append(_text(x + 18, y + 1, one.name, "start"))
+        parts.append(_text(x + 18, y + 1, line.name, "start"))
     return parts
 
 

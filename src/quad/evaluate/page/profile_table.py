@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quad.evaluate.page.report import Line, Table
+from quad.evaluate.page.table import Cell, Row, Table, plain
 
 QUAD_SECONDS = 180.0
 QUAD_STAGES = ("calibrate", "score", "unify", "align")
@@ -13,7 +13,7 @@ COLUMNS = ("QSS, bits", "95 %", "own encodings", "shared", "rescaled", "distille
 
 
 def quad_seconds(build: Mapping[str, Any]) -> float:
-    """What sensitivity, profile and alignment took."""
+    """Seconds of sensitivity, profile and alignment together."""
     return float(sum(build["stages"].get(stage, 0.0) for stage in QUAD_STAGES))
 
 
@@ -26,20 +26,21 @@ def profile_table(build: Mapping[str, Any]) -> Table | None:
     profile, alignment = build["profile"], build["alignment"]
     if "ranking" not in profile:
         return None
-    lines = [Line(name, "", _cells(profile, alignment[name], name)) for name in profile["ranking"]]
+    rows = [Row(name=name, cells=_cells(profile, alignment[name], name)) for name in profile["ranking"]]
     seconds = quad_seconds(build)
-    lines.append(Line("sensitivity, profile, alignment", f"≤ {QUAD_SECONDS:.0f} s", ((f"{seconds:.0f} s", seconds <= QUAD_SECONDS),)))
+    total = Cell(f"{seconds:.0f} s", seconds <= QUAD_SECONDS)
+    rows.append(Row(name="sensitivity, profile, alignment", cells=(total,), bar=f"≤ {QUAD_SECONDS:.0f} s"))
     lead = (
         f"Profile {profile['mode']}: {profile['reason']}. QSS is the paired-Gaussian divergence of the U-Net's output from full precision; "
         "the four columns after it are SQNR of that output: with encodings of its own, and on held-out calls under the shared profile, "
         "before alignment, rescaled, and distilled. The gain is of the adapter's effect at the end, 1 is right."
     )
-    return Table("How the one profile was made", lead, COLUMNS, lines)
+    return Table(title="How the one profile was made", lead=lead, columns=COLUMNS, rows=rows)
 
 
-def _cells(profile: Mapping[str, Any], aligned: Mapping[str, Any], name: str) -> tuple[tuple[str, bool | None], ...]:
+def _cells(profile: Mapping[str, Any], aligned: Mapping[str, Any], name: str) -> tuple[Cell, ...]:
     low, high = profile["qss_interval"][name]
     steps = [f"{aligned[step]:.1f} dB" for step in ("before_db", "after_rescale_db", "after_distill_db")]
     gain = aligned["effect"]["after_distill"]["gain"]
     texts = [f"{profile['qss'][name]:.1e}", f"{low:.1e} to {high:.1e}", f"{profile['sqnr_db'][name]:.1f} dB", *steps]
-    return tuple((text, None) for text in (*texts, "" if gain is None else f"{gain:.3f}"))
+    return plain(*texts, "" if gain is None else f"{gain:.3f}")

@@ -13,6 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from quad.evaluate.page.table import Row, Table
+
 Picture = NDArray[np.uint8]
 STYLE = Path(__file__).with_name("report.css")
 DIFFERENCE_GAIN = 8
@@ -20,27 +22,7 @@ SHOWN = 4
 COLUMNS = ("input", "FP32", "quantized", f"difference x{DIFFERENCE_GAIN}", "truth")
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of the summary: both sides of a figure, as text, and whether each reached its bar (None: no bar)."""
-
-    name: str
-    bar: str
-    cells: tuple[tuple[str, bool | None], ...]
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A headed list of lines; `columns` names the cells of every line."""
-
-    title: str
-    lead: str
-    columns: tuple[str, ...]
-    lines: Sequence[Line]
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Strip:
     """One sample: pictures uint8 `(S, S, 3)`; `truth` None where many pictures would be right."""
 
@@ -70,7 +52,7 @@ class Plots:
     svgs: Sequence[str]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Everything that the page says: `tables` and then `plots` stand before the chapters, `closing` after them."""
 
@@ -113,14 +95,14 @@ def _badge(passed: bool | None) -> str:
     return f' <span class="badge {kind}">{word}</span>' if word else ""
 
 
-def _line(line: Line) -> str:
-    cells = "".join(f'<td class="n">{escape(text)}{_badge(passed)}</td>' for text, passed in line.cells)
-    return f'<tr><td>{escape(line.name)}</td><td class="n">{escape(line.bar)}</td>{cells}<td class="note">{escape(line.note)}</td></tr>'
+def _row(row: Row) -> str:
+    cells = "".join(f'<td class="n">{escape(cell.text)}{_badge(cell.passed)}</td>' for cell in row.cells)
+    return f'<tr><td>{escape(row.name)}</td><td class="n">{escape(row.bar)}</td>{cells}<td class="note">{escape(row.note)}</td></tr>'
 
 
 def _table(table: Table) -> str:
     heads = "".join(f'<th class="n">{escape(name)}</th>' for name in ("bar", *table.columns))
-    rows = "\n".join(_line(line) for line in table.lines)
+    rows = "\n".join(_row(row) for row in table.rows)
     head = f"<h2>{escape(table.title)}</h2><p>{escape(table.lead)}</p>"
     body = f"<thead><tr><th>figure</th>{heads}<th>beside it</th></tr></thead><tbody>{rows}</tbody>"
     return f'<section>{head}<div class="scroll"><table>{body}</table></div></section>'
@@ -155,7 +137,7 @@ def _chapter(chapter: Chapter) -> str:
     return f'<section id="{escape(chapter.task)}">{head}{strips}</section>'
 
 
-def _door(chapter: Chapter) -> str:
+def _chapter_link(chapter: Chapter) -> str:
     """A chapter's first input and the bundle's picture of it, as a link to the chapter."""
     if not chapter.strips:
         return ""
@@ -171,10 +153,10 @@ def _facts(facts: Sequence[tuple[str, str]]) -> str:
 
 def render(report: Report) -> str:
     """The whole page, self-contained: no script, no network."""
-    tables, closing = ("\n".join(_table(table) for table in some) for some in (report.tables, report.closing))
-    plots = "\n".join(_plots(some) for some in report.plots)
+    tables, closing = ("\n".join(_table(table) for table in group) for group in (report.tables, report.closing))
+    plots = "\n".join(_plots(group) for group in report.plots)
     chapters = "\n".join(_chapter(chapter) for chapter in report.chapters)
-    doors = "".join(_door(chapter) for chapter in report.chapters)
+    links = "".join(_chapter_link(chapter) for chapter in report.chapters)
     switch = '<label class="switch"><input type="checkbox" id="pixels"> show single pixels (pictures are enlarged 3x)</label>'
     switch = switch if report.chapters else ""
     footer = "".join(f"<p>{escape(line)}</p>" for line in report.footer)
@@ -184,7 +166,7 @@ def render(report: Report) -> str:
 {STYLE.read_text(encoding="utf-8")}</style></head>
 <body><main><h1>{escape(report.title)}</h1><p class="lead">{escape(report.lead)}</p>
 <div class="facts">{_facts(report.facts)}</div>
-<nav>{doors}</nav>
+<nav>{links}</nav>
 {switch}
 {tables}
 {plots}

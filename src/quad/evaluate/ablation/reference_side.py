@@ -14,31 +14,31 @@ from quad.core.manifest import TaskSpec
 from quad.core.storage.files import write_bytes
 from quad.evaluate.figures.effect import PROBE_RUNS, TrueEffect, held_out_probes, true_effects
 from quad.evaluate.figures.identity import adapter_identities, model_identity
-from quad.evaluate.figures.paired import Seen, see
-from quad.evaluate.figures.quality import held_out, jobs_of
-from quad.evaluate.figures.reference import Job, Reference
+from quad.evaluate.figures.paired import PictureFeatures, extract
+from quad.evaluate.figures.quality import held_out, picture_requests
+from quad.evaluate.figures.reference import PictureRequest, Reference
 from quad.zoo.judge import Judge
 from quad.zoo.samples import TASKS
 
 
-class FloatSide:
-    """What every row is compared with; pictures are kept in files, so that a run that was killed does not make them again."""
+class ReferenceSide:
+    """The side that every row is compared with; pictures are kept in files, so that a run that was killed does not make them again."""
 
-    def __init__(self, model: Path, adapters: Mapping[str, Path], n: int, cache: Path) -> None:
+    def __init__(self, model: Path, *, adapters: Mapping[str, Path], n: int, cache: Path) -> None:
         """Open the model.
 
         Args:
             n: held-out samples a task.
             cache: directory for the pictures.
 
-        Whatever is kept from this model is kept under `digest`, of its weights and settings, and `adapter_digests`, by name.
+        Files made from this model are named by `digest`, of its weights and settings, and `adapter_digests`, by name.
         """
         self.n = n
         self._model, self._adapters, self._cache = model, dict(adapters), cache
         self._reference, self.judge = Reference(model, self._adapters), Judge.load()
         self.digest = model_identity(model, self._reference.digest)
         self.adapter_digests = adapter_identities(self._adapters)
-        self._seen: dict[str, Seen] = {}
+        self._features: dict[str, PictureFeatures] = {}
         self._effects: dict[str, list[TrueEffect]] = {}
 
     @property
@@ -46,35 +46,35 @@ class FloatSide:
         """The model's tasks that have held-out samples."""
         return {task: self._reference.tasks[task] for task in TASKS if task in self._reference.tasks}
 
-    def jobs(self, task: str) -> list[Job]:
-        """The jobs of both sides."""
-        return jobs_of(held_out(task, self.n))
+    def requests(self, task: str) -> list[PictureRequest]:
+        """The requests of both sides."""
+        return picture_requests(held_out(task, self.n))
 
-    def seen(self, task: str, spec: TaskSpec) -> Seen:
+    def features(self, task: str, spec: TaskSpec) -> PictureFeatures:
         """The task's FP32 pictures with the judge's features of them, run as `spec` says."""
         adapter = None if spec.adapter is None else self.adapter_digests[spec.adapter]
         key = digest({"model": self.digest, "adapter": adapter, "spec": spec, "task": task, "n": self.n})[:16]
-        if key not in self._seen:
-            self._seen[key] = see(self._pictures(task, spec, self._cache / f"{task}-{key}.npy"), self.judge)
-        return self._seen[key]
+        if key not in self._features:
+            self._features[key] = extract(self._pictures(task, spec, self._cache / f"{task}-{key}.npy"), self.judge)
+        return self._features[key]
 
     def _pictures(self, task: str, spec: TaskSpec, file: Path) -> NDArray[np.uint8]:
         if file.is_file():
             pictures: NDArray[np.uint8] = np.load(file, allow_pickle=False)
             return pictures
-        pictures = self._reference.pictures(task, self.jobs(task), spec)
+        pictures = self._reference.pictures(task, self.requests(task), spec)
         buffer = io.BytesIO()
         np.save(buffer, pictures, allow_pickle=False)
         write_bytes(file, buffer.getvalue())
         return pictures
 
     def effects(self, tasks: Mapping[str, TaskSpec]) -> list[TrueEffect]:
-        """What the adapters of these tasks change in single U-Net calls."""
-        found = []
+        """The change that the adapters of these tasks make in single U-Net calls."""
+        effects = []
         for task, spec in tasks.items():
             key = digest({"spec": spec, "task": task})
             if key not in self._effects:
                 probes = held_out_probes(self._model, self._adapters, {task: spec}, PROBE_RUNS)
                 self._effects[key] = true_effects(self._reference, probes)
-            found += self._effects[key]
-        return found
+            effects += self._effects[key]
+        return effects
