@@ -1,13 +1,12 @@
 """Fuzz a real server by its own OpenAPI document: no answer of 500 or above but 503, none that does not come, memory flat.
 
-    python -m benchmarks.fuzz_serve [BUNDLE] [--cases 10000] [--seed 0] [-o fuzz.json]
+    python -m benchmarks.fuzz_serve [BUNDLE] [--cases 10000] [--seed 0] [--json FILE]
 
 Half of the cases fit the document, half do not. Ids that the server gave are used again, so that calls meet requests in every state.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import tempfile
@@ -21,6 +20,7 @@ from typing import Any
 
 import requests
 import schemathesis
+from benchmarks.rig.report import command_line, write_report
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 from schemathesis import Case, GenerationMode, Response
@@ -39,9 +39,9 @@ ADAPTERS = ("transform", "removal", "sketch", "ghost")
 OPTIONS = ("--port", "0", "--allow-uploads", "--max-steps", "20", "--max-pixels", "65536", "--max-body", "262144", "--lease", "2")
 
 
-@dataclass
-class Found:
-    """What the cases met.
+@dataclass(kw_only=True)
+class FuzzResult:
+    """The answers to all cases.
 
     Args:
         rss: cases so far -> resident bytes of the server.
@@ -57,7 +57,7 @@ class Found:
 
 def all_cases(schema: BaseSchema, ids: list[str], draw: random.Random) -> st.SearchStrategy[Case]:
     """Cases of every operation, right and wrong ones alike, over ids that `ids` gathers."""
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [operation.ok() for operation in schema.get_all_operations()]
     modes = (GenerationMode.POSITIVE, GenerationMode.NEGATIVE)
     return st.one_of([op.as_strategy(mode) for op in operations for mode in modes if mode in _modes(op)]).map(
         lambda case: _known(case, ids, draw)
@@ -89,7 +89,7 @@ def check(case: Case, response: Response, ids: list[str]) -> None:
 
 
 def promised() -> tuple[Any, ...]:
-    """What every answer has to keep."""
+    """The checks that every answer has to pass."""
     from schemathesis import checks
 
     return (checks.not_a_server_error, *(checks.CHECKS.get_one(name) for name in
@@ -98,27 +98,27 @@ def promised() -> tuple[Any, ...]:
 
 def fuzz(
     schema: BaseSchema, send: Callable[[Case], Response], n_cases: int, number: int, after: Callable[[int], None] = lambda _count: None
-) -> Found:
+) -> FuzzResult:
     """Send so many cases; `after` is called with the count after each."""
-    found, ids = Found(), list[str]()
+    answers, ids = FuzzResult(), list[str]()
 
     @seed(number)
     @settings(max_examples=n_cases, phases=[Phase.generate], deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(all_cases(schema, ids, random.Random(number)))
-    def one(case: Case) -> None:
+    def send_case(case: Case) -> None:
         start = perf_counter()
         try:
             response = send(case)
-            found.statuses[response.status_code] += 1
+            answers.statuses[response.status_code] += 1
             check(case, response, ids)
         except (Exception, FailureGroup) as error:
-            found.broken.append(f"{case.method} {case.formatted_path}: {type(error).__name__} {error}"[:2000])
-        found.slowest_s = max(found.slowest_s, perf_counter() - start)
-        found.cases += 1
-        after(found.cases)
+            answers.broken.append(f"{case.method} {case.formatted_path}: {type(error).__name__} {error}"[:2000])
+        answers.slowest_s = max(answers.slowest_s, perf_counter() - start)
+        answers.cases += 1
+        after(answers.cases)
 
-    one()
-    return found
+    send_case()
+    return answers
 
 
 def run(bundle: Path, n_cases: int, number: int) -> dict[str, Any]:
@@ -136,12 +136,12 @@ def run(bundle: Path, n_cases: int, number: int) -> dict[str, Any]:
         start = perf_counter()
         schema = schemathesis.openapi.from_dict(document(OPERATIONS))
         send = partial(Case.call, base_url=server.told["address"], session=session, timeout=HANG_S)
-        found = fuzz(schema, send, n_cases, number, after)
+        answers = fuzz(schema, send, n_cases, number, after)
         seconds = perf_counter() - start
         left = _calm(server)
-        code, said = server.stop()
-    facts = {**vars(found), "statuses": dict(sorted(found.statuses.items())), "rss": rss, "seconds": seconds}
-    return {**facts, "grown_bytes": grown_bytes(rss), "left": left, "exit_code": code, "stderr": said[-2000:]}
+        code, stderr = server.stop()
+    facts = {**vars(answers), "statuses": dict(sorted(answers.statuses.items())), "rss": rss, "seconds": seconds}
+    return {**facts, "grown_bytes": grown_bytes(rss), "left": left, "exit_code": code, "stderr": stderr[-2000:]}
 
 
 def grown_bytes(rss: dict[int, int]) -> int:
@@ -159,19 +159,16 @@ def _calm(server: ServerProcess) -> int:
 
 def main() -> int:
     """Print the figures; 1 where something broke."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("bundle", nargs="?", type=Path, help="by default one of a few kilobytes is made")
     parser.add_argument("--cases", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path)
-    given_options = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = given_options.bundle or make_bundle(Path(folder) / "phone")
-        facts = run(bundle, given_options.cases, given_options.seed)
-    text = json.dumps(facts, indent=2)
-    if given_options.output:
-        given_options.output.write_text(text, encoding="utf-8")
-    print(text)
+        bundle = options.bundle or make_bundle(Path(folder) / "phone")
+        facts = run(bundle, options.cases, options.seed)
+    write_report(options.json, facts)
+    print(json.dumps(facts, indent=2))
     return 1 if facts["broken"] or facts["left"] or facts["exit_code"] or facts["grown_bytes"] > FLAT_BYTES else 0
 
 

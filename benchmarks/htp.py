@@ -9,13 +9,13 @@
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
+from benchmarks.rig.report import command_line, write_report
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -54,56 +54,58 @@ def unet_sqnr(pipe: QuadPipeline, reference: Reference, n: int, console: Console
     for probe in track(chosen, "U-Net", console=console):
         sample, _, words = probe.tensors()
         true = reference.network_output(probe.source, sample, probe.timestep, words).numpy().astype(np.float64)
-        found = unet_output(session, store.buffers(probe.source), probe)
-        sums.setdefault(probe.source, []).append((float(np.sum(true**2)), float(np.sum((true - found) ** 2))))
+        quantized = unet_output(session, store.buffers(probe.source), probe)
+        sums.setdefault(probe.source, []).append((float(np.sum(true**2)), float(np.sum((true - quantized) ** 2))))
     return {
         name: {
-            "sqnr_db": sqnr_db(sum(p for p, _ in some), sum(q for _, q in some)),
-            "worst_db": min(sqnr_db(p, q) for p, q in some),
-            "n": len(some),
+            "sqnr_db": sqnr_db(sum(p for p, _ in calls), sum(q for _, q in calls)),
+            "worst_db": min(sqnr_db(p, q) for p, q in calls),
+            "n": len(calls),
         }
-        for name, some in sums.items()
+        for name, calls in sums.items()
     }
 
 
 def removal_psnr(pipe: QuadPipeline, reference: Reference, n: int) -> dict[str, float]:
     """Mean and worst PSNR of `n` held-out removals, dB."""
     run = run_task(reference, pipe, "removal", n)
-    found = [psnr(a, b) for a, b in zip(run.fp, run.quantized, strict=True)]
-    return {"psnr_db": float(np.mean(found)), "worst_db": min(found), "n": n}
+    each = [psnr(a, b) for a, b in zip(run.fp, run.quantized, strict=True)]
+    return {"psnr_db": float(np.mean(each)), "worst_db": min(each), "n": n}
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures beside their bars."""
     shown = Table("figure", "bar", "measured", "worst", "n", title="HTP emulation against FP32")
-    rows = [(f"U-Net with {name}", UNET_BAR_DB, "sqnr_db", found) for name, found in result["unet"].items()]
+    rows = [(f"U-Net with {name}", UNET_BAR_DB, "sqnr_db", figures) for name, figures in result["unet"].items()]
     rows.append(("removal, whole picture", REMOVAL_BAR_DB, "psnr_db", result["removal"]))
-    for label, bar, key, found in rows:
-        colour = "green" if found[key] >= bar else "red"
-        shown.add_row(label, f"{bar:.0f} dB", f"[{colour}]{found[key]:.1f} dB[/]", f"{found['worst_db']:.1f} dB", str(found["n"]))
+    for label, bar, key, figures in rows:
+        colour = "green" if figures[key] >= bar else "red"
+        shown.add_row(label, f"{bar:.0f} dB", f"[{colour}]{figures[key]:.1f} dB[/]", f"{figures['worst_db']:.1f} dB", str(figures["n"]))
     return shown
 
 
-def main(
-    bundle: Annotated[Path, typer.Argument(help="toyland built for qnn-htp")],
-    n: Annotated[int, typer.Option(help="held-out samples")] = 16,
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-) -> None:
+def _options() -> argparse.Namespace:
+    parser = command_line(__doc__)
+    parser.add_argument("bundle", type=Path, help="toyland built for qnn-htp")
+    parser.add_argument("--n", type=int, default=16, help="held-out samples")
+    return parser.parse_args()
+
+
+def main() -> None:
     """Measure a bundle on the emulated HTP."""
-    console = Console(stderr=True)
+    options, console = _options(), Console(stderr=True)
     model = reference_dir()
-    pipe, reference = QuadPipeline.from_pretrained(bundle, engine="qnn"), Reference(model, find_adapters(model))
+    pipe, reference = QuadPipeline.from_pretrained(options.bundle, engine="qnn"), Reference(model, find_adapters(model))
     result = {
         "machine": machine("qnn", default_threads()),
         "requires": pipe.bundle.manifest.requires,
         "precision": pipe.bundle.manifest.precision,
-        "unet": unet_sqnr(pipe, reference, n, console),
-        "removal": removal_psnr(pipe, reference, n),
+        "unet": unet_sqnr(pipe, reference, options.n, console),
+        "removal": removal_psnr(pipe, reference, options.n),
     }
     console.print(table(result))
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_report(options.json, result)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

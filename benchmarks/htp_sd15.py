@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5's U-Net, random weights, W8A16, 128 slots of rank 16, to a binary for Qualcomm's HTP: whole, and at what cost?
+"""Stable Diffusion 1.5's U-Net, random weights, W8A16, 128 slots of rank 16, to one binary for Qualcomm's HTP, and the cost of it.
 
     python -m benchmarks.htp_sd15 [--latent 32] [--soc SM8750] [--step] [--cache DIR] [--json FILE]
 
@@ -8,20 +8,20 @@ and compares it with full precision.
 
 from __future__ import annotations
 
-import json
+import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import mkdtemp
 from time import perf_counter
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import onnx_ir as ir
 import torch
-import typer
 from benchmarks.rig.graphs import COMPONENT, OUTPUT, network_inputs, random_adapter, random_unet
+from benchmarks.rig.report import command_line, write_report
 from numpy.typing import NDArray
 from rich.console import Console
 
@@ -50,7 +50,7 @@ STEP_FILE = "step.npz"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
     """The exported network and what its placement is made from."""
 
@@ -69,9 +69,9 @@ class Clock:
 
     def __call__(self, stage: str, work: Callable[[], T]) -> T:
         start = perf_counter()
-        found = work()
+        outcome = work()
         self.seconds[stage] = perf_counter() - start
-        return found
+        return outcome
 
 
 def prepare(latent: int, clock: Clock) -> Prepared:
@@ -84,8 +84,8 @@ def prepare(latent: int, clock: Clock) -> Prepared:
 
     def run() -> NDArray[np.float32]:
         with torch.no_grad():
-            found: NDArray[np.float32] = network(*inputs.values(), slots).numpy()
-        return found
+            output: NDArray[np.float32] = network(*inputs.values(), slots).numpy()
+        return output
 
     statistics = clock("observe", lambda: observe({COMPONENT: network}, [Feed("noise", run)]))
     options, integers = UnifyOptions(lora_bits=16, ranges=RangeOptions(method="minmax")), integer_slots(table, 16)
@@ -94,25 +94,31 @@ def prepare(latent: int, clock: Clock) -> Prepared:
     call = ComponentCall(
         component=COMPONENT, source="noise", inputs={name: tensor.numpy() for name, tensor in inputs.items()}, slots=balanced
     )
-    return Prepared(model, profile.component(COMPONENT), call, run(), Sinusoid(channels=int(unet.config["block_out_channels"][0])))
+    return Prepared(
+        model=model,
+        encodings=profile.component(COMPONENT),
+        call=call,
+        expected=run(),
+        sinusoid=Sinusoid(channels=int(unet.config["block_out_channels"][0])),
+    )
 
 
 def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
-    """Place and compile; figures of both. What one step is to give lies beside the binary's folder."""
+    """Place and compile; figures of both. The expected output of one step lies beside the binary's folder."""
     clock, target = Clock(), load_target("qnn-htp")
-    made = prepare(latent, clock)
+    prepared = prepare(latent, clock)
 
     def place() -> HtpGraph:
-        lowered = lower(run_passes(made.model, passes_before(target.passes)), made.encodings, unobserved)
-        calls = host_inputs([made.call], made.sinusoid)
-        return with_sinusoid(place_htp(lowered, made.encodings, calls, target, unobserved), made.sinusoid)
+        lowered = lower(run_passes(prepared.model, passes_before(target.passes)), prepared.encodings, unobserved)
+        calls = host_inputs([prepared.call], prepared.sinusoid)
+        return with_sinusoid(place_htp(lowered, prepared.encodings, calls, target, unobserved), prepared.sinusoid)
 
     graph = clock("passes and placement", place)
     peaks = [peak_ram_bytes()]
     placement = clock("compile", lambda: compile_htp(graph, folder, soc_named(soc)))
     peaks.append(peak_ram_bytes())
-    integers = {name: made.encodings[name].quantize(array) for name, array in made.call.slots.items()}
-    np.savez(folder.parent / STEP_FILE, expected=made.expected, **made.call.inputs, **integers)
+    integers = {name: prepared.encodings[name].quantize(array) for name, array in prepared.call.slots.items()}
+    np.savez(folder.parent / STEP_FILE, expected=prepared.expected, **prepared.call.inputs, **integers)
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return {"placement": placement, "seconds": clock.seconds, "peak_rss_placed": peaks[0], "peak_rss_compiled": peaks[1], "bytes": sizes}
 
@@ -122,35 +128,39 @@ def step(folder: Path) -> dict[str, float]:
     from quad.runtime.engines.qnn import open_engine
 
     with np.load(folder.parent / STEP_FILE) as stored:
-        given = {name: stored[name] for name in stored.files}
-    expected = given.pop("expected")
+        arrays = {name: stored[name] for name in stored.files}
+    expected = arrays.pop("expected")
     session = open_engine("w8a16").load(folder / MODEL_FILE, default_threads())
-    session.bind({name: array for name, array in given.items() if ".lora_" in name})
+    session.bind({name: array for name, array in arrays.items() if ".lora_" in name})
     start = perf_counter()
-    found = session.run({name: array for name, array in given.items() if ".lora_" not in name})
-    return {"seconds": perf_counter() - start, "sqnr_db": array_sqnr_db(expected, found), "peak_rss": peak_ram_bytes()}
+    output = session.run({name: array for name, array in arrays.items() if ".lora_" not in name})
+    return {"seconds": perf_counter() - start, "sqnr_db": array_sqnr_db(expected, output), "peak_rss": peak_ram_bytes()}
 
 
-def apart(work: Callable[..., Any], *given: Any) -> Any:
+def apart(work: Callable[..., Any], *arguments: Any) -> Any:
     """In a process of its own."""
     with get_context("spawn").Pool(1) as pool:
-        return pool.apply(work, given)
+        return pool.apply(work, arguments)
 
 
-def main(
-    latent: Annotated[int, typer.Option(help="side of the latent; 32 is a picture of 256 pixels")] = 32,
-    soc: Annotated[str, typer.Option(help="the chip")] = DEFAULT_SOC,
-    run_step: Annotated[bool, typer.Option("--step", help="run one step in the emulator")] = False,
-    cache: Annotated[Path, typer.Option(help="where the binary goes, about 1 GB")] = Path("out/htp_sd15"),
-    json_file: Annotated[Path | None, typer.Option("--json", help="write the figures here")] = None,
-) -> None:
-    """Compile SD1.5's shape for the HTP and say what it took."""
-    console = Console(stderr=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    folder = Path(mkdtemp(prefix=f"{soc}-{latent}-", dir=cache)) / COMPONENT
+def _options() -> argparse.Namespace:
+    parser = command_line(__doc__)
+    parser.add_argument("--latent", type=int, default=32, help="side of the latent; 32 is a picture of 256 pixels")
+    parser.add_argument("--soc", default=DEFAULT_SOC, help="the chip")
+    parser.add_argument("--step", action="store_true", help="run one step in the emulator")
+    parser.add_argument("--cache", type=Path, default=Path("out/htp_sd15"), help="where the binary goes, about 1 GB")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Compile SD1.5's shape for the HTP and print the cost."""
+    options, console = _options(), Console(stderr=True)
+    latent, soc = options.latent, options.soc
+    options.cache.mkdir(parents=True, exist_ok=True)
+    folder = Path(mkdtemp(prefix=f"{soc}-{latent}-", dir=options.cache)) / COMPONENT
     with console.status("placing and compiling"):
         result = {"machine": machine("qnn", default_threads()), "latent": latent, "soc": soc, **apart(build, folder, latent, soc)}
-    if run_step:
+    if options.step:
         with console.status("one emulated step"):
             result["step"] = apart(step, folder)
     placed = result["placement"]
@@ -161,9 +171,8 @@ def main(
     console.print(f"binary {result['bytes']['model_qnn.bin'] / 1e6:.0f} MB")
     if "step" in result:
         console.print(f"one emulated step {result['step']['seconds']:.0f} s, {result['step']['sqnr_db']:.1f} dB against full precision")
-    if json_file is not None:
-        json_file.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    write_report(options.json, result)
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    main()

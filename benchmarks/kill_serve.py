@@ -1,11 +1,12 @@
 """Kill a server at random points of its life, while it starts, makes pictures and takes packs: the next one runs, and nothing is left.
 
-python -m benchmarks.kill_serve [--points 200] [--seed 0] [-o kill.json]
+    python -m benchmarks.kill_serve [--points 200] [--seed 0] [--json FILE]
+
+Prints the figures, and exits with 1 where something was left or wrong.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import signal
@@ -19,6 +20,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from benchmarks.rig.report import command_line, write_report
 
 from quad import QuadPipeline
 from quad.core.errors import QuadError
@@ -31,13 +33,15 @@ PROMPT, STEPS = "remove the car", 40
 FILES = {"s", "s.lock", "s.uploads"}
 
 
-@dataclass
-class Found:
-    """Args:
-    points: what the server did when it was killed -> how often.
-    strays: files that a later start did not remove.
-    wrong: pictures that were not the pipeline's.
-    failed: what servers said that ended by themselves.
+@dataclass(kw_only=True)
+class KillResult:
+    """The state after all kills.
+
+    Args:
+        points: work of the server when it was killed -> how often.
+        strays: files that a later start did not remove.
+        wrong: pictures that were not the pipeline's.
+        failed: stderr of servers that ended by themselves.
     """
 
     points: Counter[str] = field(default_factory=Counter)
@@ -64,10 +68,11 @@ class World:
             server.stop()
 
     def options(self) -> tuple[str, ...]:
+        """Of `quad serve`."""
         return ("--socket", str(self.folder / "s"), "--allow-uploads")
 
 
-def one_life(world: World, found: Found, share: float) -> None:
+def one_life(world: World, result: KillResult, share: float) -> None:
     """Start a server, use it without rest, kill it.
 
     Args:
@@ -76,27 +81,27 @@ def one_life(world: World, found: Found, share: float) -> None:
     process, doing, over = start(world.bundle, *world.options()), ["starting"], Event()
 
     def kill() -> None:
-        found.points[doing[0]] += 1
+        result.points[doing[0]] += 1
         process.kill()
 
     timer = Timer(2 * share * world.starts_s if share < _HALF else 2 * (share - _HALF) * WORKS_S, kill)
     if share < _HALF:
         timer.start()
-    user = Thread(target=_use, args=(world, found, doing, over))
+    user = Thread(target=_use, args=(world, result, doing, over))
     assert process.stdout is not None
     if process.stdout.readline():
         if share >= _HALF:
             timer.start()
-        found.strays += sorted({path.name for path in world.folder.iterdir()} - FILES) + _uploads(world)
+        result.strays += sorted({path.name for path in world.folder.iterdir()} - FILES) + _uploads(world)
         user.start()
     process.wait(timeout=PATIENCE_S)
     timer.cancel()
     over.set()
     if user.ident is not None:
         user.join()
-    _, said = process.communicate()
+    _, stderr = process.communicate()
     if process.returncode != -signal.SIGKILL:
-        found.failed.append(said)
+        result.failed.append(stderr)
 
 
 def _uploads(world: World) -> list[str]:
@@ -104,47 +109,44 @@ def _uploads(world: World) -> list[str]:
     return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
-def _use(world: World, found: Found, doing: list[str], over: Event) -> None:
+def _use(world: World, result: KillResult, doing: list[str], over: Event) -> None:
     from quad.serve import QuadClient
 
     client = QuadClient(world.folder / "s")
     while not over.is_set():
         with suppress(QuadError):
             doing[0] = "a picture"
-            made = np.asarray(client(PROMPT, num_inference_steps=STEPS).images[0])
-            found.pictures, found.wrong = found.pictures + 1, found.wrong + (not np.array_equal(made, world.expected))
+            picture = np.asarray(client(PROMPT, num_inference_steps=STEPS).images[0])
+            result.pictures, result.wrong = result.pictures + 1, result.wrong + (not np.array_equal(picture, world.expected))
             doing[0] = "a pack"
             client.load_lora_weights(world.pack, "ink")
 
 
 def run(points: int, number: int, root: Path) -> dict[str, Any]:
     """The whole measurement as a JSON-like object."""
-    world, found, draw = World(root), Found(), random.Random(number)
+    world, result, draw = World(root), KillResult(), random.Random(number)
     for count in range(points):
-        one_life(world, found, draw.random())
+        one_life(world, result, draw.random())
         if count % 20 == 19:
-            print(f"{count + 1} kills, {dict(found.points)}", flush=True)
+            print(f"{count + 1} kills, {dict(result.points)}", flush=True)
     with ServerProcess(world.bundle, *world.options()) as server:
-        made = np.asarray(server.client()(PROMPT, num_inference_steps=STEPS).images[0])
-        found.wrong += not np.array_equal(made, world.expected)
-        found.last_exit_code = server.stop()[0]
-    found.left_at_the_end = sorted(path.name for path in world.folder.iterdir())
-    return vars(found)
+        picture = np.asarray(server.client()(PROMPT, num_inference_steps=STEPS).images[0])
+        result.wrong += not np.array_equal(picture, world.expected)
+        result.last_exit_code = server.stop()[0]
+    result.left_at_the_end = sorted(path.name for path in world.folder.iterdir())
+    return vars(result)
 
 
 def main() -> int:
     """Print the figures; 1 where something was left or wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = command_line(__doc__)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="q") as folder:
         facts = run(options.points, options.seed, Path(folder))
-    text = json.dumps(facts, indent=2)
-    if options.output:
-        options.output.write_text(text, encoding="utf-8")
-    print(text)
+    write_report(options.json, facts)
+    print(json.dumps(facts, indent=2))
     return 1 if facts["strays"] or facts["wrong"] or facts["failed"] or facts["last_exit_code"] or facts["left_at_the_end"] else 0
 
 

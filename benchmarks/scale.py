@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.rig.figures import Figure
+from benchmarks.rig.report import command_line, print_figures, write_report
 from benchmarks.rig.world import RANKS, write_adapters, write_pipeline
 
 from quad.core.manifest import BundleManifest
@@ -29,18 +30,17 @@ KILLED_AT = "calibrate 5 of"  # what `quad build` says when it is killed
 ADAPTER = "ink"  # of rank 16
 WIDEST = (ADAPTER, "logo", "lcm", "world")  # these four have every slot of the ten, at its rank
 GB = 1e9
-RED, PLAIN = "\x1b[31m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
-class Ran:
+class Command:
     """One command: seconds, and its JSON; None where it was killed."""
 
     seconds: float
     answer: dict[str, Any] | None
 
 
-def run(*arguments: str, kill_at: str | None = None) -> Ran:
+def run(*arguments: str, kill_at: str | None = None) -> Command:
     """`quad ARGUMENTS --json`, killed without warning once it says `kill_at` on stderr."""
     start = time.perf_counter()
     process = subprocess.Popen([*QUAD, *arguments, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -55,10 +55,11 @@ def run(*arguments: str, kill_at: str | None = None) -> Ran:
     text, _ = process.communicate()
     if process.returncode and kill_at is None:
         raise SystemExit(f"scale: quad {arguments[0]} failed: {last}")
-    return Ran(time.perf_counter() - start, None if process.returncode else json.loads(text))
+    return Command(time.perf_counter() - start, None if process.returncode else json.loads(text))
 
 
 def main() -> int:
+    """Build, kill, go on, run, and print the bars."""
     options = _options()
     bundle = options.cache / f"bundle-{options.size}-{options.precision.replace(':', '_')}{'-widest' if options.widest else ''}"
     model, every = _world(options.cache / "world")
@@ -74,15 +75,13 @@ def main() -> int:
     manifest = open_bundle(bundle, verify=False).manifest
     report = _report(killed, built, picture, manifest)
     figures = _figures(report)
-    for figure in figures:
-        print(f"{'' if figure.reached else RED}{figure.line()}{'' if figure.reached else PLAIN}")
-    if options.json:
-        options.json.write_text(json.dumps({**report, "bars": [figure.to_json() for figure in figures]}, indent=2) + "\n")
+    print_figures(figures)
+    write_report(options.json, report, figures)
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--calibration-size", type=int, help="of the pictures that ranges are measured on, default as --size")
     parser.add_argument("--precision", default="w8a16")
@@ -90,7 +89,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--widest", action="store_true", help=f"only {', '.join(WIDEST)}: the same slots, built in half the time")
     parser.add_argument("--cache", type=Path, default=Path("out/scale"), help="where model, LoRAs and bundle are kept, 5 GB")
     parser.add_argument("--no-kill", action="store_true", help="build in one go")
-    parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args()
 
 
@@ -100,7 +98,7 @@ def _world(folder: Path) -> tuple[Path, dict[str, Path]]:
     return folder / "model", write_adapters(folder / "loras")
 
 
-def _report(killed: Ran | None, built: Ran, picture: Ran, manifest: BundleManifest) -> dict[str, Any]:
+def _report(killed: Command | None, built: Command, picture: Command, manifest: BundleManifest) -> dict[str, Any]:
     assert built.answer is not None
     assert picture.answer is not None
     rom = built.answer["rom_bytes"]
@@ -120,13 +118,22 @@ def _report(killed: Ran | None, built: Ran, picture: Ran, manifest: BundleManife
 
 
 def _figures(report: dict[str, Any]) -> list[Figure]:
-    build, one, separate = report["build"], report["run"], report["separate_bytes"]
+    build, picture, separate = report["build"], report["run"], report["separate_bytes"]
     every = len(report["rom_bytes"]["adapters"]) == len(RANKS)
     return [
-        Figure("peak memory of the build", build["peak_bytes"] / GB, 14.0, "GB"),
-        Figure("shared part of the bundle", report["rom_bytes"]["shared"] / GB, 1.15, "GB"),
-        Figure("peak memory of quad run over the files it reads", one["peak_bytes"] / one["resident_bytes"], 1.6, "x"),
-        *([Figure("ten binaries over one bundle", separate / report["bundle_bytes"], 8.0, "x", least=True)] if every else []),
+        Figure(name="peak memory of the build", value=build["peak_bytes"] / GB, bar=14.0, unit="GB"),
+        Figure(name="shared part of the bundle", value=report["rom_bytes"]["shared"] / GB, bar=1.15, unit="GB"),
+        Figure(
+            name="peak memory of quad run over the files it reads",
+            value=picture["peak_bytes"] / picture["resident_bytes"],
+            bar=1.6,
+            unit="x",
+        ),
+        *(
+            [Figure(name="ten binaries over one bundle", value=separate / report["bundle_bytes"], bar=8.0, unit="x", least=True)]
+            if every
+            else []
+        ),
     ]
 
 

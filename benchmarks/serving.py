@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ import numpy as np
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.merged import compare
 from benchmarks.rig.merged import figures as merged_figures
+from benchmarks.rig.report import command_line, print_figures, write_report
 
 from quad.core.manifest import TaskSpec
 from quad.runtime.pipeline import QuadPipeline
@@ -36,32 +36,32 @@ from quad.runtime.stages import PipelineOutput
 AT_ONCE = 6  # requests of one client in line
 MOST_OVERTAKEN = 8
 WORDS = ("a red house", "remove the tree", "make it night", "", "a blue car and a tree", "snow")
-RED, PLAIN = "\x1b[31m", "\x1b[0m"
 
 
 def requests_of(tasks: Mapping[str, TaskSpec], size: int, count: int) -> list[Request]:
     """`count` requests of each task, in few steps: prompts, pictures, masks and seeds differ."""
-    found = []
+    requests = []
     for task, spec in tasks.items():
         for number in range(count):
             draw = np.random.default_rng(number)
             picture = draw.integers(0, 256, (size, size, 3), dtype=np.uint8) if spec.reads_picture else None
             mask = (draw.random((size, size)) < 0.2).astype(np.uint8) * 255 if spec.mask == "input" else None
             steps = None if spec.sampler.kind == "olss" else 1
-            found.append(
+            requests.append(
                 Request(
                     prompt=WORDS[number % len(WORDS)], task=task, image=picture, mask_image=mask, num_inference_steps=steps, seed=number
                 )
             )
-    return found
+    return requests
 
 
 def digest(output: PipelineOutput) -> str:
+    """SHA-256 of a picture's pixels."""
     return hashlib.sha256(np.asarray(output.images[0]).tobytes()).hexdigest()
 
 
 def serial(path: Path, requests: Sequence[Request], threads: int | None) -> tuple[list[str], float]:
-    """What a pipeline makes of each alone, one after the other; and the seconds."""
+    """Digests of the pictures that a pipeline makes alone, one after the other; and the seconds."""
     pipe = QuadPipeline.from_pretrained(path, threads=threads)
     start = perf_counter()
     return [digest(pipe.finish(pipe.prepare(request))) for request in requests], perf_counter() - start
@@ -70,7 +70,7 @@ def serial(path: Path, requests: Sequence[Request], threads: int | None) -> tupl
 class Client(Thread):
     """One app: its own order, its own priority, `AT_ONCE` requests in line at a time."""
 
-    def __init__(self, number: int, scheduler: Scheduler, requests: Sequence[Request], expected: Sequence[str]) -> None:
+    def __init__(self, number: int, *, scheduler: Scheduler, requests: Sequence[Request], expected: Sequence[str]) -> None:
         super().__init__(name=f"app {number}")
         self._scheduler, self._requests, self._expected = scheduler, requests, expected
         self._order = np.random.default_rng(number).permutation(len(requests)).tolist()
@@ -79,16 +79,16 @@ class Client(Thread):
 
     def run(self) -> None:
         line: deque[tuple[int, Ticket]] = deque()
-        for which in self._order:
-            line.append((which, self._scheduler.submit(self._requests[which], priority=self._priority, client=self.name)))
+        for index in self._order:
+            line.append((index, self._scheduler.submit(self._requests[index], priority=self._priority, client=self.name)))
             if len(line) == AT_ONCE:
                 self._take(*line.popleft())
-        for one in line:
-            self._take(*one)
+        for submitted in line:
+            self._take(*submitted)
 
-    def _take(self, which: int, ticket: Ticket) -> None:
+    def _take(self, index: int, ticket: Ticket) -> None:
         try:
-            same = digest(ticket.result()) == self._expected[which]
+            same = digest(ticket.result()) == self._expected[index]
         except Exception:  # whatever became of it, it is no picture
             self.lost += 1
             return
@@ -96,10 +96,10 @@ class Client(Thread):
 
 
 def serve(path: Path, requests: Sequence[Request], expected: Sequence[str], clients: int, threads: int | None) -> dict[str, Any]:
-    """All clients at once: how many pictures were right, wrong and lost, and what the scheduler says of it."""
+    """All clients at once: how many pictures were right, wrong and lost, and the scheduler's metrics."""
     pipe = QuadPipeline.from_pretrained(path, threads=threads)
     with Scheduler(pipe, SchedulerOptions(max_queue=clients * AT_ONCE, most_overtaken=MOST_OVERTAKEN)) as scheduler:
-        apps = [Client(number, scheduler, requests, expected) for number in range(clients)]
+        apps = [Client(number, scheduler=scheduler, requests=requests, expected=expected) for number in range(clients)]
         start = perf_counter()
         for app in apps:
             app.start()
@@ -110,43 +110,41 @@ def serve(path: Path, requests: Sequence[Request], expected: Sequence[str], clie
     return {"right": right, "wrong": wrong, "lost": lost, "seconds": seconds, "scheduler": asdict(metrics)}
 
 
-def figures(found: Mapping[str, Any]) -> list[Figure]:
-    served = found["served"]
+def figures(served: Mapping[str, Any]) -> list[Figure]:
+    """Of `serve`."""
     return [
-        Figure(f"pictures that differ from the serial run, of {served['right'] + served['wrong']}", served["wrong"], 0.0),
-        Figure("requests lost", served["lost"], 0.0),
-        Figure("most often that a request was passed by later ones", served["scheduler"]["most_overtaken"], MOST_OVERTAKEN),
+        Figure(name=f"pictures that differ from the serial run, of {served['right'] + served['wrong']}", value=served["wrong"], bar=0.0),
+        Figure(name="requests lost", value=served["lost"], bar=0.0),
+        Figure(name="most often that a request was passed by later ones", value=served["scheduler"]["most_overtaken"], bar=MOST_OVERTAKEN),
     ]
 
 
 def main() -> int:
+    """Measure and print the bars."""
     options = _options()
     pipe = QuadPipeline.from_pretrained(options.bundle)
     requests = requests_of(pipe.tasks, pipe.bundle.manifest.size, options.requests)
     del pipe
     expected, seconds = serial(options.bundle, requests, options.threads)
-    found: dict[str, Any] = {"serial": {"pictures": len(requests), "seconds": seconds}}
-    found["served"] = serve(options.bundle, requests, expected, options.clients, options.threads)
-    shown = figures(found)
+    report: dict[str, Any] = {"serial": {"pictures": len(requests), "seconds": seconds}}
+    report["served"] = serve(options.bundle, requests, expected, options.clients, options.threads)
+    shown = figures(report["served"])
     if not options.no_merged:
-        found["two_tasks"] = compare(options.bundle, options.cache, options.threads)
-        shown += merged_figures(found["two_tasks"])
-    for figure in shown:
-        print(f"{'' if figure.reached else RED}{figure.line()}{'' if figure.reached else PLAIN}")
-    if options.json:
-        options.json.write_text(json.dumps({**found, "bars": [figure.to_json() for figure in shown]}, indent=2) + "\n")
+        report["two_tasks"] = compare(options.bundle, options.cache, options.threads)
+        shown += merged_figures(report["two_tasks"])
+    print_figures(shown)
+    write_report(options.json, report, shown)
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--requests", type=int, default=200, help="of each task, for each client")
     parser.add_argument("--threads", type=int, help="of the budget, all cores by default; 1 where others use the machine too")
     parser.add_argument("--cache", type=Path, default=Path("out/serving"), help="where merged bundles are kept")
     parser.add_argument("--no-merged", action="store_true", help="serve only")
-    parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
-"""What it costs to change the adapter at Stable Diffusion 1.5's size: from memory, from disk, and the other ways to do it, in one run.
+"""The cost of changing the adapter at Stable Diffusion 1.5's size: from memory, from disk, and the other ways to do it, in one run.
 
-    nice python -m benchmarks.switching [--adapters 100] [--switches 1000] [--repeats 40] [--cache out/switching] [--json FILE]
+    python -m benchmarks.switching [--adapters 100] [--switches 1000] [--repeats 40] [--cache out/switching] [--json FILE]
 
 Each side runs in a process of its own, one after the other. A switch from disk and a plain reading of the same file take turns, and
 their ratio is the median over turns, so that a machine whose speed drifts does not decide. "Cold" files are dropped from the page cache
@@ -24,8 +24,10 @@ from pathlib import Path
 from time import sleep, time
 from typing import Any
 
+import msgspec
 import numpy as np
 from benchmarks.rig.figures import paired_ratio, switching_figures
+from benchmarks.rig.report import command_line, print_figures, write_report
 from benchmarks.rig.switching_world import (
     OWN_RANKS,
     RANK,
@@ -37,6 +39,7 @@ from benchmarks.rig.switching_world import (
 )
 
 from quad.evaluate.bench.machine import machine
+from quad.evaluate.bench.results import CallTimes
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
 from quad.runtime.adapters.buffers import Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
@@ -60,8 +63,8 @@ class Ours:
         write_bound_graph(cache / "bound/model.onnx", slots)
         self._session: SwitchSession = open_engine("ort", (), "float").load(cache / "bound/model.onnx", 1)
         zeros = zero_buffers(slots)
-        self.one = padded_bytes(zeros, zeros)
-        self.store = AdapterStore(self.bundle, None if budget is None else budget * self.one)
+        self.adapter_bytes = padded_bytes(zeros, zeros)
+        self.store = AdapterStore(self.bundle, None if budget is None else budget * self.adapter_bytes)
         self._names = [*slots.input_shapes()]
         self._bound: Buffers = self.store.zeros
 
@@ -70,6 +73,7 @@ class Ours:
         bind_buffers(self._session, buffers, self._names)
 
     def switch(self, name: str) -> None:
+        """Bind an adapter."""
         self._bind(self.store.buffers(name))
 
     def rest(self) -> None:
@@ -79,19 +83,21 @@ class Ours:
 
     def check(self, name: str) -> None:
         """See that the graph reads this adapter's numbers."""
-        found = self._session.run({"sample": np.zeros((1, 1), np.float32)})
+        output = self._session.run({"sample": np.zeros((1, 1), np.float32)})
         expected = sum(float(array.flat[0]) for array in self.store.buffers(name).values())
-        if abs(found.item() - expected) > 0.5:  # sums of whole numbers
-            raise SystemExit(f"switching: bound to {name}, the graph gives {found.item()}, not {expected}")
+        if abs(output.item() - expected) > 0.5:  # sums of whole numbers
+            raise SystemExit(f"switching: bound to {name}, the graph gives {output.item()}, not {expected}")
 
     def file(self, name: str) -> Path:
+        """The tensors of an adapter."""
         return self.bundle.adapter_files(name)[1]
 
     def of_rank(self, rank: int) -> list[str]:
+        """Adapters by their own rank."""
         return [name for name in self.store.names if self.store.manifest(name).rank == rank]
 
 
-def side_warm(cache: Path, repeats: int) -> dict[str, float]:
+def side_warm(cache: Path, repeats: int) -> CallTimes:
     """Switches between adapters that are in memory."""
     ours = Ours(cache, 2 * len(OWN_RANKS), None)
     for name in ours.store.names:
@@ -103,13 +109,13 @@ def side_disk(cache: Path, repeats: int) -> dict[str, Any]:
     """Switches to adapters that are on disk, beside reading their files; the budget holds none but the one that is bound."""
     ours = Ours(cache, 4 * len(OWN_RANKS), 0)
     _wait(ours)
-    found: dict[str, Any] = {}
+    turns: dict[str, Any] = {}
     for kind, rank in ((MAPPED, RANK), (PADDED, RANK // 2)):
         names = ours.of_rank(rank)
         for first in (True, False):
             for pages in (COLD, WARM):
-                found[f"{'first' if first else 'later'}, {pages}, {kind}"] = _turns(ours, names, pages == COLD, first, repeats)
-    return found
+                turns[f"{'first' if first else 'later'}, {pages}, {kind}"] = _turns(ours, names, pages == COLD, first, repeats)
+    return turns
 
 
 def _turns(ours: Ours, names: list[str], cold: bool, first: bool, repeats: int) -> dict[str, Any]:
@@ -148,14 +154,22 @@ def side_memory(cache: Path, adapters: int, switches: int) -> dict[str, float]:
         over.append(_resident_bytes() - base)
         if number % 50 == 0:
             ours.check(name)
-    told = ours.store.metrics()
+    metrics = ours.store.metrics()
     late, tenth = over[len(over) // 2 :], max(1, len(over) // 20)
-    return {"budget_bytes": BUDGET_ADAPTERS * ours.one, "adapter_bytes": ours.one, "most_bytes": max(over), "registered": told.registered,
-            "hits": told.hits, "misses": told.misses, "evictions": told.evictions, "load_ms": told.load_ms / told.loads,
-            "growth_bytes": float(np.median(late[-tenth:]) - np.median(late[:tenth]))}  # fmt: skip
+    return {
+        "budget_bytes": BUDGET_ADAPTERS * ours.adapter_bytes,
+        "adapter_bytes": ours.adapter_bytes,
+        "most_bytes": max(over),
+        "registered": metrics.registered,
+        "hits": metrics.hits,
+        "misses": metrics.misses,
+        "evictions": metrics.evictions,
+        "load_ms": metrics.load_ms / metrics.loads,
+        "growth_bytes": float(np.median(late[-tenth:]) - np.median(late[:tenth])),
+    }
 
 
-def side_peft(repeats: int) -> dict[str, float]:
+def side_peft(repeats: int) -> CallTimes:
     """`set_adapters` of diffusers, adapters of the same shapes, all resident; weights are left as the memory has them."""
     import torch
     from peft import LoraConfig
@@ -205,20 +219,22 @@ def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _apart(work: Callable[..., dict[str, Any]], *arguments: Any) -> dict[str, Any]:
+def _apart(work: Callable[..., CallTimes | Mapping[str, Any]], *arguments: Any) -> dict[str, Any]:
     """The answer of a function in a process of its own."""
     print(f"switching: {work.__name__.removeprefix('side_')}", file=sys.stderr, flush=True)
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
+        answer: dict[str, Any] = msgspec.to_builtins(pool.submit(work, *arguments).result())
+    return answer
 
 
 def main() -> int:
+    """Measure all sides and print the bars."""
     options = _options()
     graph = options.graph or options.cache / "merged/model.onnx"
     if not graph.is_file():
         write_merged_graph(graph, meta_unet())
     report = {
-        "machine": machine("ort", options.threads),
+        "machine": msgspec.to_builtins(machine("ort", options.threads)),
         "warm": _apart(side_warm, options.cache, options.repeats),
         "disk": _apart(side_disk, options.cache, options.repeats),
         "memory": _apart(side_memory, options.cache, options.adapters, options.switches),
@@ -226,32 +242,29 @@ def main() -> int:
         "merged": _apart(side_merged, graph, options.threads),
     }
     figures = switching_figures(report)
-    if options.json:
-        options.json.write_text(json.dumps({**report, "bars": [figure.to_json() for figure in figures]}, indent=2) + "\n")
+    write_report(options.json, report, figures)
     _print(report)
-    for figure in figures:
-        print(f"{'reached' if figure.reached else 'MISSED '}  {figure.line()}")
+    print_figures(figures)
     return 0
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = command_line(__doc__)
     parser.add_argument("--adapters", type=int, default=100, help="how many are registered while memory is measured")
     parser.add_argument("--switches", type=int, default=1000, help="random ones, while memory is measured")
     parser.add_argument("--repeats", type=int, default=40, help="turns of each kind")
     parser.add_argument("--threads", type=int, default=2, help="of the merged graph")
     parser.add_argument("--graph", type=Path, help="a merged graph to load instead of one of random weights")
     parser.add_argument("--cache", type=Path, default=Path("out/switching"), help="where files are kept")
-    parser.add_argument("--json", type=Path, help="write all figures there")
     return parser.parse_args()
 
 
 def _print(report: Mapping[str, Any]) -> None:
     print(f"switch in memory {report['warm']['median_ms']:.2f} ms (p95 {report['warm']['p95_ms']:.2f})")
-    for name, one in report["disk"].items():
-        least = f"least over least {one['least_ratio']:.2f}"
-        print(f"  {name}: {one['switch_ms']:.2f} ms, reading {one['size_bytes'] / 1e6:.1f} MB {one['read_ms']:.2f} ms: "
-              f"{one['ratio']:.2f} x ({least})")  # fmt: skip
+    for name, turn in report["disk"].items():
+        least = f"least over least {turn['least_ratio']:.2f}"
+        print(f"  {name}: {turn['switch_ms']:.2f} ms, reading {turn['size_bytes'] / 1e6:.1f} MB {turn['read_ms']:.2f} ms: "
+              f"{turn['ratio']:.2f} x ({least})")  # fmt: skip
     print(f"diffusers set_adapters, {PEFT_ADAPTERS} resident: {report['diffusers']['median_ms']:.1f} ms")
     print(f"loading a merged graph of {report['merged']['size_bytes'] / 1e6:.0f} MB: cold {report['merged']['cold_ms']:.0f} ms, "
           f"in the page cache {report['merged']['warm_ms']:.0f} ms")  # fmt: skip

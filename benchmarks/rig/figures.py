@@ -18,7 +18,7 @@ SPEED = {"openvino": (2.3, 3.5), "ort": (1.7, 2.3)}
 _HALF = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Figure:
     """One figure and its bar.
 
@@ -36,13 +36,16 @@ class Figure:
 
     @property
     def reached(self) -> bool:
+        """Is the value on the right side of its bar."""
         return self.value >= self.bar if self.least else self.value <= self.bar
 
     def to_json(self) -> dict[str, Any]:
-        found = {"name": self.name, "value": self.value, "unit": self.unit, "bar": self.bar, "reached": self.reached}
-        return found if self.aim is None else {**found, "aim": self.aim}
+        """The figure and its bar as an entry of a report."""
+        facts = {"name": self.name, "value": self.value, "unit": self.unit, "bar": self.bar, "reached": self.reached}
+        return facts if self.aim is None else {**facts, "aim": self.aim}
 
     def line(self) -> str:
+        """The figure and its bar as text."""
         sign, aim = (">=" if self.least else "<="), "" if self.aim is None else f" (aim {self.aim:g})"
         return f"{self.name}: {self.value:.3g} {self.unit}".rstrip() + f"  bar {sign} {self.bar:g}{aim}"
 
@@ -56,14 +59,20 @@ def engine_figures(engine: str, times: Mapping[str, Sequence[float]], switch: Ma
     """Speed, the cost of LoRA as input, and switching, of one engine."""
     bar, aim = SPEED[engine]
     speed = paired_ratio(times[FLOAT_MERGED], times[INT_SHARED])
-    found = [Figure(f"{engine}: quantized one for all, times faster than FP32 merged", speed, bar, "x", True, aim)]
+    figures = [
+        Figure(name=f"{engine}: quantized one for all, times faster than FP32 merged", value=speed, bar=bar, unit="x", least=True, aim=aim)
+    ]
     for kind, merged, shared in (("quantized", INT_MERGED, INT_SHARED), ("FP32", FLOAT_MERGED, FLOAT_SHARED)):
         cost = paired_ratio(times[shared], times[merged])
-        found.append(Figure(f"{engine}: one for all over merged, {kind}", cost, LORA_COST[kind], "x"))
+        figures.append(Figure(name=f"{engine}: one for all over merged, {kind}", value=cost, bar=LORA_COST[kind], unit="x"))
     if switch:
-        found.append(Figure(f"{engine}: switch, {max(switch)} adapters registered", switch[max(switch)], SWITCH_MS, "ms"))
-        found.append(Figure(f"{engine}: dearest switch over cheapest", max(switch.values()) / min(switch.values()), FLAT, "x"))
-    return found
+        figures.append(
+            Figure(name=f"{engine}: switch, {max(switch)} adapters registered", value=switch[max(switch)], bar=SWITCH_MS, unit="ms")
+        )
+        figures.append(
+            Figure(name=f"{engine}: dearest switch over cheapest", value=max(switch.values()) / min(switch.values()), bar=FLAT, unit="x")
+        )
+    return figures
 
 
 def rom_rows(graph: int, parameters: int, slot_sizes: int, bits: int, adapters: int = 10) -> list[dict[str, float]]:
@@ -85,27 +94,56 @@ def rom_rows(graph: int, parameters: int, slot_sizes: int, bits: int, adapters: 
 
 def rom_figures(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
     """At every rank, against binaries of either kind; adapters of mixed ranks lie between."""
-    found = []
+    figures = []
     for row in rows:
         for kind in ("fp16", "int8"):
             name = f"ROM, 10 adapters of rank {row['rank']:.0f}, separate {kind.upper()} binaries over ours"
-            found.append(Figure(name, row[f"{kind}_over_ours"], ROM, "x", True))
-    return found
+            figures.append(Figure(name=name, value=row[f"{kind}_over_ours"], bar=ROM, unit="x", least=True))
+    return figures
 
 
-def switching_figures(found: Mapping[str, Any]) -> list[Figure]:
+def switching_figures(measured: Mapping[str, Any]) -> list[Figure]:
     """Switching from memory and from disk, what it takes of memory, and how much dearer the other ways are."""
-    disk = {name: one["ratio"] for name, one in found["disk"].items()}
-    warm, memory, slowest = found["warm"]["median_ms"], found["memory"], found["disk"]["later, cold, of the slots' rank"]["switch_ms"]
+    disk = {name: turn["ratio"] for name, turn in measured["disk"].items()}
+    warm, memory, slowest = (
+        measured["warm"]["median_ms"],
+        measured["memory"],
+        measured["disk"]["later, cold, of the slots' rank"]["switch_ms"],
+    )
     return [
-        Figure("switch from memory", warm, SWITCH_MS, "ms"),
-        Figure("switch from a cold disk over reading the file", disk["later, cold, of the slots' rank"], COLD_SWITCH, "x"),
-        Figure("the same where the file is hashed first", disk["first, cold, of the slots' rank"], COLD_SWITCH, "x"),
-        Figure("diffusers' set_adapters over a switch from memory", found["diffusers"]["median_ms"] / warm, 1.0, "x", True),
-        Figure("loading a merged graph over a switch, both from a cold disk", found["merged"]["cold_ms"] / slowest, 1.0, "x", True),
-        Figure("the same, graph in the page cache, over a switch from memory", found["merged"]["warm_ms"] / warm, 1.0, "x", True),
-        Figure("most resident memory over the budget", memory["most_bytes"] / memory["budget_bytes"], RESIDENT, "x"),
-        Figure("its growth over the last half over the budget", memory["growth_bytes"] / memory["budget_bytes"], GROWTH, "x"),
+        Figure(name="switch from memory", value=warm, bar=SWITCH_MS, unit="ms"),
+        Figure(
+            name="switch from a cold disk over reading the file", value=disk["later, cold, of the slots' rank"], bar=COLD_SWITCH, unit="x"
+        ),
+        Figure(name="the same where the file is hashed first", value=disk["first, cold, of the slots' rank"], bar=COLD_SWITCH, unit="x"),
+        Figure(
+            name="diffusers' set_adapters over a switch from memory",
+            value=measured["diffusers"]["median_ms"] / warm,
+            bar=1.0,
+            unit="x",
+            least=True,
+        ),
+        Figure(
+            name="loading a merged graph over a switch, both from a cold disk",
+            value=measured["merged"]["cold_ms"] / slowest,
+            bar=1.0,
+            unit="x",
+            least=True,
+        ),
+        Figure(
+            name="the same, graph in the page cache, over a switch from memory",
+            value=measured["merged"]["warm_ms"] / warm,
+            bar=1.0,
+            unit="x",
+            least=True,
+        ),
+        Figure(name="most resident memory over the budget", value=memory["most_bytes"] / memory["budget_bytes"], bar=RESIDENT, unit="x"),
+        Figure(
+            name="its growth over the last half over the budget",
+            value=memory["growth_bytes"] / memory["budget_bytes"],
+            bar=GROWTH,
+            unit="x",
+        ),
     ]
 
 
@@ -113,6 +151,6 @@ def placement_figures(built: Mapping[str, Mapping[str, float]]) -> list[Figure]:
     """The longest placement with its passes, and the largest memory while it ran."""
     seconds = max(value for stage, value in built["seconds"].items() if ", place " in stage)
     return [
-        Figure("placement and passes", seconds, PLACE_SECONDS, "s"),
-        Figure("peak RSS meanwhile", max(built["peak_rss_bytes"].values()) / 1e9, PLACE_BYTES / 1e9, "GB"),
+        Figure(name="placement and passes", value=seconds, bar=PLACE_SECONDS, unit="s"),
+        Figure(name="peak RSS meanwhile", value=max(built["peak_rss_bytes"].values()) / 1e9, bar=PLACE_BYTES / 1e9, unit="GB"),
     ]

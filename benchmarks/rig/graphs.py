@@ -49,9 +49,9 @@ Tell = Callable[[str], None]
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shape:
-    """What is built: latent side in pixels, rank of every slot, precision of the quantized graphs, and its LoRA bits."""
+    """The graphs to build: latent side in pixels, rank of every slot, precision of the quantized graphs, and its LoRA bits."""
 
     latent: int
     rank: int
@@ -60,7 +60,7 @@ class Shape:
 
 
 def graph_file(cache: Path, kind: str, side: str) -> Path:
-    """Where a graph lies: kind is `float` or a target."""
+    """The file of a graph: kind is `float` or a target."""
     return cache / kind / side / "model.onnx"
 
 
@@ -90,7 +90,7 @@ def merge(unet: torch.nn.Module, adapter: FloatAdapter) -> None:
 
 
 def network_inputs(latent: int) -> dict[str, Tensor]:
-    """What one step is fed with, slots apart."""
+    """The inputs of one step, slots apart."""
     generator = torch.Generator().manual_seed(_SEED)
     return {
         "sample": torch.randn(1, 4, latent, latent, generator=generator),
@@ -108,13 +108,13 @@ def build_graphs(cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell
     for side, adapters in ((SHARED, (adapter,)), (MERGED, ())):
         if side == MERGED:
             merge(unet, adapter)
-        built = _Built(cache, side, shape, seconds, peaks, tell)
+        built = _Built(cache=cache, side=side, shape=shape, seconds=seconds, peaks=peaks, tell=tell)
         built.write(*slot_network(unet, adapters), adapters, engines)
         gc.collect()
     return {"seconds": seconds, "peak_rss_bytes": peaks}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Built:
     """One side's graphs in the making."""
 
@@ -166,13 +166,13 @@ class _Built:
 
     def _placed(self, kind: str, work: Callable[[], T]) -> T:
         reset_peak()
-        found = self._timed(f"place {kind}", work)
+        placed = self._timed(f"place {kind}", work)
         self.peaks[f"{self.side}, place {kind}"] = peak_ram_bytes()
-        return found
+        return placed
 
     def _timed(self, stage: str, work: Callable[[], T]) -> T:
         self.tell(f"{self.side}: {stage}")
         start = perf_counter()
-        found = work()
+        outcome = work()
         self.seconds[f"{self.side}, {stage}"] = perf_counter() - start
-        return found
+        return outcome

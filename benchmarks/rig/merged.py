@@ -44,8 +44,13 @@ def compare(bundle: Path, cache: Path, threads: int | None) -> dict[str, Any]:
     return {"one_for_all": ours, "merged": theirs, "ratio": theirs["seconds"] / ours["seconds"]}
 
 
-def figures(found: Mapping[str, Any]) -> list[Figure]:
-    return [Figure(f"{IMAGES} images of two tasks in turn, merged graphs over ours", found["ratio"], 2.0, "x", least=True)]
+def figures(compared: Mapping[str, Any]) -> list[Figure]:
+    """Of `compare`."""
+    return [
+        Figure(
+            name=f"{IMAGES} images of two tasks in turn, merged graphs over ours", value=compared["ratio"], bar=2.0, unit="x", least=True
+        )
+    ]
 
 
 def merged_bundle(cache: Path, task: str) -> Path:

@@ -29,7 +29,7 @@ _EIGHTH = 8
 class Side:
     """A child process that holds one loaded graph."""
 
-    def __init__(self, name: str, engine: str, precision: str, file: Path, threads: int) -> None:
+    def __init__(self, name: str, *, engine: str, precision: str, file: Path, threads: int) -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -53,17 +53,17 @@ class Side:
 
     def _answer(self) -> Any:
         try:
-            kind, found = self._pipe.recv()
+            kind, answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             raise RuntimeError(f"{self.name}: its process was ended, perhaps for want of memory") from None
         if kind == "error":
-            raise RuntimeError(f"{self.name}: {found}")
-        return found
+            raise RuntimeError(f"{self.name}: {answer}")
+        return answer
 
 
 def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: int) -> None:
     try:
-        loaded = _Loaded(engine, precision, file, threads)
+        loaded = _Loaded(engine, precision=precision, file=file, threads=threads)
         pipe.send(("done", loaded.seconds))
         while (command := pipe.recv())[0] != "stop":
             pipe.send(("done", getattr(loaded, command[0])(command[1])))
@@ -74,7 +74,7 @@ def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: i
 class _Loaded:
     """A session with noise on its inputs and an adapter of noise in its slots."""
 
-    def __init__(self, engine: str, precision: str, file: Path, threads: int) -> None:
+    def __init__(self, engine: str, *, precision: str, file: Path, threads: int) -> None:
         start = perf_counter()
         self._session = open_engine(engine, (), precision).load(file, threads)
         self.seconds = perf_counter() - start
@@ -113,13 +113,13 @@ class _Loaded:
     def switch(self, counts: Sequence[int]) -> dict[int, float]:
         """Median ms of binding another resident adapter, with so many of them registered."""
         adapters: dict[str, Buffers] = {}
-        found = {}
+        medians = {}
         for count in counts:
             for number in range(len(adapters) + 1, count + 1):
                 adapters[str(number)] = self._adapter(number)
                 self._bind(adapters[str(number)])
-            found[count] = median([self._switched(adapters, str(1 + k % count)) for k in range(_SWITCHES)])
-        return found
+            medians[count] = median([self._switched(adapters, str(1 + k % count)) for k in range(_SWITCHES)])
+        return medians
 
     def _switched(self, adapters: dict[str, Buffers], name: str) -> float:
         start = perf_counter()

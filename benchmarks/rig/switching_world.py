@@ -87,10 +87,10 @@ def _write_adapter(folder: Path, name: str, slots: SlotTable, seed: int) -> None
         tensors[slot.b_name] = draw.integers(-4000, 4000, (slot.out_features, rank), DTYPE)
     save_file(tensors, file)
     parents = {"slots": slots.digest, "profile": Profile(encodings={}).digest}
-    said = AdapterManifest(
+    adapter_manifest = AdapterManifest(
         name=name, format_version=1, rank=rank, bits=16, size_bytes=file.stat().st_size, sha256=file_digest(file), parents=parents
     )
-    (folder / "adapter.json").write_bytes(canonical_json(said))
+    (folder / "adapter.json").write_bytes(canonical_json(adapter_manifest))
 
 
 def write_bound_graph(path: Path, slots: SlotTable) -> None:

@@ -1,4 +1,4 @@
-"""What benchmarks make of times: ratios that a drifting machine does not move, bars that can be missed, a side that is ended."""
+"""Figures that benchmarks make of times: ratios that a drifting machine does not move, bars that can be missed, a side that is ended."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from benchmarks.rig.figures import (
     switching_figures,
 )
 
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
+
 
 def test_a_machine_that_slows_down_slows_both_sides() -> None:
     drift = np.linspace(1.0, 3.0, 9)
@@ -27,8 +29,8 @@ def test_a_machine_that_slows_down_slows_both_sides() -> None:
 
 
 def test_a_figure_is_held_to_its_bar_from_the_right_side() -> None:
-    assert [Figure("speed", value, 1.7, least=True).reached for value in (1.6, 1.7, 2.0)] == [False, True, True]
-    assert [Figure("cost", value, 1.05).reached for value in (1.0, 1.05, 1.1)] == [True, True, False]
+    assert [Figure(name="speed", value=value, bar=1.7, least=True).reached for value in (1.6, 1.7, 2.0)] == [False, True, True]
+    assert [Figure(name="cost", value=value, bar=1.05).reached for value in (1.0, 1.05, 1.1)] == [True, True, False]
 
 
 def test_speed_is_that_of_the_quantized_graph_and_cost_that_of_the_slots() -> None:
@@ -55,7 +57,7 @@ def ended(*_: object) -> None:
 def test_a_side_that_is_ended_is_an_error_and_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sides, "_serve", ended)
     with pytest.raises(RuntimeError, match="base: its process was ended"):
-        sides.Side("base", "ort", "float", Path("model.onnx"), 1)
+        sides.Side("base", engine="ort", precision="float", file=Path("model.onnx"), threads=1)
 
 
 def test_switching_is_held_to_its_bars_by_turns_and_by_resident_memory() -> None:
@@ -68,3 +70,10 @@ def test_switching_is_held_to_its_bars_by_turns_and_by_resident_memory() -> None
     figures = switching_figures(found)
     assert [figure.value for figure in figures] == pytest.approx([0.2, 1.4, 1.6, 120.0, 50.0, 1500.0, 1.04, 0.02])
     assert [figure.reached for figure in figures] == [True, True, False, True, True, True, True, False]
+
+
+def test_every_benchmark_is_in_the_index_and_starts_in_the_one_way() -> None:
+    index = (BENCHMARKS / "README.md").read_text(encoding="utf-8")
+    for program in BENCHMARKS.glob("*.py"):
+        assert f"| `{program.stem}` |" in index
+        assert f"    python -m benchmarks.{program.stem}" in program.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import schemathesis
-from benchmarks.fuzz_serve import Found, fuzz, grown_bytes
+from benchmarks.fuzz_serve import FuzzResult, fuzz, grown_bytes
 from starlette.routing import Route
 
 from quad.serve.app import DOCUMENT_PATH, OPERATIONS, make_app
@@ -45,7 +45,7 @@ def test_no_case_breaks_it(serve: Serve, tmp_path: Path) -> None:
     # Half of the cases are right and half are wrong by the document; 10,000 of them: python -m benchmarks.fuzz_serve
     service = serve(real=True, limits=Limits(max_steps=20, max_pixels=2**16, max_body_bytes=2**18), uploads=tmp_path).service
     schema = schemathesis.openapi.from_asgi(DOCUMENT_PATH, make_app(service, None))
-    found: Found = fuzz(schema, lambda case: case.call(), CASES, 0)
+    found: FuzzResult = fuzz(schema, lambda case: case.call(), CASES, 0)
     assert found.broken == []
     assert found.cases == CASES
     assert {200, 202, 204, 400, 404, 409} <= found.statuses.keys()
