@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,8 @@ from quad.quantize.profile.anchor import choose
 from quad.quantize.profile.pooled_profile import UnifyOptions
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
 from quad.quantize.profile.shared_ranges import choose_ranges, own_profiles
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,5 +67,6 @@ class Scoring:
         """
         choice = choose(sensitivity, asked)
         chosen = choose_ranges(pooled, statistics, self.table, choice, options)
+        _LOG.info("profile: %s, anchor %s, %d sites widened", chosen.profile.mode, chosen.profile.anchor, len(chosen.widened))
         counts = {"anchored_sites": chosen.sites - len(chosen.widened), "widened_sites": len(chosen.widened)}
         return chosen.profile, {**choice.to_json(), **sensitivity.to_json(), **counts}

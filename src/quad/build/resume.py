@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,6 +30,8 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _SUFFIX, _VALUE = ".kept", "value"
@@ -114,6 +117,7 @@ class Kept:
         if found is None:
             return None
         self.resumed.append(name)
+        _LOG.info("piece %s: taken from an earlier run", name)
         return json.loads(found[0][_VALUE]), found[1]
 
     def write(self, name: str, value: Any, arrays: Arrays | None = None) -> None:

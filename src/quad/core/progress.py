@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+_LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Progress = Callable[[str, float], None]  # stage that begins, share of the stages done in [0, 1]
@@ -39,11 +42,14 @@ class StageClock:
         # Export and place take turns, one component after the other: what was shown never goes back.
         self._share = max(self._share, self._stages.index(stage) / len(self._stages))
         self._progress(stage, self._share)
+        _LOG.debug("stage %s: begins", stage)
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            _LOG.info("stage %s: %.1f s", stage, seconds)
 
     def done(self) -> None:
         """Say that all of them are."""
