@@ -1,4 +1,4 @@
-"""What files call a module: the original code's numbering, and the grammar of keys."""
+"""The names of modules in files: the original code's numbering, and the grammar of keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a directory holds is told from its configs, and what quad cannot run is refused by name."""
+"""A directory's family is told from its configs, and a model that quad cannot run is refused by name."""
 
 from __future__ import annotations
 

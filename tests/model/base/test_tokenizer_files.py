@@ -1,4 +1,4 @@
-"""What is made of CLIP's files gives the ids of transformers' CLIPTokenizer, through the tokenizer that the device uses."""
+"""A tokenizer made of CLIP's files gives the ids of transformers' CLIPTokenizer, through the tokenizer that the device uses."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _write(file: Path, **fields: object) -> None:
 
 
 def _sister_files(folder: Path, tokens: int, layout: str) -> int:
-    """What hub directories have beside the vocabulary; the number of added tokens."""
+    """The files of hub directories beside the vocabulary; the number of added tokens."""
     match layout:
         case "stable-diffusion-2":  # two files that disagree on the pad token
             _write(folder / "special_tokens_map.json", pad_token="!", bos_token={"content": BEGIN, **PLAIN})

@@ -54,7 +54,7 @@ def test_every_reader_of_a_concat_has_two_sites_and_twice_is_once(network: Slott
 
 
 def test_the_halves_are_the_decoders_and_the_encoders(unet: UNet2DConditionModel, network: SlottedNetwork) -> None:
-    """What `conv_shortcut.in_skip` reads is, number for number, an output of the down path."""
+    """The input of `conv_shortcut.in_skip` is, number for number, an output of the down path."""
     split_skips(network)
     pushed: list[torch.Tensor] = []
     hooks = [network.unet.conv_in.register_forward_hook(lambda _m, _i, out: pushed.append(out))]

@@ -1,4 +1,4 @@
-"""What the recipe feeds its networks."""
+"""Batches that the recipe feeds its networks."""
 
 from __future__ import annotations
 
