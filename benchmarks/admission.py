@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, default=Path("out/admission"), help="where the packs and admission.json go")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    alone = AdaptRequest(options.bundle, NAME, options.lora, options.output / "alone.qpack", task=TASK, like=LIKE)
+    alone = AdaptRequest(options.bundle, NAME, options.lora, output=options.output / "alone.qpack", task=TASK, like=LIKE)
     samples = calibration_samples(reference_dir(), [NAME])
     based = replace(alone, output=options.output / "based.qpack", base=reference_dir(), samples=samples, prompts=(PASTEL_PROMPT,))
     report: dict[str, Any] = {"alone": adapt(alone).to_json(), "based": adapt(based).to_json()}

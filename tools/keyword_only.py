@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 FIELDS = 4
@@ -28,10 +29,11 @@ def _is_record(node: ast.ClassDef) -> bool:
 
 
 def _fields(node: ast.ClassDef) -> list[str]:
-    """Names of the fields that the constructor takes."""
+    """Names of the fields that the constructor takes by position: those before `_: KW_ONLY`."""
+    lines = takewhile(lambda line: not (isinstance(line, ast.AnnAssign) and ast.unparse(line.annotation).endswith("KW_ONLY")), node.body)
     return [
         line.target.id
-        for line in node.body
+        for line in lines
         if isinstance(line, ast.AnnAssign)
         and isinstance(line.target, ast.Name)
         and "ClassVar" not in ast.unparse(line.annotation)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quad.admit import with_base as admit_base
 from quad.admit.admit import AdaptRequest, adapt
-from quad.admit.with_base import Study, open_base
+from quad.admit.with_base import BaseNetworks, open_base
 from quad.build.admission_data import STORED, Corrections
 from quad.build.build import BuildRequest, build
 from quad.build.smoke import relative_error
@@ -48,7 +48,7 @@ def phone(
 ) -> Bundle:
     """A frozen bundle; with 8-bit sites its norms are equalized and its skips split."""
     place = tmp_path_factory.mktemp("frozen") / "phone"
-    build(BuildRequest(model_dir, adapter_files, place, SAMPLES, precision=request.param, distill_steps=0))
+    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, precision=request.param, distill_steps=0))
     return open_bundle(place)
 
 
@@ -62,7 +62,7 @@ def lora(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def asked(phone: Bundle, lora: Path, tmp_path: Path) -> AdaptRequest:
-    return AdaptRequest(phone.root, "ink", lora, tmp_path / "ink.qpack", task="ink", like="transform")
+    return AdaptRequest(phone.root, "ink", lora, output=tmp_path / "ink.qpack", task="ink", like="transform")
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -105,7 +105,7 @@ def test_nothing_of_the_bundle_is_touched(asked: AdaptRequest, model_dir: Path) 
 
 
 def test_what_is_admitted_is_what_a_build_would_have_bound(phone: Bundle, adapter_files: dict[str, Path], tmp_path: Path) -> None:
-    again = adapt(AdaptRequest(phone.root, "again", adapter_files["transform"], tmp_path / "again.qpack", task="transform"))
+    again = adapt(AdaptRequest(phone.root, "again", adapter_files["transform"], output=tmp_path / "again.qpack", task="transform"))
     built = AdapterStore(phone).buffers("transform")
     found = pad(read_pack(again.pack).tensors, zero_buffers(phone.slots))
     assert found.keys() == built.keys()
@@ -172,7 +172,7 @@ def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
     A CPU rounds what has 8 bits and a kernel, and where any has nothing else: so is the network here.
     """
     base, encodings = open_base(phone, model_dir), phone.profile.component("unet")
-    student = Study.of(phone, base, {}, read_adapter("ink", lora, base.unet)).room.student
+    student = BaseNetworks.of(phone, base, {}, read_adapter("ink", lora, base.unet)).pair.student
     kept = {
         name: one for name, one in encodings.items()
         if phone.manifest.precision == "w8a16" or name.endswith(".weight") or (one.bits == 8 and name.endswith((".in", ".in_skip")))
@@ -206,7 +206,7 @@ def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Pa
 
 def test_the_teacher_is_the_base(phone: Bundle, model_dir: Path, lora: Path) -> None:
     base = open_base(phone, model_dir)
-    teacher = Study.of(phone, base, {}, read_adapter("ink", lora, base.unet)).room.teacher
+    teacher = BaseNetworks.of(phone, base, {}, read_adapter("ink", lora, base.unet)).pair.teacher
     for call in read_probes(phone):
         tensors = [torch.from_numpy(call[name].copy()) for name in ("sample", "timestep", "encoder_hidden_states")]
         with torch.no_grad():

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quad.admit.admit as admission
+from quad.admit import align
 from quad.admit.admit import AdaptRequest, AdaptResult, adapt
 from quad.build.build import BuildRequest, build
 from quad.core.decibels import sqnr_db
@@ -54,7 +55,7 @@ def files(adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def phone(model_dir: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("frozen") / "phone"
-    build(BuildRequest(model_dir, files, place, SAMPLES, distill_steps=0))
+    build(BuildRequest(model_dir, files, place, samples=SAMPLES, distill_steps=0))
     return place
 
 
@@ -62,7 +63,7 @@ def phone(model_dir: Path, files: dict[str, Path], tmp_path_factory: pytest.Temp
 def exact(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that quantizes nothing."""
     place = tmp_path_factory.mktemp("exact") / "phone"
-    build(BuildRequest(model_dir, adapter_files, place, SAMPLES, precision="float"))
+    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, precision="float"))
     return place
 
 
@@ -74,7 +75,9 @@ def lora(base: Base, place: Path, rank: int, factor: float = 0.3) -> Path:
 
 
 def test_a_float_bundle_asks_for_energy_too(exact: Path, base: Base, tmp_path: Path) -> None:
-    wide = AdaptRequest(exact, "ink", lora(base, tmp_path / "wide.safetensors", 8), tmp_path / "ink.qpack", task="ink", like="transform")
+    wide = AdaptRequest(
+        exact, "ink", lora(base, tmp_path / "wide.safetensors", 8), output=tmp_path / "ink.qpack", task="ink", like="transform"
+    )
     with pytest.raises(CompatibilityError, match=r"all 9 of its slots .*conv_in \(keeps 0\.\d+ of its update at rank 2, 0\.9 is asked for"):
         adapt(wide)
     admitted = adapt(replace(wide, min_energy=0.1))
@@ -84,7 +87,9 @@ def test_a_float_bundle_asks_for_energy_too(exact: Path, base: Base, tmp_path: P
 
 
 def test_words_alone_are_admitted_with_the_base_and_without(phone: Path, model_dir: Path, tmp_path: Path) -> None:
-    asked = AdaptRequest(phone, "ink", words(tmp_path / "words.safetensors", 5, 0.2), tmp_path / "ink.qpack", task="ink", like="transform")
+    asked = AdaptRequest(
+        phone, "ink", words(tmp_path / "words.safetensors", 5, 0.2), output=tmp_path / "ink.qpack", task="ink", like="transform"
+    )
     alone, based = adapt(asked), adapt(replace(asked, base=model_dir, samples=SAMPLES))
     for admitted in (alone, based):
         assert any("text encoder" in line for line in admitted.unchecked)
@@ -99,25 +104,25 @@ def test_zeros_are_no_adapter(phone: Path, exact: Path, base: Base, tmp_path: Pa
     nothing = lora(base, tmp_path / "nothing.safetensors", 2, 0.0)
     for bundle, file in ((phone, silent), (phone, nothing), (exact, nothing)):
         with pytest.raises(CompatibilityError, match="an update of the network, found zeros alone"):
-            adapt(AdaptRequest(bundle, "ink", file, tmp_path / "ink.qpack"))
+            adapt(AdaptRequest(bundle, "ink", file, output=tmp_path / "ink.qpack"))
 
 
 def test_a_bundle_without_slots_says_so(exact: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(admission, "open_bundle", lambda root: replace(open_bundle(root), slots=SlotTable(())))
     with pytest.raises(CompatibilityError, match="expected slots for adapters, found none; build it with one adapter"):
-        adapt(AdaptRequest(exact, "ink", lora(base, tmp_path / "ink.safetensors", 2), tmp_path / "ink.qpack"))
+        adapt(AdaptRequest(exact, "ink", lora(base, tmp_path / "ink.safetensors", 2), output=tmp_path / "ink.qpack"))
 
 
 def test_the_lora_itself_is_not_written_over(phone: Path, base: Base, tmp_path: Path) -> None:
     file = lora(base, tmp_path / "ink.safetensors", 2)
     before = file.read_bytes()
     with pytest.raises(UsageError, match="another file than the LoRA itself"):
-        adapt(AdaptRequest(phone, "ink", file, tmp_path / "there" / ".." / "ink.safetensors"))
+        adapt(AdaptRequest(phone, "ink", file, output=tmp_path / "there" / ".." / "ink.safetensors"))
     assert file.read_bytes() == before
 
 
 def with_base(phone: Path, base: Base, model_dir: Path, place: Path, steps: int) -> AdaptResult:
-    asked = AdaptRequest(phone, "ink", lora(base, place / "ink.safetensors", 2), place / "ink.qpack", task="ink", like="transform")
+    asked = AdaptRequest(phone, "ink", lora(base, place / "ink.safetensors", 2), output=place / "ink.qpack", task="ink", like="transform")
     return adapt(replace(asked, base=model_dir, samples=SAMPLES, distill_steps=steps))
 
 
@@ -145,12 +150,12 @@ def test_training_that_brings_the_graph_nothing_is_not_packed(
 ) -> None:
     with_base(phone, base, model_dir, tmp_path, 0)
     rescaled = read_pack(tmp_path / "ink.qpack").tensors
-    measured = admission.quality
+    measured = align.measure_fidelity
 
     def doubted(*given: Any) -> list[Fidelity]:
         return [replace(one, output_db=one.output_db - 10 * index) for index, one in enumerate(measured(*given))]
 
-    monkeypatch.setattr(admission, "quality", doubted)
+    monkeypatch.setattr(align, "measure_fidelity", doubted)
     kept = with_base(phone, base, model_dir, tmp_path, 10)
     assert any(note.startswith("training took the graph's output from") for note in kept.notes)
     assert "product_db" in kept.to_json()["quality"]

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quad.build.align_adapters import Aligner, checkpoint_file, keep_float, measured_on, require_truths
+from quad.build.align_adapters import Aligner, checkpoint_file, measured_on
 from quad.build.build import build
+from quad.build.float_teacher import share_networks
+from quad.build.open_and_slot import require_truths
 from quad.build.request import BuildRequest
-from quad.build.resume import kept_dir
+from quad.build.resume import cache_dir
 from quad.core.errors import BackendError, CompatibilityError, InputError, QuadError, UsageError
 from quad.core.manifest import SamplerSpec
 from quad.core.profile import Profile
@@ -59,16 +61,21 @@ def slots(tiny: Any) -> SlotTable:
 @pytest.fixture(scope="module")
 def aligner(solved: Base, tiny: Any) -> Aligner:
     networks = component_networks(solved, tiny.network)
-    teacher = keep_float(networks)
+    teacher = share_networks(networks)
     return Aligner(
-        solved, teacher, tiny.network, tiny.table, tiny.adapters, SAMPLES,
-        lambda: record_probes(solved, teacher, tiny.table, tiny.adapters, SAMPLES),
-    )  # fmt: skip
+        base=solved,
+        teacher=teacher,
+        student=tiny.network,
+        table=tiny.table,
+        adapters=tiny.adapters,
+        samples=SAMPLES,
+        probes=lambda: record_probes(solved, teacher, tiny.table, tiny.adapters, SAMPLES),
+    )
 
 
 @pytest.fixture
 def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> BuildRequest:
-    return BuildRequest(model_dir, adapter_files, tmp_path / "phone", SAMPLES, distill_steps=STEPS)
+    return BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, distill_steps=STEPS)
 
 
 def test_every_adapter_is_packed_and_measured(aligner: Aligner, request_: BuildRequest, profile: Profile, slots: SlotTable) -> None:
@@ -86,7 +93,7 @@ def test_without_steps_the_pack_is_rescaling_alone(aligner: Aligner, request_: B
     for one, adapter in zip(packed, aligner.adapters, strict=True):
         for name, values in quantize_adapter(adapter, slots, profile).items():
             np.testing.assert_array_equal(pad(one.tensors, zero_buffers(slots))[name], values)
-    assert not kept_dir(request_).exists()
+    assert not cache_dir(request_).exists()
 
 
 def test_no_adapters_is_nothing_to_do(aligner: Aligner, request_: BuildRequest, profile: Profile, slots: SlotTable) -> None:
@@ -100,7 +107,7 @@ def test_a_killed_pack_goes_on(aligner: Aligner, request_: BuildRequest, profile
 
     with pytest.raises(Killed):
         aligner.pack(request_, profile, slots, kill)
-    assert [file.name for file in kept_dir(request_).iterdir()] == ["distill.transform.safetensors"]
+    assert [file.name for file in cache_dir(request_).iterdir()] == ["distill.transform.safetensors"]
     first = checkpoint_file(request_, "transform").stat().st_mtime_ns
     again, found = aligner.pack(request_, profile, slots)
     whole, expected = aligner.pack(replace(request_, output=tmp_path / "other"), profile, slots)
@@ -146,12 +153,12 @@ def test_what_was_kept_goes_with_a_refusal_and_stays_for_what_can_be_mended(
     fail(BackendError("disk full"))
     assert checkpoint_file(request_, "transform").exists()
     fail(CompatibilityError("does not fit"))
-    assert not kept_dir(request_).exists()
+    assert not cache_dir(request_).exists()
 
 
 def test_the_teacher_keeps_its_biases(tiny: Any) -> None:
     network = component_networks(tiny.base, tiny.network)["unet"]
-    kept = keep_float({"unet": network})["unet"]
+    kept = share_networks({"unet": network})["unet"]
     layer = dict(network.named_modules())["unet.conv_in"]
     before, mine = layer.bias, dict(kept.named_modules())["unet.conv_in"]
     try:

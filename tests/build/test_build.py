@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from quad.build.build import STAGES, BuildRequest, BuildResult, build
-from quad.build.smoke import Smoke
+from quad.build.smoke import SmokeResult
 from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import InputError, UsageError
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -40,7 +40,7 @@ SAMPLES = (
 
 @pytest.fixture(scope="module")
 def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
-    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", SAMPLES)
+    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", samples=SAMPLES)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:
 def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
     result = build(replace(request_, output=tmp_path / "float", precision="float", max_rank=2, min_energy=0.1))
     assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
-    assert result.profile["mode"] == "float"
+    assert result.profile.mode == "float"
     said = result.to_json()["lora"]["transform"]  # of rank 4, reduced
     assert said["rank"] == 2
     assert all(0.1 < kept < 1 for kept in said["energy"].values())
@@ -162,7 +162,7 @@ def test_an_adapter_without_a_sample_is_refused(request_: BuildRequest, tmp_path
 def test_some_of_the_adapters_can_be_built(request_: BuildRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Samples and tasks of the others are left out."""
     _without_export(monkeypatch)
-    monkeypatch.setattr("quad.build.build.run_smoke", lambda *_: Smoke())
+    monkeypatch.setattr("quad.build.make_bundle.run_smoke", lambda *_: SmokeResult())
     one = {"transform": request_.adapters["transform"]}
     assert set(build(replace(request_, adapters=one, precision="float", output=tmp_path / "phone")).manifest.tasks) == {
         "text-to-image",

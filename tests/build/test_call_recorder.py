@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quad.build.call_recorder import PER_SOURCE, CallKeeper
+from quad.build.call_recorder import PER_SOURCE, CallRecorder
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.slots import Slot, SlotTable
 from quad.model.slots.network import slot_inputs
@@ -28,14 +28,14 @@ def numbered(number: int, rows: int = 1) -> dict[str, Any]:
     return {"sample": np.full((rows, 1), number, np.float32), "timestep": np.array([number], np.float32)}
 
 
-def keep(plan: list[tuple[str, int]]) -> CallKeeper:
+def keep(plan: list[tuple[str, int]]) -> CallRecorder:
     """Feeds of (source, number of calls), numbered from 0 within each."""
-    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
-    for feed in keeper.following([Feed(source, lambda: None) for source, _ in plan]):
+    recorder = CallRecorder({"ink": INK}, ZEROS, TABLE)
+    for feed in recorder.follow([Feed(source, lambda: None) for source, _ in plan]):
         count = dict(plan)[feed.source]
         for number in range(count):
-            keeper.hear("unet", numbered(number))
-    return keeper
+            recorder.record("unet", numbered(number))
+    return recorder
 
 
 def numbers(calls: list[ComponentCall]) -> list[int]:
@@ -52,7 +52,7 @@ def test_a_call_belongs_to_the_feed_that_was_taken_last() -> None:
 
 def test_the_feeds_themselves_go_through() -> None:
     feeds = [Feed("ink", lambda: None), Feed(BASE_SOURCE, lambda: None)]
-    assert list(CallKeeper({}, ZEROS, TABLE).following(feeds)) == feeds
+    assert list(CallRecorder({}, ZEROS, TABLE).follow(feeds)) == feeds
 
 
 @pytest.mark.parametrize("count", [1, 5, PER_SOURCE, PER_SOURCE + 1, 100])
@@ -68,10 +68,10 @@ def test_how_many_are_kept_can_be_said() -> None:
 
 
 def test_a_batch_becomes_calls_of_one() -> None:
-    keeper = CallKeeper({}, ZEROS, TABLE)
+    recorder = CallRecorder({}, ZEROS, TABLE)
     sample, text = np.arange(6.0, dtype=np.float32).reshape(2, 3), np.arange(8.0, dtype=np.float32).reshape(2, 4)
-    keeper.hear("unet", {"sample": sample, "timestep": np.array([7.0], np.float32), "encoder_hidden_states": text})
-    first, second = keeper.calls()
+    recorder.record("unet", {"sample": sample, "timestep": np.array([7.0], np.float32), "encoder_hidden_states": text})
+    first, second = recorder.calls()
     for row, call in enumerate((first, second)):
         np.testing.assert_array_equal(call.inputs["sample"], sample[row : row + 1], strict=True)
         np.testing.assert_array_equal(call.inputs["encoder_hidden_states"], text[row : row + 1], strict=True)
@@ -79,19 +79,19 @@ def test_a_batch_becomes_calls_of_one() -> None:
 
 
 def test_what_is_heard_is_a_copy() -> None:
-    keeper, inputs = CallKeeper({}, ZEROS, TABLE), numbered(3)
-    keeper.hear("unet", inputs)
+    recorder, inputs = CallRecorder({}, ZEROS, TABLE), numbered(3)
+    recorder.record("unet", inputs)
     inputs["sample"][:] = 99
-    assert numbers(keeper.calls()) == [3]
+    assert numbers(recorder.calls()) == [3]
 
 
 def test_every_component_gets_its_own_slots_and_one_without_gets_none() -> None:
-    keeper = CallKeeper({"ink": INK}, ZEROS, TABLE)
-    for _ in keeper.following([Feed("ink", lambda: None)]):
-        keeper.hear("vae_decoder", {"latent": np.zeros((1, 4, 2, 2), np.float32)})
-        keeper.hear("text_encoder", {"input_ids": np.zeros((1, 4), np.int64)})
-        keeper.hear("unet", numbered(0))
-    found = {call.component: call.slots for call in keeper.calls()}
+    recorder = CallRecorder({"ink": INK}, ZEROS, TABLE)
+    for _ in recorder.follow([Feed("ink", lambda: None)]):
+        recorder.record("vae_decoder", {"latent": np.zeros((1, 4, 2, 2), np.float32)})
+        recorder.record("text_encoder", {"input_ids": np.zeros((1, 4), np.int64)})
+        recorder.record("unet", numbered(0))
+    found = {call.component: call.slots for call in recorder.calls()}
     assert found.keys() == {"vae_decoder", "text_encoder", "unet"}
     assert found["vae_decoder"] == {}
     assert list(found["text_encoder"]) == ["text_encoder.a.lora_A", "text_encoder.a.lora_B"]
@@ -99,10 +99,10 @@ def test_every_component_gets_its_own_slots_and_one_without_gets_none() -> None:
 
 
 def test_adapters_are_given_balanced_as_calibration_gives_them(tiny: Any) -> None:
-    keeper = CallKeeper.of(tiny.adapters, tiny.table)
-    for _ in keeper.following([Feed(name, lambda: None) for name in ("transform", BASE_SOURCE)]):
-        keeper.hear("unet", numbered(0))
-    ours, base = keeper.calls()
+    recorder = CallRecorder.of(tiny.adapters, tiny.table)
+    for _ in recorder.follow([Feed(name, lambda: None) for name in ("transform", BASE_SOURCE)]):
+        recorder.record("unet", numbered(0))
+    ours, base = recorder.calls()
     for call, expected in ((ours, balanced_inputs(tiny.adapters[0], tiny.table)), (base, slot_inputs(None, tiny.table))):
         assert list(call.slots) == list(expected)
         for name, array in expected.items():

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from quad.build.build import build
-from quad.build.eight_bit_sites import Mixed
+from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.request import BuildRequest
 from quad.build.smoke import relative_error
 from quad.compile.export import export_graph
@@ -48,7 +48,7 @@ STATED_BOUND = 2e-2
 class Case:
     network: SlottedNetwork
     table: SlotTable
-    mixed: Mixed
+    mixed: MixedPrecision
     statistics: Statistics
     profile: Profile
     session: OrtSession
@@ -69,7 +69,9 @@ def sites_at(profile: Profile, bits: int) -> set[str]:
 def case(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     network, table = slot_network(tiny.base.unet, tiny.adapters)
     probes = {adapter.name: [Probe(source=adapter.name, task="task", run=0, inputs=tiny.inputs, sigma_t=0.5)] for adapter in tiny.adapters}
-    mixed = Mixed(network, table, tiny.adapters, QualitySteps(), request.param, probes)
+    mixed = MixedPrecision(
+        network=network, table=table, adapters=tiny.adapters, quality=QualitySteps(), percent=request.param, probes=probes
+    )
     assert mixed.needs_probes
     mixed.split()
 
@@ -130,7 +132,7 @@ def test_steps_can_be_switched_off(tiny: Any) -> None:
     off = QualitySteps(split_skips=False, equalize=False, rank_sites=False)
     for quality, percent in ((off, 60.0), (QualitySteps(), 0.0)):
         network, table = slot_network(tiny.base.unet, tiny.adapters)
-        mixed = Mixed(network, table, tiny.adapters, quality, percent)
+        mixed = MixedPrecision(network=network, table=table, adapters=tiny.adapters, quality=quality, percent=percent)
         before = set(network.sites)
         mixed.split()
         assert set(network.sites) == before
@@ -139,8 +141,8 @@ def test_steps_can_be_switched_off(tiny: Any) -> None:
 
 
 def test_a_mixed_bundle_is_built_and_runs(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
-    made = build(BuildRequest(model_dir, adapter_files, tmp_path / "phone", SAMPLES, precision="mixed:80"))
-    kinds: Counter[str] = Counter(made.profile["encodings"])
+    made = build(BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="mixed:80"))
+    kinds: Counter[str] = Counter(made.profile.encodings)
     assert kinds["uint8"] > kinds["uint16"] > 0
     assert max(error for cases in made.smoke.values() for error in cases.values()) < 0.2, made.smoke
     profile = msgspec.json.decode((made.bundle / "profile.json").read_bytes(), type=Profile)

@@ -27,11 +27,11 @@ def test_weights_that_equalization_folds_away_are_held_by_nobody(
         return base
 
     monkeypatch.setattr(opening, "open_model", opened_model)
-    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", SAMPLES, precision="mixed:80")
-    opened = opening.open_all(request, StageClock(STAGES, silent))
+    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="mixed:80")
+    model = opening.open_and_slot(request, StageClock(STAGES, silent))
     gc.collect()
-    folded = {id(weight) for weight in opened.networks["unet"].parameters()}
+    folded = {id(weight) for weight in model.networks["unet"].parameters()}
     held = {id(weight()) for weight in read if weight() is not None}
-    assert opened.mixed.gains
+    assert model.mixed_precision.gains
     assert held <= folded
     assert len(held) < len(read)

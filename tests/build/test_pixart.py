@@ -37,7 +37,7 @@ BUILDS = ("float", "w8a16", "mixed:50")
 def request_of(tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
     root = tmp_path_factory.mktemp("pixart")
     directory, files = save_pixart(root / "model"), save_adapters(root / "loras")
-    return BuildRequest(directory, files, root / "phone", calibration_samples(directory, files), distill_steps=2)
+    return BuildRequest(directory, files, root / "phone", samples=calibration_samples(directory, files), distill_steps=2)
 
 
 @pytest.fixture(scope="module")

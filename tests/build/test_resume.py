@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quad.build import resumable_stages as kept_pieces
+from quad.build import resumable_stages as resumable
 from quad.build.build import build
-from quad.build.request import BuildRequest, BuildResult
-from quad.build.resume import Kept, alone, identity_of, kept_dir
+from quad.build.request import BuildRequest
+from quad.build.result import BuildResult
+from quad.build.resume import BuildCache, build_lock, cache_dir, identity_of
 from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import BackendError, InputError
 from quad.core.manifest import BUNDLE_FILE, Component
@@ -36,7 +37,7 @@ class Killed(BaseException):
 @pytest.fixture(scope="module")
 def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
     output = tmp_path_factory.mktemp("out") / "phone"
-    return BuildRequest(model_dir, adapter_files, output, SAMPLES, precision="mixed:50", distill_steps=1)
+    return BuildRequest(model_dir, adapter_files, output, samples=SAMPLES, precision="mixed:50", distill_steps=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +45,7 @@ def moments(request_: BuildRequest) -> list[str]:
     """All that a whole build tells of, in order; its bundle is at the request's output."""
     told: list[str] = []
     assert build(request_, lambda stage, _: told.append(stage)).resumed == ()
-    assert not kept_dir(request_).exists()
+    assert not cache_dir(request_).exists()
     return told
 
 
@@ -100,8 +101,8 @@ def test_damaged_pieces_are_made_anew(
     request = replace(request_, output=tmp_path / "phone")
     assert run(request, last_moment(moments)) is None
     for name in ("statistics.base", "aligned.removal", "rules"):
-        damage(kept_dir(request) / f"{name}.kept")
-    damage(kept_dir(request) / "unet" / "model.onnx")
+        damage(cache_dir(request) / f"{name}.kept")
+    damage(cache_dir(request) / "unet" / "model.onnx")
     result = build(request)
     assert PIECES - set(result.resumed) == {"statistics.base", "aligned.removal", "rules"}
     assert (request.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
@@ -120,7 +121,7 @@ def test_what_ends_before_anything_is_made_leaves_the_pieces(request_: BuildRequ
     assert run(request, last_moment(moments)) is None
     with pytest.raises(InputError, match="no such file"):
         build(replace(request, adapters={**request.adapters, "removal": tmp_path / "mistyped.safetensors"}))
-    with alone(request), pytest.raises(InputError, match="no other build at work on it, found one"):
+    with build_lock(request), pytest.raises(InputError, match="no other build at work on it, found one"):
         build(request)
     assert set(build(request).resumed) == PIECES
 
@@ -147,13 +148,13 @@ def test_a_full_disk_is_told_by_its_own_name(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(OnnxArtifact, "write", full)
     with pytest.raises(BackendError, match=r"unet: cannot write \(disk full"):
-        kept_pieces.artifact(Kept(tmp_path, "mine"), "unet", lambda: OnnxArtifact(None, {}))  # type: ignore[arg-type]
+        resumable.compiled(BuildCache(tmp_path, "mine"), "unet", lambda: OnnxArtifact(None, {}))  # type: ignore[arg-type]
 
 
 def test_a_value_and_its_arrays_come_back_to_their_own_identity_alone(tmp_path: Path) -> None:
     arrays = {"a": np.arange(6, dtype=np.int16).reshape(2, 3), "b": np.float32([0.1])}
-    Kept(tmp_path, "mine").write("piece", {"x": [0.1, 1 / 3]}, arrays)
-    again = Kept(tmp_path, "mine")
+    BuildCache(tmp_path, "mine").write("piece", {"x": [0.1, 1 / 3]}, arrays)
+    again = BuildCache(tmp_path, "mine")
     found = again.read("piece")
     assert found is not None
     assert found[0] == {"x": [0.1, 1 / 3]}
@@ -161,13 +162,13 @@ def test_a_value_and_its_arrays_come_back_to_their_own_identity_alone(tmp_path: 
         name: (array.dtype, array.tolist()) for name, array in arrays.items()
     }
     assert again.resumed == ["piece"]
-    Kept(tmp_path, "mine").write("bare", 1)  # as an adapter of zeros is, once it is trimmed
-    assert Kept(tmp_path, "mine").read("bare") == (1, {})
-    assert Kept(tmp_path, "other").read("piece") is None
-    assert Kept(None).read("piece") is None
+    BuildCache(tmp_path, "mine").write("bare", 1)  # as an adapter of zeros is, once it is trimmed
+    assert BuildCache(tmp_path, "mine").read("bare") == (1, {})
+    assert BuildCache(tmp_path, "other").read("piece") is None
+    assert BuildCache(None).read("piece") is None
 
 
 def test_what_another_process_writes_meanwhile_is_not_taken(tmp_path: Path) -> None:
-    early = Kept(tmp_path, "mine")
-    Kept(tmp_path, "mine").write("piece", 1)
+    early = BuildCache(tmp_path, "mine")
+    BuildCache(tmp_path, "mine").write("piece", 1)
     assert early.read("piece") is None

@@ -39,7 +39,7 @@ def made(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pyte
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OrtEngine, "load", counted)
-        return build(BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", SAMPLES, precision="float"))
+        return build(BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", samples=SAMPLES, precision="float"))
 
 
 def test_every_graph_is_loaded_once_and_goldens_are_taken(made: BuildResult, loaded: list[str]) -> None:
@@ -58,7 +58,7 @@ def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkey
     session = open_engine("float").load(bundle.graph("unet"), 1)
     session.bind(zero_buffers(bundle.slots.of("unet")))
     case = ComponentCall(source="base", inputs=CALL, expected=session.run(CALL))
-    own = [PackedAdapter("ink", {}, 1, "source")]
+    own = [PackedAdapter(name="ink", tensors={}, rank=1, source="source")]
     assert set(run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
     monkeypatch.setattr("quad.build.smoke.calls_of", lambda _: ({**CALL, "sample": CALL["sample"] * np.float32(np.nan)},))
     with pytest.raises(BackendError, match=r"smoke run of unet, ink: expected an answer of finite numbers"):

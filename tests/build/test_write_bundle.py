@@ -42,9 +42,21 @@ def graph() -> ir.Model:
 @pytest.fixture
 def parts(base: Base) -> BundleParts:
     slots = SlotTable((Slot(path="conv_in", kind="linear", in_features=2, out_features=3, rank=4, dtype="int16"),))
-    adapter = PackedAdapter("ink", {name: np.ones(shape, np.int16) for name, shape in slots.input_shapes().items()}, 3, "f00d")
+    adapter = PackedAdapter(
+        name="ink", tensors={name: np.ones(shape, np.int16) for name, shape in slots.input_shapes().items()}, rank=3, source="f00d"
+    )
     graphs = {name: OnnxArtifact(graph(), {"nodes": 1}) for name in COMPONENTS}
-    return BundleParts("phone", base, "cpu", "w8a16", ("ort",), slots, Profile(encodings={}), graphs, (adapter,), {})
+    return BundleParts(
+        name="phone",
+        base=base,
+        target="cpu",
+        precision="w8a16",
+        engines=("ort",),
+        slots=slots,
+        profile=Profile(encodings={}),
+        artifacts=graphs,
+        adapters=(adapter,),
+    )
 
 
 def test_a_written_bundle_opens_and_every_file_is_listed(parts: BundleParts, tmp_path: Path) -> None:
@@ -54,7 +66,7 @@ def test_a_written_bundle_opens_and_every_file_is_listed(parts: BundleParts, tmp
     on_disk = {p.relative_to(bundle.root).as_posix() for p in bundle.root.rglob("*") if p.is_file()}
     assert on_disk == {*manifest.files, "bundle.json"}
     assert manifest.parents["base"] == parts.base.digest
-    sizes = rom_bytes(manifest, parts.adapters)
+    sizes = rom_bytes(manifest)
     assert sizes["shared"] + sizes["adapters"]["ink"] == sum(entry.size_bytes for entry in manifest.files.values())
 
 
@@ -96,12 +108,12 @@ def test_large_graphs_keep_their_weights_beside_them(parts: BundleParts, tmp_pat
     assert open_bundle(tmp_path / "phone").manifest == manifest
 
 
-@pytest.mark.parametrize("step", ["artifact.ir.save", "write.write_bytes"])
+@pytest.mark.parametrize("step", ["compile.artifact.ir.save", "build.write_bundle.write_bytes"])
 def test_a_full_disk_leaves_nothing(parts: BundleParts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(f"quad.compile.{step}", full)
+    monkeypatch.setattr(f"quad.{step}", full)
     with pytest.raises(BackendError, match="disk full"):
         write_bundle(parts, tmp_path / "phone")
     assert list(tmp_path.iterdir()) == []

@@ -92,7 +92,7 @@ def test_a_build_that_fails_leaves_nothing(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_a_build_dumps_every_component(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
-    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", SAMPLES, precision="float", dump_passes=tmp_path / "dump")
+    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="float", dump_passes=tmp_path / "dump")
     built = build(request)
     found = json.loads((tmp_path / "dump" / CENSUS_FILE).read_text())["components"]
     assert set(found) == {"unet", "text_encoder", "vae_encoder", "vae_decoder"}

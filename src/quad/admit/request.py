@@ -1,10 +1,10 @@
-"""What an admission is asked for, and what it gives back."""
+"""The request of an admission, and its result."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,7 @@ class AdaptRequest:
     bundle: Path
     name: str
     adapter: Path
+    _: KW_ONLY
     output: Path
     base: Path | None = None
     samples: Sequence[CalibrationSample] = ()
@@ -88,14 +89,14 @@ class AdaptRequest:
         return 0 if eight_bit_percent(precision) else DISTILL_STEPS
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaptResult:
-    """What was admitted, and what it took.
+    """One finished admission.
 
     Args:
         manifest: as written into the pack.
         slots: how each slot took the adapter.
-        trial: see `admit_trial.Trial.to_json`.
+        trial: see `quad.admit.trial.Trial.to_json`.
         alignment: see `Alignment.to_json`; empty without the base.
         checked, unchecked: what was looked at and what was not, a line each.
         notes: what was done to the adapter, a line each.
@@ -113,19 +114,19 @@ class AdaptResult:
 
     def to_json(self) -> dict[str, Any]:
         """The object of `quad adapt --json`."""
-        said = self.manifest
+        manifest = self.manifest
         return {
             "pack": str(self.pack),
-            "name": said.name,
-            "tasks": sorted(said.tasks),
-            "rank": said.rank,
-            "bits": said.bits,
-            "size_bytes": said.size_bytes,
+            "name": manifest.name,
+            "tasks": sorted(manifest.tasks),
+            "rank": manifest.rank,
+            "bits": manifest.bits,
+            "size_bytes": manifest.size_bytes,
             "seconds": self.seconds,
-            "headroom": None if said.headroom is msgspec.UNSET else said.headroom,
-            "quality": {} if said.quality is msgspec.UNSET else msgspec.to_builtins(said.quality),
+            "headroom": None if manifest.headroom is msgspec.UNSET else manifest.headroom,
+            "quality": {} if manifest.quality is msgspec.UNSET else msgspec.to_builtins(manifest.quality),
             "alignment": dict(self.alignment),
-            "slots": {one.path: one.to_json() for one in worst(self.slots)},
+            "slots": {slot.path: slot.to_json() for slot in worst(self.slots)},
             "trial": dict(self.trial),
             "checked": list(self.checked),
             "unchecked": list(self.unchecked),

@@ -1,4 +1,4 @@
-"""Which activations leave their frozen ranges with a new adapter: read off the bundle's own graph.
+"""Activations that leave their frozen ranges with a new adapter: read off the bundle's own graph.
 
 Every QuantizeLinear of a Q/DQ graph stands at a Site and carries its name. In a copy of the graph each gets four numbers beside it: the
 energy of what its range cuts off, the energy of all, the smallest value and the largest. They are taken in the graph's own order, so no
@@ -62,8 +62,8 @@ def site_uses(model_file: Path, calls: Sequence[Inputs], buffers: Iterable[tuple
     names = list(bounds)
     with scratch_directory() as folder:
         session = _open(model, folder / "observed.onnx")
-        found = {label: np.stack([_run(session, call, own, len(names)) for call in calls]) for label, own in buffers}
-    return {label: {name: _use(name, values[:, i], bounds[name]) for i, name in enumerate(names)} for label, values in found.items()}
+        energies = {label: np.stack([_run(session, call, slots, len(names)) for call in calls]) for label, slots in buffers}
+    return {label: {name: _use(name, values[:, i], bounds[name]) for i, name in enumerate(names)} for label, values in energies.items()}
 
 
 def _sites(graph: ir.Graph) -> list[ir.Node]:
@@ -135,14 +135,14 @@ def _open(model: ir.Model, path: Path) -> ort.InferenceSession:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common root but this
-        where, then = "the bundle's U-Net with its ranges read", "report it with the bundle's name"
-        raise BackendError(mismatch(where, "a graph that runs", first_line(error), then)) from error
+        where, hint = "the bundle's U-Net with its ranges read", "report it with the bundle's name"
+        raise BackendError(mismatch(where, "a graph that runs", first_line(error), hint)) from error
 
 
 def _run(session: ort.InferenceSession, call: Inputs, buffers: Buffers, sites: int) -> NDArray[np.float64]:
     """Energy lost and in all, smallest and largest of every site `(sites, 4)`."""
-    found = session.run(None, {**call, **buffers})
-    return np.array([float(value) for value in found[-4 * sites :]]).reshape(sites, 4)
+    outputs = session.run(None, {**call, **buffers})
+    return np.array([float(value) for value in outputs[-4 * sites :]]).reshape(sites, 4)
 
 
 def _use(name: str, values: NDArray[np.float64], bounds: tuple[float, float]) -> SiteUse:

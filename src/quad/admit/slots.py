@@ -30,7 +30,7 @@ _LISTED = 6
 Matrix = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SlotFit:
     """One slot of the new adapter under the frozen encodings.
 
@@ -86,7 +86,7 @@ class Fitted:
     @property
     def product_db(self) -> float | None:
         """SQNR of all products together; None where nothing is quantized."""
-        return sqnr_db(1.0, sum(one.share * 10 ** (-one.product_db / 10) for one in self.slots)) if self.slots else None
+        return sqnr_db(1.0, sum(slot.share * 10 ** (-slot.product_db / 10) for slot in self.slots)) if self.slots else None
 
     @property
     def energy(self) -> float:
@@ -109,14 +109,14 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     if not profile.encodings:
         return Fitted(small, components, ())
     ready = rescale(balance(small), table, profile)
-    whole = sum(powers.values()) or 1.0
+    total = sum(powers.values()) or 1.0
     fits = [_measure(slots[path], pair, profile) for path, pair in ready.weights.items()]
     return Fitted(
         small,
         components,
         tuple(
-            replace(one, rank=adapter.weights[one.path].rank, energy=small.energy.get(one.path, 1.0), share=powers[one.path] / whole)
-            for one in fits
+            replace(slot, rank=adapter.weights[slot.path].rank, energy=small.energy.get(slot.path, 1.0), share=powers[slot.path] / total)
+            for slot in fits
         ),
     )
 
@@ -136,15 +136,15 @@ def refuse_unfit(fitted: Fitted, bundle: str, min_energy: float) -> None:
     if not fitted.components:
         raise CompatibilityError(mismatch(where, "an update of the network", "zeros alone", "is it trained?"))
     reasons = {
-        path: f"keeps {kept:.3f} of its update at rank {adapter.weights[path].rank}, {min_energy:g} is asked for"
-        for path, kept in sorted(adapter.energy.items(), key=lambda item: item[1])
-        if kept < min_energy
+        path: f"keeps {energy:.3f} of its update at rank {adapter.weights[path].rank}, {min_energy:g} is asked for"
+        for path, energy in sorted(adapter.energy.items(), key=lambda item: item[1])
+        if energy < min_energy
     }
-    reasons |= {one.path: one.reason for one in worst(fitted.slots) if one.reason and one.path not in reasons}
+    reasons |= {slot.path: slot.reason for slot in worst(fitted.slots) if slot.reason and slot.path not in reasons}
     if reasons:
-        then = "build the bundle again with this adapter"
+        hint = "build the bundle again with this adapter"
         expected = f"one that all {len(adapter.weights)} of its slots of bundle {bundle!r} take"
-        raise CompatibilityError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", then))
+        raise CompatibilityError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", hint))
 
 
 def listed(reasons: Mapping[str, str]) -> str:
@@ -155,22 +155,22 @@ def listed(reasons: Mapping[str, str]) -> str:
 
 def _cut_to(adapter: FloatAdapter, slots: Mapping[str, Slot]) -> FloatAdapter:
     """At most the slots' ranks; what is not above them stays as it is."""
-    weights, energy, kept = dict(adapter.weights), dict(adapter.energy), []
+    weights, energy, shares = dict(adapter.weights), dict(adapter.energy), []
     for path, pair in adapter.weights.items():
         if pair.rank > slots[path].rank:
             weights[path], share = cut(pair, slots[path].rank)
             energy[path] = energy.get(path, 1.0) * share
-            kept.append(share)
-    if not kept:
+            shares.append(share)
+    if not shares:
         return adapter
-    saved = f"energy kept {min(kept):.4f} at worst, {np.mean(kept):.4f} on average"
-    note = f"{len(kept)} of {len(weights)} modules reduced to their slot's rank, {saved}"
+    saved = f"energy kept {min(shares):.4f} at worst, {np.mean(shares):.4f} on average"
+    note = f"{len(shares)} of {len(weights)} modules reduced to their slot's rank, {saved}"
     return replace(adapter, weights=weights, rank=max(pair.rank for pair in weights.values()), energy=energy, notes=(*adapter.notes, note))
 
 
 def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
     """Of an aligned pair; what is the whole adapter's is left for the caller."""
-    encodings, found, outside, room = profile.component(slot.component), [], 0, []
+    encodings, rounded, outside, room = profile.component(slot.component), [], 0, []
     parts = ((slot.a_name, pair.a), (slot.b_name, pair.b))
     for name, values in parts:
         if name not in encodings:
@@ -180,11 +180,20 @@ def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
         # Half a step beyond its end is still rounded to the end.
         outside += int((np.abs(values) > limit + 0.5 * step).sum())
         room.append(limit / largest if largest > 0.0 else math.inf)
-        found.append(encodings[name].dequantize(encodings[name].quantize(values)))
+        rounded.append(encodings[name].dequantize(encodings[name].quantize(values)))
     clipped = outside / sum(values.size for _, values in parts)
-    error = _difference(pair, LowRank(found[0], found[1]))
+    error = _difference(pair, LowRank(rounded[0], rounded[1]))
     right = sqnr_db(_power(pair), error)
-    return SlotFit(slot.path, pair.rank, slot.rank, 1.0, 0.0, right, clipped, (min(room[0], 1e9), min(room[1], 1e9)))
+    return SlotFit(
+        path=slot.path,
+        rank=pair.rank,
+        slot_rank=slot.rank,
+        energy=1.0,
+        share=0.0,
+        product_db=right,
+        clipped=clipped,
+        room=(min(room[0], 1e9), min(room[1], 1e9)),
+    )
 
 
 def _flat(pair: LowRank) -> tuple[Matrix, Matrix]:
@@ -198,13 +207,13 @@ def _power(pair: LowRank) -> float:
     return float(((b.T @ b) * (a @ a.T)).sum())
 
 
-def _difference(one: LowRank, other: LowRank) -> float:
+def _difference(pair: LowRank, rounded: LowRank) -> float:
     """`|B^ A^ - B A|^2` as the square of `[B^ - B | B] [A^; A^ - A]`: of the two products themselves it would be lost in rounding."""
-    (a, b), (a_hat, b_hat) = _flat(one), _flat(other)
+    (a, b), (a_hat, b_hat) = _flat(pair), _flat(rounded)
     right, left = np.concatenate([a_hat, a_hat - a]), np.concatenate([b_hat - b, b], axis=1)
     return float(max(0.0, ((left.T @ left) * (right @ right.T)).sum()))
 
 
 def worst(fits: Iterable[SlotFit]) -> Sequence[SlotFit]:
     """By the product's SQNR, worst first."""
-    return sorted(fits, key=lambda one: one.product_db)
+    return sorted(fits, key=lambda slot: slot.product_db)

@@ -33,9 +33,9 @@ MOST_LOST = 0.01
 Array = NDArray[Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What a new adapter does to the stored calls.
+    """The effect of a new adapter on the stored calls.
 
     Args:
         effect: RMS of what it changes in the output over the RMS of that output, the largest of all calls.
@@ -81,21 +81,26 @@ def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequen
     """
     probes, store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time, however many there are
 
-    def answers(given: Buffers) -> list[Array]:
-        session.bind(unet_buffers(bundle, given))
+    def outputs(slots: Buffers) -> list[Array]:
+        session.bind(unet_buffers(bundle, slots))
         return [session.run(call) for call in probes]
 
-    zero = answers(store.zeros)
-    others = {name: answers(store.buffers(name)) for name in store.names}
-    own = answers(buffers)
-    if not all(np.isfinite(output).all() for output in own):
-        where, then = "U-Net with the new adapter, stored calls", "give another checkpoint"
-        raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", then))
+    zero = outputs(store.zeros)
+    bundled = {name: outputs(store.buffers(name)) for name in store.names}
+    adapted = outputs(buffers)
+    if not all(np.isfinite(output).all() for output in adapted):
+        where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
+        raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
     sites, before = _sites(bundle, store, buffers, [*probes, *more])
-    probe = _telling(own, [zero, *others.values()])
-    made = golden("golden output", session, probes[probe], probe)
-    effects = {name: _effect(found, zero) for name, found in others.items()}
-    return Trial(_effect(own, zero), effects, sites, before, made)
+    probe = _most_distinct(adapted, [zero, *bundled.values()])
+    effects = {name: _effect(answers, zero) for name, answers in bundled.items()}
+    return Trial(
+        effect=_effect(adapted, zero),
+        others=effects,
+        sites=sites,
+        before=before,
+        golden=golden("golden output", session, probes[probe], probe),
+    )
 
 
 def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Inputs]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
@@ -103,11 +108,13 @@ def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequenc
     model = bundle.graph(UNET)
     if not has_sites(model):
         return {}, {}
-    found = site_uses(model, calls, [("base", unet_buffers(bundle, store.zeros)), ("new", unet_buffers(bundle, buffers))])
-    before, new = found["base"], found["new"]
+    uses = site_uses(model, calls, [("base", unet_buffers(bundle, store.zeros)), ("new", unet_buffers(bundle, buffers))])
+    before, new = uses["base"], uses["new"]
     if store.names and any(use.lost > MOST_LOST for use in new.values()):
-        own = site_uses(model, calls, ((name, unet_buffers(bundle, store.buffers(name))) for name in store.names))
-        before = {name: max((use, *(uses[name] for uses in own.values())), key=lambda one: one.lost) for name, use in before.items()}
+        bundled = site_uses(model, calls, ((name, unet_buffers(bundle, store.buffers(name))) for name in store.names))
+        before = {
+            name: max((use, *(sites[name] for sites in bundled.values())), key=lambda site: site.lost) for name, use in before.items()
+        }
     return new, before
 
 
@@ -123,24 +130,24 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
     clipped = {site: f"{use.lost:.1%} of its energy, up to {use.reach:.2f} of the range" for site, use in trial.clipped.items()}
     if clipped:
         expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
-        found = f"{len(clipped)} that lose more: {listed(clipped)}"
-        raise CompatibilityError(mismatch(where, expected, found, "build the bundle again with this adapter"))
+        losing = f"{len(clipped)} that lose more: {listed(clipped)}"
+        raise CompatibilityError(mismatch(where, expected, losing, "build the bundle again with this adapter"))
 
 
-def _effect(found: Sequence[Array], zero: Sequence[Array]) -> float:
-    return max(relative_error(a, b) for a, b in zip(found, zero, strict=True))
+def _effect(outputs: Sequence[Array], zero: Sequence[Array]) -> float:
+    return max(relative_error(a, b) for a, b in zip(outputs, zero, strict=True))
 
 
 def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def _telling(own: Sequence[Array], others: Sequence[Sequence[Array]]) -> int:
+def _most_distinct(adapted: Sequence[Array], bundled: Sequence[Sequence[Array]]) -> int:
     """The number of the call on which the new adapter's block means are farthest from the nearest of the others', in their own RMS."""
 
     def gap(index: int) -> float:
-        means = block_means(own[index])
-        said = Golden(index, tuple(map(float, means)), 0.0)
-        return min(distance(said, block_means(other[index])) for other in others) / max(_rms(means), 1e-12)
+        means = block_means(adapted[index])
+        candidate = Golden(index, tuple(map(float, means)), 0.0)
+        return min(distance(candidate, block_means(outputs[index])) for outputs in bundled) / max(_rms(means), 1e-12)
 
-    return max(range(len(own)), key=gap)
+    return max(range(len(adapted)), key=gap)

@@ -44,26 +44,26 @@ from quad.runtime.engines.engine import Session
 from quad.runtime.golden_outputs import unet_buffers
 
 
-@dataclass(frozen=True)
-class Study:
-    """The float side of an admission, and the simulated one.
+@dataclass(frozen=True, kw_only=True)
+class BaseNetworks:
+    """The float networks of the base with the bundle's slots, and the U-Net as the bundle quantizes it.
 
     Args:
         base: with the adapter's task alone.
         adapter: as it was trained, for the networks as they are here.
         networks: float, by component.
-        room: with teacher and student.
+        pair: float U-Net and simulated one.
         table: slots that hold the adapter at its own ranks.
     """
 
     base: Base
     adapter: FloatAdapter
     networks: Mapping[str, nn.Module]
-    room: TeacherStudent
+    pair: TeacherStudent
     table: SlotTable
 
     @staticmethod
-    def of(bundle: Bundle, base: Base, tasks: Mapping[str, TaskSpec], adapter: FloatAdapter) -> Study:
+    def of(bundle: Bundle, base: Base, tasks: Mapping[str, TaskSpec], adapter: FloatAdapter) -> BaseNetworks:
         """Teacher and student of a bundle.
 
         Args:
@@ -81,22 +81,24 @@ class Study:
         student = share_copy(slotted.unet)
         apply_biases(student, dict(corrections.biases))
         networks = component_networks(base, slotted.unet, slotted.text_encoder)
-        room = TeacherStudent(teacher=slotted.unet, student=student, table=bundle.slots, profile=bundle.profile)
-        return Study(replace(base, tasks=dict(tasks)), adapter, networks, room, _widened(bundle.slots, adapter))
+        pair = TeacherStudent(teacher=slotted.unet, student=student, table=bundle.slots, profile=bundle.profile)
+        return BaseNetworks(
+            base=replace(base, tasks=dict(tasks)), adapter=adapter, networks=networks, pair=pair, table=_widened(bundle.slots, adapter)
+        )
 
     def probes(self, samples: Sequence[CalibrationSample]) -> list[Probe]:
         """Calls of the float network along a run of each sample, with its answers."""
-        how = ProbeOptions(per_adapter=None, seed=SEED)
-        return record_probes(self.base, self.networks, self.table, [self.adapter], samples, how)[self.adapter.name]
+        options = ProbeOptions(per_adapter=None, seed=SEED)
+        return record_probes(self.base, self.networks, self.table, [self.adapter], samples, options)[self.adapter.name]
 
     def align(self, fitted: FloatAdapter, probes: Sequence[Probe], options: DistillOptions) -> Distilled:
-        """See `distill`; the lessons are what the adapter said at its own ranks."""
-        return distill(self.room, fitted, probes, options)
+        """See `distill`; the teacher has the adapter at its own ranks."""
+        return distill(self.pair, fitted, probes, options)
 
     def held_out(self, probes: Sequence[Probe]) -> list[TeacherCall]:
-        """Lessons of calls that nothing was trained on, as far as there are."""
-        held = spread(split_runs(probes)[1], 2 * MEASURED_CALLS)
-        return call_teacher(self.room.teacher, slot_inputs(self.adapter, self.table), held)
+        """Teacher calls that nothing was trained on, as far as there are."""
+        calls = spread(split_runs(probes)[1], 2 * MEASURED_CALLS)
+        return call_teacher(self.pair.teacher, slot_inputs(self.adapter, self.table), calls)
 
 
 def open_base(bundle: Bundle, directory: Path) -> Base:
@@ -108,8 +110,8 @@ def open_base(bundle: Bundle, directory: Path) -> Base:
     base, manifest = open_model(directory), bundle.manifest
     expected = manifest.parents.get("base", "none")
     if base.digest != expected:
-        where, then = f"--base {directory}", "give that one"
-        raise CompatibilityError(mismatch(where, f"digest {expected[:8]}, of which the bundle was built", base.digest[:8], then))
+        where, hint = f"--base {directory}", "give that one"
+        raise CompatibilityError(mismatch(where, f"digest {expected[:8]}, of which the bundle was built", base.digest[:8], hint))
     return replace(base, size=manifest.size, tasks=dict(manifest.tasks))
 
 
@@ -123,32 +125,34 @@ def samples_for(request: AdaptRequest, task: str, spec: TaskSpec) -> list[Calibr
     """
     named = [sample for sample in request.samples if sample.adapter == request.name]
     alike = [sample for sample in request.samples if sample.task in (request.like, task)]
-    fit = [[one for one in some if one.image is not None or not spec.reads_picture] for some in (named, alike)]
-    own = fit[0] or fit[1]
-    if not own:
+    named, alike = ([sample for sample in group if sample.image is not None or not spec.reads_picture] for group in (named, alike))
+    candidates = named or alike
+    if not candidates:
         raise InputError(mismatch(f"adapter {request.name!r}", f"samples of task {task}", "none", "say what it is like: --like TASK"))
-    some = [replace(one, task=task, adapter=request.name) for one in islice(cycle(own), RUNS)]
-    return [replace(one, prompt=word) for one, word in zip(some, cycle(request.prompts), strict=False)] if request.prompts else some
+    samples = [replace(sample, task=task, adapter=request.name) for sample in islice(cycle(candidates), RUNS)]
+    if not request.prompts:
+        return samples
+    return [replace(sample, prompt=prompt) for sample, prompt in zip(samples, cycle(request.prompts), strict=False)]
 
 
-def quality(bundle: Bundle, session: Session, lessons: Sequence[TeacherCall], forms: Sequence[Buffers]) -> list[Fidelity]:
-    """How near the bundle's own graph comes to the float network on some lessons, with the adapter and in what it changes.
+def measure_fidelity(bundle: Bundle, session: Session, teacher_calls: Sequence[TeacherCall], forms: Sequence[Buffers]) -> list[Fidelity]:
+    """How near the bundle's own graph comes to the float network on some calls, with the adapter and in what it changes.
 
     Args:
         forms: of the adapter, each measured for itself.
     """
 
-    def answers(given: Buffers) -> list[Tensor]:
-        session.bind(unet_buffers(bundle, given))
-        return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(lesson)])) for lesson in lessons]
+    def outputs(buffers: Buffers) -> list[Tensor]:
+        session.bind(unet_buffers(bundle, buffers))
+        return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(teacher_call)])) for teacher_call in teacher_calls]
 
-    without = answers(zero_buffers(bundle.slots))
-    return [fidelity(lessons, answers(form), without) for form in forms]
+    without = outputs(zero_buffers(bundle.slots))
+    return [fidelity(teacher_calls, outputs(form), without) for form in forms]
 
 
-def calls_in(lesson: TeacherCall) -> list[Inputs]:
-    """A lesson as calls of one picture each, as graphs of batch 1 take them."""
-    return split_batch({name: part.numpy() for name, part in zip(UNET_INPUTS, lesson.inputs, strict=True)})
+def calls_in(teacher_call: TeacherCall) -> list[Inputs]:
+    """A teacher call as calls of one picture each, as graphs of batch 1 take them."""
+    return split_batch({name: part.numpy() for name, part in zip(UNET_INPUTS, teacher_call.inputs, strict=True)})
 
 
 def _corrections(bundle: Bundle) -> Corrections:

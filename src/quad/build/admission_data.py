@@ -1,4 +1,4 @@
-"""What a bundle holds for adapters to come: a few calls of its U-Net, and what the build wrote into the network beside its encodings.
+"""For adapters to come: a few calls of the U-Net, and what the build wrote into the network beside its encodings.
 
 Of the calls an adapter is tried on when it is admitted, and its golden output is taken on one of them. The corrections (biases, and the
 gains of equalized norms) make the simulated network of this build again out of the base, for who aligns an adapter with it.
@@ -49,16 +49,16 @@ class Corrections:
     @staticmethod
     def read(data: bytes) -> Corrections:
         """Of the bytes of a file whose digest was compared."""
-        held = load(data)
-        biases = {name: array for name, array in held.items() if role_of(name) is Role.BIAS}
-        return Corrections(biases, {path: held[gain_name(path)] for path in paths_with(Role.GAIN, held)})
+        arrays = load(data)
+        biases = {name: array for name, array in arrays.items() if role_of(name) is Role.BIAS}
+        return Corrections(biases, {path: arrays[gain_name(path)] for path in paths_with(Role.GAIN, arrays)})
 
-    def written(self) -> bytes:
+    def to_bytes(self) -> bytes:
         """The file's bytes."""
         return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}})
 
 
-def stored_files(probes: Sequence[Inputs], corrections: Corrections | None) -> dict[str, bytes]:
+def admission_files(probes: Sequence[Inputs], corrections: Corrections | None) -> dict[str, bytes]:
     """File name -> content; what is empty is left out."""
     files: dict[str, bytes] = {}
     if probes:
@@ -66,7 +66,7 @@ def stored_files(probes: Sequence[Inputs], corrections: Corrections | None) -> d
             {f"{i}/{name}": np.ascontiguousarray(call[name]) for i, call in enumerate(probes) for name in UNET_INPUTS}
         )
     if corrections is not None:
-        files[CORRECTIONS_FILE] = corrections.written()
+        files[CORRECTIONS_FILE] = corrections.to_bytes()
     return files
 
 
@@ -77,13 +77,13 @@ def chosen_calls(probes: Probes, side: int) -> list[Inputs]:
         probes: source -> calls along its runs, in order.
         side: of the graph's latent; calls of smaller pictures are laid side by side to that size.
     """
-    sources = spread([name for name, some in probes.items() if some], STORED)
-    found = []
+    sources = spread([name for name, calls in probes.items() if calls], STORED)
+    chosen = []
     for index in range(STORED if sources else 0):
-        some = probes[sources[index % len(sources)]]
-        first = [probe for probe in some if probe.run == some[0].run]
-        found.append(_single(first[round(index / (STORED - 1) * (len(first) - 1))], side))
-    return found
+        calls = probes[sources[index % len(sources)]]
+        first = [probe for probe in calls if probe.run == calls[0].run]
+        chosen.append(_single(first[round(index / (STORED - 1) * (len(first) - 1))], side))
+    return chosen
 
 
 def few_probes(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter],

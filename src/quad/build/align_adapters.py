@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
 from torch import nn
 
-from quad.build import resumable_stages as kept_pieces
+from quad.build import resumable_stages as resumable
 from quad.build.call_recorder import spread
+from quad.build.choose_profile import ProfileStage
+from quad.build.float_teacher import FloatTeacher
+from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
-from quad.build.resume import Kept, kept_dir
+from quad.build.resume import BuildCache, cache_dir
 from quad.build.write_bundle import PackedAdapter
-from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterQuality
 from quad.core.padding import trim
+from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
-from quad.model.base.modules import share_copy
 from quad.model.base.open import Base
+from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.denoising_examples import denoising_examples
 from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
@@ -36,17 +39,47 @@ MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained
 SEED = 20_000  # other noise than calibration and sensitivity draw
 
 
-def keep_float(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """The networks as they are now: what bias correction writes later does not reach these; weights are shared."""
-    return {name: share_copy(network) for name, network in networks.items()}
-
-
 @dataclass(frozen=True)
+class AlignedAdapters:
+    """The adapters as they ship, and what the alignment of each brought; empty where the graph is float."""
+
+    packed: tuple[PackedAdapter, ...]
+    alignments: Mapping[str, Alignment] = field(default_factory=dict)
+
+
+def align_adapters(
+    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, profile: ProfileStage, progress: Progress
+) -> AlignedAdapters:
+    """The adapters as the graph reads them: floats, or integers aligned to the profile with the networks as they were in float.
+
+    Raises:
+        CompatibilityError: an adapter does not fit the profile. BackendError: a checkpoint cannot be written.
+    """
+    if profile.profile.mode == FLOAT:
+        return AlignedAdapters(tuple(_pack_float(adapter, profile.slots) for adapter in model.adapters))
+    aligner = Aligner(
+        base=model.measured,
+        teacher=teacher.networks,
+        student=model.networks["unet"],
+        table=model.table,
+        adapters=model.adapters,
+        samples=model.samples,
+        probes=lambda: teacher.probes,
+    )
+    return AlignedAdapters(*aligner.pack(request, profile.profile, profile.slots, progress, model.cache))
+
+
+def _pack_float(adapter: FloatAdapter, slots: SlotTable) -> PackedAdapter:
+    tensors = trim(slot_inputs(adapter, slots), slots)
+    return PackedAdapter(name=adapter.name, tensors=tensors, rank=adapter.rank, source=adapter.digest)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Aligner:
-    """What adapters are aligned with.
+    """Networks, samples and calls that adapters are aligned with.
 
     Args:
-        teacher: float networks by component, of `keep_float`.
+        teacher: float networks by component, of `share_networks`.
         student: the U-Net that will be compiled.
         table: float slots.
         samples: of calibration; those without an adapter are not used.
@@ -62,7 +95,7 @@ class Aligner:
     probes: Callable[[], Probes]
 
     def pack(
-        self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent, kept: Kept | None = None
+        self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent, cache: BuildCache | None = None
     ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:
         """Every adapter as integers of the profile, and what its alignment brought.
 
@@ -76,10 +109,12 @@ class Aligner:
         """
         if not self.adapters:
             return (), {}
-        kept = kept or Kept(None)
-        own = with_adapter(self.base, self.samples)
-        probes = self._lessons(own, kept) if request.steps else {name: measured_on(some) for name, some in self.probes().items()}
-        room = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile)
+        cache = cache or BuildCache(None)
+        samples = with_adapter(self.base, self.samples)
+        probes = (
+            self._teacher_probes(samples, cache) if request.steps else {name: measured_on(calls) for name, calls in self.probes().items()}
+        )
+        pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile)
         packed: list[PackedAdapter] = []
         alignments: dict[str, Alignment] = {}
         for number, adapter in enumerate(self.adapters):
@@ -87,33 +122,36 @@ class Aligner:
 
             def make(adapter: FloatAdapter = adapter) -> Distilled:
                 options = DistillOptions(steps=request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
-                examples = self._examples(adapter.name, own, probes[adapter.name]) if request.lambda_ else []
-                found = distill(room, adapter, probes[adapter.name], options, examples)
-                return replace(found, integers=trim(found.integers, slots))
+                examples = self._examples(adapter.name, samples, probes[adapter.name]) if request.lambda_ else []
+                distilled = distill(pair, adapter, probes[adapter.name], options, examples)
+                return replace(distilled, integers=trim(distilled.integers, slots))
 
-            found = kept_pieces.aligned(kept, adapter.name, make)
-            quality = quality_of(found.alignment.after_distill or found.alignment.after_rescale)
-            packed.append(PackedAdapter(adapter.name, found.integers, adapter.rank, adapter.digest, quality))
-            alignments[adapter.name] = found.alignment
+            distilled = resumable.aligned(cache, adapter.name, make)
+            alignment = distilled.alignment
+            quality = quality_of(alignment.after_distill or alignment.after_rescale)
+            packed.append(
+                PackedAdapter(name=adapter.name, tensors=distilled.integers, rank=adapter.rank, source=adapter.digest, quality=quality)
+            )
+            alignments[adapter.name] = alignment
         return tuple(packed), alignments
 
-    def _lessons(self, samples: Sequence[CalibrationSample], kept: Kept) -> Probes:
+    def _teacher_probes(self, samples: Sequence[CalibrationSample], cache: BuildCache) -> Probes:
         """Calls to learn from, and to hold out."""
-        how = ProbeOptions(per_adapter=RUNS, seed=SEED)
-        return kept_pieces.probes(
-            kept, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, samples, how)
+        options = ProbeOptions(per_adapter=RUNS, seed=SEED)
+        return resumable.probes(
+            cache, "probes.align", lambda: record_probes(self.base, self.teacher, self.table, self.adapters, samples, options)
         )
 
     def _examples(self, name: str, samples: Sequence[CalibrationSample], probes: Sequence[Probe]) -> list[TeacherCall]:
         encoder = torch_sessions(self.base, self.teacher, self.table)["vae_encoder"]
-        own = [sample for sample, _, adapter in interleave_tasks(plan_samples(self.base, samples, self.adapters)) if adapter == name]
-        return denoising_examples(self.base, encoder, own, probes)
+        mine = [sample for sample, _, adapter in interleave_tasks(plan_samples(self.base, samples, self.adapters)) if adapter == name]
+        return denoising_examples(self.base, encoder, mine, probes)
 
 
-def quality_of(found: Fidelity) -> AdapterQuality:
-    """What an adapter's manifest says of its fidelity."""
-    effect_db, gain = (msgspec.UNSET if value is None else value for value in (found.effect_db, found.effect_gain))
-    return AdapterQuality(output_db=found.output_db, effect_db=effect_db, effect_gain=gain)
+def quality_of(fidelity: Fidelity) -> AdapterQuality:
+    """The fidelity as an adapter's manifest says it."""
+    effect_db, gain = (msgspec.UNSET if value is None else value for value in (fidelity.effect_db, fidelity.effect_gain))
+    return AdapterQuality(output_db=fidelity.output_db, effect_db=effect_db, effect_gain=gain)
 
 
 def measured_on(probes: Sequence[Probe]) -> list[Probe]:
@@ -121,19 +159,6 @@ def measured_on(probes: Sequence[Probe]) -> list[Probe]:
     return spread([probe for probe in probes if probe.run == probes[-1].run], MEASURED_CALLS)
 
 
-def require_truths(base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> None:
-    """Refuse a lambda where an adapter has no sample with its true picture.
-
-    Raises:
-        UsageError: names the adapter.
-    """
-    known = {sample.adapter or base.tasks[sample.task].adapter for sample in samples if sample.truth is not None}
-    for adapter in adapters:
-        if adapter.name not in known:
-            then = "leave it out: the teacher's runs are enough"
-            raise UsageError(mismatch("--lambda", f"samples of adapter {adapter.name!r} with their true pictures", "none", then))
-
-
 def checkpoint_file(request: BuildRequest, adapter: str) -> Path:
     """Of one adapter's training, beside the other pieces of the build."""
-    return kept_dir(request) / f"distill.{adapter}.safetensors"
+    return cache_dir(request) / f"distill.{adapter}.safetensors"

@@ -20,8 +20,8 @@ Item = TypeVar("Item")
 
 
 @final
-class CallKeeper:
-    """Hears every call of a calibration.
+class CallRecorder:
+    """Records every call of a calibration.
 
     Args:
         slots: adapter name -> its float slot inputs, balanced as calibration gives them; the base has zeros.
@@ -30,7 +30,7 @@ class CallKeeper:
     """
 
     @classmethod
-    def of(cls, adapters: Sequence[FloatAdapter], table: SlotTable) -> CallKeeper:
+    def of(cls, adapters: Sequence[FloatAdapter], table: SlotTable) -> CallRecorder:
         """With these adapters' slot inputs."""
         return cls({adapter.name: balanced_inputs(adapter, table) for adapter in adapters}, slot_inputs(None, table), table)
 
@@ -40,27 +40,29 @@ class CallKeeper:
         self._slots, self._zeros = slots, zeros
         self._table = table
         self._source = ""
-        self._heard: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
+        self._recorded: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
 
-    def following(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
-        """The same feeds; what is heard belongs to the one that was taken last."""
+    def follow(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
+        """The same feeds; what is recorded belongs to the one that was taken last."""
         for feed in feeds:
             self._source = feed.source
             yield feed
 
-    def hear(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
+    def record(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Keep a copy of one call; a batch becomes calls of one."""
         for row in split_batch(inputs):
-            self._heard.setdefault((component, self._source), []).append({name: np.array(array) for name, array in row.items()})
+            self._recorded.setdefault((component, self._source), []).append({name: np.array(array) for name, array in row.items()})
 
     def calls(self, per_source: int = PER_SOURCE) -> list[ComponentCall]:
         """Of every component and source at most `per_source`, evenly spread, first and last among them."""
-        found = []
-        for (component, source), heard in self._heard.items():
-            given = self._slots.get(source, self._zeros)
-            slots = {name: given[name] for name in self._table.of(component).input_shapes()}
-            found += [ComponentCall(component=component, source=source, inputs=inputs, slots=slots) for inputs in spread(heard, per_source)]
-        return found
+        calls = []
+        for (component, source), recorded in self._recorded.items():
+            every_slot = self._slots.get(source, self._zeros)
+            slots = {name: every_slot[name] for name in self._table.of(component).input_shapes()}
+            calls += [
+                ComponentCall(component=component, source=source, inputs=inputs, slots=slots) for inputs in spread(recorded, per_source)
+            ]
+        return calls
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

@@ -1,72 +1,137 @@
-"""From a pooled profile to the shared one: score the adapters, choose whose ranges hold, take those. Source: docs/method.md section 4."""
+"""The one profile of a build: calibrate, pool, score the adapters, choose whose ranges hold. Source: docs/method.md section 4."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
+import msgspec
 from torch import nn
 
+from quad.build import resumable_stages as resumable
+from quad.build.call_recorder import CallRecorder
+from quad.build.float_teacher import FloatTeacher
+from quad.build.open_and_slot import SlottedModel
+from quad.build.request import BuildRequest
+from quad.build.result import ProfileChoice, ProfileReport
+from quad.core.component_call import BASE_SOURCE, ComponentCall
+from quad.core.precision import FLOAT
 from quad.core.profile import Profile
-from quad.core.progress import Progress, silent
+from quad.core.progress import Progress, StageClock, with_progress
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter
-from quad.quantize.observe.observers import Statistics
-from quad.quantize.observe.probes import Probes
+from quad.model.slots.layers import weights_of
+from quad.quantize.correct.bias import apply_biases, corrected_biases
+from quad.quantize.encodings.integers import integer_slots
+from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
+from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
+from quad.quantize.observe.observers import Statistics, observe
 from quad.quantize.profile.anchor import choose
-from quad.quantize.profile.pooled_profile import UnifyOptions
+from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
 from quad.quantize.profile.shared_ranges import choose_ranges, own_profiles
 
-_LOG = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Scoring:
-    """What adapters are scored with.
+@dataclass(frozen=True, kw_only=True)
+class ProfileStage:
+    """All that passes from quantization to compilation.
 
     Args:
-        network: float slotted U-Net, as it was calibrated.
-        table: the slots.
-        probes: gives what the adapters are scored on.
-        progress: told which adapter is scored.
+        slots: with the element type of the graph's inputs.
+        calls: of the networks while they were calibrated, where the target's backend needs them.
     """
 
-    network: nn.Module
-    table: SlotTable
-    adapters: Sequence[FloatAdapter]
-    probes: Callable[[], Probes]
-    progress: Progress = silent
+    profile: Profile
+    slots: SlotTable
+    report: ProfileReport
+    calls: tuple[ComponentCall, ...] = ()
+
+
+def choose_profile(
+    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, needs_calls: bool
+) -> ProfileStage:
+    """The stages calibrate, score and unify; with `--precision float` an empty profile.
+
+    Corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
+
+    Raises:
+        InputError, UsageError: as `quad.build.build.build`.
+    """
+    parents = {"base": model.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in model.adapters}}
+    if request.precision == FLOAT:
+        profile = Profile(encodings={}, mode=FLOAT, parents={**parents, "slots": model.table.digest})
+        return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile))
+    slots = integer_slots(model.table, request.lora_bits)
+    with clock("calibrate"):
+        statistics, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
+    with clock("score"):
+        options = UnifyOptions(
+            lora_bits=request.lora_bits,
+            ranges=request.quality.ranges,
+            parents={**parents, "slots": slots.digest},
+            literal_shared_scale=request.literal_shared_scale,
+        )
+        rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
+        options = replace(options, rules=rules)
+        weights = {name: weights_of(network) for name, network in model.networks.items()}
+        pooled = unify(statistics, weights, slots, model.adapters, options)
+        scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
+        sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
+    with clock("unify"):
+        choice = choose(sensitivity, request.anchor)
+        ranges = choose_ranges(pooled, statistics, slots, choice, options)
+        profile, widened = ranges.profile, len(ranges.widened)
+        _log.info("profile: %s, anchor %s, %d sites widened", profile.mode, profile.anchor, widened)
+        if model.mixed_precision.gains:
+            profile = msgspec.structs.replace(profile, gains={MIXED_COMPONENT: dict(model.mixed_precision.gains)})
+        if request.quality.bias_correction:
+            _correct_biases(model.networks, statistics, profile)
+    chosen = ProfileChoice(choice=choice, sensitivity=sensitivity, anchored_sites=ranges.sites - widened, widened_sites=widened)
+    return ProfileStage(profile=profile, slots=slots, report=ProfileReport.of(profile, chosen), calls=calls)
+
+
+def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:
+    """Statistics of every Site, and with `needs_calls` the calls they were taken from."""
+    if needs_calls:  # every call must be recorded: nothing is taken from an earlier run
+        recorder = CallRecorder.of(model.adapters, model.table)
+        options = CalibrationOptions(call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+        feeds = calibration_feeds(model.measured, model.networks, model.table, model.adapters, model.samples, options)
+        statistics = observe(model.networks, recorder.follow(with_progress(feeds, len(model.samples), "calibrate", progress)))
+        return statistics, tuple(recorder.calls())
+    feeds = calibration_feeds(model.measured, model.networks, model.table, model.adapters, model.samples, CalibrationOptions())
+    sources = (*(adapter.name for adapter in model.adapters), BASE_SOURCE)
+    feeds = with_progress(feeds, len(model.samples), "calibrate", progress)
+    return resumable.observed(model.cache, model.networks, feeds, sources), ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Scoring:
+    """The sensitivity of every adapter, on calls of the float teacher."""
+
+    model: SlottedModel
+    teacher: FloatTeacher
+    slots: SlotTable
+    progress: Progress
 
     def sensitivity(self, pooled: Profile, statistics: Statistics, options: UnifyOptions) -> Sensitivity:
-        """QSS of every adapter; errors as `probes` and `score_adapters`.
+        """QSS of every adapter.
 
         Args:
             pooled: of `unify`, with the same options.
         """
-        if not self.adapters:
+        adapters = self.model.adapters
+        if not adapters:
             return Sensitivity({}, None)
-        profiles = own_profiles(pooled, statistics, self.table, self.adapters, options)
-        return score_adapters(self.network, self.table, self.adapters, profiles, self.probes(), self._tell)
+        profiles = own_profiles(pooled, statistics, self.slots, adapters, options)
+        return score_adapters(self.model.networks["unet"], self.slots, adapters, profiles, self.teacher.probes, self._report)
 
-    def _tell(self, adapter: str, share: float) -> None:
+    def _report(self, adapter: str, share: float) -> None:
         self.progress(f"score {adapter}", share)
 
-    def shared(
-        self, pooled: Profile, statistics: Statistics, options: UnifyOptions, sensitivity: Sensitivity, asked: str
-    ) -> tuple[Profile, dict[str, Any]]:
-        """The shared profile, and what `quad build --json` says of it.
 
-        Args:
-            asked: `auto`, `unified` or an adapter's name.
-
-        Raises:
-            UsageError: no adapter of that name.
-        """
-        choice = choose(sensitivity, asked)
-        chosen = choose_ranges(pooled, statistics, self.table, choice, options)
-        _LOG.info("profile: %s, anchor %s, %d sites widened", chosen.profile.mode, chosen.profile.anchor, len(chosen.widened))
-        counts = {"anchored_sites": chosen.sites - len(chosen.widened), "widened_sites": len(chosen.widened)}
-        return chosen.profile, {**choice.to_json(), **sensitivity.to_json(), **counts}
+def _correct_biases(networks: Mapping[str, nn.Module], statistics: Statistics, profile: Profile) -> None:
+    """Write corrected biases into the networks themselves."""
+    for name, network in networks.items():
+        apply_biases(network, corrected_biases(network, name, statistics, profile))

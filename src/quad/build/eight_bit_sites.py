@@ -22,8 +22,8 @@ from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 
-@dataclass(frozen=True)
-class Mixed:
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
     """A U-Net on its way to 8-bit activations.
 
     Args:
@@ -56,7 +56,7 @@ class Mixed:
         if self.quality.split_skips and self.percent > 0.0:
             split_skips(self.network)
 
-    def equalized(self) -> Mixed:
+    def equalized(self) -> MixedPrecision:
         """With gains folded into the network and multiplied into the adapters."""
         if not (self.quality.equalize and self.percent > 0.0):
             return self
@@ -77,8 +77,8 @@ class Mixed:
             return RULES
         names = sorted(statistics.sites[MIXED_COMPONENT], key=keeps_16_bits)
         if self.quality.rank_sites and self.percent < 100.0:
-            own = Statistics({MIXED_COMPONENT: statistics.sites[MIXED_COMPONENT]})
-            trial = unify(own, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names)))
+            unet = Statistics({MIXED_COMPONENT: statistics.sites[MIXED_COMPONENT]})
+            trial = unify(unet, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names)))
             encodings = trial.component(MIXED_COMPONENT)
             ranked = rank_sites(self.network, {name: encodings[name] for name in names}, self.probes, self._slots())
             names = [site.name for site in ranked]

@@ -45,7 +45,7 @@ def solve_tasks(base: Base, networks: Mapping[str, nn.Module], table: SlotTable,
         runs = [sample for sample in samples if sample.task == name][:RUNS_PER_TASK]
         if not runs:
             raise InputError(mismatch(f"task {name}", "a calibration sample to solve its OLSS sampler on", "none", "give one"))
-        teacher = _Teacher(base, networks, table, adapters)
+        teacher = _Teacher(base, networks=networks, table=table, adapters=adapters)
         solved = solve_olss([teacher.run(sample, index) for index, sample in enumerate(runs)], tasks[name].sampler.steps)
         tasks[name] = msgspec.structs.replace(tasks[name], sampler=msgspec.structs.replace(tasks[name].sampler, olss=solved))
     return replace(base, tasks=tasks)
@@ -54,7 +54,7 @@ def solve_tasks(base: Base, networks: Mapping[str, nn.Module], table: SlotTable,
 class _Teacher:
     """The float pipeline with many steps."""
 
-    def __init__(self, base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter]) -> None:
+    def __init__(self, base: Base, *, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter]) -> None:
         self._base = base
         self._sessions = torch_sessions(base, networks, table)
         self._tokenizer = Tokenizer(base.tokenizer, base.text)

@@ -1,22 +1,29 @@
-"""The first stages of a build: model and adapters from disk, networks with Sites and slots, samplers solved, channels balanced."""
+"""The first stages of a build: model and adapters from disk, networks with Sites and slots, samplers solved, channels balanced.
+
+open, lora   the model and the adapters, read
+slot         one network with slots takes the place of the base's U-Net; skip concats get two Sites, in that network itself
+solve        the base's tasks get their solved sampler tables, in a copy of the base
+equalize     gains are folded into the network's weights themselves, and multiplied into copies of the adapters
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
-from quad.build import resumable_stages as kept_pieces
-from quad.build.align_adapters import require_truths
-from quad.build.eight_bit_sites import Mixed
+from quad.build import resumable_stages as resumable
+from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
-from quad.build.resume import Kept, identity_of, kept_dir
+from quad.build.resume import BuildCache, cache_dir, identity_of
 from quad.build.smoke import float_references
 from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs
 from quad.core.component_call import ComponentCall
+from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
@@ -28,32 +35,51 @@ from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import record_probes
 
+_log = logging.getLogger(__name__)
 
-@dataclass(frozen=True)
-class Opened:
-    """What the first stages give: the model, its networks with Sites, and its slots as they will be in the graph.
+
+@dataclass(frozen=True, kw_only=True)
+class SlottedModel:
+    """The model, its networks with Sites, and its slots as they will be in the graph.
 
     Args:
-        measured: the base with pictures of the size that ranges are measured on.
+        mixed_precision: the U-Net, and the adapters as they fit it.
+        references: calls of the float networks as they were slotted, with their outputs.
+        calibration_size: pixels of the pictures that ranges are measured on.
     """
 
     base: Base
-    mixed: Mixed
+    mixed_precision: MixedPrecision
     samples: tuple[CalibrationSample, ...]
     networks: Mapping[str, nn.Module]
     table: SlotTable
     specs: Mapping[str, GraphSpec]
     references: tuple[ComponentCall, ...]
-    kept: Kept
-    measured: Base
+    cache: BuildCache
+    calibration_size: int
 
     @property
     def adapters(self) -> tuple[FloatAdapter, ...]:
         """As they fit the networks."""
-        return self.mixed.adapters
+        return self.mixed_precision.adapters
+
+    @property
+    def measured(self) -> Base:
+        """The base with pictures of the size that ranges are measured on."""
+        return replace(self.base, size=self.calibration_size)
 
 
-def open_all(request: BuildRequest, clock: StageClock) -> Opened:
+@dataclass(frozen=True, kw_only=True)
+class _Sources:
+    """Model, adapters and samples as they were read, of the tasks that are built."""
+
+    base: Base
+    adapters: tuple[FloatAdapter, ...]
+    samples: tuple[CalibrationSample, ...]
+    cache: BuildCache
+
+
+def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
     """The stages open, lora, slot, solve and equalize.
 
     Raises:
@@ -62,36 +88,94 @@ def open_all(request: BuildRequest, clock: StageClock) -> Opened:
     with clock("open"):
         base = open_model(request.model, request.base_options)
     with clock("lora"):
-        unused, limits = request.allow_unused_keys, request.rank_limits
-        adapters = tuple(
-            read_adapter(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=limits)
-            for name, path in request.adapters.items()
-        )
-    wanted = {None, *request.adapters}
-    base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in wanted})
-    samples = tuple(sample for sample in request.samples if sample.task in base.tasks and (sample.adapter or None) in wanted)
+        adapters = _read_adapters(request, base)
+    sources = _of_built_tasks(request, base, adapters)
+    del base  # it holds weights that equalization folds away
+    with clock("slot"):
+        model = _slot(request, sources)
+    del sources
+    with clock("solve"):
+        model = _solve(model)
+    with clock("equalize"):
+        return _equalize(model)
+
+
+def _read_adapters(request: BuildRequest, base: Base) -> tuple[FloatAdapter, ...]:
+    unused, limits = request.allow_unused_keys, request.rank_limits
+    adapters = tuple(
+        read_adapter(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=limits)
+        for name, path in request.adapters.items()
+    )
+    for adapter in adapters:
+        _log.info("adapter %s: rank %d, %s", adapter.name, adapter.rank, "; ".join(adapter.notes) or "as it is")
+    return adapters
+
+
+def _of_built_tasks(request: BuildRequest, base: Base, adapters: tuple[FloatAdapter, ...]) -> _Sources:
+    """Tasks and samples of adapters that are not built are left out."""
+    names = {None, *request.adapters}
+    base = replace(base, tasks={name: spec for name, spec in base.tasks.items() if spec.adapter in names})
+    samples = tuple(sample for sample in request.samples if sample.task in base.tasks and (sample.adapter or None) in names)
     if request.lambda_:
         require_truths(base, adapters, samples)
-    kept = Kept(kept_dir(request), identity_of(request, base, adapters, samples))
-    with clock("slot"):
-        slotted = slot_networks(base.unet, base.text_encoder, adapters, request.max_rank)
-        table = slotted.table
-        base = replace(base, unet=slotted.unet.unet)  # the weights that equalization folds away are held by nobody then
-        mixed = Mixed(slotted.unet, table, adapters, request.quality, eight_bit_percent(request.precision) or 0.0)
-        mixed.split()
-        networks = component_networks(base, slotted.unet, slotted.text_encoder)
-        specs = component_specs(base, networks, table)
-        # Taken here because bias correction will change the networks.
-        references = kept_pieces.references(kept, lambda: float_references(networks, specs, table, adapters))
-    with clock("solve"):
-        solved = kept.value("tasks", lambda: solve_tasks(base, networks, table, adapters, samples).tasks, dict[str, TaskSpec])
-        base = replace(base, tasks=solved)
-    measured = replace(base, size=request.calibration_size or base.size)
-    with clock("equalize"):
-        if mixed.needs_probes:
-            probes, channels = kept_pieces.heard_probes(
-                kept, "probes.mixed", slotted.unet, lambda: record_probes(measured, networks, table, adapters, samples)
-            )
-            mixed = replace(mixed, probes=probes, channels=channels)
-        mixed = mixed.equalized()
-    return Opened(base, mixed, samples, networks, table, specs, references, kept, measured)
+    cache = BuildCache(cache_dir(request), identity_of(request, base, adapters, samples))
+    return _Sources(base=base, adapters=adapters, samples=samples, cache=cache)
+
+
+def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
+    """Sites and slots; the base's U-Net becomes the slotted one's, so that nobody holds the weights which equalization folds away."""
+    slotted = slot_networks(sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank)
+    base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
+    percent = eight_bit_percent(request.precision) or 0.0
+    mixed_precision = MixedPrecision(network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent)
+    mixed_precision.split()
+    networks = component_networks(base, slotted.unet, slotted.text_encoder)
+    specs = component_specs(base, networks, table)
+    # Taken here because bias correction will change the networks.
+    references = resumable.references(sources.cache, lambda: float_references(networks, specs, table, sources.adapters))
+    return SlottedModel(
+        base=base,
+        mixed_precision=mixed_precision,
+        samples=sources.samples,
+        networks=networks,
+        table=table,
+        specs=specs,
+        references=references,
+        cache=sources.cache,
+        calibration_size=request.calibration_size or base.size,
+    )
+
+
+def _solve(model: SlottedModel) -> SlottedModel:
+    """OLSS tables for the tasks that lack one."""
+    tasks = model.cache.value(
+        "tasks", lambda: solve_tasks(model.base, model.networks, model.table, model.adapters, model.samples).tasks, dict[str, TaskSpec]
+    )
+    return replace(model, base=replace(model.base, tasks=tasks))
+
+
+def _equalize(model: SlottedModel) -> SlottedModel:
+    """Gains in the network itself and in copies of the adapters; where something is measured, with the calls it is measured on."""
+    mixed_precision = model.mixed_precision
+    if mixed_precision.needs_probes:
+        probes, channels = resumable.probes_and_channels(
+            model.cache,
+            "probes.mixed",
+            mixed_precision.network,
+            lambda: record_probes(model.measured, model.networks, model.table, model.adapters, model.samples),
+        )
+        mixed_precision = replace(mixed_precision, probes=probes, channels=channels)
+    return replace(model, mixed_precision=mixed_precision.equalized())
+
+
+def require_truths(base: Base, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]) -> None:
+    """Refuse a lambda where an adapter has no sample with its true picture.
+
+    Raises:
+        UsageError: names the adapter.
+    """
+    with_truth = {sample.adapter or base.tasks[sample.task].adapter for sample in samples if sample.truth is not None}
+    for adapter in adapters:
+        if adapter.name not in with_truth:
+            hint = "leave it out: the teacher's runs are enough"
+            raise UsageError(mismatch("--lambda", f"samples of adapter {adapter.name!r} with their true pictures", "none", hint))

@@ -1,10 +1,10 @@
-"""What a build is asked for, and what it gives back."""
+"""The request of a build: options by name, and their bounds."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from quad.compile.dump import CENSUS_FILE, OPTION
 from quad.compile.targets import check_options, load_target
 from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import BUNDLE_FILE, BundleManifest
+from quad.core.manifest import BUNDLE_FILE
 from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -64,6 +64,7 @@ class BuildRequest:
     model: Path
     adapters: Mapping[str, Path]
     output: Path
+    _: KW_ONLY
     samples: Sequence[CalibrationSample] = ()
     name: str | None = None
     target: str = "cpu"
@@ -157,53 +158,3 @@ class BuildRequest:
             outer, inner = real_path(first.path), real_path(second.path)
             if outer.is_relative_to(inner) or inner.is_relative_to(outer):
                 raise UsageError(mismatch(second.option, f"a directory apart from that of {first.option}", second.path, "choose another"))
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """What was built, and what it took.
-
-    Args:
-        profile: `mode` and `anchor`, why, how many encodings of each kind, and the adapters' sensitivities.
-        placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`.
-        stages: seconds per stage.
-        alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
-        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
-            nothing is compiled.
-        smoke: component -> case -> relative error of the shipped graph against the float network.
-        resumed: pieces that an earlier run of the same build had made before it was killed.
-        lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
-    """
-
-    bundle: Path
-    manifest: BundleManifest
-    seconds: float
-    peak_ram_bytes: int
-    profile: Mapping[str, Any]
-    placement: Mapping[str, Any]
-    stages: Mapping[str, float]
-    smoke: Mapping[str, Mapping[str, float]]
-    rom_bytes: Mapping[str, Any] = field(default_factory=dict)
-    alignment: Mapping[str, Any] = field(default_factory=dict)
-    emulation: Mapping[str, Any] = field(default_factory=dict)
-    resumed: tuple[str, ...] = ()
-    lora: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object of `quad build --json`."""
-        return {
-            "bundle": str(self.bundle),
-            "seconds": self.seconds,
-            "peak_ram_bytes": self.peak_ram_bytes,
-            "profile": dict(self.profile),
-            "alignment": dict(self.alignment),
-            "placement": dict(self.placement),
-            "emulation": dict(self.emulation),
-            "resumed": list(self.resumed),
-            "lora": dict(self.lora),
-            "stages": dict(self.stages),
-            "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
-            "rom_bytes": dict(self.rom_bytes),
-            "tasks": sorted(self.manifest.tasks),
-            "adapters": list(self.manifest.adapters),
-        }

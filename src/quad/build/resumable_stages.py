@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.build.processes import is_main
-from quad.build.resume import Kept
+from quad.build.resume import BuildCache
 from quad.compile.artifact import Artifact, FileArtifact
 from quad.core.component_call import ComponentCall
 from quad.core.digests import file_digest
@@ -30,16 +30,16 @@ from quad.quantize.observe.statistics_file import join_pieces, source_piece
 _STATISTICS, _ARTIFACT = "statistics", "graph"
 
 
-def observed(kept: Kept, networks: Mapping[str, nn.Module], feeds: Iterable[Feed], sources: Sequence[str]) -> Statistics:
+def observed(cache: BuildCache, networks: Mapping[str, nn.Module], feeds: Iterable[Feed], sources: Sequence[str]) -> Statistics:
     """`observe`, which goes on behind the last feed that an earlier run has finished.
 
     Args:
         sources: names that feeds may have.
     """
-    found = {source: piece for source in sources if (piece := kept.read(f"{_STATISTICS}.{source}")) is not None}
-    statistics = join_pieces(found)
-    left = {source: int(value["feeds"]) for source, (value, _) in found.items()}
-    latest = max((int(value["number"]) for value, _ in found.values()), default=0)
+    pieces = {source: piece for source in sources if (piece := cache.read(f"{_STATISTICS}.{source}")) is not None}
+    statistics = join_pieces(pieces)
+    left = {source: int(value["feeds"]) for source, (value, _) in pieces.items()}
+    latest = max((int(value["number"]) for value, _ in pieces.values()), default=0)
 
     def following() -> Iterator[Feed]:
         run: Counter[str] = Counter()
@@ -48,48 +48,48 @@ def observed(kept: Kept, networks: Mapping[str, nn.Module], feeds: Iterable[Feed
             if run[feed.source] > left.get(feed.source, 0):
                 yield feed  # it is run before the next one is asked for
                 piece = source_piece(statistics, feed.source, run[feed.source], max(number, latest))
-                kept.write(f"{_STATISTICS}.{feed.source}", *piece)
+                cache.write(f"{_STATISTICS}.{feed.source}", *piece)
 
     return observe(networks, following(), statistics)
 
 
-def probes(kept: Kept, name: str, make: Callable[[], Probes]) -> Probes:
-    """What `record_probes` gives, or gave in an earlier run."""
-    found = kept.read(name)
-    if found is not None:
-        return read_probes_piece(*found)
-    made = make()
-    kept.write(name, *probes_piece(made))
-    return made
+def probes(cache: BuildCache, name: str, make: Callable[[], Probes]) -> Probes:
+    """The result of `record_probes`, of this run or an earlier one."""
+    piece = cache.read(name)
+    if piece is not None:
+        return read_probes_piece(*piece)
+    recorded = make()
+    cache.write(name, *probes_piece(recorded))
+    return recorded
 
 
-def heard_probes(kept: Kept, name: str, network: SlottedNetwork, make: Callable[[], Probes]) -> tuple[Probes, ChannelMaxima]:
-    """`probes` along whose calls `smooth` has listened to this network."""
-    channels, found = kept.read(f"{name}.channels"), kept.read(name)
-    if channels is not None and found is not None:
-        return read_probes_piece(*found), channels[1]
-    with recording_channel_maxima(network) as heard:
-        made = make()
-    kept.write(f"{name}.channels", None, heard)
-    kept.write(name, *probes_piece(made))
-    return made, heard
+def probes_and_channels(cache: BuildCache, name: str, network: SlottedNetwork, make: Callable[[], Probes]) -> tuple[Probes, ChannelMaxima]:
+    """`probes`, and the channel maxima of this network along their calls."""
+    channels, piece = cache.read(f"{name}.channels"), cache.read(name)
+    if channels is not None and piece is not None:
+        return read_probes_piece(*piece), channels[1]
+    with recording_channel_maxima(network) as maxima:
+        recorded = make()
+    cache.write(f"{name}.channels", None, maxima)
+    cache.write(name, *probes_piece(recorded))
+    return recorded, maxima
 
 
-def aligned(kept: Kept, adapter: str, make: Callable[[], Distilled]) -> Distilled:
-    """What `distill` gives, or gave in an earlier run."""
-    found = kept.read(f"aligned.{adapter}")
-    if found is not None:
-        return Distilled(dict(found[1]), msgspec.convert(found[0], Alignment))
-    made = make()
-    kept.write(f"aligned.{adapter}", msgspec.to_builtins(made.alignment), made.integers)
-    return made
+def aligned(cache: BuildCache, adapter: str, make: Callable[[], Distilled]) -> Distilled:
+    """The result of `distill`, of this run or an earlier one."""
+    piece = cache.read(f"aligned.{adapter}")
+    if piece is not None:
+        return Distilled(dict(piece[1]), msgspec.convert(piece[0], Alignment))
+    distilled = make()
+    cache.write(f"aligned.{adapter}", msgspec.to_builtins(distilled.alignment), distilled.integers)
+    return distilled
 
 
-def references(kept: Kept, make: Callable[[], tuple[ComponentCall, ...]]) -> tuple[ComponentCall, ...]:
-    """What `float_references` gives, or gave in an earlier run."""
-    found = kept.read("references")
-    if found is not None:
-        value, arrays = found
+def references(cache: BuildCache, make: Callable[[], tuple[ComponentCall, ...]]) -> tuple[ComponentCall, ...]:
+    """The result of `float_references`, of this run or an earlier one."""
+    piece = cache.read("references")
+    if piece is not None:
+        value, arrays = piece
         return tuple(
             ComponentCall(
                 component=component,
@@ -99,30 +99,30 @@ def references(kept: Kept, make: Callable[[], tuple[ComponentCall, ...]]) -> tup
             )
             for index, (component, source, keys) in enumerate(value)
         )
-    made = make()
-    kept_arrays: dict[str, NDArray[Any]] = {f"{index}/out": np.asarray(one.expected) for index, one in enumerate(made)}
-    for index, one in enumerate(made):
-        kept_arrays |= {f"{index}/in/{key}": array for key, array in one.inputs.items()}
-    kept.write("references", [[one.component, one.source, sorted(one.inputs)] for one in made], kept_arrays)
-    return made
+    calls = make()
+    tensors: dict[str, NDArray[Any]] = {f"{index}/out": np.asarray(call.expected) for index, call in enumerate(calls)}
+    for index, call in enumerate(calls):
+        tensors |= {f"{index}/in/{key}": array for key, array in call.inputs.items()}
+    cache.write("references", [[call.component, call.source, sorted(call.inputs)] for call in calls], tensors)
+    return calls
 
 
-def artifact(kept: Kept, component: str, make: Callable[[], Artifact]) -> Artifact:
-    """One component's files, made by `make` or found whole; the graph itself leaves memory."""
-    if kept.folder is None:
+def compiled(cache: BuildCache, component: str, make: Callable[[], Artifact]) -> Artifact:
+    """One component's files, made by `make` or read whole; the graph itself leaves memory."""
+    if cache.folder is None:
         return make()
-    name, folder = f"{_ARTIFACT}.{component}", kept.folder / component
-    found = kept.read(name)
-    if found is not None and all(_is_whole(folder / file, sha256) for file, sha256 in found[0]["files"].items()):
-        return FileArtifact(folder, found[0]["placement"], found[0]["agreement_db"])
-    made = make()
+    name, folder = f"{_ARTIFACT}.{component}", cache.folder / component
+    piece = cache.read(name)
+    if piece is not None and all(_is_whole(folder / file, sha256) for file, sha256 in piece[0]["files"].items()):
+        return FileArtifact(folder, piece[0]["placement"], piece[0]["agreement_db"])
+    artifact = make()
     if is_main():
         shutil.rmtree(folder, ignore_errors=True)
         with writing_to(folder):
-            made.write(folder)
+            artifact.write(folder)
         files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-        kept.write(name, {"files": files, "placement": dict(made.placement), "agreement_db": dict(made.agreement_db)})
-    return FileArtifact(folder, dict(made.placement), dict(made.agreement_db))
+        cache.write(name, {"files": files, "placement": dict(artifact.placement), "agreement_db": dict(artifact.agreement_db)})
+    return FileArtifact(folder, dict(artifact.placement), dict(artifact.agreement_db))
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

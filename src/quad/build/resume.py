@@ -1,4 +1,4 @@
-"""What a build has made so far, in a directory beside its output: a build that was killed at any point takes it up again.
+"""The results of a build's stages, in a directory beside its output: a build that was killed at any point takes them up again.
 
 Every piece is a sealed file under the identity of the build: all that its result depends on. A piece that was cut, or that belongs to
 another build, is made anew. Of several processes the main one writes; what was there at the start is what all of them read.
@@ -31,9 +31,8 @@ from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
 
-_LOG = logging.getLogger(__name__)
-
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _SUFFIX, _VALUE = ".kept", "value"
 # Their numbers go into every piece; one of another version may round otherwise.
 _MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
@@ -41,20 +40,21 @@ _MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir",
 _PLACES = frozenset({"model", "adapters", "output", "samples", "name", "dump_passes", "encodings"})
 
 
-def kept_dir(request: BuildRequest) -> Path:
-    """Where a build keeps its pieces until the bundle is written."""
+def cache_dir(request: BuildRequest) -> Path:
+    """Where the stages' results lie until the bundle is written."""
     output = request.output.absolute()
     return output.parent / f".{output.name}.build"
 
 
-def forget(request: BuildRequest) -> None:
-    """Remove what a build has kept; of several processes the main one does."""
+def clear_cache(request: BuildRequest) -> None:
+    """Remove the stages' results; of several processes the main one does."""
     if is_main():
-        shutil.rmtree(kept_dir(request), ignore_errors=True)
+        _log.info("stages' results cleared: %s", cache_dir(request))
+        shutil.rmtree(cache_dir(request), ignore_errors=True)
 
 
 @contextmanager
-def alone(request: BuildRequest) -> Iterator[None]:
+def build_lock(request: BuildRequest) -> Iterator[None]:
     """While the block runs no other build of the same output begins: each would take the other's pieces away.
 
     Raises:
@@ -63,9 +63,9 @@ def alone(request: BuildRequest) -> Iterator[None]:
     if not is_main():
         yield
         return
-    folder = kept_dir(request)
-    taken = InputError(mismatch(f"{request.output}", "no other build at work on it", "one", "wait for it or choose another -o"))
-    with directory_lock(folder, taken):
+    folder = cache_dir(request)
+    busy = InputError(mismatch(f"{request.output}", "no other build at work on it", "one", "wait for it or choose another -o"))
+    with directory_lock(folder, busy):
         try:
             yield
         finally:
@@ -95,7 +95,7 @@ def _picture(source: PictureSource | None) -> str | None:
 
 
 @final
-class Kept:
+class BuildCache:
     """The pieces of one build.
 
     Args:
@@ -113,12 +113,14 @@ class Kept:
         """A piece that an earlier run has left: its value and arrays; None where there is nothing whole of this build."""
         if self.folder is None or f"{name}{_SUFFIX}" not in self._there:
             return None
-        found = read_checksummed(self._file(name), self.identity)
-        if found is None:
+        piece = read_checksummed(self._file(name), self.identity)
+        if piece is None:
+            _log.info("piece %s: broken, or of another build; made anew", name)
             return None
         self.resumed.append(name)
-        _LOG.info("piece %s: taken from an earlier run", name)
-        return json.loads(found[0][_VALUE]), found[1]
+        _log.info("piece %s: taken from an earlier run", name)
+        metadata, arrays = piece
+        return json.loads(metadata[_VALUE]), arrays
 
     def write(self, name: str, value: Any, arrays: Arrays | None = None) -> None:
         """Keep a piece: a value of JSON, and arrays by name.
@@ -131,18 +133,18 @@ class Kept:
             write_checksummed(self._file(name), self.identity, {_VALUE: text}, arrays or {})
 
     def value(self, name: str, make: Callable[[], T], kind: type[T] | Any) -> T:
-        """What `make` gives, or gave in an earlier run.
+        """The result of `make`, of this run or an earlier one.
 
         Args:
             kind: its type, which msgspec can read from JSON.
         """
-        found = self.read(name)
-        if found is not None:
-            taken: T = msgspec.convert(found[0], kind)
-            return taken
-        made = make()
-        self.write(name, msgspec.to_builtins(made))
-        return made
+        piece = self.read(name)
+        if piece is not None:
+            value: T = msgspec.convert(piece[0], kind)
+            return value
+        value = make()
+        self.write(name, msgspec.to_builtins(value))
+        return value
 
     def _file(self, name: str) -> Path:
         assert self.folder is not None

@@ -32,8 +32,8 @@ QUANTIZED_LIMIT = 0.3
 
 
 @dataclass(frozen=True)
-class Smoke:
-    """What the graphs answered.
+class SmokeResult:
+    """How near the graphs come to the float networks.
 
     Args:
         errors: component -> case -> relative error.
@@ -51,38 +51,38 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
     Args:
         table: of all components.
     """
-    found = []
+    references = []
     for component, spec in specs.items():
         inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
         for adapter in (None, *adapters) if spec.slots else (None,):
             slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
             with torch.no_grad():
                 output = networks[component](*spec.inputs.values(), *(() if slots is None else (slots,)))
-            found.append(
+            references.append(
                 ComponentCall(component=component, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
             )
-    return tuple(found)
+    return tuple(references)
 
 
 def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
                 ) -> tuple[ComponentCall, ...]:  # fmt: skip
     """The same calls for the shipped graphs: slot inputs in the graph's dtype, at the adapter's own ranks; absent ones are zero."""
-    own = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
+    names = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
 
     def bound(reference: ComponentCall) -> dict[str, NDArray[np.generic]]:
-        return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in own[reference.component]}
+        return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in names[reference.component]}
 
     return tuple(replace(reference, slots=bound(reference)) for reference in references)
 
 
-def relative_error(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+def relative_error(output: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
     """RMS of the difference over RMS of `expected`."""
     rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
-    return float(np.sqrt(np.mean(np.square(found - expected, dtype=np.float64)))) / max(rms, 1e-12)
+    return float(np.sqrt(np.mean(np.square(output - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
 def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
-              adapters: Sequence[PackedAdapter] = ()) -> Smoke:  # fmt: skip
+              adapters: Sequence[PackedAdapter] = ()) -> SmokeResult:  # fmt: skip
     """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
 
     Args:
@@ -92,20 +92,20 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[Component
     Raises:
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
     """
-    opened = open_engine(engine, (), precision)
+    runner = open_engine(engine, (), precision)
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
-    def tried(component: str, some: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
-        session, zeros = opened.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
-        errors = {case.source: _error(session, case, zeros, limit) for case in some}
+    def run(component: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
+        session, zeros = runner.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
+        errors = {case.source: _error(session, case, zeros, limit) for case in calls}
         return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
 
     errors: dict[str, dict[str, float]] = {}
     goldens: dict[str, Golden] = {}
-    for component, some in groupby(cases, lambda case: case.component):
-        errors[component], found = tried(component, list(some))
-        goldens |= found
-    return Smoke(errors, goldens)
+    for component, calls in groupby(cases, lambda case: case.component):
+        errors[component], adapter_goldens = run(component, list(calls))
+        goldens |= adapter_goldens
+    return SmokeResult(errors, goldens)
 
 
 def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) -> float:
@@ -114,13 +114,13 @@ def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) 
     where = f"smoke run of {case.component} with {case.source}"
     if case.expected is None:
         raise ValueError(f"{where}: nobody ran the float network")
-    found = session.run(case.inputs)
-    if found.shape != case.expected.shape or not np.isfinite(found).all():
-        raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{found.shape}", "report it with the model's name"))
-    error = relative_error(found, case.expected)
+    output = session.run(case.inputs)
+    if output.shape != case.expected.shape or not np.isfinite(output).all():
+        raise BackendError(mismatch(where, f"finite {case.expected.shape}", f"{output.shape}", "report it with the model's name"))
+    error = relative_error(output, case.expected)
     if error > limit:
-        then = "calibrate with more samples or build with --precision float"
-        raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", then))
+        hint = "calibrate with more samples or build with --precision float"
+        raise BackendError(mismatch(where, f"relative error <= {limit}", f"{error:.3g}", hint))
     return error
 
 
@@ -128,11 +128,11 @@ def _goldens(root: Path, session: Session, adapters: Sequence[PackedAdapter], ze
     """The golden output of every adapter on the first stored probe; none where nothing is stored."""
     if not (root / PROBES_FILE).is_file():
         return {}
-    call, found = calls_of(root / PROBES_FILE)[0], {}
+    call, goldens = calls_of(root / PROBES_FILE)[0], {}
     for adapter in adapters:
         session.bind(pad(adapter.tensors, zeros))
         try:
-            found[adapter.name] = golden(adapter.name, session, call, 0)
+            goldens[adapter.name] = golden(adapter.name, session, call, 0)
         except VerificationError as error:
             raise BackendError(f"smoke run of {UNET}, {error}") from error
-    return found
+    return goldens

@@ -40,7 +40,7 @@ from quad.runtime.adapters.weighted_sum import headroom
 _BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PackedAdapter:
     """An adapter ready to ship.
 
@@ -58,7 +58,7 @@ class PackedAdapter:
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BundleParts:
     """All that a bundle is written from.
 
@@ -123,15 +123,15 @@ def _write_adapter(
     data = save(dict(adapter.tensors))
     write_bytes(folder / "adapter.safetensors", data)
     tasks = {name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name}
-    said = adapter_manifest(adapter, parts.slots, parents, tasks)
-    manifest = msgspec.structs.replace(said, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
+    draft = adapter_manifest(adapter, parts.slots, parents, tasks)
+    manifest = msgspec.structs.replace(draft, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
     write_bytes(folder / "adapter.json", canonical_json(manifest))
 
 
 def adapter_manifest(
     adapter: PackedAdapter, slots: SlotTable, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
 ) -> AdapterManifest:
-    """What an adapter's manifest says before its file is written: size and digest are for the writer to set.
+    """An adapter's manifest before its file is written: size and digest are for the writer to set.
 
     Args:
         parents: the bundle's.
@@ -179,8 +179,10 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
     )
 
 
-def rom_bytes(manifest: BundleManifest, adapters: tuple[PackedAdapter, ...]) -> dict[str, Any]:
+def rom_bytes(manifest: BundleManifest) -> dict[str, Any]:
     """`{"shared": n, "adapters": {name: n}}`: bytes of everything that all adapters share, and of each adapter's files."""
     sizes = {name: entry.size_bytes for name, entry in manifest.files.items()}
-    own = {a.name: sum(size for name, size in sizes.items() if name.startswith(f"adapters/{a.name}/")) for a in adapters}
-    return {"shared": sum(sizes.values()) - sum(own.values()), "adapters": own}
+    adapters = {
+        adapter: sum(size for name, size in sizes.items() if name.startswith(f"adapters/{adapter}/")) for adapter in manifest.adapters
+    }
+    return {"shared": sum(sizes.values()) - sum(adapters.values()), "adapters": adapters}

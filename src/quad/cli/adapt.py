@@ -71,7 +71,7 @@ def adapt(
 
         name, path = next(iter(pairs.items()))
         request = AdaptRequest(
-            bundle, name, path, output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
+            bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
             allow_unused_keys=bool(allow_unused_keys), engine=engine,
         )  # fmt: skip
         request = request if min_energy is None else replace(request, min_energy=min_energy)

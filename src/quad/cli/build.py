@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,8 @@ from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
 
 if TYPE_CHECKING:
-    from quad.build.request import BuildRequest, BuildResult
+    from quad.build.request import BuildRequest
+    from quad.build.result import BuildResult
 
 
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
@@ -131,7 +131,7 @@ def build(
         from quad.build.processes import is_main
     if not is_main():
         return
-    for line in _sensitivity(built.profile):
+    for line in built.profile.lines():
         print(line, file=sys.stderr)
     result(built.to_json(), as_json, _lines(built))
 
@@ -148,16 +148,6 @@ def _request(model: str, adapters: dict[str, Path], output: Path, options: Build
     stated = {name: value for name, value in options.stated.items() if name != "adapter"}
     samples = calibration_samples(directory, adapters)
     return BuildRequest(model=directory, adapters=adapters, output=output, samples=samples, **stated)
-
-
-def _sensitivity(profile: Mapping[str, Any]) -> list[str]:
-    """The adapters' ranking by sensitivity and what was made of it; nothing where nothing was quantized."""
-    lines = []
-    for rank, name in enumerate(profile.get("ranking", ()), 1):
-        low, high = profile["qss_interval"][name]
-        qss, sqnr_db = profile["qss"][name], profile["sqnr_db"][name]
-        lines.append(f"sensitivity {rank}. {name}: {qss:.2e} bits ({low:.2e} to {high:.2e}), {sqnr_db:.1f} dB")
-    return [*lines, f"profile {profile['mode']}: {profile['reason']}"] if "reason" in profile else lines
 
 
 def _lines(built: BuildResult) -> list[str]:

@@ -111,7 +111,7 @@ def test_the_first_of_many_is_found(count: int, seen: str, monkeypatch: pytest.M
             return [80.0 if hidden or gone or int(name.removeprefix("edge")) < fault else 3.0 for name, _, _ in some]
 
         monkeypatch.setattr(emulate, "_compare", compare)
-        found = emulate.first_divergence(HtpGraph(Sketch().model(), {}, {}, None), SOC, {})  # type: ignore[arg-type]
+        found = emulate.first_divergence(HtpGraph(model=Sketch().model(), edges={}, constants={}, ports=None), SOC, {})  # type: ignore[arg-type]
         assert found is not None
         expected = count - 1 if seen == "never again" else fault
         assert found == emulate.Divergence(f"edge{expected}", "Op", 3.0)

@@ -60,9 +60,9 @@ def version_2(encodings: Mapping[str, Encoding]) -> Json:
     """Every tensor in one list; numbers where there is one scale, lists along `axis` where there are more."""
 
     def entry(name: str, encoding: Encoding) -> Json:
-        found: Json = {"name": name, "output_dtype": encoding.dtype.name}
+        fields: Json = {"name": name, "output_dtype": encoding.dtype.name}
         if encoding.axis is None:
-            return {**found, "y_scale": encoding.scale[0], "y_zero_point": encoding.zero_point[0]}
-        return {**found, "y_scale": list(encoding.scale), "y_zero_point": list(encoding.zero_point), "axis": encoding.axis}
+            return {**fields, "y_scale": encoding.scale[0], "y_zero_point": encoding.zero_point[0]}
+        return {**fields, "y_scale": list(encoding.scale), "y_zero_point": list(encoding.zero_point), "axis": encoding.axis}
 
     return {"version": VERSION_2, "encodings": [entry(*item) for item in sorted(encodings.items())]}

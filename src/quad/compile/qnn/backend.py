@@ -20,7 +20,7 @@ from quad.core.storage.files import new_directory, real_path
 from quad.model.base.family import require_unet
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class QnnBackend:
     """The HTP of one chip, see `Backend`.
 
@@ -93,4 +93,4 @@ class QnnBackend:
 def open_backend(request: BackendRequest) -> QnnBackend:
     """With the options `soc` (the newest chip of one generation where not given) and `encodings` (`<output>.qairt`)."""
     encodings = request.options.get("encodings") or Path(f"{real_path(request.output)}.qairt")
-    return QnnBackend(request.options.get("soc") or DEFAULT_SOC, encodings)
+    return QnnBackend(soc_name=request.options.get("soc") or DEFAULT_SOC, encodings=encodings)

@@ -41,7 +41,7 @@ def soc_named(name: str) -> Soc:
     Raises:
         UsageError: no such chip.
     """
-    found = SOCS.get(name.upper())
-    if found is None:
+    soc = SOCS.get(name.upper())
+    if soc is None:
         raise UsageError(mismatch("--soc", " | ".join(SOCS), name, "choose one of these"))
-    return found
+    return soc

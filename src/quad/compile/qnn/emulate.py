@@ -71,25 +71,25 @@ def check_agreement(graph: HtpGraph, compiled: Path, soc: Soc, feeds: Mapping[st
     binary = htp_session(compiled)
     with scratch_directory() as scratch:
         reference = _on_cpu(graph.model, scratch)
-        found: dict[str, float] = {}
+        agreement_db: dict[str, float] = {}
         for name, feed in feeds.items():
-            expected, got = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
-            found[name] = array_sqnr_db(expected, got)
-            if found[name] < limit_db:
+            expected, output = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
+            agreement_db[name] = array_sqnr_db(expected, output)
+            if agreement_db[name] < limit_db:
                 try:
                     first = first_divergence(graph, soc, feed, limit_db)
                 except BackendError:  # a graph with more outputs may be one that the compiler refuses
                     first = None
-                raise BackendError(_message(compiled.parent.name, name, first, found[name], limit_db))
-    return found
+                raise BackendError(_message(compiled.parent.name, name, first, agreement_db[name], limit_db))
+    return agreement_db
 
 
-def _message(component: str, feed: str, first: Divergence | None, found: float, limit_db: float) -> str:
+def _message(component: str, feed: str, first: Divergence | None, sqnr_db: float, limit_db: float) -> str:
     where = f"{component} on the HTP with {feed}"
-    then = "report it with the model's name"
+    hint = "report it with the model's name"
     if first is not None:
-        then = f"first to diverge is {first.tensor} (made by {first.operator}, {first.sqnr_db:.1f} dB): write that operator another way"
-    return mismatch(where, f"at least {limit_db:.0f} dB against the CPU", f"{found:.1f} dB", then)
+        hint = f"first to diverge is {first.tensor} (made by {first.operator}, {first.sqnr_db:.1f} dB): write that operator another way"
+    return mismatch(where, f"at least {limit_db:.0f} dB against the CPU", f"{sqnr_db:.1f} dB", hint)
 
 
 def first_divergence(graph: HtpGraph, soc: Soc, feed: Arrays, limit_db: float = AGREE_DB) -> Divergence | None:
@@ -123,12 +123,12 @@ def _spread(low: int, high: int) -> list[int]:
 
 def _quantized(graph: ir.Graph) -> list[tuple[str, str, Encoding]]:
     """Every computed edge: the name of its integers, the operator behind it, its encoding."""
-    found = []
+    edges = []
     for node in graph:
         source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
         if source is not None and source.op_type != "DequantizeLinear":
-            found.append((str(node.outputs[0].name), source.op_type, _encoding_of(node)))
-    return found
+            edges.append((str(node.outputs[0].name), source.op_type, _encoding_of(node)))
+    return edges
 
 
 def _encoding_of(node: ir.Node) -> Encoding:
@@ -142,13 +142,13 @@ def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: S
     copy = model.clone()
     values = {str(output.name): output for node in copy.graph for output in node.outputs}
     names = [name for name, _, _ in edges]
-    given = {str(value.name) for value in copy.graph.outputs}
-    copy.graph.outputs.extend([values[name] for name in names if name not in given])
+    present = {str(value.name) for value in copy.graph.outputs}
+    copy.graph.outputs.extend([values[name] for name in names if name not in present])
     with scratch_directory() as scratch:
         reference = _on_cpu(copy, scratch)
         candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
-        expected, found = (session.run(names, dict(feed)) for session in (reference, candidate))
-    return [array_sqnr_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, found, strict=True)]
+        expected, outputs = (session.run(names, dict(feed)) for session in (reference, candidate))
+    return [array_sqnr_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, outputs, strict=True)]
 
 
 def _on_cpu(model: ir.Model, folder: Path) -> ort.InferenceSession:

@@ -40,7 +40,7 @@ _TIMESTEP = "timestep"
 _UNWRITTEN = "Failed to write context cache"  # what the compiler says of a full disk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HtpGraph:
     """A placed graph and what belongs to it.
 
@@ -81,8 +81,8 @@ def lower(model: ir.Model, profile: Mapping[str, Encoding], observer: Observer) 
 def _require_same_graph(graph: ir.Graph, profile: Mapping[str, Encoding]) -> None:
     has = {site_name(node) for node in graph if is_site(node)} | set(graph.initializers) | {str(value.name) for value in graph.inputs}
     if lost := sorted(profile.keys() - has):
-        found = f"{len(lost)} others, first {lost[0]}"
-        raise CompatibilityError(mismatch("profile", "only tensors of the graph", found, "profile the same network that is exported"))
+        extra = f"{len(lost)} others, first {lost[0]}"
+        raise CompatibilityError(mismatch("profile", "only tensors of the graph", extra, "profile the same network that is exported"))
 
 
 def place_htp(
@@ -104,7 +104,7 @@ def place_htp(
     # Equal DQs are not merged: this compiler wants one for each reader.
     model = clean(RemoveSites()(model).model, observer)
     model.ir_version = _IR_VERSION
-    return HtpGraph(model, edges, constants, _ports(model.graph, profile, edges))
+    return HtpGraph(model=model, edges=edges, constants=constants, ports=_ports(model.graph, profile, edges))
 
 
 def _ports(graph: ir.Graph, profile: Mapping[str, Encoding], edges: Mapping[str, Encoding]) -> Ports:
@@ -130,22 +130,22 @@ def with_sinusoid(graph: HtpGraph, sinusoid: Sinusoid) -> HtpGraph:
 
 def host_inputs(calls: Sequence[ComponentCall], sinusoid: Sinusoid) -> list[ComponentCall]:
     """Calls as they reach the graph when the timestep's embedding is computed outside, and token ids have 32 bits."""
-    found = []
+    host_calls = []
     for call in calls:
         inputs = {name: array.astype("int32") if array.dtype == "int64" else array for name, array in call.inputs.items()}
         if _TIMESTEP in inputs:
             inputs[_TIMESTEP] = sinusoid(inputs[_TIMESTEP])
-        found.append(replace(call, inputs=inputs))
-    return found
+        host_calls.append(replace(call, inputs=inputs))
+    return host_calls
 
 
 def integer_feeds(graph: HtpGraph, calls: Sequence[ComponentCall], profile: Mapping[str, Encoding]) -> dict[str, dict[str, NDArray[Any]]]:
     """The first call of every source as the graph takes it: source -> graph input -> integers. Calls are as of `host_inputs`."""
     feeds: dict[str, dict[str, NDArray[Any]]] = {}
     for call in calls:
-        given = {name: (graph.edges[name].quantize(array) if name in graph.edges else array) for name, array in call.inputs.items()}
+        inputs = {name: (graph.edges[name].quantize(array) if name in graph.edges else array) for name, array in call.inputs.items()}
         slots = {name: profile[name].quantize(array) for name, array in call.slots.items()}
-        feeds.setdefault(call.source, {**given, **slots})
+        feeds.setdefault(call.source, {**inputs, **slots})
     return feeds
 
 
@@ -178,8 +178,8 @@ def require_compiler() -> None:
     try:
         from quad.runtime.engines.qnn import htp_devices  # its package is an extra
     except ImportError as error:
-        then = "install it: pip install 'quad[qnn]'"
-        raise BackendError(mismatch("target qnn-htp", f"the package {error.name}", "none", then)) from error
+        hint = "install it: pip install 'quad[qnn]'"
+        raise BackendError(mismatch("target qnn-htp", f"the package {error.name}", "none", hint)) from error
     htp_devices()
 
 
@@ -197,10 +197,10 @@ def _compile(placed: Path, pointer: Path, soc: Soc) -> None:
     except BackendError as error:
         reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
         if _UNWRITTEN in reason:
-            found = f"{pointer.parent}: cannot write (no room for the binary)"
-            raise BackendError(f"{found}; nothing was written, free some space or {TEMPORARY}") from error
-        where, then = f"{pointer.parent.name} on {soc.name}", "report it with the model's name, and try another --soc"
-        raise BackendError(mismatch(where, "a graph that the compiler takes whole", reason, then)) from error
+            refusal = f"{pointer.parent}: cannot write (no room for the binary)"
+            raise BackendError(f"{refusal}; nothing was written, free some space or {TEMPORARY}") from error
+        where, hint = f"{pointer.parent.name} on {soc.name}", "report it with the model's name, and try another --soc"
+        raise BackendError(mismatch(where, "a graph that the compiler takes whole", reason, hint)) from error
 
 
 def _placement(pointer: Path, nodes: int) -> dict[str, int]:
@@ -209,6 +209,6 @@ def _placement(pointer: Path, nodes: int) -> dict[str, int]:
     partitions = kinds.pop("EPContext", 0)
     left = sum(kinds.values())
     if partitions != 1 or left:
-        found = f"{partitions} with {left} nodes on the CPU"
-        raise UnsupportedError(mismatch(f"{pointer.parent.name} on the HTP", "one partition", found, "report it with the model's name"))
+        split = f"{partitions} with {left} nodes on the CPU"
+        raise UnsupportedError(mismatch(f"{pointer.parent.name} on the HTP", "one partition", split, "report it with the model's name"))
     return {"nodes": nodes, "on_target": nodes - left, "on_cpu": left, "partitions": partitions}

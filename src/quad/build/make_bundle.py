@@ -1,0 +1,153 @@
+"""The last stages of a build: a graph of each network, compiled as the target's backend does, and the bundle they are in."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quad.build import resumable_stages as resumable
+from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
+from quad.build.choose_profile import ProfileStage
+from quad.build.float_teacher import FloatTeacher
+from quad.build.open_and_slot import SlottedModel
+from quad.build.request import BuildRequest
+from quad.build.resume import BuildCache, clear_cache
+from quad.build.smoke import run_smoke, smoke_cases
+from quad.build.write_bundle import BundleParts, PackedAdapter, write_bundle
+from quad.compile.artifact import Artifact
+from quad.compile.backend import Backend, CompileContext
+from quad.compile.compiler import Compiler, emulation_json, placement_json
+from quad.compile.dump import dumping, observer_of
+from quad.compile.graph_specs import sinusoid_of
+from quad.compile.targets import load_target
+from quad.core.errors import BackendError
+from quad.core.manifest import BundleManifest, Golden
+from quad.core.precision import FLOAT
+from quad.core.progress import StageClock
+from quad.core.slots import UNET
+from quad.core.storage.files import scratch_directory
+from quad.runtime.bundle import open_bundle
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildStages:
+    """The results of the stages before these.
+
+    Args:
+        adapters: as they ship.
+    """
+
+    model: SlottedModel
+    teacher: FloatTeacher
+    profile: ProfileStage
+    adapters: tuple[PackedAdapter, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class WrittenBundle:
+    """The bundle's manifest; of several processes, only the one that made it knows the rest.
+
+    Args:
+        smoke: component -> case -> relative error of its graph.
+        placement, emulation: see `BuildResult`.
+    """
+
+    manifest: BundleManifest
+    smoke: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    emulation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+def read_bundle(directory: Path) -> WrittenBundle:
+    """The bundle that another process has written.
+
+    Raises:
+        InputError, VerificationError: there is none, or it is broken.
+    """
+    return WrittenBundle(manifest=open_bundle(directory).manifest)
+
+
+def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, clock: StageClock) -> WrittenBundle:
+    """The stages export to write.
+
+    Raises:
+        UnsupportedError: the target cannot run a network. BackendError: a compiler is missing, the disk is full, or a graph does not run as
+        its network does.
+    """
+    model, files = stages.model, _admission_files(request, stages)
+    with backend.writing() as writer, scratch_directory() as scratch:
+        context = CompileContext(
+            target=load_target(request.target),
+            profile=stages.profile.profile,
+            slots=stages.profile.slots,
+            clock=clock,
+            scratch=scratch,
+            calls=stages.profile.calls,
+            sinusoid=sinusoid_of(model.base),
+        )
+        parts = BundleParts(
+            name=request.name or request.output.name,
+            base=model.base,
+            target=context.target.name,
+            precision=request.precision,
+            engines=context.target.engines,
+            slots=context.slots,
+            profile=context.profile,
+            artifacts=_artifacts(request, Compiler(writer, context), model),
+            adapters=stages.adapters,
+            tasks=model.base.tasks,
+            requires=backend.requires,
+            stored=files,
+        )
+        with clock("write"):
+            return _write(request, parts, model)
+
+
+def _admission_files(request: BuildRequest, stages: BuildStages) -> dict[str, bytes]:
+    """For adapters to come; without an adapter the bundle has no slot for any."""
+    model, teacher = stages.model, stages.teacher
+    if not model.adapters:
+        return {}
+    side = model.base.latent.side(model.base.size)
+    if request.precision == FLOAT:
+        probes = few_probes(model.base, teacher.networks, model.table, model.adapters, model.samples)
+        return admission_files(chosen_calls(probes, side), None)
+    corrections = Corrections.between(teacher.networks[UNET], model.networks[UNET], model.mixed_precision.folded)
+    return admission_files(chosen_calls(teacher.probes, side), corrections)
+
+
+def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -> dict[str, Artifact]:
+    """Each component's files, made or taken from an earlier run."""
+    # What a build writes beside its bundle is written by the run that makes the graphs.
+    cache = model.cache if request.dump_passes is None and not compiler.backend.directories else BuildCache(None)
+    with dumping(request.dump_passes) as dump:
+        return {
+            name: resumable.compiled(cache, name, lambda: compiler.artifact(model.networks[name], spec, observer_of(dump, name)))  # noqa: B023
+            for name, spec in model.specs.items()
+        }
+
+
+def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> WrittenBundle:
+    """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
+    errors: dict[str, Mapping[str, float]] = {}
+    cases = smoke_cases(model.references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
+
+    def check(stage: Path) -> Mapping[str, Golden]:
+        try:
+            smoke = run_smoke(stage, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
+        except BackendError:
+            clear_cache(request)  # graphs that answer wrongly are not to be taken up again
+            raise
+        errors.update(smoke.errors)
+        return smoke.goldens
+
+    manifest = write_bundle(parts, request.output, check)
+    _log.info("bundle %s: %s, %d adapters", parts.name, parts.target, len(parts.adapters))
+    return WrittenBundle(
+        manifest=manifest, smoke=errors, placement=placement_json(parts.artifacts), emulation=emulation_json(parts.artifacts)
+    )

@@ -1,0 +1,124 @@
+"""The outcome of a build: the bundle, what it took, and how near it came; the object of `quad build --json`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from quad.build.write_bundle import rom_bytes
+from quad.core.manifest import BundleManifest
+from quad.core.memory import peak_ram_bytes
+from quad.core.profile import Profile
+from quad.quantize.distill.distill import Alignment
+from quad.quantize.profile.anchor import AnchorChoice
+from quad.quantize.profile.sensitivity import Sensitivity
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileChoice:
+    """The decision between the adapters' ranges.
+
+    Args:
+        anchored_sites, widened_sites: sites that have the anchor's range as it is, and those that were widened for others.
+    """
+
+    choice: AnchorChoice
+    sensitivity: Sensitivity
+    anchored_sites: int
+    widened_sites: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Fields of `profile` in `quad build --json`."""
+        counts = {"anchored_sites": self.anchored_sites, "widened_sites": self.widened_sites}
+        return {**self.choice.to_json(), **self.sensitivity.to_json(), **counts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileReport:
+    """The profile in figures.
+
+    Args:
+        encodings: element type -> encodings of it.
+        chosen: how it came to be; None where nothing is quantized.
+    """
+
+    mode: str
+    anchor: str | None
+    digest: str
+    encodings: Mapping[str, int]
+    chosen: ProfileChoice | None = None
+
+    @staticmethod
+    def of(profile: Profile, chosen: ProfileChoice | None = None) -> ProfileReport:
+        """Of a finished profile."""
+        dtypes = Counter(f"{encoding.dtype}" for encodings in profile.encodings.values() for encoding in encodings.values())
+        counts = dict(sorted(dtypes.items()))
+        return ProfileReport(mode=profile.mode, anchor=profile.anchor, digest=profile.digest, encodings=counts, chosen=chosen)
+
+    def to_json(self) -> dict[str, Any]:
+        """`profile` in `quad build --json`."""
+        report = {"mode": self.mode, "anchor": self.anchor, "digest": self.digest, "encodings": dict(self.encodings)}
+        return report if self.chosen is None else {**report, **self.chosen.to_json()}
+
+    def lines(self) -> list[str]:
+        """The adapters' ranking by sensitivity and what was made of it, a line each; empty where nothing was quantized."""
+        if self.chosen is None:
+            return []
+        lines = []
+        for rank, name in enumerate(self.chosen.sensitivity.ranking, 1):
+            score = self.chosen.sensitivity.scores[name]
+            low, high = score.interval
+            lines.append(f"sensitivity {rank}. {name}: {score.qss:.2e} bits ({low:.2e} to {high:.2e}), {score.sqnr_db:.1f} dB")
+        return [*lines, f"profile {self.mode}: {self.chosen.choice.reason}"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildResult:
+    """One finished build.
+
+    Args:
+        stages: seconds per stage.
+        smoke: component -> case -> relative error of the shipped graph against the float network.
+        placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`; empty in a process
+            that is not the main one.
+        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
+            nothing is compiled.
+        alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
+        resumed: pieces that an earlier run of the same build had made before it was killed.
+        lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
+    """
+
+    bundle: Path
+    manifest: BundleManifest
+    seconds: float
+    profile: ProfileReport
+    stages: Mapping[str, float]
+    smoke: Mapping[str, Mapping[str, float]]
+    placement: Mapping[str, Any] = field(default_factory=dict)
+    emulation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    alignment: Mapping[str, Alignment] = field(default_factory=dict)
+    resumed: tuple[str, ...] = ()
+    lora: Mapping[str, Any] = field(default_factory=dict)
+    peak_ram_bytes: int = field(default_factory=peak_ram_bytes)
+
+    def to_json(self) -> dict[str, Any]:
+        """The object of `quad build --json`."""
+        return {
+            "bundle": str(self.bundle),
+            "seconds": self.seconds,
+            "peak_ram_bytes": self.peak_ram_bytes,
+            "profile": self.profile.to_json(),
+            "alignment": {name: alignment.to_json() for name, alignment in self.alignment.items()},
+            "placement": dict(self.placement),
+            "emulation": dict(self.emulation),
+            "resumed": list(self.resumed),
+            "lora": dict(self.lora),
+            "stages": dict(self.stages),
+            "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
+            "rom_bytes": rom_bytes(self.manifest),
+            "tasks": sorted(self.manifest.tasks),
+            "adapters": list(self.manifest.adapters),
+        }
