@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -65,3 +66,13 @@ def test_every_verb_and_option_is_documented(verb: str) -> None:
     options = [name for one in every for parameter in one.params for name in parameter.opts if name.startswith("--") and name != "--help"]
     missing = [name for name in options if f"`{name}" not in sections[verb]]
     assert not missing
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    """Who reads a name knows which class it is."""
+    places: dict[str, list[str]] = {}
+    for file in sorted((ROOT / "src/quad").rglob("*.py")):
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert {name: shared for name, shared in places.items() if len(shared) > 1} == {}

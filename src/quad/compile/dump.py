@@ -31,7 +31,7 @@ _ALIGNMENT = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class DumpStep:
     """A graph after one pass.
 
     Args:
@@ -88,7 +88,7 @@ class Dump:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._steps: dict[str, list[Step]] = {}
+        self._steps: dict[str, list[DumpStep]] = {}
 
     def component(self, name: str) -> Observer:
         """An observer that writes each graph it is told of."""
@@ -103,7 +103,7 @@ class Dump:
             before = steps[-1].operators if steps else {}
             changed = {op: n for op in sorted({*operators, *before}) if (n := operators.get(op, 0) - before.get(op, 0))}
             file = f"{name}/{len(steps):02d}-{step}.onnx"
-            steps.append(Step(name=step, file=file, operators=operators, changed=changed if steps else {}, seconds=seconds))
+            steps.append(DumpStep(name=step, file=file, operators=operators, changed=changed if steps else {}, seconds=seconds))
             weights.save(model, self._directory / file)
             since = time.perf_counter()
 
@@ -116,7 +116,7 @@ class Dump:
         (self._directory / TABLE_FILE).write_text("\n".join(_table(self._steps)) + "\n", encoding="utf-8")
 
 
-def _table(components: Mapping[str, Sequence[Step]]) -> list[str]:
+def _table(components: Mapping[str, Sequence[DumpStep]]) -> list[str]:
     lines = ["# What each pass did", "", "`+` and `-`: operators more or fewer than one line above; a line without had nothing to do.", ""]
     for name, steps in components.items():
         lines += [f"## {name}", "", "| | after | nodes | changed | s |", "|---|---|---|---|---|"]

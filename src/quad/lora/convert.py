@@ -21,7 +21,7 @@ from quad.lora.adapter import LowRank
 from quad.lora.config import AdapterConfig
 from quad.lora.kinds import WITH_DORA, Kind, has_magnitude, is_ambiguous, kinds_of
 from quad.lora.low_rank import CONVERTED_ENERGY, CONVERTED_RANK, Product, RankLimits, Update
-from quad.lora.target import Target, Tensors
+from quad.lora.target import TargetLayer, Tensors
 from quad.lora.updates.dora import dora_update
 
 
@@ -34,7 +34,7 @@ class Converted:
     energy: float | None = None
 
 
-def convert(target: Target, tensors: Tensors, config: AdapterConfig, limits: RankLimits) -> Converted:
+def convert(target: TargetLayer, tensors: Tensors, config: AdapterConfig, limits: RankLimits) -> Converted:
     """The two matrices of one module.
 
     Args:
@@ -60,7 +60,7 @@ def convert(target: Target, tensors: Tensors, config: AdapterConfig, limits: Ran
     return Converted(_finite(target, shaped(pair, target.layer.shape)), name, cut.energy)
 
 
-def _kind(target: Target, tensors: Tensors) -> Kind:
+def _kind(target: TargetLayer, tensors: Tensors) -> Kind:
     """The one kind that the tensors make.
 
     Raises:
@@ -72,7 +72,7 @@ def _kind(target: Target, tensors: Tensors) -> Kind:
     return kinds[0]
 
 
-def _require_config(target: Target, config: AdapterConfig, kind: Kind, name: str) -> None:
+def _require_config(target: TargetLayer, config: AdapterConfig, kind: Kind, name: str) -> None:
     """The config, where there is one, is of the kind of adapter that the tensors are."""
     if config.present and config.kind != kind.peft_type:
         raise target.error("*", f"tensors of {config.kind} (peft_type)", name, "use the config saved with them")
@@ -80,7 +80,7 @@ def _require_config(target: Target, config: AdapterConfig, kind: Kind, name: str
         raise target.error("*", "a magnitude (use_dora)", f"{name} without one", "save the adapter again")
 
 
-def _in_double(target: Target, pair: LowRank) -> Update:
+def _in_double(target: TargetLayer, pair: LowRank) -> Update:
     """A pair as a product of two matrices, in double precision."""
     return Product(pair.b.reshape(target.layer.outputs, -1).astype(np.float64), pair.a.reshape(pair.rank, -1).astype(np.float64))
 
@@ -90,7 +90,7 @@ def shaped(pair: LowRank, shape: tuple[int, ...]) -> LowRank:
     return replace(pair, a=pair.a.reshape(-1, *shape[1:]), b=pair.b.reshape(*pair.b.shape, *(1,) * (len(shape) - 2)))
 
 
-def _finite(target: Target, pair: LowRank) -> LowRank:
+def _finite(target: TargetLayer, pair: LowRank) -> LowRank:
     if not (np.isfinite(pair.a).all() and np.isfinite(pair.b).all()):
         raise target.error("*", "finite numbers", "NaN or Inf in the product", "the training diverged; use another checkpoint")
     return pair

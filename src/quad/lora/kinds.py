@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from quad.lora.adapter import LowRank
 from quad.lora.config import AdapterConfig
 from quad.lora.low_rank import Update
-from quad.lora.target import Target, Tensors
+from quad.lora.target import TargetLayer, Tensors
 from quad.lora.tensors import Role
 from quad.lora.updates.full import full_update
 from quad.lora.updates.loha import loha_update
@@ -52,7 +52,7 @@ class Kind:
     name: str
     endings: Endings
     detect: Callable[[Collection[Role]], bool]
-    update: Callable[[Target, Tensors, AdapterConfig], LowRank | Update]
+    update: Callable[[TargetLayer, Tensors, AdapterConfig], LowRank | Update]
     peft_type: str = "LORA"
     rank_axes: tuple[tuple[Role, int], ...] = ()
     written_out: Role | None = None

@@ -20,7 +20,7 @@ from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
 from quad.lora.module_names import Names, network_names
 from quad.lora.quote import listed, quoted
-from quad.lora.target import Target
+from quad.lora.target import TargetLayer
 from quad.lora.tensors import Role, StoredTensor
 
 __all__ = ["FloatAdapter", "LowRank", "RankLimits", "read_lora", "reduced"]
@@ -188,7 +188,7 @@ def read_lora(
 def _convert_module(where: str, path: str, layer: LayerLayout, module: _Module, file: LoraFile, limits: RankLimits) -> Converted:
     """The matrices of one module; the text encoder's paths have a prefix that its configs do not know."""
     of_text = path.startswith(TEXT_PREFIX)
-    target = Target(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
+    target = TargetLayer(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
     return convert(target, module.tensors, file.config(TEXT_ENCODER if of_text else UNET), limits)
 
 

@@ -20,7 +20,7 @@ _LARGEST = 1e15  # numbers of a converted update multiply, and are squared
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetLayer:
     """A layer that an adapter changes, as the adapter sees it.
 
     Args:
@@ -51,7 +51,7 @@ class Target:
         return self.layer.weight().astype(np.float64).reshape(self.layer.outputs, -1)
 
 
-def floats(target: Target, tensors: Tensors, role: Role, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
+def floats(target: TargetLayer, tensors: Tensors, role: Role, shape: tuple[int | None, ...]) -> NDArray[np.float32]:
     """One tensor in `shape`, None being any rank: files spell a 1x1 convolution with or without its last two axes.
 
     Raises:
@@ -75,7 +75,7 @@ def floats(target: Target, tensors: Tensors, role: Role, shape: tuple[int | None
     return np.ascontiguousarray(values.reshape(core))
 
 
-def matrix(target: Target, tensors: Tensors, role: Role, shape: tuple[int | None, ...]) -> Matrix:
+def matrix(target: TargetLayer, tensors: Tensors, role: Role, shape: tuple[int | None, ...]) -> Matrix:
     """The same in double precision, for what is multiplied before it is cut.
 
     Raises:
@@ -87,7 +87,7 @@ def matrix(target: Target, tensors: Tensors, role: Role, shape: tuple[int | None
     return values
 
 
-def _alpha(target: Target, tensors: Tensors) -> float | None:
+def _alpha(target: TargetLayer, tensors: Tensors) -> float | None:
     if "alpha" not in tensors:
         return None
     if tensors["alpha"].size != 1:
@@ -95,7 +95,7 @@ def _alpha(target: Target, tensors: Tensors) -> float | None:
     return float(tensors["alpha"].values().item())
 
 
-def update_scale(target: Target, tensors: Tensors, config: AdapterConfig, rank: int) -> float:
+def update_scale(target: TargetLayer, tensors: Tensors, config: AdapterConfig, rank: int) -> float:
     """The factor of a module's update, from its alpha or from the config.
 
     Raises:

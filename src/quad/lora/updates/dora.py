@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from quad.lora.low_rank import Dense, Update
-from quad.lora.target import Target, Tensors, matrix
+from quad.lora.target import TargetLayer, Tensors, matrix
 
 
-def dora_update(target: Target, tensors: Tensors, update: Update) -> Update:
+def dora_update(target: TargetLayer, tensors: Tensors, update: Update) -> Update:
     """The changed weight with norms that were learned, minus the base.
 
     PEFT's magnitude has one norm per output. LyCORIS' `dora_scale` had one per input, `(1, in, ...)`, before it had one per output.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from quad.core.errors import UnsupportedError, mismatch
 from quad.lora.config import AdapterConfig
 from quad.lora.low_rank import Dense, Update
-from quad.lora.target import Target, Tensors, matrix
+from quad.lora.target import TargetLayer, Tensors, matrix
 
 
-def full_update(target: Target, tensors: Tensors, config: AdapterConfig) -> Update:
+def full_update(target: TargetLayer, tensors: Tensors, config: AdapterConfig) -> Update:
     """The difference as it is; nothing scales it.
 
     Raises:

@@ -6,10 +6,10 @@ import numpy as np
 
 from quad.lora.config import AdapterConfig
 from quad.lora.low_rank import Dense, Matrix, Product, Update
-from quad.lora.target import Target, Tensors, matrix, update_scale
+from quad.lora.target import TargetLayer, Tensors, matrix, update_scale
 
 
-def loha_update(target: Target, tensors: Tensors, config: AdapterConfig) -> Update:
+def loha_update(target: TargetLayer, tensors: Tensors, config: AdapterConfig) -> Update:
     """`(P1 Q1) * (P2 Q2)`: the entries' product is a product of matrices of rank r^2, of all pairs of columns and of rows."""
     (p1, q1), (p2, q2) = (_factors(target, tensors, number) for number in ("1", "2"))
     outputs, inputs = target.layer.outputs, target.layer.inputs
@@ -20,7 +20,7 @@ def loha_update(target: Target, tensors: Tensors, config: AdapterConfig) -> Upda
     return Product(scale * b, (q1[:, None, :] * q2[None, :, :]).reshape(-1, inputs))
 
 
-def _factors(target: Target, tensors: Tensors, number: str) -> tuple[Matrix, Matrix]:
+def _factors(target: TargetLayer, tensors: Tensors, number: str) -> tuple[Matrix, Matrix]:
     """One of the two products, as `(out, r)` and `(r, n)`; with a Tucker kernel its factors are transposed and the kernel goes in."""
     layer, w_a, w_b, t = target.layer, f"hada_w{number}_a", f"hada_w{number}_b", f"hada_t{number}"
     if t not in tensors:

@@ -6,10 +6,10 @@ import numpy as np
 
 from quad.lora.config import AdapterConfig
 from quad.lora.low_rank import Kronecker, Matrix, Update
-from quad.lora.target import Target, Tensors, matrix, update_scale
+from quad.lora.target import TargetLayer, Tensors, matrix, update_scale
 
 
-def lokr_update(target: Target, tensors: Tensors, config: AdapterConfig) -> Update:
+def lokr_update(target: TargetLayer, tensors: Tensors, config: AdapterConfig) -> Update:
     """The Kronecker product; scaled by 1 where neither factor has a rank of its own."""
     layer = target.layer
     first, first_rank = _first(target, tensors)
@@ -25,7 +25,7 @@ def lokr_update(target: Target, tensors: Tensors, config: AdapterConfig) -> Upda
     return Kronecker(scale * first, second)
 
 
-def _first(target: Target, tensors: Tensors) -> tuple[Matrix, int]:
+def _first(target: TargetLayer, tensors: Tensors) -> tuple[Matrix, int]:
     """`w1 (a, b)` and its own rank, 0 where it is written out."""
     if "lokr_w1" in tensors:
         return matrix(target, tensors, "lokr_w1", (None, None)), 0
@@ -33,7 +33,7 @@ def _first(target: Target, tensors: Tensors) -> tuple[Matrix, int]:
     return left @ matrix(target, tensors, "lokr_w1_b", (left.shape[1], None)), left.shape[1]
 
 
-def _second(target: Target, tensors: Tensors, rows: int, channels: int) -> tuple[Matrix, int]:
+def _second(target: TargetLayer, tensors: Tensors, rows: int, channels: int) -> tuple[Matrix, int]:
     """`w2 (c, d, kernel)` as a matrix, and its own rank, 0 where it is written out."""
     kernel = target.layer.kernel
     if "lokr_w2" in tensors:

@@ -9,10 +9,10 @@ import numpy as np
 
 from quad.lora.adapter import LowRank
 from quad.lora.config import AdapterConfig
-from quad.lora.target import Target, Tensors, floats, update_scale
+from quad.lora.target import TargetLayer, Tensors, floats, update_scale
 
 
-def lora_pair(target: Target, tensors: Tensors, config: AdapterConfig) -> LowRank:
+def lora_pair(target: TargetLayer, tensors: Tensors, config: AdapterConfig) -> LowRank:
     """The file's own matrices, Tucker's middle one made part of the first: `a[i, c, k, l] = sum_j mid[i, j, k, l] down[j, c]`."""
     layer = target.layer
     with np.errstate(over="ignore"):  # what overflows is refused once it is whole

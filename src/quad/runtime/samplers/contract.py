@@ -50,7 +50,7 @@ class SamplingSchedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
+class SamplerStep:
     """One network call: its index in the schedule, the states before it, and the raw output; float64, one shape."""
 
     index: int
@@ -66,7 +66,7 @@ class Sampler(Protocol):
     def sampling(self) -> SamplingSchedule:
         """Where it calls the network."""
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """The state that this network output leads to."""
 
 
@@ -79,7 +79,7 @@ class SamplerSetup:
     settings: SamplerSettings
     rng: np.random.Generator
 
-    def estimate(self, step: Step, abar: float) -> tuple[Array, Array]:
+    def estimate(self, step: SamplerStep, abar: float) -> tuple[Array, Array]:
         """The pair (x_0, eps) that a network output means; the settings may clip x_0, which leaves eps as it is."""
         x0, eps = split_output(self.schedule.prediction, step.output, step.x_t, abar)
         limit = self.settings.clip_sample_range

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, preserving_schedule
 from quad.runtime.samplers.schedule import Array, alphas_cumprod, whole_timesteps
 
 
@@ -26,7 +26,7 @@ class Ddim:
     sampling: SamplingSchedule
     ends: tuple[float, ...]
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         x0, eps = self.setup.estimate(step, self.sampling.abars[step.index])
         abar = self.ends[step.index]

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, preserving_schedule
 from quad.runtime.samplers.schedule import Array, whole_timesteps
 
 
@@ -24,7 +24,7 @@ class Ddpm:
     setup: SamplerSetup
     sampling: SamplingSchedule
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         i = step.index
         abar, prev = self.sampling.abars[i], self.sampling.abars[i + 1]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from math import exp, expm1, inf, log, sqrt
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, solver_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, solver_schedule
 from quad.runtime.samplers.schedule import Array, solver_path
 
 # Under so many steps the last ones fall back to lower orders, where the settings ask for it.
@@ -50,7 +50,7 @@ class DpmSolver:
     sigmas: tuple[float, ...]
     outputs: list[Array] = field(default_factory=list)
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         i = step.index
         x0, eps = self.setup.estimate(step, self.sampling.abars[i])

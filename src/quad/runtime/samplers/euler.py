@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import sqrt
 
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, sigma_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, sigma_schedule
 from quad.runtime.samplers.schedule import Array, sigma_path
 
 
@@ -30,7 +30,7 @@ class Euler:
     sigmas: tuple[float, ...]
     ancestral: bool
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         sigma, target = self.sigmas[step.index], self.sigmas[step.index + 1]
         x0, _ = self.setup.estimate(step, self.sampling.abars[step.index])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, sigma_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, sigma_schedule
 from quad.runtime.samplers.schedule import Array, sigma_path
 
 
@@ -26,7 +26,7 @@ class Heun:
     sigmas: tuple[float, ...]
     begun: list[Array] = field(default_factory=list)
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One half of a step."""
         i = step.index
         x0, _ = self.setup.estimate(step, self.sampling.abars[i])

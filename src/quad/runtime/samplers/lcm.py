@@ -17,7 +17,7 @@ import numpy as np
 
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerSettings
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, preserving_schedule
 from quad.runtime.samplers.schedule import Array, check_steps
 
 SIGMA_DATA = 0.5
@@ -54,7 +54,7 @@ class Lcm:
     setup: SamplerSetup
     sampling: SamplingSchedule
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One jump."""
         i = step.index
         c_skip, c_out = boundary_scalings(self.sampling.timesteps[i], self.setup.settings.timestep_scaling)

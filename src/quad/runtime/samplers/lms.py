@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import prod, sqrt
 
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, sigma_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, sigma_schedule
 from quad.runtime.samplers.schedule import Array, sigma_path
 
 ORDER = 4
@@ -39,7 +39,7 @@ class Lms:
     sigmas: tuple[float, ...]
     slopes: list[Array] = field(default_factory=list)
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         i = step.index
         x0, _ = self.setup.estimate(step, self.sampling.abars[i])

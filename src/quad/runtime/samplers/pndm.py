@@ -20,7 +20,7 @@ from math import sqrt
 import numpy as np
 
 from quad.core.errors import UnsupportedError, UsageError, mismatch
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, preserving_schedule
 from quad.runtime.samplers.ddim import last_abar
 from quad.runtime.samplers.schedule import Array, alphas_cumprod, whole_timesteps
 
@@ -47,7 +47,7 @@ class Pndm:
     outputs: list[Array] = field(default_factory=list)
     begun: list[Array] = field(default_factory=list)
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One call: a quarter of a Runge-Kutta step, or a multistep."""
         t, place = round(self.sampling.timesteps[step.index]), self.calls
         self.calls += 1
@@ -62,7 +62,7 @@ class Pndm:
         e = sum((w * o for w, o in zip(ADAMS[len(self.outputs) - 1], self.outputs, strict=True)), start=np.zeros_like(step.state))
         return self._transfer(step.state, e, t, t - stride)
 
-    def _runge_kutta(self, step: Step, t: int, place: int) -> Array:
+    def _runge_kutta(self, step: SamplerStep, t: int, place: int) -> Array:
         quarter = place % 4
         half = self.setup.schedule.steps // self.setup.steps // 2
         if quarter == 0:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quad.core.errors import BackendError, InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
-from quad.runtime.samplers.contract import Sampler, SamplerSetup, SamplingSchedule, Step
+from quad.runtime.samplers.contract import Sampler, SamplerSetup, SamplerStep, SamplingSchedule
 from quad.runtime.samplers.ddim import make_ddim
 from quad.runtime.samplers.ddpm import make_ddpm
 from quad.runtime.samplers.dpmsolver import make_dpmsolver
@@ -102,7 +102,7 @@ class SamplingRun:
             t = sampling.timesteps[i]
             # The network's output at x_t, and the state that the solver makes of it.
             output = network_output(model, x_t, t, noise.dtype)
-            state = self.sampler.advance(Step(index=i, state=state, x_t=x_t, output=output))
+            state = self.sampler.advance(SamplerStep(index=i, state=state, x_t=x_t, output=output))
             x_t = state / sampling.scales[i + 1]
             # What is to stay as in the given picture is put back.
             if keep is not None:

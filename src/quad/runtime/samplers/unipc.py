@@ -24,7 +24,7 @@ from math import expm1
 import numpy as np
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, solver_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, solver_schedule
 from quad.runtime.samplers.dpmsolver import log_ratio, signal_and_noise
 from quad.runtime.samplers.schedule import Array, solver_path
 
@@ -58,7 +58,7 @@ class UniPc:
     begun: list[Array] = field(default_factory=list)
     order: int = 1
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """Correct the state that was reached, and take the next step."""
         i, settings, x = step.index, self.setup.settings, step.state
         x0, _ = self.setup.estimate(step, self.sampling.abars[i])

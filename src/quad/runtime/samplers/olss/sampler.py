@@ -19,7 +19,7 @@ import numpy as np
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.manifest import OlssTable, SamplerSpec
-from quad.runtime.samplers.contract import SamplerSetup, SamplingSchedule, Step, preserving_schedule
+from quad.runtime.samplers.contract import SamplerSetup, SamplerStep, SamplingSchedule, preserving_schedule
 from quad.runtime.samplers.schedule import Array
 
 
@@ -53,7 +53,7 @@ class Olss:
     noise: list[Array] = field(default_factory=list)
     outputs: list[Array] = field(default_factory=list)
 
-    def advance(self, step: Step) -> Array:
+    def advance(self, step: SamplerStep) -> Array:
         """One step."""
         k = step.index
         if k == 0:
