@@ -35,7 +35,7 @@ from quad.runtime.engines.engine import open_engine
 from quad.runtime.engines.ort import OrtSession
 from quad.runtime.golden_outputs import check_golden, golden, read_probes, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
-from tests.build.test_build import SAMPLES, run
+from tests.build.samples import SAMPLES, run
 from tests.small_model import write_lora
 
 QUIET = 0.3

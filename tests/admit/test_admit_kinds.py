@@ -27,7 +27,7 @@ from quad.quantize.distill.teacher_calls import Fidelity
 from quad.quantize.encodings.integers import dequantize_adapter
 from quad.runtime.adapters.buffers import pad, zero_buffers
 from quad.runtime.bundle import open_bundle
-from tests.build.test_build import SAMPLES
+from tests.build.samples import SAMPLES
 from tests.small_model import write_lora
 
 ENDINGS = ("attn1.to_q", "conv_in", "attn2.to_v")

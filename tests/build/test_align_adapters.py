@@ -30,7 +30,7 @@ from quad.quantize.observe.calibrate import calibrate, component_networks
 from quad.quantize.observe.probes import Probe, record_probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.adapters.buffers import pad, zero_buffers
-from tests.build.test_build import SAMPLES, picture
+from tests.build.samples import SAMPLES, picture
 
 STEPS = 2
 

@@ -16,26 +16,9 @@ from quad.build.build import STAGES, BuildRequest, BuildResult, build
 from quad.build.smoke import SmokeResult
 from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import InputError, UsageError
-from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.bundle import open_bundle
 from quad.runtime.pipeline import QuadPipeline
-
-
-def picture(seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
-
-
-def hole() -> np.ndarray:
-    mask = np.zeros((16, 16), np.uint8)
-    mask[4:12, 4:12] = 255
-    return mask
-
-
-SAMPLES = (
-    CalibrationSample(task="text-to-image", prompt="a red house"),
-    CalibrationSample(task="transform", prompt="a tree", image=picture(0)),
-    CalibrationSample(task="removal", prompt="a house", image=picture(1), mask=hole()),
-)
+from tests.build.samples import SAMPLES, run
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +39,6 @@ def built(request_: BuildRequest, seen: list[tuple[str, float]]) -> BuildResult:
 @pytest.fixture(scope="module")
 def pipe(built: BuildResult) -> QuadPipeline:
     return QuadPipeline.from_pretrained(built.bundle, threads=1)
-
-
-def run(pipe: QuadPipeline, task: str) -> np.ndarray:
-    sample = next(sample for sample in SAMPLES if sample.task == task)
-    return np.asarray(pipe(sample.prompt, task=task, image=sample.image, mask_image=sample.mask, seed=3).images[0])
 
 
 def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: list[tuple[str, float]]) -> None:

@@ -36,7 +36,7 @@ from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options
 from quad.runtime.pipeline import QuadPipeline
-from tests.build.test_build import SAMPLES, run
+from tests.build.samples import SAMPLES, run
 
 # One call, ORT against quantsim. A sum in another order may cross a rounding edge; the value then moves by one level of 255, and later
 # 8-bit sites round what follows anew. Measured here: no edge is crossed, 0 exactly. On Toyland's U-Net: 2e-7 where none is, up to 0.027

@@ -13,7 +13,7 @@ from quad.build.build import STAGES
 from quad.build.request import BuildRequest
 from quad.core.progress import StageClock, silent
 from quad.model.base.open import Base, open_model
-from tests.build.test_build import SAMPLES
+from tests.build.samples import SAMPLES
 
 
 def test_weights_that_equalization_folds_away_are_held_by_nobody(

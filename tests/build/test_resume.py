@@ -21,7 +21,7 @@ from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import BackendError, InputError
 from quad.core.manifest import BUNDLE_FILE, Component
 from quad.model.base.open import open_model
-from tests.build.test_build import SAMPLES, picture
+from tests.build.samples import SAMPLES, picture
 
 PIECES = {
     "references", "tasks", "probes.mixed.channels", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal",

@@ -19,7 +19,7 @@ from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.ort import OrtEngine, open_engine
 from quad.runtime.golden_outputs import check_golden, unet_buffers
-from tests.build.test_build import SAMPLES
+from tests.build.samples import SAMPLES
 
 CALL = {name: np.ones(shape, np.float32) for name, shape in zip(UNET_INPUTS, [(1, 9, 4, 4), (1,), (1, 8, 16)], strict=True)}
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from quad.build.request import BuildRequest
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
-from tests.build.test_build import SAMPLES as WORDLESS
+from tests.build.samples import SAMPLES as WORDLESS
 
 # Name -> rank, layers of the U-Net, layers of the text encoder.
 ADAPTERS = {

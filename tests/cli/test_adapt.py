@@ -19,7 +19,7 @@ from quad.core.manifest import Golden
 from quad.core.storage.install_pointers import read_installed
 from quad.core.storage.pack import read_pack, write_pack
 from quad.model.base.open import Base
-from tests.build.test_build import SAMPLES
+from tests.build.samples import SAMPLES
 from tests.small_model import adapter_files as adapter_files
 from tests.small_model import base as base
 from tests.small_model import model_dir as model_dir

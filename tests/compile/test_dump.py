@@ -16,7 +16,7 @@ from quad.compile.dump import CENSUS_FILE, dumping, observer_of
 from quad.compile.passes import run_passes, unobserved
 from quad.compile.placement.qdq import place_float
 from quad.core.errors import InputError, UsageError
-from tests.build.test_build import SAMPLES
+from tests.build.samples import SAMPLES
 
 NAMES = ("split_heads", "linear_to_conv")
 

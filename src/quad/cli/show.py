@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from quad.core.errors import one_line
+from quad.core.progress import Progress as StageProgress
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 
@@ -33,7 +34,7 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def stage_bar() -> Iterator[Callable[[str, float], None]]:
+def stage_bar() -> Iterator[StageProgress]:
     """A bar of named stages, or one line a stage where stderr is a file; yields `f(stage that begins, share done in [0, 1])`."""
     console = Console(file=sys.stderr)
     with _bar(console) as bar:

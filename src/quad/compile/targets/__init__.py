@@ -1,4 +1,13 @@
-"""Targets: what a chip and its toolchain can run, as data. One JSON file per target, read into `Target`."""
+"""Targets: what a chip and its toolchain can run, as data. One JSON file per target, read into `Target`.
+
+To add a target:
+
+1. `NAME.json` here, with the fields of `Target`; `--target NAME` finds it by its file. Its passes are names of `passes.PASSES`.
+2. Its rows in `docs/targets.md`, `docs/cli.md` and `docs/passes.md`; `tests/test_how_to_add.py` fails where one is missing.
+3. Only where a vendor's compiler makes its files: a module with `open_backend`, and its row of `quad.compile.backend.BACKENDS`, which the
+   table names as `backend`; options that only this vendor reads go to `options` and, as fields, to `quad.build.request.BuildRequest`.
+4. Only where no engine here runs its files: an engine, see `quad.runtime.engines.engine`.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ with and without the prompt where the task is guided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from quad.core.decibels import floored_sqnr_db
 from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
+from quad.core.progress import Progress, silent
 from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.quantize.correct.simulate import simulated
@@ -84,7 +85,7 @@ def score_adapters(
     adapters: Sequence[FloatAdapter],
     profiles: Mapping[str, Profile],
     probes: Mapping[str, Sequence[Probe]],
-    progress: Callable[[str, float], None] = lambda name, share: None,
+    progress: Progress = silent,
 ) -> Sensitivity:
     """QSS of every adapter.
 
