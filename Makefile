@@ -31,6 +31,9 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/python tools/sizes.py src tests tools benchmarks
+	$(BIN)/python tools/names.py src
+	$(BIN)/python tools/keyword_only.py src
+	$(BIN)/python tools/docstrings.py src
 
 # The site, in out/site; its generator goes into an environment of its own, and a warning is an error.
 docs:

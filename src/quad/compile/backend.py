@@ -45,7 +45,7 @@ class OutputDirectory:
 
 @dataclass(frozen=True)
 class BackendRequest:
-    """What a build asks of its target's backend.
+    """A build's request to its target's backend.
 
     Args:
         output: the bundle's directory; a backend may write beside it.
@@ -85,17 +85,17 @@ class Backend(Protocol):
 
     @property
     def needs_calls(self) -> bool:
-        """Are calls of the float networks read, at the bundle's own size, beside the profile."""
+        """Whether calls of the float networks are read, at the bundle's own size, beside the profile."""
         ...
 
     @property
     def requires(self) -> Mapping[str, str]:
-        """What a device must be, as the bundle's manifest says it; empty where any will do."""
+        """Requirements on a device as the bundle's manifest states them; empty where any will do."""
         ...
 
     @property
     def directories(self) -> tuple[OutputDirectory, ...]:
-        """What is written beside the bundle."""
+        """Directories that are written beside the bundle."""
         ...
 
     def check(self) -> None:
