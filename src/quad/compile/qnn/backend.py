@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,8 @@ from quad.compile.qnn.htp import compile_htp, host_inputs, integer_feeds, lower,
 from quad.core.component_call import of_component
 from quad.core.storage.files import new_directory, real_path
 from quad.model.base.family import require_unet
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +90,8 @@ class QnnBackend:
             placement = compile_htp(graph, folder, self.soc)
         with context.clock("emulate"):
             agreement_db = check_agreement(graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, profile), limit_of(profile))
+        worst = min(agreement_db.values(), default=float("inf"))
+        _log.info("%s compiled for %s: %d operators, %.1f dB in emulation", component, self.soc.name, placement["nodes"], worst)
         return FileArtifact(folder, placement, agreement_db)
 
 
