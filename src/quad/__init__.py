@@ -6,10 +6,17 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from quad.runtime.pipeline import QuadPipeline as QuadPipeline
+
+# Libraries below report their use by default: ONNX Runtime's wheels leave a device id in the home directory and look for a collector, those
+# of Hugging Face name themselves to the hub. Both read the environment at their import, so it is set before that. What the user has set
+# stays: ORT_DISABLE_TELEMETRY=0 and HF_HUB_DISABLE_TELEMETRY=0 switch them on.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 __version__ = "0.2.0"
 
