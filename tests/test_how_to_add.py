@@ -26,10 +26,12 @@ from quad.model.base import noise_schedule
 from quad.model.base.sampler_names import SAMPLER_NAMES, parse_sampler
 from quad.runtime.engines.engine import ENGINES, INSTALL
 from quad.runtime.samplers import contract, run, schedule
+from tests.runtime.samplers.test_beside import CASES, STOCHASTIC
 
 ROOT = Path(__file__).parents[1]
 SOLVED = "olss"  # from a table that a build solves: no class of diffusers, no name for users
 CONFIGURED = "dpmsolver"  # told by a model's own config, not by a name for users
+OURS = (SOLVED,)  # diffusers has none of these, so nothing stands beside them
 KARRAS = "-karras"
 
 
@@ -51,10 +53,14 @@ def _tests(folder: str) -> str:
 
 @pytest.mark.parametrize("kind", get_args(SamplerKind))
 def test_a_sampler_is_known_in_every_place(kind: str) -> None:
-    quoted = f'"{kind}"'
+    stochastic = {name for name, _, _ in STOCHASTIC}
     if kind != SOLVED:
         assert kind in run._MAKERS, "src/quad/runtime/samplers/run.py: its maker"
-        assert quoted in _text("tests/runtime/samplers/test_beside.py"), "tests/runtime/samplers/test_beside.py: a case beside diffusers"
+        ordered = kind in stochastic or f'"{kind}"' in _text("tests/runtime/samplers/test_orders.py")
+        assert ordered, "tests/runtime/samplers/test_orders.py: its order"
+    if kind not in OURS:
+        beside = {name for name, _, _ in CASES} | stochastic
+        assert kind in beside, "tests/runtime/samplers/test_beside.py: a case beside diffusers (or in OURS, where diffusers has none)"
     if kind not in (SOLVED, CONFIGURED):
         assert kind in SAMPLER_NAMES, "src/quad/model/base/sampler_names.py: its name"
         assert parse_sampler(kind).scheduler in noise_schedule._CLASSES, "src/quad/model/base/noise_schedule.py: diffusers' class"
@@ -73,7 +79,10 @@ def test_a_kind_of_lora_is_known_in_every_place(kind: Kind) -> None:
     assert kind.update.__module__.startswith("quad.lora.updates."), "src/quad/lora/updates: what it adds to a weight"
     assert f"\n| {kind.name} |" in _text("docs/formats.md"), "docs/formats.md: its row in the table of kinds"
     own = sorted(kind.roles - set().union(*(other.roles for other in KINDS if other is not kind)))
-    assert not own or any(role in _tests("lora") for role in own), f"tests/lora: files with {', '.join(own)}"
+    for page in ("tests/lora/test_kinds.py", "tests/lora/test_kinds_refused.py"):
+        assert not own or any(role in _text(page) for role in own), f"{page}: a module with {', '.join(own)}"
+    ranked = {role for other in KINDS for role in (*(role for role, _ in other.rank_axes), other.written_out)}
+    assert not kind.roles.isdisjoint(ranked), "src/quad/lora/kinds.py: rank_axes or written_out, or quad inspect shows rank 0"
     assert kind.name not in {name for _, name in NOT_READ}, "src/quad/lora/kinds.py: it is read, and in NOT_READ"
 
 

@@ -1,15 +1,8 @@
 """The kinds of adapters that are read: how each is told from its tensors, and what it adds to a weight.
 
-To add a kind:
-
-1. Write what it adds to a weight as a function of a file in `quad.lora.updates`, beside those that are there. It gets the layer, the
-   module's tensors by role and the config, checks each tensor with `floats` or `matrix` (shape, finite numbers), and returns either
-   `LowRank`, where the file's own numbers are two matrices already, or an `Update` (`quad.lora.low_rank`), which is cut at the smallest
-   rank that keeps 99.9 % of its energy. Cite the paper at the head of the file.
-2. Add its row to `KINDS` here: a name, the endings of its keys, and how its roles are told from others'. Where its name stands in
-   `NOT_READ`, take it out there.
-3. Test it in `tests/lora/test_kinds.py` against the layer of the library that trains it, and a module with a tensor left out in
-   `tests/lora/test_kinds_refused.py`.
+CONTRIBUTING.md lists the places of a new kind. Its function gets the layer, the module's tensors by role and the config, checks each tensor
+with `floats` or `matrix` (shape, finite numbers), and returns either `LowRank`, where the file's own numbers are two matrices already,
+or an `Update` (`quad.lora.low_rank`), which is cut at the smallest rank that keeps 99.9 % of its energy.
 
 Keys, configs, refusals, `quad inspect`, conversion, DoRA over it and the notes of a build follow from the row.
 """

@@ -80,7 +80,7 @@ def placed(case: Case, target: Target) -> ir.Model:
 
 @pytest.fixture(scope="module", params=[*ENGINES])
 def loaded(case: Case, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
-    pytest.importorskip("onnxruntime" if request.param == "cpu" else "openvino")
+    pytest.importorskip({"ort": "onnxruntime"}.get(ENGINES[request.param], ENGINES[request.param]))
     target = load_target(request.param)
     model = placed(case, target)
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"

@@ -207,7 +207,7 @@ def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "Stab
     merged = {**config, **_PIPELINE_OVERRIDES.get(pipeline, {}), **named}
     fields = {field: merged.get(field, default) for field, default in _defaults(scheduler).items()}
     _check_carried(path, scheduler, fields)
-    kind = _kind(path, scheduler, fields)
+    kind = _kind(path, scheduler, fields) if choice is None else choice.kind
     steps = choice.steps if choice is not None and choice.steps is not None else _CLASSES[scheduler][1]
     spec = SamplerSpec(kind=kind, steps=steps, settings=_settings(path, kind, fields))
     return schedule, spec

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import MOST_STEPS
+from quad.core.sampling import SamplerKind
 
 Config = Mapping[str, Any]
 
@@ -33,13 +34,15 @@ _NAMES: Mapping[str, tuple[str, Config]] = {
     "lcm": ("LCMScheduler", {}),
 }
 SAMPLER_NAMES = tuple(_NAMES)
+_KARRAS_ENDING = "-karras"  # what stands before it is the kind
 _DIGITS = 9  # Python itself refuses to read thousands
 
 
 @dataclass(frozen=True)
 class SamplerChoice:
-    """A sampler that the user named: diffusers' class, the fields the name stands for, and the number of steps where one was given."""
+    """A sampler that the user named: kind, diffusers' class whose settings it reads, the fields the name stands for, and steps if given."""
 
+    kind: SamplerKind
     scheduler: str
     fields: Config
     steps: int | None
@@ -58,4 +61,5 @@ def parse_sampler(text: str) -> SamplerChoice:
         expected = f"a number of steps after the colon, up to {MOST_STEPS}"
         raise UsageError(mismatch(f"sampler {name!r}", expected, repr(count), f"write {name}:20"))
     scheduler, fields = _NAMES[name]
-    return SamplerChoice(scheduler, fields, int(count) if colon else None)
+    kind = cast(SamplerKind, name.removesuffix(_KARRAS_ENDING))
+    return SamplerChoice(kind, scheduler, fields, int(count) if colon else None)
