@@ -39,6 +39,7 @@ from tests.build.samples import SAMPLES, run
 from tests.small_model import write_lora
 
 QUIET = 0.3
+LOUDER = (1.0, 1.25, 1.5)  # at twice it, the slots clip
 ENDINGS = ("attn1.to_q", "conv_in", "attn2.to_v")
 
 
@@ -161,7 +162,8 @@ def test_with_the_base_its_quality_is_measured(asked: AdaptRequest, model_dir: P
     assert quality["effect_gain"] == pytest.approx(1.0, abs=0.2)
     # The simulated network and the bundle's own graph agree on how good it is.
     assert quality["output_db"] == pytest.approx(rescaled.alignment["after_rescale_db"], abs=1.0)
-    trained = adapt(replace(asked, base=model_dir, samples=SAMPLES, distill_steps=10, prompts=("a red house",)))
+    softer = changed(asked.adapter, asked.output.with_name("softer.safetensors"), 0.8)  # its activations stay in range on any processor
+    trained = adapt(replace(asked, adapter=softer, base=model_dir, samples=SAMPLES, distill_steps=10, prompts=("a red house",)))
     assert trained.alignment["steps"] == 10
     assert not any("--base" in line for line in trained.unchecked)
 
@@ -244,9 +246,16 @@ def test_each_unfit_slot_is_named_with_its_reason(asked: AdaptRequest, tmp_path:
 def test_activations_that_their_ranges_cut_off_are_named(asked: AdaptRequest, phone: Bundle, tmp_path: Path) -> None:
     if phone.manifest.precision == "w8a16":
         pytest.skip("16 bits leave room for it")
-    loud = changed(asked.adapter, tmp_path / "loud.safetensors", 1 / QUIET)
+
+    def admit_louder() -> None:
+        """Ever louder: the processor's rounding decides which sites have 8 bits, and so how loud is too loud."""
+        for factor in LOUDER:
+            loud = changed(asked.adapter, tmp_path / f"loud{factor}.safetensors", factor / QUIET)
+            adapt(replace(asked, adapter=loud))
+            asked.output.unlink()
+
     with pytest.raises(CompatibilityError, match=r"lose more: up_blocks\S+ \(\S+% of its energy, up to 1\.\d+ of the range\)"):
-        adapt(replace(asked, adapter=loud))
+        admit_louder()
     assert not asked.output.exists()
 
 
