@@ -17,7 +17,7 @@ from quad.build.build import build
 from quad.build.float_teacher import share_networks
 from quad.build.open_and_slot import require_truths
 from quad.build.request import BuildRequest
-from quad.build.resume import cache_dir
+from quad.build.resume.cache import cache_dir
 from quad.core.errors import BackendError, CompatibilityError, InputError, QuadError, UsageError
 from quad.core.manifest import SamplerSpec
 from quad.core.profile import Profile

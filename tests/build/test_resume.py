@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quad.build import resumable_stages as resumable
 from quad.build.build import build
 from quad.build.request import BuildRequest
 from quad.build.result import BuildResult
-from quad.build.resume import BuildCache, build_lock, cache_dir, identity_of
+from quad.build.resume import stages as resumable
+from quad.build.resume.cache import BuildCache, build_lock, cache_dir, identity_of
 from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import BackendError, InputError
 from quad.core.manifest import BUNDLE_FILE, Component

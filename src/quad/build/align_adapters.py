@@ -9,13 +9,13 @@ from pathlib import Path
 import msgspec
 from torch import nn
 
-from quad.build import resumable_stages as resumable
 from quad.build.call_recorder import spread
 from quad.build.choose_profile import ProfileStage
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
-from quad.build.resume import BuildCache, cache_dir
+from quad.build.resume import stages as resumable
+from quad.build.resume.cache import BuildCache, cache_dir
 from quad.build.write_bundle import PackedAdapter
 from quad.core.manifest import AdapterQuality
 from quad.core.padding import trim

@@ -16,7 +16,7 @@ from quad.build.open_and_slot import open_and_slot
 from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest
 from quad.build.result import BuildResult
-from quad.build.resume import build_lock, clear_cache
+from quad.build.resume.cache import build_lock, clear_cache
 from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
 from quad.core.errors import BackendError, QuadError

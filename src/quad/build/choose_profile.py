@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 import msgspec
 from torch import nn
 
-from quad.build import resumable_stages as resumable
 from quad.build.call_recorder import CallRecorder
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.result import ProfileChoice, ProfileReport
+from quad.build.resume import stages as resumable
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile

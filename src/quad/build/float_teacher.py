@@ -8,8 +8,8 @@ from functools import cached_property
 
 from torch import nn
 
-from quad.build import resumable_stages as resumable
 from quad.build.open_and_slot import SlottedModel
+from quad.build.resume import stages as resumable
 from quad.model.base.modules import share_copy
 from quad.quantize.observe.calibrate import with_adapter
 from quad.quantize.observe.probes import ProbeOptions, Probes, record_probes

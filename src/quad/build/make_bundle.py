@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from quad.build import resumable_stages as resumable
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
 from quad.build.choose_profile import ProfileStage
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
-from quad.build.resume import BuildCache, clear_cache
+from quad.build.resume import stages as resumable
+from quad.build.resume.cache import BuildCache, clear_cache
 from quad.build.smoke import run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, PackedAdapter, write_bundle
 from quad.compile.artifact import Artifact

@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
-from quad.build import resumable_stages as resumable
 from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
-from quad.build.resume import BuildCache, cache_dir, identity_of
+from quad.build.resume import stages as resumable
+from quad.build.resume.cache import BuildCache, cache_dir, identity_of
 from quad.build.smoke import float_references
 from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs

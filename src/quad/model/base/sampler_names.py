@@ -38,7 +38,7 @@ _KARRAS_ENDING = "-karras"  # what stands before it is the kind
 _DIGITS = 9  # Python itself refuses to read thousands
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SamplerChoice:
     """A sampler that the user named: kind, diffusers' class whose settings it reads, the fields the name stands for, and steps if given."""
 
@@ -62,4 +62,4 @@ def parse_sampler(text: str) -> SamplerChoice:
         raise UsageError(mismatch(f"sampler {name!r}", expected, repr(count), f"write {name}:20"))
     scheduler, fields = _NAMES[name]
     kind = cast(SamplerKind, name.removesuffix(_KARRAS_ENDING))
-    return SamplerChoice(kind, scheduler, fields, int(count) if colon else None)
+    return SamplerChoice(kind=kind, scheduler=scheduler, fields=fields, steps=int(count) if colon else None)

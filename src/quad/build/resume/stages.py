@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.build.processes import is_main
-from quad.build.resume import BuildCache
+from quad.build.resume.cache import BuildCache
 from quad.compile.artifact import Artifact, FileArtifact
 from quad.core.component_call import ComponentCall
 from quad.core.digests import file_digest
