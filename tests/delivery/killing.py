@@ -185,45 +185,83 @@ def state_of_repository(home: Path, place: Path) -> str:
     return seen[0]
 
 
-def main(home: Path, operation: str, points: int, seed: int) -> dict[str, Any]:
-    """Kill one operation at many points."""
-    rng, work, found, wrong = random.Random(seed), WORK[operation], {}, []
-    look = state_of_repository if operation in PUBLISHING else state_of_store
-    place = home / "place"
+def committing_step(steps: int, is_new: Callable[[int], bool]) -> int:
+    """The first step whose kill leaves the new state, by halving; the steps around it are where a half-written state would be."""
+    old, new = 0, steps
+    while new - old > 1:
+        middle = (old + new) // 2
+        old, new = (old, middle) if is_new(middle) else (middle, new)
+    return new
 
-    def begin() -> None:
-        shutil.rmtree(place, ignore_errors=True)
-        shutil.copytree(home / "before" / operation, place)
 
-    begin()
-    old = look(home, place)
-    begin()
-    killed, steps = in_child(lambda: work(home, place), -1, None)
-    assert (killed, steps > 0) == (0, True), "the operation does not come to its end"
-    new = look(home, place)
-    begin()
-    since = time.monotonic()
-    in_child(lambda: work(home, place), -1, 1e3)
-    timer = Timer(random.Random(f"moments {seed}"), time.monotonic() - since)
-    kills = 0
-    for index in range(points):
-        timed = index % TIMED == 0
-        last = rng.randint(1, steps)
-        if timed:
-            kills += timer.kills(begin, lambda: work(home, place))
-        else:
-            begin()
-            kills += in_child(lambda last=last: work(home, place), last, None)[0] == signal.SIGKILL  # type: ignore[misc]
+class Killing:
+    """One operation, killed at one point after another.
+
+    Args:
+        seed: of the moments of the timer.
+    """
+
+    def __init__(self, home: Path, operation: str, seed: int) -> None:
+        self._home, self._operation = home, operation
+        self._place, self._work = home / "place", WORK[operation]
+        self._look = state_of_repository if operation in PUBLISHING else state_of_store
+        self._begin()
+        self._old = self._look(home, self._place)
+        self._begin()
+        killed, self.steps = in_child(self._do, -1, None)
+        assert (killed, self.steps > 0) == (0, True), "the operation does not come to its end"
+        self._new = self._look(home, self._place)
+        self._begin()
+        since = time.monotonic()
+        in_child(self._do, -1, 1e3)
+        self._timer = Timer(random.Random(f"moments {seed}"), time.monotonic() - since)
+        self.kills, self.states, self.wrong = 0, {"old": 0, "new": 0}, list[str]()
+
+    def _begin(self) -> None:
+        shutil.rmtree(self._place, ignore_errors=True)
+        shutil.copytree(self._home / "before" / self._operation, self._place)
+
+    def _do(self) -> None:
+        self._work(self._home, self._place)
+
+    def at_step(self, step: int) -> bool:
+        """Whether a kill at this step leaves the new state."""
+        self._begin()
+        self.kills += in_child(self._do, step, None)[0] == signal.SIGKILL
+        return self._check(f"step {step} of {self.steps}")
+
+    def at_moment(self) -> None:
+        """Kill at a moment that nobody chose."""
+        self.kills += self._timer.kills(self._begin, self._do)
+        self._check("timer")
+
+    def _check(self, point: str) -> bool:
         try:
-            state = look(home, place)
-            assert state in (old, new), f"{state} is neither {old} nor {new}"
-            found[state] = found.get(state, 0) + 1
-            if operation in ("install", "update"):
-                work(home, place)
-                assert look(home, place) == new, "the next try did not bring it to its end"
+            state = self._look(self._home, self._place)
+            assert state in (self._old, self._new), f"{state} is neither {self._old} nor {self._new}"
+            self.states["new" if state == self._new else "old"] += 1
+            if self._operation in ("install", "update"):
+                self._do()
+                assert self._look(self._home, self._place) == self._new, "the next try did not bring it to its end"
         except Exception as error:
-            wrong.append(f"point {index}, step {last} of {steps}, {'timer' if timed else 'step'}: {type(error).__name__} {error}")
-    return {"steps": steps, "points": points, "kills": kills, "old": found.get(old, 0), "new": found.get(new, 0), "wrong": wrong}
+            self.wrong.append(f"{point}: {type(error).__name__} {error}")
+            return False
+        return state == self._new
+
+
+def main(home: Path, operation: str, points: int, seed: int) -> dict[str, Any]:
+    """Kill one operation around the step that commits it, and at points spread over all of it."""
+    killing, rng = Killing(home, operation, seed), random.Random(seed)
+    commit = committing_step(killing.steps, killing.at_step)
+    for step in (commit - 2, commit - 1, commit + 1, killing.steps):
+        killing.at_step(step)
+    for index in range(points):
+        if index % TIMED == 0:
+            killing.at_moment()
+        else:
+            killing.at_step(rng.randint(1, killing.steps))
+    tried = sum(killing.states.values()) + len(killing.wrong)
+    return {"steps": killing.steps, "commit": commit, "points": tried, "kills": killing.kills, **killing.states, "wrong": killing.wrong}
 
 
 if __name__ == "__main__":

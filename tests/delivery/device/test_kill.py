@@ -16,7 +16,8 @@ from tests.delivery.killing import PUBLISHING, WORK
 from tests.delivery.simulator import World, make_pack
 
 ROOT = Path(__file__).parents[3]
-POINTS = {"install": 75, "update": 85, "rollback": 55, "add": 20, "revoke": 20, "rotate": 25}
+# Points spread over the operation, beside those around the step that commits it.
+POINTS = {"install": 60, "update": 70, "rollback": 40, "add": 10, "revoke": 10, "rotate": 12}
 
 
 @pytest.fixture(scope="module")
@@ -47,9 +48,9 @@ def test_a_killed_operation_leaves_the_old_or_the_new(home: Path, operation: str
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    assert found["wrong"] == []
-    assert found["kills"] >= POINTS[operation] * 0.9  # the others came to their end before chance struck
-    assert found["old"] + found["new"] == POINTS[operation]
-    assert found["old"] > 0
-    assert found["new"] > 0
+    result: dict[str, Any] = json.loads(done.stdout)
+    assert result["wrong"] == []
+    assert result["kills"] >= result["points"] * 0.9  # the others came to their end before chance struck
+    assert result["old"] + result["new"] == result["points"]
+    assert result["old"] > 0
+    assert result["new"] > 0
