@@ -16,7 +16,7 @@ from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.precision import eight_bit_percent
-from quad.core.storage.files import real_path
+from quad.core.storage.files import real_path, require_file
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -64,6 +64,7 @@ class AdaptRequest:
 
         Raises:
             UsageError: a name that cannot be a file's or means something else, or a number or option that does not fit.
+            InputError: something else than a file is where the pack goes.
         """
         if not _NAME.fullmatch(self.name) or self.name == BASE_SOURCE:
             expected = f"a name of letters, digits, dot, dash and underscore, other than {BASE_SOURCE}"
@@ -72,6 +73,7 @@ class AdaptRequest:
             raise UsageError(mismatch("--task", "a name of letters, digits, dot, dash and underscore", repr(self.task), "choose another"))
         if self.output.is_dir():
             raise UsageError(mismatch("-o", "a file to write", f"a directory {self.output}", f"name it: {self.output}/{self.name}.qpack"))
+        require_file(self.output)
         if real_path(self.output).is_relative_to(real_path(self.bundle)):
             raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
         if real_path(self.output) == real_path(self.adapter):

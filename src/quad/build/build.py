@@ -21,7 +21,7 @@ from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
 from quad.core.errors import BackendError, QuadError
 from quad.core.progress import Progress, StageClock, silent
-from quad.core.storage.files import require_replaceable
+from quad.core.storage.directories import require_replaceable
 
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 

@@ -33,7 +33,8 @@ from quad.core.manifest import (
 )
 from quad.core.profile import Profile
 from quad.core.slots import SlotDtype, SlotTable
-from quad.core.storage.files import new_directory, write_bytes
+from quad.core.storage.directories import new_directory
+from quad.core.storage.files import write_bytes
 from quad.model.base.open import Base
 from quad.runtime.adapters.weighted_sum import headroom
 

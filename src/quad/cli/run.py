@@ -14,7 +14,9 @@ from quad.cli.shared_options import BundleDir, EngineName, MemoryPlan, StoreDir
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.memory import peak_ram_bytes
+from quad.core.storage.files import require_file, write_bytes
 from quad.core.storage.install_pointers import store_beside
+from quad.core.storage.place import unless_replaced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -78,28 +80,33 @@ def run(
     """Make one picture from a bundle, without torch."""
     _check_output(output)
     weights = weighted_names("--adapter", adapter or [])
-    from quad.runtime.pipeline import QuadPipeline
+    drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
 
-    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
-    for line in pipe.notes:
-        note(line)
-    if weights:
-        pipe.set_adapters(list(weights), list(weights.values()))
-    total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)
-    with progress_bar(task, total) as advance:
-        generated = pipe(
-            prompt,
-            task=task,
-            image=image,
-            mask_image=mask,
-            num_inference_steps=steps,
-            strength=strength,
-            guidance_scale=guidance,
-            image_guidance_scale=image_guidance,
-            negative_prompt=negative_prompt,
-            seed=secrets.randbelow(MAX_SEED) if seed is None else seed,
-            callback_on_step_end=lambda *_: advance(),
-        )
+    def generate() -> PipelineOutput:
+        from quad.runtime.pipeline import QuadPipeline
+
+        pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
+        for line in pipe.notes:
+            note(line)
+        if weights:
+            pipe.set_adapters(list(weights), list(weights.values()))
+        total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)
+        with progress_bar(task, total) as advance:
+            return pipe(
+                prompt,
+                task=task,
+                image=image,
+                mask_image=mask,
+                num_inference_steps=steps,
+                strength=strength,
+                guidance_scale=guidance,
+                image_guidance_scale=image_guidance,
+                negative_prompt=negative_prompt,
+                seed=drawn,
+                callback_on_step_end=lambda *_: advance(),
+            )
+
+    generated = unless_replaced(bundle, generate)
     _write_png(output, generated.images[0])
     for line in generated.notes:
         note(line)
@@ -110,11 +117,10 @@ def _check_output(output: Path) -> None:
     """Refuse before the work is done, not after it."""
     if output.suffix.lower() != ".png" or output.is_dir():
         raise UsageError(mismatch("-o", "a file name that ends in .png", repr(str(output)), "choose another name"))
+    require_file(output)
 
 
 def _write_png(path: Path, picture: Image) -> None:
-    from quad.core.storage.files import write_bytes
-
     data = io.BytesIO()
     picture.save(data, format="PNG")
     write_bytes(path, data.getvalue())

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import onnx_ir as ir
 
 from quad.compile.passes import Observer, unobserved
-from quad.core.storage.files import new_directory
+from quad.core.storage.directories import new_directory
 
 CENSUS_FILE = "census.json"
 TABLE_FILE = "census.md"

@@ -17,7 +17,8 @@ from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, write
 from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
 from quad.compile.qnn.htp import compile_htp, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
 from quad.core.component_call import of_component
-from quad.core.storage.files import new_directory, real_path
+from quad.core.storage.directories import new_directory
+from quad.core.storage.files import real_path
 from quad.model.base.family import require_unet
 
 _log = logging.getLogger(__name__)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
-from quad.core.errors import BackendError, InputError, QuadError, VerificationError
+from quad.core.errors import BackendError, InputError, QuadError, VerificationError, mismatch
+from quad.core.storage.parts import new_file_part, sweep, try_lock
 
 TEMPORARY = "set TMPDIR to another place"
+_NOTHING, _ELSEWHERE = "nothing was written", "choose another place"
 _LONGEST_NAME = 255  # bytes, of one part of a path
 
 
@@ -38,13 +41,19 @@ def inside(root: Path, name: str) -> Path:
     return path
 
 
-def _disk_error(where: Path | str, error: OSError, instead: str = "choose another place") -> BackendError:
+def disk_error(where: Path | str, error: OSError, state: str = _NOTHING, instead: str = _ELSEWHERE) -> BackendError:
+    """The line for an error of the system while writing.
+
+    Args:
+        state: what is there now.
+        instead: what to do other than to free some space.
+    """
     reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return BackendError(f"{where}: cannot write ({reason}); nothing was written, free some space or {instead}")
+    return BackendError(f"{where}: cannot write ({reason}); {state}, free some space or {instead}")
 
 
 @contextmanager
-def writing_to(place: Path | str, instead: str = "choose another place") -> Iterator[None]:
+def writing_to(place: Path | str, instead: str = _ELSEWHERE) -> Iterator[None]:
     """An error of the system while writing there becomes one line that names the place, not that of a block around this one.
 
     Raises:
@@ -53,7 +62,7 @@ def writing_to(place: Path | str, instead: str = "choose another place") -> Iter
     try:
         yield
     except OSError as error:
-        raise _disk_error(place, error, instead) from error
+        raise disk_error(place, error, instead=instead) from error
 
 
 @contextmanager
@@ -67,24 +76,76 @@ def scratch_directory() -> Iterator[Path]:
         yield Path(name)
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole: to a temporary name beside it, then rename.
+def write_bytes(path: Path, data: bytes, mode: int | None = None) -> None:
+    """Write a file whole, see `new_file`.
 
     Raises:
-        BackendError: the disk is full or the place cannot be written to.
+        InputError, BackendError: as `new_file`.
     """
-    temporary = path.with_name(f".{path.name}.part")
+    with new_file(path, mode) as stream:
+        stream.write(data)
+
+
+@contextmanager
+def new_file(path: Path, mode: int | None = None) -> Iterator[BinaryIO]:
+    """A file that gets its name, whole and on the disk, when the block ends well, and vanishes when it does not.
+
+    Args:
+        mode: its permissions; None for those of the file that it replaces, where there is one, else as the user's umask has it.
+
+    Raises:
+        InputError: something else than a regular file is at `path`: a directory, a link, a device, a pipe.
+        BackendError: the disk is full or the place cannot be written to; the message says what is at `path` then.
+    """
+    part = before = None
     try:
+        before = require_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(data)
+        sweep(path)
+        part, handle = new_file_part(path, 0o666 if mode is None else mode)
+        with open(handle, "wb") as stream:
+            if mode is None and before is not None and sys.platform != "win32":
+                os.fchmod(handle, stat.S_IMODE(before.st_mode))
+            yield stream
             stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+            os.fsync(handle)
+            if sys.platform == "win32":
+                stream.close()  # it renames no open file; elsewhere the lock is held until the name is changed
+            os.replace(part, path)
     except OSError as error:
-        with suppress(OSError):  # where the place itself is wrong, so is this; the first error is the one to tell
-            temporary.unlink(missing_ok=True)
-        raise _disk_error(path, error) from error
+        raise disk_error(path, error, _state(path, before)) from error
+    finally:
+        if part is not None:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+
+def require_file(path: Path) -> os.stat_result | None:
+    """The file that is to be replaced; None where there is none.
+
+    Raises:
+        InputError: something else than a regular file is there. BackendError: nothing can be there.
+    """
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise disk_error(path, error) from error
+    if not stat.S_ISREG(status.st_mode):
+        kinds = {stat.S_IFDIR: "a directory", stat.S_IFLNK: "a link", stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+        raise InputError(mismatch(str(path), "a new name or a file to replace", kind, "it is left as it is; choose another name"))
+    return status
+
+
+def _state(path: Path, before: os.stat_result | None) -> str:
+    """The state of a path after writing there has failed, in words."""
+    try:
+        now = path.lstat()
+    except OSError:
+        return _NOTHING
+    return "the earlier file is unchanged" if before is not None and os.path.samestat(before, now) else "another file is there now"
 
 
 def sync_directory(folder: Path) -> None:
@@ -95,12 +156,16 @@ def sync_directory(folder: Path) -> None:
     """
     if sys.platform == "win32":
         return
-    with writing_to(folder):
+    try:
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except PermissionError:
+        return  # one that may be written to, but not read: it cannot be asked
+    except OSError as error:
+        raise disk_error(folder, error, "what was changed there may be lost if the power fails", "check the disk") from error
 
 
 @contextmanager
@@ -118,67 +183,11 @@ def directory_lock(folder: Path, in_use: QuadError) -> Iterator[None]:
     if sys.platform == "win32":
         yield
         return
-    import fcntl
-
-    handle = os.open(folder, os.O_RDONLY)
+    with writing_to(folder):
+        handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise in_use from None
-    except OSError:
-        pass
-    try:
+        if try_lock(handle) is False:
+            raise in_use
         yield
     finally:
         os.close(handle)
-
-
-def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
-    """Refuse a place that holds something else than what would be written: it must not be there, be empty, or hold a file `marker`.
-
-    Args:
-        option: what named the place, for the message.
-
-    Raises:
-        InputError: `final` exists and is something else.
-        BackendError: nothing can be there.
-    """
-    with writing_to(final):
-        occupied = final.exists() and not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir())))
-    if occupied:
-        raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another {option}")
-
-
-@contextmanager
-def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path]:
-    """A temporary directory that becomes `final` when the block ends well, and vanishes when it does not.
-
-    An existing `final` is replaced only if it holds a file `marker` (it is one of ours) or is empty. It is put aside, not removed, until
-    the new one has its name: whatever fails, one of the two is there.
-
-    Raises:
-        InputError: `final` exists and is something else.
-        BackendError: the disk is full or the place cannot be written to.
-    """
-    require_replaceable(final, marker, option)
-    final = real_path(final) if final.is_symlink() else final
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{final.name}.", dir=final.parent))
-    except OSError as error:
-        raise _disk_error(final, error) from error
-    old = stage.with_name(f"{stage.name}.old")
-    try:
-        yield stage
-        stage.chmod(0o755)
-        if final.exists():
-            os.replace(final, old)
-        os.replace(stage, final)
-    except OSError as error:
-        raise _disk_error(final, error) from error
-    finally:
-        if old.exists() and not final.exists():
-            os.replace(old, final)
-        shutil.rmtree(stage, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

@@ -167,6 +167,6 @@ class Store:
                     if path.name not in expected and _PACK.fullmatch(path.name):
                         path.unlink()
                         _LOG.info("orphan removed: %s/%s", place, path.name)
-            for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.part")):
+            for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.*part")):
                 part.unlink()
                 _LOG.info("orphan removed: %s", part.name)
