@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from quad.build.build import BuildRequest, BuildResult, build
 from quad.compile.graph_specs import sinusoid_of
 from quad.core.errors import UnsupportedError
+from quad.core.manifest import TOKENIZER_FILE
 from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.evaluate.figures.metrics import psnr
@@ -147,7 +148,7 @@ def test_an_integer_graph_is_near_the_float_one(adapter: str | None, made: Calla
         pipe = QuadPipeline.from_pretrained(made(precision).bundle)
         if adapter is not None:
             pipe.set_adapters(adapter)
-        ids = Tokenizer(pipe.bundle.tokenizer_file, pipe.bundle.manifest.text)(PROMPT).ids
+        ids = Tokenizer(pipe.bundle.read(TOKENIZER_FILE), pipe.bundle.manifest.text)(PROMPT).ids
         if not outputs:
             inputs["encoder_hidden_states"] = pipe.graph("text_encoder").run({"input_ids": ids})
         outputs.append(pipe.graph("unet").run(inputs))
@@ -166,7 +167,7 @@ def test_what_a_bundle_holds(precision: str, made: Callable[[str], BuildResult])
 def test_what_fills_a_prompt_up_is_not_read(made: Callable[[str], BuildResult]) -> None:
     """Also in integers: rows of zeros stay rows of zeros, and the denoiser passes over them."""
     pipe = QuadPipeline.from_pretrained(made("w8a16").bundle)
-    ids = Tokenizer(pipe.bundle.tokenizer_file, pipe.bundle.manifest.text)(PROMPT).ids
+    ids = Tokenizer(pipe.bundle.read(TOKENIZER_FILE), pipe.bundle.manifest.text)(PROMPT).ids
     hidden = pipe.graph("text_encoder").run({"input_ids": ids})
     np.testing.assert_array_equal(np.abs(hidden).max(-1) > 0, ids != 0)
     assert 3 < int((ids != 0).sum()) < 100

@@ -62,7 +62,8 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     with clock("slots"):
         fitted = _fit(admission, adapter)
     with clock("align"):
-        session = engine.load(admission.bundle.graph(UNET), default_threads())
+        with admission.bundle.graph_to_load(UNET) as file:
+            session = engine.load(file, default_threads())
         if admission.base is None:
             aligned = rescale(admission.bundle, fitted)
         else:

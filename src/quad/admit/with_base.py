@@ -161,7 +161,7 @@ def _corrections(bundle: Bundle) -> Corrections:
     if CORRECTIONS_FILE not in bundle.manifest.files:
         where, expected = f"bundle {bundle.manifest.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
         raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
-    return Corrections.read(bundle.path(CORRECTIONS_FILE).read_bytes())
+    return Corrections.read(bundle.read(CORRECTIONS_FILE))
 
 
 def _is_split(profile: Profile) -> bool:

@@ -1,9 +1,16 @@
-"""Opening a bundle: nothing in it is trusted by its name."""
+"""Opening a bundle: nothing in it is trusted by its name.
+
+A build may put another bundle in its place at any time. Who opens one then gets the old or the new one. Who has opened one reads the files
+that were opened, or is told: each file is compared with what was hashed, and hashed again where the system says that it was written to,
+or would not say so because it is so fresh (`Identity`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +25,7 @@ from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
+from quad.core.storage.place import Place, place_of, unless_replaced
 from quad.core.storage.tensor_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
@@ -31,54 +39,88 @@ class Bundle:
     """An opened bundle: where it is, what it says, and what its graph's inputs mean.
 
     Args:
-        hashed: name -> the file that was found to have the manifest's digest; those changed a moment before are not among them.
+        place: the directory that was opened; None where it could not be told.
+        hashed: name -> the file that was found to have the manifest's digest; None for one that was changed a moment before, so that
+            another change would not show.
     """
 
     root: Path
     manifest: BundleManifest
     slots: SlotTable
     profile: Profile
-    hashed: Mapping[str, Identity] = field(default_factory=dict)
+    place: Place | None = None
+    hashed: dict[str, Identity | None] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
-        """A shipped file by its name in the manifest.
+        """A shipped file by its name in the manifest, as it was when the bundle was opened; what was changed since is hashed again.
 
         Raises:
-            VerificationError: the manifest does not list it.
+            VerificationError: the manifest does not list it, it is another now, or gone.
         """
         if name not in self.manifest.files:
             raise VerificationError(mismatch(f"{self.root / BUNDLE_FILE}", f"an entry for {name}", "none", AGAIN))
-        return inside(self.root, name)
+        try:
+            path = self._unchanged(name)
+        except VerificationError:
+            self._require_place()
+            raise
+        if name not in self.hashed:  # opened without `verify`
+            self._require_place()
+        return path
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a shipped file.
+
+        Raises:
+            VerificationError: as `path`.
+        """
+        path = self.path(name)
+        data = path.read_bytes()
+        if name in self.hashed:
+            _check_digest(path, self.manifest.files[name].sha256, hashlib.sha256(data).hexdigest())
+        return data
 
     def graph(self, component: str) -> Path:
-        """The graph file of a component."""
-        return self.path(self.manifest.components[component].file)
+        """The graph file of a component; see `path`, which goes for the files beside it too."""
+        part = self.manifest.components[component]
+        return [self.path(name) for name in (*part.data_files, part.file)][-1]
+
+    @contextmanager
+    def graph_to_load(self, component: str) -> Iterator[Path]:
+        """`graph` for a block that reads it: it was the same files before and after.
+
+        Raises:
+            VerificationError: as `path`, whatever the block raised.
+        """
+        try:
+            yield self.graph(component)
+        finally:
+            self.graph(component)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
         """Digests of slots and profile, which an adapter must have been packed for; computed once, because a profile is large."""
         return {"slots": self.slots.digest, "profile": self.profile.digest}
 
-    def recheck(self, component: str) -> None:
-        """See that a component's files are those that were hashed when the bundle was opened; what was changed since is hashed again.
+    def _unchanged(self, name: str) -> Path:
+        path = inside(self.root, name)
+        if name in self.hashed:
+            identity = self.hashed[name]
+            if identity is None or not (path.is_file() and Identity.of(path.stat()) == identity):
+                self.hashed[name] = _check_file(self.root, name, self.manifest.files[name].sha256)
+        return path
 
-        Raises:
-            VerificationError: one is another now, or gone.
+    def _require_place(self) -> None:
+        """Raises:
+        VerificationError: another directory has come to the bundle's name.
         """
-        part = self.manifest.components[component]
-        for name in (part.file, *part.data_files):
-            path, identity = self.path(name), self.hashed.get(name)
-            if identity is not None and not (path.is_file() and Identity.of(path.stat()) == identity):
-                _check_file(self.root, name, self.manifest.files[name].sha256)
+        if place_of(self.root) != self.place:
+            raise VerificationError(mismatch(str(self.root), "the bundle that was opened", "another one by now", "open it again"))
 
     @property
     def device(self) -> str:
         """The chip that it was built for, in words; empty where any machine will do."""
         return ", ".join(f"{name} {value}" for name, value in (self.manifest.requires or {}).items())
-
-    @property
-    def tokenizer_file(self) -> Path:
-        return self.path(TOKENIZER_FILE)
 
     def adapter_files(self, name: str) -> tuple[Path, Path]:
         """`adapter.json` and `adapter.safetensors` of a shipped adapter."""
@@ -96,18 +138,22 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         InputError: there is no bundle at `path`.
         VerificationError: unknown format version, a changed or missing file, or a name that leaves the directory.
     """
-    root = Path(path)
-    manifest = _read_manifest(root)
+    return unless_replaced(Path(path), lambda: _open(Path(path), verify))
+
+
+def _open(root: Path, verify: bool) -> Bundle:
+    place, manifest = place_of(root), _read_manifest(root)
     _check_listed(root, manifest)
     hashed = {}
     for name, entry in manifest.files.items():
-        identity = _check_file(root, name, entry.sha256 if verify or name in (SLOTS_FILE, PROFILE_FILE) else None)
-        if identity is not None:
-            hashed[name] = identity
+        if verify or name in (SLOTS_FILE, PROFILE_FILE):
+            hashed[name] = _check_file(root, name, entry.sha256)
+        else:
+            _require_file(root, name)
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
-    bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, hashed=hashed)
+    bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, place=place, hashed=hashed)
     for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:
@@ -174,15 +220,21 @@ def _check_numbers(where: Path, manifest: BundleManifest) -> None:
             raise VerificationError(mismatch(f"{where}, task {name}", "one of the bundle's adapters", repr(task.adapter), AGAIN))
 
 
-def _check_file(root: Path, name: str, sha256: str | None) -> Identity | None:
-    """Compare a digest, if there is one to compare; which file it is of, if a later change of it would show."""
+def _require_file(root: Path, name: str) -> Path:
     path = inside(root, name)
     if not path.is_file():
         raise VerificationError(mismatch(str(root), f"a file {name}", "none", AGAIN))
-    if sha256 is None:
-        return None
+    return path
+
+
+def _check_file(root: Path, name: str, sha256: str) -> Identity | None:
+    """Compare a digest; which file it is of, if a later change of it would show."""
+    path = _require_file(root, name)
     identity, now_ns = Identity.of(path.stat()), time_ns()
-    digest = file_digest(path)
-    if digest != sha256:
-        raise VerificationError(mismatch(str(path), f"digest {sha256[:8]}", digest[:8], f"the file was changed or damaged, {AGAIN}"))
+    _check_digest(path, sha256, file_digest(path))
     return identity if identity.settled(now_ns) else None
+
+
+def _check_digest(path: Path, expected: str, actual: str) -> None:
+    if actual != expected:
+        raise VerificationError(mismatch(str(path), f"digest {expected[:8]}", actual[:8], f"the file was changed or damaged, {AGAIN}"))

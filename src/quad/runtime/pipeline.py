@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.core.manifest import TOKENIZER_FILE, AdapterManifest, TaskSpec
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.adapters.store import StoreMetrics
@@ -53,7 +53,7 @@ class QuadPipeline:
         self.notes: tuple[str, ...] = ()
         self.switch = AdapterSwitch(bundle, graphs, adapter_budget_bytes)
         self._graphs = graphs
-        self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.tokenizer_file, bundle.manifest.text))
+        self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.read(TOKENIZER_FILE), bundle.manifest.text))
         beside_of(graphs["unet"], bundle.manifest.latent)
 
     @classmethod

@@ -76,7 +76,8 @@ def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) ->
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
     times = {}
     for component in COMPONENTS:
-        session = opened.load(bundle.graph(component), threads)
+        with bundle.graph_to_load(component) as file:
+            session = opened.load(file, threads)
         zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
         times[component] = median_p95(graph_times(session, zeros, repeats))
     return times

@@ -139,7 +139,8 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
 def open_unet(bundle: Bundle, engine: str) -> Session:
     """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-    return opened.load(bundle.graph("unet"), default_threads())
+    with bundle.graph_to_load("unet") as file:
+        return opened.load(file, default_threads())
 
 
 def bundle_effects(

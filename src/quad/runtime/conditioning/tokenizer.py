@@ -42,17 +42,18 @@ class Tokens:
 class Tokenizer:
     """A `tokenizer.json` with a fixed length."""
 
-    def __init__(self, source: Path | str, text: TextSpec) -> None:
+    def __init__(self, source: Path | str | bytes, text: TextSpec) -> None:
         """Read it.
 
         Args:
-            source: the file, or its text.
+            source: the file, or its text or bytes.
 
         Raises:
             VerificationError: it is no tokenizer.
         """
         try:
-            self._encoder = Encoder.from_file(str(source)) if isinstance(source, Path) else Encoder.from_str(source)
+            content = source.read_bytes() if isinstance(source, Path) else source
+            self._encoder = Encoder.from_str(content) if isinstance(content, str) else Encoder.from_buffer(content)
         except Exception as error:  # the library raises the bare class
             where = str(source) if isinstance(source, Path) else "tokenizer"
             raise VerificationError(mismatch(where, "a tokenizer", f"something else ({error})", "build the bundle again")) from error

@@ -228,9 +228,9 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
 
 def _load(engine: Engine, bundle: Bundle, component: str, threads: int, lean: bool) -> SwitchSession:
     """A graph of a bundle, as it was when that was opened; where it cannot be loaded, the message says for which chip the bundle is."""
-    bundle.recheck(component)
     try:
-        return engine.load(bundle.graph(component), threads, lean)
+        with bundle.graph_to_load(component) as file:
+            return engine.load(file, threads, lean)
     except BackendError as error:
         if not bundle.device:
             raise
