@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import pytest
@@ -15,6 +16,21 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 
 settings.register_profile("quad", deadline=None, derandomize=True)
 settings.load_profile("quad")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Equal networks are exported once for all workers, where any test exports at all."""
+    if "quad.compile.export" not in sys.modules:
+        yield
+        return
+    from tests.exports import sharing  # imports torch
+
+    place = tmp_path_factory.getbasetemp()
+    folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "exports"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quad.compile.export.traced", sharing(folder))
+        yield
 
 
 class Spy(Protocol):

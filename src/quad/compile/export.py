@@ -58,6 +58,17 @@ def export_graph(module: nn.Module, spec: GraphSpec, observer: Observer = unobse
     Raises:
         UnsupportedError: torch cannot trace the module or has no ONNX form for one of its operators.
     """
+    model = traced(module, spec)
+    observer("exported", model)
+    return tidy(model, observer)
+
+
+def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
+    """The module as torch writes it, with its edges and its parameters named; nothing is removed but squeezes that do nothing.
+
+    Raises:
+        UnsupportedError: as `export_graph`.
+    """
     kwargs = {"slots": dict(spec.slots)} if spec.slots else {}
     try:
         with _quiet(), exporting(), torch.no_grad():
@@ -76,8 +87,7 @@ def export_graph(module: nn.Module, spec: GraphSpec, observer: Observer = unobse
     _drop_idle_squeezes(model.graph)
     model.graph.name = spec.component
     model.producer_name, model.producer_version = "quad", ""
-    observer("exported", model)
-    return tidy(model, observer)
+    return model
 
 
 def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:

@@ -1,0 +1,146 @@
+"""One export for equal networks: torch takes seconds for each, and the suite builds the same small models again and again.
+
+A network is known by everything its trace can depend on: classes and their code, parameters, buffers, attributes, example inputs, and
+quad's own code of the trace, so that a test that patches any of it gets an export of its own.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, MethodType
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from quad.compile import export
+from quad.compile.export import GraphSpec
+
+Trace = Callable[[nn.Module, GraphSpec], ir.Model]
+_PLAIN = (type(None), EllipsisType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
+_OURS = ("quad.model", "quad.compile.export")
+
+
+class _Unknown(Exception):
+    """A value of which nothing is known that would tell it from another."""
+
+
+class NetworkDigest:
+    """SHA-256 over the values that a trace depends on; a value seen before counts by its place alone."""
+
+    def __init__(self) -> None:
+        self._sum, self._seen = hashlib.sha256(), dict[int, int]()
+        self._alive = list[object]()  # an id means nothing once its object is gone
+
+    def hexdigest(self) -> str:
+        return self._sum.hexdigest()
+
+    def add(self, value: Any) -> None:
+        """Take a value in.
+
+        Raises:
+            _Unknown: of a kind that nothing here describes.
+        """
+        if isinstance(value, _PLAIN):
+            return self._write(repr(value))
+        if id(value) in self._seen:
+            return self._write(f"seen {self._seen[id(value)]}")
+        self._seen[id(value)] = len(self._seen)
+        self._alive.append(value)
+        self._write(f"{type(value).__module__}.{type(value).__qualname__}")
+        return self._add_object(value)
+
+    def _write(self, text: str) -> None:
+        self._sum.update(text.encode() + b"\0")
+
+    def _add_object(self, value: Any) -> None:
+        if isinstance(value, torch.Tensor):
+            self._write(f"{tuple(value.shape)} {value.dtype} {value.requires_grad}")
+            self._sum.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode())
+        elif isinstance(value, np.ndarray):
+            self._write(f"{value.shape} {value.dtype}")
+            self._sum.update(value.tobytes())
+        elif isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType | functools.partial | CodeType):
+            self._add_code(value)
+        elif isinstance(value, set | frozenset):
+            self.add(sorted(map(repr, value)))
+        elif isinstance(value, Mapping):
+            for key, held in value.items():
+                self.add(key)
+                self.add(held)
+        elif isinstance(value, list | tuple):
+            for held in value:
+                self.add(held)
+        elif isinstance(value, msgspec.Struct):
+            self.add(msgspec.structs.asdict(value))
+        elif hasattr(value, "__dict__"):
+            self.add(type(value))
+            self.add(dict(vars(value)))
+        else:
+            raise _Unknown(type(value))
+
+    def _add_code(self, value: Any) -> None:
+        if isinstance(value, CodeType):
+            self._sum.update(value.co_code)
+            self.add([constant for constant in value.co_consts if not isinstance(constant, frozenset)])
+            self.add(list(value.co_names))
+        elif isinstance(value, functools.partial):
+            self.add([value.func, value.args, value.keywords])
+        elif isinstance(value, type):
+            self.add([value.__module__, value.__qualname__, getattr(value.__dict__.get("forward"), "__code__", None)])
+        elif isinstance(value, MethodType):
+            self.add([value.__func__, value.__self__])
+        else:
+            self.add([value.__module__, value.__qualname__, getattr(value, "__code__", None)])
+            self.add([cell.cell_contents for cell in getattr(value, "__closure__", None) or ()])
+
+
+def _code_of_traces() -> list[CodeType]:
+    """The code of quad's own functions and methods that a trace may call, as they are now."""
+    codes = []
+    for name in sorted(name for name in sys.modules if name.startswith(_OURS)):
+        for holder in (sys.modules[name], *(held for held in vars(sys.modules[name]).values() if isinstance(held, type))):
+            if isinstance(holder, type) and not holder.__module__.startswith(_OURS):
+                continue
+            codes += [held.__code__ for held in vars(holder).values() if isinstance(held, FunctionType)]
+    return codes
+
+
+def export_key(module: nn.Module, spec: GraphSpec) -> str | None:
+    """What an export is kept under; None where the network holds something that cannot be told from another."""
+    digest = NetworkDigest()
+    try:
+        digest.add([_code_of_traces(), spec, module])
+    except _Unknown:
+        return None
+    return digest.hexdigest()
+
+
+def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
+    """`traced` that asks `folder` first, which several processes may share."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
+        key = export_key(module, spec)
+        if key is None:
+            return trace(module, spec)
+        path = folder / f"{key}.onnx"
+        if path.is_file():
+            return ir.from_proto(onnx.load_model_from_string(path.read_bytes()))
+        model = trace(module, spec)
+        part = path.with_suffix(f".{os.getpid()}")
+        part.write_bytes(ir.to_proto(model).SerializeToString())
+        part.replace(path)
+        return model
+
+    return traced
