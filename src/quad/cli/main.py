@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
@@ -25,6 +26,7 @@ from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
 from quad.cli.serve import serve
+from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_missing_descriptors
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
 from quad.core.errors import InputError, QuadError, mismatch
@@ -42,6 +44,8 @@ def _usage_line(error: TyperException) -> str:
 
 def explain(error: Exception) -> tuple[str, int]:
     """The line that is shown for an error, and the exit code: 1 failed, 2 wrong usage, 3 refused."""
+    if isinstance(error, ReaderGone):
+        return "", error.exit_code
     if isinstance(error, TyperException):
         return _usage_line(error), error.exit_code
     if isinstance(error, QuadError):
@@ -68,15 +72,24 @@ class OneLineErrors(TyperGroup):
     ) -> Any:
         words = list(sys.argv[1:] if args is None else args)
         arguments = [word for word in words if word != DEBUG and word not in VERBOSE]
+        code = None
         try:
-            with logging_to_stderr(level_of(words)):
+            with guarded_streams(), logging_to_stderr(level_of(words)):
                 code = super().main(arguments, prog_name, complete_var, False, windows_expand_args, **extra)
         except Exception as error:
-            if DEBUG in words:
-                traceback.print_exception(error)
-            line, code = explain(error)
-            print(line, file=sys.stderr)
+            code = _say(error, DEBUG in words)
         sys.exit(code or 0)
+
+
+def _say(error: Exception, with_traceback: bool) -> int:
+    """Show an error; its exit code."""
+    line, code = explain(error)
+    with suppress(ResultNotShown), guarded_streams():
+        if with_traceback:
+            traceback.print_exception(error)
+        if line:
+            print(line, file=sys.stderr)
+    return code
 
 
 app = typer.Typer(
@@ -85,7 +98,7 @@ app = typer.Typer(
     help="One frozen quantized diffusion graph, any number of LoRA tasks.",
     epilog=(
         f"Anywhere in the call, {DEBUG} shows the traceback of an error, -v or --verbose what is decided, -vv every step as well. "
-        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused."
+        "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 refused; 141 where nobody reads its output any more."
     ),
     no_args_is_help=True,
     add_completion=False,
@@ -123,4 +136,5 @@ app.command()(serve)
 
 def main() -> None:
     """Entry point of the `quad` script."""
+    open_missing_descriptors()
     app(prog_name="quad")
