@@ -9,7 +9,15 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-REDIRECTS = {"to-a-file": "file:///etc/passwd", "to-noise": "http://[x/\xe9", "to-no-port": "http://127.0.0.1:x/", "for-ever": "/x.qpack"}
+ELSEWHERE = "http://127.0.0.2:9/x.qpack"
+REDIRECTS = {
+    "elsewhere": ELSEWHERE,
+    "elsewhere-by-name": "//localhost:9/x.qpack",
+    "to-a-file": "file:///etc/passwd",
+    "to-noise": "http://[x/\xe9",
+    "to-no-port": "http://127.0.0.1:x/",
+    "for-ever": "/x.qpack",
+}
 
 
 @dataclass

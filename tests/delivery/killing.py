@@ -72,7 +72,7 @@ def nothing(_: Path) -> None:
 def device(home: Path, store: Path, server: Path | None = None) -> Device:
     """The device of a world, on a store of its own."""
     parents = json.loads((home / "parents.json").read_text())
-    access = Access(str(server or home / "server"), (home / "repo/metadata/1.root.json").read_bytes())
+    access = Access(url=str(server or home / "server"), root=(home / "repo/metadata/1.root.json").read_bytes())
     return Device(store, Platform(bundle="phone", parents=parents, release="0.1.0", ram_bytes=10**9), access=access)
 
 

@@ -84,7 +84,7 @@ class World:
     def device(self, **platform: Any) -> Device:
         """The device; each is a new process as far as the store can tell."""
         platform = Platform(**{"bundle": "phone", "parents": self.parents, "release": "0.1.0", "ram_bytes": 10**9, **platform})
-        access = Access(str(self.server), self.root.read_bytes())
+        access = Access(url=str(self.server), root=self.root.read_bytes())
         return Device(self.store, platform, access=access, callbacks=Callbacks(self.changes.append))
 
     def install(self, wish: str = "ink") -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from quad.core.storage.reading import reading_from
+
 CHUNK_BYTES = 1 << 20
 
 
@@ -30,9 +32,13 @@ def digest(value: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes, 64 hex digits, read in chunks."""
+    """SHA-256 of a file's bytes, 64 hex digits, read in chunks.
+
+    Raises:
+        BackendError: the system does not let it be read.
+    """
     h = hashlib.sha256()
-    with path.open("rb") as stream:
+    with reading_from(path), path.open("rb") as stream:
         while chunk := stream.read(CHUNK_BYTES):
             h.update(chunk)
     return h.hexdigest()

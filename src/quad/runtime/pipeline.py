@@ -79,7 +79,8 @@ class QuadPipeline:
             adapter_budget_bytes: of memory for adapters, None for no bound.
 
         Raises:
-            InputError: no bundle there. VerificationError: it was changed. BackendError: no engine can run it.
+            InputError: no bundle there. VerificationError: it was changed.
+            BackendError: no engine can run it, or the store cannot be read.
         """
         bundle = open_bundle(path, verify)
         if threads is not None and threads < 1:
@@ -89,7 +90,7 @@ class QuadPipeline:
         pipe = cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
         if store is not None:
             installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False), pipe.switch.unregister)
-            installed.refresh()
+            installed.open()
             pipe.notes = installed.notes
         return pipe
 

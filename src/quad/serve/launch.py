@@ -69,7 +69,7 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=options.limits.max_queue))
     try:
         installed = InstalledAdapters(options.store or store_beside(options.bundle), scheduler.register, pipe.switch.unregister)
-        installed.refresh()  # one that is damaged is told of by /health, and keeps no other one from being served
+        installed.open()  # one that is damaged is told of by /health, and keeps no other one from being served
         uploads = endpoint.uploads if options.allow_uploads else None
         if uploads is not None:
             uploads.mkdir(mode=0o700)

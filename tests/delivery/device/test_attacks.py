@@ -13,8 +13,8 @@ import pytest
 
 from quad.core.errors import QuadError, RefusedError, VerificationError
 from quad.delivery.device import device
-from quad.delivery.device.source import Answer, DirectorySource
-from quad.delivery.device.timeouts import Timeouts, metered
+from quad.delivery.source import Answer, DirectorySource
+from quad.delivery.timeouts import Timeouts, metered
 from tests.delivery.attacks import ATTACKS, Attack, fast_forward, mix_and_match
 from tests.delivery.simulator import World, nothing
 
@@ -56,7 +56,7 @@ def test_slow_data_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     class Trickle:
         """A server that sends a byte a second, by a clock of its own."""
 
-        name = "trickle"
+        name, redirects = "trickle", ()
 
         def open(self, path: str, start: int, most: int) -> Answer:
             whole = DirectorySource(world.server).open(path, start, most)

@@ -132,11 +132,11 @@ def test_the_root_and_the_address_are_remembered(world: World) -> None:
     assert Device(world.store, platform).install("ink", nothing).version == 2
     fresh = world.home / "fresh"
     with pytest.raises(UsageError, match=r"fresh: expected a root to trust, found none; give --root"):
-        Device(fresh, platform, access=Access(str(world.server))).fetch()
+        Device(fresh, platform, access=Access(url=str(world.server))).fetch()
     with pytest.raises(UsageError, match="--url: expected where the repository is, found nothing"):
         Device(fresh, platform, access=Access(root=world.root.read_bytes())).fetch()
     with pytest.raises(VerificationError, match="--root: expected a root signed by its own keys"):
-        Device(fresh, platform, access=Access(str(world.server), b"{}")).fetch()
+        Device(fresh, platform, access=Access(url=str(world.server), root=b"{}")).fetch()
 
 
 def test_a_revoked_pack_that_runs_steps_back_at_the_next_refresh(world: World) -> None:

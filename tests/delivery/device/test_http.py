@@ -11,12 +11,12 @@ import pytest
 from tuf.api.exceptions import DownloadError
 
 from quad.core.errors import BackendError, UsageError, VerificationError
-from quad.delivery.device import source
+from quad.delivery import source
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access, Callbacks
-from quad.delivery.device.source import HttpSource, open_source
-from quad.delivery.device.timeouts import Deadline, Timeouts, metered
-from tests.delivery.http_server import Served, serving
+from quad.delivery.source import Answer, HttpSource, open_source
+from quad.delivery.timeouts import Deadline, Timeouts, metered
+from tests.delivery.http_server import REDIRECTS, Served, serving
 from tests.delivery.simulator import World, nothing
 
 TIMEOUTS = Timeouts(silence_s=0.2, window_s=0.5)
@@ -33,7 +33,9 @@ def served(world: World) -> Iterator[Served]:
 def _device(world: World, served: Served, came: list[int] | None = None) -> Device:
     whole = world.device()
     callbacks = Callbacks(on_progress=lambda _, there, __: came.append(there) if came is not None else None)
-    return Device(world.store, whole._platform, access=Access(served.url, world.root.read_bytes(), TIMEOUTS), callbacks=callbacks)
+    return Device(
+        world.store, whole._platform, access=Access(url=served.url, root=world.root.read_bytes(), timeouts=TIMEOUTS), callbacks=callbacks
+    )
 
 
 def _ranges(served: Served) -> list[str | None]:
@@ -150,6 +152,40 @@ def test_a_redirect_leads_to_http_or_nowhere(world: World, served: Served, mode:
     served.mode = mode
     with pytest.raises(BackendError, match=says):
         _device(world, served).fetch(["ink"])
+
+
+@pytest.mark.parametrize("mode", ["elsewhere", "elsewhere-by-name"])
+def test_a_redirect_to_another_origin_is_not_followed(world: World, served: Served, mode: str) -> None:
+    """Else a repository could have a device ask any address of the device's own network."""
+    served.mode = mode
+    with pytest.raises(BackendError, match=r"found a redirect to http://\S+:9, an origin that neither --url nor --redirect-to names"):
+        _device(world, served).fetch(["ink"])
+
+
+def test_a_named_origin_is_followed_and_remembered_with_the_address(world: World, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    platform = world.device()._platform
+    pack = next(path for path in world.pack_files() if ".2." in path.name).relative_to(world.server)
+    with serving(world.server) as cdn:
+        served.mode = "elsewhere"
+        monkeypatch.setitem(REDIRECTS, "elsewhere", f"{cdn.url}/{pack}")
+        first = Access(url=served.url, root=world.root.read_bytes(), timeouts=TIMEOUTS, redirects=(cdn.url,))
+        Device(world.store, platform, access=first).fetch()
+        Device(world.store, platform, access=Access(timeouts=TIMEOUTS)).fetch(["ink:2"])
+        assert [path for path, _ in cdn.asked] == [f"/{pack}"]
+
+
+@pytest.mark.parametrize(
+    "origin", ["cdn.example", "ftp://cdn.example", "https://cdn.example/path", "https://u:p@cdn.example", "http://x:y"]
+)
+def test_what_is_no_origin_is_wrong_usage(origin: str) -> None:
+    with pytest.raises(UsageError, match="--redirect-to: expected an"):
+        open_source("https://host/repo", None, [origin])
+
+
+def test_a_host_may_redirect_to_itself_by_https(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter(["https://host/x", Answer(0, iter(()))])
+    monkeypatch.setattr(HttpSource, "_ask", lambda *_: next(answers))
+    HttpSource("http://host/repo", TIMEOUTS).open("x", 0, 1)
 
 
 def test_no_server_is_no_attack_and_what_is_installed_runs_on(world: World) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
+import msgspec
 import pytest
 
-from quad.core.errors import BackendError, CompatibilityError, VerificationError
+from quad.core.errors import CompatibilityError, UsageError, VerificationError
 from quad.delivery.device.device import Device
 from quad.delivery.device.events import Access
-from tests.delivery.http_server import serving
-from tests.delivery.simulator import PASSWORD, World, expire, nothing
+from quad.delivery.device.trust import read_trust, write_trust
+from tests.delivery.simulator import World, expire, nothing
 
 SECRET = "a-secret-to-recognise"
 
@@ -54,18 +54,26 @@ def test_a_revoked_adapter_that_steps_back_is_logged(world: World, log: pytest.L
     assert "orphan removed: packs/" in log.text
 
 
-def test_an_address_with_a_password_is_not_logged(world: World, tmp_path: Path, log: pytest.LogCaptureFixture) -> None:
-    world.add(2)
-    platform = world.device()._platform
-    with serving(world.server) as served:
-        url = served.url.replace("http://", f"http://user:{SECRET}@")
-        device = Device(tmp_path / "other", platform, access=Access(url, world.root.read_bytes()))
-        assert device.install("ink", nothing).version == 2
-        next(world.server.rglob("timestamp.json")).write_bytes(b"{}")
-        with pytest.raises(VerificationError):
-            device.fetch()
-    with pytest.raises(BackendError):
-        device.fetch()
-    assert "refreshed to" in log.text
-    assert SECRET not in log.text
-    assert PASSWORD.decode() not in log.text
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:{}@host/repo", "http://{}@host", "http://host/repo?key={}", "https://host/#{}", "ftp://user:{}@host", "http://u:{}@host:x/",
+        "http://u:a/{}@host", "http://u:{}?@[x/", "file://u:{}@host/srv",
+    ],
+)  # fmt: skip
+def test_a_password_in_an_address_is_refused_and_neither_kept_nor_told(world: World, url: str, log: pytest.LogCaptureFixture) -> None:
+    access = Access(url=url.format(SECRET), root=world.root.read_bytes())
+    with pytest.raises(UsageError, match="--url: expected an address without user, password and query") as caught:
+        Device(world.store, world.device()._platform, access=access).fetch()
+    assert SECRET not in str(caught.value) + log.text
+    assert all(SECRET.encode() not in (world.store / name).read_bytes() for name in world.files())
+
+
+def test_an_address_with_a_password_that_was_kept_before_is_not_used_again(world: World, log: pytest.LogCaptureFixture) -> None:
+    trust = read_trust(world.store)
+    assert trust is not None
+    write_trust(world.store, msgspec.structs.replace(trust, url=f"http://user:{SECRET}@host/repo"))
+    with pytest.raises(UsageError, match="--url: expected where the repository is, found nothing"):
+        Device(world.store, world.device()._platform).fetch()
+    world.device().fetch()
+    assert SECRET not in (world.store / "trust.json").read_text() + log.text

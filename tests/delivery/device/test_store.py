@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from quad.core.errors import BackendError, UsageError, VerificationError
+from quad.core.errors import BackendError, UsageError
 from quad.core.storage.install_pointers import pointer_path
 from tests.delivery.simulator import World, nothing
 
@@ -39,7 +39,7 @@ def test_an_adapter_is_not_given_up_because_its_pointer_cannot_be_read(world: Wo
         return real(path)
 
     monkeypatch.setattr(Path, "read_bytes", read)
-    with pytest.raises(VerificationError, match=r"ink\.json: expected a file that can be read, found Input/output error"):
+    with pytest.raises(BackendError, match=r"ink\.json: expected something that can be read, found Input/output error"):
         world.device().clean()
     assert world.files() == before
     assert not world.changes

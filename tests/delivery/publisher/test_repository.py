@@ -23,7 +23,7 @@ def _stock_client(world: World, folder: Path) -> Updater:
     """tuf's own client, which knows nothing of quad, on the directory as it lies."""
     folder.mkdir(exist_ok=True)
     from quad.delivery.device.download import MetadataFetcher
-    from quad.delivery.device.source import DirectorySource
+    from quad.delivery.source import DirectorySource
 
     client = Updater(
         str(folder), "metadata/", fetcher=MetadataFetcher(DirectorySource(world.home / "repo")), bootstrap=world.root.read_bytes()

@@ -26,6 +26,15 @@ Url = Annotated[
     str | None,
     typer.Option(help="The repository: http(s)://, file:// or a directory; kept after the first time.", metavar="URL", show_default=False),
 ]
+Redirects = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--redirect-to",
+        help="An origin beside its own that the repository may redirect to, as https://cdn.example; kept with the address.",
+        metavar="ORIGIN",
+        show_default=False,
+    ),
+]
 RootFile = Annotated[
     Path | None,
     typer.Option(
@@ -33,6 +42,15 @@ RootFile = Annotated[
     ),
 ]
 _LARGEST_ROOT = 512_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepositoryOptions:
+    """The options that say where packs come from; None for what was said before."""
+
+    url: str | None = None
+    root: Path | None = None
+    redirects: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +63,7 @@ class OpenDevice:
 
 
 @contextmanager
-def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = None, root: Path | None = None) -> Iterator[OpenDevice]:
+def open_device(verb: str, bundle: Path, store: Path | None, asked: RepositoryOptions = RepositoryOptions()) -> Iterator[OpenDevice]:
     """The device of a bundle, while a bar shows what it fetches."""
     check_delivery(verb)
     from quad import __version__
@@ -64,7 +82,9 @@ def open_device(verb: str, bundle: Path, store: Path | None, url: str | None = N
         note(f"adapter {change.name}:{change.was} {change.why}; {consequence}")
 
     with progress_bar("fetch", 100) as advance:
-        device = Device(folder, platform, access=Access(url, _read_root(root)), callbacks=Callbacks(changed, _percent(advance)))
+        redirects = None if asked.redirects is None else tuple(asked.redirects)
+        access = Access(url=asked.url, root=_read_root(asked.root), redirects=redirects)
+        device = Device(folder, platform, access=access, callbacks=Callbacks(changed, _percent(advance)))
         yield OpenDevice(device, folder, changes)
 
 

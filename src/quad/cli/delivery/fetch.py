@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quad.cli.delivery.device import RootFile, Url, listed_lines, open_device
+from quad.cli.delivery.device import Redirects, RepositoryOptions, RootFile, Url, listed_lines, open_device
 from quad.cli.shared_options import BundleDir, StoreDir
 from quad.cli.show import Json, result
 
@@ -17,10 +17,16 @@ Packs = Annotated[
 
 
 def fetch(
-    bundle: BundleDir, adapters: Packs = None, url: Url = None, store: StoreDir = None, root: RootFile = None, as_json: Json = False
+    bundle: BundleDir,
+    adapters: Packs = None,
+    url: Url = None,
+    store: StoreDir = None,
+    root: RootFile = None,
+    redirect_to: Redirects = None,
+    as_json: Json = False,
 ) -> None:
     """Read what a repository offers, and bring packs here; nothing is installed."""
-    with open_device("quad fetch", bundle, store, url, root) as call:
+    with open_device("quad fetch", bundle, store, RepositoryOptions(url=url, root=root, redirects=redirect_to)) as call:
         offers = call.device.fetch(adapters or [])
         listed = call.device.listing()
     fetched = [{"name": offer.terms.name, "version": offer.terms.version, "size_bytes": offer.size_bytes} for offer in offers]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from quad.cli.delivery.device import AdapterVersions, RootFile, Url, open_device
+from quad.cli.delivery.device import AdapterVersions, Redirects, RepositoryOptions, RootFile, Url, open_device
 from quad.cli.delivery.trial import smoke_run
 from quad.cli.shared_options import BundleDir, EngineName, StoreDir
 from quad.cli.show import Json, note, result
@@ -19,11 +19,12 @@ def install(
     url: Url = None,
     store: StoreDir = None,
     root: RootFile = None,
+    redirect_to: Redirects = None,
     engine: EngineName = "auto",
     as_json: Json = False,
 ) -> None:
     """Install adapters: fetched, verified, tried, and then switched to."""
-    with open_device("quad install", bundle, store, url, root) as call:
+    with open_device("quad install", bundle, store, RepositoryOptions(url=url, root=root, redirects=redirect_to)) as call:
         installations: list[Installation] = []
         try:
             for adapter in adapters:

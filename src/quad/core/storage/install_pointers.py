@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import AdapterName
 from quad.core.storage.files import sync_directory, write_bytes, writing_to
 from quad.core.storage.pack import PACK_SUFFIX
+from quad.core.storage.reading import entry_names, file_status, reading_from
 
 _LOG = logging.getLogger(__name__)
 
@@ -66,16 +68,16 @@ def read_pointers(store_dir: Path) -> dict[str, Installed]:
     """Every pointer by adapter name, sorted; none where there is no store.
 
     Raises:
-        VerificationError: a pointer is damaged, or speaks of another adapter.
+        VerificationError: a pointer is damaged, or speaks of another adapter. BackendError: as `pointer_names`.
     """
-    return {name: read_pointer(pointer_path(store_dir, name)) for name in _pointer_names(store_dir)}
+    return {name: read_pointer(pointer_path(store_dir, name)) for name in pointer_names(store_dir)}
 
 
 def read_installed(store_dir: Path) -> dict[str, Path]:
     """The pack that each installed adapter runs from, by name, sorted. Bytes are checked when a pack is loaded, by its own digests.
 
     Raises:
-        VerificationError: a pointer is damaged, or its pack is not there whole.
+        VerificationError: a pointer is damaged, or its pack is not there whole. BackendError: as `inspect_installed`.
     """
     packs = inspect_installed(store_dir)
     for pack in packs.values():
@@ -85,14 +87,21 @@ def read_installed(store_dir: Path) -> dict[str, Path]:
 
 
 def inspect_installed(store_dir: Path) -> dict[str, Path | VerificationError]:
-    """As `read_installed`, but what is damaged of one adapter is said of that one, and hides no other."""
-    return {name: _pack_of(store_dir, name) for name in _pointer_names(store_dir)}
+    """As `read_installed`, but what is damaged of one adapter is said of that one, and hides no other.
+
+    Raises:
+        BackendError: the system does not let a part of the store be read; nobody knows then what is installed.
+    """
+    return {name: _pack_of(store_dir, name) for name in pointer_names(store_dir)}
 
 
 def is_whole(store_dir: Path, version: Version) -> bool:
-    """Whether a version's pack lies there with all of its bytes."""
-    path = pack_path(store_dir, version.sha256)
-    return path.is_file() and path.stat().st_size == version.size_bytes
+    """Whether a version's pack lies there with all of its bytes.
+
+    Raises:
+        BackendError: the system does not say.
+    """
+    return _pack_bytes(pack_path(store_dir, version.sha256)) == version.size_bytes
 
 
 def write_pointer(store_dir: Path, pointer: Installed) -> None:
@@ -125,13 +134,12 @@ def read_pointer(path: Path) -> Installed:
     """One pointer.
 
     Raises:
-        VerificationError: it is damaged, or speaks of another adapter; one that the system does not let be read may be sound, its cause is
-            the system's error.
+        VerificationError: it is damaged, or speaks of another adapter. BackendError: the system does not let it be read, it may be sound.
     """
+    with reading_from(path):
+        data = path.read_bytes()
     try:
-        pointer = msgspec.json.decode(path.read_bytes(), type=Installed)
-    except OSError as error:
-        raise VerificationError(mismatch(str(path), "a file that can be read", error.strerror or str(error), "check the disk")) from error
+        pointer = msgspec.json.decode(data, type=Installed)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise VerificationError(mismatch(str(path), "a pointer to a pack", f"something else ({error})", _AGAIN)) from error
     if pointer.name != path.name.removesuffix(POINTER_SUFFIX):
@@ -139,10 +147,20 @@ def read_pointer(path: Path) -> Installed:
     return pointer
 
 
-def _pointer_names(store_dir: Path) -> list[str]:
-    folder = store_dir / POINTERS
-    files = sorted(folder.glob(f"*{POINTER_SUFFIX}")) if folder.is_dir() else []
-    return [path.name.removesuffix(POINTER_SUFFIX) for path in files if not path.name.startswith(".")]
+def pointer_names(store_dir: Path) -> list[str]:
+    """Names of the adapters that have a pointer, sorted; none where there is no store.
+
+    Raises:
+        BackendError: the pointers cannot be listed.
+    """
+    files = [name for name in entry_names(store_dir / POINTERS) if name.endswith(POINTER_SUFFIX) and not name.startswith(".")]
+    return [name.removesuffix(POINTER_SUFFIX) for name in files]
+
+
+def _pack_bytes(path: Path) -> int | None:
+    """Bytes of a pack's file; None where there is no file."""
+    status = file_status(path)
+    return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
 
 def _pack_of(store_dir: Path, name: str) -> Path | VerificationError:
@@ -155,6 +173,7 @@ def _pack_of(store_dir: Path, name: str) -> Path | VerificationError:
 def _whole(store_dir: Path, pointer: Installed) -> Path:
     path, expected = pack_path(store_dir, pointer.current.sha256), pointer.current.size_bytes
     if not is_whole(store_dir, pointer.current):
-        actual = f"{path.stat().st_size} bytes" if path.is_file() else "no such file"
+        n_bytes = _pack_bytes(path)
+        actual = "no such file" if n_bytes is None else f"{n_bytes} bytes"
         raise VerificationError(mismatch(f"{path} of {pointer.name!r}", f"a pack of {expected} bytes", actual, _AGAIN))
     return path

@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from datetime import UTC, datetime
 from typing import Any
 
 from tuf.api.exceptions import (
@@ -31,13 +32,14 @@ from tuf.api.exceptions import (
     SlowRetrievalError,
     UnsignedMetadataError,
 )
-from tuf.api.metadata import Root
+from tuf.api.metadata import Metadata, Root
 
 from quad.core.errors import BackendError, QuadError, VerificationError, mismatch
 
 _LOG = logging.getLogger(__name__)
 
 THEN = "nothing was changed; try another mirror or ask the publisher"
+_CLOCK_THEN = "nothing was changed; set the clock where it is wrong, else try another mirror or ask the publisher"
 # tuf's sentences about versions: which attack each speaks of. The root chain goes up by one; any other step is told apart by its side.
 _VERSIONS = (
     (r"New timestamp version (?P<found>\d+) must be >= (?P<least>\d+)", "rollback"),
@@ -50,10 +52,10 @@ _VERSIONS = (
 _MISSING = (403, 404, 410)
 
 
-def attack_error(where: str, expected: str, actual: str, kind: str) -> VerificationError:
+def attack_error(where: str, expected: str, actual: str, kind: str, *, then: str = THEN) -> VerificationError:
     """The line of one attack; where it comes from is not logged, an address may hold a password."""
     _LOG.warning("refused as %s: expected %s, found %s", kind, expected, actual)
-    return VerificationError(mismatch(where, expected, f"{actual} ({kind})", THEN))
+    return VerificationError(mismatch(where, expected, f"{actual} ({kind})", then))
 
 
 def download_error(error: DownloadError, where: str) -> QuadError:
@@ -78,7 +80,7 @@ def metadata_error(error: RepositoryError, where: str, data: bytes, root: Root) 
     folder = where.rpartition("/")[0]
     if isinstance(error, ExpiredMetadataError):
         role = next((role for role in ("root", "timestamp", "snapshot", "targets") if role in text), "metadata")
-        return attack_error(f"{folder}/{role}.json", "metadata that has not expired", "the newest on offer has", "freeze")
+        return _of_expiry(f"{folder}/{role}.json", _expiry(role, data, root))
     if isinstance(error, BadVersionNumberError):
         return _of_version(text, where)
     if isinstance(error, LengthOrHashMismatchError):
@@ -86,6 +88,24 @@ def metadata_error(error: RepositoryError, where: str, data: bytes, root: Root) 
     if isinstance(error, UnsignedMetadataError):
         return _of_signatures(text, where, data, root)
     return attack_error(where, "signed metadata", f"something else: {text}", "tampered metadata")
+
+
+def _of_expiry(where: str, at: datetime | None) -> QuadError:
+    """Expired metadata, or a clock that is ahead: both dates say which."""
+    when = f", on {at:%Y-%m-%d %H:%M} UTC" if at else ""
+    actual = f"the newest on offer has{when}, and the clock here says {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    return attack_error(where, "metadata that has not expired", actual, "freeze", then=_CLOCK_THEN)
+
+
+def _expiry(role: str, data: bytes, root: Root) -> datetime | None:
+    """When the metadata of a role that came last expired; None where nobody knows."""
+    if role == Root.type:
+        return root.expires
+    try:
+        signed = Metadata[Any].from_bytes(data).signed
+    except RepositoryError:
+        return None
+    return signed.expires if signed.type == role else None
 
 
 def _of_version(text: str, where: str) -> QuadError:

@@ -15,13 +15,15 @@ from quad.core.digests import file_digest
 from quad.core.errors import CompatibilityError, UsageError, VerificationError, mismatch, one_line
 from quad.core.storage.install_pointers import Installed, Version, is_whole, pack_path, write_pointer
 from quad.core.storage.pack import Pack, read_pack
+from quad.core.storage.reading import is_file
 from quad.delivery.device.download import download_pack
 from quad.delivery.device.events import Access, AdapterListing, Callbacks, Installation
 from quad.delivery.device.fit import Platform, check_fit, check_manifest
-from quad.delivery.device.source import Source, open_source
+from quad.delivery.device.refresh import refresh
 from quad.delivery.device.store import Store
-from quad.delivery.device.trust import first_trust, read_trust, refresh, same_anchor, write_trust
+from quad.delivery.device.trust import first_trust, read_trust, same_anchor, write_trust
 from quad.delivery.offer import Catalogue, Offer, Terms
+from quad.delivery.source import Source, open_source
 
 _LOG = logging.getLogger(__name__)
 
@@ -150,7 +152,8 @@ class Device:
             url = access.url or trust.url
             if not url:
                 raise UsageError(mismatch("--url", "where the repository is", "nothing", "it is remembered after the first time"))
-            source = open_source(url, access.timeouts)
+            before = trust.redirects if url.rstrip("/") == trust.url else ()
+            source = open_source(url, access.timeouts, before if access.redirects is None else access.redirects)
             with self._store.scratch() as scratch:
                 trust = refresh(trust, source, scratch, lambda verified: write_trust(self._store.folder, verified))
             self._recover()
@@ -181,7 +184,7 @@ class Device:
 
     def _fetch(self, source: Source, offer: Offer) -> None:
         """A pack's verified bytes in the store; what is there already is not fetched again."""
-        if self._store.fetched(offer).is_file() or self._is_sound(offer):
+        if is_file(self._store.fetched(offer)) or self._is_sound(offer):
             return
         partial = self._store.partial(offer)
         download_pack(source, offer, partial, lambda n_bytes: self._callbacks.on_progress(offer.label, n_bytes, offer.size_bytes))
@@ -194,7 +197,7 @@ class Device:
     def _promote(self, offer: Offer) -> None:
         """Among the packs that may be pointed to: whole, and what its signed terms say."""
         fetched, place = self._store.fetched(offer), pack_path(self._store.folder, offer.sha256)
-        waits = fetched if fetched.is_file() else place
+        waits = fetched if is_file(fetched) else place
         try:
             _same_digest(waits, offer.version)
             pack: Pack = read_pack(waits)

@@ -14,9 +14,10 @@ from tuf.ngclient.fetcher import FetcherInterface
 from quad.core.digests import file_digest
 from quad.core.errors import VerificationError, mismatch
 from quad.core.storage.files import writing_to
+from quad.core.storage.reading import file_status
 from quad.delivery.device.attack_messages import download_error
-from quad.delivery.device.source import Source
 from quad.delivery.offer import Offer
+from quad.delivery.source import Source
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,7 +57,8 @@ def download_pack(source: Source, offer: Offer, partial: Path, on_progress: OnPr
     Raises:
         VerificationError: endless or slow data, or not the pack that was signed. BackendError: not to be reached, or a full disk.
     """
-    resumed_at = partial.stat().st_size if partial.is_file() else 0
+    status = file_status(partial)
+    resumed_at = 0 if status is None else status.st_size
     try:
         _receive(source, offer, partial, on_progress)
     except DownloadError as error:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from quad.delivery.device.timeouts import Timeouts
+from quad.delivery.timeouts import Timeouts
 
 Progress = Callable[[str, int, int], None]  # label, bytes there, bytes in all
 
@@ -21,17 +21,19 @@ class Change(msgspec.Struct, frozen=True, kw_only=True):
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Access:
     """How a device comes to its repository; what is not said is what it was before.
 
     Args:
         url: of the repository, or a directory.
         root: the first root's bytes, that came by another way.
+        redirects: origins beside its own that the repository may redirect to.
     """
 
     url: str | None = None
     root: bytes | None = None
+    redirects: tuple[str, ...] | None = None
     timeouts: Timeouts = Timeouts()  # noqa: RUF009 - it is frozen
 
 

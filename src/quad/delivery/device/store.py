@@ -26,17 +26,19 @@ from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.storage.files import directory_lock, sync_directory, writing_to
 from quad.core.storage.install_pointers import (
     PACKS,
-    POINTER_SUFFIX,
     POINTERS,
     Installed,
     Version,
     is_whole,
     pack_path,
+    pointer_names,
+    pointer_path,
     read_pointer,
     remove_pointer,
     write_pointer,
 )
 from quad.core.storage.pack import PACK_SUFFIX
+from quad.core.storage.reading import entry_names
 from quad.delivery.device.events import Change
 from quad.delivery.device.trust import TRUST_FILE
 from quad.delivery.offer import Catalogue, Offer
@@ -45,6 +47,7 @@ _LOG = logging.getLogger(__name__)
 
 FETCHED, PARTIAL, STAGE = "fetched", "partial", ".stage"
 _PACK = re.compile(rf"[0-9a-f]{{64}}{re.escape(PACK_SUFFIX)}")
+_POINTER_PART, _TRUST_PART = re.compile(r"\..+\.part"), re.compile(rf"\.{re.escape(TRUST_FILE)}(\..+)?\.part")
 
 
 @final
@@ -115,16 +118,14 @@ class Store:
         """Every pointer by name; None for a damaged one.
 
         Raises:
-            VerificationError: the system does not let one be read; nobody may call it damaged and remove it.
+            BackendError: the system does not let them be listed, or one be read; nobody may call it damaged and remove it.
         """
         pointers: dict[str, Installed | None] = {}
-        for path in sorted((self.folder / POINTERS).glob(f"[!.]*{POINTER_SUFFIX}")):
+        for name in pointer_names(self.folder):
             try:
-                pointers[path.name.removesuffix(POINTER_SUFFIX)] = read_pointer(path)
-            except VerificationError as error:
-                if isinstance(error.__cause__, OSError):
-                    raise
-                pointers[path.name.removesuffix(POINTER_SUFFIX)] = None
+                pointers[name] = read_pointer(pointer_path(self.folder, name))
+            except VerificationError:
+                pointers[name] = None
         return pointers
 
     def _step_back(self, catalogue: Catalogue) -> list[Change]:
@@ -163,10 +164,11 @@ class Store:
         with writing_to(self.folder):
             shutil.rmtree(self.folder / STAGE, ignore_errors=True)
             for place, expected in ((PACKS, packs), (FETCHED, offered - packs), (PARTIAL, offered - packs)):
-                for path in (self.folder / place).glob("*"):
-                    if path.name not in expected and _PACK.fullmatch(path.name):
-                        path.unlink()
-                        _LOG.info("orphan removed: %s/%s", place, path.name)
-            for part in (*(self.folder / POINTERS).glob(".*.part"), *self.folder.glob(f".{TRUST_FILE}.*part")):
-                part.unlink()
-                _LOG.info("orphan removed: %s", part.name)
+                for name in entry_names(self.folder / place):
+                    if name not in expected and _PACK.fullmatch(name):
+                        (self.folder / place / name).unlink()
+                        _LOG.info("orphan removed: %s/%s", place, name)
+            for folder, pattern in ((self.folder / POINTERS, _POINTER_PART), (self.folder, _TRUST_PART)):
+                for name in filter(pattern.fullmatch, entry_names(folder)):
+                    (folder / name).unlink()
+                    _LOG.info("orphan removed: %s", name)

@@ -15,6 +15,7 @@ from tuf.api.metadata import Root
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.storage.files import real_path, sync_directory, writing_to
+from quad.core.storage.reading import is_file, reading_from
 
 _LOG = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Keys:
             UsageError: fewer than that. InputError: wrong password or damaged file.
         """
         named = root.roles[role]
-        signers = [self._open(self._path(role, keyid), keyid) for keyid in named.keyids if self._path(role, keyid).is_file()]
+        signers = [self._open(self._path(role, keyid), keyid) for keyid in named.keyids if is_file(self._path(role, keyid))]
         least_keys = named.threshold if least is None else least
         if len(signers) < least_keys:
             where = str(self._path(role, "").parent)
@@ -101,7 +102,7 @@ class Keys:
             BackendError: the place cannot be written to.
         """
         path = self._path(role, keyid)
-        if path.is_file():
+        if is_file(path):
             with writing_to(path):
                 (path.parent / _RETIRED).mkdir(exist_ok=True, mode=0o700)
                 path.replace(path.parent / _RETIRED / path.name)
@@ -111,8 +112,10 @@ class Keys:
         return (self._root_folder if role == Root.type else self._folder) / f"{role}-{keyid[:_SHOWN]}.pem"
 
     def _open(self, path: Path, keyid: str) -> CryptoSigner:
+        with reading_from(path):
+            pem = path.read_bytes()
         try:
-            signer = CryptoSigner(load_pem_private_key(path.read_bytes(), self._password))
+            signer = CryptoSigner(load_pem_private_key(pem, self._password))
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise InputError(
                 mismatch(str(path), "a key under this password", "another password, or a damaged file", "try again")

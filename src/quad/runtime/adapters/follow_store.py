@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Lock
 
-from quad.core.errors import InputError, QuadError, mismatch
+from quad.core.errors import BackendError, InputError, QuadError, mismatch
 from quad.core.storage.install_pointers import inspect_installed
+from quad.core.storage.reading import reading_from
 
 _LOG = logging.getLogger(__name__)
 
@@ -38,6 +39,15 @@ class InstalledAdapters:
         """One line for each pack that could not be registered."""
         return tuple(self._notes.values())
 
+    def open(self) -> None:
+        """Register every pack that is installed, before anything runs; what is damaged is noted. Reads the disk.
+
+        Raises:
+            BackendError: the system does not let the store, or a pack of it, be read: older versions would run in its place.
+        """
+        with self._lock, reading_from(self._store):
+            self._follow_all(inspect_installed(self._store), opening=True)
+
     def refresh(self) -> None:
         """Register every pack whose pointer has changed; what fails is noted. Reads the disk."""
         with self._lock:
@@ -46,11 +56,7 @@ class InstalledAdapters:
             except (QuadError, OSError) as error:  # nothing is changed on the word of a store that cannot be read
                 self._notes[""] = _line(error)
                 return
-            self._notes.pop("", None)
-            for name in (self._registered.keys() | self._notes.keys()) - pointers.keys():
-                self._unregister(name)
-            for name, pointer in pointers.items():
-                self._follow(name, pointer)
+            self._follow_all(pointers)
 
     def register(self, name: str) -> None:
         """Register the version that the store now points to.
@@ -69,7 +75,14 @@ class InstalledAdapters:
             if self._registered.get(name) != pointer:
                 self._register(name, pointer)
 
-    def _follow(self, name: str, pointer: Path | QuadError) -> None:
+    def _follow_all(self, pointers: Mapping[str, Path | QuadError], opening: bool = False) -> None:
+        self._notes.pop("", None)
+        for name in (self._registered.keys() | self._notes.keys()) - pointers.keys():
+            self._unregister(name)
+        for name, pointer in pointers.items():
+            self._follow(name, pointer, opening)
+
+    def _follow(self, name: str, pointer: Path | QuadError, opening: bool) -> None:
         if isinstance(pointer, QuadError):  # nothing is changed on the word of a damaged pointer
             self._refused.pop(name, None)
             self._notes[name] = str(pointer)
@@ -80,6 +93,8 @@ class InstalledAdapters:
             try:
                 self._register(name, pointer)
             except (QuadError, OSError) as error:
+                if opening and isinstance(error, BackendError | OSError):
+                    raise
                 self._refused[name], self._notes[name] = pointer, _line(error)
                 _LOG.warning("installed adapter %s: refused, %s", name, self._notes[name])
 

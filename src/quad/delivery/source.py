@@ -5,7 +5,8 @@ from __future__ import annotations
 import http.client
 import re
 import socket
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -13,13 +14,14 @@ from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from tuf.api.exceptions import DownloadError, DownloadHTTPError
 
-from quad.core.errors import UsageError, mismatch
+from quad.core.errors import BackendError, UsageError, mismatch
 from quad.core.storage.files import inside
-from quad.delivery.device.timeouts import Deadline, Timeouts, metered
+from quad.core.storage.reading import file_status, is_directory
+from quad.delivery.address import SCHEMES, origin_of, redirect_origins, require_plain, without_secrets
+from quad.delivery.timeouts import Deadline, Timeouts, metered
 
 CHUNK_BYTES = 1 << 16
 _MOST_REDIRECTS = 5
-_SCHEMES = ("http", "https")
 _MOVED = (301, 302, 303, 307, 308)
 _NO_PART = (206, 416)  # another part than was asked for, or none
 
@@ -39,6 +41,10 @@ class Source(Protocol):
     def name(self) -> str:
         """Its address, for messages and to open it again."""
 
+    @property
+    def redirects(self) -> tuple[str, ...]:
+        """Origins beside its own that it may redirect to, as they were named."""
+
     def open(self, path: str, start: int, most: int) -> Answer:
         """A file below the repository.
 
@@ -52,22 +58,27 @@ class Source(Protocol):
         """
 
 
-def open_source(url: str, timeouts: Timeouts | None = None) -> Source:
+def open_source(url: str, timeouts: Timeouts | None = None, redirects: Sequence[str] = ()) -> Source:
     """A source by its URL, or by the path of a directory.
 
+    Args:
+        redirects: origins beside its own that it may redirect to.
+
     Raises:
-        UsageError: neither.
+        UsageError: neither, or an address with a password. BackendError: the directory cannot be looked at.
     """
-    wrong = UsageError(mismatch("--url", "http://, https://, file:// or a directory", repr(url), "check the address"))
+    shown = repr(without_secrets(require_plain("--url", url)))
+    wrong = UsageError(mismatch("--url", "http://, https://, file:// or a directory", shown, "check the address"))
     try:
         parts = urlsplit(url)
-        over_http = parts.scheme in _SCHEMES and parts.hostname and parts.port != 0
+        over_http = parts.scheme in SCHEMES and parts.hostname and parts.port != 0
     except ValueError as error:  # a port or an address that is none
         raise wrong from error
     if over_http:
-        return HttpSource(url, timeouts or Timeouts())
+        redirect_origins(url, redirects)
+        return HttpSource(url, timeouts or Timeouts(), tuple(redirects))
     folder = Path(unquote(parts.path)) if parts.scheme == "file" else Path(url)
-    if ("://" in url and parts.scheme != "file") or not folder.is_dir():
+    if ("://" in url and parts.scheme != "file") or not is_directory(folder):
         raise wrong
     return DirectorySource(folder.absolute())
 
@@ -83,13 +94,17 @@ class DirectorySource:
     def name(self) -> str:
         return str(self.folder)
 
+    @property
+    def redirects(self) -> tuple[str, ...]:
+        return ()
+
     def open(self, path: str, start: int, most: int) -> Answer:
         file = inside(self.folder, path)
         try:
-            is_file = file.is_file()
-        except OSError as error:
-            raise DownloadError(f"cannot read {file.name}: {error.strerror}") from error
-        if not is_file:
+            status = file_status(file)
+        except BackendError as error:
+            raise DownloadError(str(error)) from error
+        if status is None or not stat.S_ISREG(status.st_mode):
             raise DownloadHTTPError(f"no file {path}", 404)
         return Answer(start, self._chunks(file, start))
 
@@ -107,10 +122,15 @@ class DirectorySource:
 @final
 @dataclass(frozen=True)
 class HttpSource:
-    """A repository behind HTTP or HTTPS; proxies of the environment are not asked."""
+    """A repository behind HTTP or HTTPS; proxies of the environment are not asked.
+
+    Args:
+        redirects: origins beside its own that it may redirect to.
+    """
 
     url: str
     timeouts: Timeouts
+    redirects: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -129,11 +149,13 @@ class HttpSource:
             raise DownloadError(f"an answer that makes no sense: {error}") from error
 
     def _follow(self, address: str, start: int, most: int) -> Answer:
-        began = urlsplit(address).scheme
+        began, origins = urlsplit(address).scheme, redirect_origins(self.url, self.redirects)
         for _ in range(_MOST_REDIRECTS):
             parts = urlsplit(address)
-            if parts.scheme not in _SCHEMES or (began == "https" and parts.scheme != began):
+            if parts.scheme not in SCHEMES or (began == "https" and parts.scheme != began):
                 raise DownloadError(f"a redirect from {began} to {parts.scheme}")
+            if origin_of(parts) not in origins:
+                raise DownloadError(f"a redirect to {origin_of(parts)}, an origin that neither --url nor --redirect-to names")
             answer = self._ask(parts, start, most)
             if isinstance(answer, Answer):
                 return answer
