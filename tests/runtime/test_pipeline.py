@@ -108,10 +108,19 @@ def test_guidance_and_its_unconditional_side(pipe: QuadPipeline, picture: np.nda
 
 def test_a_negative_prompt_without_guidance_is_told(pipe: QuadPipeline, picture: np.ndarray) -> None:
     given: dict[str, Any] = {"task": "sketch", "image": picture, "negative_prompt": "car"}
-    says = "negative prompt: it counts only with guidance other than 1, it was not used"
+    says = "negative prompt: it counts only with guidance above 1, it was not used"
     assert says in pipe(**given, guidance_scale=1.0).notes
     assert says not in pipe(**given, guidance_scale=3.0).notes
     assert says not in pipe(task="sketch", image=picture, guidance_scale=1.0).notes
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -2.0])
+def test_at_one_and_below_there_is_no_guidance(scale: float, pipe: QuadPipeline, picture: np.ndarray) -> None:
+    """As in diffusers, where 0 is how guidance is switched off."""
+    given: dict[str, Any] = {"task": "sketch", "image": picture, "seed": 3}
+    result = pipe("the car", **given, guidance_scale=scale)
+    assert (np.asarray(result.images[0]) == np.asarray(pipe("the car", **given, guidance_scale=1.0).images[0])).all()
+    assert (f"guidance {scale:g}: at 1 and below there is none, the prompt alone counts" in result.notes) == (scale < 1.0)
 
 
 def test_seed_and_latents(pipe: QuadPipeline) -> None:

@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from quad.core.errors import BackendError, mismatch
-from quad.core.manifest import BundleManifest
+from quad.core.manifest import BundleManifest, TaskSpec
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
@@ -86,11 +87,10 @@ class Stages:
         Raises:
             UsageError: an input that the task needs is missing. InputError: a picture is no picture, the mask is empty.
         """
-        clocks, spec, text_notes = Clocks(), resolved.spec, list[str]()
+        clocks, spec = Clocks(), resolved.spec
+        text_notes = _guidance_notes(spec, request.negative_prompt)
         with clocks.time("total"):
             rng, noise = draw_noise(request.seed, request.latents, self.manifest)
-            if request.negative_prompt and not is_guided(spec):
-                text_notes.append("negative prompt: it counts only with guidance other than 1, it was not used")
             inputs = RunInputs(
                 task=resolved.task,
                 spec=spec,
@@ -170,3 +170,13 @@ def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Im
         new = np.clip(paste.fit.back(square), 0, 255)
         square = paste.weight * new + (1 - paste.weight) * paste.original
     return Image.fromarray(np.rint(square).astype(np.uint8))
+
+
+def _guidance_notes(spec: TaskSpec, negative_prompt: str) -> list[str]:
+    """What was asked for of guidance and has no effect."""
+    if is_guided(spec):
+        return []
+    off = [f"guidance {spec.guidance:g}: at 1 and below there is none, the prompt alone counts"] if spec.guidance < 1.0 else []
+    if spec.image_guidance is not msgspec.UNSET and spec.image_guidance < 1.0:
+        off.append(f"image guidance {spec.image_guidance:g}: below 1 there is no guidance, the prompt alone counts")
+    return off + (["negative prompt: it counts only with guidance above 1, it was not used"] if negative_prompt else [])

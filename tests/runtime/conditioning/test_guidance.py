@@ -11,8 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError
-from quad.core.manifest import LatentSpec
-from quad.runtime.conditioning.denoising import PictureGuidance, beside_of, guided_network
+from quad.core.manifest import LatentSpec, SamplerSpec, TaskSpec
+from quad.runtime.conditioning.denoising import PictureGuidance, beside_of, guided_network, is_guided
 
 
 class Linear:
@@ -57,6 +57,26 @@ def test_guidance_by_a_picture_too(batch: int | None, batches: list[int]) -> Non
     # u = 1, i = 11, c = 12, all at timestep 0: u + 3 (c - i) + 1.5 (i - u)
     np.testing.assert_allclose(network(np.zeros((1, 4, 2, 2), np.float32), 0.0), 1 + 3 * 1 + 1.5 * 10)
     assert session.batches == batches
+
+
+@pytest.mark.parametrize(
+    ("guidance", "pictured", "guided"),
+    [
+        (7.5, None, True),
+        (1.001, None, True),
+        (1.0, None, False),
+        (0.0, None, False),
+        (7.5, 1.0, True),
+        (7.5, 0.9, False),
+        (1.0, 1.5, False),
+    ],
+)
+def test_where_there_is_guidance(guidance: float, pictured: float | None, guided: bool) -> None:
+    sampler = SamplerSpec(kind="euler", steps=2)
+    spec = TaskSpec(
+        adapter=None, sampler=sampler, condition="none", mask="ones", guidance=guidance, image_guidance=pictured or msgspec.UNSET
+    )
+    assert is_guided(spec) == guided
 
 
 def test_channels() -> None:

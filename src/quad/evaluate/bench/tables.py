@@ -38,7 +38,7 @@ def task_table(measured: BenchResult) -> Table:
     rows = [
         Row(name="Sampler", cells=plain(*(entry.sampler.upper() for entry in entries))),
         Row(name="Steps", cells=plain(*(str(entry.steps) for entry in entries))),
-        Row(name="Guidance", cells=plain(*(f"{entry.guidance:g}" for entry in entries)), note="other than 1: two U-Net calls a step"),
+        Row(name="Guidance", cells=plain(*(f"{entry.guidance:g}" for entry in entries)), note="above 1: two U-Net calls a step"),
         *(Row(name=name, cells=plain(*(shown_ms(getattr(entry, field)) for entry in entries))) for name, field in _PARTS),
         Row(name="Shared FM ROM (MB)", cells=plain(megabytes(rom.shared), *[""] * (len(entries) - 1)), note="once for all tasks"),
         Row(name="LoRA ROM (MB)", cells=plain(*loras)),

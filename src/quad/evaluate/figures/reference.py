@@ -20,6 +20,7 @@ from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.open import open_model
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
+from quad.runtime.conditioning.denoising import is_guided
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import run_sampler
 from quad.runtime.stages import to_picture
@@ -120,12 +121,12 @@ class Reference:
             make_condition(task, spec, Pictures(request.image, request.mask), self.size, self.latent.factor) for request in requests
         ]
         words, extra = self.words([request.prompt for request in requests]), self._condition(conditions)
-        if spec.guidance != 1.0:
+        if is_guided(spec):
             words, extra = torch.cat([self.words([""] * len(requests)), words]), torch.cat([extra, extra])
 
         def model(x: NDArray[Any], t: float) -> NDArray[Any]:
             latent = torch.from_numpy(np.ascontiguousarray(x))
-            if spec.guidance == 1.0:
+            if not is_guided(spec):
                 return self._predict(latent, extra, t, words)
             empty, full = np.split(self._predict(torch.cat([latent, latent]), extra, t, words), 2)
             return np.asarray(empty + np.float32(spec.guidance) * (full - empty))

@@ -113,8 +113,8 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
 
 
 def is_guided(spec: TaskSpec) -> bool:
-    """Whether a run without the prompt is needed."""
-    return spec.guidance != 1.0 or spec.image_guidance not in (msgspec.UNSET, 1.0)
+    """Whether a run without the prompt is needed, as in diffusers: guidance above 1 and, where the picture has its own, that at 1 or more."""
+    return spec.guidance > 1.0 and (spec.image_guidance is msgspec.UNSET or spec.image_guidance >= 1.0)
 
 
 def draw_noise(seed: int, latents: Float | None, model: Model) -> tuple[np.random.Generator, Float]:
