@@ -230,6 +230,6 @@ def test_configs_that_do_not_fit_are_refused(
 
 def test_peft_keys_without_their_config_are_refused(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     save(tmp_path / "adapter_model.safetensors", {"base_model.model." + k.removeprefix("unet."): v for k, v in q_pair().items()})
-    refused(InputError, "expected adapter_config.json beside adapter_model.safetensors", tmp_path, unet)
+    refused(InputError, "expected adapter_config.json beside it", tmp_path, unet)
     (tmp_path / "adapter_config.json").write_text("{")
     refused(InputError, "expected the adapter's config in JSON", tmp_path, unet)

@@ -12,7 +12,7 @@ from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import DOTTED_PREFIXES, Component
+from quad.lora.keys import DOTTED_PREFIXES, PEFT_WRAPPER, Component
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.tensors import StoredTensor, read_tensors
@@ -93,14 +93,34 @@ def _open_part(file: WeightsFile) -> _Part:
     configs: dict[Component, AdapterConfig] = {}
     if _METADATA_KEY in metadata:
         configs = _packed_configs(file.path, metadata[_METADATA_KEY])
-    elif file.config is not None:
+    elif _needs_config(file.path, tensors):
+        if file.config is None:
+            raise _unknown_alpha(file.path)
         configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
         parents[f"{file.component}config"] = file_digest(file.config)
-    elif any(key.startswith("base_model.model.") for key in tensors):
-        remedy = "alpha is unknown; give the adapter's directory"
-        raise InputError(mismatch(f"{file.path}", f"{PEFT_CONFIG} beside {PEFT_NAME}", "PEFT keys without it", remedy))
     base_name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
     return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=json.dumps(base_name[:60]) if base_name else "")
+
+
+def _needs_config(path: Path, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Whether alpha stands in PEFT's config: its wrapper's name is in the keys, whoever saved them, and no tensor holds alpha."""
+    wrapped = any(PEFT_WRAPPER in key for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
+    return wrapped or (path.name == PEFT_NAME and path.with_name(PEFT_CONFIG).is_file())
+
+
+def _unknown_alpha(path: Path) -> InputError:
+    above = path.parent.parent / PEFT_CONFIG
+    give = (
+        f"the directory that holds both, or a copy of {PEFT_CONFIG} from the directory above"
+        if above.is_file()
+        else "the trainer's directory"
+    )
+    return InputError(mismatch(f"{path}", f"{PEFT_CONFIG} beside it", "PEFT keys without it", f"alpha is unknown; give {give}"))
+
+
+def _of_component(component: str, key: str) -> str:
+    """The key with its model's name before it, which the directory gives where the key does not."""
+    return key if key.startswith(tuple(prefix for prefix, _ in DOTTED_PREFIXES)) else f"{component}{key}"
 
 
 def open_lora(path: Path) -> LoraFile:
@@ -119,7 +139,7 @@ def open_lora(path: Path) -> LoraFile:
     tensors: dict[str, StoredTensor] = {}
     configs: dict[Component, AdapterConfig] = {}
     for file, part in zip(files, parts, strict=True):
-        tensors |= {f"{file.component}{key}": tensor for key, tensor in part.tensors.items()}
+        tensors |= {_of_component(file.component, key): tensor for key, tensor in part.tensors.items()}
         configs |= {model: config for model, config in part.configs.items() if file.component in ("", f"{model}.")}
     return LoraFile(
         path=_lone_path(path, files),

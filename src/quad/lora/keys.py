@@ -19,8 +19,8 @@ from quad.lora.tensors import Role
 
 Component = Literal["unet", "text_encoder"]
 
-_PEFT = "base_model.model."
-_MODEL_PREFIXES = (_PEFT, "model.diffusion_model.", "diffusion_model.")
+PEFT_WRAPPER = "base_model.model."
+_MODEL_PREFIXES = (PEFT_WRAPPER, "model.diffusion_model.", "diffusion_model.")
 # A transformer that denoises stands where the U-Net stands.
 DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = (("unet.", UNET), ("transformer.", UNET), ("text_encoder.", TEXT_ENCODER))
 _FLAT: tuple[tuple[str, Component | None], ...] = (
@@ -84,7 +84,7 @@ def _split(key: str) -> tuple[str, Role] | None:
 def _component(name: str) -> tuple[str, Component | None]:
     """A module's path without what names the model it is in, and that model."""
     component: Component | None = None
-    for prefix, prefixed in ((_PEFT, None), *DOTTED_PREFIXES, *((prefix, None) for prefix in _MODEL_PREFIXES)):
+    for prefix, prefixed in ((PEFT_WRAPPER, None), *DOTTED_PREFIXES, *((prefix, None) for prefix in _MODEL_PREFIXES)):
         if name.startswith(prefix):
             name, component = name.removeprefix(prefix), prefixed or component
     return name, component

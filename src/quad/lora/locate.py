@@ -12,6 +12,8 @@ from quad.core.storage.links import contained
 
 DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 
+# A transformer that denoises stands where the U-Net stands.
+_MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER))
 _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
     (b"\x80\x02", PICKLE_REASON),
@@ -78,16 +80,20 @@ def _lone_file(path: Path) -> WeightsFile:
     refuse_pickle(path)
     if not path.is_file():
         raise InputError(mismatch(f"{path}", "a LoRA file", "no such file", "check the path"))
-    config = path.with_name(PEFT_CONFIG)
-    return WeightsFile(path, contained(path.parent, config, "adapter") if path.name == PEFT_NAME and config.is_file() else None)
+    return WeightsFile(path, _config_beside(path))
+
+
+def _config_beside(weights: Path) -> Path | None:
+    config = weights.with_name(PEFT_CONFIG)
+    return contained(weights.parent, config, "adapter") if config.is_file() else None
 
 
 def _in_directory(directory: Path) -> list[WeightsFile]:
     if (weights := _named_as_saved(directory)) is not None:
         return [weights]
     per_model = []
-    for component in (UNET, TEXT_ENCODER):
-        if (directory / component).is_dir() and (weights := _named_as_saved(directory / component)) is not None:
+    for folder, component in _MODEL_DIRECTORIES:
+        if (directory / folder).is_dir() and (weights := _named_as_saved(directory / folder)) is not None:
             per_model.append(WeightsFile(weights.path, weights.config, f"{component}."))
     for weights in per_model:
         contained(directory, weights.path, "adapter")
@@ -102,7 +108,5 @@ def _named_as_saved(directory: Path) -> WeightsFile | None:
     """The file that diffusers or PEFT has saved in a directory."""
     for name in (DIFFUSERS_NAME, PEFT_NAME):
         if (directory / name).is_file():
-            weights = contained(directory, directory / name, "adapter")
-            config = directory / PEFT_CONFIG
-            return WeightsFile(weights, contained(directory, config, "adapter") if name == PEFT_NAME and config.is_file() else None)
+            return WeightsFile(contained(directory, directory / name, "adapter"), _config_beside(directory / name))
     return None

@@ -113,7 +113,7 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
 
 
 def is_guided(spec: TaskSpec) -> bool:
-    """Whether a run without the prompt is needed, as in diffusers: guidance above 1 and, where the picture has its own, that at 1 or more."""
+    """Whether a run without the prompt is needed, as in diffusers: guidance above 1, and that of the picture, if any, at 1 or more."""
     return spec.guidance > 1.0 and (spec.image_guidance is msgspec.UNSET or spec.image_guidance >= 1.0)
 
 
