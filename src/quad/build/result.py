@@ -89,6 +89,7 @@ class BuildResult:
         alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
         resumed: pieces that an earlier run of the same build had made before it was killed.
         lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
+        notes: what was read of the model otherwise than one of its files says, a line each.
     """
 
     bundle: Path
@@ -102,6 +103,7 @@ class BuildResult:
     alignment: Mapping[str, Alignment] = field(default_factory=dict)
     resumed: tuple[str, ...] = ()
     lora: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     peak_ram_bytes: int = field(default_factory=peak_ram_bytes)
 
     def to_json(self) -> dict[str, Any]:
@@ -116,6 +118,7 @@ class BuildResult:
             "emulation": dict(self.emulation),
             "resumed": list(self.resumed),
             "lora": dict(self.lora),
+            "notes": list(self.notes),
             "stages": dict(self.stages),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
             "rom_bytes": rom_bytes(self.manifest),

@@ -153,6 +153,7 @@ def _request(model: str, adapters: dict[str, Path], output: Path, options: Build
 def _lines(built: BuildResult) -> list[str]:
     lines = [f"bundle {built.bundle}: {', '.join(built.manifest.tasks)}"]
     lines.append(f"adapters {', '.join(built.manifest.adapters) or 'none'}")
+    lines += [f"note: {note}" for note in built.notes]
     lines += [f"adapter {name}: {note}" for name, facts in built.lora.items() for note in facts["notes"]]
     total = sum(entry.size_bytes for entry in built.manifest.files.values())
     census = built.placement

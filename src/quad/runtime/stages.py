@@ -173,7 +173,7 @@ def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Im
 
 
 def _guidance_notes(spec: TaskSpec, negative_prompt: str) -> list[str]:
-    """What was asked for of guidance and has no effect."""
+    """A line for each wish about guidance that has no effect."""
     if is_guided(spec):
         return []
     off = [f"guidance {spec.guidance:g}: at 1 and below there is none, the prompt alone counts"] if spec.guidance < 1.0 else []

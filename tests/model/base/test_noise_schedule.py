@@ -64,6 +64,15 @@ def test_a_named_sampler_is_that_of_from_config(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", sorted({*CLASSES.values(), "LCMScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler"}))
+def test_the_index_s_class_goes_before_the_config_s(tmp_path, name):
+    """diffusers opens the class of model_index.json with the other class's config."""
+    path, theirs = _write(tmp_path, SD15), getattr(diffusers, name).from_pretrained(tmp_path)
+    theirs.save_pretrained(tmp_path / "own")
+    assert read_scheduler(path, index_class=name) == read_scheduler(tmp_path / "own" / "scheduler_config.json")
+    assert read_scheduler(path, "ddim:7", index_class=name)[1].kind == "ddim"
+
+
+@pytest.mark.parametrize("name", sorted({*CLASSES.values(), "LCMScheduler", "DDPMScheduler", "EulerAncestralDiscreteScheduler"}))
 def test_defaults_are_diffusers_own(tmp_path, name):
     # A config that says nothing; the pipeline mends nothing here.
     schedule, spec = read_scheduler(_write(tmp_path, {"_class_name": name}), pipeline="StableDiffusionInstructPix2PixPipeline")

@@ -87,6 +87,19 @@ def test_text_is_causal_with_sites(model_dir: Path) -> None:
     assert not torch.equal(first[:, 2:], second[:, 2:])
 
 
+def test_the_index_names_the_scheduler(broken: Path) -> None:
+    own = json.loads((broken / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
+    index = {"_class_name": "StableDiffusionPipeline", "scheduler": ["diffusers", "LCMScheduler"]}
+    (broken / "toyland.json").unlink(missing_ok=True)
+    (broken / "model_index.json").write_text(json.dumps(index))
+    base = open_model(broken)
+    assert {spec.sampler.kind for spec in base.tasks.values()} == {"lcm"}
+    assert base.notes == (f"scheduler: LCMScheduler, as model_index.json says; scheduler_config.json says {own}",)
+    for scheduler in (["diffusers", own], None, ["diffusers", None], "?"):
+        (broken / "model_index.json").write_text(json.dumps({**index, "scheduler": scheduler}))
+        assert open_model(broken).notes == ()
+
+
 def test_half_precision_weights_open_as_float32(broken: Path) -> None:
     base = open_model(broken)
     for file in (broken / "unet").glob("*.safetensors"):

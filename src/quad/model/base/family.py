@@ -125,6 +125,13 @@ def pipeline_class(directory: Path) -> str:
     return named if isinstance(named, str) else FAMILIES[0].pipelines[0]
 
 
+def index_scheduler(directory: Path) -> str | None:
+    """The scheduler's class in `model_index.json`, which goes before the one in the scheduler's own config; None where none is named."""
+    entry = read_config(directory / _INDEX).get("scheduler") if (directory / _INDEX).is_file() else None
+    named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
+    return named if isinstance(named, str) else None
+
+
 def trained_side(unet: Any) -> Any:
     """Latent pixels along one side that the denoiser was trained on, as its config, a mapping, says or means."""
     side = unet["sample_size"]

@@ -180,12 +180,24 @@ def _kind(path: Path, scheduler: str, fields: Config) -> SamplerKind:
     return kinds[algorithm]
 
 
-def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "StableDiffusionPipeline") -> tuple[NoiseSchedule, SamplerSpec]:
+def scheduler_class(path: Path) -> str:
+    """The class that a `scheduler_config.json` names.
+
+    Raises:
+        InputError: no such file, or no JSON object.
+    """
+    return f"{read_config(path).get('_class_name')}"
+
+
+def read_scheduler(
+    path: Path, sampler: str | None = None, pipeline: str = "StableDiffusionPipeline", index_class: str | None = None
+) -> tuple[NoiseSchedule, SamplerSpec]:
     """Read `scheduler_config.json`.
 
     Args:
         sampler: a name of `SAMPLER_NAMES`, and `:STEPS`; None for the one of the config.
         pipeline: the class in `model_index.json`, which mends some fields as diffusers does.
+        index_class: the scheduler's class in `model_index.json`, which goes before the config's own; None where it names none.
 
     Returns:
         the noise schedule, and the sampler with its settings and a number of steps.
@@ -196,7 +208,7 @@ def read_scheduler(path: Path, sampler: str | None = None, pipeline: str = "Stab
     """
     choice = None if sampler is None else parse_sampler(sampler)
     config = {field: value for field, value in read_config(path).items() if field != "_use_default_values"}
-    config_class = f"{config.get('_class_name')}"
+    config_class = index_class or scheduler_class(path)
     if config_class not in _CLASSES and (choice is None or config_class not in _SAME_SCHEDULE):
         remedy = "choose one with --sampler" if config_class in _SAME_SCHEDULE else "choose a Stable-Diffusion-like model"
         raise UnsupportedError(mismatch(f"{path}", f"one of {', '.join(_CLASSES)}", config_class, remedy))

@@ -16,10 +16,10 @@ from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerS
 from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.default_tasks import plain_tasks
-from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, pipeline_class, trained_side
+from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, index_scheduler, pipeline_class, trained_side
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
-from quad.model.base.noise_schedule import read_scheduler
+from quad.model.base.noise_schedule import read_scheduler, scheduler_class
 from quad.model.base.sampler_names import parse_sampler
 from quad.model.base.tokenizer_files import read_tokenizer
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
@@ -44,6 +44,7 @@ class Base:
         size: pixels along one side of its pictures.
         tasks: what it can do, by name.
         digest: identity of its weight files.
+        notes: what was read otherwise than a file of the model says, a line each.
     """
 
     directory: Path
@@ -57,6 +58,7 @@ class Base:
     size: int
     tasks: dict[str, TaskSpec]
     digest: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
         raise InputError(mismatch(f"{directory}", "a diffusers model directory", "none", "check the path"))
     require_contained(directory, _FOLDERS, "model")
     check_family(directory)
-    schedule, sampler = read_scheduler(directory / "scheduler" / "scheduler_config.json", options.sampler, pipeline_class(directory))
+    scheduler, index_class = directory / "scheduler" / "scheduler_config.json", index_scheduler(directory)
+    schedule, sampler = read_scheduler(scheduler, options.sampler, pipeline_class(directory), index_class)
     family = family_of(directory)
     folder = directory / family.folder
     unet, unet_files = load_component(folder, family.denoisers, DIFFUSION_STEM)
@@ -156,7 +159,14 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
         size=_size(directory, config, toyland, latent, options),
         tasks=_tasks(toyland, latent, sampler, options),
         digest=weights_digest(directory, unet_files + vae_files + text_files),
+        notes=_scheduler_notes(scheduler_class(scheduler), index_class),
     )
+
+
+def _scheduler_notes(config_class: str, index_class: str | None) -> tuple[str, ...]:
+    if index_class in (None, config_class):
+        return ()
+    return (f"scheduler: {index_class}, as model_index.json says; scheduler_config.json says {config_class}",)
 
 
 def text_module(base: Base) -> nn.Module:
