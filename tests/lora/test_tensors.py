@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from quad.core.errors import InputError
+from quad.core.storage.stable_file import StableFile
 from quad.lora.tensors import read_tensors, widened
 
 TYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
@@ -29,7 +32,7 @@ def test_every_bit_pattern_is_torch_s_number(dtype: str) -> None:
 def test_a_file_of_any_type_and_shape(dtype: torch.dtype, shape: tuple[int, ...], tmp_path: Path) -> None:
     tensor = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     save_file({"a.lora_A.weight": tensor, "b.alpha": torch.tensor(7, dtype=torch.int16)}, tmp_path / "a.safetensors", {"k": "v"})
-    tensors, metadata = read_tensors(tmp_path / "a.safetensors")
+    tensors, metadata = read_tensors(StableFile.of(tmp_path / "a.safetensors"))
     stored = tensors["a.lora_A.weight"]
     np.testing.assert_array_equal(stored.values().astype(np.float32), tensor.float().numpy())
     assert (stored.shape, stored.ndim, stored.size) == (shape, len(shape), tensor.numel())
@@ -40,16 +43,23 @@ def test_a_tensor_that_begins_at_an_odd_byte(tmp_path: Path) -> None:
     header = b'{"a":{"dtype":"F8_E5M2","shape":[1],"data_offsets":[0,1]},"b":{"dtype":"F32","shape":[2],"data_offsets":[1,9]}}'
     data = b"\x3c" + np.array([1.5, -2.5], "<f4").tobytes()
     (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + data)
-    tensors, _ = read_tensors(tmp_path / "a.safetensors")
+    tensors, _ = read_tensors(StableFile.of(tmp_path / "a.safetensors"))
     assert tensors["a"].values().tolist() == [1.0]
     assert tensors["b"].values().tolist() == [1.5, -2.5]
     assert tensors["b"].values().flags.aligned
 
 
-def test_the_file_does_not_change_with_what_was_read_of_it(tmp_path: Path) -> None:
+def test_a_file_that_is_written_to_after_it_was_opened_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"
-    save_file({"a": torch.ones(4)}, path)
-    before = path.read_bytes()
-    tensors, _ = read_tensors(path)
-    tensors["a"].values()[:] = 3
-    assert path.read_bytes() == before
+    save_file({"a": torch.ones(4), "b": torch.ones(4)}, path)
+    tensors, _ = read_tensors(StableFile.of(path))
+    values = tensors["a"].values()
+    values[:] = 3
+    assert tensors["a"].values().tolist() == [1.0] * 4
+    with path.open("r+b") as stream:
+        stream.seek(-16, os.SEEK_END)
+        stream.write(bytes(16))
+    os.utime(path, ns=(0, 0))
+    with pytest.raises(InputError, match="a file that stays as it is while it is read"):
+        tensors["b"].values()
+    assert values.tolist() == [3.0] * 4

@@ -18,7 +18,7 @@ from quad.core.digests import file_digest
 from quad.core.errors import VerificationError
 from quad.core.manifest import PROFILE_FILE, TOKENIZER_FILE
 from quad.core.storage.place import place_of, unless_replaced
-from quad.core.storage.tensor_file import Identity
+from quad.core.storage.stable_file import Identity
 from quad.runtime import QuadPipeline, open_bundle
 from quad.runtime import bundle as bundle_module
 from quad.runtime.engines.ort import OrtEngine

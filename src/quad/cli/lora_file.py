@@ -6,17 +6,15 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from quad.core.errors import InputError, mismatch
+from quad.core.storage.header import BITS
 from quad.core.storage.links import contained
 from quad.core.storage.pack import MANIFEST_KEY
+from quad.core.storage.stable_file import StableFile
 from quad.lora.keys import parse_key, refuse_other_kinds
 from quad.lora.kinds import kind_of, own_rank
-from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, first_bytes, refuse_pickle
-from quad.lora.tensors import Role
-
-BITS = {"F64": 64, "F32": 32, "F16": 16, "BF16": 16}
+from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, refuse_pickle
+from quad.lora.tensors import Role, read_lora_header
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,21 +55,18 @@ def read_header(path: Path) -> LoraHeader:
         InputError: it is no whole safetensors file, or holds no LoRA.
         UnsupportedError: it holds another kind of adapter.
     """
-    modules: dict[str, dict[Role, tuple[int, ...]]] = {}
-    widths = set()
     try:
-        with safe_open(str(path), framework="np") as tensors:
-            names = sorted(tensors.keys())
-            if MANIFEST_KEY in (tensors.metadata() or {}):
-                return LoraHeader(ranks={}, bits=0, is_pack=True)
-            for name in names:
-                if (key := parse_key(name)) is not None and key.role != "alpha":
-                    part = tensors.get_slice(name)
-                    modules.setdefault(f"{key.component or ''}:{key.path}", {})[key.role] = tuple(part.get_shape())
-                    widths.add(BITS.get(str(part.get_dtype()), 8))
-    except (SafetensorError, OSError, ValueError) as error:
-        contents = first_bytes(path) or f"something else ({error})"
-        raise InputError(mismatch(str(path), "a whole safetensors file", contents, "fetch or save it again")) from error
+        header = read_lora_header(StableFile.of(path))
+    except OSError as error:
+        raise InputError(mismatch(str(path), "a file that can be read", error.strerror or str(error), "check its permissions")) from error
+    if MANIFEST_KEY in header.metadata:
+        return LoraHeader(ranks={}, bits=0, is_pack=True)
+    names, widths = sorted(header.entries), set()
+    modules: dict[str, dict[Role, tuple[int, ...]]] = {}
+    for name in names:
+        if (key := parse_key(name)) is not None and key.role != "alpha":
+            modules.setdefault(f"{key.component or ''}:{key.path}", {})[key.role] = header.entries[name].shape
+            widths.add(BITS[header.entries[name].dtype])
     refuse_other_kinds(names)
     kinds = {module: kind for module, roles in modules.items() if (kind := kind_of(roles))}
     if not kinds:

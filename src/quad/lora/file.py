@@ -11,6 +11,7 @@ from typing import Any
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
 from quad.lora.keys import DOTTED_PREFIXES, PEFT_WRAPPER, Component
 from quad.lora.kinds import PEFT_TYPES
@@ -88,8 +89,9 @@ class _Part:
 
 
 def _open_part(file: WeightsFile) -> _Part:
-    tensors, metadata = read_tensors(file.path)
-    parents = {f"{file.component}weights": file_digest(file.path)}
+    stable = StableFile.of(file.path)
+    tensors, metadata = read_tensors(stable)
+    parents = {f"{file.component}weights": stable.sha256()}
     configs: dict[Component, AdapterConfig] = {}
     if _METADATA_KEY in metadata:
         configs = _packed_configs(file.path, metadata[_METADATA_KEY])

@@ -1,4 +1,4 @@
-"""The tensors of a LoRA file: mapped into memory as the file has them, widened to what NumPy can count with one at a time.
+"""The tensors of a LoRA file: read one at a time, and widened to what NumPy can count with.
 
 NumPy has no bfloat16 and no 8-bit floats, and `safetensors`' own NumPy reader fails on them, so their bits are widened here.
 Sources: Micikevicius 2022, "FP8 Formats for Deep Learning", table 1 (E4M3 without infinities, E5M2); bfloat16 is the upper half of a
@@ -7,17 +7,17 @@ float32, and E5M2 the upper half of a float16.
 
 from __future__ import annotations
 
-import json
-import mmap
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.storage.header import Header, Malformed
+from quad.core.storage.stable_file import StableFile
 from quad.lora.locate import first_bytes
 from quad.lora.quote import quoted
 
@@ -25,42 +25,46 @@ from quad.lora.quote import quoted
 _STORAGE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 # Trainers write alpha as a whole number too; nothing else of a LoRA is one.
 _ALPHA_STORAGE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
-_LENGTH_BYTES = 8  # of the header's own length
 
 Role = str  # what a tensor is to its module, such as `down`; `quad.lora.kinds` names all of them
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class StoredTensor:
-    """One tensor of a file.
+    """One tensor of a file, which is read when its values are asked for.
 
     Args:
         dtype: safetensors' name of its type.
-        storage: its bits in the file's own order, a view of the mapped file.
+        storage: how NumPy holds its bits.
+        start: the byte of the file where it begins.
     """
 
+    file: StableFile
     dtype: str
-    storage: NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.storage.shape
+    storage: str
+    shape: tuple[int, ...]
+    start: int
 
     @property
     def ndim(self) -> int:
-        return self.storage.ndim
+        return len(self.shape)
 
     @property
     def size(self) -> int:
-        return self.storage.size
+        return math.prod(self.shape)
 
     def flat(self) -> StoredTensor:
         """The same numbers as a vector."""
-        return replace(self, storage=self.storage.reshape(-1))
+        return replace(self, shape=(self.size,))
 
     def values(self) -> NDArray[Any]:
-        """The numbers, in NumPy's own type where it has it, else in float32, which holds them all."""
-        return widened(self.dtype, self.storage)
+        """The numbers, in NumPy's own type where it has it, else in float32, which holds them all; a new array each time.
+
+        Raises:
+            InputError: the file was cut, written to or replaced since it was opened.
+        """
+        content = self.file.read(self.start, self.size * np.dtype(self.storage).itemsize)
+        return widened(self.dtype, content.view(self.storage).reshape(self.shape))
 
 
 def widened(dtype: str, storage: NDArray[Any]) -> NDArray[Any]:
@@ -83,8 +87,7 @@ def widened(dtype: str, storage: NDArray[Any]) -> NDArray[Any]:
         case "F8_E4M3":
             return np.take(_E4M3, storage)
         case _:
-            aligned: NDArray[Any] = np.require(storage, requirements="A")  # a tensor may begin at any byte of the file
-            return aligned
+            return storage
 
 
 def _e4m3_numbers() -> NDArray[np.float32]:
@@ -99,33 +102,38 @@ def _e4m3_numbers() -> NDArray[np.float32]:
 _E4M3 = _e4m3_numbers()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def read_tensors(file: StableFile) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; no tensor is read before its values are asked for.
 
     Raises:
-        InputError: the file is truncated or no safetensors file.
+        InputError: the file is truncated, no safetensors file, or was changed since.
         UnsupportedError: it holds whole or complex numbers, or floats of a kind that means nothing alone.
     """
+    header = read_lora_header(file)
+    tensors = {
+        name: StoredTensor(
+            file=file,
+            dtype=entry.dtype,
+            storage=_storage_type(file.path, name, entry.dtype),
+            shape=entry.shape,
+            start=header.start + entry.data_offsets[0],
+        )
+        for name, entry in header.entries.items()
+    }
+    return tensors, header.metadata
+
+
+def read_lora_header(file: StableFile) -> Header:
+    """The header of a safetensors file.
+
+    Raises:
+        InputError: as `read_tensors`.
+    """
     try:
-        with safe_open(path, framework="np") as file:  # checks that the header describes each byte of the file once
-            names, metadata = list(file.keys()), file.metadata() or {}
-        return _mapped(path, names), metadata
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
-        cause = first_bytes(path) or f"{error}".partition("\n")[0][:200] or type(error).__name__
-        raise InputError(mismatch(f"{path}", "a whole safetensors file", cause, "fetch or save it again")) from error
-
-
-def _mapped(path: Path, names: list[str]) -> dict[str, StoredTensor]:
-    """Views of the mapped file; copied on write, so that no one can change the file through them."""
-    with path.open("rb") as stream:
-        content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    start = _LENGTH_BYTES + int.from_bytes(content[:_LENGTH_BYTES], "little")
-    entries = json.loads(content[_LENGTH_BYTES:start])
-    tensors = {}
-    for name in names:
-        dtype, shape, (begin, _) = (entries[name][field] for field in ("dtype", "shape", "data_offsets"))
-        tensors[name] = StoredTensor(dtype, np.ndarray(shape, _storage_type(path, name, dtype), content, start + begin))
-    return tensors
+        return file.header()
+    except (Malformed, OSError) as error:
+        cause = first_bytes(file.path) or f"{error}"[:200]
+        raise InputError(mismatch(f"{file.path}", "a whole safetensors file", cause, "fetch or save it again")) from error
 
 
 def _storage_type(path: Path, name: str, dtype: str) -> str:

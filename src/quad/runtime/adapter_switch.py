@@ -71,11 +71,12 @@ class AdapterSwitch:
         if self.active.keys() & set(names):
             self._bind({})
 
-    def register(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+    def register(self, path: str | Path, name: str | None = None, verify: bool = True, mapped: bool = False) -> str:
         """As `load`, but pictures that are prepared or on their way keep the adapter that they began with.
 
         Args:
             verify: hash it now; False for when it is first used.
+            mapped: it is the device's own, to which nobody writes, and may be mapped.
 
         Returns:
             What it is called.
@@ -83,7 +84,7 @@ class AdapterSwitch:
         Raises:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        name = self.store.register(path, name, verify)
+        name = self.store.register(path, name, verify, mapped)
         self._drop_latest(name)
         return name
 

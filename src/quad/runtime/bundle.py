@@ -26,7 +26,7 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
 from quad.core.storage.place import Place, place_of, unless_replaced
-from quad.core.storage.tensor_file import Identity
+from quad.core.storage.stable_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 AGAIN = "fetch or build the bundle again"

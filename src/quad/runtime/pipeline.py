@@ -89,7 +89,7 @@ class QuadPipeline:
         graphs = open_graphs(bundle, opened, threads or default_threads(), memory)
         pipe = cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
         if store is not None:
-            installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False), pipe.switch.unregister)
+            installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False, mapped=True), pipe.switch.unregister)
             installed.open()
             pipe.notes = installed.notes
         return pipe

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -68,7 +69,8 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
     )
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=options.limits.max_queue))
     try:
-        installed = InstalledAdapters(options.store or store_beside(options.bundle), scheduler.register, pipe.switch.unregister)
+        store, register = options.store or store_beside(options.bundle), partial(scheduler.register, mapped=True)
+        installed = InstalledAdapters(store, register, pipe.switch.unregister)
         installed.open()  # one that is damaged is told of by /health, and keeps no other one from being served
         uploads = endpoint.uploads if options.allow_uploads else None
         if uploads is not None:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from quad.core.errors import InputError, VerificationError
-from quad.core.storage.tensor_file import DTYPES, SETTLED_NS, Identity, map_tensors
+from quad.core.storage.stable_file import SETTLED_NS, Identity
+from quad.core.storage.tensor_file import DTYPES, copy_tensors, map_tensors, open_header
 
 Tensors = dict[str, NDArray[Any]]
 TYPES = sorted({kind.str for kind in DTYPES.values()})
@@ -53,7 +54,8 @@ def test_what_safetensors_writes_is_read_the_same(tmp_path: Path, written: tuple
     (tmp_path / "x").write_bytes(save(tensors, metadata or None))  # the library writes no JSON for metadata without entries
     file = map_tensors(tmp_path / "x")
     same(file.tensors, tensors)
-    assert file.metadata == metadata
+    assert file.metadata == open_header(tmp_path / "x").metadata == metadata
+    same(copy_tensors(tmp_path / "x").tensors, tensors)
     assert not any(array.flags.writeable for array in file.tensors.values())
 
 

@@ -139,6 +139,18 @@ def test_a_replaced_or_deleted_file_does_not_reach_who_uses_it(store: AdapterSto
         store.buffers("ink")
 
 
+@pytest.mark.parametrize("mapped", [False, True])
+def test_only_what_is_the_device_s_own_is_mapped(store: AdapterStore, tmp_path: Path, mapped: bool) -> None:
+    """A file that is written to, or cut, changes what is mapped of it; what was read stays."""
+    store.register(packed(tmp_path / "ink.qpack", 1), mapped=mapped)
+    running = store.buffers("ink")
+    with (tmp_path / "ink.qpack").open("r+b") as stream:
+        stream.seek(-1000, os.SEEK_END)
+        stream.write(bytes(1000))
+    same = all(np.array_equal(running[name], array) for name, array in adapter_tensors(1, RANK).items())
+    assert same is not mapped
+
+
 def test_registered_adapters_take_no_memory(store: AdapterStore, tmp_path: Path) -> None:
     for number in range(20):
         store.register(packed(tmp_path / "ink.qpack", 1), f"ink{number}")

@@ -23,7 +23,7 @@ from quad.core.digests import canonical_json
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
 from quad.core.storage.files import write_bytes
-from quad.core.storage.tensor_file import TensorFile, map_tensors
+from quad.core.storage.tensor_file import copy_tensors
 
 PACK_SUFFIX = ".qpack"
 MANIFEST_KEY = "quad_adapter"
@@ -32,7 +32,7 @@ DIGEST_KEY = "quad_digest"
 
 @dataclass(frozen=True)
 class Pack:
-    """An adapter as mapped from disk, read-only: graph input name -> integers (or float32), and what it claims to be."""
+    """An adapter as read from disk, read-only: graph input name -> integers (or float32), and what it claims to be."""
 
     manifest: AdapterManifest
     tensors: dict[str, NDArray[Any]]
@@ -85,29 +85,29 @@ def write_pack(path: Path, manifest: AdapterManifest, tensors: Mapping[str, NDAr
 
 
 def read_pack(path: Path) -> Pack:
-    """Map a pack and check both of its digests.
+    """Read a pack and check both of its digests.
 
     Raises:
-        VerificationError: it is no pack, or a byte of it was changed.
+        InputError: it cannot be read, or was changed meanwhile. VerificationError: it is no pack, or a byte of it was changed.
     """
-    file = map_tensors(path)
-    manifest = pack_manifest(file)
+    file = copy_tensors(path)
+    manifest = pack_manifest(file.where, file.metadata)
     check_digest(file.where, content_digest(file.tensors), manifest.sha256)
     return Pack(manifest, file.tensors)
 
 
-def pack_manifest(file: TensorFile) -> AdapterManifest:
-    """The manifest in a pack, its digest checked; that of its tensors is not.
+def pack_manifest(where: str, metadata: Mapping[str, str]) -> AdapterManifest:
+    """The manifest in a pack's metadata, its digest checked; that of its tensors is not.
 
     Raises:
         VerificationError: it is no pack, or its words were changed.
     """
-    if MANIFEST_KEY not in file.metadata:
+    if MANIFEST_KEY not in metadata:
         next_step = "turn a LoRA file into a pack with quad adapt"
-        raise VerificationError(mismatch(file.where, f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", next_step))
-    text = file.metadata[MANIFEST_KEY].encode()
-    check_digest(file.where, hashlib.sha256(text).hexdigest(), file.metadata.get(DIGEST_KEY, "none"))
-    return parse_adapter_manifest(file.where, text)
+        raise VerificationError(mismatch(where, f"a pack with {MANIFEST_KEY} in its metadata", "a plain safetensors file", next_step))
+    text = metadata[MANIFEST_KEY].encode()
+    check_digest(where, hashlib.sha256(text).hexdigest(), metadata.get(DIGEST_KEY, "none"))
+    return parse_adapter_manifest(where, text)
 
 
 def check_digest(where: str, actual: str, expected: str) -> None:

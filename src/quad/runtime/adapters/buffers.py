@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import mmap
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
@@ -23,9 +21,11 @@ from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
+from quad.core.memory import memory_block
 from quad.core.slots import SlotTable
 from quad.core.storage.pack import check_digest, content_digest, pack_manifest
-from quad.core.storage.tensor_file import Identity, TensorFile, map_tensors
+from quad.core.storage.stable_file import Identity
+from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header
 from quad.core.tensor_names import parse
 
 _LOG = logging.getLogger(__name__)
@@ -153,23 +153,12 @@ def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, 
     for name, shape in shapes.items():
         places[name] = end
         end += -(-math.prod(shape) * tensors[name].itemsize // _ALIGNED_BYTES) * _ALIGNED_BYTES
-    block = _block(end)
+    block = memory_block(end)
     grown: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
         grown[name] = np.ndarray(shape, tensors[name].dtype, block, places[name])
         grown[name][tuple(slice(size) for size in tensors[name].shape)] = tensors[name]
     return grown
-
-
-def _block(size: int) -> mmap.mmap:
-    """Memory that goes back to the system whole, in large pages where there are such: three are had sooner than 1600."""
-    if not hasattr(mmap, "MAP_PRIVATE"):
-        return mmap.mmap(-1, size)
-    block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel without them
-            block.madvise(mmap.MADV_HUGEPAGE)
-    return block
 
 
 @dataclass(kw_only=True)
@@ -179,6 +168,7 @@ class AdapterFile:
     Args:
         path: the pack, or the file of tensors beside an `adapter.json`.
         packed: which of the two.
+        mapped: it is the device's own, to which nobody writes, and is mapped; any other is read into memory.
         hashed: which file was seen to have the manifest's digest already.
         fits: its tensors are those of the slots.
     """
@@ -186,6 +176,7 @@ class AdapterFile:
     path: Path
     manifest: AdapterManifest
     packed: bool
+    mapped: bool
     hashed: Identity | None = None
     fits: bool = False
 
@@ -200,14 +191,14 @@ class AdapterFile:
             InputError: it cannot be read.
             VerificationError: it was changed, or is no adapter for these slots.
         """
-        file = map_tensors(self.path)
+        file = self._open()
         if verify:
             self._check(file, zeros)
         else:
             check_tensors(self.manifest.name, file.tensors, zeros)
 
     def read(self, zeros: Buffers, make_room: MakeRoom) -> Buffers:
-        """Its buffers: the mapped file itself where all of its ranks are the slots', else a padded copy.
+        """Its buffers: the file itself where all of its ranks are the slots', else a padded copy.
 
         Args:
             zeros: the zero adapter of the slots; it stands for slots that this one does not have.
@@ -216,12 +207,15 @@ class AdapterFile:
         Raises:
             InputError, VerificationError: as `check`.
         """
-        file = map_tensors(self.path)
-        make_room(padded_bytes(file.tensors, zeros))
+        make_room(padded_bytes(open_header(self.path).entries, zeros))
+        file = self._open()
         self._check(file, zeros)
         if any(tensor.shape != zeros[name].shape for name, tensor in file.tensors.items()):
             _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
         return Buffers(pad(file.tensors, zeros))
+
+    def _open(self) -> TensorFile:
+        return map_tensors(self.path) if self.mapped else copy_tensors(self.path)
 
     def _check(self, file: TensorFile, zeros: Buffers) -> None:
         if file.identity == self.hashed:
@@ -234,7 +228,7 @@ class AdapterFile:
 
     def _hash(self, file: TensorFile) -> None:
         now_ns = time_ns()
-        if self.packed and pack_manifest(file) != self.manifest:
+        if self.packed and pack_manifest(file.where, file.metadata) != self.manifest:
             raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
         digest = content_digest(file.tensors) if self.packed else file.sha256()
         check_digest(file.where, digest, self.manifest.sha256)

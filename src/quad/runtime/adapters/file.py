@@ -9,28 +9,31 @@ from quad.core.manifest import AdapterManifest
 from quad.core.pickles import is_pickled
 from quad.core.storage.files import inside
 from quad.core.storage.pack import pack_manifest, parse_adapter_manifest
-from quad.core.storage.tensor_file import map_tensors
+from quad.core.storage.tensor_file import open_header
 from quad.runtime.adapters.buffers import AdapterFile
 from quad.runtime.bundle import Bundle
 
 MANIFEST_FILE, TENSORS_FILE = "adapter.json", "adapter.safetensors"
 
 
-def open_adapter(path: Path) -> AdapterFile:
+def open_adapter(path: Path, mapped: bool = False) -> AdapterFile:
     """An adapter in a pack file, or in a directory with `adapter.json` and `adapter.safetensors`; its tensors are not looked at yet.
+
+    Args:
+        mapped: see `AdapterFile`.
 
     Raises:
         InputError: there is nothing at `path`, or a pickle.
         VerificationError: it is no adapter, or its words were changed.
     """
     if path.is_dir():
-        return open_directory(inside(path, MANIFEST_FILE), inside(path, TENSORS_FILE))
+        return open_directory(inside(path, MANIFEST_FILE), inside(path, TENSORS_FILE), mapped)
     if not path.is_file():
         raise InputError(mismatch(str(path), "a pack file or an adapter directory", "none", "check the path"))
     if is_pickled(path):
         next_step = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
         raise InputError(mismatch(str(path), "a pack", "pickled weights", next_step))
-    return AdapterFile(path=path, manifest=pack_manifest(map_tensors(path)), packed=True)
+    return AdapterFile(path=path, manifest=pack_manifest(str(path), open_header(path).metadata), packed=True, mapped=mapped)
 
 
 def open_shipped(bundle: Bundle, name: str) -> AdapterFile:
@@ -41,12 +44,13 @@ def open_shipped(bundle: Bundle, name: str) -> AdapterFile:
     """
     shipped = f"adapters/{name}/{TENSORS_FILE}"
     manifest_file, tensors_file = bundle.adapter_files(name)
-    manifest = open_directory(manifest_file, tensors_file).manifest
-    same = bundle.manifest.files[shipped].sha256 == manifest.sha256
-    return AdapterFile(path=tensors_file, manifest=manifest, packed=False, hashed=bundle.hashed.get(shipped) if same else None)
+    file = open_directory(manifest_file, tensors_file, mapped=True)
+    if bundle.manifest.files[shipped].sha256 == file.manifest.sha256:
+        file.hashed = bundle.hashed.get(shipped)
+    return file
 
 
-def open_directory(manifest_file: Path, tensors_file: Path) -> AdapterFile:
+def open_directory(manifest_file: Path, tensors_file: Path, mapped: bool) -> AdapterFile:
     """An adapter in two files, as in a bundle.
 
     Raises:
@@ -57,7 +61,7 @@ def open_directory(manifest_file: Path, tensors_file: Path) -> AdapterFile:
         if not path.is_file():
             raise InputError(mismatch(str(path.parent), path.name, "none", "check the path"))
     manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
-    return AdapterFile(path=tensors_file, manifest=manifest, packed=False)
+    return AdapterFile(path=tensors_file, manifest=manifest, packed=False, mapped=mapped)
 
 
 def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:

@@ -106,13 +106,14 @@ class AdapterStore:
             raise UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these or load_lora_weights first"))
         return manifest
 
-    def register(self, path: str | Path, name: str | None = None, verify: bool = True) -> str:
+    def register(self, path: str | Path, name: str | None = None, verify: bool = True, mapped: bool = False) -> str:
         """Register an adapter from outside the bundle. The file is read again when it is used.
 
         Args:
             path: pack file or adapter directory, which must stay there.
             name: what to call it, None for its own name; a loaded adapter of that name is replaced, and whoever uses that one keeps it.
             verify: read and hash all of it now; False leaves that to its first use, and checks only what it says of itself.
+            mapped: it is the device's own, to which nobody writes, and may be mapped.
 
         Returns:
             What it is called.
@@ -121,7 +122,7 @@ class AdapterStore:
             CompatibilityError: it was packed for another bundle.
             VerificationError: it was changed, or is no adapter.
         """
-        file = open_adapter(Path(path))
+        file = open_adapter(Path(path), mapped)
         check_parents(file.manifest, self._bundle)
         file.check(self._zeros, verify)
         name = name or file.manifest.name

@@ -100,8 +100,11 @@ class Scheduler:
             tickets = [queued.ticket for queued in self._requests.values() if queued.ticket.client == client]
         return sum(ticket.cancel() for ticket in tickets)
 
-    def register(self, path: str | Path, name: str | None = None) -> str:
+    def register(self, path: str | Path, name: str | None = None, mapped: bool = False) -> str:
         """Register or replace an adapter; a picture that is prepared or running keeps the one that it began with.
+
+        Args:
+            mapped: it is the device's own, to which nobody writes, and may be mapped.
 
         Returns:
             What it is called.
@@ -109,7 +112,7 @@ class Scheduler:
         Raises:
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        return self._pipe.switch.register(path, name)
+        return self._pipe.switch.register(path, name, mapped=mapped)
 
     def metrics(self) -> SchedulerMetrics:
         """The figures of this moment."""

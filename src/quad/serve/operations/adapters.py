@@ -16,7 +16,8 @@ from starlette.responses import Response
 from quad.core.errors import BusyError, InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import AdapterName
 from quad.core.storage.files import writing_to
-from quad.core.storage.pack import read_pack
+from quad.core.storage.pack import pack_manifest
+from quad.core.storage.tensor_file import open_header
 from quad.serve.api import PACK, Adapters, AdapterState, Named
 from quad.serve.body import chunks, require_type
 from quad.serve.endpoint import upload_name
@@ -119,10 +120,10 @@ def _register(service: Service, path: Path, name: str) -> None:
         HttpError: 409, it names such a task. RefusedError: it is no whole pack, or made for another bundle.
     """
     other_tasks = {task for task, spec in service.pipe.tasks.items() if spec.adapter != name}
-    if shared := sorted(other_tasks & read_pack(path).manifest.tasks.keys()):
+    if shared := sorted(other_tasks & pack_manifest(str(path), open_header(path).metadata).tasks.keys()):
         conflict = f"{shared[0]!r}, which is there already"
         raise HttpError(409, UsageError(mismatch("pack", "tasks of its own", conflict, "pack it without that task")))
-    service.scheduler.register(path, name)
+    service.scheduler.register(path, name, mapped=True)
 
 
 def _require_known(service: Service, http: HttpRequest) -> str:

@@ -1,0 +1,96 @@
+"""The header of a safetensors file: everything it says is doubted.
+
+Types, shapes and offsets have to describe exactly the bytes that follow, each of them once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
+
+LENGTH_BYTES = 8  # of the header's own length
+LONGEST_HEADER = 100_000_000  # as the format allows
+# The format's types, and bits of one number.
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
+}  # fmt: skip
+_METADATA, _MOST_AXES = "__metadata__", 8
+
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class Malformed(ValueError):
+    """No safetensors file; the message says where it is none."""
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One tensor in a header; offsets are from the header's end."""
+
+    dtype: str
+    shape: Annotated[tuple[Count, ...], msgspec.Meta(max_length=_MOST_AXES)]
+    data_offsets: tuple[Count, Count]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """The words and tensors of a file.
+
+    Args:
+        start: the byte that offsets count from.
+    """
+
+    metadata: dict[str, str]
+    entries: dict[str, Entry]
+    start: int
+
+
+def read_header(read: Callable[[int, int], memoryview], size: int, longest: int = LONGEST_HEADER, bits: Mapping[str, int] = BITS) -> Header:
+    """The header of a file.
+
+    Args:
+        read: gives bytes of the file from a place on, so many.
+        size: of the file, bytes.
+        longest: bytes of a header.
+        bits: the types that may be, and bits of one number.
+
+    Raises:
+        Malformed: it is none, or does not describe each byte of the data once.
+    """
+    if size <= LENGTH_BYTES:
+        raise Malformed(f"{size} bytes")
+    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    start = LENGTH_BYTES + length
+    if length > longest or start > size:
+        raise Malformed(f"a header of {length} bytes in a file of {size}")
+    text = read(LENGTH_BYTES, length)
+    if bytes(text[:1]) != b"{":
+        raise Malformed("no header")
+    try:
+        parts = msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+        metadata = msgspec.json.decode(parts.pop(_METADATA, msgspec.Raw(b"{}")), type=dict[str, str])
+        entries = {name: _DECODER.decode(part) for name, part in parts.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise Malformed(f"a header that is none ({error})") from error
+    _check_layout(entries, size - start, bits)
+    return Header(metadata=metadata, entries=entries, start=start)
+
+
+def _check_layout(entries: Mapping[str, Entry], size: int, bits: Mapping[str, int]) -> None:
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, after = entry.data_offsets
+        if entry.dtype not in bits:
+            raise Malformed(f"{name[:80]} of type {entry.dtype[:20]}")
+        if begin != end or (after - begin) * 8 != math.prod(entry.shape) * bits[entry.dtype] or after > size:
+            raise Malformed(f"{name[:80]} of shape {entry.shape} at {begin} to {after}, after {end} of {size} bytes")
+        end = after
+    if end != size:
+        raise Malformed(f"{size - end} bytes that belong to no tensor")
+
+
+_DECODER = msgspec.json.Decoder(Entry)
