@@ -8,6 +8,7 @@ world/store     the device's adapters
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import msgspec
 import numpy as np
 from securesystemslib.signer import CryptoSigner
-from tuf.api.metadata import Metadata
+from tuf.api.metadata import Metadata, MetaFile
 
 from quad.core.manifest import AdapterManifest
 from quad.core.storage.install_pointers import read_installed
@@ -139,14 +140,19 @@ class World:
 
         def snapshot(signed: Any) -> None:
             signed.version = number
-            signed.meta["targets.json"].version = targets
+            signed.meta["targets.json"] = self._named(f"{targets}.targets.json", targets)
 
         def timestamp(signed: Any) -> None:
             signed.version += 1
-            signed.snapshot_meta.version = number
+            signed.snapshot_meta = self._named(f"{number}.snapshot.json", number)
 
         self.forge("snapshot", snapshot)
         self.forge("timestamp", timestamp)
+
+    def _named(self, name: str, version: int) -> MetaFile:
+        """The server's file as honest metadata names it."""
+        data = (self.server / "metadata" / name).read_bytes()
+        return MetaFile(version, len(data), {"sha256": hashlib.sha256(data).hexdigest()})
 
     def pack_files(self) -> list[Path]:
         """Packs on the server."""

@@ -19,6 +19,7 @@ from quad.core.storage.install_pointers import Sha256, Version
 from quad.core.storage.pack import PACK_SUFFIX
 
 REVOKED = "quad_revoked"
+FARTHEST = 1_000_000  # versions that a role may be ahead of its last one: an hourly timestamp makes as many in a century
 LARGEST_PACK = 1 << 33  # bytes; a larger one is damage, or meant to fill the disk
 Number = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Release = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,6}(\.[0-9]{1,6}){0,3}\Z")]

@@ -167,7 +167,7 @@ def test_a_client_of_the_first_root_follows_every_rotation(world: World, tmp_pat
 @pytest.mark.parametrize("lost", [(), ("timestamp",), ("targets", "snapshot")])
 def test_a_rotation_is_whole_after_every_file_that_it_writes(world: World, monkeypatch: pytest.MonkeyPatch, lost: tuple[str, ...]) -> None:
     """For the publisher, for a device that knew it before and for one of the first root; keys that are lost or not."""
-    real, known, seen = signed._put, world.store, []
+    real, known, seen = signed.put, world.store, []
 
     def put(repository: Path, name: str, data: bytes) -> None:
         real(repository, name, data)
@@ -181,7 +181,7 @@ def test_a_rotation_is_whole_after_every_file_that_it_writes(world: World, monke
     for role in lost:
         for path in (world.home / "keys").glob(f"{role}-*.pem"):
             path.unlink()
-    monkeypatch.setattr(signed, "_put", put)
+    monkeypatch.setattr(signed, "put", put)
     version = world.repository.rotate(["targets", "snapshot", "timestamp"])
     assert seen[-1] == f"{version}.root.json"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -41,6 +41,15 @@ AdapterVersion = Annotated[str, typer.Argument(metavar="NAME[:VERSION]", help="A
 Reason = Annotated[str, typer.Option(help="Why, in a few words; devices show it.", metavar="S")]
 Roles = Annotated[list[str], typer.Argument(metavar="ROLE...", help="root, targets, snapshot, timestamp.", show_default=False)]
 
+ServedUrl = Annotated[
+    str | None,
+    typer.Option("--url", help="Where devices read the repository, compared before anything is signed; kept after the first time.",
+                 metavar="URL", show_default=False),
+]  # fmt: skip
+NoCompare = Annotated[
+    bool, typer.Option("--no-compare", help="Believe nothing that is served: a key was stolen, or the server is gone for good.")
+]
+
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 app = typer.Typer(help="Offer packs to devices: a signed directory that any static host can serve.", no_args_is_help=True)
@@ -61,13 +70,15 @@ def add(
     keys: KeyDir,
     runtime: Runtime = None,
     min_ram: MinRam = None,
+    url: ServedUrl = None,
+    no_compare: NoCompare = False,
     password_file: PasswordFile = None,
     as_json: Json = False,
 ) -> None:
     """Offer packs, each as the next version of its adapter."""
     first, before = _range(runtime)
     bound = None if min_ram is None else _bytes(min_ram)
-    repository = _open(repo, keys, None, password_file)
+    repository = _open(repo, keys, None, password_file, compared=_Compared(url, no_compare))
     from quad.delivery.publisher.terms import PublishTerms
 
     offers = repository.add(packs, PublishTerms(first, before, bound))
@@ -77,26 +88,47 @@ def add(
 
 @app.command()
 def revoke(
-    repo: Repo, adapter: AdapterVersion, keys: KeyDir, reason: Reason = "", password_file: PasswordFile = None, as_json: Json = False
+    repo: Repo,
+    adapter: AdapterVersion,
+    keys: KeyDir,
+    reason: Reason = "",
+    url: ServedUrl = None,
+    no_compare: NoCompare = False,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
 ) -> None:
     """Withdraw a pack: no device installs it, and those that have it stop to run it."""
-    revoked = _open(repo, keys, None, password_file).revoke(adapter, reason)
+    revoked = _open(repo, keys, None, password_file, compared=_Compared(url, no_compare)).revoke(adapter, reason)
     result({"revoked": revoked}, as_json, [f"{entry.name}:{entry.version}  revoked" for entry in revoked])
 
 
 @app.command()
 def rotate(
-    repo: Repo, roles: Roles, keys: KeyDir, root_keys: RootKeyDir = None, password_file: PasswordFile = None, as_json: Json = False
+    repo: Repo,
+    roles: Roles,
+    keys: KeyDir,
+    root_keys: RootKeyDir = None,
+    url: ServedUrl = None,
+    no_compare: NoCompare = False,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
 ) -> None:
     """Give roles new keys; the old ones count no more."""
-    version = _open(repo, keys, root_keys, password_file).rotate(roles)
+    version = _open(repo, keys, root_keys, password_file, compared=_Compared(url, no_compare)).rotate(roles)
     result({"root": version, "roles": roles}, as_json, [f"root {version}: new keys of {', '.join(roles)}"])
 
 
 @app.command()
-def refresh(repo: Repo, keys: KeyDir, password_file: PasswordFile = None, as_json: Json = False) -> None:
+def refresh(
+    repo: Repo,
+    keys: KeyDir,
+    url: ServedUrl = None,
+    no_compare: NoCompare = False,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
+) -> None:
     """Sign what expires anew; to be called at least every few days."""
-    signatures = _open(repo, keys, None, password_file).refresh()
+    signatures = _open(repo, keys, None, password_file, compared=_Compared(url, no_compare)).refresh()
     for role in signatures.ageing:
         remedy = "quad publish rotate" if role == "root" else "its key was not there"
         note(f"{role}.json expires in {signatures.left_days[role]} days: {remedy}")
@@ -104,12 +136,35 @@ def refresh(repo: Repo, keys: KeyDir, password_file: PasswordFile = None, as_jso
     result(signatures, as_json, lines)
 
 
-def _open(repo: Path, keys: Path, root_keys: Path | None, password_file: Path | None, new: bool = False) -> Repository:
+@app.command()
+def repair(repo: Repo, keys: KeyDir, url: ServedUrl = None, password_file: PasswordFile = None, as_json: Json = False) -> None:
+    """Rebuild lost metadata, and join this copy with what another machine has published."""
+    repaired = _open(repo, keys, None, password_file, compared=_Compared(url, False)).repair()
+    lines = [f"joined {words}" for words in repaired.joined]
+    lines += [f"{before} is {after} now" for before, after in repaired.renumbered.items()]
+    result(repaired, as_json, [*lines, f"signed {', '.join(repaired.signed)}: upload it"] if repaired.signed else ["nothing to repair"])
+
+
+class _Compared(NamedTuple):
+    """The options that say with what a copy is compared."""
+
+    url: str | None = None
+    no_compare: bool = False
+
+
+_AS_BEFORE = _Compared()
+
+
+def _open(
+    repo: Path, keys: Path, root_keys: Path | None, password_file: Path | None, new: bool = False, compared: _Compared = _AS_BEFORE
+) -> Repository:
     check_delivery("quad publish")
     from quad.delivery.publisher.keys import Keys
     from quad.delivery.publisher.repository import Repository
+    from quad.delivery.publisher.working_copy import ServedComparison
 
-    return Repository(repo, Keys(keys, read_password(password_file, new), root_keys))
+    comparison = ServedComparison(url=compared.url, wanted=not compared.no_compare, on_note=note)
+    return Repository(repo, Keys(keys, read_password(password_file, new), root_keys), comparison)
 
 
 def _range(text: str | None) -> tuple[str, str]:

@@ -148,6 +148,24 @@ def _state(path: Path, before: os.stat_result | None) -> str:
     return "the earlier file is unchanged" if before is not None and os.path.samestat(before, now) else "another file is there now"
 
 
+@contextmanager
+def once_done(deed: str) -> Iterator[None]:
+    """An error of the system in the block is one of what comes after a deed, and says that the deed is done.
+
+    Args:
+        deed: a whole sentence without its point.
+
+    Raises:
+        BackendError: for every BackendError and OSError of the block.
+    """
+    try:
+        yield
+    except (BackendError, OSError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        reason = f"{cause.filename or ''} {cause.strerror}".strip() if isinstance(cause, OSError) else str(error)
+        raise BackendError(f"{deed}; what comes after that failed ({reason}), and may be lost or left over: check the disk") from error
+
+
 def sync_directory(folder: Path) -> None:
     """Wait until names made, changed and removed in a directory are on the disk, where the system can tell.
 

@@ -19,7 +19,7 @@ import msgspec
 from quad.core.digests import canonical_json
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import AdapterName
-from quad.core.storage.files import sync_directory, write_bytes, writing_to
+from quad.core.storage.files import once_done, sync_directory, write_bytes, writing_to
 from quad.core.storage.pack import PACK_SUFFIX
 from quad.core.storage.reading import entry_names, file_status, reading_from
 
@@ -113,8 +113,9 @@ def write_pointer(store_dir: Path, pointer: Installed) -> None:
     path = pointer_path(store_dir, pointer.name)
     write_bytes(path, canonical_json(pointer))
     _LOG.debug("adapter %s: points to version %d", pointer.name, pointer.current.version)
-    sync_directory(path.parent)
-    sync_directory(store_dir)
+    with once_done(f"adapter {pointer.name}: version {pointer.current.version} runs now"):
+        sync_directory(path.parent)
+        sync_directory(store_dir)
 
 
 def remove_pointer(store_dir: Path, name: str) -> None:
@@ -127,7 +128,8 @@ def remove_pointer(store_dir: Path, name: str) -> None:
     with writing_to(path):
         path.unlink(missing_ok=True)
     _LOG.debug("adapter %s: points to nothing", name)
-    sync_directory(path.parent)
+    with once_done(f"adapter {name}: uninstalled"):
+        sync_directory(path.parent)
 
 
 def read_pointer(path: Path) -> Installed:

@@ -13,6 +13,7 @@ from typing import final
 
 from quad.core.digests import file_digest
 from quad.core.errors import CompatibilityError, UsageError, VerificationError, mismatch, one_line
+from quad.core.storage.files import once_done
 from quad.core.storage.install_pointers import Installed, Version, is_whole, pack_path, write_pointer
 from quad.core.storage.pack import Pack, read_pack
 from quad.core.storage.reading import is_file
@@ -100,7 +101,8 @@ class Device:
             pointer = Installed(name, offer.version, before)
             write_pointer(self._store.folder, pointer)
             _LOG.info("adapter %s: installed, version %s before", offer.label, before.version if before else "none")
-            self._recover()
+            with once_done(f"adapter {name}: version {offer.terms.version} runs now"):
+                self._recover()
         return _done(pointer, True)
 
     def rollback(self, name: str, smoke: Smoke) -> Installation:

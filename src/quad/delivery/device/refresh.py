@@ -22,12 +22,11 @@ from quad.core.storage.reading import entry_names, is_file
 from quad.delivery.device.attack_messages import attack_error, download_error, metadata_error
 from quad.delivery.device.download import MetadataFetcher
 from quad.delivery.device.trust import Trust, payload
-from quad.delivery.offer import revocations
+from quad.delivery.offer import FARTHEST, revocations
 from quad.delivery.source import Source
 
 _LOG = logging.getLogger(__name__)
 
-FARTHEST = 1_000_000  # versions that a role may be ahead of its last one: an hourly timestamp makes as many in a century
 _ROLES = ("timestamp", "snapshot", "targets")
 
 

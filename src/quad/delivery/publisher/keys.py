@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import final
 
@@ -70,11 +71,16 @@ class Keys:
         path = self._path(role, signer.public_key.keyid)
         with writing_to(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-                stream.write(pem)
-                stream.flush()
-                os.fsync(stream.fileno())
-        sync_directory(path.parent)
+            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                with open(handle, "wb") as stream:
+                    stream.write(pem)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+                sync_directory(path.parent)
+            except BaseException:
+                self.discard(role, signer.public_key.keyid)
+                raise
         _LOG.info("key of role %s made: %s", role, signer.public_key.keyid[:8])
         return signer
 
@@ -94,6 +100,11 @@ class Keys:
             where = str(self._path(role, "").parent)
             raise UsageError(mismatch(where, f"{least_keys} keys of role {role}", len(signers), "name the directory that holds them"))
         return signers
+
+    def discard(self, role: str, keyid: str) -> None:
+        """Remove the file of a key that nothing names, where the system lets it be removed."""
+        with suppress(OSError):
+            self._path(role, keyid).unlink()
 
     def retire(self, role: str, keyid: str) -> None:
         """Put a key's file aside that signs no more.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, final
@@ -20,25 +19,26 @@ from tuf.api.metadata import Root, Signed, Snapshot, TargetFile, Targets, Timest
 
 from quad.core.digests import file_digest
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.core.storage.files import directory_lock, sync_directory, write_bytes, writing_to
+from quad.core.storage.files import once_done, sync_directory, write_bytes, writing_to
 from quad.core.storage.pack import read_pack
+from quad.core.storage.reading import reading_from
 from quad.delivery.offer import REVOKED, Offer, Revocation, read_catalogue, revocations, target_path
+from quad.delivery.publisher.begin import begin
 from quad.delivery.publisher.keys import Keys
+from quad.delivery.publisher.repair import Repaired, repair
 from quad.delivery.publisher.signed import (
     LIFE_DAYS,
     METADATA,
     ONLINE,
     ROLES,
     ROOT_KEYS,
-    State,
     expiry,
-    new_state,
     now,
     publish,
-    read_state,
     write_root,
 )
 from quad.delivery.publisher.terms import PublishTerms
+from quad.delivery.publisher.working_copy import ServedComparison, WorkingCopy
 
 _LOG = logging.getLogger(__name__)
 
@@ -58,14 +58,16 @@ class Repository:
     Args:
         folder: the directory that is served.
         keys: of its roles.
+        comparison: with what is served, before anything is signed.
     """
 
-    def __init__(self, folder: Path, keys: Keys) -> None:
+    def __init__(self, folder: Path, keys: Keys, comparison: ServedComparison | None = None) -> None:
         keys.require_apart_from(folder)
         self._folder, self._keys = folder, keys
+        self._copy = WorkingCopy(folder=folder, keys=keys, comparison=comparison or ServedComparison())
 
     def init(self) -> Path:
-        """Make keys, and an empty repository.
+        """Make keys, and an empty repository; one that came to no end is gone on with.
 
         Returns:
             The first root, which devices are given by another way than the network.
@@ -73,11 +75,8 @@ class Repository:
         Raises:
             InputError: there is something at the place.
         """
-        with self._locked():
-            if any(self._folder.iterdir()):
-                raise InputError(mismatch(str(self._folder), "a new or empty directory", "something else", "choose another place"))
-            state, signers = new_state(self._keys)
-            write_root(self._folder, state.root, signers[Root.type])
+        with self._copy.locked():
+            state, signers = begin(self._folder, self._keys)
             publish(self._folder, state, ONLINE, signers)
         return self._folder / METADATA / "1.root.json"
 
@@ -87,10 +86,10 @@ class Repository:
         Raises:
             VerificationError: a pack was changed. InputError: one is on offer already, or was revoked.
         """
-        with self._locked():
-            state, signers = self._open()
-            offers = [self._add(state.targets, path, terms) for path in packs]
-            publish(self._folder, state, [Targets.type], signers)
+        with self._copy.locked():
+            joined, signers = self._copy.open()
+            offers = [self._add(joined.state.targets, path, terms) for path in packs]
+            publish(self._folder, joined.state, [Targets.type], signers)
         _LOG.info("on offer: %s", ", ".join(offer.label for offer in offers))
         return offers
 
@@ -118,8 +117,9 @@ class Repository:
         Raises:
             UsageError: nothing of that name is on offer.
         """
-        with self._locked():
-            state, signers = self._open()
+        with self._copy.locked():
+            joined, signers = self._copy.open()
+            state = joined.state
             catalogue = read_catalogue(state.targets)
             catalogue.choose(specifier, lambda _: True)  # there is one, or a line says why not
             name, _, number = specifier.partition(":")
@@ -130,19 +130,20 @@ class Repository:
             entries: list[Any] = msgspec.to_builtins([*revocations(state.targets), *withdrawn])
             state.targets.unrecognized_fields[REVOKED] = entries
             publish(self._folder, state, [Targets.type], signers)
-            for offer in chosen:
-                with writing_to(self._folder / offer.location):
+            with once_done(f"{', '.join(offer.label for offer in chosen)} is revoked, and that is published"):
+                for offer in chosen:
                     (self._folder / offer.location).unlink(missing_ok=True)
         _LOG.info("revoked: %s", ", ".join(f"{entry.name}:{entry.version}" for entry in withdrawn))
         return withdrawn
 
     def refresh(self) -> Refreshed:
         """Sign `timestamp.json` anew, and what has less than half of its life left and keys at hand."""
-        with self._locked():
-            state = read_state(self._folder)
+        with self._copy.locked():
+            joined = self._copy.joined()
+            state = joined.state
             at_hand = {role: self._keys.signers(role, state.root, least=0) for role in ONLINE}
             ageing = [role for role, payload in ((Targets.type, state.targets), (Snapshot.type, state.snapshot)) if _is_ageing(payload)]
-            changed = [role for role in ageing if at_hand[role]]
+            changed = [*joined.outdated, *(role for role in ageing if at_hand[role])]
             needed = {*changed, Timestamp.type} | ({Snapshot.type} if Targets.type in changed else set())
             publish(self._folder, state, changed, {role: self._keys.signers(role, state.root) for role in ONLINE if role in needed})
         payloads = (state.root, state.targets, state.snapshot, state.timestamp)
@@ -161,8 +162,9 @@ class Repository:
         unknown = sorted(set(roles) - set(ROLES))
         if unknown or not roles:
             raise UsageError(mismatch("ROLE", f"one of {', '.join(ROLES)}", ", ".join(unknown) or "none", "choose of these"))
-        with self._locked():
-            state, signers = self._open(lost=roles)
+        with self._copy.locked():
+            joined, signers = self._copy.open(lost=roles)
+            state = joined.state
             old, lost = state.root, [role for role in roles if role in ONLINE and not signers[role]]
             before = self._keys.signers(Root.type, old)
             new_signers = {
@@ -174,24 +176,22 @@ class Repository:
                 write_root(self._folder, between, before)
             root = _next_root(between, new_signers, instead=True)
             both = {role: [*signers[role], *new_signers.get(role, ())] for role in ONLINE}
-            publish(self._folder, state, [role for role in ONLINE if role in roles], both)
+            publish(self._folder, state, {*joined.outdated, *(role for role in ONLINE if role in roles)}, both)
             write_root(self._folder, root, [*before, *new_signers.get(Root.type, ())])
-            for role in roles:
-                for keyid in old.roles[role].keyids:
-                    self._keys.retire(role, keyid)
+            with once_done(f"root {root.version} is published with the new keys"):
+                for role in roles:
+                    for keyid in old.roles[role].keyids:
+                        self._keys.retire(role, keyid)
         return root.version
 
-    def _open(self, lost: Sequence[str] = ()) -> tuple[State, dict[str, list[CryptoSigner]]]:
-        """The published state, and signers for the next one; keys of roles that get new ones may be lost."""
-        state = read_state(self._folder)
-        return state, {role: self._keys.signers(role, state.root, 0 if role in lost else None) for role in ONLINE}
+    def repair(self) -> Repaired:
+        """Rebuild what this copy has lost, and join it with what is served; every pack and every revocation of both stays.
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with directory_lock(
-            self._folder, InputError(mismatch(str(self._folder), "no other publisher at work on it", "one", "wait for it"))
-        ):
-            yield
+        Raises:
+            VerificationError: the newest list of packs is lost, and not served.
+        """
+        with self._copy.locked():
+            return repair(self._copy)
 
 
 def _next_root(old: Root, new_signers: Mapping[str, Sequence[CryptoSigner]], instead: bool = False) -> Root:
@@ -214,6 +214,8 @@ def _copy(source: Path, place: Path) -> None:
     """A pack among the targets: whole before anything signed names it."""
     with writing_to(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(place, source.read_bytes())
+    with reading_from(source):
+        data = source.read_bytes()
+    write_bytes(place, data)
     sync_directory(place.parent)
     sync_directory(place.parent.parent)
