@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 FULL = Path("/dev/full")  # a device that is always a full disk
-SAYS = "quad: standard output: cannot write (disk full); the work is done, its result is not shown\n"
+SAYS = "quad: standard output: cannot write (disk full); the result is not shown, what was done before stays\n"
 QUAD = f"{sys.executable} -m quad"
 needs_full = pytest.mark.skipif(not FULL.exists(), reason="a system without /dev/full")
 # Every call of a list in one process: standard output is full anew each time.

@@ -21,7 +21,7 @@ _DESCRIPTORS = 3  # input, output, error
 
 
 class ResultNotShown(BackendError):
-    """Standard output took no result. Whatever the command was to do is done."""
+    """Standard output took no result."""
 
 
 class ReaderGone(ResultNotShown):
@@ -100,4 +100,4 @@ class _Results(_Messages):
         if error.errno == errno.EPIPE:
             raise ReaderGone("standard output: nobody reads it any more") from error
         reason = "disk full" if error.errno == errno.ENOSPC else error.strerror
-        raise ResultNotShown(f"standard output: cannot write ({reason}); the work is done, its result is not shown") from error
+        raise ResultNotShown(f"standard output: cannot write ({reason}); the result is not shown, what was done before stays") from error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from quad.evaluate.figures.runs import Pictures
+from quad.evaluate.page.output import write_png
 
 KEPT_PICTURES = 2  # of each row and task
 
@@ -19,6 +18,4 @@ def picture_file(out: Path, row: str, task: str, index: int) -> Path:
 def keep_pictures(out: Path, row: str, task: str, pictures: Pictures) -> None:
     """Keep the first few of a row's pictures of a task."""
     for index, picture in enumerate(pictures[:KEPT_PICTURES]):
-        file = picture_file(out, row, task, index)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(picture).save(file)
+        write_png(picture_file(out, row, task, index), picture)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from quad.core.storage.files import write_bytes
+from quad.core.storage.files import new_file, write_bytes
 from quad.evaluate.figures.runs import TaskRun
 from quad.evaluate.page.report import difference
 
@@ -20,9 +20,14 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
 
 
+def write_png(path: Path, picture: NDArray[np.uint8]) -> None:
+    """One picture, whole or not at all."""
+    with new_file(path) as stream:
+        Image.fromarray(picture).save(stream, "PNG")
+
+
 def save_pictures(run: TaskRun, folder: Path) -> None:
     """PNG files of one task: `NN_input`, `NN_fp32`, `NN_quantized`, `NN_difference`, `NN_truth`."""
-    folder.mkdir(parents=True, exist_ok=True)
     for i, sample in enumerate(run.samples):
         by_name: dict[str, NDArray[np.uint8] | None] = {
             "input": sample.image,
@@ -34,4 +39,4 @@ def save_pictures(run: TaskRun, folder: Path) -> None:
         }
         for name, picture in by_name.items():
             if picture is not None:
-                Image.fromarray(picture).save(folder / f"{i:02d}_{name}.png")
+                write_png(folder / f"{i:02d}_{name}.png", picture)

@@ -11,6 +11,7 @@ from diffusers import AutoencoderTiny, UNet2DConditionModel
 from transformers import CLIPTextModel
 
 from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.core.storage.files import write_bytes
 from quad.zoo.train.adapters import RECIPES
 from quad.zoo.train.base import new_scheduler
 from quad.zoo.train.text import new_tokenizer
@@ -59,8 +60,7 @@ def default_tasks() -> dict[str, TaskSpec]:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file with two spaces of indent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2) + "\n")
+    write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def write_toyland(out: Path, shift: np.ndarray, scale: np.ndarray, tasks: dict[str, TaskSpec]) -> None:
@@ -82,7 +82,6 @@ def assemble(out: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: 
     vae.half().save_pretrained(out / "vae")
     text.half().save_pretrained(out / "text_encoder")
     new_scheduler().save_pretrained(out / "scheduler")
-    (out / "tokenizer").mkdir(parents=True, exist_ok=True)
-    new_tokenizer().save(str(out / "tokenizer" / "tokenizer.json"))
+    write_bytes(out / "tokenizer" / "tokenizer.json", new_tokenizer().to_str(pretty=True).encode())
     write_json(out / "tokenizer" / "tokenizer_config.json", TOKENIZER_CONFIG)
     write_json(out / "model_index.json", MODEL_INDEX)

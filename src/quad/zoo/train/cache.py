@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from diffusers import AutoencoderTiny
 from rich.progress import track
 
+from quad.core.storage.files import new_file
 from quad.zoo import draw, world
 from quad.zoo.samples import masked
 from quad.zoo.train.vae import to_signal
@@ -110,8 +110,7 @@ def build(out: Path, vae: AutoencoderTiny, kind: str, count: int, processes: int
                 latents.append(encode_pictures(vae, pictures).reshape(len(drawn), -1, 4, LATENT, LATENT))
                 masks.append(np.stack([np.stack(d[1]) for d in drawn]))
                 prompts += [d[2] for d in drawn]
-        temporary = file.with_suffix(".part.npz")
-        np.savez(temporary, latents=np.concatenate(latents), masks=np.concatenate(masks), prompts=np.array(prompts))
-        os.replace(temporary, file)
+        with new_file(file) as stream:
+            np.savez(stream, latents=np.concatenate(latents), masks=np.concatenate(masks), prompts=np.array(prompts))
     with np.load(file, allow_pickle=False) as data:
         return {key: data[key] for key in data.files}

@@ -6,7 +6,6 @@ Run `python -m quad.zoo.train.judge`; it writes `quad/zoo/weights/judge.safetens
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -14,10 +13,11 @@ import numpy as np
 import torch
 import typer
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, cross_entropy
 
+from quad.core.storage.files import write_bytes
 from quad.zoo import draw, world
 from quad.zoo.judge import HEADS, SIZE, WEIGHTS, Judge, JudgeNet, split_heads, to_signal, truth_of, truth_of_sticker
 from quad.zoo.train.loop import Plan, run_stage
@@ -106,11 +106,7 @@ def main(
 ) -> None:
     """Train the judge, write its weights, print its accuracy on held-out renders as one JSON object."""
     judge = train_judge(out, steps)
-    weights.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=weights.parent) as stage:
-        part = Path(stage) / weights.name
-        save_file({name: value.detach().half().contiguous() for name, value in judge.net.state_dict().items()}, part)
-        part.replace(weights)
+    write_bytes(weights, save({name: value.detach().half().contiguous() for name, value in judge.net.state_dict().items()}))
     print(json.dumps(accuracy(Judge.load(weights), *render_set(HELD_OUT, 2000))))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from pathlib import Path
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from quad.core.storage.files import write_bytes
 from quad.zoo.train.muon import Muon
 
 
@@ -90,9 +90,7 @@ class _State:
                 saved[f"a.{k}"] = self.average[k].contiguous().clone()
             for name, value in self.owner(p).state[p].items():
                 saved[f"{name}.{k}"] = value.contiguous().clone()
-        temporary = self.file.with_suffix(".part")
-        save_file(saved, temporary)
-        os.replace(temporary, self.file)
+        write_bytes(self.file, save(saved))
 
     def owner(self, p: Tensor) -> torch.optim.Optimizer:
         return next(o for o in self.optimizers if any(p is q for group in o.param_groups for q in group["params"]))

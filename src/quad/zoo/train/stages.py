@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -12,10 +11,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from transformers import CLIPTextModel
 
 from quad.build.olss_tables import solve_tasks
+from quad.core.storage.files import new_file, write_bytes
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.base.toyland_file import read_toyland
@@ -57,8 +57,8 @@ def _cached_pictures(run: Run) -> tuple[np.ndarray, np.ndarray]:
     if not file.exists():
         with get_context("fork").Pool(run.threads) as pool:
             drawn = np.stack(pool.map(vae.picture, range(VAE_PICTURES), chunksize=200))
-        np.save(run.out / "vae_pictures.part.npy", drawn)
-        os.replace(run.out / "vae_pictures.part.npy", file)
+        with new_file(file) as stream:
+            np.save(stream, drawn)
     return np.load(file), np.stack([vae.picture(10**9 + i) for i in range(256)])
 
 
@@ -66,7 +66,7 @@ def train_vae(run: Run) -> None:
     """Train the autoencoder on rendered pictures."""
     pictures, held_out = _cached_pictures(run)
     model = vae.train_vae(run.out, int(VAE_SAMPLES * run.scale), pictures, held_out)
-    save_file(model.state_dict(), run.out / "vae.safetensors")
+    write_bytes(run.out / "vae.safetensors", save(model.state_dict()))
 
 
 def load_vae(run: Run) -> AutoencoderTiny:
@@ -81,7 +81,8 @@ def make_cache(run: Run) -> None:
     model = load_vae(run)
     latents = [cache.build(run.out, model, kind, n)["latents"][:4000, 0] for kind, n in CACHE_COUNTS.items()]
     z = np.concatenate(latents).astype(np.float32)
-    np.savez(run.out / "latent_stats.npz", shift=z.mean((0, 2, 3)), scale=1 / z.std((0, 2, 3)))
+    with new_file(run.out / "latent_stats.npz") as stream:
+        np.savez(stream, shift=z.mean((0, 2, 3)), scale=1 / z.std((0, 2, 3)))
 
 
 def latent_stats(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +96,7 @@ def warm_up_text(run: Run) -> None:
     torch.manual_seed(0)
     model = text.new_text_encoder()
     text.warm_up_text(run.out, model)
-    save_file(model.state_dict(), run.out / "text_warm.safetensors")
+    write_bytes(run.out / "text_warm.safetensors", save(model.state_dict()))
 
 
 def train_base(run: Run) -> None:
@@ -109,8 +110,8 @@ def train_base(run: Run) -> None:
     steps = int(BASE_STEPS * run.scale)
     plan = Plan(name="base", out=run.out, steps=steps, batch=BASE_BATCH, lr=1e-3, warmup=150, ema=0.998, muon=True, save_every=100)
     base.train_base(run.out, unet, encoder, base.Mixture(cached, *latent_stats(run)), plan)
-    save_file({k: v.contiguous() for k, v in unet.state_dict().items()}, run.out / "unet.safetensors")
-    save_file(encoder.state_dict(), run.out / "text.safetensors")
+    write_bytes(run.out / "unet.safetensors", save({k: v.contiguous() for k, v in unet.state_dict().items()}))
+    write_bytes(run.out / "text.safetensors", save(encoder.state_dict()))
 
 
 def make_directory(run: Run) -> None:
