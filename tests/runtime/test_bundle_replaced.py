@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from quad.core.digests import file_digest
 from quad.core.errors import VerificationError
 from quad.core.manifest import PROFILE_FILE, TOKENIZER_FILE
-from quad.core.storage.place import place_of, unless_replaced
+from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
 from quad.runtime import QuadPipeline, open_bundle
 from quad.runtime import bundle as bundle_module
+from quad.runtime.engines.engine import Engine, open_engine
 from quad.runtime.engines.ort import OrtEngine
 from tests.conftest import Spy
 from tests.runtime.conftest import write_manifest
@@ -112,6 +113,21 @@ def test_a_bundle_that_another_took_the_place_of_is_told_so(bundle_copy: Path, o
         picture(pipe)
 
 
+def test_a_pipeline_whose_bundle_is_replaced_while_it_is_opened_is_opened_anew(
+    bundle_copy: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = picture(opened(other))
+    real = open_engine
+
+    def engine(name: str, offered: Sequence[str], precision: str) -> Engine:
+        if other.exists():
+            put(other, bundle_copy)
+        return real(name, offered, precision)
+
+    monkeypatch.setattr("quad.runtime.pipeline.open_engine", engine)
+    assert np.array_equal(picture(opened(bundle_copy)), expected)
+
+
 @pytest.mark.parametrize("at", [PROFILE_FILE, UNET_FILE, TOKENIZER_FILE])
 def test_a_bundle_replaced_while_it_is_opened_is_opened_anew(
     bundle_copy: Path, other: Path, at: str, monkeypatch: pytest.MonkeyPatch
@@ -142,8 +158,7 @@ def test_work_is_done_again_only_where_another_directory_came(tmp_path: Path) ->
         def fail() -> int:
             tries.append(1)
             if len(tries) <= replacements:
-                (tmp_path / "x").rename(tmp_path / f"x{len(tries)}")
-                (tmp_path / "x").mkdir()
+                (tmp_path / "x").write_bytes(bytes(len(tries)))
                 raise VerificationError("a mix")
             if replacements == 0:
                 raise VerificationError("damaged")
@@ -151,7 +166,7 @@ def test_work_is_done_again_only_where_another_directory_came(tmp_path: Path) ->
 
         return fail
 
-    (tmp_path / "x").mkdir()
+    (tmp_path / "x").touch()
     assert unless_replaced(tmp_path / "x", work(2)) == 3
     tries.clear()
     with pytest.raises(VerificationError, match="damaged"):
@@ -161,4 +176,4 @@ def test_work_is_done_again_only_where_another_directory_came(tmp_path: Path) ->
     with pytest.raises(VerificationError, match="a mix"):
         unless_replaced(tmp_path / "x", work(99))
     assert len(tries) > 1
-    assert place_of(tmp_path / "nowhere") is None
+    assert identity_of(tmp_path / "nowhere") is None

@@ -13,10 +13,11 @@ from quad.cli.options import weighted_names
 from quad.cli.shared_options import BundleDir, EngineName, MemoryPlan, StoreDir
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
+from quad.core.manifest import BUNDLE_FILE
 from quad.core.memory import peak_ram_bytes
 from quad.core.storage.files import require_file, write_bytes
 from quad.core.storage.install_pointers import store_beside
-from quad.core.storage.place import unless_replaced
+from quad.core.storage.replaced import unless_replaced
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -106,7 +107,7 @@ def run(
                 callback_on_step_end=lambda *_: advance(),
             )
 
-    generated = unless_replaced(bundle, generate)
+    generated = unless_replaced(bundle / BUNDLE_FILE, generate)
     _write_png(output, generated.images[0])
     for line in generated.notes:
         note(line)

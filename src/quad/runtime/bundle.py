@@ -25,7 +25,7 @@ from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
-from quad.core.storage.place import Place, place_of, unless_replaced
+from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
@@ -39,7 +39,7 @@ class Bundle:
     """An opened bundle: where it is, what it says, and what its graph's inputs mean.
 
     Args:
-        place: the directory that was opened; None where it could not be told.
+        marker: the file `bundle.json` that was read; another bundle has another.
         hashed: name -> the file that was found to have the manifest's digest; None for one that was changed a moment before, so that
             another change would not show.
     """
@@ -48,7 +48,7 @@ class Bundle:
     manifest: BundleManifest
     slots: SlotTable
     profile: Profile
-    place: Place | None = None
+    marker: Identity | None = None
     hashed: dict[str, Identity | None] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
@@ -114,7 +114,7 @@ class Bundle:
         """Raises:
         VerificationError: another directory has come to the bundle's name.
         """
-        if place_of(self.root) != self.place:
+        if identity_of(self.root / BUNDLE_FILE) != self.marker:
             raise VerificationError(mismatch(str(self.root), "the bundle that was opened", "another one by now", "open it again"))
 
     @property
@@ -138,11 +138,11 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         InputError: there is no bundle at `path`.
         VerificationError: unknown format version, a changed or missing file, or a name that leaves the directory.
     """
-    return unless_replaced(Path(path), lambda: _open(Path(path), verify))
+    return unless_replaced(Path(path) / BUNDLE_FILE, lambda: _open(Path(path), verify))
 
 
 def _open(root: Path, verify: bool) -> Bundle:
-    place, manifest = place_of(root), _read_manifest(root)
+    marker, manifest = identity_of(root / BUNDLE_FILE), _read_manifest(root)
     _check_listed(root, manifest)
     hashed = {}
     for name, entry in manifest.files.items():
@@ -153,7 +153,7 @@ def _open(root: Path, verify: bool) -> Bundle:
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
-    bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, place=place, hashed=hashed)
+    bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, marker=marker, hashed=hashed)
     for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:

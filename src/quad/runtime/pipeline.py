@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import TOKENIZER_FILE, AdapterManifest, TaskSpec
+from quad.core.manifest import BUNDLE_FILE, TOKENIZER_FILE, AdapterManifest, TaskSpec
+from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.adapters.store import StoreMetrics
@@ -82,12 +83,16 @@ class QuadPipeline:
             InputError: no bundle there. VerificationError: it was changed.
             BackendError: no engine can run it, or the store cannot be read.
         """
-        bundle = open_bundle(path, verify)
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
-        opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-        graphs = open_graphs(bundle, opened, threads or default_threads(), memory)
-        pipe = cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
+
+        def open_pipeline() -> QuadPipeline:
+            bundle = open_bundle(path, verify)
+            opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+            graphs = open_graphs(bundle, opened, threads or default_threads(), memory)
+            return cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
+
+        pipe = unless_replaced(Path(path) / BUNDLE_FILE, open_pipeline)
         if store is not None:
             installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False, mapped=True), pipe.switch.unregister)
             installed.open()
