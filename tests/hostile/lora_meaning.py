@@ -136,7 +136,6 @@ _KINDS: _Cases = {
     "VeRA": ({f"{Q}.vera_lambda_b": ones(4)}, "found VeRA"),
     "GLoRA": ({f"{FLAT}.a1.weight": ones(4)}, "found GLoRA"),
     "LoRA with bias": ({**PAIR, f"unet.{Q}.lora_B.bias": ones(32)}, "found LoRA with bias"),
-    "differences of biases": ({**PAIR, f"{FLAT}.diff_b": ones(32)}, "found bias differences"),
     "textual inversion": ({"emb_params": ones(4, 768)}, "found textual inversion"),
     "a difference with alpha": ({f"{FLAT}.diff": ones(32, 32), _ALPHA: torch.tensor(1.0)}, "found alpha with it"),
     "whole numbers": ({**PAIR, A: ones(4, 32).to(torch.int8)}, "expected floats, found I8"),

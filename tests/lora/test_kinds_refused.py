@@ -41,7 +41,7 @@ ONE_KIND = "expected the tensors of one kind of adapter, found "
         ({"alpha": torch.tensor(1.0)}, InputError, "expected the tensors of one kind of adapter, found alpha"),
         ({"diff": torch.ones(WIDTH, 31)}, InputError, "diff: expected (32, 32), found (32, 31)"),
         ({"diff": torch.ones(WIDTH, WIDTH), "alpha": torch.tensor(1.0)}, UnsupportedError, "found alpha with it"),
-        ({"diff_b": torch.ones(WIDTH)}, UnsupportedError, "found bias differences"),
+        ({"diff_b": torch.ones(WIDTH)}, InputError, "found 1 tensors of bias differences: "),
         ({"oft_blocks": torch.ones(4, 8, 8)}, UnsupportedError, "found OFT"),
     ],
 )

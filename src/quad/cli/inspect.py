@@ -60,7 +60,7 @@ def _facts(path: Path) -> Facts:
         profile_digest=None,
         slots_digest=None,
         adapters={name: adapter},
-        details={"kinds": header.kinds},
+        details={"kinds": header.kinds, "beside": header.beside},
     )
 
 
@@ -120,6 +120,8 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     for key in ("target", "precision"):
         if key in facts.details:
             lines.append(f"{key} {facts.details[key]}")
+    if facts.details.get("beside"):
+        lines.append("not carried " + ", ".join(f"{name}: {count} tensors" for name, count in facts.details["beside"].items()))
     if facts.details.get("kinds"):
         lines.append("kinds " + ", ".join(f"{kind}: {count} modules" for kind, count in facts.details["kinds"].items()))
     if facts.details.get("requires"):

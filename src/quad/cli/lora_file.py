@@ -12,7 +12,7 @@ from quad.core.storage.links import contained
 from quad.core.storage.pack import MANIFEST_KEY
 from quad.core.storage.stable_file import StableFile
 from quad.lora.keys import parse_key, refuse_other_kinds
-from quad.lora.kinds import kind_of, own_rank
+from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, refuse_pickle
 from quad.lora.tensors import Role, read_lora_header
 
@@ -26,12 +26,14 @@ class LoraHeader:
         bits: of the widest tensor of weights.
         is_pack: the file is a pack of ours, not a plain LoRA.
         kinds: kind of adapter -> how many modules are of it.
+        beside: what stands beside the matrices and no slot carries -> how many tensors.
     """
 
     ranks: dict[str, int]
     bits: int
     is_pack: bool
     kinds: dict[str, int] = field(default_factory=dict)
+    beside: dict[str, int] = field(default_factory=dict)
 
 
 def find_file(path: Path) -> Path:
@@ -73,5 +75,9 @@ def read_header(path: Path) -> LoraHeader:
         contents = f"{len(names)} tensors such as {', '.join(names[:3]) or 'none'}"
         raise InputError(mismatch(str(path), "LoRA tensors (lora_A, lora_B or lora_down, lora_up)", contents, "give a LoRA file"))
     return LoraHeader(
-        ranks={module: own_rank(modules[module]) for module in kinds}, bits=max(widths), is_pack=False, kinds=dict(Counter(kinds.values()))
+        ranks={module: own_rank(modules[module]) for module in kinds},
+        bits=max(widths),
+        is_pack=False,
+        kinds=dict(Counter(kinds.values())),
+        beside=dict(Counter(name for name in map(beside, names) if name)),
     )

@@ -11,7 +11,7 @@ _SD_BLOCK = r"(?:attentions[._]\d+|(?:input|output)_blocks[._]\d+[._]1|middle_bl
 _BY_NAME: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), name)
     for pattern, name in (
-        (r"lora_te2_|text_encoder_2\.|add_embedding|label_emb|" + _SD_BLOCK + r"[._]transformer_blocks[._][1-9]", "SDXL"),
+        (r"lora_te2_|clip_g\.|text_encoder_2\.|add_embedding|label_emb|" + _SD_BLOCK + r"[._]transformer_blocks[._][1-9]", "SDXL"),
         (r"single_transformer_blocks|double_blocks|single_blocks", "Flux"),
         (r"joint_blocks|(?:^|[._])transformer_blocks[._]\d+[._]attn[._]add_[qkv]_proj", "Stable Diffusion 3"),
         (r"motion_modules", "AnimateDiff"),

@@ -20,18 +20,22 @@ import numpy as np
 from quad.lora.adapter import LowRank
 from quad.lora.config import AdapterConfig
 from quad.lora.kinds import WITH_DORA, Kind, has_magnitude, is_ambiguous, kinds_of
+from quad.lora.layout import LayerLayout
 from quad.lora.low_rank import CONVERTED_ENERGY, CONVERTED_RANK, Product, RankLimits, Update
 from quad.lora.target import TargetLayer, Tensors
 from quad.lora.updates.dora import dora_update
 
+_FIRST, _LATENT_CHANNELS = "conv_in", 4
+
 
 @dataclass(frozen=True)
 class Converted:
-    """A module's two matrices; `kind` and `energy` where they are not the file's own."""
+    """A module's two matrices; `kind` and `energy` where they are not the file's own, and a note where not all of the layer gets them."""
 
     pair: LowRank
     kind: str = ""
     energy: float | None = None
+    note: str = ""
 
 
 def convert(target: TargetLayer, tensors: Tensors, config: AdapterConfig, limits: RankLimits) -> Converted:
@@ -83,6 +87,26 @@ def _require_config(target: TargetLayer, config: AdapterConfig, kind: Kind, name
 def _in_double(target: TargetLayer, pair: LowRank) -> Update:
     """A pair as a product of two matrices, in double precision."""
     return Product(pair.b.reshape(target.layer.outputs, -1).astype(np.float64), pair.a.reshape(pair.rank, -1).astype(np.float64))
+
+
+def latent_only(path: str, layer: LayerLayout) -> LayerLayout | None:
+    """The first convolution as a base without further input channels has it; None for any other layer, and where it has no others.
+
+    A base for inpainting or editing reads the latent first, then a mask or a picture, and takes LoRA of the plain base.
+    """
+    if path != _FIRST or layer.shape[1] <= _LATENT_CHANNELS:
+        return None
+    weight = layer.weight
+    shape = (layer.shape[0], _LATENT_CHANNELS, *layer.kernel)
+    return LayerLayout(shape, None if weight is None else lambda: weight()[:, :_LATENT_CHANNELS])
+
+
+def widened_inputs(converted: Converted, layer: LayerLayout) -> Converted:
+    """An update of a layer's first input channels as one of the whole layer: zeros for the others."""
+    down = converted.pair.a
+    padding = [(0, layer.shape[1] - down.shape[1]) if axis == 1 else (0, 0) for axis in range(down.ndim)]
+    note = f"{_FIRST}: trained on {down.shape[1]} of the base's {layer.shape[1]} input channels, the others stay as they are"
+    return replace(converted, pair=replace(converted.pair, a=np.pad(down, padding)), note=note)
 
 
 def shaped(pair: LowRank, shape: tuple[int, ...]) -> LowRank:

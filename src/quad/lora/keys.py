@@ -21,8 +21,17 @@ Component = Literal["unet", "text_encoder"]
 
 PEFT_WRAPPER = "base_model.model."
 _MODEL_PREFIXES = (PEFT_WRAPPER, "model.diffusion_model.", "diffusion_model.")
+# ComfyUI's and OneTrainer's names of the one text encoder (CLIP L of Stable Diffusion 1, H of 2), and that of one-file checkpoints.
+_CLIP_PREFIXES: tuple[tuple[str, Component], ...] = tuple(
+    (f"{holder}{clip}.transformer.", TEXT_ENCODER) for holder in ("text_encoders.", "") for clip in ("clip_l", "clip_h", "cond_stage_model")
+)
 # A transformer that denoises stands where the U-Net stands.
-DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = (("unet.", UNET), ("transformer.", UNET), ("text_encoder.", TEXT_ENCODER))
+DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = (
+    ("unet.", UNET),
+    ("transformer.", UNET),
+    ("text_encoder.", TEXT_ENCODER),
+    *_CLIP_PREFIXES,
+)
 _FLAT: tuple[tuple[str, Component | None], ...] = (
     ("lora_unet_", UNET),
     ("lora_transformer_", UNET),

@@ -131,7 +131,6 @@ _MAGNITUDES = ("magnitude", "dora_scale")  # DoRA's norms, as PEFT and as LyCORI
 
 # A fragment of a key that only one kind of adapter has, and that kind's name: these are refused by name.
 NOT_READ: tuple[tuple[str, str], ...] = (
-    (".diff_b", "bias differences"),
     ("oft_", "OFT"),
     ("boft_", "BOFT"),
     ("ia3_", "IA3"),
@@ -142,11 +141,19 @@ NOT_READ: tuple[tuple[str, str], ...] = (
     ("lora_up.bias", "LoRA with bias"),
     (".a1.weight", "GLoRA"),
     (".b1.weight", "GLoRA"),
-    (".w_norm", "weights of norms"),
-    (".b_norm", "weights of norms"),
     (".set_weight", "full weights"),
     ("emb_params", "textual inversion"),
     ("string_to_param", "textual inversion"),
+)
+
+# What stands beside the matrices and changes no matrix: a fragment of a key and its name. No slot carries it.
+BESIDE: tuple[tuple[str, str], ...] = (
+    (".diff_b", "bias differences"),
+    (".bias_values", "bias differences"),
+    (".bias_indices", "bias differences"),
+    (".bias_size", "bias differences"),
+    (".w_norm", "differences of norms"),
+    (".b_norm", "differences of norms"),
 )
 
 ENDINGS: Mapping[re.Pattern[str], Role] = {
@@ -172,6 +179,11 @@ def is_ambiguous(kind: Kind, roles: Collection[Role]) -> bool:
 def has_magnitude(roles: Collection[Role]) -> bool:
     """Whether the module is one of DoRA."""
     return any(role in roles for role in _MAGNITUDES)
+
+
+def beside(key: str) -> str:
+    """The name of what a tensor beside the matrices is, by its key; "" for any other tensor."""
+    return next((name for fragment, name in BESIDE if fragment in key), "")
 
 
 def kind_of(roles: Collection[Role]) -> str:

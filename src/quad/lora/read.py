@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,9 +13,10 @@ from quad.core.errors import CompatibilityError, InputError, UnsupportedError, m
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.adapter import FloatAdapter, LowRank
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
-from quad.lora.convert import Converted, convert, shaped
+from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
 from quad.lora.file import LoraFile, open_lora
 from quad.lora.keys import is_text_key, parse_key, refuse_other_kinds
+from quad.lora.kinds import beside
 from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
 from quad.lora.module_names import Names, network_names
@@ -97,8 +98,32 @@ def _require_matches(where: str, file: LoraFile, modules: Mapping[str, _Module],
     if modules and (allow_unused or not unused):
         return
     remedy = "pass --allow-unused-keys to leave them out" if modules else "is it for another base model?"
+    if unused and all(map(beside, unused)):
+        remedy = "pass --allow-unused-keys to leave them out" if modules else "there is nothing that a slot could carry"
+        kinds = " and ".join(dict.fromkeys(map(beside, unused)))
+        raise InputError(mismatch(where, "updates of weights alone", f"{len(unused)} tensors of {kinds}: {listed(unused)}", remedy))
     problem = f"{len(unused)} of {len(file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, remedy))
+
+
+def _without_effect(file: LoraFile, key: str) -> bool:
+    """Whether a key that matches no layer would change nothing: zeros, or the places of a sparse bias, whose values count."""
+    return key.endswith((".bias_indices", ".bias_size")) or not file.tensors[key].values().any()
+
+
+def _left_out(file: LoraFile, unused: list[str]) -> tuple[str, ...]:
+    """A line for each kind of tensors that are left out, with how large they are."""
+    kinds: dict[str, list[str]] = {}
+    for key in unused:
+        kinds.setdefault(beside(key) or "keys that match nothing", []).append(key)
+
+    def largest(keys: list[str]) -> float:
+        return max(float(np.abs(file.tensors[key].values()).max()) for key in keys)
+
+    return tuple(
+        f"{len(keys)} {'' if kind.startswith('keys') else 'tensors of '}{kind} left out, largest value {largest(keys):.3g}: {listed(keys)}"
+        for kind, keys in kinds.items()
+    )
 
 
 def require_slots(name: str, outside: Iterable[str]) -> None:
@@ -114,14 +139,15 @@ def require_slots(name: str, outside: Iterable[str]) -> None:
         )
 
 
-def _notes(converted: Iterable[Converted]) -> tuple[str, ...]:
+def _notes(converted: Collection[Converted]) -> tuple[str, ...]:
     """A line for each kind that was converted."""
     energies: dict[str, list[float]] = {}
     for module in converted:
         if module.energy is not None:
             energies.setdefault(module.kind, []).append(module.energy)
     counts = Counter({kind: len(shares) for kind, shares in energies.items()})
-    return tuple(
+    narrow = tuple(module.note for module in converted if module.note)
+    return narrow + tuple(
         f"{count} modules of {kind} converted, energy kept {min(energies[kind]):.4f} at worst, {np.mean(energies[kind]):.4f} on average"
         for kind, count in counts.items()
     )
@@ -168,18 +194,18 @@ def read_lora(
     _require_base(where, file, unused, modules, slots)
     if text_encoder is None:
         _refuse_text(file)
+    unused = [key for key in unused if not _without_effect(file, key)]
     _require_matches(where, file, modules, unused, allow_unused)
     require_slots(name, (path for path in modules if path not in slots))
     converted = {path: _convert_module(where, path, layer, modules[path], file, limits) for path, layer in slots.items() if path in modules}
     weights = {path: module.pair for path, module in converted.items()}
-    left_out = (f"{len(unused)} keys match nothing and are left out: {listed(unused)}",) if unused else ()
     adapter = FloatAdapter(
         name=name,
         weights=weights,
         rank=_rank(weights),
         digest=file.digest,
         energy={path: module.energy for path, module in converted.items() if module.energy is not None},
-        notes=(*_notes(converted.values()), *left_out),
+        notes=(*_notes(converted.values()), *_left_out(file, unused)),
     )
     _require_energy(name, adapter.energy, limits)
     return adapter if limits.max_rank is None else reduced(adapter, limits.max_rank, limits.min_energy)
@@ -187,9 +213,20 @@ def read_lora(
 
 def _convert_module(where: str, path: str, layer: LayerLayout, module: _Module, file: LoraFile, limits: RankLimits) -> Converted:
     """The matrices of one module; the text encoder's paths have a prefix that its configs do not know."""
-    of_text = path.startswith(TEXT_PREFIX)
+    config = file.config(TEXT_ENCODER if path.startswith(TEXT_PREFIX) else UNET)
     target = TargetLayer(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
-    return convert(target, module.tensors, file.config(TEXT_ENCODER if of_text else UNET), limits)
+    try:
+        return convert(target, module.tensors, config, limits)
+    except InputError:
+        if (narrow := latent_only(path, layer)) is None:
+            raise
+        try:
+            converted = convert(replace(target, layer=narrow), module.tensors, config, limits)
+        except InputError:
+            narrow = None
+        if narrow is None:
+            raise  # the message of the whole layer
+    return widened_inputs(converted, layer)
 
 
 def _rank(weights: Mapping[str, LowRank]) -> int:

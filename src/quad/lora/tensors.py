@@ -23,8 +23,9 @@ from quad.lora.quote import quoted
 
 # safetensors' name of a type -> how NumPy holds its bits.
 _STORAGE = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"}
-# Trainers write alpha as a whole number too; nothing else of a LoRA is one.
-_ALPHA_STORAGE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
+# Trainers write alpha as a whole number too, and where a sparse bias has its values; nothing else of a LoRA is one.
+_WHOLE_NUMBERS = (".alpha", ".bias_indices", ".bias_size")
+_WHOLE_STORAGE = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1"}
 
 Role = str  # what a tensor is to its module, such as `down`; `quad.lora.kinds` names all of them
 
@@ -142,7 +143,7 @@ def _storage_type(path: Path, name: str, dtype: str) -> str:
     Raises:
         UnsupportedError: a type that no part of a LoRA has.
     """
-    storage = _STORAGE.get(dtype) or (_ALPHA_STORAGE.get(dtype) if name.endswith(".alpha") else None)
+    storage = _STORAGE.get(dtype) or (_WHOLE_STORAGE.get(dtype) if name.endswith(_WHOLE_NUMBERS) else None)
     if storage is None:
         raise UnsupportedError(mismatch(f"{path}, '{quoted(name)}'", "floats", dtype, "save it in float16 or float32"))
     return storage
