@@ -28,7 +28,7 @@ from quad.lora.updates.dora import dora_update
 _FIRST, _LATENT_CHANNELS = "conv_in", 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Converted:
     """A module's two matrices; `kind` and `energy` where they are not the file's own, and a note where not all of the layer gets them."""
 
@@ -55,13 +55,13 @@ def convert(target: TargetLayer, tensors: Tensors, config: AdapterConfig, limits
     update = kind.update(target, tensors, config)
     if isinstance(update, LowRank):
         if not decomposed:
-            return Converted(_finite(target, update))
+            return Converted(pair=_finite(target, update))
         update = _in_double(target, update)
     if decomposed:
         update = dora_update(target, tensors, update)
     cut = update.cut(limits.max_rank or CONVERTED_RANK, CONVERTED_ENERGY)
     pair = LowRank(cut.a.astype(np.float32), cut.b.astype(np.float32))
-    return Converted(_finite(target, shaped(pair, target.layer.shape)), name, cut.energy)
+    return Converted(pair=_finite(target, shaped(pair, target.layer.shape)), kind=name, energy=cut.energy)
 
 
 def _kind(target: TargetLayer, tensors: Tensors) -> Kind:
