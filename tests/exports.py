@@ -1,7 +1,8 @@
-"""One export for equal networks: torch takes seconds for each, and the suite builds the same small models again and again.
+"""One trace for networks of one structure: torch takes seconds for each, and the suite builds the same small models again and again.
 
-A network is known by everything its trace can depend on: classes and their code, parameters, buffers, attributes, example inputs, and
-quad's own code of the trace, so that a test that patches any of it gets an export of its own.
+A structure is known by everything its trace can depend on: classes and their code, shapes of parameters, buffers, attributes, example
+inputs, and quad's own code of the trace, so that a test that patches any of it gets a trace of its own. A trace does not read parameters:
+each network's own values take their places in the graph.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -28,6 +30,7 @@ from quad.compile.export import GraphSpec
 
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
 _PLAIN = (type(None), EllipsisType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
+_PLACES = "parameters"
 _OURS = ("quad.model", "quad.compile.export")
 
 
@@ -64,7 +67,9 @@ class NetworkDigest:
         self._sum.update(text.encode() + b"\0")
 
     def _add_object(self, value: Any) -> None:
-        if isinstance(value, torch.Tensor):
+        if isinstance(value, nn.Parameter):
+            self._write(f"{tuple(value.shape)} {value.dtype} {value.requires_grad}")
+        elif isinstance(value, torch.Tensor):
             self._write(f"{tuple(value.shape)} {value.dtype} {value.requires_grad}")
             self._sum.update(value.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes() if value.dim() else repr(value).encode())
         elif isinstance(value, np.ndarray):
@@ -126,6 +131,39 @@ def export_key(module: nn.Module, spec: GraphSpec) -> str | None:
     return digest.hexdigest()
 
 
+def _places(module: nn.Module, model: ir.Model) -> dict[str, str]:
+    """Initializer -> the parameter whose values it has."""
+    by_place = {(tensor.data_ptr(), tuple(tensor.shape)): name for name, tensor in module.named_parameters()}
+    places = {}
+    for name, value in model.graph.initializers.items():
+        raw = getattr(value.const_value, "raw", None)
+        if isinstance(raw, torch.Tensor) and (key := (raw.data_ptr(), tuple(raw.shape))) in by_place:
+            places[name] = by_place[key]
+    return places
+
+
+def _filled(model: ir.Model, places: dict[str, str], module: nn.Module) -> ir.Model:
+    """The graph of another network of the structure, with this one's parameters."""
+    parameters = dict(module.named_parameters())
+    for name, parameter in places.items():
+        model.graph.initializers[name].const_value = ir.tensor(parameters[parameter].detach().numpy(), name=name)
+    return model
+
+
+def _written(model: ir.Model, places: dict[str, str]) -> bytes:
+    proto = ir.to_proto(model)
+    proto.metadata_props.extend([onnx.StringStringEntryProto(key=_PLACES, value=json.dumps(places))])
+    return bytes(proto.SerializeToString())
+
+
+def _read(content: bytes) -> tuple[ir.Model, dict[str, str]]:
+    proto = onnx.load_model_from_string(content)
+    (entry,) = (entry for entry in proto.metadata_props if entry.key == _PLACES)
+    places: dict[str, str] = json.loads(entry.value)
+    proto.metadata_props.remove(entry)
+    return ir.from_proto(proto), places
+
+
 def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
     """`traced` that asks `folder` first, which several processes may share."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -136,10 +174,10 @@ def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
             return trace(module, spec)
         path = folder / f"{key}.onnx"
         if path.is_file():
-            return ir.from_proto(onnx.load_model_from_string(path.read_bytes()))
+            return _filled(*_read(path.read_bytes()), module)
         model = trace(module, spec)
         part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(ir.to_proto(model).SerializeToString())
+        part.write_bytes(_written(model, _places(module, model)))
         part.replace(path)
         return model
 

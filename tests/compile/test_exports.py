@@ -28,6 +28,13 @@ class Scaled(nn.Module):
 SPEC = GraphSpec(component="unet", inputs={"x": torch.zeros(1, 4)}, output="y")
 
 
+def bent() -> nn.Module:
+    module = Scaled(2.0)
+    with torch.no_grad():
+        module.layer.bias[1] += 1e-6
+    return module
+
+
 def written(model: ir.Model) -> bytes:
     return ir.to_proto(model).SerializeToString()
 
@@ -43,23 +50,31 @@ def test_what_is_shared_is_what_torch_writes(tmp_path: Path) -> None:
     first, second = share(Scaled(2.0), SPEC), share(Scaled(2.0), SPEC)
     assert len(calls) == 1
     assert written(first) == written(second)
+    other = bent()
+    assert written(share(other, SPEC)) == written(traced(other, SPEC)) != written(first)
+    assert len(calls) == 1
     share(Scaled(3.0), SPEC)
     assert len(calls) == 2
 
 
 def test_whatever_differs_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    def bent() -> nn.Module:
-        module = Scaled(2.0)
-        with torch.no_grad():
-            module.layer.bias[1] += 1e-6
-        return module
-
     def rewired() -> nn.Module:
         module = Scaled(2.0)
         module.forward = module.layer  # type: ignore[method-assign]
         return module
 
-    keys = [export_key(Scaled(2.0), SPEC), export_key(Scaled(2.5), SPEC), export_key(bent(), SPEC), export_key(rewired(), SPEC)]
+    def buffered(value: float) -> nn.Module:
+        module = Scaled(2.0)
+        module.register_buffer("shift", torch.tensor([value]))
+        return module
+
+    keys = [
+        export_key(Scaled(2.0), SPEC),
+        export_key(Scaled(2.5), SPEC),
+        export_key(buffered(0.0), SPEC),
+        export_key(buffered(1.0), SPEC),
+        export_key(rewired(), SPEC),
+    ]
     keys += [export_key(Scaled(2.0), replace(SPEC, output="z")), export_key(Scaled(2.0), replace(SPEC, inputs={"x": torch.zeros(2, 4)}))]
     assert export_key(Scaled(2.0), SPEC) == keys[0]
     monkeypatch.setattr(network.SlottedNetwork, "forward", lambda self, *_: None)
