@@ -29,7 +29,7 @@ from quad.cli.serve import serve
 from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_missing_descriptors
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
-from quad.core.errors import InputError, QuadError, mismatch
+from quad.core.errors import InputError, QuadError, lack_of, mismatch
 
 DEBUG = "--debug"
 
@@ -50,6 +50,8 @@ def explain(error: Exception) -> tuple[str, int]:
         return _usage_line(error), error.exit_code
     if isinstance(error, QuadError):
         return f"quad: {error}", error.exit_code
+    if (lack := lack_of("quad", error)) is not None:
+        return str(lack), lack.exit_code
     if isinstance(error, OSError) and error.filename is not None:
         return f"quad: {InputError(mismatch(str(error.filename), 'a path to use', error.strerror, 'check it and its permissions'))}", 1
     if isinstance(error, Abort):

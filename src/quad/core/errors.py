@@ -17,6 +17,8 @@ move a terminal's cursor, is spelled out, and what is too long loses its middle.
 
 from __future__ import annotations
 
+import errno
+
 _LONGEST, _HEAD, _TAIL = 1200, 800, 350
 
 
@@ -74,6 +76,22 @@ class StoppedError(QuadError):
 
 class BackendError(QuadError):
     """An engine, a toolchain or the operating system failed."""
+
+
+def lack_of(where: str, error: BaseException) -> BackendError | None:
+    """What to say where the machine had no memory, thread or open file to give; None where `error` tells of something else.
+
+    Neither the input nor quad is wrong then, and the same call may go well a moment later.
+    """
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        lack = "memory"
+    elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        lack = "files that may be open"
+    elif isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        lack = "memory for a thread"
+    else:
+        return None
+    return BackendError(mismatch(where, f"enough {lack}", "too little", "end other programs, or try again later or with smaller pictures"))
 
 
 def mismatch(where: str, expected: object, actual: object, next_step: str) -> str:

@@ -23,6 +23,7 @@ from quad.runtime.request import Request, Resolved
 from quad.runtime.samplers import OnStep, SamplingRun, plan_sampling
 
 Float = NDArray[np.float32]
+_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,10 +167,19 @@ class Stages:
 def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:
     """The VAE decoder's output `(1, 3, S, S)`, clamped, as a picture; laid into the original where `paste` says so."""
     square = np.clip((image[0].transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.float32)
-    if paste is not None:
-        new = np.clip(paste.fit.back(square), 0, 255)
-        square = paste.weight * new + (1 - paste.weight) * paste.original
-    return Image.fromarray(np.rint(square).astype(np.uint8))
+    return Image.fromarray(np.rint(square).astype(np.uint8) if paste is None else _pasted(square, paste))
+
+
+def _pasted(square: Float, paste: PasteBack) -> NDArray[np.uint8]:
+    """The new picture in the original, uint8 `(H, W, 3)`; a channel and a few rows at a time, for the original may be large."""
+    pixels = np.empty_like(paste.original)
+    for channel in range(pixels.shape[2]):
+        new = paste.fit.back(square[..., channel : channel + 1])[..., 0]
+        for top in range(0, len(pixels), _ROWS):
+            rows = slice(top, top + _ROWS)
+            weight, old = paste.weight[rows, :, 0], paste.original[rows, :, channel]
+            pixels[rows, :, channel] = np.rint(weight * np.clip(new[rows], 0, 255) + (1 - weight) * old)
+    return pixels
 
 
 def _guidance_notes(spec: TaskSpec, negative_prompt: str) -> list[str]:

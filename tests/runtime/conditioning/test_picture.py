@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quad.core.errors import InputError
+from quad.core.errors import BackendError, InputError
+from quad.runtime.conditioning import picture_file
 from quad.runtime.conditioning.picture import fit_centre, fit_whole, open_picture, to_rgb
 
 sides = st.integers(1, 70)
@@ -88,3 +89,39 @@ def test_files(tmp_path: Path, picture: np.ndarray) -> None:
         with pytest.raises(InputError, match=words) as caught:
             open_picture(tmp_path / name)
         assert "\n" not in str(caught.value)
+
+
+@given(
+    st.integers(1, 40),
+    st.integers(1, 40),
+    st.sampled_from(["L", "LA", "P", "RGB", "RGBA", "1", "I;16", "I", "F", "CMYK"]),
+    st.integers(1, 300),
+)
+def test_bands_change_nothing(width: int, height: int, mode: str, band_pixels: int) -> None:
+    draw = np.random.default_rng(width * height)
+    match mode:
+        case "I;16":
+            picture = Image.fromarray(draw.integers(0, 65536, (height, width)).astype(np.uint16))
+        case "I" | "F":
+            picture = Image.fromarray(draw.integers(0, 70000, (height, width)).astype(np.int32 if mode == "I" else np.float32))
+        case _:
+            picture = Image.fromarray(draw.integers(0, 256, (height, width, 4)).astype(np.uint8)).convert(mode)
+    expected = to_rgb(picture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(picture_file, "_BAND_PIXELS", band_pixels)
+        actual = to_rgb(picture)
+        eight_bits = None if mode in ("I", "F") else to_rgb(picture_file.to_eight_bits(picture))
+    for pixels, notes in filter(None, (actual, eight_bits)):
+        np.testing.assert_array_equal(pixels, expected[0])
+        assert notes == expected[1]
+
+
+def test_no_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "a.png")
+
+    def lacking(_picture: Image.Image) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(picture_file, "upright", lacking)
+    with pytest.raises(BackendError, match="expected enough memory, found too little"):
+        open_picture(tmp_path / "a.png")

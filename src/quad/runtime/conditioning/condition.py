@@ -101,7 +101,9 @@ def _masked(
     steps = grow_steps(fit.forward_mask(mask), pictures.mask_grow_px)
     square = to_model(fit.forward(picture))
     # At the picture's own resolution the user's mask is wholly replaced, whatever resizing made of its edge.
-    weight = np.maximum(np.clip(fit.back(feather(steps)[..., None]), 0, 1), mask[..., None].astype(np.float32))
+    weight = fit.back(feather(steps)[..., None])
+    np.clip(weight, 0, 1, out=weight)
+    weight[mask] = 1
     small = pool_mask(steps[-1], factor) if spec.condition == "masked-image" else sample_mask(steps[-1], factor)
     image, paste = _condition_image(spec, square, steps[-1]), PasteBack(picture, weight, fit)
     return _with_picture(spec, square, Condition(image=image, mask=small, paste=paste, notes=notes + mask_notes))

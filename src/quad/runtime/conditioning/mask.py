@@ -53,9 +53,11 @@ def grow_steps(mask: NDArray[np.bool_], grow_px: int) -> list[NDArray[np.bool_]]
 
 def feather(steps: list[NDArray[np.bool_]]) -> NDArray[np.float32]:
     """Weight of the new picture: 1 in the user's mask, falling to 0 where the grown mask ends."""
-    inner = np.stack(steps[:-1] or steps).astype(np.float32)
-    weight: NDArray[np.float32] = inner.mean(axis=0)
-    return weight
+    inner = steps[:-1] or steps
+    covered = np.zeros(inner[0].shape, np.float32)  # by how many of them: whole numbers, so their sum is exact
+    for mask in inner:
+        covered += mask
+    return covered / np.float32(len(inner))
 
 
 def pool_mask(mask: NDArray[np.bool_], factor: int) -> NDArray[np.float32]:

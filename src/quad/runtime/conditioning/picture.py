@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from quad.core.errors import InputError, mismatch
+from quad.runtime.conditioning.picture_file import bands, decode_picture, grey_top
 
 PictureSource = Image.Image | NDArray[Any] | str | Path
-MAX_PIXELS = 100_000_000
 MAX_BYTES = 512 * 2**20
 _WIDE_MODES = ("I;16", "I;16L", "I;16B", "I", "F")
 
@@ -36,30 +35,6 @@ def open_picture(source: PictureSource, where: str = "image") -> Image.Image:
     if not isinstance(source, str | Path):
         raise InputError(mismatch(where, "a picture or a file's path", type(source).__name__, "open it with PIL first"))
     return decode_picture(picture_bytes(Path(source), where), f"{where} {source}")
-
-
-def decode_picture(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None) -> Image.Image:
-    """The picture of a file's bytes, wholly read and turned upright; its mode is as it comes.
-
-    Args:
-        max_pixels: width times height, which the header tells before anything is decoded.
-        formats: names that Pillow knows, None for all of them.
-
-    Raises:
-        InputError: it is no picture, is damaged, or too large.
-    """
-    try:
-        with Image.open(BytesIO(data), formats=formats) as picture:
-            if picture.width * picture.height > max_pixels:
-                size = f"{picture.width}x{picture.height}"
-                raise InputError(mismatch(where, f"at most {max_pixels} pixels", size, "make it smaller"))
-            picture.load()
-            return ImageOps.exif_transpose(picture)
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise many kinds, and bomb warnings may be errors
-        reason = "something else" if isinstance(error, UnidentifiedImageError) else f"a damaged one ({error})"
-        raise InputError(mismatch(where, "a picture (PNG, JPEG, WebP)", reason, "check the file")) from error
 
 
 def picture_bytes(path: Path, where: str) -> bytes:
@@ -96,18 +71,21 @@ def _from_array(array: NDArray[Any], where: str) -> Image.Image:
 
 def to_rgb(picture: Image.Image, ground: int = 255) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
     """The picture as uint8 `(H, W, 3)`; transparent parts are laid on a grey, white by default, which a note says."""
+    pixels = np.empty((picture.height, picture.width, 3), np.uint8)
     if picture.mode in _WIDE_MODES:
-        grey = np.asarray(picture, np.float64)
-        top = 1.0 if grey.max() <= 1 else 255.0 if grey.max() <= 255 else 65535.0
-        level = np.rint(np.clip(grey / top, 0, 1) * 255).astype(np.uint8)
-        return np.repeat(level[..., None], 3, axis=2), ()
-    if not picture.has_transparency_data:
-        return np.asarray(picture.convert("RGB"), np.uint8), ()
-    layered = picture.convert("RGBA")
-    below = Image.new("RGBA", layered.size, (ground, ground, ground, 255))
-    flat = np.asarray(Image.alpha_composite(below, layered).convert("RGB"), np.uint8)
-    clear = np.asarray(layered)[..., 3].min() < 255
-    return flat, ("image: its transparent parts were laid on white",) if clear else ()
+        top = grey_top(np.max([np.asarray(band).max() for _, band in bands(picture)]))
+        for row, band in bands(picture):
+            level = np.rint(np.clip(np.asarray(band, np.float64) / top, 0, 1) * 255)
+            pixels[row : row + band.height] = level[..., None]
+        return pixels, ()
+    is_clear = False
+    for row, band in bands(picture):
+        if band.has_transparency_data:
+            layered = band.convert("RGBA")
+            is_clear = is_clear or np.asarray(layered)[..., 3].min() < 255
+            band = Image.alpha_composite(Image.new("RGBA", layered.size, (ground, ground, ground, 255)), layered)
+        pixels[row : row + band.height] = np.asarray(band.convert("RGB"))
+    return pixels, ("image: its transparent parts were laid on white",) if is_clear else ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,9 +126,9 @@ class Fit:
         """Planes `(size, size, C)` of the square laid over the picture, `(H, W, C)`; zero where the square does not reach."""
         left, top, right, bottom = self.source
         part = _crop(square, self.square)
-        planes = [_resize_plane(part[..., c], right - left, bottom - top, Image.Resampling.BICUBIC) for c in range(part.shape[-1])]
-        laid_over = np.zeros((self.height, self.width, len(planes)), np.float32)
-        laid_over[top:bottom, left:right] = np.stack(planes, axis=-1)
+        laid_over = np.zeros((self.height, self.width, part.shape[-1]), np.float32)
+        for c in range(part.shape[-1]):
+            laid_over[top:bottom, left:right, c] = _resize_plane(part[..., c], right - left, bottom - top, Image.Resampling.BICUBIC)
         return laid_over
 
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
-from quad.core.errors import BackendError, UsageError, mismatch
+from quad.core.errors import BackendError, UsageError, lack_of, mismatch
 from quad.runtime.engines.engine import first_line
 from quad.runtime.queue.ordering import misses
 from quad.runtime.queue.ticket import State, Ticket
@@ -32,6 +32,8 @@ def check_terms(priority: int, deadline_s: float | None) -> None:
 
 def as_exception(number: int, error: BaseException) -> Exception:
     """The exception that a client gets; one that is meant to end a thread, as a library's panic is, becomes one that is not."""
+    if (lack := lack_of("picture", error)) is not None:
+        return lack
     if isinstance(error, Exception):
         return error
     reason = f"{type(error).__name__}: {first_line(error)}"
