@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -27,6 +28,27 @@ API = """
 import sys
 from quad import QuadPipeline
 QuadPipeline.from_pretrained(sys.argv[1])("it", seed=1).images[0].save(sys.argv[2])
+"""
+
+SERVE = """
+import json, signal, subprocess, sys
+from pathlib import Path
+from PIL import Image
+from quad.serve import QuadClient
+
+process = subprocess.Popen([sys.executable, "-m", "quad", "serve", *sys.argv[1:], "--json"], stdout=subprocess.PIPE, text=True)
+told = json.loads(process.stdout.readline())
+client = QuadClient(told.get("socket") or told["address"], Path(told["token_file"]).read_text() if "address" in told else None)
+client("make it night", task="transform", image=Image.new("RGB", (20, 20), "red"), seed=1)  # a decoder's process runs too
+for name in ("tcp", "tcp6", "udp", "udp6", "raw", "raw6"):
+    for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+        here, there = (place.split(":") for place in line.split()[1:3])
+        own = int(told["address"].rpartition(":")[2]) if "address" in told else None
+        assert name == "tcp" and here[0] == "0100007F" and own in (int(here[1], 16), int(there[1], 16)), (name, line)
+names = {words[7] for words in map(str.split, Path("/proc/net/unix").read_text().splitlines()[1:]) if len(words) > 7}
+assert names == ({told["socket"]} if "socket" in told else set()), names
+process.send_signal(signal.SIGTERM)
+assert process.wait(60) == 0
 """
 
 BUILD = """
@@ -107,6 +129,18 @@ def test_a_build_writes_nothing_elsewhere_and_calls_nobody(model_dir: Path, adap
     ]
     counters = _alone(command, tmp_path / "home")
     assert {name: counters[name] for name in CALLS} == dict.fromkeys(CALLS, 0)
+    assert _left(tmp_path / "home") == []
+
+
+@needs_namespace
+@pytest.mark.parametrize("place", ["--socket", "--port"])
+def test_a_server_writes_nothing_elsewhere_and_has_no_socket_but_its_own(place: str, tiny_bundle: Path, tmp_path: Path) -> None:
+    with TemporaryDirectory(prefix="q") as folder:  # short enough for a socket's address
+        options = [place, f"{folder}/s"] if place == "--socket" else [place, "0", "--token-file", f"{folder}/t"]
+        counters = _alone([sys.executable, "-c", SERVE, str(tiny_bundle), *options, "--allow-uploads"], tmp_path / "home")
+        assert counters["Udp:OutDatagrams"] == 0
+        assert bool(counters["Tcp:ActiveOpens"]) == (place == "--port")  # the test's own calls, each to that port
+        assert os.listdir(folder) == []
     assert _left(tmp_path / "home") == []
 
 

@@ -34,6 +34,7 @@ class Served:
     def __init__(self, service: Service, server: uvicorn.Server, address: str, token: str | None = None) -> None:
         self.service, self.address, self.token = service, address, token
         self._server = server
+        self.thread = Thread(target=server.run)
         self.http = HttpClient(address, token, timeout_s=30)
 
     @property
@@ -98,7 +99,9 @@ def _served(bundle: Path, limits: Limits | None = None, real: bool = False, toke
         thread = Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield Served(made, server, address, token)
+            served = Served(made, server, address, token)
+            served.thread = thread
+            yield served
         finally:
             server.should_exit = True
             thread.join()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,13 +15,14 @@ from typing import Any
 from quad.serve import QuadClient
 
 PATIENCE_S = 60
+QUAD = ("-m", "quad")
 
 
 class ServerProcess:
     """A running server; `told` is what it announced once it took calls."""
 
-    def __init__(self, bundle: Path, *options: str) -> None:
-        self.process = start(bundle, *options)
+    def __init__(self, bundle: Path, *options: str, program: Sequence[str] = QUAD) -> None:
+        self.process = start(bundle, *options, program=program)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
@@ -51,7 +53,11 @@ class ServerProcess:
         return int(next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]) * 1024
 
 
-def start(bundle: Path, *options: str) -> subprocess.Popen[str]:
-    """The process alone, which may not have come so far as to take calls."""
-    command = [sys.executable, "-m", "quad", "serve", str(bundle), "--threads", "1", "--json", *options]
+def start(bundle: Path, *options: str, program: Sequence[str] = QUAD) -> subprocess.Popen[str]:
+    """The process alone, which may not have come so far as to take calls.
+
+    Args:
+        program: what Python runs in place of `quad`.
+    """
+    command = [sys.executable, *program, "serve", str(bundle), "--threads", "1", "--json", *options]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import numpy as np
 import pytest
@@ -89,3 +90,27 @@ def test_a_body_that_goes_wrong_after_its_call_was_answered_is_no_fault(serve: S
         while one.recv(65536):
             pass
     assert not caplog.records
+
+
+def test_a_server_that_stops_waits_for_no_reader_and_says_nothing(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    served = serve()
+    where = _picture(served)
+    with caplog.at_level(logging.WARNING), ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(_asked(served, where))
+        served.stop()
+        served.thread.join(30)
+        assert not served.thread.is_alive()
+    assert not caplog.records
+
+
+def test_a_reader_that_takes_too_long_for_the_whole_of_a_picture_loses_it(serve: Serve) -> None:
+    served = serve(limits=Limits(body_timeout_s=1.0))
+    with _asked(served, _picture(served)) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        whole = 1
+        with suppress(ConnectionResetError):
+            while data := one.recv(1024):  # some of it now and then
+                whole += len(data)
+                time.sleep(0.02)
+    assert whole < 3 * SIDE**2

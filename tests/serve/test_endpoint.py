@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
@@ -13,7 +14,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from quad.core.errors import BackendError, InputError, UsageError
-from quad.serve.endpoint import own_directory, port_endpoint, socket_endpoint, upload_name
+from quad.serve.endpoint import own_directory, port_endpoint, remove_at_once, socket_endpoint, upload_name
 
 
 @pytest.fixture
@@ -179,3 +180,26 @@ def test_a_taken_port_is_one_line(folder: Path) -> None:
         port_endpoint(endpoint.port, None),
     ):
         pass
+
+
+@pytest.mark.parametrize("step", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_no_part_of_a_token(folder: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step == "write":
+        monkeypatch.setattr("secrets.token_urlsafe", lambda _: "\ud800")  # stands for what cannot be written
+    else:
+        monkeypatch.setattr(os, step, full)
+    with pytest.raises((BackendError, UnicodeEncodeError)), port_endpoint(0, None):
+        pass
+    monkeypatch.undo()
+    assert [path for path in (folder / "quad").iterdir() if path.suffix != ".lock"] == []
+
+
+def test_what_is_removed_at_once_is_all_that_a_server_has_written(folder: Path) -> None:
+    with port_endpoint(0, folder / "token") as endpoint:
+        endpoint.uploads.mkdir()
+        (endpoint.uploads / upload_name()).touch()
+        remove_at_once(endpoint)
+        assert [path for path in folder.rglob("*") if path.is_file()] == []

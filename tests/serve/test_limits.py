@@ -77,7 +77,7 @@ def test_pictures_are_refused_by_their_header(serve: Serve) -> None:
         _refused(served.call("POST", "/v1/requests", {name: _bomb(2000)}), 400, "at most 64 pixels, found 2000x2000")
         for side in (12_000, 60_000):  # where Pillow itself would warn, or refuse
             assert served.call("POST", "/v1/requests", {name: _bomb(side)})[0] == 400
-    assert served.service.budget.held_bytes == 2 * 64 * 4
+    assert served.service.budget.held_bytes == 2 * 64  # grey: a byte a pixel
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF", "PPM"])
@@ -101,11 +101,11 @@ def test_the_queue_is_bounded_and_a_place_is_given_back(serve: Serve) -> None:
 
 
 def test_clients_data_together_is_bounded(serve: Serve) -> None:
-    served = serve(limits=Limits(max_held_bytes=16 * 16 * 4 * 2))
+    served = serve(limits=Limits(max_held_bytes=16 * 16 * 5))
     whole = {"image": _png(16, 16)}
     served.ask(**whole)
     _refused(served.call("POST", "/v1/requests", {"image": _png(16, 32)}), 503, "bytes held for all clients")
-    assert served.service.budget.held_bytes == 16 * 16 * 4
+    assert served.service.budget.held_bytes == 16 * 16
 
 
 def test_steps_are_bounded_whoever_asks_for_them(serve: Serve) -> None:

@@ -79,7 +79,7 @@ class BackendError(QuadError):
 
 
 def lack_of(where: str, error: BaseException) -> BackendError | None:
-    """What to say where the machine had no memory, thread or open file to give; None where `error` tells of something else.
+    """The error to tell where the machine had no memory, thread or open file to give; None where `error` tells of something else.
 
     Neither the input nor quad is wrong then, and the same call may go well a moment later.
     """

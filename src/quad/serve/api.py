@@ -151,7 +151,8 @@ def _plain(value: Any) -> Any:
 
 
 def error_body(error: QuadError) -> ErrorBody:
-    return ErrorBody(str(error), type(error).__name__ if type(error).__name__ in _KINDS else QuadError.__name__)
+    """An error as it is told: by the class of the tree that it is, or is one of."""
+    return ErrorBody(str(error), next(kind.__name__ for kind in type(error).__mro__ if kind.__name__ in _KINDS))
 
 
 def as_exception(body: ErrorBody) -> QuadError:

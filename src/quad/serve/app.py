@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 from starlette.routing import Route
 
-from quad.core.errors import InputError, QuadError, mismatch
+from quad.core.errors import InputError, QuadError, lack_of, mismatch
 from quad.serve.error_response import HttpError, error_response, http_error, json_response
 from quad.serve.guard import Credentials, Guard
 from quad.serve.operations import about as about_calls
@@ -52,6 +52,9 @@ def make_app(service: Service, credentials: Credentials | None) -> Starlette:
         HttpError: _known_error,
         QuadError: _quad_error,
         ClientDisconnect: _disconnected,
+        MemoryError: _lacking,
+        OSError: _lacking,
+        RuntimeError: _lacking,
         Exception: _fault,
     }
     app = Starlette(
@@ -120,6 +123,14 @@ def _route(http: HttpRequest) -> str:
 
 async def _disconnected(_http: HttpRequest, _error: ClientDisconnect) -> Response:
     return Response(status_code=_GONE)
+
+
+async def _lacking(http: HttpRequest, error: Exception) -> Response:
+    """The machine has too little to answer this call now; whatever else it is, is a fault."""
+    lack = lack_of("server", error)
+    if lack is None:
+        raise error
+    return await _quad_error(http, lack)
 
 
 async def _fault(http: HttpRequest, error: Exception) -> Response:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import socket
+import struct
+import sys
 from typing import Any
 
 import h11
@@ -12,28 +14,44 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from quad.core.errors import InputError, mismatch
 from quad.serve.api import JSON, error_body
+from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
+from quad.serve.places import Places
 
-_LOG = logging.getLogger(__name__)
+_PEER = struct.Struct("3i")  # pid, uid, gid
 
 
 class BoundedProtocol(H11Protocol):
     """HTTP/1.1 with bounds on connections, and on the time to send a call's headers and to read its answer; its refusals are JSON."""
 
     limits: Limits
+    places: Places
+    credentials: Credentials | None
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         transport.set_write_buffer_limits(0)  # what the system does not take at once is waited for
-        if len(self.connections) > self.limits.max_connections:
-            _LOG.warning("a connection closed, %d are open", len(self.connections))
-            transport.close()
-        else:
-            self._expect_head()
+        self.app_state = {**self.app_state, "peer": peer_of(transport.get_extra_info("socket")), "abort": self.abort}
+        self._expect_head()
+        self.places.enter(self)
+        if self.credentials is None:
+            self.places.admit(self)
+
+    @property
+    def is_idle(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    @property
+    def descriptor(self) -> int:
+        return int(self.transport.get_extra_info("socket").fileno())
+
+    def abort(self) -> None:
+        self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self.places.leave(self)
         self._head_received()
         self._answer_read()
         super().connection_lost(exc)
@@ -51,6 +69,8 @@ class BoundedProtocol(H11Protocol):
         super().handle_events()
         if self.cycle is not before:
             self._head_received()
+            if self.credentials is not None and self.places.is_stranger(self) and self.credentials.accept(self.headers):
+                self.places.admit(self)
 
     def data_received(self, data: bytes) -> None:
         idle = self.timeout_keep_alive_task is not None
@@ -84,6 +104,13 @@ class BoundedProtocol(H11Protocol):
             self._unread = None
 
 
-def bounded(limits: Limits) -> type[BoundedProtocol]:
+def peer_of(connection: socket.socket) -> int | None:
+    """The process at the other end of a Unix socket, where the system tells it."""
+    if connection.family != socket.AF_UNIX or sys.platform != "linux":
+        return None
+    return int(_PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))[0])
+
+
+def bounded(limits: Limits, places: Places, credentials: Credentials | None) -> type[BoundedProtocol]:
     """The protocol of one server, as uvicorn takes it."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits})
+    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "places": places, "credentials": credentials})

@@ -10,7 +10,6 @@ What a killed server left is removed by the next one: it takes the locks of the 
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import re
@@ -23,16 +22,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from quad.core.errors import BackendError, InputError, UsageError, mismatch
 from quad.core.storage.files import writing_to
 from quad.core.storage.pack import PACK_SUFFIX
+from quad.serve.lock import LOCK, lock_file, locked
 
 _LOG = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
-LOCK, TOKEN, UPLOADS = ".lock", ".token", ".uploads"
+TOKEN, UPLOADS = ".token", ".uploads"
 SOCKET_NAME = "serve.sock"
 _TOKEN_BYTES, _TOKEN_MARK = 32, "quad-"
 _BACKLOG = 128
@@ -99,7 +98,7 @@ def socket_endpoint(path: Path | None) -> Iterator[Endpoint]:
         raise UsageError(
             mismatch("--socket", f"a path of at most {_LONGEST_ADDRESS} bytes", len(os.fsencode(stem)), "choose a shorter one")
         )
-    with _locked(stem):
+    with locked(stem):
         if path is None:
             _remove_dead_servers(stem.parent)
         _remove_files(stem)
@@ -139,7 +138,7 @@ def port_endpoint(port: int, token_file: Path | None) -> Iterator[Endpoint]:
             raise BackendError(mismatch(f"port {port}", "a free port", error.strerror or str(error), "choose another --port")) from error
         stem = folder / f"tcp-{listener.getsockname()[1]}"
         file = stem.with_name(stem.name + TOKEN) if token_file is None else token_file.absolute()
-        with _locked(stem), nullcontext() if token_file is None else _locked(file):
+        with locked(stem), nullcontext() if token_file is None else locked(file):
             _remove_with_token(stem)
             token = _write_token(file)
             try:
@@ -156,11 +155,14 @@ def _write_token(file: Path) -> str:
     token, part = _TOKEN_MARK + secrets.token_urlsafe(_TOKEN_BYTES), _part_of(file)
     with writing_to(file):
         part.unlink(missing_ok=True)  # a killed server's, or one that somebody has laid there to keep it open
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
-            stream.write(f"{token}\n".encode())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
+        try:
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as stream:
+                stream.write(f"{token}\n".encode())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
     return token
 
 
@@ -168,46 +170,11 @@ def _part_of(file: Path) -> Path:
     return file.with_name(f".{file.name}.part")
 
 
-@contextmanager
-def _locked(stem: Path) -> Iterator[None]:
-    """Raises:
-    InputError: another server holds this stem, or its lock is no lock.
-    """
-    path = stem.with_name(stem.name + LOCK)
-    with writing_to(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = _lock(path)
-    if lock is None:
-        raise InputError(mismatch(str(stem), "no server there yet", "a running one", "use that one, or choose another place"))
-    with lock:
-        if os.fstat(lock.fileno()).st_size:
-            raise InputError(mismatch(str(path), "a lock, which is empty", "something else", "choose another place"))
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[bytes] | None:
-    """The lock file, held; None where another process holds it. A file that was removed before it was locked is no lock: again."""
-    while True:
-        stream = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600), "rb")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.close()
-            return None
-        with suppress(FileNotFoundError):
-            if path.stat().st_ino == os.fstat(stream.fileno()).st_ino:
-                return stream
-        stream.close()
-
-
 def _remove_dead_servers(folder: Path) -> None:
     """Remove what servers left that do not live any more."""
     for path in folder.glob(f"*{LOCK}"):
         stem = path.with_name(path.name.removesuffix(LOCK))
-        if (lock := _lock(path)) is not None:
+        if (lock := lock_file(path)) is not None:
             with lock, suppress(InputError):  # what is no server's keeps no other one from starting
                 _remove_with_token(stem)
                 path.unlink(missing_ok=True)
@@ -234,6 +201,19 @@ def _remove_files(stem: Path) -> None:
             raise InputError(mismatch(str(path), f"{expected}, or nothing", "something else", "choose another --socket"))
     stem.unlink(missing_ok=True)
     shutil.rmtree(uploads, ignore_errors=True)
+
+
+def remove_at_once(endpoint: Endpoint) -> None:
+    """Remove what a server has put on the disk, where its process ends without leaving its blocks."""
+    with suppress(OSError, InputError):
+        _remove_with_token(endpoint.stem)
+    for path in (endpoint.stem, endpoint.token_file):
+        if path is not None:
+            with suppress(OSError):
+                path.with_name(path.name + LOCK).unlink(missing_ok=True)
+    if endpoint.token_file is not None:
+        with suppress(OSError):
+            endpoint.token_file.unlink(missing_ok=True)
 
 
 def _is_socket(path: Path) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hmac
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quad.core.errors import InputError, mismatch
 from quad.serve.error_response import HttpError, error_response
+from quad.serve.rare_warning import RareWarning
 from quad.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
 
+_CLOSE = {"Connection": "close"}
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
@@ -27,17 +30,29 @@ class Credentials:
     port: int
     token: str
 
-    def check(self, headers: dict[bytes, list[bytes]]) -> None:
+    def accept(self, headers: Iterable[tuple[bytes, bytes]]) -> bool:
+        """Whether a call with these may be made."""
+        try:
+            self.check(headers)
+        except HttpError:
+            return False
+        return True
+
+    def check(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
         """Raises:
-        HttpError: 421 for another host's name, 401 for a missing or wrong token.
+        HttpError: 421 for another host's name, 401 for a missing or wrong token. The connection is closed then, and no body read.
         """
-        hosts = [value.decode("latin-1").lower() for value in headers.get(b"host", [])]
+        by_name: dict[bytes, list[bytes]] = {}
+        for name, value in headers:
+            by_name.setdefault(name.lower(), []).append(value)
+        hosts = [value.decode("latin-1").lower() for value in by_name.get(b"host", [])]
         if len(hosts) != 1 or hosts[0] not in {*_LOOPBACK, *(f"{name}:{self.port}" for name in _LOOPBACK)}:
-            raise HttpError(421, InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name")))
-        kind, _, token = b"".join(headers.get(b"authorization", [])).partition(b" ")
+            host_error = InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name"))
+            raise HttpError(421, host_error, _CLOSE)
+        kind, _, token = b"".join(by_name.get(b"authorization", [])).partition(b" ")
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token.encode()):
             error = InputError(mismatch("Authorization", "Bearer and this server's token", "none or another", "read its token file"))
-            raise HttpError(401, error, {"WWW-Authenticate": "Bearer"})
+            raise HttpError(401, error, {"WWW-Authenticate": "Bearer", **_CLOSE})
 
 
 class Guard:
@@ -48,6 +63,7 @@ class Guard:
         credentials: None on a Unix socket, whose file mode is the check.
         """
         self._app, self._service, self._credentials = app, service, credentials
+        self._warning = RareWarning(_LOG)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,9 +81,9 @@ class Guard:
 
         try:
             if self._credentials is not None:
-                self._credentials.check(_by_name(scope))
+                self._credentials.check(scope["headers"])
         except HttpError as error:
-            _LOG.warning(
+            self._warning(
                 "a call over TCP answered %d: %s", error.status, "no token of this server" if error.status == 401 else "another host"
             )
             await error_response(error)(scope, receive, counted)
@@ -82,10 +98,3 @@ class Guard:
     def _count(self, status: int) -> None:
         answers = self._service.answers
         answers[status] = answers.get(status, 0) + 1
-
-
-def _by_name(scope: Scope) -> dict[bytes, list[bytes]]:
-    headers: dict[bytes, list[bytes]] = {}
-    for name, value in scope["headers"]:
-        headers.setdefault(name.lower(), []).append(value)
-    return headers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,19 +11,22 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Timer
 from types import FrameType
 
 from quad.core.storage.install_pointers import store_beside
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
-from quad.serve.endpoint import Endpoint
+from quad.serve.endpoint import Endpoint, remove_at_once
 from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
-from quad.serve.server import serve
+from quad.serve.server import Moments, serve
 from quad.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
+
+_MOST_ENDING_S = 4.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +58,19 @@ def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], a
     Raises:
         QuadError: the place is taken, or the bundle cannot be opened.
     """
-    with _stoppable() as is_stopped, listening as endpoint, open_service(options, endpoint) as service:
-        if not is_stopped():
-            announce(endpoint, service)
-            _LOG.info("serving %s by %s on %s", service.pipe.bundle.manifest.name, service.pipe.engine, endpoint.stem)
-            serve(service, endpoint.listener, None if endpoint.token is None else Credentials(endpoint.port, endpoint.token))
+    ending = _Ending()
+    with _stoppable(ending) as is_stopped, listening as ending.endpoint:
+        endpoint = ending.endpoint
+        with open_service(options, endpoint) as service:
+            if not is_stopped():
+                credentials = None if endpoint.token is None else Credentials(endpoint.port, endpoint.token)
+                moments = Moments(ready=partial(_announce, announce, endpoint, service), stop=ending.begin)
+                serve(service, endpoint.listener, credentials, moments)
+
+
+def _announce(announce: Callable[[Endpoint, Service], None], endpoint: Endpoint, service: Service) -> None:
+    announce(endpoint, service)
+    _LOG.info("serving %s by %s on %s", service.pipe.bundle.manifest.name, service.pipe.engine, endpoint.stem)
 
 
 @contextmanager
@@ -81,7 +93,7 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
 
 
 @contextmanager
-def _stoppable() -> Iterator[Callable[[], bool]]:
+def _stoppable(ending: _Ending) -> Iterator[Callable[[], bool]]:
     """SIGTERM and SIGINT end the block, until the server has them: at once, but where code of others lets no exception through, later.
 
     Yields:
@@ -91,11 +103,37 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         received.append(number)
+        ending.begin()
         sys.exit(0)
 
     before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield lambda: bool(received)
     finally:
+        ending.done()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+class _Ending:
+    """The end of a process that was told to stop: in good order, but soon, whatever a thread of it is waiting for."""
+
+    endpoint: Endpoint | None = None
+    _timer: Timer | None = None
+
+    def begin(self) -> None:
+        if self._timer is None:
+            self._timer = Timer(_MOST_ENDING_S, self._leave)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def done(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _leave(self) -> None:
+        if self.endpoint is not None:
+            remove_at_once(self.endpoint)
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(0)

@@ -21,6 +21,8 @@ class Limits:
         max_upload_bytes, max_uploads: of one pack, and how many.
         max_pixels: width times height of one picture that is given.
         max_held_bytes: bodies being read and pictures of unfinished requests, all clients together.
+        max_decoding_bytes: what decoders take beside that; one picture that takes more is decoded alone.
+        decode_s: the longest time to decode one picture.
         max_queue: requests that wait or run.
         max_steps: of one request.
         time_limit_s: from its first step to its end.
@@ -28,7 +30,8 @@ class Limits:
         max_kept, max_kept_bytes, kept_s: finished requests that wait to be fetched: how many, how large, how long.
         max_streams: open event streams and waits for a picture.
         max_fetches: finished pictures that are being sent; more wait.
-        max_connections: open connections.
+        max_connections: open connections of callers.
+        max_strangers: open connections that have shown no token yet, where one is asked for.
         head_timeout_s, body_timeout_s: for the whole of a call's headers, and of its body; the second also to read what was sent.
     """
 
@@ -37,6 +40,8 @@ class Limits:
     max_uploads: int = 16
     max_pixels: int = 16 * MIB
     max_held_bytes: int = 512 * MIB
+    max_decoding_bytes: int = 512 * MIB
+    decode_s: float = 10.0
     max_queue: int = 32
     max_steps: int = 150
     time_limit_s: float = 600.0
@@ -47,6 +52,7 @@ class Limits:
     max_streams: int = 64
     max_fetches: int = 8
     max_connections: int = 256
+    max_strangers: int = 256
     head_timeout_s: float = 10.0
     body_timeout_s: float = 60.0
 
@@ -91,6 +97,10 @@ class Account:
     def take(self, n_bytes: int) -> None:
         self._budget.take(n_bytes)
         self.n_bytes += n_bytes
+
+    def give(self, n_bytes: int) -> None:
+        self._budget.give(n_bytes)
+        self.n_bytes -= n_bytes
 
     def keep(self, n_bytes: int) -> None:
         """These now belong to a request, which gives them back itself."""

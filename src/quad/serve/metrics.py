@@ -60,6 +60,19 @@ def exposition(service: Service) -> str:
             ),
             Metric(name="quad_requests_queued", kind="gauge", says="Requests that wait.", samples={"": len(live) - running}),
             Metric(name="quad_requests_running", kind="gauge", says="Requests that run.", samples={"": running}),
+            Metric(
+                name="quad_connections_open",
+                kind="gauge",
+                says="Connections of callers, and of strangers, who have shown no token.",
+                samples=service.places.open,
+                label="kind",
+            ),
+            Metric(
+                name="quad_strangers_closed_total",
+                kind="counter",
+                says="Connections of strangers that were closed to make room.",
+                samples={"": service.places.strangers_closed},
+            ),
             Metric(name="quad_streams_open", kind="gauge", says="Clients that wait for a request.", samples={"": service.streams}),
             Metric(
                 name="quad_held_bytes",

@@ -8,26 +8,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from quad.runtime.conditioning.picture import PictureSource, decode_picture, open_picture, picture_bytes, to_rgb
+from quad.runtime.conditioning.picture import PictureSource, open_picture, picture_bytes, to_rgb
+from quad.runtime.conditioning.picture_file import decode_picture
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG = "image/png"
 _KEPT_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+MOST_BYTES_PER_PIXEL = 4  # in memory
 _FAST = 1  # of zlib's levels: it stays on the device
 
 
-def read_picture(data: bytes | None, where: str, max_pixels: int) -> Image.Image | None:
-    """A picture file as a client sent it.
-
-    Raises:
-        InputError: it is no PNG, JPEG or WebP, is damaged, or has too many pixels, which its header tells before it is decoded.
-    """
-    return None if data is None else decode_picture(data, where, max_pixels, FORMATS)
-
-
 def held_bytes(picture: Image.Image | None) -> int:
-    """Memory of a decoded picture, at most."""
-    return 0 if picture is None else picture.width * picture.height * 4
+    """Memory of a decoded picture."""
+    return 0 if picture is None else picture.width * picture.height * (1 if picture.mode == "L" else MOST_BYTES_PER_PIXEL)
 
 
 def to_png(picture: Image.Image) -> bytes:

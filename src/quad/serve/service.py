@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +16,18 @@ from quad.core.errors import BusyError, StoppedError, mismatch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler
+from quad.serve.decoding.decoder import Decoder
 from quad.serve.error_response import HttpError
+from quad.serve.fetching import Fetching
 from quad.serve.limits import Budget, Limits
+from quad.serve.places import Places
 from quad.serve.registry import RequestRegistry
 
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_THREADS = 2  # for decoding pictures and reading packs
+_THREADS = 2  # for reading packs, and what waits for the scheduler's locks
+_ENCODERS = 4
 MAINTENANCE_S, STORE_POLL_S = 0.25, 2.0
 
 
@@ -34,6 +38,7 @@ class Service:
     Args:
         installed: adapters that come through the device's store; None where there is no store.
         uploads: where packs that clients send are kept; None where none are taken.
+        decoder_command: of the processes that decode pictures; empty for quad's own.
     """
 
     pipe: QuadPipeline
@@ -41,9 +46,12 @@ class Service:
     limits: Limits = field(default_factory=Limits)
     installed: InstalledAdapters | None = None
     uploads: Path | None = None
+    decoder_command: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)
+        self.places = Places(self.limits)
+        self.decoder = Decoder(self.limits, self.decoder_command)
         self.registry = RequestRegistry(self.limits, self.budget)
         self.uploaded: dict[str, Path] = {}
         self.sending = 0  # packs that are on their way to the disk
@@ -51,13 +59,20 @@ class Service:
         self.streams = 0
         self.stopping = False
         self.changing = asyncio.Lock()
-        self.fetching = asyncio.Semaphore(self.limits.max_fetches)
-        self._workers: CapacityLimiter | None = None
+        self.fetching = Fetching(self.limits.max_fetches)
+        self._threads: dict[int, CapacityLimiter] = {}
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what takes long, or may wait for a lock, beside the event loop; a few at a time."""
-        self._workers = self._workers or CapacityLimiter(_THREADS)
-        return await to_thread.run_sync(work, limiter=self._workers)
+        return await self._in_one_of(_THREADS, work)
+
+    async def in_encoder(self, work: Callable[[], T]) -> T:
+        """Encode a picture beside the event loop, and beside what is done `in_thread`."""
+        return await self._in_one_of(_ENCODERS, work)
+
+    async def _in_one_of(self, threads: int, work: Callable[[], T]) -> T:
+        limiter = self._threads.get(threads) or self._threads.setdefault(threads, CapacityLimiter(threads))
+        return await to_thread.run_sync(work, limiter=limiter)
 
     def require_running(self) -> None:
         """Raises:
@@ -105,8 +120,10 @@ class Service:
             while True:
                 await asyncio.sleep(MAINTENANCE_S)
                 self.registry.maintain()
+                await self.decoder.end_idle()
         finally:
             looking.cancel()
+            await self.decoder.close()
 
     async def _poll_store(self) -> None:
         while True:

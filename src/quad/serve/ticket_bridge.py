@@ -33,6 +33,13 @@ def outcome_of(ticket: Ticket) -> PipelineOutput | QuadError:
     try:
         return ticket.result()
     except QuadError as error:
+        _let_go(error)
         return error
     except Exception as error:
+        _let_go(error)
         return QuadError(f"a fault of quad itself, {type(error).__name__}: {error}; report it")
+
+
+def _let_go(error: BaseException) -> None:
+    """The frames where it was raised, and with them the pictures of its request, which nobody would count for as long as it is told."""
+    error.__traceback__ = error.__cause__ = error.__context__ = None

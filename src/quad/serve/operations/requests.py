@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Hashable
 from contextlib import suppress
 from functools import partial
 
@@ -16,12 +17,13 @@ from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
 from quad.serve.api import NewRequest, RequestState
 from quad.serve.body import read_struct
+from quad.serve.decoding.decoder import SentPicture
 from quad.serve.error_response import HttpError, json_response
-from quad.serve.limits import Limits
+from quad.serve.limits import Account
 from quad.serve.operations.operation import Operation, Query
 from quad.serve.operations.stream import EVENT_STREAM, EventStream, PictureFile, until_gone
-from quad.serve.pictures import PNG, held_bytes, read_picture
-from quad.serve.registry import RequestRecord
+from quad.serve.pictures import MOST_BYTES_PER_PIXEL, PNG, held_bytes
+from quad.serve.request_record import RequestRecord
 from quad.serve.service import Service
 
 LONGEST_WAIT_S = 60.0
@@ -32,11 +34,12 @@ async def submit(service: Service, http: HttpRequest) -> Response:
     service.require_running()
     with service.registry.reserve(), service.budget.account() as account:
         body = await read_struct(http, NewRequest, service.limits, account)
-        request = await service.in_thread(partial(to_request, body, service.limits))
-        n_bytes = sum(held_bytes(picture) for picture in (request.image, request.mask_image) if isinstance(picture, Image))
-        account.take(n_bytes)
+        pictures: list[Image | None] = []
+        if await until_gone(http.receive, _read_pictures(service, http, body, account, pictures)):
+            raise ClientDisconnect
         service.require_running()
-        ask = partial(_submit, service, request, body)
+        ask = partial(_submit, service, to_request(body, *pictures), body)
+        n_bytes = sum(map(held_bytes, pictures))
         record = service.registry.add(await service.in_thread(ask), n_bytes)
         account.keep(n_bytes)
     if await http.is_disconnected():  # nobody knows its id
@@ -75,13 +78,30 @@ async def cancel(service: Service, http: HttpRequest) -> Response:
     return Response(status_code=204)
 
 
-def to_request(body: NewRequest, limits: Limits) -> Request:
-    """The request as the scheduler takes it.
+async def _read_pictures(service: Service, http: HttpRequest, body: NewRequest, account: Account, pictures: list[Image | None]) -> None:
+    """Append the given picture and mask, as decoded. Raises: as `Decoder.decode`; HttpError, 503, for want of memory."""
+    for where, data in (("image", body.image), ("mask", body.mask_image)):
+        if data is None:
+            pictures.append(None)
+            continue
+        before = account.n_bytes
 
-    Raises:
-        InputError: a picture is no picture, or too large.
-    """
-    image, mask = read_picture(body.image, "image", limits.max_pixels), read_picture(body.mask_image, "mask", limits.max_pixels)
+        def admit(pixels: int, before: int = before) -> None:
+            account.give(account.n_bytes - before)  # where it is decoded again
+            account.take(pixels * MOST_BYTES_PER_PIXEL)
+
+        picture = await service.decoder.decode(SentPicture(data=data, where=where, caller=caller(http, body), admit=admit))
+        account.give(account.n_bytes - before - held_bytes(picture))
+        pictures.append(picture)
+
+
+def caller(http: HttpRequest, body: NewRequest) -> Hashable:
+    """The caller: of a socket the process, as the system tells it; on a port the name that a client gives itself."""
+    return getattr(http.state, "peer", None) or body.client
+
+
+def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Request:
+    """The request as the scheduler takes it."""
     return Request(
         prompt=body.prompt,
         task=body.task,

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quad.serve.pictures import PNG, to_png
-from quad.serve.registry import RequestRecord
+from quad.serve.request_record import RequestRecord
 from quad.serve.service import Service
 
 EVENT_STREAM = "text/event-stream"
@@ -89,7 +89,10 @@ class EventStream(Response):
 
 
 class PictureFile(Response):
-    """A picture as PNG. A few at once are held and sent, the others wait; no more of one is given away than its reader has taken."""
+    """A picture as PNG. A few at once are held and sent, the others wait; no more of one is given away than its reader has taken.
+
+    A reader that takes too long for the whole of it loses the connection.
+    """
 
     media_type = PNG
 
@@ -98,10 +101,20 @@ class PictureFile(Response):
         self._service, self._picture = service, picture
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._service.fetching:
-            data = memoryview(await self._service.in_thread(partial(to_png, self._picture)))
+        await until_gone(receive, self._fetch(scope, send))
+
+    async def _fetch(self, scope: Scope, send: Send) -> None:
+        async with self._service.fetching.place(scope["state"].get("peer")):
+            data = memoryview(await self._service.in_encoder(partial(to_png, self._picture)))
             self.headers["content-length"] = str(len(data))
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            for begin in range(0, len(data), PIECE_BYTES):
-                end = begin + PIECE_BYTES
-                await send({"type": "http.response.body", "body": bytes(data[begin:end]), "more_body": end < len(data)})
+            try:
+                async with asyncio.timeout(self._service.limits.body_timeout_s):
+                    await self._send(data, send)
+            except TimeoutError:
+                scope["state"]["abort"]()
+
+    async def _send(self, data: memoryview, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        for begin in range(0, len(data), PIECE_BYTES):
+            end = begin + PIECE_BYTES
+            await send({"type": "http.response.body", "body": bytes(data[begin:end]), "more_body": end < len(data)})

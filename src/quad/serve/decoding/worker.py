@@ -1,0 +1,94 @@
+"""The decoder's process: a file comes in, pixels go out. It holds nothing of the server, writes no file, and ends with its stream.
+
+It imports little beside Pillow, because it takes memory from the device for as long as it lives.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from PIL import WebPImagePlugin as WebPImagePlugin  # known from now on: Pillow would load every format to find it
+
+from quad.core.errors import QuadError
+from quad.runtime.conditioning.picture_file import bands, decoding_bytes, open_file, to_eight_bits, upright
+from quad.serve.decoding.messages import GO, LENGTH, message
+
+FORMATS = ("PNG", "JPEG", "WEBP")
+_STREAM = 0  # both ways
+_HEADER_BYTES_PER_PIXEL = 8  # WebP's canvases, which are there when its header is read
+_SLACK_BYTES = 64 * 2**20  # the interpreter's own, and libraries that are loaded when they are first needed
+
+
+class Memory:
+    """The bound on this process' address space, where the system tells its size."""
+
+    def __init__(self) -> None:
+        self._soft, self._hard = resource.getrlimit(resource.RLIMIT_AS)
+        try:
+            self._own_bytes = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+        except OSError:
+            self._own_bytes = 0
+
+    def limit(self, n_bytes: int) -> None:
+        """Let one picture take so much."""
+        if self._own_bytes:
+            most = self._own_bytes + _SLACK_BYTES + n_bytes
+            inherited = [bound for bound in (self._soft, self._hard) if bound != resource.RLIM_INFINITY]
+            resource.setrlimit(resource.RLIMIT_AS, (min([most, *inherited]), self._hard))
+
+
+def main() -> None:
+    """Decode what comes until the stream ends; where a picture takes more than its time, a signal ends the process."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    memory = Memory()
+    _write(message(ready=True))
+    while length := _read(LENGTH.size):
+        job = json.loads(_read(*LENGTH.unpack(length)))
+        memory.limit(3 * job["n_bytes"] + _HEADER_BYTES_PER_PIXEL * job["max_pixels"])
+        signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+        try:
+            _answer(_read(job["n_bytes"]), job, memory)
+        except QuadError as error:
+            _write(message(error=str(error), kind=type(error).__name__))
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _answer(data: bytes, job: dict[str, Any], memory: Memory) -> None:
+    with open_file(data, job["where"], job["max_pixels"], FORMATS) as picture:
+        needed = decoding_bytes(picture)
+        _write(message(pixels=picture.width * picture.height, decoding_bytes=needed))
+        if _read(len(GO)) != GO:
+            return
+        memory.limit(3 * len(data) + needed)
+        pixels = decode(picture)
+    _write(message(mode=pixels.mode, width=pixels.width, height=pixels.height))
+    for _, band in bands(pixels):
+        _write(band.tobytes())
+
+
+def decode(picture: Image.Image) -> Image.Image:
+    """An opened file's pixels, upright, as L, RGB or RGBA."""
+    return to_eight_bits(upright(picture))
+
+
+def _read(n_bytes: int) -> bytes:
+    """So many bytes of the stream; fewer, or none, where it ends."""
+    pieces, missing = [], n_bytes
+    while missing and (piece := os.read(_STREAM, missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+def _write(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(_STREAM, rest) :]
