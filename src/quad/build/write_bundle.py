@@ -35,6 +35,7 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotDtype, SlotTable
 from quad.core.storage.directories import new_directory
 from quad.core.storage.files import write_bytes
+from quad.core.storage.reading import files_below
 from quad.model.base.open import Base
 from quad.runtime.adapters.weighted_sum import headroom
 
@@ -153,11 +154,7 @@ def adapter_manifest(
 
 
 def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
-    files = {
-        path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size)
-        for path in sorted(stage.rglob("*"))
-        if path.is_file()
-    }
+    files = {path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size) for path in files_below(stage)}
     return seal(
         BundleManifest(
             format_version=FORMAT_VERSION,

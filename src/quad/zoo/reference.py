@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
+from quad.core.storage.reading import entry_names, is_file
 
 NAME = "toyland"
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
@@ -25,4 +26,5 @@ def reference_dir() -> Path:
 
 def reference_adapters() -> dict[str, Path]:
     """Adapter name -> LoRA file, sorted by name, as shipped with the reference model."""
-    return {file.parent.name: file for file in sorted((reference_dir() / "adapters").glob(f"*/{ADAPTER_FILE}"))}
+    folder = reference_dir() / "adapters"
+    return {name: file for name in entry_names(folder) if is_file(file := folder / name / ADAPTER_FILE)}

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.numpy import save
 
 from quad.core.storage.files import write_bytes
+from quad.core.storage.reading import is_file
 from quad.lora.file import open_lora
 from quad.lora.keys import parse_key
 
@@ -39,5 +40,5 @@ def write_amplified(source: Path, directory: Path, factor: float = FACTOR) -> No
         if role == "up":
             tensors[name] *= np.float32(factor)
     write_bytes(directory / lora.path.name, save(tensors, metadata))
-    for config in lora.path.parent.glob("adapter_config.json"):
+    if is_file(config := lora.path.with_name("adapter_config.json")):
         write_bytes(directory / config.name, config.read_bytes())

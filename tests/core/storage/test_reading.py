@@ -10,7 +10,7 @@ import pytest
 
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError
-from quad.core.storage.reading import entry_names, file_status, is_directory, is_file
+from quad.core.storage.reading import entry_names, file_status, files_below, is_directory, is_file
 from tests.core.storage.hiding import hide
 
 
@@ -22,12 +22,14 @@ def test_what_is_there_is_told_and_what_is_not_there_is_not(tmp_path: Path) -> N
     assert entry_names(tmp_path / "nowhere") == []
     assert (is_file(tmp_path / "a"), is_directory(tmp_path / "a")) == (True, False)
     assert (is_file(tmp_path / "b"), is_directory(tmp_path / "b")) == (False, True)
+    (tmp_path / "b/c").write_text("text")
+    assert files_below(tmp_path) == [tmp_path / "a", tmp_path / "b/c"]
     for nothing in ("gone", "nowhere", "a/below a file"):
         assert file_status(tmp_path / nothing) is None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
-@pytest.mark.parametrize("look", [entry_names, lambda path: is_file(path / "x"), lambda path: file_digest(path / "x")])
+@pytest.mark.parametrize("look", [entry_names, files_below, lambda path: is_file(path / "x"), lambda path: file_digest(path / "x")])
 def test_what_cannot_be_read_is_an_error_with_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object], number: int
 ) -> None:

@@ -26,6 +26,7 @@ from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
 from quad.core.storage.checksummed_file import Arrays, read_checksummed, write_checksummed
 from quad.core.storage.files import directory_lock
+from quad.core.storage.reading import entry_names
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -106,7 +107,7 @@ class BuildCache:
     def __init__(self, folder: Path | None, identity: str = "") -> None:
         self.folder = folder
         self.identity = identity
-        self._there = frozenset(path.name for path in folder.glob(f"*{_SUFFIX}")) if folder is not None and folder.is_dir() else frozenset()
+        self._there = frozenset(entry_names(folder) if folder is not None else ())
         self.resumed: list[str] = []
 
     def read(self, name: str) -> tuple[Any, Arrays] | None:

@@ -42,6 +42,21 @@ def entry_names(folder: Path) -> list[str]:
             return []
 
 
+def files_below(folder: Path) -> list[Path]:
+    """Every regular file below a directory, links to files included, sorted.
+
+    Raises:
+        BackendError: the directory, or one below it, cannot be listed; a list that lacks some would pass for the whole.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with reading_from(folder):
+        paths = [Path(top, name) for top, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(filter(is_file, paths))
+
+
 def file_status(path: Path) -> os.stat_result | None:
     """The status of a file, links followed; None where nothing is there, or a link leads to nothing.
 

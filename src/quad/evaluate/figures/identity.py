@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quad.core.digests import digest, file_digest
+from quad.core.storage.reading import files_below
 from quad.lora.file import open_lora
 
 ADAPTERS = "adapters"
@@ -20,8 +21,8 @@ def model_identity(model: Path, weights: str) -> str:
     """
     settings = {
         file.relative_to(model).as_posix(): file_digest(file)
-        for file in sorted(model.rglob("*.json"))
-        if file.relative_to(model).parts[0] != ADAPTERS
+        for file in files_below(model)
+        if file.suffix == ".json" and file.relative_to(model).parts[0] != ADAPTERS
     }
     return digest({"weights": weights, "settings": settings})
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.progress import Progress, silent
+from quad.core.storage.reading import entry_names, is_file
 from quad.evaluate.figures import metrics
 from quad.evaluate.figures.evaluation import Scores
 from quad.evaluate.figures.reference import PictureRequest, Reference
@@ -100,7 +101,8 @@ def check_world(model: Path) -> None:
 
 def find_adapters(model: Path) -> dict[str, Path]:
     """The adapters that a model directory brings, by name."""
-    return {file.parent.name: file for file in sorted((model / "adapters").glob(f"*/{ADAPTER_FILE}"))}
+    folder = model / "adapters"
+    return {name: file for name in entry_names(folder) if is_file(file := folder / name / ADAPTER_FILE)}
 
 
 def held_out(task: str, n: int) -> list[Sample]:
