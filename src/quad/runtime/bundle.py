@@ -25,6 +25,7 @@ from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
+from quad.core.storage.reading import reading_from
 from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
 
@@ -60,7 +61,8 @@ class Bundle:
         if name not in self.manifest.files:
             raise VerificationError(mismatch(f"{self.root / BUNDLE_FILE}", f"an entry for {name}", "none", AGAIN))
         try:
-            path = self._unchanged(name)
+            with reading_from(self.root):
+                path = self._unchanged(name)
         except VerificationError:
             self._require_place()
             raise
@@ -75,7 +77,8 @@ class Bundle:
             VerificationError: as `path`.
         """
         path = self.path(name)
-        data = path.read_bytes()
+        with reading_from(path):
+            data = path.read_bytes()
         if name in self.hashed:
             _check_digest(path, self.manifest.files[name].sha256, hashlib.sha256(data).hexdigest())
         return data
@@ -137,8 +140,10 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
     Raises:
         InputError: there is no bundle at `path`.
         VerificationError: unknown format version, a changed or missing file, or a name that leaves the directory.
+        BackendError: the system does not let it be read.
     """
-    return unless_replaced(Path(path) / BUNDLE_FILE, lambda: _open(Path(path), verify))
+    with reading_from(path):
+        return unless_replaced(Path(path) / BUNDLE_FILE, lambda: _open(Path(path), verify))
 
 
 def _open(root: Path, verify: bool) -> Bundle:

@@ -17,7 +17,7 @@ from quad.core.errors import BackendError, mismatch
 
 @contextmanager
 def reading_from(place: Path | str) -> Iterator[None]:
-    """An error of the system while reading there becomes one line that names the place.
+    """An error of the system while reading there becomes one line that names the file, or else the place.
 
     Raises:
         BackendError: for every OSError of the block.
@@ -26,7 +26,8 @@ def reading_from(place: Path | str) -> Iterator[None]:
         yield
     except OSError as error:
         next_step = "nothing was changed, check its permissions and its disk"
-        raise BackendError(mismatch(str(place), "something that can be read", error.strerror or str(error), next_step)) from error
+        where = error.filename if isinstance(error.filename, str) else place
+        raise BackendError(mismatch(str(where), "something that can be read", error.strerror or str(error), next_step)) from error
 
 
 def entry_names(folder: Path) -> list[str]:
