@@ -132,7 +132,7 @@ def read_lora_header(file: StableFile) -> Header:
     """
     try:
         return file.header()
-    except (Malformed, OSError) as error:
+    except Malformed as error:
         cause = first_bytes(file.path) or f"{error}"[:200]
         raise InputError(mismatch(f"{file.path}", "a whole safetensors file", cause, "fetch or save it again")) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
+from quad.model.base import load_component as load_component_module
 from quad.model.base.load_component import DIFFUSION_STEM, load_component
 
 UNETS = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
@@ -43,7 +45,7 @@ def test_any_floats_become_float32(dtype: torch.dtype, folder: Path) -> None:
     stored = {name: value.to(dtype) for name, value in load_file(_weights(folder)).items()}
     save_file(stored, _weights(folder))
     module, files = load_component(folder, UNETS, DIFFUSION_STEM)
-    assert files == [_weights(folder)]
+    assert [file.path for file in files] == [_weights(folder)]
     _same(module, {name: value.float() for name, value in stored.items()})
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
@@ -108,6 +110,20 @@ def test_weights_that_are_no_numbers_or_no_floats(folder: Path) -> None:
 def test_lists_of_shards_that_lead_nowhere(listed: dict[str, str], says: str, folder: Path) -> None:
     (folder / f"{DIFFUSION_STEM}.safetensors.index.json").write_text(json.dumps({"weight_map": listed}))
     _refused(folder, says)
+
+
+def test_weights_that_are_written_to_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = load_component_module._empty
+
+    def write_meanwhile(*arguments: Any) -> Any:
+        with _weights(folder).open("r+b") as stream:
+            stream.seek(-64, os.SEEK_END)
+            stream.write(bytes(64))
+        os.utime(_weights(folder), ns=(0, 0))
+        return real(*arguments)
+
+    monkeypatch.setattr(load_component_module, "_empty", write_meanwhile)
+    _refused(folder, "expected a file that stays as it is while it is read, found it was written to or replaced")
 
 
 def test_a_config_that_makes_no_network(folder: Path) -> None:

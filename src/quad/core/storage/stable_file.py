@@ -72,7 +72,7 @@ class StableFile:
         """Bytes `(size,)` of it, which belong to the caller.
 
         Raises:
-            InputError: it was cut, written to, replaced or removed since. OSError: the disk failed.
+            InputError: it was cut, written to, replaced or removed since, or the system does not let it be read.
         """
         content = np.empty(size, np.uint8)
         self.read_into(start, content.data)
@@ -89,12 +89,14 @@ class StableFile:
                 self._require_unchanged(os.fstat(stream.fileno()), filled == len(content))
         except FileNotFoundError:
             self._require_unchanged(None, False)
+        except OSError as error:
+            raise InputError(mismatch(str(self.path), "a file that can be read", error.strerror or str(error), "check its disk")) from error
 
     def header(self, longest: int = LONGEST_HEADER, bits: Mapping[str, int] = BITS) -> Header:
         """Its header, where it is a safetensors file; arguments as `read_header`.
 
         Raises:
-            Malformed: it is none. InputError, OSError: as `read`.
+            Malformed: it is none. InputError: as `read`.
         """
         return read_header(lambda start, size: self.read(start, size).data, self.size, longest, bits)
 
@@ -102,7 +104,7 @@ class StableFile:
         """Digest of all bytes.
 
         Raises:
-            InputError, OSError: as `read`.
+            InputError: as `read`.
         """
         digest = hashlib.sha256()
         for start in range(0, self.size, _CHUNK_BYTES):

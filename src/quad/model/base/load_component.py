@@ -15,14 +15,20 @@ import accelerate
 import diffusers
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.model.base.weight_files import find_weights, read_config
+from quad.core.storage.header import Header
+from quad.core.storage.stable_file import StableFile
+from quad.model.base.weight_files import find_weights, open_header, read_config
 
 DIFFUSION_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
-_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# safetensors' names of types.
+_TYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+    "C64": torch.complex64, "BOOL": torch.bool,
+}  # fmt: skip
 # What no model of the families that open here has nearly reached.
 LARGEST_NUMBER, MOST_LAYERS, MOST_BLOCKS = 2**20, 128, 16
 _AGAIN = "fetch or save the model again"
@@ -32,7 +38,7 @@ _CONSTANTS = ("position_ids",)
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load_component(folder: Path, classes: Mapping[str, Any], stem: str) -> tuple[nn.Module, list[Path]]:
+def load_component(folder: Path, classes: Mapping[str, Any], stem: str) -> tuple[nn.Module, list[StableFile]]:
     """One component in float32, eval, without gradients, and its weight files.
 
     Args:
@@ -96,19 +102,20 @@ def _empty(folder: Path, kind: Any, config: dict[str, Any]) -> nn.Module:
     return module
 
 
-def _fill(folder: Path, module: nn.Module, files: Iterable[Path]) -> None:
+def _fill(folder: Path, module: nn.Module, files: Iterable[StableFile]) -> None:
     """Every parameter and stored buffer of the module from the files, none left over on either side."""
     owners = dict(module.state_dict(keep_vars=True))
-    missing, file = set(owners), folder
+    missing, path = set(owners), folder
     for file in files:
-        names = {key: _name(key, owners) for key in _keys(file)}
-        _refuse(file, "also", [key for key, name in names.items() if name is None and not key.endswith(_CONSTANTS)])
+        header, path = open_header(file), file.path
+        names = {key: _name(key, owners) for key in header.entries}
+        _refuse(path, "also", [key for key, name in names.items() if name is None and not key.endswith(_CONSTANTS)])
         for key, name in ((key, name) for key, name in names.items() if name is not None):
-            value = _read(file, key, owners[name].shape)
+            value = _read(file, header, key, owners[name].shape)
             for twin in [other for other, tensor in owners.items() if tensor is owners[name]]:  # a tied tensor is stored once
                 _assign(module, twin, value)
                 missing.discard(twin)
-    _refuse(file, "no", missing)
+    _refuse(path, "no", missing)
 
 
 def _refuse(file: Path, word: str, keys: Iterable[str]) -> None:
@@ -124,29 +131,22 @@ def _name(key: str, owners: Mapping[str, Tensor]) -> str | None:
     return next((name for name in (key, key.removeprefix("text_model."), f"text_model.{key}", old) if name in owners), None)
 
 
-def _keys(file: Path) -> list[str]:
-    with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
-
-
-def _read(file: Path, key: str, shape: torch.Size) -> Tensor:
-    """One tensor as float32. The file is opened for it alone: what was read of a mapped file counts as memory until it is closed."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            stored: Tensor = opened.get_tensor(key)
-    except (SafetensorError, OSError) as error:
-        cause = f"{error}".splitlines()[0]
-        raise InputError(mismatch(f"{file}", "a whole safetensors file", cause, "fetch or save the model again")) from error
-    if stored.dtype not in _FLOATS:
-        stored_type = f"{key} of {stored.dtype}"
-        raise UnsupportedError(mismatch(f"{file}", "weights of 16 or 32 bit floats", stored_type, "choose a model that is not quantized"))
-    if stored.shape != shape:
-        shapes = f"{key} of shape {tuple(stored.shape)}, not {tuple(shape)}"
-        raise InputError(mismatch(f"{file.parent}", "weights that fit config.json", shapes, "fetch or save the model again"))
-    value = stored.to(torch.float32, copy=True)
+def _read(file: StableFile, header: Header, key: str, shape: torch.Size) -> Tensor:
+    """One tensor as float32."""
+    entry = header.entries[key]
+    dtype = _TYPES.get(entry.dtype)
+    if dtype is None or not dtype.is_floating_point or dtype.itemsize == 1:
+        expected, stored_type = "weights of 16 or 32 bit floats", f"{key} of {dtype or entry.dtype}"
+        raise UnsupportedError(mismatch(f"{file.path}", expected, stored_type, "choose a model that is not quantized"))
+    if entry.shape != tuple(shape):
+        shapes = f"{key} of shape {entry.shape}, not {tuple(shape)}"
+        raise InputError(mismatch(f"{file.path.parent}", "weights that fit config.json", shapes, "fetch or save the model again"))
+    begin, end = entry.data_offsets
+    stored = torch.from_numpy(file.read(header.start + begin, end - begin)).view(dtype).reshape(shape)
+    value = stored.to(torch.float32)
     # Of the extremes alone: over the tensor, `isfinite` would make others of its size.
     if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
-        raise InputError(mismatch(f"{file}", "finite weights", f"NaN or infinity in {key}", "fetch or save the model again"))
+        raise InputError(mismatch(f"{file.path}", "finite weights", f"NaN or infinity in {key}", "fetch or save the model again"))
     return value
 
 

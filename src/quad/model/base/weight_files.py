@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-from quad.core.digests import digest, file_digest
+from quad.core.digests import digest
 from quad.core.errors import InputError, mismatch
 from quad.core.pickles import PICKLE_REASON, is_pickled
+from quad.core.storage.header import Header, Malformed
+from quad.core.storage.stable_file import StableFile
 
 LARGEST_CONFIG = 64 * 2**20
 
@@ -34,18 +34,34 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
-def _open_header(path: Path) -> None:
-    cause = "no such file"
+def open_header(file: StableFile) -> Header:
+    """The header of a weight file.
+
+    Raises:
+        InputError: it is no whole safetensors file, or was changed since it was found.
+    """
+    try:
+        return file.header()
+    except Malformed as error:
+        raise _not_whole(file.path, f"{error}") from error
+
+
+def _find(path: Path) -> StableFile:
     try:
         if path.is_file():
-            with safe_open(path, framework="pt"):
-                return
-    except (SafetensorError, OSError) as error:
-        cause = f"{error}"
-    raise InputError(mismatch(f"{path}", "a whole safetensors file", cause, "fetch or save the model again"))
+            file = StableFile.of(path)
+            open_header(file)
+            return file
+    except OSError as error:
+        raise _not_whole(path, f"{error}") from error
+    raise _not_whole(path, "no such file")
 
 
-def find_weights(folder: Path, stem: str) -> list[Path]:
+def _not_whole(path: Path, cause: str) -> InputError:
+    return InputError(mismatch(f"{path}", "a whole safetensors file", cause, "fetch or save the model again"))
+
+
+def find_weights(folder: Path, stem: str) -> list[StableFile]:
     """The safetensors files of one component, every one of them whole; the `fp16` variant where there is no other.
 
     Args:
@@ -65,13 +81,11 @@ def find_weights(folder: Path, stem: str) -> list[Path]:
         if index.is_file():
             files = _shards(folder, index)
         if any(file.is_file() for file in files):
-            for file in files:
-                _open_header(file)
-            return files
+            return [_find(file) for file in files]
         # An index may lie beside another variant's weights, without its own.
         missing = missing or (files if index.is_file() else [])
     for file in missing:
-        _open_header(file)
+        _find(file)
     expected = f"{stem}.safetensors"
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_pickled(file):
@@ -89,6 +103,6 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weights_digest(root: Path, files: list[Path]) -> str:
+def weights_digest(root: Path, files: list[StableFile]) -> str:
     """The identity of a base: SHA-256 over its weight files' names and digests."""
-    return digest({file.relative_to(root).as_posix(): file_digest(file) for file in files})
+    return digest({file.path.relative_to(root).as_posix(): file.sha256() for file in files})
