@@ -242,6 +242,18 @@ def test_a_lost_snapshot_is_rebuilt_without_a_server_and_without_the_key_of_the_
     world.device().fetch()
 
 
+def test_a_snapshot_that_is_lost_on_the_server_too_is_rebuilt_when_told_so(two: Two) -> None:
+    two.first.refresh()
+    for top in (two.world.home / "repo", two.world.server):
+        max((top / "metadata").glob("*.snapshot.json")).unlink()
+    with pytest.raises(VerificationError, match=r"server/metadata/2\.snapshot\.json: .*--no-compare repairs this copy alone"):
+        two.first.repair()
+    assert two.machine("repo", wanted=False).repair().signed == ("snapshot", "timestamp")
+    two.upload("repo")
+    two.first.refresh()
+    assert two.labels() == {"ink:1"}
+
+
 @pytest.mark.parametrize("lost", ["timestamp", "targets"])
 def test_what_nobody_knows_any_more_is_not_made_up(world: World, lost: str) -> None:
     folder = world.home / "repo/metadata"

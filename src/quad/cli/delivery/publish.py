@@ -137,9 +137,16 @@ def refresh(
 
 
 @app.command()
-def repair(repo: Repo, keys: KeyDir, url: ServedUrl = None, password_file: PasswordFile = None, as_json: Json = False) -> None:
+def repair(
+    repo: Repo,
+    keys: KeyDir,
+    url: ServedUrl = None,
+    no_compare: NoCompare = False,
+    password_file: PasswordFile = None,
+    as_json: Json = False,
+) -> None:
     """Rebuild lost metadata, and join this copy with what another machine has published."""
-    repaired = _open(repo, keys, None, password_file, compared=_Compared(url, False)).repair()
+    repaired = _open(repo, keys, None, password_file, compared=_Compared(url, no_compare)).repair()
     lines = [f"joined {words}" for words in repaired.joined]
     lines += [f"{before} is {after} now" for before, after in repaired.renumbered.items()]
     result(repaired, as_json, [*lines, f"signed {', '.join(repaired.signed)}: upload it"] if repaired.signed else ["nothing to repair"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 from tuf.api.metadata import Snapshot, Targets
 
-from quad.core.errors import InputError, mismatch
+from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.storage.files import write_bytes
 from quad.core.storage.reading import is_file, reading_from
 from quad.delivery.offer import Offer
@@ -39,7 +39,11 @@ def repair(work: WorkingCopy) -> Repaired:
         VerificationError: the newest list of packs, or the timestamp, is lost and not served. InputError: a pack's file is missing.
     """
     root = newest_root(work.folder)
-    ours, served = salvage(work.folder, root), work.served(root)
+    ours = salvage(work.folder, root)
+    try:
+        served = work.served(root)
+    except VerificationError as error:
+        raise VerificationError(f"{error}; where what is served cannot be restored, --no-compare repairs this copy alone") from error
     theirs = None if served is None else of_state(served.state)
     numbers = {role: max(copy.numbers[role] for copy in (ours, theirs) if copy and role in copy.numbers) for role in ours.numbers}
     numbers = {**(theirs.numbers if theirs else {}), **numbers}
