@@ -15,6 +15,7 @@ from quad.core.errors import BackendError, lack_of
         (MemoryError(), "enough memory"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "enough memory"),
         (OSError(errno.EMFILE, "Too many open files"), "enough files that may be open"),
+        (ValueError("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"), "enough memory"),
         (RuntimeError("can't start new thread"), "enough memory for a thread"),
     ],
 )

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import errno
 
+_NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory")  # as libraries in C++ say it
 _LONGEST, _HEAD, _TAIL = 1200, 800, 350
 
 
@@ -83,7 +84,8 @@ def lack_of(where: str, error: BaseException) -> BackendError | None:
 
     Neither the input nor quad is wrong then, and the same call may go well a moment later.
     """
-    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+    text = str(error).lower()
+    if isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or any(words in text for words in _NO_MEMORY):
         lack = "memory"
     elif isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         lack = "files that may be open"

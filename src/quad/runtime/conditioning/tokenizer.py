@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer as Encoder
 
-from quad.core.errors import VerificationError, mismatch
+from quad.core.errors import VerificationError, lack_of, mismatch
 from quad.core.manifest import TextSpec
 
 
@@ -56,7 +56,9 @@ class Tokenizer:
             self._encoder = Encoder.from_str(content) if isinstance(content, str) else Encoder.from_buffer(content)
         except Exception as error:  # the library raises the bare class
             where = str(source) if isinstance(source, Path) else "tokenizer"
-            raise VerificationError(mismatch(where, "a tokenizer", f"something else ({error})", "build the bundle again")) from error
+            raise lack_of(where, error) or VerificationError(
+                mismatch(where, "a tokenizer", f"something else ({error})", "build the bundle again")
+            ) from error
         self._text = text
         self._encoder.no_padding()
         self._encoder.enable_truncation(max_length=text.length)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.core.errors import BackendError
+from quad.core.errors import BackendError, lack_of
 from quad.runtime.engines.engine import BoundSession
 from quad.runtime.engines.processor import products_saturate
 
@@ -73,7 +73,9 @@ class OpenVinoSession(BoundSession):
             self._compiled = core.compile_model(model, "CPU", compile_options(threads))
         except Exception as error:  # the library's errors have no common root but this
             next_step = "choose --engine ort or build the bundle with --target openvino"
-            raise BackendError(f"engine openvino: cannot load {model_file} ({_reason(error)}); {next_step}") from error
+            raise lack_of(f"engine openvino: {model_file}", error) or BackendError(
+                f"engine openvino: cannot load {model_file} ({_reason(error)}); {next_step}"
+            ) from error
         self._tensor = library.Tensor
         # A port also carries the names of what was folded into it; its node keeps the graph's own.
         ports = {port.get_node().get_friendly_name(): port for port in self._compiled.inputs}
@@ -98,7 +100,9 @@ class OpenVinoSession(BoundSession):
             self._request.infer()
         except Exception as error:
             reason = _reason(error)
-            raise BackendError(f"engine openvino: {self._where} failed ({reason}); report it with the bundle's name") from error
+            raise lack_of(f"engine openvino: {self._where}", error) or BackendError(
+                f"engine openvino: {self._where} failed ({reason}); report it with the bundle's name"
+            ) from error
         output: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
         return output
 

@@ -33,7 +33,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quad.core.errors import BackendError
+from quad.core.errors import BackendError, lack_of
 from quad.runtime.engines.engine import BoundSession, first_line
 from quad.runtime.engines.processor import products_saturate
 
@@ -81,7 +81,9 @@ class OrtSession(BoundSession):
                 str(model_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*left_out]
             )
         except Exception as error:  # the library's errors have no common root but this
-            raise BackendError(f"engine ort: cannot load {model_file} ({first_line(error)}); build the bundle again") from error
+            raise lack_of(f"engine ort: {model_file}", error) or BackendError(
+                f"engine ort: cannot load {model_file} ({first_line(error)}); build the bundle again"
+            ) from error
         nodes = self._session.get_inputs()
         shapes = {node.name: tuple(n if isinstance(n, int) else None for n in node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
@@ -104,7 +106,9 @@ class OrtSession(BoundSession):
             self._session.run_with_iobinding(self._binding)
         except Exception as error:
             reason = first_line(error)
-            raise BackendError(f"engine ort: {self._where} failed ({reason}); report it with the bundle's name") from error
+            raise lack_of(f"engine ort: {self._where}", error) or BackendError(
+                f"engine ort: {self._where} failed ({reason}); report it with the bundle's name"
+            ) from error
         output: NDArray[Any] = self._binding.copy_outputs_to_cpu()[0]
         return output
 
