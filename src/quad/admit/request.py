@@ -17,6 +17,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path, require_file
+from quad.core.storage.reading import is_directory
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -64,14 +65,14 @@ class AdaptRequest:
 
         Raises:
             UsageError: a name that cannot be a file's or means something else, or a number or option that does not fit.
-            InputError: something else than a file is where the pack goes.
+            InputError: something else than a file is where the pack goes. BackendError: the system does not let anybody look there.
         """
         if not _NAME.fullmatch(self.name) or self.name == BASE_SOURCE:
             expected = f"a name of letters, digits, dot, dash and underscore, other than {BASE_SOURCE}"
             raise UsageError(mismatch("NAME=PATH", expected, repr(self.name), "choose another"))
         if self.task is not None and not _NAME.fullmatch(self.task):
             raise UsageError(mismatch("--task", "a name of letters, digits, dot, dash and underscore", repr(self.task), "choose another"))
-        if self.output.is_dir():
+        if is_directory(self.output):
             raise UsageError(mismatch("-o", "a file to write", f"a directory {self.output}", f"name it: {self.output}/{self.name}.qpack"))
         require_file(self.output)
         if real_path(self.output).is_relative_to(real_path(self.bundle)):

@@ -17,6 +17,7 @@ from quad.core.manifest import BUNDLE_FILE
 from quad.core.memory import peak_ram_bytes
 from quad.core.storage.files import require_file, write_bytes
 from quad.core.storage.install_pointers import store_beside
+from quad.core.storage.reading import is_directory
 from quad.core.storage.replaced import unless_replaced
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def run(
 
 def _check_output(output: Path) -> None:
     """Refuse before the work is done, not after it."""
-    if output.suffix.lower() != ".png" or output.is_dir():
+    if output.suffix.lower() != ".png" or is_directory(output):
         raise UsageError(mismatch("-o", "a file name that ends in .png", repr(str(output)), "choose another name"))
     require_file(output)
 

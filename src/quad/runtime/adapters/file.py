@@ -9,6 +9,7 @@ from quad.core.manifest import AdapterManifest
 from quad.core.pickles import is_pickled
 from quad.core.storage.files import inside
 from quad.core.storage.pack import pack_manifest, parse_adapter_manifest
+from quad.core.storage.reading import is_directory, is_file, reading_from
 from quad.core.storage.tensor_file import open_header
 from quad.runtime.adapters.buffers import AdapterFile
 from quad.runtime.bundle import Bundle
@@ -26,9 +27,9 @@ def open_adapter(path: Path, mapped: bool = False) -> AdapterFile:
         InputError: there is nothing at `path`, or a pickle.
         VerificationError: it is no adapter, or its words were changed.
     """
-    if path.is_dir():
+    if is_directory(path):
         return open_directory(inside(path, MANIFEST_FILE), inside(path, TENSORS_FILE), mapped)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(mismatch(str(path), "a pack file or an adapter directory", "none", "check the path"))
     if is_pickled(path):
         next_step = "a pickle can run code when opened, save the adapter as safetensors and pack it with quad adapt"
@@ -58,9 +59,10 @@ def open_directory(manifest_file: Path, tensors_file: Path, mapped: bool) -> Ada
         VerificationError: the first is no manifest.
     """
     for path in (manifest_file, tensors_file):
-        if not path.is_file():
+        if not is_file(path):
             raise InputError(mismatch(str(path.parent), path.name, "none", "check the path"))
-    manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
+    with reading_from(manifest_file):
+        manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
     return AdapterFile(path=tensors_file, manifest=manifest, packed=False, mapped=mapped)
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
 from quad.core.memory import release_memory
 from quad.core.slots import UNET
+from quad.core.storage.reading import reading_from
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engines.engine import Arrays, Engine, Shape, SwitchSession
@@ -229,7 +230,7 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
 def _load(engine: Engine, bundle: Bundle, component: str, threads: int, lean: bool) -> SwitchSession:
     """A graph of a bundle, as it was when that was opened; where it cannot be loaded, the message says for which chip the bundle is."""
     try:
-        with bundle.graph_to_load(component) as file:
+        with reading_from(bundle.root), bundle.graph_to_load(component) as file:
             return engine.load(file, threads, lean)
     except BackendError as error:
         if not bundle.device:
