@@ -207,8 +207,9 @@ class AdapterFile:
         Raises:
             InputError, VerificationError: as `check`.
         """
-        make_room(padded_bytes(open_header(self.path).entries, zeros))
-        file = self._open()
+        mapped = map_tensors(self.path) if self.mapped else None  # which takes no memory yet
+        make_room(padded_bytes(open_header(self.path).entries if mapped is None else mapped.tensors, zeros))
+        file = copy_tensors(self.path) if mapped is None else mapped
         self._check(file, zeros)
         if any(tensor.shape != zeros[name].shape for name, tensor in file.tensors.items()):
             _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
