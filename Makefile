@@ -6,17 +6,23 @@ STAMP := $(VENV)/.installed
 # Processes that tests run in, each of about 1 GB.
 WORKERS ?= 2
 
-.PHONY: install demo test check docs clean
+.PHONY: install demo test check lock docs clean
 
 install: $(STAMP)
 
-# torch goes first and alone: resolved together with the rest, it is replaced by a build of several gigabytes.
-$(STAMP): pyproject.toml constraints.txt
+# Every package by version and hash: what is not in requirements/ is not installed, and another file under a version's name is refused.
+LOCKED := -m pip install --quiet --require-hashes --no-deps -r
+
+$(STAMP): pyproject.toml requirements/install.txt requirements/qnn.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet torch==2.13.0 -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[build,openvino,delivery,serve,dev]' -c constraints.txt
-	$(BIN)/python -m pip install --quiet -e '.[qnn]' -c constraints.txt || echo "make: Qualcomm's compiler is not for this platform, qnn-htp is left out" >&2
+	@# torch for CPUs, where the machine or its index has it; else the index's own, which may need CUDA's libraries beside.
+	$(BIN)/python $(LOCKED) requirements/cpu.txt || echo "make: no build of torch for CPUs at hand, the index's own is taken" >&2
+	$(BIN)/python $(LOCKED) requirements/install.txt
+	$(BIN)/python -m pip check >/dev/null || $(BIN)/python $(LOCKED) requirements/cuda.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip check
+	$(BIN)/python $(LOCKED) requirements/qnn.txt || echo "make: Qualcomm's compiler is not for this platform, qnn-htp is left out" >&2
 	@touch $@
 
 demo: install
@@ -34,11 +40,16 @@ check: install
 	$(BIN)/python tools/names.py src
 	$(BIN)/python tools/keyword_only.py src
 	$(BIN)/python tools/docstrings.py src
+	$(BIN)/python tools/lock.py --check
+
+# requirements/ anew from pyproject.toml, with the versions that are there where they still fit; `make lock UPGRADE=--upgrade` for the newest.
+lock: install
+	$(BIN)/python tools/lock.py $(UPGRADE)
 
 # The site, in out/site; its generator goes into an environment of its own, and a warning is an error.
 docs:
 	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
-	.venv-docs/bin/python -m pip install --quiet mkdocstrings-python zensical -c constraints.txt
+	.venv-docs/bin/python $(LOCKED) requirements/docs.txt
 	.venv-docs/bin/zensical build --strict -f zensical.toml
 
 clean:
