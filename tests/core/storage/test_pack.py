@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from quad.core.errors import VerificationError
@@ -24,6 +26,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert pack.tensors.keys() == TENSORS.keys()
     for name, array in TENSORS.items():
         np.testing.assert_array_equal(pack.tensors[name], array, strict=True)
+
+
+def test_one_adapter_gives_one_pack_byte_for_byte(tmp_path: Path) -> None:
+    """The library draws the order of two words anew in each file."""
+    for number in range(16):
+        write_pack(tmp_path / f"{number}.qpack", MANIFEST, TENSORS)
+    (data,) = {path.read_bytes() for path in tmp_path.iterdir()}
+    header = data[8 : 8 + int.from_bytes(data[:8], "little")]
+    assert len(header) % 8 == 0
+    assert list(json.loads(header)["__metadata__"]) == ["quad_adapter", "quad_digest"]
+    with safe_open(tmp_path / "0.qpack", "np") as file:  # it is still the library's format
+        np.testing.assert_array_equal(file.get_tensor("a.lora_B"), TENSORS["a.lora_B"], strict=True)
 
 
 def test_every_flipped_byte_is_refused(tmp_path: Path) -> None:

@@ -80,6 +80,20 @@ def read_header(read: Callable[[int, int], memoryview], size: int, longest: int 
     return Header(metadata=metadata, entries=entries, start=start)
 
 
+def with_sorted_metadata(data: bytes) -> bytes:
+    """The bytes of a safetensors file, the words of its header in order of their names: the library writes them in a random one.
+
+    Args:
+        data: as the library wrote it.
+    """
+    start = LENGTH_BYTES + int.from_bytes(data[:LENGTH_BYTES], "little")
+    parts = msgspec.json.decode(data[LENGTH_BYTES:start], type=dict[str, msgspec.Raw])
+    words = msgspec.json.decode(parts[_METADATA], type=dict[str, str])
+    text = msgspec.json.encode({**parts, _METADATA: dict(sorted(words.items()))})
+    text += b" " * (-len(text) % LENGTH_BYTES)  # so that the tensors stay aligned
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text + data[start:]
+
+
 def _check_layout(entries: Mapping[str, Entry], size: int, bits: Mapping[str, int]) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):

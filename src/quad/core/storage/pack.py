@@ -23,6 +23,7 @@ from quad.core.digests import canonical_json
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
 from quad.core.storage.files import write_bytes
+from quad.core.storage.header import with_sorted_metadata
 from quad.core.storage.tensor_file import copy_tensors
 
 PACK_SUFFIX = ".qpack"
@@ -80,7 +81,7 @@ def write_pack(path: Path, manifest: AdapterManifest, tensors: Mapping[str, NDAr
     written = msgspec.structs.replace(manifest, sha256=content_digest(arrays), size_bytes=size)
     text = canonical_json(written)
     metadata = {MANIFEST_KEY: text.decode(), DIGEST_KEY: hashlib.sha256(text).hexdigest()}
-    write_bytes(path, save_safetensors(arrays, metadata))
+    write_bytes(path, with_sorted_metadata(save_safetensors(arrays, metadata)))
     return written
 
 
