@@ -19,7 +19,7 @@ from quad.model.slots.layers import weights_of
 from quad.model.slots.network import Slotted, slot_networks
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.distill.distill import TeacherStudent, distill
-from quad.quantize.distill.training import DistillOptions
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.observe.calibrate import CalibrationSample, calibrate, component_networks
 from quad.quantize.observe.observers import Statistics

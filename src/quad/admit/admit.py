@@ -18,6 +18,7 @@ from quad.admit.slots import Fitted, fit, refuse_unfit
 from quad.admit.trial import Trial, refuse_unlike, try_adapter
 from quad.admit.with_base import calls_in, open_base
 from quad.build.call_recorder import spread
+from quad.build.fixed_threads import ENGINE_THREADS, fixed_threads
 from quad.build.write_bundle import PackedAdapter, adapter_manifest
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
@@ -31,7 +32,7 @@ from quad.lora.read import FloatAdapter, RankLimits, read_lora
 from quad.model.adapters import read_adapter
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
-from quad.runtime.engines.engine import Engine, Session, default_threads, open_engine
+from quad.runtime.engines.engine import Engine, Session, open_engine
 from quad.runtime.golden_outputs import read_probes
 
 __all__ = ["STAGES", "AdaptRequest", "AdaptResult", "adapt"]
@@ -41,6 +42,7 @@ OBSERVED_CALLS = 4  # of the adapter's own calls, whose activations are observed
 _log = logging.getLogger(__name__)
 
 
+@fixed_threads()
 def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     """Admit one LoRA to a frozen bundle and write it as a pack.
 
@@ -63,7 +65,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
         fitted = _fit(admission, adapter)
     with clock("align"):
         with admission.bundle.graph_to_load(UNET) as file:
-            session = engine.load(file, default_threads())
+            session = engine.load(file, ENGINE_THREADS)
         if admission.base is None:
             aligned = rescale(admission.bundle, fitted)
         else:
@@ -96,7 +98,7 @@ def _open(request: AdaptRequest) -> tuple[Admission, Engine]:
     bundle = open_bundle(request.bundle)
     if not bundle.slots.slots:
         hint = "build it with one adapter at least"
-        raise CompatibilityError(mismatch(f"bundle {bundle.manifest.name!r}", "slots for adapters", "none", hint))
+        raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "slots for adapters", "none", hint))
     tasks = _tasks(request, bundle)
     read_probes(bundle)  # there is nothing to try an adapter on without them
     base = None if request.base is None else open_base(bundle, request.base)
@@ -141,7 +143,7 @@ def _fit(admission: Admission, adapter: FloatAdapter) -> Fitted:
     """
     fitted = fit(adapter, admission.bundle.slots, admission.bundle.profile)
     try:
-        refuse_unfit(fitted, admission.bundle.manifest.name, admission.request.min_energy)
+        refuse_unfit(fitted, admission.bundle.name, admission.request.min_energy)
     except CompatibilityError as error:
         _log.info("refused at its slots: %s", error)
         raise
@@ -158,7 +160,7 @@ def _try(admission: Admission, session: Session, fitted: Fitted, aligned: Aligne
     trial = try_adapter(admission.bundle, session, aligned.buffers, spread(calls, OBSERVED_CALLS))
     if UNET in fitted.components:
         try:
-            refuse_unlike(admission.request.name, trial, admission.bundle.manifest.name)
+            refuse_unlike(admission.request.name, trial, admission.bundle.name)
         except CompatibilityError as error:
             _log.info("refused on stored calls: %s", error)
             raise
@@ -177,5 +179,5 @@ def _write(admission: Admission, adapter: FloatAdapter, fitted: Fitted, aligned:
     draft = adapter_manifest(packed, bundle.slots, bundle.manifest.parents, admission.tasks)
     manifest = msgspec.structs.replace(draft, golden=trial.golden, quality=adapter_quality(fitted, trial, aligned))
     written = write_pack(request.output, manifest, packed.tensors)
-    _log.info("adapter %s admitted to bundle %s: rank %d, %d bytes", request.name, bundle.manifest.name, written.rank, written.size_bytes)
+    _log.info("adapter %s admitted to bundle %s: rank %d, %d bytes", request.name, bundle.name, written.rank, written.size_bytes)
     return written

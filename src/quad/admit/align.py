@@ -16,8 +16,8 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.distill import Alignment
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
-from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import quantize_adapter
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.bundle import Bundle

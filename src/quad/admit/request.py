@@ -19,7 +19,7 @@ from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path, require_file
 from quad.core.storage.reading import is_directory
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
-from quad.quantize.distill.training import DistillOptions
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")

@@ -17,12 +17,13 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from quad.build.fixed_threads import ENGINE_THREADS
 from quad.compile.artifact import save_graph
 from quad.core.component_call import Inputs
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
 from quad.core.tensor_names import quantized_tensor
-from quad.runtime.engines.engine import default_threads, first_line
+from quad.runtime.engines.engine import first_line
 from quad.runtime.engines.ort import AS_WRITTEN, session_options
 
 Buffers = Mapping[str, NDArray[Any]]
@@ -128,7 +129,7 @@ def _constant(graph: ir.Graph, name: str, number: float) -> ir.Value:
 
 def _open(model: ir.Model, path: Path) -> ort.InferenceSession:
     """As written, so that every site is there, and in that order: the library's own has everything wait for the last output."""
-    options = session_options(AS_WRITTEN, default_threads())
+    options = session_options(AS_WRITTEN, ENGINE_THREADS)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
     save_graph(model, path)

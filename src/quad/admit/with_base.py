@@ -34,8 +34,8 @@ from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
 from quad.quantize.correct.smooth import fold_scales
 from quad.quantize.distill.distill import Distilled, TeacherStudent, distill, split_runs
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity
-from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
@@ -159,7 +159,7 @@ def _corrections(bundle: Bundle) -> Corrections:
     if not bundle.profile.encodings:
         return Corrections({}, {})
     if CORRECTIONS_FILE not in bundle.manifest.files:
-        where, expected = f"bundle {bundle.manifest.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
+        where, expected = f"bundle {bundle.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
         raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
     return Corrections.read(bundle.read(CORRECTIONS_FILE))
 

@@ -28,8 +28,8 @@ from quad.model.base.open import Base
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.denoising_examples import denoising_examples
 from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
-from quad.quantize.distill.training import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample, plan_samples, with_adapter
 from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, interleave_tasks, record_probes
 from quad.quantize.observe.torch_session import torch_sessions

@@ -10,6 +10,7 @@ import time
 
 from quad.build.align_adapters import align_adapters
 from quad.build.choose_profile import choose_profile
+from quad.build.fixed_threads import fixed_threads
 from quad.build.float_teacher import FloatTeacher
 from quad.build.make_bundle import BuildStages, make_bundle, read_bundle
 from quad.build.open_and_slot import open_and_slot
@@ -48,7 +49,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     for directory in request.directories:
         require_replaceable(directory.path, directory.marker, directory.option)
     clock = StageClock(STAGES, progress if is_main() else silent)
-    with build_lock(request):
+    with build_lock(request), fixed_threads(request.threads):
         try:
             return _build(request, backend, clock, start)
         except QuadError as error:

@@ -91,7 +91,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             sinusoid=sinusoid_of(model.base),
         )
         parts = BundleParts(
-            name=request.name or request.output.name,
+            name=request.name or f"{request.target}-{request.precision}-{context.profile.digest[:8]}",
             base=model.base,
             target=context.target.name,
             precision=request.precision,

@@ -19,7 +19,7 @@ from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
-from quad.quantize.distill.training import DistillOptions
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
@@ -41,7 +41,7 @@ class BuildRequest:
         adapters: name -> LoRA file or directory, in the order they will be listed.
         output: the bundle directory to write.
         samples: calls of the pipeline that the ranges must hold; those of adapters that are not built are left out.
-        name: the bundle's name, that of `output` by default.
+        name: the bundle's name for people; None for one of what it holds: target, precision, and the beginning of the profile's digest.
         target, precision: see `quad.compile.targets`.
         lora_bits: 16 or 8.
         max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot the largest among the adapters.
@@ -59,6 +59,7 @@ class BuildRequest:
         size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
         calibration_size: pixels of the pictures that ranges are measured on; None for those of the bundle.
+        threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
     model: Path
@@ -84,6 +85,7 @@ class BuildRequest:
     size: int | None = None
     sampler: str | None = None
     calibration_size: int | None = None
+    threads: int = 1
 
     @property
     def base_options(self) -> BaseOptions:
@@ -141,6 +143,8 @@ class BuildRequest:
         self._check_places()
         check_options(load_target(self.target), self.backend_options)
         self.backend.check()
+        if self.threads < 1:
+            raise UsageError(mismatch("--threads", "1 or more", self.threads, "choose a larger one"))
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quad.build.fixed_threads import ENGINE_THREADS
 from quad.build.write_bundle import PackedAdapter
 from quad.compile.export import GraphSpec
 from quad.core.component_call import BASE_SOURCE, ComponentCall
@@ -22,7 +23,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import slot_inputs
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
-from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.engines.engine import Session, open_engine
 from quad.runtime.golden_outputs import calls_of, golden
 
 # Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
@@ -96,7 +97,7 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[Component
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
     def run(component: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
-        session, zeros = runner.load(root / component / "model.onnx", default_threads()), zero_buffers(slots.of(component))
+        session, zeros = runner.load(root / component / "model.onnx", ENGINE_THREADS), zero_buffers(slots.of(component))
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
         return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
 

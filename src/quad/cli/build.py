@@ -81,6 +81,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Pixels of the pictures that ranges are measured on; half of --size takes a quarter of the time.", metavar="N",
                      show_default="as --size"),
     ] = None  # fmt: skip
+    threads: Annotated[
+        int | None,
+        typer.Option(help="Threads that one sum is dealt to; the bundle depends on it. More are faster for a large model alone.",
+                     metavar="N", min=1, show_default="1, whatever the machine has"),
+    ] = None  # fmt: skip
 
     @property
     def stated(self) -> dict[str, Any]:

@@ -52,6 +52,11 @@ class Bundle:
     marker: Identity | None = None
     hashed: dict[str, Identity | None] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of its directory, for messages: what its manifest calls it is the same wherever it lies."""
+        return self.root.absolute().name
+
     def path(self, name: str) -> Path:
         """A shipped file by its name in the manifest, as it was when the bundle was opened; what was changed since is hashed again.
 

@@ -38,7 +38,7 @@ def read_probes(bundle: Bundle) -> tuple[Inputs, ...]:
         VerificationError: the file is no such thing.
     """
     if PROBES_FILE not in bundle.manifest.files:
-        where, expected = f"bundle {bundle.manifest.name!r}", f"stored calls of the U-Net ({PROBES_FILE})"
+        where, expected = f"bundle {bundle.name!r}", f"stored calls of the U-Net ({PROBES_FILE})"
         raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
     return calls_of(bundle.path(PROBES_FILE))
 
@@ -83,7 +83,7 @@ def golden(where: str, network: Runnable, call: Inputs, probe: int) -> Golden:
 def _probe(bundle: Bundle, number: int) -> Inputs:
     probes = read_probes(bundle)
     if number >= len(probes):
-        where, next_step = f"bundle {bundle.manifest.name!r}", "fetch the adapter for this bundle"
+        where, next_step = f"bundle {bundle.name!r}", "fetch the adapter for this bundle"
         raise VerificationError(mismatch(where, f"a probe {number}", f"{len(probes)} of them", next_step))
     return probes[number]
 

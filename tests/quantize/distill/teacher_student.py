@@ -9,8 +9,8 @@ from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import weights_of
 from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import TeacherCall
-from quad.quantize.distill.training import DistillOptions
 from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import RULES, with_eight_bit
 from quad.quantize.observe.probes import Probe

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from quad.core.errors import BackendError
 from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
 from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
-from quad.quantize.distill.training import DistillOptions
+from quad.quantize.distill.options import DistillOptions
 from tests.quantize.conftest import Tiny
 from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes
 

@@ -1,4 +1,4 @@
-"""Two processes take the steps of one (`accelerate launch`), end together, and only the first of them writes."""
+"""Two processes take the steps of one (`accelerate launch`), bit for bit, end together, and only the first of them writes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 import quad
-from quad.quantize.distill.training import DistillOptions
+from quad.quantize.distill.options import DistillOptions
 from tests.quantize.distill.teacher_student import Watched
 from tests.quantize.distill.two_processes import ONE_STEP, OPTIONS, WILD, distilled
 
@@ -44,7 +44,7 @@ def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (source, ROOT))), "HF_HOME": str(directory / "home")}
     command = [sys.executable, *LAUNCH, "tests.quantize.distill.two_processes", str(directory)]
     environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=100, check=False)
+    done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     facts = [json.loads((directory / f"{rank}.json").read_text()) for rank in range(PROCESSES)]
     return Launched(directory, facts, [load_file(directory / f"{rank}.safetensors") for rank in range(PROCESSES)])
@@ -65,7 +65,7 @@ def here(tmp_path: Path) -> Here:
     return Here(tmp_path)
 
 
-pytestmark = pytest.mark.timeout(150)  # two interpreters import torch: 12 s here, and a busy machine is slower
+pytestmark = pytest.mark.timeout(600)  # two interpreters import torch: 12 s here, and a busy machine is much slower
 
 
 def rms(values: NDArray[Any]) -> float:
@@ -73,27 +73,26 @@ def rms(values: NDArray[Any]) -> float:
 
 
 def test_one_step_is_the_same_step(launched: Launched, here: Here) -> None:
-    """After it Adam's first moment is a tenth of the gradient: sums of some hundred float32 terms, in another order, agree to 1e-4."""
+    """Its gradients are added up in the order of the calls, whichever process computed them."""
     here.run(ONE_STEP, "step")
     one, two = (load_file(directory / "step.safetensors") for directory in (here.directory, launched.directory))
     moments = [name for name in one if name.startswith("exp_avg.")]
     assert len(moments) == 4
-    for name in moments:
-        assert rms(one[name]) > 0
-        assert np.abs(one[name] - two[name]).max() <= 1e-4 * rms(one[name])
+    for name, values in one.items():
+        assert values.tobytes() == two[name].tobytes()
+    assert min(rms(one[name]) for name in moments) > 0
 
 
 def test_two_processes_train_what_one_does(launched: Launched, here: Here) -> None:
-    """Weights that the last digit puts on the other side of a rounding edge differ by one level: a fiftieth of the way that they went."""
     trained, start = here.run(OPTIONS, "kept"), here.run(DistillOptions(steps=0), "none")
     ways: list[float] = []
     for name, values in trained.result.integers.items():
         way = rms(values.astype(int) - start.result.integers[name])
         ways.append(way)
-        assert rms(values.astype(int) - launched.integers[0][name]) <= 0.02 * way
+        np.testing.assert_array_equal(values, launched.integers[0][name])
     assert min(ways) > 1.0  # all have moved, by whole levels
     assert trained.result.alignment.steps == launched.facts[0]["steps"] == OPTIONS.steps
-    np.testing.assert_allclose(np.array(trained.told), np.array(launched.facts[0]["told"]), rtol=1e-3)
+    assert [list(told) for told in trained.told] == launched.facts[0]["told"]
 
 
 def test_all_processes_end_alike(launched: Launched) -> None:

@@ -18,12 +18,13 @@ import msgspec
 import torch
 from safetensors.numpy import save_file
 
+from quad.build.fixed_threads import fixed_threads
 from quad.core.errors import QuadError
 from quad.model.slots.network import slot_inputs
 from quad.quantize.distill import checkpoint
 from quad.quantize.distill.distill import TeacherStudent
+from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
-from quad.quantize.distill.training import DistillOptions
 from tests.quantize.conftest import Tiny, make_tiny
 from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes
 
@@ -35,11 +36,7 @@ WILD = DistillOptions(steps=12, rate=10.0, every=1, patience=2)
 
 @cache
 def start() -> tuple[TeacherStudent, Tiny, tuple[TeacherCall, ...]]:
-    """A student whose slots alone are quantized and a teacher of slightly other weights: smooth, so that sums in another order stay near.
-
-    With rounded activations the last digit of a sum, which changes with the number of threads too, decides on which side of an edge a value
-    falls, and the gradient of a small error changes by percents.
-    """
+    """A student whose slots alone are quantized and a teacher of slightly other weights."""
     tiny = make_tiny()
     pair = make_pair(tiny, bits=16)
     slots = {name: one for name, one in pair.profile.component("unet").items() if name.endswith((".lora_A", ".lora_B"))}
@@ -53,6 +50,7 @@ def start() -> tuple[TeacherStudent, Tiny, tuple[TeacherCall, ...]]:
     return pair, tiny, tuple(calls)
 
 
+@fixed_threads()
 def distilled(options: DistillOptions) -> Watched:
     pair, tiny, examples = start()
     return Watched(pair, tiny.adapters[1], options, examples)

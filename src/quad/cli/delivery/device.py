@@ -72,8 +72,8 @@ def open_device(verb: str, bundle: Path, store: Path | None, asked: RepositoryOp
     from quad.delivery.device.fit import Platform, machine_ram_bytes
     from quad.runtime import open_bundle
 
-    manifest = open_bundle(bundle, verify=False).manifest
-    platform = Platform(bundle=manifest.name, parents=manifest.parents, release=__version__, ram_bytes=machine_ram_bytes())
+    opened = open_bundle(bundle, verify=False)
+    platform = Platform(bundle=opened.name, parents=opened.manifest.parents, release=__version__, ram_bytes=machine_ram_bytes())
     folder, changes = store if store is not None else store_beside(bundle), []
 
     def changed(change: Change) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,12 +23,21 @@ from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, collect_sites
 from quad.model.slots.table import new_table
 
 
-class SlotFeed:
-    """The values that the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all."""
+class SlotFeed(threading.local):
+    """The values that the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all.
 
-    def __init__(self, table: SlotTable) -> None:
-        self.tensors: Mapping[str, Tensor] = {}
-        self._names = tuple(table.input_shapes())
+    Of each thread its own: calls with different adapters may run side by side.
+    """
+
+    tensors: Mapping[str, Tensor]
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.tensors = {}
+        self._names = tuple(names)
+
+    def __reduce__(self) -> tuple[type[SlotFeed], tuple[Sequence[str]]]:
+        """A copy of a network has a feed of its own, with nothing bound."""
+        return SlotFeed, (self._names,)
 
     @contextmanager
     def bound_to(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -182,13 +192,13 @@ def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Sl
 
 
 def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
-    copied, feed = share_copy(unet), SlotFeed(table)
+    copied, feed = share_copy(unet), SlotFeed([*table.input_shapes()])
     _put_slots(copied, table, feed)
     return SlottedNetwork(copied, table, feed)
 
 
 def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
-    feed = SlotFeed(table)
+    feed = SlotFeed([*table.input_shapes()])
     module = SlottedText(share_copy(text_encoder), table, feed)
     _put_slots(module, table, feed)
     return module

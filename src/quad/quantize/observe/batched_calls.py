@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quad.quantize.observe.side_by_side import side_by_side
+
 TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
 SlotArrays = Mapping[str, NDArray[np.float32]]
 
@@ -18,13 +20,14 @@ _VALUES = 2**14  # of latents that run as one: beyond that a batch costs memory 
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call; no gradients."""
     tensors = {name: torch.tensor(values) for name, values in slots.items()}
-    outputs: list[Tensor] = []
     together = max(1, _VALUES // max((sample.numel() for sample, _, _ in inputs), default=1))
-    with torch.no_grad():
-        for first in range(0, len(inputs), together):
-            batch = inputs[first : first + together]
-            outputs += network(*concatenate(batch), tensors).split([len(sample) for sample, _, _ in batch])
-    return outputs
+
+    def outputs(batch: Sequence[TensorInputs]) -> list[Tensor]:
+        with torch.no_grad():
+            return list(network(*concatenate(batch), tensors).split([len(sample) for sample, _, _ in batch]))
+
+    batches = [inputs[first : first + together] for first in range(0, len(inputs), together)]
+    return [output for batch in side_by_side(outputs, batches) for output in batch]
 
 
 def concatenate(inputs: Sequence[TensorInputs]) -> TensorInputs:

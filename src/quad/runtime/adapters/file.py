@@ -72,7 +72,7 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
     Raises:
         CompatibilityError: it was packed for another bundle.
     """
-    name, phone = manifest.name, bundle.manifest.name
+    name, phone = manifest.name, bundle.name
     for parent, has in bundle.digests.items():
         packed_for = manifest.parents.get(parent, "none")
         if packed_for != has:

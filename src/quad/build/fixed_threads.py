@@ -1,0 +1,29 @@
+"""A fixed number of threads for every sum, whatever the machine has: a bundle can then be made again elsewhere, byte for byte.
+
+A sum of floats depends on its order, and libraries deal a sum to as many threads as there are. What is independent runs side by side
+instead, and is put together in its own order (`quad.quantize.observe.side_by_side`).
+
+Source: docs/adr/0023-one-thread-a-sum.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from threadpoolctl import threadpool_limits
+
+ENGINE_THREADS = 1  # of an engine whose answers are stored: golden outputs, measured quality
+
+
+@contextmanager
+def fixed_threads(threads: int = 1) -> Iterator[None]:
+    """While the block runs, torch, NumPy and SciPy deal a sum to so many threads; then to as many as before."""
+    before = torch.get_num_threads()
+    with threadpool_limits(limits=threads):
+        torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

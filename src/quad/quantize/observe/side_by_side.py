@@ -1,0 +1,34 @@
+"""Independent work on all cores: each piece on one thread, the results in the order of the pieces.
+
+A sum that a library deals to several threads depends on how many there are. Pieces that are computed whole do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+
+from quad.runtime.engines.engine import default_threads
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
+
+
+def side_by_side(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> list[Result]:
+    """`compute` of every piece.
+
+    Where torch was told to use one thread, pieces run on as many threads as there are cores: torch leaves Python's lock alone while it
+    computes. Otherwise torch has the cores, and pieces run one after the other.
+
+    Args:
+        compute: reads what pieces share and changes none of it; gradients are switched on or off inside, as torch keeps that by thread.
+    """
+    work = list(pieces)
+    workers = min(len(work), default_threads()) if torch.get_num_threads() == 1 else 1
+    if workers <= 1:
+        return [compute(piece) for piece in work]
+    with ThreadPoolExecutor(workers, "quad-compute") as pool:
+        return list(pool.map(compute, work))
