@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 # Processes that tests run in, each of about 1 GB.
 WORKERS ?= 2
 
-.PHONY: install demo test check lock docs clean
+.PHONY: install demo test soak check lock docs clean
 
 install: $(STAMP)
 
@@ -30,6 +30,11 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+
+# Before a release, about an hour on two quiet cores: the long tests, and those that wait for other processes 20 times on starved cores.
+soak: install
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "soak or not soak"
+	$(BIN)/python -m benchmarks.under_load
 
 check: install
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """Random faults of the disk while quad works: one call fails with an errno, or all from there on do, or the process is killed there.
 
+    python -m benchmarks.disk_faults [--faults 2000] [--seed 0] [--json FILE]
+
 Operations: `run` writes a picture, `build` puts a bundle in the place of one, `publish` offers a pack. Each is done in a child that has no
 rights but its own, half of the time with a directory of random permissions. Afterwards the old thing is there whole, or the new one, what
 nobody was to touch is untouched, and the error was one of quad's; with the permissions mended a repeat works and leaves no stray.

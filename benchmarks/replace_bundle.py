@@ -1,5 +1,7 @@
 """Looks at a bundle beside a writer that replaces it all the time, and is killed (SIGKILL) at random moments: each meets a whole bundle.
 
+    python -m benchmarks.replace_bundle [--looks 10000] [--seed 0] [--json FILE]
+
 A look opens the bundle and reads every file of it; each tenth also makes a picture under the plan that loads each graph when it is needed.
 Right is the old bundle or the new one, whole, and its own picture; a pipeline that was open already may also say that another one came.
 """

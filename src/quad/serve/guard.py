@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quad.core.errors import InputError, mismatch
+from quad.serve.connections.rare_warning import RareWarning
 from quad.serve.error_response import HttpError, error_response
-from quad.serve.rare_warning import RareWarning
 from quad.serve.service import Service
 
 _LOG = logging.getLogger(__name__)

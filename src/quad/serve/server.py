@@ -14,7 +14,7 @@ from types import FrameType
 import uvicorn
 
 from quad.serve.app import make_app
-from quad.serve.bounded_connection import bounded
+from quad.serve.connections.bounded_connection import bounded
 from quad.serve.guard import Credentials
 from quad.serve.service import Service
 
@@ -50,7 +50,7 @@ def make_server(service: Service, credentials: Credentials | None, on_stop: Call
     config = uvicorn.Config(
         make_app(service, credentials),
         http=bounded(service.limits, service.places, credentials),
-        loop="quad.serve.event_loop:ServerLoop",
+        loop="quad.serve.connections.event_loop:ServerLoop",
         ws="none",
         lifespan="on",
         log_level="warning",

@@ -16,11 +16,11 @@ from quad.core.errors import BusyError, StoppedError, mismatch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.scheduler import Scheduler
+from quad.serve.connections.fetching import Fetching
+from quad.serve.connections.places import Places
 from quad.serve.decoding.decoder import Decoder
 from quad.serve.error_response import HttpError
-from quad.serve.fetching import Fetching
 from quad.serve.limits import Budget, Limits
-from quad.serve.places import Places
 from quad.serve.registry import RequestRegistry
 
 _LOG = logging.getLogger(__name__)

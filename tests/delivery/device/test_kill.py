@@ -44,7 +44,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("operation", list(WORK))
 def test_a_killed_operation_leaves_the_old_or_the_new(home: Path, operation: str) -> None:
-    command = [sys.executable, "-m", "tests.delivery.killing", str(home), operation, str(POINTS[operation]), "0"]
+    require_old_or_new(home, operation, POINTS[operation], seed=0)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("operation", list(WORK))
+def test_more_points(home: Path, operation: str, seed: int) -> None:
+    require_old_or_new(home, operation, 5 * POINTS[operation], seed)
+
+
+def require_old_or_new(home: Path, operation: str, points: int, seed: int) -> None:
+    command = [sys.executable, "-m", "tests.delivery.killing", str(home), operation, str(points), str(seed)]
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(command, capture_output=True, text=True, timeout=800, check=False, env={**os.environ, "PYTHONPATH": path})
     assert done.returncode == 0, done.stderr

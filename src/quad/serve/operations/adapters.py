@@ -19,7 +19,7 @@ from quad.core.storage.files import writing_to
 from quad.core.storage.pack import pack_manifest
 from quad.core.storage.tensor_file import open_header
 from quad.serve.api import PACK, Adapters, AdapterState, Named
-from quad.serve.body import chunks, require_type
+from quad.serve.connections.body import chunks, require_type
 from quad.serve.endpoint import upload_name
 from quad.serve.error_response import HttpError, json_response
 from quad.serve.operations.operation import Operation

@@ -16,7 +16,7 @@ from quad.core.errors import InputError, UsageError, mismatch
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
 from quad.serve.api import NewRequest, RequestState
-from quad.serve.body import read_struct
+from quad.serve.connections.body import read_struct
 from quad.serve.decoding.decoder import SentPicture
 from quad.serve.error_response import HttpError, json_response
 from quad.serve.limits import Account

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quad.serve import event_loop
-from quad.serve.event_loop import RunningClock, ServerLoop
-from quad.serve.rare_warning import RareWarning
+from quad.serve.connections import event_loop
+from quad.serve.connections.event_loop import RunningClock, ServerLoop
+from quad.serve.connections.rare_warning import RareWarning
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.floats(0, 1)), max_size=20))
@@ -58,6 +58,6 @@ def test_what_was_not_told_is_counted(caplog: pytest.LogCaptureFixture, monkeypa
     warning = RareWarning(logging.getLogger("quad.serve"))
     for _ in range(5):
         warning("closed %d", 1)
-    monkeypatch.setattr("quad.serve.rare_warning._EVERY_S", 0.0)
+    monkeypatch.setattr("quad.serve.connections.rare_warning._EVERY_S", 0.0)
     warning("closed %d", 2)
     assert [record.getMessage() for record in caplog.records] == ["closed 1", "closed 2 (4 more since the last line)"]

@@ -14,9 +14,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from quad.core.errors import InputError, mismatch
 from quad.serve.api import JSON, error_body
+from quad.serve.connections.places import Places
 from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
-from quad.serve.places import Places
 
 _PEER = struct.Struct("3i")  # pid, uid, gid
 

@@ -9,7 +9,7 @@ import selectors
 import time
 from typing import Any
 
-from quad.serve.rare_warning import RareWarning
+from quad.serve.connections.rare_warning import RareWarning
 
 _LOG = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import AsyncExitStack
 
-from quad.serve.fetching import Fetching
+from quad.serve.connections.fetching import Fetching
 
 
 def test_one_client_never_has_all_places_and_all_together_no_more_than_there_are() -> None:

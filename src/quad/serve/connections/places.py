@@ -6,8 +6,8 @@ import logging
 import resource
 from typing import Protocol
 
+from quad.serve.connections.rare_warning import RareWarning
 from quad.serve.limits import Limits
-from quad.serve.rare_warning import RareWarning
 
 _LOG = logging.getLogger(__name__)
 
