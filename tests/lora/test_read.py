@@ -139,7 +139,7 @@ def refused(error: type[QuadError], text: str, path: Path, unet: UNet2DCondition
         (f"unet.{Q}.vera_lambda_b", "VeRA"),
         ("lora_unet_conv_in.a1.weight", "GLoRA"),
         ("text_encoder.text_model.embeddings.lora_embedding_A", "embedding LoRA"),
-        ("bundle_emb.style.string_to_param.*", "textual inversion"),
+        ("style.string_to_param.*", "textual inversion"),
         ("text_encoder.text_model.encoder.layers.0.self_attn.q_proj.lora_A.weight", "text-encoder LoRA"),
         ("lora_te_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text-encoder LoRA"),
         ("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight", "text-encoder LoRA"),

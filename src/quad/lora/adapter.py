@@ -29,6 +29,7 @@ class FloatAdapter:
     Args:
         energy: module path to the share of its update's sum of squares that the matrices keep; modules that are as in the file are absent.
         notes: what was done to the file's weights, a line each.
+        embeddings: words that the file teaches the text encoder -> vectors `(n, width)`.
     """
 
     name: str
@@ -37,6 +38,7 @@ class FloatAdapter:
     digest: str
     energy: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The adapter as a build reports it."""

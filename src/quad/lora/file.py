@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from quad.core.errors import InputError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import DOTTED_PREFIXES, PEFT_WRAPPER, Component
+from quad.lora.keys import DOTTED_PREFIXES, PEFT_WRAPPER, Component, is_bundled
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.tensors import StoredTensor, read_tensors
@@ -44,6 +44,10 @@ class LoraFile:
     def config(self, component: Component) -> AdapterConfig:
         """The config of one model; the default one where the metadata has none."""
         return self.configs.get(component, AdapterConfig())
+
+    def without_embeddings(self) -> LoraFile:
+        """The LoRA alone: without the embeddings that travel in its file."""
+        return replace(self, tensors={key: tensor for key, tensor in self.tensors.items() if not is_bundled(key)})
 
 
 def find_lora(path: Path) -> Path:

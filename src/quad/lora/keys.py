@@ -61,6 +61,11 @@ class LoraKey:
     component: Component | None = None
 
 
+def is_bundled(key: str) -> bool:
+    """Whether a tensor is no part of the LoRA, but an embedding that travels in its file."""
+    return key.startswith("bundle_emb.")
+
+
 def is_text_key(key: LoraKey) -> bool:
     """Whether the name can only mean a text encoder."""
     return key.component == TEXT_ENCODER or (key.component is None and key.path.startswith(_TEXT_PATHS))
@@ -74,7 +79,7 @@ def refuse_other_kinds(keys: Iterable[str]) -> None:
     """
     for key in keys:
         for fragment, kind in NOT_READ:
-            if fragment in key:
+            if fragment in key and not is_bundled(key):
                 raise UnsupportedError(
                     mismatch(
                         f"key '{quoted(key)}'", "LoRA, LoHa, LoKr, DoRA or weight differences", kind, "convert it to LoRA, or leave it out"

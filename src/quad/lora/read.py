@@ -14,6 +14,7 @@ from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.adapter import FloatAdapter, LowRank
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
+from quad.lora.embeddings import bundled_embeddings, embedding_notes, unread_embeddings
 from quad.lora.file import LoraFile, open_lora
 from quad.lora.keys import is_text_key, parse_key, refuse_other_kinds
 from quad.lora.kinds import beside
@@ -184,8 +185,11 @@ def read_lora(
     """
     limits = limits or RankLimits()
     limits.check()
-    file = open_lora(path)
-    where = f"adapter {name!r} ({file.path.name})"
+    opened = open_lora(path)
+    where, file = f"adapter {name!r} ({opened.path.name})", opened.without_embeddings()
+    words, unread = bundled_embeddings(where, opened.tensors), unread_embeddings(opened.tensors)
+    if words and not file.tensors:
+        raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", "it is a textual inversion, not an adapter"))
     refuse_other_kinds(file.tensors)
     text_layers = {} if text_encoder is None else text_encoder.layers
     modules, unused = _group(where, file, network_names(unet.layers, text_layers, unet.complete))
@@ -205,7 +209,8 @@ def read_lora(
         rank=_rank(weights),
         digest=file.digest,
         energy={path: module.energy for path, module in converted.items() if module.energy is not None},
-        notes=(*_notes(converted.values()), *_left_out(file, unused)),
+        notes=(*_notes(converted.values()), *_left_out(file, unused), *embedding_notes(words, unread)),
+        embeddings=words,
     )
     _require_energy(name, adapter.energy, limits)
     return adapter if limits.max_rank is None else reduced(adapter, limits.max_rank, limits.min_energy)
