@@ -64,6 +64,22 @@ def test_wishes_reach_the_pipeline(tiny_bundle: Path, tmp_path: Path, picture: N
     assert "image_guidance_scale: expected a task with picture guidance, found transform, which has none" in done.stderr
 
 
+def test_brackets_weigh_words_unless_they_are_plain(tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ("--task", "text-to-image", "--seed", "1", "--prompt")
+    pictures = []
+    for name, prompt, *syntax in (
+        ("a", "the car"),
+        ("b", "the (car:1.5)"),
+        ("c", "the (car)", "--prompt-syntax", "plain"),
+        ("d", "the car BREAK"),
+    ):
+        facts = _run(tiny_bundle, tmp_path / f"{name}.png", *given, prompt, *syntax)
+        pictures.append((tmp_path / f"{name}.png").read_bytes())
+    assert len(set(pictures)) == 3
+    assert pictures[0] == pictures[3]
+    assert facts["notes"] == ["prompt: BREAK begins a second chunk, which this bundle has not; its parts were read as one"]
+
+
 def test_a_task_brings_its_adapter_and_adapters_can_be_mixed(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1")
     assert _run(tiny_bundle, tmp_path / "a.png", *given)["adapter"] == "transform"

@@ -17,3 +17,9 @@ def test_half_a_character_is_no_text(tiny_bundle: Path, name: str) -> None:
     bundle = open_bundle(tiny_bundle).manifest
     with pytest.raises(UsageError, match=rf"^{name}: expected text in UTF-8, found 'caf.udce9'; write it again$"):
         resolve(Request(**{name: b"caf\xe9".decode("utf-8", "surrogateescape")}), bundle.tasks, bundle.schedule)
+
+
+def test_a_syntax_that_nobody_reads(tiny_bundle: Path) -> None:
+    bundle = open_bundle(tiny_bundle).manifest
+    with pytest.raises(UsageError, match=r"^prompt_syntax: expected one of a1111, plain, found 'comfy'; choose one of these$"):
+        resolve(Request(prompt_syntax="comfy"), bundle.tasks, bundle.schedule)  # type: ignore[arg-type]

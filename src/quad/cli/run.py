@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import secrets
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -23,6 +23,7 @@ from quad.core.storage.replaced import unless_replaced
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from quad.runtime.conditioning.prompt_syntax import PromptSyntax
     from quad.runtime.stages import PipelineOutput
 
 MAX_SEED = 2**32
@@ -56,6 +57,10 @@ ImageGuidance = Annotated[
     ),
 ]  # fmt: skip
 Negative = Annotated[str, typer.Option("--negative-prompt", help="What the picture should not show.")]
+Syntax = Annotated[
+    str, typer.Option(help="a1111: (word:1.2), [word] and BREAK mean something; plain: every character stands for itself.",
+                      metavar="a1111|plain"),
+]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
 
@@ -74,6 +79,7 @@ def run(
     guidance: Guidance = None,
     image_guidance: ImageGuidance = None,
     negative_prompt: Negative = "",
+    prompt_syntax: Syntax = "a1111",
     engine: EngineName = "auto",
     memory: MemoryPlan = "minimal",
     store: StoreDir = None,
@@ -104,6 +110,7 @@ def run(
                 guidance_scale=guidance,
                 image_guidance_scale=image_guidance,
                 negative_prompt=negative_prompt,
+                prompt_syntax=cast("PromptSyntax", prompt_syntax),
                 seed=drawn,
                 callback_on_step_end=lambda *_: advance(),
             )

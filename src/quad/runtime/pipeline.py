@@ -20,6 +20,7 @@ from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.denoising import beside_of
 from quad.runtime.conditioning.picture import PictureSource
+from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
@@ -114,6 +115,7 @@ class QuadPipeline:
         mask_grow: int = DEFAULT_GROW_PX,
         strength: float | None = None,
         image_guidance_scale: float | None = None,
+        prompt_syntax: PromptSyntax = "a1111",
     ) -> PipelineOutput:
         """Make one picture.
 
@@ -125,6 +127,7 @@ class QuadPipeline:
             mask_grow: pixels of the graph's square by which the mask is grown.
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
+            prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
 
         Raises:
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
@@ -143,6 +146,7 @@ class QuadPipeline:
             mask_grow=mask_grow,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            prompt_syntax=prompt_syntax,
             latents=latents,
         )
         return self.finish(self.prepare(request), callback_on_step_end)

@@ -15,6 +15,7 @@ from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
 from quad.runtime.adapters.store import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
+from quad.runtime.conditioning.prompt_syntax import SYNTAXES, PromptSyntax
 
 TEXT_TO_IMAGE = "text-to-image"
 TASKS = (TEXT_TO_IMAGE, "transform", "removal", "sketch", "sticker", "portrait")
@@ -41,6 +42,7 @@ class Request:
     strength: float | None = None
     image_guidance_scale: float | None = None
     latents: NDArray[np.float32] | None = None
+    prompt_syntax: PromptSyntax = "a1111"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
         # No half of a character, as bytes become that are no text of the terminal's encoding: no tokenizer takes one.
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UsageError(mismatch(name, "text in UTF-8", repr(text), "write it again"))
+    if request.prompt_syntax not in SYNTAXES:
+        raise UsageError(mismatch("prompt_syntax", f"one of {', '.join(SYNTAXES)}", repr(request.prompt_syntax), "choose one of these"))
     task = choose_task(request.task, list(request.adapters or ()), tasks)
     spec = with_overrides(task, tasks[task], request, schedule)
     if request.adapters is None:

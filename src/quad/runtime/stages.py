@@ -17,6 +17,9 @@ from quad.core.manifest import BundleManifest, TaskSpec
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
+from quad.runtime.conditioning.prompt_chunks import read_prompt
+from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
 from quad.runtime.request import Request, Resolved
@@ -100,7 +103,7 @@ class Stages:
                 negative_prompt=request.negative_prompt,
                 noise=noise,
             )
-            denoising = plan_run(self._encoders(mix, clocks, text_notes), self.manifest, inputs)
+            denoising = plan_run(self._encoders(mix, clocks, text_notes, request.prompt_syntax), self.manifest, inputs)
             sampling = plan_sampling(spec.sampler, self.manifest.schedule, rng, denoising.start)
         return Prepared(
             request=request,
@@ -143,7 +146,7 @@ class Stages:
             seed=prepared.request.seed,
         )
 
-    def _encoders(self, mix: AdapterMix, clocks: Clocks, notes: list[str]) -> Encoders:
+    def _encoders(self, mix: AdapterMix, clocks: Clocks, notes: list[str], syntax: PromptSyntax) -> Encoders:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
         def texts(prompts: Sequence[str]) -> list[Float]:
@@ -151,9 +154,9 @@ class Stages:
             with clocks.time("text_encoder"), encoder.loaded():
                 encoder.bind(mix)
                 for prompt in prompts:
-                    tokens = self.tokenizer(prompt)
+                    tokens = read_prompt(self.tokenizer, prompt, syntax)
                     notes.extend(tokens.notes)
-                    hidden.append(encoder.run({"input_ids": tokens.ids}))
+                    hidden.append(text_features(encoder, tokens))
             return hidden
 
         def picture(image: Float) -> Float:

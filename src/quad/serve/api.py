@@ -15,6 +15,7 @@ from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import AdapterName, TaskSpec
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.mask import MAX_GROW_PX
+from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 
 JSON, PACK = "application/json", "application/octet-stream"
 MOST_STEPS, MOST_ADAPTERS, LONGEST_PROMPT = 1000, 16, 4000
@@ -59,6 +60,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     mask_grow: Annotated[int, Meta(ge=0, le=MAX_GROW_PX)] = DEFAULT_GROW_PX
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     image_guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
+    prompt_syntax: PromptSyntax = "a1111"
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     client: Annotated[str, Meta(max_length=128)] = ""

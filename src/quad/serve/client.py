@@ -16,6 +16,7 @@ from quad.core.manifest import TaskSpec
 from quad.runtime.adapters.store import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
+from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.stages import PipelineOutput
 from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, as_exception
 from quad.serve.http_client import HttpClient
@@ -108,6 +109,7 @@ class QuadClient:
         mask_grow: int = DEFAULT_GROW_PX,
         strength: float | None = None,
         image_guidance_scale: float | None = None,
+        prompt_syntax: PromptSyntax = "a1111",
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> PipelineOutput:
@@ -129,6 +131,7 @@ class QuadClient:
             mask_grow=mask_grow,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            prompt_syntax=prompt_syntax,
             priority=priority,
             deadline_s=deadline_s,
             client=self._name,

@@ -65,7 +65,7 @@ def bundle_pictures(
     """
     pictures, times = [], []
     for request in requests:
-        output = pipe(request.prompt, task=task, image=request.image, mask_image=request.mask, seed=request.seed)
+        output = pipe(request.prompt, task=task, image=request.image, mask_image=request.mask, seed=request.seed, prompt_syntax="plain")
         pictures.append(np.asarray(output.images[0]))
         times.append(output.timings_ms["total"])
         if on_made is not None:

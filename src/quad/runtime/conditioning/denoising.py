@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
+from quad.runtime.conditioning.prompt_chunks import read_prompt
+from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Runnable
 from quad.runtime.samplers import Start, add_noise
@@ -52,10 +54,10 @@ class Encoders:
 
 
 def session_encoders(sessions: Mapping[str, Runnable], tokenizer: Tokenizer) -> Encoders:
-    """Sessions by component name as they are: no clocks, no notes."""
+    """Sessions by component name as they are: no clocks, no notes, and prompts are plain text."""
 
     def texts(prompts: Sequence[str]) -> list[Float]:
-        return [sessions["text_encoder"].run({"input_ids": tokenizer(prompt).ids}) for prompt in prompts]
+        return [text_features(sessions["text_encoder"], read_prompt(tokenizer, prompt)) for prompt in prompts]
 
     return Encoders(unet=sessions["unet"], texts=texts, picture=lambda image: sessions["vae_encoder"].run({"image": image}))
 

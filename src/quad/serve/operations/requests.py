@@ -115,6 +115,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         mask_grow=body.mask_grow,
         strength=body.strength,
         image_guidance_scale=body.image_guidance_scale,
+        prompt_syntax=body.prompt_syntax,
     )
 
 

@@ -1,0 +1,41 @@
+"""Hidden states of a prompt, with the weights of its tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quad.runtime.conditioning.prompt_chunks import PromptTokens
+from quad.runtime.engines.engine import Runnable
+
+Float = NDArray[np.float32]
+# A mean below this share of the RMS is rounding.
+LEAST_MEAN = 1e-5
+
+
+def text_features(encoder: Runnable, prompt: PromptTokens) -> Float:
+    """The hidden states of a prompt's chunks one after another, float32 `(1, L, D)`."""
+    hidden = [emphasised(encoder.run({"input_ids": chunk.ids}), chunk.weights) for chunk in prompt.chunks]
+    return hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1)
+
+
+def emphasised(hidden: NDArray[Any], weights: NDArray[np.float64]) -> Float:
+    """Each token's hidden state times its weight, and all of them scaled so that their mean is what it was.
+
+    Where a mean is nothing but rounding, as that of a network which was never trained, there is no scale to restore.
+    Source: the rule of AUTOMATIC1111's stable-diffusion-webui, "Emphasis: Original".
+
+    Args:
+        hidden: float32 `(1, L, D)`; given back as it is where all weights are 1.
+        weights: `(L,)`.
+    """
+    if (weights == 1.0).all():
+        return hidden
+    before = hidden.astype(np.float64)
+    after = before * weights[:, None]
+    least = LEAST_MEAN * np.sqrt(np.square(before).mean())
+    means = before.mean(), after.mean()
+    scale = means[0] / means[1] if min(map(abs, means)) > least else 1.0
+    return np.asarray(after * scale, np.float32)

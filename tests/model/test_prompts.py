@@ -1,0 +1,74 @@
+"""Text features of many random prompts against A1111's rules, written down anew beside this file."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from quad.core.manifest import TextSpec
+from quad.model.base.modules import TextModule
+from quad.model.base.tokenizer_files import clip_tokenizer
+from quad.quantize.observe.torch_session import TorchSession
+from quad.runtime.conditioning.prompt_chunks import read_prompt
+from quad.runtime.conditioning.text_features import text_features
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from tests.model.clip_vocabulary import TEXT, write_clip_files
+from tests.model.prompt_rules import Rules
+
+LENGTH, WIDTH = 77, 16
+WORDS = TEXT.split()
+
+
+@pytest.fixture(scope="module")
+def text_side(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, TorchSession, Rules]:
+    """Our tokenizer and text encoder, and the rules over the same files and weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    size = write_clip_files(folder)
+    torch.manual_seed(0)
+    config = transformers.CLIPTextConfig(
+        vocab_size=size, hidden_size=WIDTH, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, hidden_act="gelu",
+        max_position_embeddings=LENGTH, bos_token_id=size - 2, eos_token_id=size - 1,
+    )  # fmt: skip
+    encoder = transformers.CLIPTextModel(config).eval()
+    theirs: Any = transformers.CLIPTokenizer.from_pretrained(folder)
+    encoder.final_layer_norm.bias.data += 0.5  # CLIP's hidden states have a mean; the rule is measured on it
+    tokenizer = Tokenizer(clip_tokenizer(folder).to_str(), TextSpec(LENGTH, size - 1, WIDTH))
+    session = TorchSession(TextModule(encoder), {"input_ids": (1, LENGTH)})
+    return tokenizer, session, Rules(theirs, copy.deepcopy(encoder).double())
+
+
+def random_prompt(rng: np.random.Generator, words: int) -> str:
+    """Words, commas and escapes inside brackets of all kinds; some brackets are left open or closed twice."""
+    pieces: list[str] = []
+    for word in rng.choice(WORDS, words):
+        before = rng.choice(["", "", "", "(", "((", "[", r"\(", "(["])
+        after = rng.choice(["", "", "", ",", ")", "))", "]", r"\)", f":{rng.uniform(0.3, 1.8):.2f})", ":"])
+        pieces.append(f"{before}{word}{after}")
+    return " ".join(pieces)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_weighted_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed: int) -> None:
+    tokenizer, session, rules = text_side
+    rng = np.random.default_rng(seed)
+    for _ in range(15):
+        prompt = random_prompt(rng, int(rng.integers(1, 12)))
+        read = read_prompt(tokenizer, prompt, "a1111")
+        assert not read.notes
+        np.testing.assert_allclose(text_features(session, read), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt)
+
+
+def test_a_prompt_without_syntax_is_what_it_was(text_side: tuple[Tokenizer, TorchSession, Rules]) -> None:
+    tokenizer, session, _ = text_side
+    rng = np.random.default_rng(5)
+    for words in (0, 1, 12, 200):
+        prompt = " ".join(rng.choice([*WORDS, "the cat,", "10:30"], words))
+        tokens, read = tokenizer(prompt), read_prompt(tokenizer, prompt, "a1111")
+        np.testing.assert_array_equal(read.chunks[0].ids, tokens.ids, strict=True)
+        np.testing.assert_array_equal(text_features(session, read), session.run({"input_ids": tokens.ids}), strict=True)
+        assert read.notes == tokens.notes
