@@ -37,7 +37,7 @@ def text_side(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Torc
     encoder = transformers.CLIPTextModel(config).eval()
     theirs: Any = transformers.CLIPTokenizer.from_pretrained(folder)
     encoder.final_layer_norm.bias.data += 0.5  # CLIP's hidden states have a mean; the rule is measured on it
-    tokenizer = Tokenizer(clip_tokenizer(folder).to_str(), TextSpec(LENGTH, size - 1, WIDTH))
+    tokenizer = Tokenizer(clip_tokenizer(folder).to_str(), TextSpec(length=LENGTH, pad_id=size - 1, hidden=WIDTH))
     session = TorchSession(TextModule(encoder), {"input_ids": (1, LENGTH)})
     return tokenizer, session, Rules(theirs, copy.deepcopy(encoder).double())
 

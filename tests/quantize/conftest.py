@@ -123,7 +123,7 @@ def base(tiny: Tiny) -> Base:
         tokenizer=words.to_str(),
         schedule=NoiseSchedule(),
         latent=latent,
-        text=TextSpec(6, 0, 16),
+        text=TextSpec(length=6, pad_id=0, hidden=16),
         size=16,
         tasks=TASKS,
         digest="digest",

@@ -122,7 +122,7 @@ def write_manifest(root: Path, **changes: Any) -> None:
         tasks=TASKS,
         schedule=NoiseSchedule(),
         latent=LatentSpec(channels=4, factor=FACTOR, scale=(1.0,) * 4, shift=(0.0,) * 4),
-        text=TextSpec(LENGTH, 0, HIDDEN),
+        text=TextSpec(length=LENGTH, pad_id=0, hidden=HIDDEN),
         engines=("ort", "openvino"),
         parents={"base": "0" * 64, "slots": SLOTS.digest, "profile": PROFILE.digest},
         quad_version="0.1.0",

@@ -27,7 +27,7 @@ from quad.core.progress import Progress, StageClock, silent
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.pack import write_pack
 from quad.core.tensor_names import Role, paths_with
-from quad.lora.layout import bundle_layouts
+from quad.lora.layout import bundle_layouts, with_skipped
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
 from quad.model.adapters import read_adapter
 from quad.runtime.adapters.store import AdapterStore
@@ -132,6 +132,7 @@ def _read(admission: Admission) -> FloatAdapter:
         )
     layers = {component: paths_with(Role.WEIGHT, bundle.profile.component(component)) for component in (UNET, TEXT_ENCODER)}
     unet, text = bundle_layouts(bundle.slots, layers)
+    text = None if text is None else with_skipped(text, bundle.manifest.text.skipped_layers)
     return read_lora(request.name, request.adapter, unet, request.allow_unused_keys, text_encoder=text, limits=limits)
 
 

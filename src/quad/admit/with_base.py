@@ -27,6 +27,7 @@ from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, role_of
 from quad.lora.read import FloatAdapter
+from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_inputs, slotted_as
@@ -107,7 +108,8 @@ def open_base(bundle: Bundle, directory: Path) -> Base:
     Raises:
         CompatibilityError: it is another model.
     """
-    base, manifest = open_model(directory), bundle.manifest
+    manifest = bundle.manifest
+    base = with_clip_skip(open_model(directory), manifest.text.skipped_layers + 1)
     expected = manifest.parents.get("base", "none")
     if base.digest != expected:
         where, hint = f"--base {directory}", "give that one"

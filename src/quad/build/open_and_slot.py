@@ -30,6 +30,7 @@ from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
+from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
@@ -86,7 +87,7 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
         InputError, UnsupportedError, CompatibilityError: as `quad.build.build.build`.
     """
     with clock("open"):
-        base = open_model(request.model, request.base_options)
+        base = with_clip_skip(open_model(request.model, request.base_options), request.clip_skip)
     with clock("lora"):
         adapters = _read_adapters(request, base)
     sources = _of_built_tasks(request, base, adapters)

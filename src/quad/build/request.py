@@ -59,6 +59,7 @@ class BuildRequest:
         size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
         calibration_size: pixels of the pictures that ranges are measured on; None for those of the bundle.
+        clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -85,6 +86,7 @@ class BuildRequest:
     size: int | None = None
     sampler: str | None = None
     calibration_size: int | None = None
+    clip_skip: int = 1
     threads: int = 1
 
     @property
@@ -145,6 +147,8 @@ class BuildRequest:
         self.backend.check()
         if self.threads < 1:
             raise UsageError(mismatch("--threads", "1 or more", self.threads, "choose a larger one"))
+        if self.clip_skip < 1:
+            raise UsageError(mismatch("--clip-skip", "1 for all layers, 2 for all but the last, ...", self.clip_skip, "choose one"))
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))

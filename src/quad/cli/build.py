@@ -81,6 +81,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Pixels of the pictures that ranges are measured on; half of --size takes a quarter of the time.", metavar="N",
                      show_default="as --size"),
     ] = None  # fmt: skip
+    clip_skip: Annotated[
+        int | None,
+        typer.Option(help="Layer of the text encoder, from the last, that gives its output, as A1111 counts: 2 leaves the last one out.",
+                     metavar="N", min=1, show_default="1"),
+    ] = None  # fmt: skip
     threads: Annotated[
         int | None,
         typer.Option(help="Threads that one sum is dealt to; the bundle depends on it. More are faster for a large model alone.",

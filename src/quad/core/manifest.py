@@ -140,12 +140,22 @@ class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
         return size // self.factor
 
 
-class TextSpec(msgspec.Struct, frozen=True):
-    """The text encoder's input: tokens per prompt, and the id that fills the rest."""
+class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The text encoder's input: tokens per prompt, and the id that fills the rest; and its output's width.
+
+    Args:
+        clip_skip: which layer from the last one gives the output, as A1111 counts: 2 leaves out one layer; unset, none is left out.
+    """
 
     length: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
     pad_id: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     hidden: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    clip_skip: Annotated[int, msgspec.Meta(ge=2, le=2**10)] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def skipped_layers(self) -> int:
+        """Layers of the text encoder that are left out."""
+        return 0 if self.clip_skip is msgspec.UNSET else self.clip_skip - 1
 
 
 class Golden(msgspec.Struct, frozen=True):

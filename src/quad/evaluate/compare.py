@@ -119,7 +119,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     progress("open", 0.0)
     pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine)
     adapters = _adapters(request, pipe.bundle)
-    reference = Reference(request.model, adapters)
+    reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1)
     check_parents(pipe.bundle, request.model, reference.digest, adapters)
     runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), ZERO_PICTURES)
     progress("adapter effect", SHARES["run"])

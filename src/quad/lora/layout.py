@@ -6,8 +6,9 @@ itself by its slots and, by its profile, the names of all layers: no model is ne
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 
 TEXT_PREFIX = f"{TEXT_ENCODER}."  # of its slots' paths: no two components share one
+_TEXT_BLOCK = re.compile(r"((?:.+\.)?encoder\.layers\.)(\d+)(\..+)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,10 +58,23 @@ class NetworkLayout:
         layers: path in the network -> layer, in the network's own order; None for a layer of which the name alone is known: it has no
             slot, so no adapter of the bundle can change it.
         complete: all layers of the network are among them; without, names that count blocks of the network have no meaning.
+        skipped: paths of layers that the model has and this network leaves out (clip skip): what an adapter has for them does nothing.
     """
 
     layers: Mapping[str, LayerLayout | None]
     complete: bool = True
+    skipped: frozenset[str] = frozenset()
+
+
+def with_skipped(layout: NetworkLayout, count: int) -> NetworkLayout:
+    """A text encoder's layout that knows of so many blocks behind its last, which are like that."""
+    numbers = [int(match[2]) for path in layout.layers if (match := _TEXT_BLOCK.match(path))]
+    if not count or not numbers:
+        return layout
+    last = max(numbers)
+    blocks = [match for path in layout.layers if (match := _TEXT_BLOCK.match(path)) and int(match[2]) == last]
+    skipped = frozenset(f"{block[1]}{last + further}{block[3]}" for block in blocks for further in range(1, count + 1))
+    return replace(layout, skipped=skipped)
 
 
 def bundle_layouts(table: SlotTable, layers: Mapping[str, Iterable[str]]) -> tuple[NetworkLayout, NetworkLayout | None]:

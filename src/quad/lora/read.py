@@ -127,6 +127,11 @@ def _left_out(file: LoraFile, unused: list[str]) -> tuple[str, ...]:
     )
 
 
+def _skipped_note(paths: Collection[str]) -> tuple[str, ...]:
+    """A line about modules of layers that a shorter text encoder leaves out."""
+    return (f"{len(paths)} modules left out, of text encoder layers that clip skip leaves out: {listed(paths)}",) if paths else ()
+
+
 def require_slots(name: str, outside: Iterable[str]) -> None:
     """Refuse an adapter with targets that have no slot in a bundle.
 
@@ -192,7 +197,10 @@ def read_lora(
         raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", "it is a textual inversion, not an adapter"))
     refuse_other_kinds(file.tensors)
     text_layers = {} if text_encoder is None else text_encoder.layers
-    modules, unused = _group(where, file, network_names(unet.layers, text_layers, unet.complete))
+    text_skipped = frozenset[str]() if text_encoder is None else text_encoder.skipped
+    modules, unused = _group(where, file, network_names(unet.layers, [*text_layers, *text_skipped], unet.complete))
+    skipped = [path for path in modules if path.removeprefix(TEXT_PREFIX) in text_skipped]
+    modules = {path: module for path, module in modules.items() if path not in skipped}
     layers = {**unet.layers, **{TEXT_PREFIX + path: layer for path, layer in text_layers.items()}}
     slots = {path: layer for path, layer in layers.items() if layer is not None}
     _require_base(where, file, unused, modules, slots)
@@ -209,7 +217,7 @@ def read_lora(
         rank=_rank(weights),
         digest=file.digest,
         energy={path: module.energy for path, module in converted.items() if module.energy is not None},
-        notes=(*_notes(converted.values()), *_left_out(file, unused), *embedding_notes(words, unread)),
+        notes=(*_notes(converted.values()), *_left_out(file, unused), *_skipped_note(skipped), *embedding_notes(words, unread)),
         embeddings=words,
     )
     _require_energy(name, adapter.energy, limits)

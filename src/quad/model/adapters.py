@@ -9,9 +9,10 @@ from typing import Any
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.lora.layout import LayerLayout, NetworkLayout
+from quad.lora.layout import LayerLayout, NetworkLayout, with_skipped
 from quad.lora.low_rank import RankLimits
 from quad.lora.read import FloatAdapter, read_lora
+from quad.model.base.clip_skip import skipped_layers
 
 
 def layout_of(network: nn.Module) -> NetworkLayout:
@@ -41,5 +42,5 @@ def read_adapter(
     Raises:
         InputError, UnsupportedError: as `read_lora`.
     """
-    text_layout = None if text_encoder is None else layout_of(text_encoder)
+    text_layout = None if text_encoder is None else with_skipped(layout_of(text_encoder), skipped_layers(text_encoder))
     return read_lora(name, path, layout_of(unet), allow_unused, text_encoder=text_layout, limits=limits)

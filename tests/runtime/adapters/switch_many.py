@@ -86,7 +86,7 @@ def main() -> None:
         tasks={},
         schedule=NoiseSchedule(),
         latent=LatentSpec(channels=4, factor=8, scale=(), shift=()),
-        text=TextSpec(7, 0, 8),
+        text=TextSpec(length=7, pad_id=0, hidden=8),
         engines=("ort",),
         parents={},
         quad_version="",

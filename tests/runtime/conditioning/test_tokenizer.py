@@ -11,7 +11,7 @@ from quad.core.errors import VerificationError
 from quad.core.manifest import TextSpec
 from quad.runtime.conditioning.tokenizer import Tokenizer
 
-TEXT = TextSpec(6, 0, 8)
+TEXT = TextSpec(length=6, pad_id=0, hidden=8)
 
 
 @pytest.fixture

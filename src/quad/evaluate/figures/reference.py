@@ -18,6 +18,7 @@ from torch import Tensor
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.evaluate.figures.peft_adapters import PeftAdapters
+from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import open_model
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.denoising import is_guided
@@ -52,14 +53,15 @@ class SeedRows:
 class Reference:
     """A model directory of diffusers' layout, float32, with its adapters loaded by PEFT."""
 
-    def __init__(self, directory: Path, adapters: dict[str, Path]) -> None:
+    def __init__(self, directory: Path, adapters: dict[str, Path], clip_skip: int = 1) -> None:
         """Open the modules and load every adapter.
 
         Args:
             directory: the diffusers directory.
             adapters: name -> LoRA file.
+            clip_skip: as a bundle was built with.
         """
-        base = open_model(directory)
+        base = with_clip_skip(open_model(directory), clip_skip)
         self.schedule: NoiseSchedule = base.schedule
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text

@@ -54,7 +54,7 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
     pad = _pad_id(tokenizer, folder, int(config.pad_token_id or 0))
     if captions and pad != config.pad_token_id:
         raise InputError(mismatch(f"{folder}", f"pad id {config.pad_token_id} (text_encoder/config.json)", pad, _THEN))
-    return _as_captions(tokenizer).to_str() if captions else text, TextSpec(length, pad, int(config.hidden_size))
+    return _as_captions(tokenizer).to_str() if captions else text, TextSpec(length=length, pad_id=pad, hidden=int(config.hidden_size))
 
 
 def _as_captions(tokenizer: Tokenizer) -> Tokenizer:
