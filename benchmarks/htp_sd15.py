@@ -88,7 +88,9 @@ def prepare(latent: int, clock: Clock) -> Prepared:
         return output
 
     statistics = clock("observe", lambda: observe({COMPONENT: network}, [Feed("noise", run)]))
-    options, integers = UnifyOptions(lora_bits=16, ranges=RangeOptions(method="minmax")), integer_slots(table, 16)
+    largest = load_target("qnn-htp").int16_largest
+    options = UnifyOptions(lora_bits=16, ranges=RangeOptions(method="minmax"), int16_largest=largest)
+    integers = integer_slots(table, 16, largest)
     profile = clock("profile", lambda: unify(statistics, {COMPONENT: weights_of(network)}, integers, (adapter,), options))
     model = clock("export", lambda: export_graph(network, GraphSpec(component=COMPONENT, inputs=inputs, output=OUTPUT, slots=slots)))
     call = ComponentCall(
@@ -115,7 +117,7 @@ def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
 
     graph = clock("passes and placement", place)
     peaks = [peak_ram_bytes()]
-    placement = clock("compile", lambda: compile_htp(graph, folder, soc_named(soc)))
+    placement = clock("compile", lambda: compile_htp(graph, folder, soc_named(soc))).placement
     peaks.append(peak_ram_bytes())
     integers = {name: prepared.encodings[name].quantize(array) for name, array in prepared.call.slots.items()}
     np.savez(folder.parent / STEP_FILE, expected=prepared.expected, **prepared.call.inputs, **integers)

@@ -106,7 +106,7 @@ def test_an_adapter_that_would_lose_too_much_is_refused(request_: BuildRequest) 
 def _without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Placed graphs do not matter where writing fails: an empty one saves seconds."""
     empty = ir.Model(ir.Graph([], [], nodes=[], opset_imports={"": 21}, name="empty"), ir_version=10)
-    monkeypatch.setattr("quad.compile.compiler.Compiler.artifact", lambda *_: OnnxArtifact(empty, {"nodes": 0}))
+    monkeypatch.setattr("quad.compile.compiler.Compiler.artifact", lambda *_: OnnxArtifact(model=empty, placement={"nodes": 0}))
 
 
 def test_the_public_name_is_the_build_whatever_is_imported_first() -> None:

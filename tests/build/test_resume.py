@@ -148,7 +148,7 @@ def test_a_full_disk_is_told_by_its_own_name(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(OnnxArtifact, "write", full)
     with pytest.raises(BackendError, match=r"unet: cannot write \(disk full"):
-        resumable.compiled(BuildCache(tmp_path, "mine"), "unet", lambda: OnnxArtifact(None, {}))  # type: ignore[arg-type]
+        resumable.compiled(BuildCache(tmp_path, "mine"), "unet", lambda: OnnxArtifact(model=None, placement={}))  # type: ignore[arg-type]
 
 
 def test_a_value_and_its_arrays_come_back_to_their_own_identity_alone(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file
 
-from quad.build.write_bundle import BundleParts, PackedAdapter, rom_bytes, write_bundle
+from quad.build.write_bundle import BundleParts, PackedAdapter, graph_digest, rom_bytes, write_bundle
 from quad.compile import artifact
 from quad.compile.artifact import FileArtifact, OnnxArtifact
 from quad.core.digests import file_digest
@@ -45,7 +45,7 @@ def parts(base: Base) -> BundleParts:
     adapter = PackedAdapter(
         name="ink", tensors={name: np.ones(shape, np.int16) for name, shape in slots.input_shapes().items()}, rank=3, source="f00d"
     )
-    graphs = {name: OnnxArtifact(graph(), {"nodes": 1}) for name in COMPONENTS}
+    graphs = {name: OnnxArtifact(model=graph(), placement={"nodes": 1}) for name in COMPONENTS}
     return BundleParts(
         name="phone",
         base=base,
@@ -147,8 +147,11 @@ def test_a_full_disk_under_a_binary_is_one_line_too(parts: BundleParts, tmp_path
     source.mkdir()
     for name in ("model.onnx", "model_qnn.bin"):
         (source / name).write_bytes(b"00")
-    compiled = FileArtifact(source, {"nodes": 1}, {})
-    assert compiled.write(tmp_path / "unet") == Component("unet/model.onnx", ("unet/model_qnn.bin",))
+    compiled = FileArtifact(source=source, placement={"nodes": 1}, agreement_db={})
+    written = compiled.write(tmp_path / "unet")
+    assert written == Component("unet/model.onnx", ("unet/model_qnn.bin",))
+    identified = msgspec.structs.replace(written, identity="of what was compiled")
+    assert graph_digest(tmp_path, identified) == "of what was compiled" != graph_digest(tmp_path, written)
     shutil.rmtree(tmp_path / "unet")
     monkeypatch.setattr(os, "link", full)  # another disk, or none that knows links
     monkeypatch.setattr(shutil, "copyfile", full)

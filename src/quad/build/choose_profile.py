@@ -15,6 +15,7 @@ from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.result import ProfileChoice, ProfileReport
 from quad.build.resume import stages as resumable
+from quad.compile.targets import load_target
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile
@@ -63,7 +64,8 @@ def choose_profile(
     if request.precision == FLOAT:
         profile = Profile(encodings={}, mode=FLOAT, parents={**parents, "slots": model.table.digest})
         return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile))
-    slots = integer_slots(model.table, request.lora_bits)
+    int16_largest = load_target(request.target).int16_largest
+    slots = integer_slots(model.table, request.lora_bits, int16_largest)
     with clock("calibrate"):
         statistics, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
     with clock("score"):
@@ -72,6 +74,7 @@ def choose_profile(
             ranges=request.quality.ranges,
             parents={**parents, "slots": slots.digest},
             literal_shared_scale=request.literal_shared_scale,
+            int16_largest=int16_largest,
         )
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
         options = replace(options, rules=rules)

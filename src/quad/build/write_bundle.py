@@ -115,7 +115,9 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mappin
 
 
 def graph_digest(root: Path, component: Component) -> str:
-    """Identity of a graph: the digest over its files' digests."""
+    """Identity of a graph: its compiler's where it has one, else the digest over its files' digests."""
+    if component.identity is not msgspec.UNSET:
+        return component.identity
     return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import onnx_ir as ir
 
 from quad.core.manifest import Component
@@ -33,18 +34,24 @@ class Artifact(Protocol):
         """SQNR of the compiled graph against the placed one on a CPU, by what it was fed with; empty where nothing is compiled."""
         ...
 
+    @property
+    def identity(self) -> str | msgspec.UnsetType:
+        """See `Component.identity`."""
+        ...
+
     def write(self, folder: Path) -> Component:
         """Write all files into a new folder; names in the answer are relative to its parent."""
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OnnxArtifact:
     """A graph that an engine reads as it is."""
 
     model: ir.Model
     placement: dict[str, int]
     agreement_db: Mapping[str, float] = field(default_factory=dict)
+    identity: msgspec.UnsetType = msgspec.UNSET
 
     def write(self, folder: Path) -> Component:
         """`model.onnx`, with `model.onnx.data` beside it where the weights are too many for one protobuf."""
@@ -53,13 +60,14 @@ class OnnxArtifact:
         return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in beside))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FileArtifact:
     """Files that a compiler, or an earlier run, has written to `source`; `model.onnx` is the graph's."""
 
     source: Path
     placement: dict[str, int]
     agreement_db: Mapping[str, float]
+    identity: str | msgspec.UnsetType = msgspec.UNSET
 
     def write(self, folder: Path) -> Component:
         """The same files under another name where the disk can, else copies."""
@@ -70,7 +78,8 @@ class FileArtifact:
                 os.link(self.source / name, folder / name)
             except OSError:
                 shutil.copyfile(self.source / name, folder / name)
-        return Component(f"{folder.name}/{MODEL_FILE}", tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE))
+        beside = tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE)
+        return Component(f"{folder.name}/{MODEL_FILE}", beside, self.identity)
 
 
 def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class OnnxBackend:
             else:
                 slots = context.slots.of(component)
                 placed = place_qdq(model, profile.component(component), slots, target.for_profile(profile), observer)
-        return OnnxArtifact(placed.model, placed.placement)
+        return OnnxArtifact(model=placed.model, placement=placed.placement)
 
 
 def open_backend(request: BackendRequest) -> OnnxBackend:

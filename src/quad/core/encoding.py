@@ -27,6 +27,7 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
         scale: one entry, or one per channel.
         zero_point: as many entries as `scale`.
         axis: the channel axis, None per tensor.
+        largest: integers beyond this magnitude are not used, where a target counts fewer than the type has; UNSET for the type's own end.
     """
 
     bits: int
@@ -35,6 +36,7 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
     scale: tuple[float, ...]
     zero_point: tuple[int, ...]
     axis: int | None = None
+    largest: int | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def dtype(self) -> np.dtype:
@@ -42,12 +44,21 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def qmin(self) -> int:
-        info = np.iinfo(self.dtype)
-        return -int(info.max) if self.symmetric and self.signed else int(info.min)
+        return -self.qmax if self.symmetric and self.signed else int(np.iinfo(self.dtype).min)
 
     @property
     def qmax(self) -> int:
-        return int(np.iinfo(self.dtype).max)
+        return int(np.iinfo(self.dtype).max) if self.largest is msgspec.UNSET else self.largest
+
+    def within(self, largest: int | msgspec.UnsetType) -> Encoding:
+        """The same range on integers of no larger magnitude, in wider steps; UNSET, and what is no bound to these integers, change nothing.
+
+        For symmetric encodings alone.
+        """
+        if largest is msgspec.UNSET or largest >= self.qmax:
+            return self
+        wider = np.asarray(self.scale, np.float64) * (self.qmax / largest)
+        return msgspec.structs.replace(self, scale=tuple(float(s) for s in wider.astype(np.float32)), largest=largest)
 
     def broadcast(self, ndim: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Scale and zero point shaped to broadcast against a tensor of `ndim` axes."""
@@ -97,4 +108,4 @@ def encode_range(low: NDArray[np.floating] | float, high: NDArray[np.floating] |
         scale = np.maximum((hi - lo) / (probe.qmax - probe.qmin), MIN_SCALE)
         zero = np.clip(np.rint(probe.qmin - lo / scale), probe.qmin, probe.qmax)
     scales = tuple(float(s) for s in scale.astype(np.float32))
-    return Encoding(bits=bits, signed=signed, symmetric=symmetric, scale=scales, zero_point=tuple(int(z) for z in zero), axis=axis)
+    return msgspec.structs.replace(probe, scale=scales, zero_point=tuple(int(z) for z in zero), axis=axis)

@@ -31,10 +31,17 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Component(msgspec.Struct, frozen=True):
-    """One graph of the pipeline; `file` is its entry among the bundle's files."""
+    """One graph of the pipeline.
+
+    Args:
+        file, data_files: its entries among the bundle's files.
+        identity: digest of what its compiler was given, and for which chip, where that does not give the same bytes each time; UNSET where
+            the files themselves are the graph.
+    """
 
     file: str
     data_files: tuple[str, ...] = ()
+    identity: str | msgspec.UnsetType = msgspec.UNSET
 
 
 class NoiseSchedule(msgspec.Struct, frozen=True, kw_only=True):

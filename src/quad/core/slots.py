@@ -34,6 +34,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         dtype: element type of the two graph inputs.
         kernel: spatial size of A; `(1, 1)` for linear.
         component: the graph that holds the slot.
+        largest: magnitude that integers of its tensors may have, where the target counts fewer than the type has; UNSET for the type's own.
     """
 
     path: str
@@ -44,6 +45,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     dtype: SlotDtype = "float32"
     kernel: tuple[Side, Side] = (1, 1)
     component: str = UNET
+    largest: Annotated[int, msgspec.Meta(ge=1, le=32767)] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def a_name(self) -> str:

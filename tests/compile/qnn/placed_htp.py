@@ -68,10 +68,16 @@ def lowered(tiny: Any, encodings: Mapping[str, Encoding]) -> ir.Model:
 
 @pytest.fixture(scope="module", params=[16, 8])
 def placed(tiny: Any, request: pytest.FixtureRequest) -> Placed:
-    table = integer_slots(tiny.table, request.param)
+    table = integer_slots(tiny.table, request.param, TARGET.int16_largest)
     feeds = [Feed(a.name, partial(tiny.torch_output, slot_inputs(a, tiny.table))) for a in tiny.adapters]
     statistics = observe({"unet": tiny.network}, feeds)
-    profile = unify(statistics, {"unet": weights_of(tiny.network)}, table, tiny.adapters, UnifyOptions(lora_bits=request.param))
+    profile = unify(
+        statistics,
+        {"unet": weights_of(tiny.network)},
+        table,
+        tiny.adapters,
+        UnifyOptions(lora_bits=request.param, int16_largest=TARGET.int16_largest),
+    )
     model, calls = lowered(tiny, profile.component("unet")), given_calls(tiny)
     graph = place_htp(model.clone(), profile.component("unet"), calls, TARGET, unobserved)
     return Placed(with_sinusoid(graph, sinusoid_of(tiny.base)), model, calls, profile, table)
@@ -85,7 +91,7 @@ def fed(placed: Placed) -> dict[str, dict[str, NDArray[Any]]]:
 def binary(placed: Placed, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("onnxruntime_qnn")
     folder = tmp_path_factory.mktemp("htp") / "unet"
-    placement = compile_htp(placed.graph, folder, SOC)
-    assert placement == {"nodes": placed.graph.nodes, "on_target": placed.graph.nodes, "on_cpu": 0, "partitions": 1}
+    compiled = compile_htp(placed.graph, folder, SOC)
+    assert compiled.placement == {"nodes": placed.graph.nodes, "on_target": placed.graph.nodes, "on_cpu": 0, "partitions": 1}
     assert {path.name for path in folder.iterdir()} == {"model.onnx", "model_qnn.bin", "ports.json"}
     return folder / "model.onnx"

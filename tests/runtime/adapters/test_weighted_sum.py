@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -192,3 +193,12 @@ def test_floats_add_like_integers() -> None:
 def test_wrong_weights(names: list[str], weights: Any) -> None:
     with pytest.raises(UsageError, match="one finite weight each"):
         adapter_weights(names, weights)
+
+
+def test_a_sum_ends_where_the_chip_ends() -> None:
+    """Slots whose integers have an end of their own are clipped there, and the room is counted to it."""
+    ended = SlotTable(tuple(msgspec.structs.replace(slot, largest=8000) for slot in SLOTS.slots))
+    buffers = adapter(0, 2)
+    mixed, _ = mix_adapters({"a": buffers}, {"a": 5.0}, ended, ZEROS)
+    assert max(int(np.abs(mixed[slot.b_name].astype(int)).max()) for slot in ended.slots) == 8000
+    assert headroom(buffers, ended) == pytest.approx(headroom(buffers, SLOTS) * 8000 / 32767)

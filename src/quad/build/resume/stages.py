@@ -114,15 +114,18 @@ def compiled(cache: BuildCache, component: str, make: Callable[[], Artifact]) ->
     name, folder = f"{_ARTIFACT}.{component}", cache.folder / component
     piece = cache.read(name)
     if piece is not None and all(_is_whole(folder / file, sha256) for file, sha256 in piece[0]["files"].items()):
-        return FileArtifact(folder, piece[0]["placement"], piece[0]["agreement_db"])
+        return FileArtifact(source=folder, **piece[0]["artifact"])
     artifact = make()
+    fields: dict[str, Any] = {"placement": dict(artifact.placement), "agreement_db": dict(artifact.agreement_db)}
+    if artifact.identity is not msgspec.UNSET:
+        fields["identity"] = artifact.identity
     if is_main():
         shutil.rmtree(folder, ignore_errors=True)
         with writing_to(folder):
             artifact.write(folder)
         files = {path.name: file_digest(path) for path in sorted(folder.iterdir())}
-        cache.write(name, {"files": files, "placement": dict(artifact.placement), "agreement_db": dict(artifact.agreement_db)})
-    return FileArtifact(folder, dict(artifact.placement), dict(artifact.agreement_db))
+        cache.write(name, {"files": files, "artifact": fields})
+    return FileArtifact(source=folder, **fields)
 
 
 def _is_whole(path: Path, sha256: str) -> bool:

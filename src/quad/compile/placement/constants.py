@@ -67,14 +67,7 @@ class ConstantPlacer:
         permutation = weight_permutation(value)
         if permutation is None or encoding.axis is None:
             return encoding
-        return Encoding(
-            bits=encoding.bits,
-            signed=encoding.signed,
-            symmetric=encoding.symmetric,
-            scale=encoding.scale,
-            zero_point=encoding.zero_point,
-            axis=permutation.index(encoding.axis),
-        )
+        return msgspec.structs.replace(encoding, axis=permutation.index(encoding.axis))
 
     def _with_bias(self, node: ir.Node, weight: Encoding, first: Encoding | None) -> Encoding:
         """The weight's encoding with wider steps where its channel's bias would leave 32 bits: a channel of next to nothing but a bias."""

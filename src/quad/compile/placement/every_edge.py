@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 
@@ -51,15 +52,19 @@ def place_edges(model: ir.Model, profile: Mapping[str, Encoding], edges: Mapping
     return placer.constants
 
 
-def symmetric16(encoding: Encoding) -> Encoding:
-    """The signed symmetric 16-bit encoding that holds the same values; of a symmetric one, its exact refinement."""
+def symmetric16(encoding: Encoding, largest: int | msgspec.UnsetType = msgspec.UNSET) -> Encoding:
+    """The signed symmetric 16-bit encoding that holds the same values; of a symmetric one, its exact refinement.
+
+    Args:
+        largest: magnitude of integers that it may use; UNSET for all that 16 bits have.
+    """
     if encoding.signed and encoding.symmetric:
         if encoding.bits == 16:
             return encoding
         return Encoding(bits=16, signed=True, symmetric=True, scale=(encoding.scale[0] / 256.0,), zero_point=(0,))
     scale, zero = encoding.scale[0], encoding.zero_point[0]
     reach = max(encoding.qmax - zero, zero - encoding.qmin) * scale
-    return Encoding(bits=16, signed=True, symmetric=True, scale=(float(np.float32(reach / 32767.0)),), zero_point=(0,))
+    return encode_range(-reach, reach, bits=16, signed=True, symmetric=True).within(largest)
 
 
 def refined(encoding: Encoding) -> Encoding:
@@ -88,7 +93,7 @@ class _EdgePlacer:
     def __init__(self, graph: ir.Graph, *, profile: Mapping[str, Encoding], edges: Mapping[str, Encoding], target: Target) -> None:
         self._graph, self._profile, self._edges = graph, profile, edges
         self._constants = ConstantPlacer(graph, profile, target)
-        self._byte_kernels = target.integer
+        self._byte_kernels, self._int16_largest = target.integer, target.int16_largest
         self._byte_nodes: set[ir.Node] = set()  # those that read 8 bits, and so give 8
         self._integers: dict[str, ir.Value] = {}  # edge name -> its value between Q and DQ
 
@@ -128,7 +133,7 @@ class _EdgePlacer:
         if site is not None and site.bits == 8:
             steps += [site] if self._has_byte_kernel(node, index) else [site, refined(site)]
             last = steps[-1]
-        if index == _SECOND and node.op_type in _WEIGHTED and (symmetric := symmetric16(last)) != last:
+        if index == _SECOND and node.op_type in _WEIGHTED and (symmetric := symmetric16(last, self._int16_largest)) != last:
             steps.append(symmetric)
         return steps
 

@@ -88,12 +88,12 @@ class QnnBackend:
                 write_encodings(component, graph.edges, graph.constants, self.stage)
         folder = context.scratch / component
         with context.clock("compile"):
-            placement = compile_htp(graph, folder, self.soc)
+            compiled = compile_htp(graph, folder, self.soc)
         with context.clock("emulate"):
             agreement_db = check_agreement(graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, profile), limit_of(profile))
         worst = min(agreement_db.values(), default=float("inf"))
-        _log.info("%s compiled for %s: %d operators, %.1f dB in emulation", component, self.soc.name, placement["nodes"], worst)
-        return FileArtifact(folder, placement, agreement_db)
+        _log.info("%s compiled for %s: %d operators, %.1f dB in emulation", component, self.soc.name, compiled.placement["nodes"], worst)
+        return FileArtifact(source=folder, placement=compiled.placement, agreement_db=agreement_db, identity=compiled.identity)
 
 
 def open_backend(request: BackendRequest) -> QnnBackend:

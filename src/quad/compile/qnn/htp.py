@@ -26,7 +26,7 @@ from quad.compile.placement.every_edge import place_edges
 from quad.compile.qnn.chips import Soc
 from quad.compile.targets import Target
 from quad.core.component_call import ComponentCall
-from quad.core.digests import canonical_json
+from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, CompatibilityError, UnsupportedError, mismatch
 from quad.core.ports import PORTS_FILE, Port, Ports, Sinusoid
@@ -149,11 +149,22 @@ def integer_feeds(graph: HtpGraph, calls: Sequence[ComponentCall], profile: Mapp
     return feeds
 
 
-def compile_htp(graph: HtpGraph, folder: Path, soc: Soc) -> dict[str, int]:
-    """Compile into `folder`: `model.onnx` (a pointer), `model_qnn.bin` and `ports.json`.
+@dataclass(frozen=True)
+class Compiled:
+    """Facts about one compiled graph.
 
-    Returns:
-        `nodes`, `on_target`, `on_cpu`, `partitions`.
+    Args:
+        placement: `nodes`, `on_target`, `on_cpu`, `partitions`.
+        identity: digest of the placed graph, its ports and the chip. The binary's own differs each time: its objects are numbered in the
+            order in which a process compiled.
+    """
+
+    placement: dict[str, int]
+    identity: str
+
+
+def compile_htp(graph: HtpGraph, folder: Path, soc: Soc) -> Compiled:
+    """Compile into `folder`: `model.onnx` (a pointer), `model_qnn.bin` and `ports.json`.
 
     Raises:
         BackendError: the compiler is not installed, or does not take the whole graph.
@@ -162,11 +173,12 @@ def compile_htp(graph: HtpGraph, folder: Path, soc: Soc) -> dict[str, int]:
     with writing_to(folder, TEMPORARY):
         folder.mkdir(parents=True)
         beside = save_graph(graph.model, placed)
+    sources = [file_digest(folder / name) for name in (placed.name, *beside)]
     _compile(placed, pointer, soc)
     for name in (placed.name, *beside):
         (folder / name).unlink()
     write_bytes(folder / PORTS_FILE, canonical_json(graph.ports))
-    return _placement(pointer, graph.nodes)
+    return Compiled(_placement(pointer, graph.nodes), digest([sources, msgspec.to_builtins(graph.ports), soc.name]))
 
 
 def require_compiler() -> None:

@@ -41,6 +41,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         precisions: what `--precision` may ask for; `mixed` stands for every `mixed:P`.
         slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
         bias: element type of biases.
+        int16_largest: magnitude of signed 16-bit integers, where the chip counts fewer than the type has.
         weights: operator type -> scheme of its weight; an operator that is not named keeps float weights.
         constants: where every value of a graph is an integer: operator type -> operand index -> `weight` (the profile's), `bias` (int32 at
             s_x s_w), or an element type whose range is the constant's own; `*` stands for all others. Empty where floats may stay.
@@ -59,6 +60,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     slot_dtypes: tuple[str, ...]
     activation_dtypes: tuple[str, ...]
     bias: str
+    int16_largest: int | msgspec.UnsetType = msgspec.UNSET
     weights: dict[str, WeightScheme]
     constants: dict[str, dict[str, str]] = {}
     integer: tuple[str, ...] = ()

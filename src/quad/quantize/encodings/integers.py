@@ -26,9 +26,16 @@ from quad.model.slots.network import slot_inputs
 from quad.quantize.encodings.rescale import balance_pair, rescale
 
 
-def integer_slots(table: SlotTable, lora_bits: int) -> SlotTable:
-    """The same slots with integer graph inputs, `lora_bits` 16 or 8."""
-    return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int16" if lora_bits == 16 else "int8") for slot in table.slots))
+def integer_slots(table: SlotTable, lora_bits: int, largest: int | msgspec.UnsetType = msgspec.UNSET) -> SlotTable:
+    """The same slots with integer graph inputs.
+
+    Args:
+        lora_bits: 16 or 8.
+        largest: magnitude that 16-bit integers may have on the target; UNSET for all that the type has.
+    """
+    if lora_bits == 8:
+        return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int8") for slot in table.slots))
+    return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int16", largest=largest) for slot in table.slots))
 
 
 def require_finite(adapter: FloatAdapter) -> None:

@@ -38,6 +38,7 @@ class UnifyOptions:
         rules: bits and shape of every tensor.
         parents: digests of what goes in, kept in the profile.
         literal_shared_scale: one scale for a layer's W and the A and B of all its adapters, as the paper may be read; to compare with.
+        int16_largest: magnitude that 16-bit weights may have as integers on the target; UNSET for all that the type has.
     """
 
     lora_bits: int = 16
@@ -45,6 +46,7 @@ class UnifyOptions:
     rules: tuple[Rule, ...] = RULES
     parents: Mapping[str, str] = field(default_factory=dict)
     literal_shared_scale: bool = False
+    int16_largest: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def unify(
@@ -100,8 +102,10 @@ def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]]
         if rule is None:
             continue
         try:
-            per_tensor = rule.shape != "channel"
-            encodings[name] = encode_site(rule, _extremes(tensor)) if per_tensor else weight_encoding(tensor, rule.bits, options.ranges)
+            if rule.shape != "channel":
+                encodings[name] = encode_site(rule, _extremes(tensor))
+            else:
+                encodings[name] = weight_encoding(tensor, rule.bits, options.ranges).within(options.int16_largest)
         except ValueError as error:
             raise InputError(mismatch(f"{component}, {name}", "finite weights", "NaN or Inf", "give another model")) from error
     return encodings
@@ -137,5 +141,6 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
         for name in (slot.a_name, slot.b_name):
             bound, margin = largest.get(name, 0.0), SLOT_B[options.lora_bits] if name == slot.b_name else NO_MARGIN
             low, high = widen((-bound, bound), margin)
-            encodings.append((slot.component, name, encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)))
+            encoding = encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)
+            encodings.append((slot.component, name, encoding.within(slot.largest)))
     return encodings

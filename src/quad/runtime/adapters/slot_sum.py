@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -63,7 +64,9 @@ class Sum:
 
 def largest_integer(slot: Slot) -> float:
     """Magnitude that entries of a slot's tensors may have on their symmetric lattice; infinite for floats."""
-    return math.inf if slot.dtype == "float32" else float(np.iinfo(slot.dtype).max)
+    if slot.dtype == "float32":
+        return math.inf
+    return float(np.iinfo(slot.dtype).max if slot.largest is msgspec.UNSET else slot.largest)
 
 
 def add(parts: Sequence[Part], slot: Slot) -> Sum:
