@@ -22,6 +22,7 @@ from quad.cli.delivery.install import install
 from quad.cli.delivery.list import list as list_adapters
 from quad.cli.delivery.publish import app as publish
 from quad.cli.delivery.rollback import rollback
+from quad.cli.doctor import doctor
 from quad.cli.eval import eval
 from quad.cli.inspect import inspect
 from quad.cli.run import run
@@ -134,6 +135,7 @@ app.command()(install)
 app.command()(rollback)
 app.command()(list_adapters)
 app.command()(serve)
+app.command()(doctor)
 
 
 def main() -> None:

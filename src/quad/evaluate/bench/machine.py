@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 from quad.evaluate.bench.results import Machine
 from quad.runtime.engines.engine import default_threads
-
-# Engine name -> the distribution whose version says what ran.
-PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "qnn": "onnxruntime-qnn"}
-
-
-def cpu_model() -> str:
-    """The processor's name as the system tells it; its architecture where it does not."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    named = [line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Hardware"))]
-    return next(filter(None, named), "") or platform.processor() or platform.machine()
+from quad.runtime.machine import PACKAGES, cpu_model, package_version
 
 
 def machine(engine: str, threads: int) -> Machine:
@@ -40,10 +28,4 @@ def machine(engine: str, threads: int) -> Machine:
 
 
 def _versions(*packages: str) -> dict[str, str]:
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
+    return {package: version for package in packages if (version := package_version(package)) is not None}

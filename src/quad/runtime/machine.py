@@ -1,0 +1,111 @@
+"""The machine that a bundle would run on: its processor, memory and engines, and what of a bundle it can hold."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from quad.core.errors import BackendError
+from quad.core.manifest import BundleManifest
+from quad.runtime.engines.engine import ENGINES, default_threads, open_engine
+from quad.runtime.engines.graph import PLANS
+
+# Engine name -> the distribution whose version says what runs.
+PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "qnn": "onnxruntime-qnn"}
+# Instructions that decide how fast integers and bfloat16 are, in the words of /proc/cpuinfo on x86 and on Arm.
+FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
+_CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Of the machine, bytes: all of it, and what can be had now; None where the system does not say."""
+
+    total: int | None
+    available: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineState:
+    """One engine on this machine.
+
+    Args:
+        version: of its package; None where it is not there.
+        lack: why it cannot be used, one line; None where it can.
+    """
+
+    name: str
+    version: str | None
+    lack: str | None
+
+
+def cpu_model(cpuinfo: Path = _CPUINFO) -> str:
+    """The processor's name as the system tells it; its architecture where it does not."""
+    named = (line.partition(":")[2].strip() for line in _lines(cpuinfo) if line.startswith(("model name", "Hardware")))
+    return next(filter(None, named), "") or platform.processor() or platform.machine()
+
+
+def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
+    """Those of `FEATURES` that the processor has; None where the system does not list any."""
+    listed = [line.partition(":")[2].split() for line in _lines(cpuinfo) if line.lower().startswith(("flags", "features"))]
+    return tuple(name for name in FEATURES if name in listed[0]) if listed else None
+
+
+def memory(meminfo: Path = _MEMINFO) -> Memory:
+    """Total and available memory as Linux says; elsewhere nothing is known."""
+    fields = {name: value.split() for name, _, value in (line.partition(":") for line in _lines(meminfo))}
+
+    def size(name: str) -> int | None:
+        words = fields.get(name)
+        return int(words[0]) * 1024 if words and words[0].isdigit() else None
+
+    return Memory(total=size("MemTotal"), available=size("MemAvailable"))
+
+
+def engine_states(names: Iterable[str] = tuple(ENGINES)) -> list[EngineState]:
+    """Every engine, opened as a bundle would open it."""
+    return [EngineState(name=name, version=package_version(PACKAGES.get(name, name)), lack=_lack(name)) for name in names]
+
+
+def package_version(package: str) -> str | None:
+    """Of an installed distribution; None where there is none."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def graph_bytes(manifest: BundleManifest) -> dict[str, int]:
+    """Component -> bytes of its files."""
+    return {
+        name: sum(manifest.files[file].size_bytes for file in (part.file, *part.data_files)) for name, part in manifest.components.items()
+    }
+
+
+def plan_bytes(manifest: BundleManifest) -> Mapping[str, int]:
+    """Memory plan -> bytes of the graph files that are in memory at once, at most; a process needs a little more."""
+    sizes = graph_bytes(manifest)
+    return {
+        plan: sum(sizes.get(name, 0) for name in resident) + max((size for name, size in sizes.items() if name not in resident), default=0)
+        for plan, resident in PLANS.items()
+    }
+
+
+def threads() -> int:
+    """Cores that this process may use."""
+    return default_threads()
+
+
+def _lack(engine: str) -> str | None:
+    try:
+        open_engine(engine, (), "w8a16")
+    except BackendError as error:
+        return str(error)
+    return None
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
