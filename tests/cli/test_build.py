@@ -109,12 +109,14 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
     (request,) = asked
     assert (request.size, request.sampler) == (128, "ddim:9")
     assert request.base_options == BaseOptions(128, "ddim:9", ())
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--size", "64x128"])
+    assert asked[-1].base_options.asked_size() == (64, 128)
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["--size", "100"], 2, "--size: expected a multiple of 64 pixels up to 8192, found 100"),
+        (["--size", "100"], 2, "--size: expected multiples of 64 pixels up to 8192, found '100'"),
         (["--sampler", "abacus"], 2, "found 'abacus'"),
         (["--target", "abacus"], 2, "--target: expected"),
         (["--precision", "w2a2"], 2, "--precision: expected"),

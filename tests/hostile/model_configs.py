@@ -132,7 +132,8 @@ _ABSURD: Mapping[str, tuple[str, dict[str, Any]]] = {
     ),
     "pictures of a billion pixels": (UNET, {"sample_size": 10**9}),
     "pictures of nothing": (UNET, {"sample_size": 0}),
-    "pictures of two sides": (UNET, {"sample_size": [8, 16]}),
+    "pictures of three sides": (UNET, {"sample_size": [8, 16, 16]}),
+    "pictures of two sides, one a billion": (UNET, {"sample_size": [8, 10**9]}),
 }
 ABSURD = [Case(name, edit(file, **changes), QuadError, "expected") for name, (file, changes) in _ABSURD.items()]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.picture_size import square
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter, LowRank
@@ -124,7 +125,7 @@ def base(tiny: Tiny) -> Base:
         schedule=NoiseSchedule(),
         latent=latent,
         text=TextSpec(length=6, pad_id=0, hidden=16),
-        size=16,
+        picture_size=square(16),
         tasks=TASKS,
         digest="digest",
     )

@@ -114,7 +114,7 @@ def open_base(bundle: Bundle, directory: Path) -> Base:
     if base.digest != expected:
         where, hint = f"--base {directory}", "give that one"
         raise CompatibilityError(mismatch(where, f"digest {expected[:8]}, of which the bundle was built", base.digest[:8], hint))
-    return replace(base, size=manifest.size, tasks=dict(manifest.tasks))
+    return replace(base, picture_size=manifest.picture_size, tasks=dict(manifest.tasks))
 
 
 def samples_for(request: AdaptRequest, task: str, spec: TaskSpec) -> list[CalibrationSample]:

@@ -70,19 +70,19 @@ def admission_files(probes: Sequence[Inputs], corrections: Corrections | None) -
     return files
 
 
-def chosen_calls(probes: Probes, side: int) -> list[Inputs]:
+def chosen_calls(probes: Probes, grid: tuple[int, int]) -> list[Inputs]:
     """`STORED` calls of one picture each, of different adapters where there are so many, from the first step of a run to the last.
 
     Args:
         probes: source -> calls along its runs, in order.
-        side: of the graph's latent; calls of smaller pictures are laid side by side to that size.
+        grid: rows and columns of the graph's latent; calls of smaller pictures are laid side by side to that size.
     """
     sources = spread([name for name, calls in probes.items() if calls], STORED)
     chosen = []
     for index in range(STORED if sources else 0):
         calls = probes[sources[index % len(sources)]]
         first = [probe for probe in calls if probe.run == calls[0].run]
-        chosen.append(_single(first[round(index / (STORED - 1) * (len(first) - 1))], side))
+        chosen.append(_single(first[round(index / (STORED - 1) * (len(first) - 1))], grid))
     return chosen
 
 
@@ -95,9 +95,9 @@ def few_probes(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, 
     return {}
 
 
-def _single(probe: Probe, side: int) -> Inputs:
+def _single(probe: Probe, grid: tuple[int, int]) -> Inputs:
     """The last of a call's sides: with the prompt, and with the picture."""
     sample = probe.inputs["sample"][-1:]
-    times = -(-side // sample.shape[2])
-    sample = np.tile(sample, (1, 1, times, times))[:, :, :side, :side]
+    rows, columns = grid
+    sample = np.tile(sample, (1, 1, -(-rows // sample.shape[2]), -(-columns // sample.shape[3])))[:, :, :rows, :columns]
     return {"sample": sample, "timestep": probe.inputs["timestep"], "encoder_hidden_states": probe.inputs["encoder_hidden_states"][-1:]}

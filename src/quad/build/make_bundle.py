@@ -113,12 +113,12 @@ def _admission_files(request: BuildRequest, stages: BuildStages) -> dict[str, by
     model, teacher = stages.model, stages.teacher
     if not model.adapters:
         return {}
-    side = model.base.latent.side(model.base.size)
+    grid = model.base.latent.grid(model.base.picture_size)
     if request.precision == FLOAT:
         probes = few_probes(model.base, teacher.networks, model.table, model.adapters, model.samples)
-        return admission_files(chosen_calls(probes, side), None)
+        return admission_files(chosen_calls(probes, grid), None)
     corrections = Corrections.between(teacher.networks[UNET], model.networks[UNET], model.mixed_precision.folded)
-    return admission_files(chosen_calls(teacher.probes, side), corrections)
+    return admission_files(chosen_calls(teacher.probes, grid), corrections)
 
 
 def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -> dict[str, Artifact]:

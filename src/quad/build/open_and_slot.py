@@ -25,6 +25,7 @@ from quad.compile.graph_specs import component_specs
 from quad.core.component_call import ComponentCall
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import TaskSpec
+from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
@@ -46,7 +47,7 @@ class SlottedModel:
     Args:
         mixed_precision: the U-Net, and the adapters as they fit it.
         references: calls of the float networks as they were slotted, with their outputs.
-        calibration_size: pixels of the pictures that ranges are measured on.
+        calibration_size: of the pictures that ranges are measured on.
     """
 
     base: Base
@@ -57,7 +58,7 @@ class SlottedModel:
     specs: Mapping[str, GraphSpec]
     references: tuple[ComponentCall, ...]
     cache: BuildCache
-    calibration_size: int
+    calibration_size: PictureSize
 
     @property
     def adapters(self) -> tuple[FloatAdapter, ...]:
@@ -67,7 +68,7 @@ class SlottedModel:
     @property
     def measured(self) -> Base:
         """The base with pictures of the size that ranges are measured on."""
-        return replace(self.base, size=self.calibration_size)
+        return replace(self.base, picture_size=self.calibration_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +144,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         specs=specs,
         references=references,
         cache=sources.cache,
-        calibration_size=request.calibration_size or base.size,
+        calibration_size=request.measured_size or base.picture_size,
     )
 
 

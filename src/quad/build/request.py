@@ -15,6 +15,7 @@ from quad.compile.targets import check_options, load_target
 from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
+from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -24,6 +25,7 @@ from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
 
+_CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 # Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
 # activations at 8 bits their noise is not to be learned away: 20 steps bring +0.1 dB to one adapter and cost another 0.6 dB.
@@ -56,10 +58,10 @@ class BuildRequest:
         soc: the chip that a vendor's compiler makes binaries for; None for its default.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
-        size: pixels along one side of the pictures, a multiple of 64; None for the model's own.
+        size: of the pictures, `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
-        calibration_size: pixels of the pictures that ranges are measured on; None for those of the bundle.
         clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
+        calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -83,9 +85,9 @@ class BuildRequest:
     dump_passes: Path | None = None
     soc: str | None = field(default=None, metadata=_BACKEND_OPTION)
     encodings: Path | None = field(default=None, metadata=_BACKEND_OPTION)
-    size: int | None = None
+    size: str | int | None = None
     sampler: str | None = None
-    calibration_size: int | None = None
+    calibration_size: str | int | None = None
     clip_skip: int = 1
     threads: int = 1
 
@@ -93,6 +95,15 @@ class BuildRequest:
     def base_options(self) -> BaseOptions:
         """How the model is opened."""
         return BaseOptions(self.size, self.sampler, tuple(self.adapters))
+
+    @property
+    def measured_size(self) -> PictureSize | None:
+        """Of the pictures that ranges are measured on, None for those of the bundle.
+
+        Raises:
+            UsageError: it is no size, or its sides are no multiples of 64.
+        """
+        return BaseOptions(self.calibration_size).asked_size(_CALIBRATION)
 
     @property
     def rank_limits(self) -> RankLimits:
@@ -155,10 +166,8 @@ class BuildRequest:
         self.rank_limits.check()
 
     def _check_calibration(self) -> None:
-        option = "--calibration-size"
-        BaseOptions(self.calibration_size).check(option)
-        if self.calibration_size is not None and self.backend.needs_calls:
-            raise UsageError(mismatch(option, "a target that measures Sites alone", self.target, "leave it out"))
+        if self.measured_size is not None and self.backend.needs_calls:
+            raise UsageError(mismatch(_CALIBRATION, "a target that measures Sites alone", self.target, "leave it out"))
 
     def _check_places(self) -> None:
         """Each is replaced as a whole: none may be another one, or lie in it."""

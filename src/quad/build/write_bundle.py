@@ -157,13 +157,15 @@ def adapter_manifest(
 
 def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
     files = {path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size) for path in files_below(stage)}
+    size = parts.base.picture_size
     return seal(
         BundleManifest(
             format_version=FORMAT_VERSION,
             name=parts.name,
             target=parts.target,
             precision=parts.precision,
-            size=parts.base.size,
+            size=size.width,
+            sizes=msgspec.UNSET if size.is_square else (size,),
             components=components,
             files=files,
             adapters=tuple(adapter.name for adapter in parts.adapters),

@@ -68,8 +68,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
                      show_default="SM8750"),
     ] = None  # fmt: skip
     size: Annotated[
-        int | None,
-        typer.Option(help="Pixels along one side of the pictures, a multiple of 64.", metavar="N", show_default="the model's own"),
+        str | int | None,
+        typer.Option(help="Width and height of the pictures in pixels, multiples of 64.", metavar="N|WxH", show_default="the model's own"),
     ] = None
     sampler: Annotated[
         str | None,
@@ -77,9 +77,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
                      show_default="the model's own"),
     ] = None  # fmt: skip
     calibration_size: Annotated[
-        int | None,
-        typer.Option(help="Pixels of the pictures that ranges are measured on; half of --size takes a quarter of the time.", metavar="N",
-                     show_default="as --size"),
+        str | int | None,
+        typer.Option(help="Size of the pictures that ranges are measured on; half of --size takes a quarter of the time.",
+                     metavar="N|WxH", show_default="as --size"),
     ] = None  # fmt: skip
     clip_skip: Annotated[
         int | None,

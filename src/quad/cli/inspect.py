@@ -80,6 +80,7 @@ def _bundle_facts(path: Path) -> Facts:
         "name": manifest.name,
         "target": manifest.target,
         "precision": manifest.precision,
+        "picture_size": str(manifest.picture_size),
         "engines": manifest.engines,
         "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
@@ -117,9 +118,9 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     lines = [f"{facts.kind}  {path}", f"slots {facts.slots}"]
     if facts.profile_digest and facts.slots_digest:
         lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
-    for key in ("target", "precision"):
+    for key, label in (("target", "target"), ("precision", "precision"), ("picture_size", "pictures")):
         if key in facts.details:
-            lines.append(f"{key} {facts.details[key]}")
+            lines.append(f"{label} {facts.details[key]}")
     if facts.details.get("beside"):
         lines.append("not carried " + ", ".join(f"{name}: {count} tensors" for name, count in facts.details["beside"].items()))
     if facts.details.get("kinds"):

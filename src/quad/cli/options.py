@@ -9,7 +9,7 @@ import re
 import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import msgspec
 
@@ -87,7 +87,7 @@ def one_parameter_per_field(name: str) -> Callable[[Callable[..., None]], Callab
             by_keyword = inspect.Parameter.KEYWORD_ONLY
             if parameter.name != name:
                 return [parameter.replace(kind=by_keyword, annotation=hints[parameter.name])]
-            return [inspect.Parameter(field, by_keyword, default=None, annotation=kind) for field, kind in fields.items()]
+            return [inspect.Parameter(field, by_keyword, default=None, annotation=_as_typed(kind)) for field, kind in fields.items()]
 
         parameters = [new for old in inspect.signature(verb).parameters.values() for new in as_parameters(old)]
         call.__dict__["__signature__"] = inspect.Signature(parameters)
@@ -96,6 +96,14 @@ def one_parameter_per_field(name: str) -> Callable[[Callable[..., None]], Callab
         return call
 
     return expand
+
+
+def _as_typed(kind: Any) -> Any:
+    """The annotation for a command line, where a number is text: a recipe may write `512` for what may also be `"512x768"`."""
+    union, *metadata = get_args(kind)
+    if not {str, int} <= set(get_args(union)):
+        return kind
+    return Annotated[(str | None, *metadata)]
 
 
 def read_recipe(path: Path, kind: type[T]) -> T:

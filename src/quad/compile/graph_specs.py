@@ -42,10 +42,10 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
         table: of all components.
         hidden: a prompt's hidden states `(1, L, D)`, noise where not given.
     """
-    side = base.latent.side(base.size)
-    latent = torch.zeros(1, base.latent.channels, side, side)
+    grid = base.latent.grid(base.picture_size)
+    latent = torch.zeros(1, base.latent.channels, *grid)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
-    beside = [torch.ones(1, 1, side, side) if part == "mask" else latent for part in layouts(base.latent)[channels]]
+    beside = [torch.ones(1, 1, *grid) if part == "mask" else latent for part in layouts(base.latent)[channels]]
     inputs = {
         "sample": torch.cat([_noise(*latent.shape), *beside], dim=1),
         "timestep": torch.tensor([float(base.schedule.steps // 2)]),
@@ -74,12 +74,12 @@ def _slots(table: SlotTable) -> dict[str, Tensor]:
 
 def vae_specs(base: Base) -> dict[str, GraphSpec]:
     """Inputs of the two graphs that never have slots, by component."""
-    side = base.latent.side(base.size)
+    grid = base.latent.grid(base.picture_size)
     return {
         "vae_encoder": GraphSpec(
-            component="vae_encoder", inputs={"image": _noise(1, 3, base.size, base.size).clamp(-1, 1)}, output="latent"
+            component="vae_encoder", inputs={"image": _noise(1, 3, *base.picture_size.grid).clamp(-1, 1)}, output="latent"
         ),
-        "vae_decoder": GraphSpec(component="vae_decoder", inputs={"latent": _noise(1, base.latent.channels, side, side)}, output="image"),
+        "vae_decoder": GraphSpec(component="vae_decoder", inputs={"latent": _noise(1, base.latent.channels, *grid)}, output="image"),
     }
 
 

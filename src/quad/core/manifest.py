@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 import msgspec
 
 from quad.core.digests import digest
+from quad.core.picture_size import PictureSize, Pixels, square
 from quad.core.sampling import SamplerKind, SamplerSettings
 
 FORMAT_VERSION = 1
 # What files may say at most: numbers beyond these are damage, or meant to take all memory.
-MOST_STEPS, LARGEST_SIZE = 100_000, 8192
+MOST_STEPS = 100_000
 # A name that can be a file's, on any system and on one line.
 AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 BUNDLE_FILE = "bundle.json"
@@ -142,9 +143,9 @@ class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
     shift: tuple[float, ...]
     beside: tuple[Beside, ...] | msgspec.UnsetType = msgspec.UNSET
 
-    def side(self, size: int) -> int:
-        """Latent pixels along each side of a square picture of `size` pixels."""
-        return size // self.factor
+    def grid(self, size: PictureSize) -> tuple[int, int]:
+        """Rows and columns of latent pixels of a picture."""
+        return size.height // self.factor, size.width // self.factor
 
 
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -231,6 +232,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """`bundle.json`.
 
     Args:
+        size: width of the pictures, and their height unless `sizes` says another.
+        sizes: width and height; unset where they are `size` each way.
         files: every shipped file but `bundle.json`, by path inside the bundle.
         engines: engines that can run it, best first.
         requires: what a device must be: `soc` and `htp_arch` where the graphs are a chip's binaries.
@@ -242,7 +245,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     target: str
     precision: str
-    size: Annotated[int, msgspec.Meta(ge=1, le=LARGEST_SIZE)]
+    size: Pixels
     components: dict[str, Component]
     files: dict[str, FileEntry]
     adapters: tuple[AdapterName, ...]
@@ -253,8 +256,15 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     engines: tuple[str, ...]
     parents: dict[str, str]
     quad_version: str
-    requires: dict[str, str] | msgspec.UnsetType = msgspec.UNSET  # unset, it leaves no trace in the JSON: older bundles keep their seal
+    # Unset, these leave no trace in the JSON: older bundles keep their seal.
+    requires: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    sizes: Annotated[tuple[PictureSize, ...], msgspec.Meta(min_length=1, max_length=1)] | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
+
+    @property
+    def picture_size(self) -> PictureSize:
+        """Width and height of its pictures."""
+        return square(self.size) if self.sizes is msgspec.UNSET else self.sizes[0]
 
 
 def seal(manifest: BundleManifest) -> BundleManifest:

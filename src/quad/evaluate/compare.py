@@ -93,6 +93,15 @@ def check_parents(bundle: Bundle, model: Path, model_digest: str, adapters: Mapp
             )
 
 
+def _check_size(bundle: Bundle, reference: Reference) -> None:
+    """Raises:
+    CompatibilityError: the bundle makes pictures of another size than the model, whose held-out samples are of its own.
+    """
+    if (size := bundle.manifest.picture_size) != reference.picture_size:
+        expected = f"pictures of {reference.picture_size}, as the held-out samples are"
+        raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", expected, size, "compare a bundle built without --size"))
+
+
 def _adapters(request: EvaluationRequest, bundle: Bundle) -> dict[str, Path]:
     """The LoRA file of every adapter that the bundle ships."""
     files = {**find_adapters(request.model), **request.adapters}
@@ -121,6 +130,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     adapters = _adapters(request, pipe.bundle)
     reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1)
     check_parents(pipe.bundle, request.model, reference.digest, adapters)
+    _check_size(pipe.bundle, reference)
     runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), ZERO_PICTURES)
     progress("adapter effect", SHARES["run"])
     effects = bundle_effects(pipe, reference, request.model, adapters)

@@ -221,9 +221,15 @@ def _check_numbers(where: Path, manifest: BundleManifest) -> None:
     betas = schedule.trained_betas
     if not 2 <= schedule.steps <= MOST_STEPS or (betas is not msgspec.UNSET and len(betas) != schedule.steps):
         raise VerificationError(mismatch(f"{where}", f"a schedule of 2 to {MOST_STEPS} timesteps", schedule.steps, AGAIN))
-    if manifest.size % latent.factor or len(latent.scale) != latent.channels or len(latent.shift) != latent.channels:
-        expected = f"a size that is a multiple of {latent.factor}, and {latent.channels} scales and shifts"
-        numbers = f"{manifest.size}, {len(latent.scale)} and {len(latent.shift)}"
+    size = manifest.picture_size
+    if (
+        size.width != manifest.size
+        or any(side % latent.factor for side in size)
+        or len(latent.scale) != latent.channels
+        or len(latent.shift) != latent.channels
+    ):
+        expected = f"a size of multiples of {latent.factor}, and {latent.channels} scales and shifts"
+        numbers = f"{size}, {len(latent.scale)} and {len(latent.shift)}"
         raise VerificationError(mismatch(f"{where}", expected, numbers, AGAIN))
     for name, task in manifest.tasks.items():
         if task.adapter is not None and task.adapter not in manifest.adapters:

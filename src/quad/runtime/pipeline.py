@@ -124,7 +124,7 @@ class QuadPipeline:
             image, mask_image: PIL, array or path, any size; see `quad.runtime.conditioning.condition`.
             seed: noise is `default_rng(seed).standard_normal((1, c, h, w))` as float32.
             latents: that noise itself, float32 `(1, c, h, w)`.
-            mask_grow: pixels of the graph's square by which the mask is grown.
+            mask_grow: pixels of the graph's picture by which the mask is grown.
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.

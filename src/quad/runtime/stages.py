@@ -168,16 +168,16 @@ class Stages:
 
 
 def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:
-    """The VAE decoder's output `(1, 3, S, S)`, clamped, as a picture; laid into the original where `paste` says so."""
-    square = np.clip((image[0].transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.float32)
-    return Image.fromarray(np.rint(square).astype(np.uint8) if paste is None else _pasted(square, paste))
+    """The VAE decoder's output `(1, 3, H, W)`, clamped, as a picture; laid into the original where `paste` says so."""
+    pixels = np.clip((image[0].transpose(1, 2, 0) + 1) * 127.5, 0, 255).astype(np.float32)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8) if paste is None else _pasted(pixels, paste))
 
 
-def _pasted(square: Float, paste: PasteBack) -> NDArray[np.uint8]:
+def _pasted(made: Float, paste: PasteBack) -> NDArray[np.uint8]:
     """The new picture in the original, uint8 `(H, W, 3)`; a channel and a few rows at a time, for the original may be large."""
     pixels = np.empty_like(paste.original)
     for channel in range(pixels.shape[2]):
-        new = paste.fit.back(square[..., channel : channel + 1])[..., 0]
+        new = paste.fit.back(made[..., channel : channel + 1])[..., 0]
         for top in range(0, len(pixels), _ROWS):
             rows = slice(top, top + _ROWS)
             weight, old = paste.weight[rows, :, 0], paste.original[rows, :, channel]

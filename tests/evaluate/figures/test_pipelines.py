@@ -52,25 +52,25 @@ class Pair:
 
     directory: Path
     ours: QuadPipeline
-    size: int
+    width: int
+    height: int
 
     @property
     def noise(self) -> NDArray[np.float32]:
-        side = self.size // 8
-        return np.random.default_rng(7).standard_normal((1, 4, side, side)).astype(np.float32)
+        return np.random.default_rng(7).standard_normal((1, 4, self.height // 8, self.width // 8)).astype(np.float32)
 
     @property
     def picture(self) -> Image.Image:
         """Smooth colours with some grain."""
-        rows, columns = np.indices((self.size, self.size)) / self.size
+        rows, columns = np.indices((self.height, self.width)) / self.height
         planes = np.stack([rows, columns, np.abs(np.sin(5 * rows * columns))], axis=-1)
         grain = np.random.default_rng(1).normal(0, 0.03, planes.shape)
         return Image.fromarray(np.clip((planes + grain) * 255, 0, 255).astype(np.uint8))
 
     @property
     def mask(self) -> Image.Image:
-        plane = np.zeros((self.size, self.size), np.uint8)
-        plane[self.size // 5 : self.size // 2, self.size // 4 : 3 * self.size // 4] = 255
+        plane = np.zeros((self.height, self.width), np.uint8)
+        plane[self.height // 5 : self.height // 2, self.width // 4 : 3 * self.width // 4] = 255
         return Image.fromarray(plane)
 
     def call(self, task: str, **given: Any) -> NDArray[np.uint8]:
@@ -79,7 +79,7 @@ class Pair:
         return np.asarray(made.images[0])
 
     def theirs(self, kind: Any, **given: Any) -> NDArray[np.uint8]:
-        size = {} if "image" in given else {"height": self.size, "width": self.size}
+        size = {} if "image" in given else {"height": self.height, "width": self.width}
         pipe = open_pipeline(self.directory, kind)
         made = pipe(PROMPT, negative_prompt=NEGATIVE, num_inference_steps=STEPS, guidance_scale=GUIDANCE, **size, **given)
         return np.asarray(made.images[0])
@@ -91,17 +91,17 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
-    """`pair_of(channels, sampler, size)`: built once for each; `size` is not the model's own where it is 128."""
-    made: dict[tuple[int, str, int], Pair] = {}
+    """`pair_of(channels, sampler, size)`: built once for each; `size` is not the model's own where it is 64x128."""
+    made: dict[tuple[int, str, str], Pair] = {}
 
-    def pair(channels: int, sampler: str, size: int = 64) -> Pair:
+    def pair(channels: int, sampler: str, size: str = "64x64") -> Pair:
         key = (channels, sampler, size)
         if key not in made:
             root = tmp_path_factory.mktemp("sd")
             directory = save_pipeline(root, channels, SAMPLERS[sampler]())
-            request = BuildRequest(directory, {}, root / "phone", precision="float", size=None if size == 64 else size)
+            request = BuildRequest(directory, {}, root / "phone", precision="float", size=None if size == "64x64" else size)
             build(request)
-            made[key] = Pair(directory, QuadPipeline.from_pretrained(root / "phone"), size)
+            made[key] = Pair(directory, QuadPipeline.from_pretrained(root / "phone"), *map(int, size.split("x")))
         return made[key]
 
     return pair
@@ -125,12 +125,12 @@ def _near(ours: NDArray[np.uint8], theirs: NDArray[np.uint8], bar_db: float = BA
     assert psnr(ours, theirs) >= bar_db
 
 
-@pytest.mark.parametrize(("sampler", "size"), [("pndm", 64), ("euler-v", 128)])
-def test_text_to_image(sampler: str, size: int, pair_of: Callable[..., Pair]) -> None:
+@pytest.mark.parametrize(("sampler", "size"), [("pndm", "64x64"), ("euler-v", "64x128")])
+def test_text_to_image(sampler: str, size: str, pair_of: Callable[..., Pair]) -> None:
     pair = pair_of(4, sampler, size)
     theirs = pair.theirs(diffusers.StableDiffusionPipeline, latents=torch.from_numpy(pair.noise))
     ours = pair.call("text-to-image")
-    assert ours.shape == (size, size, 3)
+    assert ours.shape == (pair.height, pair.width, 3)
     _near(ours, theirs)
 
 
@@ -149,9 +149,9 @@ def test_weighted_words(pair_of: Callable[..., Pair]) -> None:
     assert psnr(pair.call("text-to-image"), theirs) < 40  # what the weights do is seen
 
 
-@pytest.mark.parametrize(("sampler", "size"), [("pndm", 64), ("euler-v", 128)])
+@pytest.mark.parametrize(("sampler", "size"), [("pndm", "64x64"), ("euler-v", "64x128")])
 @pytest.mark.parametrize("strength", [0.5, 0.8, 1.0])
-def test_image_to_image(sampler: str, size: int, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]) -> None:
+def test_image_to_image(sampler: str, size: str, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]) -> None:
     pair = pair_of(4, sampler, size)
     drawing(pair)
     theirs = pair.theirs(diffusers.StableDiffusionImg2ImgPipeline, image=pair.picture, strength=strength)
@@ -160,16 +160,16 @@ def test_image_to_image(sampler: str, size: int, strength: float, pair_of: Calla
         np.testing.assert_array_equal(pair.call("transform", image=pair.picture), pair.call("transform", image=pair.picture, strength=0.8))
 
 
-@pytest.mark.parametrize(("channels", "sampler", "size"), [(4, "pndm", 64), (4, "euler-v", 128), (9, "ddim-v", 64)])
+@pytest.mark.parametrize(("channels", "sampler", "size"), [(4, "pndm", "64x64"), (4, "euler-v", "64x128"), (9, "ddim-v", "64x64")])
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_inpainting(
-    channels: int, sampler: str, size: int, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]
+    channels: int, sampler: str, size: str, strength: float, pair_of: Callable[..., Pair], drawing: Callable[[Pair], None]
 ) -> None:
     pair = pair_of(channels, sampler, size)
     drawing(pair)
     given = {"image": pair.picture, "mask_image": pair.mask}
     kind = diffusers.StableDiffusionInpaintPipeline
-    theirs = pair.theirs(kind, **given, strength=strength, height=size, width=size)
+    theirs = pair.theirs(kind, **given, strength=strength, height=pair.height, width=pair.width)
     for task in ("removal", "inpainting"):
         _near(pair.call(task, **given, strength=strength), pair.pasted(theirs))
 

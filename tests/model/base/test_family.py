@@ -111,7 +111,7 @@ def test_other_pipelines_are_refused_by_name(kind: str, says: str, plain: Path) 
 @pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline"])
 def test_pipelines_of_the_family_open(kind: str, plain: Path) -> None:
     _edit(plain / "model_index.json", _class_name=kind)
-    assert open_model(plain).size == 32
+    assert open_model(plain).picture_size == (32, 32)
 
 
 @pytest.mark.parametrize(
@@ -147,12 +147,15 @@ def test_a_text_encoder_of_another_model_is_refused(plain: Path) -> None:
 
 def test_size_and_sampler_are_chosen_when_it_is_opened(plain: Path) -> None:
     base = open_model(plain, BaseOptions(size=128, sampler="euler:7"))
-    assert base.size == 128
+    assert base.picture_size == (128, 128)
     assert {(spec.sampler.kind, spec.sampler.steps) for spec in base.tasks.values()} == {("euler", 7)}
     assert open_model(plain).tasks["transform"].sampler.kind == "ddim"
-    for size in (0, -64, 100):
-        says = f"--size: expected a multiple of 64 pixels up to 8192, found {size}; choose one"
+    assert open_model(plain, BaseOptions(size="128x64")).picture_size == (128, 64)
+    for size in (0, 100, "128x100"):
+        says = f"--size: expected multiples of 64 pixels up to 8192, found {size!r}; choose others"
         _refused(plain, says, UsageError, BaseOptions(size=size))
+    for size in (-64, "64x", "64x64x64", "64 64", ""):
+        _refused(plain, f"--size: expected WIDTHxHEIGHT or N, in pixels, found {size!r}", UsageError, BaseOptions(size=size))
     _refused(plain, "found 'abacus'", UsageError, BaseOptions(sampler="abacus"))
 
 
@@ -183,10 +186,12 @@ def test_an_unknown_scheduler_opens_with_another_sampler(plain: Path) -> None:
 def test_the_first_configs_mean_another_side_than_they_say(version: str, size: int, plain: Path) -> None:
     # The autoencoder here has 4 pixels for one of its latents; diffusers' pipelines read any side under 64 of those years as 64.
     _edit(plain / "unet" / "config.json", _diffusers_version=version)
-    assert open_model(plain).size == size
+    assert open_model(plain).picture_size == (size, size)
 
 
-def test_a_picture_that_is_no_square_needs_a_size(plain: Path) -> None:
-    _edit(plain / "unet" / "config.json", sample_size=[8, 12])
-    _refused(plain, "unet: expected one number as sample_size, found")
-    assert open_model(plain, BaseOptions(size=64)).size == 64
+def test_a_model_may_be_trained_on_pictures_that_are_no_squares(plain: Path) -> None:
+    _edit(plain / "unet" / "config.json", sample_size=[8, 12])  # rows first, as diffusers has them
+    assert open_model(plain).picture_size == (48, 32)
+    _edit(plain / "unet" / "config.json", sample_size=[8, 12, 3])
+    _refused(plain, "unet: expected one number, or height and width, as sample_size, found")
+    assert open_model(plain, BaseOptions(size=64)).picture_size == (64, 64)

@@ -141,7 +141,7 @@ def test_only_what_is_read_is_fetched(online: tuple[Path, list[str]]) -> None:
     (remote / "unet/diffusion_pytorch_model.bin").write_bytes(b"\x80")
     (remote / "safety_checker").mkdir()
     (remote / "safety_checker/model.safetensors").write_bytes(b"x")
-    assert open_model(resolve_model(REPO)).size == 32
+    assert open_model(resolve_model(REPO)).picture_size == (32, 32)
     assert {name for name in fetched if not name.endswith((".json", ".txt"))} == {
         "unet/diffusion_pytorch_model.fp16.safetensors",
         "vae/diffusion_pytorch_model.safetensors",
@@ -157,7 +157,7 @@ def test_an_index_of_shards_that_were_not_fetched_is_passed_over(online: tuple[P
     single_file.rename(remote / "unet/diffusion_pytorch_model-00001-of-00001.safetensors")
     index = {"weight_map": {"conv_in.weight": "diffusion_pytorch_model-00001-of-00001.safetensors"}}
     (remote / "unet/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
-    assert open_model(resolve_model(REPO)).size == 32
+    assert open_model(resolve_model(REPO)).picture_size == (32, 32)
     assert "unet/diffusion_pytorch_model-00001-of-00001.safetensors" not in fetched
 
 

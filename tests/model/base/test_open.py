@@ -27,7 +27,7 @@ def broken(model_dir: Path, tmp_path: Path) -> Path:
 
 def test_a_plain_directory_opens_with_defaults(model_dir: Path) -> None:
     base = open_model(model_dir)
-    assert base.size == 8 * base.latent.factor == 32
+    assert base.picture_size.width == 8 * base.latent.factor == 32
     assert base.latent.scale == (1.0,) * 4
     assert base.latent.shift == (0.0,) * 4
     assert (base.text.length, base.text.pad_id, base.text.hidden) == (8, 0, 16)
@@ -48,7 +48,7 @@ def test_the_world_file_rules(broken: Path) -> None:
     (broken / "toyland.json").write_text(json.dumps(world))
     base = open_model(broken)
     assert base.latent.scale == (2.0, 3.0, 4.0, 5.0)
-    assert base.size == 48
+    assert base.picture_size == (48, 48)
     assert base.tasks == {"transform": task}
     image = torch.randn(1, 3, 32, 32)
     with torch.no_grad():

@@ -105,7 +105,7 @@ def error(ours: Tensor, expected: Tensor) -> float:
 
 
 def test_what_is_opened(base: Base) -> None:
-    assert (base.size, base.text.length, base.text.pad_id, base.text.hidden) == (64, 120, 0, 12)
+    assert (base.picture_size.width, base.text.length, base.text.pad_id, base.text.hidden) == (64, 120, 0, 12)
     assert base.latent.beside is msgspec.UNSET
     assert set(base.tasks) == {"text-to-image", "transform", "removal", "sketch", "inpainting"}
     assert base.tasks["removal"].blend is True

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from quad.core.errors import InputError, UsageError
 from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.core.picture_size import PictureSize, square
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition, to_model
 from quad.runtime.conditioning.mask import feather, grow_steps, pool_mask, read_mask, sample_mask
 from quad.runtime.stages import to_picture
@@ -25,18 +26,18 @@ AGAIN = TaskSpec(adapter=None, sampler=SamplerSpec(kind="ddim", steps=2), condit
 
 
 def _removal(image: np.ndarray, mask: np.ndarray, grow: int = 2) -> Condition:
-    return make_condition("removal", REMOVAL, Pictures(image, mask, grow), 16, 4)
+    return make_condition("removal", REMOVAL, Pictures(image, mask, grow), square(16), 4)
 
 
 def test_kinds_of_condition(picture: np.ndarray, mask: np.ndarray) -> None:
-    text = make_condition("text-to-image", TEXT, Pictures(picture, mask), 16, 4)
+    text = make_condition("text-to-image", TEXT, Pictures(picture, mask), square(16), 4)
     assert text.image is None
     assert text.mask.all()
     assert len(text.notes) == 2
-    edit = make_condition("transform", EDIT, Pictures(picture), 16, 4)
+    edit = make_condition("transform", EDIT, Pictures(picture), square(16), 4)
     assert not edit.mask.any()
     np.testing.assert_array_equal(edit.image, to_model(picture))
-    assert make_condition("sketch", SKETCH, Pictures(picture), 16, 4).mask.all()
+    assert make_condition("sketch", SKETCH, Pictures(picture), square(16), 4).mask.all()
 
 
 def test_hole_is_grey_and_the_rest_is_kept(picture: np.ndarray, mask: np.ndarray) -> None:
@@ -51,7 +52,7 @@ def test_hole_is_grey_and_the_rest_is_kept(picture: np.ndarray, mask: np.ndarray
 
 
 def test_a_cut_picture_has_zeros_in_the_hole_and_the_mask_of_every_fourth_pixel(picture: np.ndarray, mask: np.ndarray) -> None:
-    condition = make_condition("inpainting", CUT, Pictures(picture, mask, 0), 16, 4)
+    condition = make_condition("inpainting", CUT, Pictures(picture, mask, 0), square(16), 4)
     np.testing.assert_array_equal(condition.image, np.where(mask > 0, np.float32(0), to_model(picture)))
     np.testing.assert_array_equal(condition.mask, (mask[::4, ::4] > 0)[None, None])
     assert condition.picture is None
@@ -60,29 +61,29 @@ def test_a_cut_picture_has_zeros_in_the_hole_and_the_mask_of_every_fourth_pixel(
 
 def test_a_model_that_cuts_sees_zeros_where_all_is_made_anew(picture: np.ndarray) -> None:
     everything = msgspec.structs.replace(CUT, mask="ones")
-    text = make_condition("text-to-image", everything, Pictures(), 16, 4)
+    text = make_condition("text-to-image", everything, Pictures(), square(16), 4)
     assert text.image is not None
     assert not text.image.any()
     assert text.mask.all()
-    again = make_condition("transform", msgspec.structs.replace(everything, strength=0.8), Pictures(picture), 16, 4)
+    again = make_condition("transform", msgspec.structs.replace(everything, strength=0.8), Pictures(picture), square(16), 4)
     assert again.image is not None
     assert not again.image.any()
     np.testing.assert_array_equal(again.picture, to_model(picture))
 
 
 def test_the_picture_itself_goes_where_the_walk_needs_it(picture: np.ndarray, mask: np.ndarray) -> None:
-    again = make_condition("transform", AGAIN, Pictures(picture), 16, 4)
-    blended = make_condition("removal", BLEND, Pictures(picture, mask, 0), 16, 4)
+    again = make_condition("transform", AGAIN, Pictures(picture), square(16), 4)
+    blended = make_condition("removal", BLEND, Pictures(picture, mask, 0), square(16), 4)
     for condition in (again, blended):
         assert condition.image is None
         np.testing.assert_array_equal(condition.picture, to_model(picture))
     assert again.mask.all()
     np.testing.assert_array_equal(blended.mask, sample_mask(mask > 0, 4))
-    assert make_condition("removal", REMOVAL, Pictures(picture, mask), 16, 4).picture is None
+    assert make_condition("removal", REMOVAL, Pictures(picture, mask), square(16), 4).picture is None
     with pytest.raises(UsageError, match="task transform: expected a picture"):
-        make_condition("transform", AGAIN, Pictures(), 16, 4)
+        make_condition("transform", AGAIN, Pictures(), square(16), 4)
     with pytest.raises(UsageError, match="task removal: expected a mask"):
-        make_condition("removal", BLEND, Pictures(picture), 16, 4)
+        make_condition("removal", BLEND, Pictures(picture), square(16), 4)
 
 
 def test_nothing_of_the_object_reaches_the_condition(picture: np.ndarray, mask: np.ndarray) -> None:
@@ -109,6 +110,22 @@ def test_result_has_the_original_size() -> None:
     assert any("pasted back into 100x40" in note for note in condition.notes)
 
 
+def test_a_condition_has_the_graphs_width_and_height(picture: np.ndarray, mask: np.ndarray) -> None:
+    wide = PictureSize(32, 16)
+    edit = make_condition("transform", EDIT, Pictures(picture), wide, 4)
+    assert edit.image is not None
+    assert (edit.image.shape, edit.mask.shape) == ((1, 3, 16, 32), (1, 1, 4, 8))
+    assert edit.notes == ("image: its centre, resized from 16x16 to 32x16",)
+    removal = make_condition("removal", REMOVAL, Pictures(picture, mask, 0), wide, 4)
+    expected = np.zeros((4, 8))
+    expected[1:3, 3:5] = 1  # the whole picture lies in the middle
+    np.testing.assert_array_equal(removal.mask[0, 0], expected)
+    assert removal.notes == ("image: worked on at 32x16, pasted back into 16x16",)
+    result = np.asarray(to_picture(np.ones((1, 3, 16, 32), np.float32), removal.paste))
+    np.testing.assert_array_equal(result[mask == 0], picture[mask == 0])
+    assert (result[mask > 0] == 255).all()
+
+
 def test_mask_of_another_size_is_resized_with_a_note(picture: np.ndarray, mask: np.ndarray) -> None:
     large = np.kron(mask, np.ones((3, 3), np.uint8))
     condition = _removal(picture, large)
@@ -127,9 +144,9 @@ def test_empty_mask_and_missing_inputs(picture: np.ndarray, mask: np.ndarray) ->
     with pytest.raises(InputError, match="an empty mask; paint over the object"):
         _removal(picture, np.zeros_like(mask))
     with pytest.raises(UsageError, match="task removal: expected a mask"):
-        make_condition("removal", REMOVAL, Pictures(picture), 16, 4)
+        make_condition("removal", REMOVAL, Pictures(picture), square(16), 4)
     with pytest.raises(UsageError, match="task sketch: expected a picture"):
-        make_condition("sketch", SKETCH, Pictures(), 16, 4)
+        make_condition("sketch", SKETCH, Pictures(), square(16), 4)
     with pytest.raises(UsageError, match="mask_grow"):
         _removal(picture, mask, grow=-1)
 

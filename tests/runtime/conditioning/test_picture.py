@@ -12,33 +12,45 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quad.core.errors import BackendError, InputError
+from quad.core.picture_size import PictureSize, square
 from quad.runtime.conditioning import picture_file
 from quad.runtime.conditioning.picture import fit_centre, fit_whole, open_picture, to_rgb
 
 sides = st.integers(1, 70)
 
 
-@given(sides, sides, st.sampled_from([16, 64]))
-def test_whole_fit_goes_and_comes_back(width: int, height: int, size: int) -> None:
+@given(sides, sides, st.sampled_from([(16, 16), (64, 64), (64, 16), (16, 48)]))
+def test_whole_fit_goes_and_comes_back(width: int, height: int, size: tuple[int, int]) -> None:
     flat = np.full((height, width, 3), 90, np.uint8)
-    fit = fit_whole(width, height, size)
-    square = fit.forward(flat)
-    assert square.shape == (size, size, 3)
-    assert np.abs(square.astype(int) - 90).max() <= 1
-    back = fit.back(square.astype(np.float32))
+    fit = fit_whole(width, height, PictureSize(*size))
+    fitted = fit.forward(flat)
+    assert fitted.shape == (size[1], size[0], 3)
+    assert np.abs(fitted.astype(int) - 90).max() <= 1
+    back = fit.back(fitted.astype(np.float32))
     assert back.shape == (height, width, 3)
     assert np.abs(back - 90).max() < 2
+
+
+@given(sides, sides, st.sampled_from([(16, 16), (64, 16), (16, 48)]))
+def test_centre_fit_keeps_shapes(width: int, height: int, size: tuple[int, int]) -> None:
+    fit = fit_centre(width, height, PictureSize(*size))
+    left, top, right, bottom = fit.source
+    assert fit.forward(np.zeros((height, width, 3), np.uint8)).shape == (size[1], size[0], 3)
+    assert right - left == width or bottom - top == height  # as large as there is
+    assert (left, top) == ((width - right + left) // 2, (height - bottom + top) // 2)
+    # Of the graph's proportions, but for the rounding to whole pixels.
+    assert abs((right - left) * size[1] - (bottom - top) * size[0]) <= max(size)
 
 
 @given(sides, sides)
 def test_masks_never_vanish(width: int, height: int) -> None:
     mask = np.zeros((height, width), np.bool_)
     mask[height // 2, width // 3] = True
-    assert fit_whole(width, height, 16).forward_mask(mask).any()
+    assert fit_whole(width, height, square(16)).forward_mask(mask).any()
 
 
 def test_own_size_is_untouched(picture: np.ndarray) -> None:
-    for fit in (fit_whole(16, 16, 16), fit_centre(16, 16, 16)):
+    for fit in (fit_whole(16, 16, square(16)), fit_centre(16, 16, square(16))):
         assert fit.is_identity
         np.testing.assert_array_equal(fit.forward(picture), picture)
         np.testing.assert_array_equal(fit.back(picture.astype(np.float32)), picture)
@@ -47,7 +59,7 @@ def test_own_size_is_untouched(picture: np.ndarray) -> None:
 def test_centre_fit_takes_the_middle() -> None:
     wide = np.zeros((10, 30, 3), np.uint8)
     wide[:, 10:20] = 200
-    assert (fit_centre(30, 10, 16).forward(wide) == 200).all()
+    assert (fit_centre(30, 10, square(16)).forward(wide) == 200).all()
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "I", "F", "CMYK"])

@@ -38,7 +38,7 @@ def _one_step(pipe: QuadPipeline) -> None:
     import numpy as np
 
     task, spec = min(pipe.tasks.items(), key=lambda item: item[1].reads_picture)
-    side = pipe.bundle.manifest.size
-    image = np.zeros((side, side, 3), np.uint8) if spec.reads_picture else None
-    mask = np.full((side, side), 255, np.uint8) if spec.reads_picture else None
+    grid = pipe.bundle.manifest.picture_size.grid
+    image = np.zeros((*grid, 3), np.uint8) if spec.reads_picture else None
+    mask = np.full(grid, 255, np.uint8) if spec.reads_picture else None
     pipe(task=task, image=image, mask_image=mask, num_inference_steps=None if spec.sampler.kind == "olss" else 1)

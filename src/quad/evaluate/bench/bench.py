@@ -93,10 +93,10 @@ def use_adapter(pipe: QuadPipeline, adapter: str | None) -> None:
 
 def bench_task(pipe: QuadPipeline, task: str, spec: TaskSpec, repeats: int) -> TaskTimes:
     """Whole pictures of one task on a made-up input, the task's adapter already bound."""
-    size = pipe.bundle.manifest.size
-    picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    mask = np.zeros((size, size), np.uint8)
-    mask[size // 4 : size // 2, size // 4 : size // 2] = 255
+    width, height = pipe.bundle.manifest.picture_size
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    mask[height // 4 : height // 2, width // 4 : width // 2] = 255
     use_adapter(pipe, spec.adapter)
     image, hole = (None if not spec.reads_picture else picture), (mask if spec.mask == "input" else None)
     run = partial(pipe, "", task=task, image=image, mask_image=hole)
@@ -166,7 +166,7 @@ def bench(options: BenchOptions, progress: Progress = silent) -> BenchResult:
         engine=engine,
         threads=threads,
         machine=machine(engine, threads),
-        bundle=BundleFacts(name=manifest.name, target=manifest.target, precision=manifest.precision, size=manifest.size),
+        bundle=BundleFacts(name=manifest.name, target=manifest.target, precision=manifest.precision, size=str(manifest.picture_size)),
         load_ms=load_ms,
         components=bench_components(bundle, engine, threads, options.repeats),
         end_to_end_ms={task: entry.end_to_end_ms for task, entry in tasks.items()},

@@ -38,12 +38,12 @@ def bench_memory(path: Path, memory: str, engine: str, threads: int | None) -> M
 def _call(pipe: QuadPipeline) -> tuple[str, dict[str, Any]]:
     """A task that reads a picture, where there is one, and what to call it with."""
     task, spec = max(pipe.tasks.items(), key=lambda item: _rank(item[1]))
-    size = pipe.bundle.manifest.size
+    grid = pipe.bundle.manifest.picture_size.grid
     arguments: dict[str, Any] = {"task": task}
     if spec.reads_picture:
-        arguments["image"] = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        arguments["image"] = np.random.default_rng(0).integers(0, 256, (*grid, 3), dtype=np.uint8)
     if spec.mask == "input":
-        arguments["mask_image"] = np.full((size, size), 255, np.uint8)
+        arguments["mask_image"] = np.full(grid, 255, np.uint8)
     if spec.sampler.kind != "olss":
         arguments["num_inference_steps"] = min(MOST_STEPS, spec.sampler.steps)
     return task, arguments

@@ -119,12 +119,12 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle that was measured; `size` is of its pictures, pixels along one side."""
+    """The bundle that was measured; `size` is of its pictures, width and height."""
 
     name: str
     target: str
     precision: str
-    size: int
+    size: str
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -54,9 +54,9 @@ class Laws(msgspec.Struct, frozen=True, kw_only=True):
 
 def _last_latent(pipe: QuadPipeline, task: str, spec: TaskSpec) -> NDArray[np.float32]:
     """The latent that one run ends with: finer than the picture's 8 bits."""
-    size = pipe.bundle.manifest.size
-    image = None if not spec.reads_picture else np.full((size, size, 3), 90, np.uint8)
-    mask = np.full((size, size), 255, np.uint8) if spec.mask == "input" else None
+    grid = pipe.bundle.manifest.picture_size.grid
+    image = None if not spec.reads_picture else np.full((*grid, 3), 90, np.uint8)
+    mask = np.full(grid, 255, np.uint8) if spec.mask == "input" else None
     latents: list[NDArray[np.float32]] = []
 
     def keep(_: QuadPipeline, __: int, ___: float, state: dict[str, Any]) -> None:
@@ -96,9 +96,8 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
     base = open_model(directory)
     loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items()]
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
-    side = base.latent.side(base.size)
     generator = torch.Generator().manual_seed(5)
-    sample = torch.randn(1, 2 * base.latent.channels + 1, side, side, generator=generator)
+    sample = torch.randn(1, 2 * base.latent.channels + 1, *base.latent.grid(base.picture_size), generator=generator)
     words = torch.randn(1, base.text.length, base.text.hidden, generator=generator)
     ids = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(PROMPT).ids)
     errors = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
+from quad.core.picture_size import PictureSize
 from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import open_model
@@ -65,7 +66,7 @@ class Reference:
         self.schedule: NoiseSchedule = base.schedule
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text
-        self.size: int = base.size
+        self.picture_size: PictureSize = base.picture_size
         self.digest: str = base.digest
         self.tasks: dict[str, TaskSpec] = base.tasks
         self._tokenizer = Tokenizer(base.tokenizer, base.text)
@@ -116,11 +117,10 @@ class Reference:
         return torch.cat([torch.zeros(len(conditions), self.latent.channels, *mask.shape[2:]), mask], dim=1)
 
     def _batch(self, task: str, spec: TaskSpec, requests: Sequence[PictureRequest]) -> NDArray[np.uint8]:
-        side = self.latent.side(self.size)
         rows = SeedRows([request.seed for request in requests])
-        noise = rows.standard_normal((len(requests), self.latent.channels, side, side)).astype(np.float32)
+        noise = rows.standard_normal((len(requests), self.latent.channels, *self.latent.grid(self.picture_size))).astype(np.float32)
         conditions = [
-            make_condition(task, spec, Pictures(request.image, request.mask), self.size, self.latent.factor) for request in requests
+            make_condition(task, spec, Pictures(request.image, request.mask), self.picture_size, self.latent.factor) for request in requests
         ]
         words, extra = self.words([request.prompt for request in requests]), self._condition(conditions)
         if is_guided(spec):

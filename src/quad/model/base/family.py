@@ -132,11 +132,17 @@ def index_scheduler(directory: Path) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def trained_side(unet: Any) -> Any:
-    """Latent pixels along one side that the denoiser was trained on, as its config, a mapping, says or means."""
-    side = unet["sample_size"]
-    first = _FIRST_VERSIONS.match(str(unet.get("_diffusers_version", "")))
-    return _TRAINED_SIDE if first and isinstance(side, int) and side < _TRAINED_SIDE else side
+def trained_grid(unet: Any) -> tuple[int, int] | None:
+    """Rows and columns of latent pixels that the denoiser was trained on, as its config, a mapping, says or means; None if it does not."""
+    match unet["sample_size"]:
+        case int(side):
+            first = _FIRST_VERSIONS.match(str(unet.get("_diffusers_version", "")))
+            side = _TRAINED_SIDE if first and side < _TRAINED_SIDE else side
+            return side, side
+        case [int(rows), int(columns)]:
+            return rows, columns
+        case _:
+            return None
 
 
 def require_unet(directory: Path) -> None:

@@ -12,11 +12,12 @@ import msgspec
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
-from quad.core.manifest import LARGEST_SIZE, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.picture_size import LARGEST_SIZE, PictureSize, parse_sizes, square
 from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.default_tasks import plain_tasks
-from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, index_scheduler, pipeline_class, trained_side
+from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, index_scheduler, pipeline_class, trained_grid
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler, scheduler_class
@@ -41,7 +42,7 @@ class Base:
         unet: the denoiser, a U-Net or a transformer that is called as one.
         tokenizer: the text of a `tokenizer.json`.
         latent: latent space of the graph, `z_model = (z_vae - shift) * scale`.
-        size: pixels along one side of its pictures.
+        picture_size: width and height of its pictures.
         tasks: what it can do, by name.
         digest: identity of its weight files.
         notes: what was read otherwise than a file of the model says, a line each.
@@ -55,7 +56,7 @@ class Base:
     schedule: NoiseSchedule
     latent: LatentSpec
     text: TextSpec
-    size: int
+    picture_size: PictureSize
     tasks: dict[str, TaskSpec]
     digest: str
     notes: tuple[str, ...] = ()
@@ -66,14 +67,35 @@ class BaseOptions:
     """The choices that are open when a model is opened.
 
     Args:
-        size: pixels along one side, any multiple of 64; None for the model's own.
+        size: `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
         adapters: names of those that will be built in; one that is named like a task becomes that task's.
     """
 
-    size: int | None = None
+    size: str | int | None = None
     sampler: str | None = None
     adapters: Collection[str] = ()
+
+    def asked_size(self, option: str = "--size") -> PictureSize | None:
+        """The size as width and height, None for the model's own.
+
+        Args:
+            option: what asked for it, for the message.
+
+        Raises:
+            UsageError: it is no size, or its sides are no multiples of 64.
+        """
+        if self.size is None:
+            return None
+        sizes = parse_sizes(option, self.size)
+        for size in sizes:
+            if any(not SIZE_STEP <= side <= LARGEST_SIZE or side % SIZE_STEP for side in size):
+                raise UsageError(
+                    mismatch(option, f"multiples of {SIZE_STEP} pixels up to {LARGEST_SIZE}", repr(self.size), "choose others")
+                )
+        if len(sizes) > 1:
+            raise UsageError(mismatch(option, "one size", self.size, "build a bundle for each"))
+        return sizes[0]
 
     def check(self, option: str = "--size") -> None:
         """Refuse a size or a sampler before anything is loaded.
@@ -82,26 +104,27 @@ class BaseOptions:
             option: what asked for the size, for the message.
 
         Raises:
-            UsageError: a size that is no multiple of 64, or a sampler that the runtime has not.
+            UsageError: a size of sides that are no multiples of 64, or a sampler that the runtime has not.
         """
-        if self.size is not None and (not SIZE_STEP <= self.size <= LARGEST_SIZE or self.size % SIZE_STEP):
-            raise UsageError(mismatch(option, f"a multiple of {SIZE_STEP} pixels up to {LARGEST_SIZE}", self.size, "choose one"))
+        self.asked_size(option)
         if self.sampler is not None:
             parse_sampler(self.sampler)
 
 
-def _size(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, options: BaseOptions) -> int:
-    """Pixels along one side: asked for, the world's, or what the denoiser was trained on."""
-    options.check()
-    if (size := options.size or toyland.settings.size) is not None:
+def _size(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, options: BaseOptions) -> PictureSize:
+    """Width and height: asked for, the world's, or what the denoiser was trained on."""
+    if (asked := options.asked_size()) is not None:
+        return asked
+    if (size := toyland.settings.size) is not None:
         if not latent.factor <= size <= LARGEST_SIZE or size % latent.factor:
             expected = f"a size up to {LARGEST_SIZE}, a multiple of {latent.factor}"
             raise InputError(mismatch(f"{toyland.file}", expected, size, "mend the file"))
-        return size
-    side = trained_side(unet)
-    if not isinstance(side, int) or not 1 <= side <= LARGEST_SIZE // latent.factor:
-        raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", "one number as sample_size", side, "say it in pixels: --size"))
-    return side * latent.factor
+        return square(size)
+    grid = trained_grid(unet)
+    if grid is None or not all(1 <= side <= LARGEST_SIZE // latent.factor for side in grid):
+        expected = "one number, or height and width, as sample_size"
+        raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", expected, unet["sample_size"], "say it in pixels: --size"))
+    return PictureSize(grid[1] * latent.factor, grid[0] * latent.factor)
 
 
 def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
@@ -156,7 +179,7 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
         schedule=schedule,
         latent=latent,
         text=text,
-        size=_size(directory, config, toyland, latent, options),
+        picture_size=_size(directory, config, toyland, latent, options),
         tasks=_tasks(toyland, latent, sampler, options),
         digest=weights_digest(directory, unet_files + vae_files + text_files),
         notes=_scheduler_notes(scheduler_class(scheduler), index_class),

@@ -42,7 +42,7 @@ def denoising_examples(
             continue
         if probe.run not in latents:
             picture, _ = to_rgb(open_picture(truth, "truth"))
-            image = to_model(fit_centre(picture.shape[1], picture.shape[0], base.size).forward(picture))
+            image = to_model(fit_centre(picture.shape[1], picture.shape[0], base.picture_size).forward(picture))
             latents[probe.run] = encoder.run({"image": image})
         examples.append(_example(base.schedule, probe, latents[probe.run], np.random.default_rng((seed, number))))
     return examples

@@ -5,6 +5,7 @@ Every network that is compared reads the same inputs, so differences do not add 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -114,7 +115,7 @@ def record_probes(
     )
     probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
     runs: dict[str, int] = dict.fromkeys(probes, 0)
-    per_picture = base.latent.channels * (base.latent.side(base.size)) ** 2
+    per_picture = base.latent.channels * math.prod(base.latent.grid(base.picture_size))
     for sample, spec, name in plan:
         source = name or BASE_SOURCE
         run = runs[source]

@@ -94,19 +94,19 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
     Args:
         table: the slots of all of them.
     """
-    side, latent, length = base.latent.side(base.size), base.latent.channels, base.text.length
+    grid, latent, length = base.latent.grid(base.picture_size), base.latent.channels, base.text.length
     text = table.of(TEXT_ENCODER)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
     unet: Shapes = {
-        "sample": (None, channels, side, side),
+        "sample": (None, channels, *grid),
         "timestep": (1,),
         "encoder_hidden_states": (None, length, base.text.hidden),
     }
     return {
         "unet": TorchSession(networks["unet"], unet, table.of(UNET)),
         "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, length)}, text if text.slots else None),
-        "vae_encoder": TorchSession(networks["vae_encoder"], {"image": (1, 3, base.size, base.size)}),
-        "vae_decoder": TorchSession(networks["vae_decoder"], {"latent": (1, latent, side, side)}),
+        "vae_encoder": TorchSession(networks["vae_encoder"], {"image": (1, 3, *base.picture_size.grid)}),
+        "vae_decoder": TorchSession(networks["vae_decoder"], {"latent": (1, latent, *grid)}),
     }
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec
+from quad.core.picture_size import PictureSize
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.text_features import text_features
@@ -30,8 +31,8 @@ class Model(Protocol):
     """The facts of a model that a base and a bundle's manifest both state."""
 
     @property
-    def size(self) -> int:
-        """Side of its square pictures, in pixels."""
+    def picture_size(self) -> PictureSize:
+        """Width and height of its pictures."""
         ...
 
     @property
@@ -45,7 +46,7 @@ class Encoders:
     Args:
         unet: called once per guidance side and step.
         texts: prompts to their hidden states, float32 `(1, L, D)` each.
-        picture: a picture float32 `(1, 3, S, S)` in [-1, 1] to its model latent float32 `(1, c, h, w)`.
+        picture: a picture float32 `(1, 3, H, W)` in [-1, 1] to its model latent float32 `(1, c, h, w)`.
     """
 
     unet: Runnable
@@ -98,7 +99,7 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
         VerificationError: the graph has not the channels that its bundle says.
     """
     spec, latent = inputs.spec, model.latent
-    condition = make_condition(inputs.task, spec, inputs.pictures, model.size, latent.factor)
+    condition = make_condition(inputs.task, spec, inputs.pictures, model.picture_size, latent.factor)
     # Text: a guided run reads the negative prompt too.
     if is_guided(spec):
         positive, negative = encoders.texts([inputs.prompt, inputs.negative_prompt])
@@ -128,8 +129,7 @@ def draw_noise(seed: int, latents: Float | None, model: Model) -> tuple[np.rando
     """
     if seed < 0:
         raise UsageError(mismatch("seed", "0 or more", seed, "choose another"))
-    side = model.latent.side(model.size)
-    shape = (1, model.latent.channels, side, side)
+    shape = (1, model.latent.channels, *model.latent.grid(model.picture_size))
     rng = np.random.default_rng(seed)
     noise = rng.standard_normal(shape).astype(np.float32)
     if latents is None:

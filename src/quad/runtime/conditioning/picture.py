@@ -1,4 +1,4 @@
-"""Any input picture, and the square the graph reads."""
+"""Any input picture, and the picture of its own size that the graph reads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quad.core.errors import InputError, mismatch
+from quad.core.picture_size import PictureSize
 from quad.runtime.conditioning.picture_file import bands, decode_picture, grey_top
 
 PictureSource = Image.Image | NDArray[Any] | str | Path
@@ -90,65 +91,71 @@ def to_rgb(picture: Image.Image, ground: int = 255) -> tuple[NDArray[np.uint8], 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """How a picture lies in the graph's square; boxes are (left, top, right, bottom) in pixels.
+    """How a picture lies in the graph's; boxes are (left, top, right, bottom) in pixels.
 
     Args:
         source: the part of the picture that is read.
-        square: where it lies in the square; the rest repeats its edge.
+        target: where it lies in the graph's picture; the rest repeats its edge.
         width, height: of the whole picture.
-        size: side of the square.
+        size: of the graph's picture.
     """
 
     source: tuple[int, int, int, int]
-    square: tuple[int, int, int, int]
+    target: tuple[int, int, int, int]
     width: int
     height: int
-    size: int
+    size: PictureSize
 
     @property
     def is_identity(self) -> bool:
-        return self.width == self.height == self.size
+        return self.size == (self.width, self.height)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the picture is read."""
+        return self.source == (0, 0, self.width, self.height)
 
     def forward(self, picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """uint8 `(H, W, 3)` into the square `(size, size, 3)`."""
-        left, top, right, bottom = self.square
+        """uint8 `(H, W, 3)` into the graph's picture, of its own height and width."""
+        left, top, right, bottom = self.target
         small = _resize(_crop(picture, self.source), right - left, bottom - top, Image.Resampling.LANCZOS)
         return np.pad(small, (*self._margins(), (0, 0)), mode="edge")
 
     def forward_mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """A mask `(H, W)` into the square: a pixel is inside when any part of it is."""
-        left, top, right, bottom = self.square
+        """A mask `(H, W)` into the graph's picture: a pixel is inside when any part of it is."""
+        left, top, right, bottom = self.target
         cut = np.asarray(_crop(mask, self.source), np.float32)
         small = _resize_plane(cut, right - left, bottom - top, Image.Resampling.BOX)
         return np.pad(small > 0, self._margins())
 
-    def back(self, square: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Planes `(size, size, C)` of the square laid over the picture, `(H, W, C)`; zero where the square does not reach."""
+    def back(self, planes: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Planes of the graph's picture, with its channels last, laid over the given one, `(H, W, C)`; zero where they do not reach."""
         left, top, right, bottom = self.source
-        part = _crop(square, self.square)
+        part = _crop(planes, self.target)
         laid_over = np.zeros((self.height, self.width, part.shape[-1]), np.float32)
         for c in range(part.shape[-1]):
             laid_over[top:bottom, left:right, c] = _resize_plane(part[..., c], right - left, bottom - top, Image.Resampling.BICUBIC)
         return laid_over
 
     def _margins(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        left, top, right, bottom = self.square
-        return ((top, self.size - bottom), (left, self.size - right))
+        left, top, right, bottom = self.target
+        return ((top, self.size.height - bottom), (left, self.size.width - right))
 
 
-def fit_whole(width: int, height: int, size: int) -> Fit:
-    """The whole picture, centred in the square."""
-    scale = size / max(width, height)
+def fit_whole(width: int, height: int, size: PictureSize) -> Fit:
+    """The whole picture, centred in the graph's."""
+    scale = min(size.width / width, size.height / height)
     w, h = max(1, round(width * scale)), max(1, round(height * scale))
-    left, top = (size - w) // 2, (size - h) // 2
-    return Fit(source=(0, 0, width, height), square=(left, top, left + w, top + h), width=width, height=height, size=size)
+    left, top = (size.width - w) // 2, (size.height - h) // 2
+    return Fit(source=(0, 0, width, height), target=(left, top, left + w, top + h), width=width, height=height, size=size)
 
 
-def fit_centre(width: int, height: int, size: int) -> Fit:
-    """The picture's centre square, filling the square."""
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return Fit(source=(left, top, left + side, top + side), square=(0, 0, size, size), width=width, height=height, size=size)
+def fit_centre(width: int, height: int, size: PictureSize) -> Fit:
+    """The largest part around the picture's centre that has the shape of the graph's, filling that."""
+    w = min(width, max(1, round(height * size.width / size.height)))
+    h = min(height, max(1, round(width * size.height / size.width)))
+    left, top = (width - w) // 2, (height - h) // 2
+    return Fit(source=(left, top, left + w, top + h), target=(0, 0, *size), width=width, height=height, size=size)
 
 
 def _crop(array: NDArray[Any], box: tuple[int, int, int, int]) -> NDArray[Any]:
