@@ -8,12 +8,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from click.testing import Result
+from diffusers import UNet2DConditionModel
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from quad.cli.main import app
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
 from quad.core.storage.pack import write_pack
+from tests.model.conftest import model_dir as model_dir
+from tests.model.conftest import unet as unet
 
 RUNNER = CliRunner()
 PATH = "down_blocks.0.attentions.0.to_q"
@@ -128,3 +133,63 @@ def test_the_largest_weight_is_said_and_never_rounded_up(tmp_path: Path) -> None
     assert _inspect(tmp_path / "ink.qpack")["adapters"]["ink"] == {"rank": 3, "bits": 16, "bytes": 128, "headroom": 1.3199}
     done = RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")])
     assert "adapter ink: rank 3, 16 bits, 128 B, weights up to 1.31\n" in done.stdout
+
+
+def _for_base(path: Path, base: Path, *more: str) -> Result:
+    return RUNNER.invoke(app, ["inspect", str(path), "--base", str(base), *more])
+
+
+def test_for_a_base_each_part_of_a_lora_is_told(model_dir: Path, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    """LoRA in the U-Net, LoKr in the text encoder, a bias that no slot carries and a word: what was applied, how well, and what was not."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    draw, flat, text = np.random.default_rng(0), f"lora_unet_{layer.replace('.', '_')}", "lora_te_text_model_encoder_layers_0_mlp_fc1"
+    tensors = {
+        f"{flat}.lora_down.weight": draw.standard_normal((4, 32)), f"{flat}.lora_up.weight": draw.standard_normal((32, 4)),
+        f"{flat}.alpha": np.array(2.0), f"{text}.lokr_w1": draw.standard_normal((4, 4)), f"{text}.lokr_w2": draw.standard_normal((8, 4)),
+        f"{text}.alpha": np.array(1.0), f"{flat}.diff_b": np.full(32, 0.25), "bundle_emb.cat.clip_l": draw.standard_normal((2, 16)),
+    }  # fmt: skip
+    file = tmp_path / "ink.safetensors"
+    save_file({key: value.astype(np.float32) for key, value in tensors.items()}, file, {"ss_base_model_version": "sd_v1"})
+    done = _for_base(file, model_dir, "--json")
+    assert done.exit_code == 0, done.stderr
+    details = json.loads(done.stdout)["details"]
+    ours, theirs = details["parts"]["unet"], details["parts"]["text_encoder"]
+    layers = sum(isinstance(module, torch.nn.Linear | torch.nn.Conv2d) for module in unet.modules())
+    assert (ours["modules"], ours["layers"], ours["tensors"], ours["kinds"]) == (1, layers, 3, {"LoRA": 1})
+    assert (ours["ranks"], ours["file_ranks"], ours["alphas"], ours["error"], ours["worst"]) == ([4, 4], [4, 4], [2.0, 2.0], 0.0, "")
+    assert (theirs["modules"], theirs["kinds"], theirs["worst"]) == (1, {"LoKr": 1}, "text_encoder.encoder.layers.0.mlp.fc1")
+    values = np.linalg.svd(np.kron(tensors[f"{text}.lokr_w1"], tensors[f"{text}.lokr_w2"]), compute_uv=False)
+    rank = theirs["ranks"][1]
+    assert theirs["error"] == pytest.approx(np.sqrt((values[rank:] ** 2).sum() / (values**2).sum()), abs=1e-5)
+    assert (details["applied"], details["tensors"], details["words"], details["beside"]) == (6, 8, ["cat"], {"bias differences": 1})
+    assert details["dialects"] == {"OneTrainer": 1, "LyCORIS": 2, "kohya": 5}
+    assert (details["trained_on"]["family"], details["trained_on"]["prediction"]) == ("Stable Diffusion 1.x", "epsilon")
+    assert "expected updates of weights alone, found 1 tensors of bias differences" in details["refusal"]
+    notes = "\n".join(details["notes"])
+    for said in ("predicts epsilon, by its metadata; this one predicts v_prediction", "largest value 0.25", "cat (2 vectors)"):
+        assert said in notes
+    lines = _for_base(file, model_dir).stdout
+    assert f"U-Net: 1 of {layers} layers, LoRA 1, rank 4, alpha 2, change of weights as in the file\n" in lines
+    assert "text encoder: 1 of 12 layers, LoKr 1, rank " in lines
+    assert "quad build refuses it as it is: " in lines
+
+
+def test_a_base_is_for_lora_files_of_that_base(model_dir: Path, tmp_path: Path) -> None:
+    _pack(tmp_path / "ink.qpack")
+    done = _for_base(tmp_path / "ink.qpack", model_dir)
+    assert (done.exit_code, done.stdout) == (2, "")
+    other = tmp_path / "other.safetensors"
+    save_file({f"unet.{PATH}.lora_A.weight": np.ones((2, 8), np.float32), f"unet.{PATH}.lora_B.weight": np.ones((8, 2), np.float32)}, other)
+    done = _for_base(other, model_dir)
+    assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "2 of 2 match nothing" in done.stderr
+
+
+def test_a_directory_of_one_adapter_per_model(tmp_path: Path) -> None:
+    for folder, path, rank in (("unet", PATH, 4), ("text_encoder", "text_model.encoder.layers.0.mlp.fc1", 2)):
+        (tmp_path / folder).mkdir()
+        pair = {f"base_model.model.{path}.lora_{side}.weight": np.ones((rank, rank), np.float32) for side in "AB"}
+        save_file(pair, tmp_path / folder / "adapter_model.safetensors")
+    facts = _inspect(tmp_path)
+    assert (facts["slots"], facts["details"]["kinds"], facts["details"]["dialects"]) == (2, {"LoRA": 2}, {"PEFT": 4})
+    assert facts["adapters"][tmp_path.name]["rank"] == 4

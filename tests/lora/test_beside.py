@@ -30,7 +30,7 @@ def draw(*shape: int) -> Tensor:
 
 def pair(unet: UNet2DConditionModel) -> dict[str, Tensor]:
     outputs, inputs = unet.get_submodule(LAYER).weight.shape
-    return {f"{FLAT}.lora_down.weight": draw(4, inputs), f"{FLAT}.lora_up.weight": draw(outputs, 4)}
+    return {f"{FLAT}.lora_down.weight": draw(4, inputs), f"{FLAT}.lora_up.weight": draw(outputs, 4), f"{FLAT}.alpha": torch.tensor(4.0)}
 
 
 def read(tmp_path: Path, unet: UNet2DConditionModel, tensors: dict[str, Tensor], unused: bool = False) -> FloatAdapter:
@@ -79,7 +79,9 @@ def test_a_first_convolution_of_the_latent_alone_fits_a_base_with_more_channels(
     unet, tensors = wide_unet(), {key: draw(*shape) for key, shape in CONV.items()}
     down, up = tensors.values()
     update = torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
-    adapter = read(tmp_path, unet, {"lora_unet_conv_in.diff": update} if full else tensors)
+    adapter = read(
+        tmp_path, unet, {"lora_unet_conv_in.diff": update} if full else {**tensors, "lora_unet_conv_in.alpha": torch.tensor(2.0)}
+    )
     found = adapter.weights["conv_in"]
     product = np.einsum("or,rihw->oihw", found.b[:, :, 0, 0], found.a)
     np.testing.assert_allclose(product[:, :4], update.numpy(), rtol=1e-4, atol=1e-5)

@@ -78,13 +78,18 @@ def test_a_peft_directory_of_another_kind(kind: str, limits: RankLimits | None, 
     model.save_pretrained(tmp_path / "peft")
     adapter = read_adapter("a", tmp_path / "peft", unet, limits=limits)
     assert adapter.weights.keys() == set(PLACES)
+    lost, whole = 0.0, 0.0
     for path in PLACES:
         layer: Any = model.get_submodule(f"base_model.model.{path}")
-        share = kept(layer.get_delta_weight("default").detach().numpy(), adapter.weights[path])
+        delta = layer.get_delta_weight("default").detach().double().numpy()
+        share = kept(delta, adapter.weights[path])
         assert share == pytest.approx(adapter.energy[path], abs=1e-6)
         assert share >= CONVERTED_ENERGY - 1e-6
-    assert all(kind.partition(",")[0].partition(" ")[0] in note for note in adapter.notes)
-    assert len(adapter.notes) == 1
+        lost, whole = lost + (1 - share) * (delta**2).sum(), whole + (delta**2).sum()
+    assert kind.partition(",")[0].partition(" ")[0] in adapter.notes[0]
+    assert adapter.error == pytest.approx((lost / whole) ** 0.5, abs=1e-5)
+    lossy = [f"its change of weights is off by {adapter.error:.2%}, "] if adapter.error > 1e-5 else []
+    assert [note[: len(text)] for note, text in zip(adapter.notes[1:], lossy, strict=True)] == lossy
 
 
 def test_dora_of_peft(unet: UNet2DConditionModel, inputs: Inputs, tmp_path: Path) -> None:

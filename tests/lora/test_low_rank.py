@@ -92,7 +92,10 @@ def test_what_was_lost_before_counts() -> None:
     small = reduced(converted, 4, min_energy=0.8)
     assert small.energy["linear"] == pytest.approx(0.95 * small.energy["conv"], rel=1e-5)
     assert small.energy["small"] == 0.99
-    with pytest.raises(InputError, match=r"adapter 'ink': expected 0.9 .*, found linear 0.8\d\d; raise --max-rank, or lower --min-energy"):
+    with pytest.raises(
+        InputError,
+        match=r"expected 0.9 .*, found linear 0.8\d\d; raise --max-rank, or give it rank 12 of its own .*, or lower",
+    ):
         reduced(replace(converted, energy={"linear": 0.91}), 4)
 
 

@@ -75,7 +75,7 @@ ORIGINAL = "middle_block_1_transformer_blocks_0_attn1_to_q"
         f"lora_unet_{Q.replace('.', '_')}.lora_down.weight",
         f"{Q}.lora_A.weight",
         f"lora_unet_{ORIGINAL}.lora_down.weight",
-        f"unet.{Q}.lora_A.second.weight",
+        f"unet.{Q}.lora.down.weight",
     ],
 )
 def test_a_module_that_is_there_twice_is_refused_with_both_keys(other: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:

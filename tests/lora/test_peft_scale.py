@@ -74,3 +74,28 @@ def test_diffusers_own_file_keeps_its_own_scale(unet: UNet2DConditionModel, tmp_
     config(tmp_path)
     pair = read_adapter("a", tmp_path, unet).weights[PATH]
     torch.testing.assert_close(torch.from_numpy(pair.b), tensors[f"{PATH}.lora_B.weight"])
+
+
+def test_what_the_file_is_decides_not_how_a_key_begins(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    """PEFT's own state dict under any name, or bare keys under PEFT's name, and alpha of one module alone: the others' is unknown."""
+    tensors, other = weights(unet), PATH.replace("to_q", "to_k")
+    loaded = {key.replace(".weight", ".default.weight"): value for key, value in tensors.items()}
+    wrapped_other = {f"{WRAPPER}{key.replace(PATH, other)}": value.clone() for key, value in tensors.items()}
+    partly = {**tensors, f"{PATH}.alpha": torch.tensor(float(ALPHA)), **wrapped_other}
+    for number, (name, file) in enumerate({"lcm.safetensors": loaded, PEFT_NAME: tensors, "x.safetensors": partly}.items()):
+        folder = tmp_path / f"{number}"
+        path = save(folder / name, file, "")
+        with pytest.raises(InputError, match="alpha is unknown"):
+            read_adapter("a", path, unet)
+        config(folder)
+        adapter = read_adapter("a", path, unet)
+        for pair in adapter.weights.values():
+            torch.testing.assert_close(torch.from_numpy(pair.b), tensors[f"{PATH}.lora_B.weight"] * ALPHA / RANK)
+        assert adapter.notes == ()
+
+
+def test_a_file_that_says_no_alpha_says_so(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    plain = read_adapter("a", save(tmp_path / "a.safetensors", weights(unet), "unet."), unet)
+    assert plain.notes == ("no alpha for 1 modules: they count as they are (alpha = rank), as diffusers and sd-scripts read them",)
+    known = {**weights(unet), f"{PATH}.alpha": torch.tensor(float(RANK))}
+    assert read_adapter("a", save(tmp_path / "b.safetensors", known, "unet."), unet).notes == ()

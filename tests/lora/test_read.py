@@ -160,7 +160,7 @@ def test_keys_that_match_nothing_are_listed(unet: UNet2DConditionModel, tmp_path
     refused(InputError, "and 2 more; pass --allow-unused-keys", path, unet)
     adapter = read_adapter("ink", path, unet, allow_unused=True)
     assert adapter.weights.keys() == {Q}
-    assert adapter.notes[0].startswith("10 keys that match nothing left out, largest value 1: unet.other.0.lora_A.weight, ")
+    assert adapter.notes[-1].startswith("10 keys that match nothing left out, largest value 1: unet.other.0.lora_A.weight, ")
     nothing = save(tmp_path / "y.safetensors", stray)
     with pytest.raises(InputError, match=r"10 of 10 match nothing: .*; is it for another base model"):
         read_adapter("ink", nothing, unet, allow_unused=True)

@@ -124,6 +124,10 @@ def _tasks(request: AdaptRequest, bundle: Bundle) -> dict[str, TaskSpec]:
 
 def _read(admission: Admission) -> FloatAdapter:
     """The LoRA by the base's layers, or by what the bundle knows of them; nothing is cut yet."""
+    return _read_as_it_is(admission).for_base(admission.bundle.manifest.schedule.prediction)
+
+
+def _read_as_it_is(admission: Admission) -> FloatAdapter:
     request, bundle, base = admission.request, admission.bundle, admission.base
     limits = RankLimits(None, 0.0)  # what is lost is judged with what the slots' ranks lose
     if base is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,20 @@ import msgspec
 import typer
 
 from quad.cli.show import Json, result, size
+from quad.core.errors import UsageError, mismatch
 from quad.core.tensor_names import Role, role_of
+from quad.lora.quote import quoted
 
 InspectedPath = Annotated[
     Path, typer.Argument(metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack or a LoRA file.", show_default=False)
 ]
+
+
+InspectedBase = Annotated[
+    str | None,
+    typer.Option("--base", metavar="MODEL", help="Also read a LoRA file for this model: what each part of it gets, and how well.",
+                 show_default=False),
+]  # fmt: skip
 
 
 class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,31 +46,55 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
-def inspect(path: InspectedPath, as_json: Json = False) -> None:
+def inspect(path: InspectedPath, base: InspectedBase = None, as_json: Json = False) -> None:
     """Show what a bundle, a pack or a LoRA file holds; every digest is checked."""
-    facts = _facts(path)
-    result(facts, as_json, _lines(path, facts))
+    facts, lines = _facts(path), list[str]()
+    if base is not None:
+        facts, lines = _for_base(path, base, facts)
+    result(facts, as_json, [*_lines(path, facts), *lines])
+
+
+def _for_base(path: Path, base: str, facts: Facts) -> tuple[Facts, list[str]]:
+    """With what each model of a base gets of a LoRA file, and the same for people.
+
+    Raises:
+        UsageError: it is none. InputError, UnsupportedError: it is for another base, or the base cannot be opened.
+    """
+    from quad.cli.lora.for_base import for_base
+
+    if facts.kind != "lora":
+        raise UsageError(mismatch("--base", "a LoRA file to read for it", f"a {facts.kind}", "leave it out"))
+    (name,) = facts.adapters
+    details, lines = for_base(name, path, base)
+    return msgspec.structs.replace(facts, details={**facts.details, **details}), lines
 
 
 def _facts(path: Path) -> Facts:
-    from quad.cli.lora_file import find_file, read_header
+    from quad.cli.lora.header import find_files, read_headers
     from quad.core.manifest import BUNDLE_FILE
 
     if (path / BUNDLE_FILE).is_file():
         return _bundle_facts(path)
-    file = find_file(path)
-    header = read_header(file)
+    header = read_headers(path)
+    files = [file.path for file in find_files(path)]
     if header.is_pack:
-        return _pack_facts(file)
-    name = file.parent.name if path.is_dir() else file.stem
-    adapter = AdapterFacts(rank=max(header.ranks.values()), bits=header.bits, bytes=file.stat().st_size)
+        return _pack_facts(files[0])
+    name = path.name if path.is_dir() else path.stem
+    adapter = AdapterFacts(rank=max(header.ranks.values()), bits=header.bits, bytes=sum(file.stat().st_size for file in files))
     return Facts(
         kind="lora",
         slots=len(header.ranks),
         profile_digest=None,
         slots_digest=None,
         adapters={name: adapter},
-        details={"kinds": header.kinds, "beside": header.beside},
+        details={
+            "kinds": header.kinds,
+            "beside": header.beside,
+            "dialects": header.dialects,
+            "trained_on": asdict(header.trained_on),
+            "words": list(header.words),
+            "tensors": header.tensors,
+        },
     )
 
 
@@ -125,6 +159,7 @@ def _lines(path: Path, facts: Facts) -> list[str]:
         lines.append("not carried " + ", ".join(f"{name}: {count} tensors" for name, count in facts.details["beside"].items()))
     if facts.details.get("kinds"):
         lines.append("kinds " + ", ".join(f"{kind}: {count} modules" for kind, count in facts.details["kinds"].items()))
+    lines += _lora_lines(facts.details)
     if facts.details.get("requires"):
         lines.append("needs " + ", ".join(f"{key} {value}" for key, value in facts.details["requires"].items()))
     if "tasks" in facts.details:
@@ -133,6 +168,18 @@ def _lines(path: Path, facts: Facts) -> list[str]:
         lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}{_weights(adapter)}")
     if "size_bytes" in facts.details:
         lines.append(f"in all {size(facts.details['size_bytes'])}")
+    return lines
+
+
+def _lora_lines(details: dict[str, Any]) -> list[str]:
+    lines = []
+    if details.get("dialects"):
+        lines.append("names as " + ", ".join(f"{dialect} ({count} tensors)" for dialect, count in details["dialects"].items()))
+    if (trained := details.get("trained_on", {})).get("name"):
+        predicts = f", predicts {trained['prediction']}" if trained["prediction"] else ""
+        lines.append(f"trained on {trained['family'] or 'a base'} ({trained['name']}){predicts}, by its metadata")
+    if details.get("words"):
+        lines.append(f"trigger words {', '.join(map(quoted, details['words']))}")
     return lines
 
 

@@ -26,6 +26,7 @@ _BY_NAME: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 # Width of the text features that cross-attention reads.
 _BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+OTHER_BASE = "another base"
 _ALL_WIDTHS = re.compile(r"\.attn2\.to_[kv]$")
 
 
@@ -46,4 +47,4 @@ def reads_text(path: str) -> bool:
 
 def base_by_width(width: int) -> str:
     """The base whose text features are so wide."""
-    return _BY_WIDTH.get(width, "another base")
+    return _BY_WIDTH.get(width, OTHER_BASE)

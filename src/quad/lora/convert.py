@@ -30,11 +30,19 @@ _FIRST, _LATENT_CHANNELS = "conv_in", 4
 
 @dataclass(frozen=True, kw_only=True)
 class Converted:
-    """A module's two matrices; `kind` and `energy` where they are not the file's own, and a note where not all of the layer gets them."""
+    """A module's two matrices.
+
+    Args:
+        kind: where they are not the file's own, as the next two.
+        energy: share of the module's update that they keep.
+        enough: rank that would keep all that a conversion keeps.
+        note: where not all of the layer gets them.
+    """
 
     pair: LowRank
     kind: str = ""
     energy: float | None = None
+    enough: int = 0
     note: str = ""
 
 
@@ -61,7 +69,7 @@ def convert(target: TargetLayer, tensors: Tensors, config: AdapterConfig, limits
         update = dora_update(target, tensors, update)
     cut = update.cut(limits.max_rank or CONVERTED_RANK, CONVERTED_ENERGY)
     pair = LowRank(cut.a.astype(np.float32), cut.b.astype(np.float32))
-    return Converted(pair=_finite(target, shaped(pair, target.layer.shape)), kind=name, energy=cut.energy)
+    return Converted(pair=_finite(target, shaped(pair, target.layer.shape)), kind=name, energy=cut.energy, enough=cut.enough)
 
 
 def _kind(target: TargetLayer, tensors: Tensors) -> Kind:

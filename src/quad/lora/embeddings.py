@@ -55,6 +55,12 @@ def bundled_embeddings(where: str, tensors: Mapping[str, StoredTensor]) -> dict[
     return words
 
 
+def bundled_words(keys: Iterable[str]) -> tuple[str, ...]:
+    """The words that a LoRA file brings, by its keys alone."""
+    matches = [match for key in keys if (match := _BUNDLED.match(key)) is not None]
+    return tuple(dict.fromkeys(match["word"] for match in matches if match["part"] in _PARTS))
+
+
 def unread_embeddings(keys: Iterable[str]) -> list[str]:
     """Of a LoRA file's keys, those of embeddings that `bundled_embeddings` passes over."""
     bundled = [key for key in keys if is_bundled(key)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,9 +12,10 @@ from quad.core.errors import InputError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import DOTTED_PREFIXES, PEFT_WRAPPER, Component, is_bundled
+from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, parse_key
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
+from quad.lora.report.trained_on import TrainedOn
 from quad.lora.tensors import StoredTensor, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
@@ -32,14 +32,14 @@ class LoraFile:
         tensors: by key.
         configs: what the metadata says of each model; a model that is absent has no config.
         digest: of everything that was read.
-        trained_on: the base's name in the trainer's metadata, "" where it says none.
+        trained_on: the base by the trainer's metadata.
     """
 
     path: Path
     tensors: dict[str, StoredTensor]
     configs: Mapping[Component, AdapterConfig] = field(default_factory=dict)
     digest: str = ""
-    trained_on: str = ""
+    trained_on: TrainedOn = field(default_factory=TrainedOn)
 
     def config(self, component: Component) -> AdapterConfig:
         """The config of one model; the default one where the metadata has none."""
@@ -89,7 +89,7 @@ class _Part:
     tensors: dict[str, StoredTensor]
     configs: dict[Component, AdapterConfig]
     parents: dict[str, str]
-    trained_on: str
+    trained_on: TrainedOn
 
 
 def _open_part(file: WeightsFile) -> _Part:
@@ -104,14 +104,18 @@ def _open_part(file: WeightsFile) -> _Part:
             raise _unknown_alpha(file.path)
         configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
         parents[f"{file.component}config"] = file_digest(file.config)
-    base_name = metadata.get("modelspec.architecture") or metadata.get("ss_base_model_version") or ""
-    return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=json.dumps(base_name[:60]) if base_name else "")
+    return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=TrainedOn.of(metadata))
 
 
 def _needs_config(path: Path, tensors: Mapping[str, StoredTensor]) -> bool:
-    """Whether alpha stands in PEFT's config: its wrapper's name is in the keys, whoever saved them, and no tensor holds alpha."""
-    wrapped = any(PEFT_WRAPPER in key for key in tensors) and not any(key.endswith(".alpha") for key in tensors)
-    return wrapped or (path.name == PEFT_NAME and path.with_name(PEFT_CONFIG).is_file())
+    """Whether alpha stands in PEFT's config: the file is PEFT's own, by its name or by some key, and some module has no alpha."""
+    if path.name != PEFT_NAME and not any(is_peft_key(key) for key in tensors):
+        return False
+    roles: dict[tuple[str, bool, str | None], set[str]] = {}
+    for name in tensors:
+        if (key := parse_key(name)) is not None:
+            roles.setdefault((key.path, key.flat, key.component), set()).add(key.role)
+    return any("alpha" not in of_module for of_module in roles.values())
 
 
 def _unknown_alpha(path: Path) -> InputError:
@@ -121,7 +125,7 @@ def _unknown_alpha(path: Path) -> InputError:
         if above.is_file()
         else "the trainer's directory"
     )
-    return InputError(mismatch(f"{path}", f"{PEFT_CONFIG} beside it", "PEFT keys without it", f"alpha is unknown; give {give}"))
+    return InputError(mismatch(f"{path}", f"{PEFT_CONFIG} beside it", "PEFT's weights without it", f"alpha is unknown; give {give}"))
 
 
 def _of_component(component: str, key: str) -> str:

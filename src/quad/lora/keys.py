@@ -20,10 +20,13 @@ from quad.lora.tensors import Role
 Component = Literal["unet", "text_encoder"]
 
 PEFT_WRAPPER = "base_model.model."
+_LOADED = re.compile(r"\.lora_(?:[AB]\.[\w-]+\.weight|magnitude_vector\.[\w-]+)$")
 _MODEL_PREFIXES = (PEFT_WRAPPER, "model.diffusion_model.", "diffusion_model.")
 # ComfyUI's and OneTrainer's names of the one text encoder (CLIP L of Stable Diffusion 1, H of 2), and that of one-file checkpoints.
-_CLIP_PREFIXES: tuple[tuple[str, Component], ...] = tuple(
-    (f"{holder}{clip}.transformer.", TEXT_ENCODER) for holder in ("text_encoders.", "") for clip in ("clip_l", "clip_h", "cond_stage_model")
+_CLIPS = ("clip_l", "clip_h", "cond_stage_model")
+_CLIP_PREFIXES: tuple[tuple[str, Component], ...] = (
+    *((f"{holder}{clip}.transformer.", TEXT_ENCODER) for holder in ("text_encoders.", "") for clip in _CLIPS),
+    ("clip_l.", TEXT_ENCODER),  # the Open Model Initiative's, which OneTrainer writes too
 )
 # A transformer that denoises stands where the U-Net stands.
 DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = (
@@ -59,6 +62,33 @@ class LoraKey:
     role: Role
     flat: bool = False
     component: Component | None = None
+
+
+# How a key shows the way in which its file spells names, in this order.
+_DIALECTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^bundle_emb\.", "OneTrainer"),
+        (r"base_model\.model\.|\.lora_[AB]\.[\w-]+\.weight$", "PEFT"),
+        (r"^lycoris_|\.(?:hada|lokr)_|\.dora_scale$", "LyCORIS"),
+        (r"^lora_(?:unet|te1?|transformer)_", "kohya"),
+        (r"^(?:model\.)?diffusion_model\.|(?:clip_[lh]|cond_stage_model)\.transformer\.", "ComfyUI"),
+        (r"^clip_l\.|^unet\.(?:input_blocks|middle_block|output_blocks|time_embed|out)\.", "OMI"),
+        (r"_lora\.(?:down|up)\.|\.lora\.(?:down|up)\.|\.processor\.|lora_linear_layer", "older diffusers"),
+        (r"^(?:unet|transformer|text_encoder)\.", "diffusers"),
+        (r"^(?:input_blocks|middle_block|output_blocks|time_embed|out)\.", "original names"),
+    )
+)
+
+
+def dialect_of(key: str) -> str:
+    """How a file spells the name of a tensor: the trainer or library that calls it so."""
+    return next((name for pattern, name in _DIALECTS if pattern.search(key)), "no prefix")
+
+
+def is_peft_key(key: str) -> bool:
+    """Whether only PEFT calls a tensor so: its wrapper's name is in it, or that of an adapter in a model that is loaded."""
+    return PEFT_WRAPPER in key or _LOADED.search(key) is not None
 
 
 def is_bundled(key: str) -> bool:

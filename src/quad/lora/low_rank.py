@@ -36,25 +36,35 @@ class RankLimits:
     max_rank: int | None = None
     min_energy: float = MIN_ENERGY
 
-    def check(self) -> None:
+    def check(self, option: str = "--max-rank") -> None:
         """Refuse values outside their range.
+
+        Args:
+            option: that gave the rank.
 
         Raises:
             UsageError: with the option's name.
         """
         if self.max_rank is not None and not 1 <= self.max_rank <= MOST_RANK:
-            raise UsageError(mismatch("--max-rank", f"1 to {MOST_RANK}", self.max_rank, "choose one between"))
+            raise UsageError(mismatch(option, f"1 to {MOST_RANK}", self.max_rank, "choose one between"))
         if not 0 <= self.min_energy <= 1:
             raise UsageError(mismatch("--min-energy", "0 to 1", self.min_energy, "choose one between"))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cut:
-    """An update at a lower rank: `b (out, r)`, `a (r, n)` with equal halves of each singular value, and the share of energy kept."""
+    """An update at a lower rank, with equal halves of each singular value.
+
+    Args:
+        b, a: `(out, r)` and `(r, n)`.
+        energy: share of the update's that they keep.
+        enough: the rank that would keep all that was asked for.
+    """
 
     b: Matrix
     a: Matrix
     energy: float
+    enough: int
 
 
 class Update(Protocol):
@@ -69,20 +79,30 @@ class Update(Protocol):
         ...
 
 
-def _rank_for(squares: Matrix, total: float, max_rank: int, keep: float) -> int:
-    """Of `squares`, largest first. What rounding alone left there is worth no rank."""
-    real = int(np.count_nonzero(squares > total * 1e-24))
-    enough = int(np.searchsorted(np.cumsum(squares), keep * total * (1 - 1e-12))) + 1
-    return max(1, min(enough, real, max_rank))
+@dataclass(frozen=True, kw_only=True)
+class _Spectrum:
+    """Where to cut, by squared singular values, largest first.
 
+    Args:
+        rank: to cut at. enough: rank that would keep all that was asked for. energy: share kept.
+    """
 
-def _halves(u: Matrix, s: Matrix, vh: Matrix, energy: float) -> Cut:
-    root = np.sqrt(s)
-    return Cut(u * root, root[:, None] * vh, min(1.0, energy))
+    rank: int
+    enough: int
+    energy: float
 
+    @classmethod
+    def of(cls, squares: Matrix, total: float, max_rank: int, keep: float) -> _Spectrum:
+        """What rounding alone left in `squares` is worth no rank."""
+        real = int(np.count_nonzero(squares > total * 1e-24))
+        enough = max(1, min(int(np.searchsorted(np.cumsum(squares), keep * total * (1 - 1e-12))) + 1, real))
+        rank = min(enough, max_rank)
+        return cls(rank=rank, enough=enough, energy=min(1.0, float(squares[:rank].sum() / total)) if total else 1.0)
 
-def _share(squares: Matrix, rank: int, total: float) -> float:
-    return float(squares[:rank].sum() / total) if total else 1.0
+    def halves(self, u: Matrix, s: Matrix, vh: Matrix) -> Cut:
+        """Singular vectors and values of that rank as two matrices."""
+        root = np.sqrt(s)
+        return Cut(b=u * root, a=root[:, None] * vh, energy=self.energy, enough=self.enough)
 
 
 @dataclass(frozen=True)
@@ -98,16 +118,13 @@ class Dense:
         """By the eigenvalues of `D D^T`, on the smaller side."""
         wide = self.matrix.shape[0] <= self.matrix.shape[1]
         d = self.matrix if wide else self.matrix.T
-        side = d.shape[0]
-        first = max(0, side - max_rank)
-        values, vectors = np.linalg.eigh(d @ d.T)  # all of them: the rest would be cut anyway, but NumPy has no part of it
-        squares, u = np.maximum(values[first:][::-1], 0.0), vectors[:, first:][:, ::-1]
-        total = float(np.sum(d * d))
-        rank = _rank_for(squares, total, max_rank, keep)
+        values, vectors = np.linalg.eigh(d @ d.T)
+        squares, u = np.maximum(values[::-1], 0.0), vectors[:, ::-1]
+        spectrum = _Spectrum.of(squares, float(np.sum(d * d)), max_rank, keep)
+        rank = spectrum.rank
         s = np.sqrt(squares[:rank])
         vh = (u[:, :rank].T @ d) / np.where(s > 0, s, 1.0)[:, None]
-        energy = _share(squares, rank, total)
-        return _halves(u[:, :rank], s, vh, energy) if wide else _halves(vh.T, s, u[:, :rank].T, energy)
+        return spectrum.halves(u[:, :rank], s, vh) if wide else spectrum.halves(vh.T, s, u[:, :rank].T)
 
 
 @dataclass(frozen=True)
@@ -128,10 +145,9 @@ class Product:
         qb, rb = np.linalg.qr(self.b)
         qa, ra = np.linalg.qr(self.a.T)
         u, s, vh = np.linalg.svd(rb @ ra.T)
-        squares = s * s
-        total = float(squares.sum())
-        rank = _rank_for(squares, total, max_rank, keep)
-        return _halves(qb @ u[:, :rank], s[:rank], vh[:rank] @ qa.T, _share(squares, rank, total))
+        spectrum = _Spectrum.of(s * s, float((s * s).sum()), max_rank, keep)
+        rank = spectrum.rank
+        return spectrum.halves(qb @ u[:, :rank], s[:rank], vh[:rank] @ qa.T)
 
 
 @dataclass(frozen=True)
@@ -152,9 +168,9 @@ class Kronecker:
         s = np.outer(s1, s2).ravel()
         order = np.argsort(-s, kind="stable")
         squares = (s * s)[order]
-        total = float(squares.sum())
-        rank = _rank_for(squares, total, max_rank, keep)
+        spectrum = _Spectrum.of(squares, float(squares.sum()), max_rank, keep)
+        rank = spectrum.rank
         i, j = np.divmod(order[:rank], s2.size)
         u = (u1[:, None, i] * u2[None, :, j]).reshape(-1, rank)
         vh = (v1[i][:, :, None] * v2[j][:, None, :]).reshape(rank, -1)
-        return _halves(u, s[order[:rank]], vh, _share(squares, rank, total))
+        return spectrum.halves(u, s[order[:rank]], vh)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -11,17 +10,19 @@ import numpy as np
 
 from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
-from quad.lora.adapter import FloatAdapter, LowRank
+from quad.lora.adapter import FloatAdapter, LowRank, ModuleOrigin
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
-from quad.lora.embeddings import bundled_embeddings, embedding_notes, unread_embeddings
+from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, unread_embeddings
 from quad.lora.file import LoraFile, open_lora
-from quad.lora.keys import is_text_key, parse_key, refuse_other_kinds
-from quad.lora.kinds import beside
+from quad.lora.keys import Component, is_text_key, parse_key, refuse_other_kinds
+from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
 from quad.lora.module_names import Names, network_names
 from quad.lora.quote import listed, quoted
+from quad.lora.report.notes import alpha_notes, conversion_notes, error_notes, left_out, require_energy, skipped_notes, without_effect
+from quad.lora.report.trained_on import family_notes
 from quad.lora.target import TargetLayer
 from quad.lora.tensors import Role, StoredTensor
 
@@ -34,6 +35,28 @@ class _Module:
 
     tensors: dict[Role, StoredTensor] = field(default_factory=dict)
     keys: dict[Role, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Matched:
+    """A file for one base.
+
+    Args:
+        where: begins every message.
+        modules: slot path -> its tensors.
+        slots: path -> layer, in the networks' order, of all layers whose shape is known.
+        unused: keys that match nothing and would change something.
+        words: embeddings that it brings.
+        passed_notes: a line for each thing that it holds and that is no update of a layer.
+    """
+
+    where: str
+    file: LoraFile
+    modules: Mapping[str, _Module]
+    slots: Mapping[str, LayerLayout]
+    unused: list[str]
+    words: Mapping[str, Vectors]
+    passed_notes: tuple[str, ...]
 
 
 def _group(where: str, file: LoraFile, names: Names) -> tuple[dict[str, _Module], list[str]]:
@@ -81,7 +104,7 @@ def _require_base(
     Raises:
         InputError: keys, or the width of the text features, are of another base.
     """
-    metadata = f" (its metadata says {file.trained_on})" if file.trained_on else ""
+    metadata = f" (its metadata says {file.trained_on.name})" if file.trained_on.name else ""
     remedy = "use a LoRA of this base, or build on that base"
     if (base := base_by_names(unused)) is not None:
         raise InputError(mismatch(where, "a LoRA for this base", f"one for {base[0]}, by key '{quoted(base[1])}'{metadata}", remedy))
@@ -95,7 +118,8 @@ def _require_base(
             raise InputError(mismatch(f"{where}, {path}", expected, f"{down.shape}: {base_by_width(width)}{metadata}", remedy))
 
 
-def _require_matches(where: str, file: LoraFile, modules: Mapping[str, _Module], unused: list[str], allow_unused: bool) -> None:
+def _require_matches(matched: _Matched, allow_unused: bool) -> None:
+    where, modules, unused = matched.where, matched.modules, matched.unused
     if modules and (allow_unused or not unused):
         return
     remedy = "pass --allow-unused-keys to leave them out" if modules else "is it for another base model?"
@@ -103,33 +127,8 @@ def _require_matches(where: str, file: LoraFile, modules: Mapping[str, _Module],
         remedy = "pass --allow-unused-keys to leave them out" if modules else "there is nothing that a slot could carry"
         kinds = " and ".join(dict.fromkeys(map(beside, unused)))
         raise InputError(mismatch(where, "updates of weights alone", f"{len(unused)} tensors of {kinds}: {listed(unused)}", remedy))
-    problem = f"{len(unused)} of {len(file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
+    problem = f"{len(unused)} of {len(matched.file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, remedy))
-
-
-def _without_effect(file: LoraFile, key: str) -> bool:
-    """Whether a key that matches no layer would change nothing: zeros, or the places of a sparse bias, whose values count."""
-    return key.endswith((".bias_indices", ".bias_size")) or not file.tensors[key].values().any()
-
-
-def _left_out(file: LoraFile, unused: list[str]) -> tuple[str, ...]:
-    """A line for each kind of tensors that are left out, with how large they are."""
-    kinds: dict[str, list[str]] = {}
-    for key in unused:
-        kinds.setdefault(beside(key) or "keys that match nothing", []).append(key)
-
-    def largest(keys: list[str]) -> float:
-        return max(float(np.abs(file.tensors[key].values()).max()) for key in keys)
-
-    return tuple(
-        f"{len(keys)} {'' if kind.startswith('keys') else 'tensors of '}{kind} left out, largest value {largest(keys):.3g}: {listed(keys)}"
-        for kind, keys in kinds.items()
-    )
-
-
-def _skipped_note(paths: Collection[str]) -> tuple[str, ...]:
-    """A line about modules of layers that a shorter text encoder leaves out."""
-    return (f"{len(paths)} modules left out, of text encoder layers that clip skip leaves out: {listed(paths)}",) if paths else ()
 
 
 def require_slots(name: str, outside: Iterable[str]) -> None:
@@ -143,30 +142,6 @@ def require_slots(name: str, outside: Iterable[str]) -> None:
         raise CompatibilityError(
             mismatch(f"adapter {name!r}", "targets among the bundle's slots", f"{listed(missing)} without one", remedy)
         )
-
-
-def _notes(converted: Collection[Converted]) -> tuple[str, ...]:
-    """A line for each kind that was converted."""
-    energies: dict[str, list[float]] = {}
-    for module in converted:
-        if module.energy is not None:
-            energies.setdefault(module.kind, []).append(module.energy)
-    counts = Counter({kind: len(shares) for kind, shares in energies.items()})
-    narrow = tuple(module.note for module in converted if module.note)
-    return narrow + tuple(
-        f"{count} modules of {kind} converted, energy kept {min(energies[kind]):.4f} at worst, {np.mean(energies[kind]):.4f} on average"
-        for kind, count in counts.items()
-    )
-
-
-def _require_energy(name: str, energy: Mapping[str, float], limits: RankLimits) -> None:
-    low = sorted((share, path) for path, share in energy.items() if share < limits.min_energy)
-    if low:
-        worst = listed(f"{path} {share:.3f}" for share, path in low)
-        raise InputError(
-            mismatch(f"adapter {name!r}", f"{limits.min_energy:g} of each module's energy at its rank", worst,
-                     "raise --max-rank, or lower --min-energy")
-        )  # fmt: skip
 
 
 def read_lora(
@@ -190,9 +165,26 @@ def read_lora(
     """
     limits = limits or RankLimits()
     limits.check()
+    matched = _matched(name, path, unet, text_encoder)
+    _require_matches(matched, allow_unused)
+    require_slots(name, (path for path in matched.modules if path not in matched.slots))
+    adapter, enough = _adapter(name, matched, limits)
+    require_energy(name, adapter.energy, limits, enough)
+    if limits.max_rank is not None:
+        enough = max(enough, adapter.rank)
+        adapter = reduced(adapter, limits.max_rank, limits.min_energy)
+    return replace(adapter, notes=(*adapter.notes, *error_notes(adapter, enough)))
+
+
+def _matched(name: str, path: Path, unet: NetworkLayout, text_encoder: NetworkLayout | None) -> _Matched:
+    """A file opened, and its tensors given to the layers that they are for.
+
+    Raises:
+        InputError, UnsupportedError: as `read_lora`, apart from what single tensors hold.
+    """
     opened = open_lora(path)
     where, file = f"adapter {name!r} ({opened.path.name})", opened.without_embeddings()
-    words, unread = bundled_embeddings(where, opened.tensors), unread_embeddings(opened.tensors)
+    words = bundled_embeddings(where, opened.tensors)
     if words and not file.tensors:
         raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", "it is a textual inversion, not an adapter"))
     refuse_other_kinds(file.tensors)
@@ -200,33 +192,67 @@ def read_lora(
     text_skipped = frozenset[str]() if text_encoder is None else text_encoder.skipped
     modules, unused = _group(where, file, network_names(unet.layers, [*text_layers, *text_skipped], unet.complete))
     skipped = [path for path in modules if path.removeprefix(TEXT_PREFIX) in text_skipped]
-    modules = {path: module for path, module in modules.items() if path not in skipped}
     layers = {**unet.layers, **{TEXT_PREFIX + path: layer for path, layer in text_layers.items()}}
     slots = {path: layer for path, layer in layers.items() if layer is not None}
     _require_base(where, file, unused, modules, slots)
     if text_encoder is None:
         _refuse_text(file)
-    unused = [key for key in unused if not _without_effect(file, key)]
-    _require_matches(where, file, modules, unused, allow_unused)
-    require_slots(name, (path for path in modules if path not in slots))
-    converted = {path: _convert_module(where, path, layer, modules[path], file, limits) for path, layer in slots.items() if path in modules}
+    return _Matched(
+        where=where,
+        file=file,
+        modules={path: module for path, module in modules.items() if path not in skipped},
+        slots=slots,
+        unused=[key for key in unused if not without_effect(file.tensors, key)],
+        words=words,
+        passed_notes=(*skipped_notes(skipped), *embedding_notes(words, unread_embeddings(opened.tensors))),
+    )
+
+
+def _adapter(name: str, matched: _Matched, limits: RankLimits) -> tuple[FloatAdapter, int]:
+    """The two matrices of each module, and the rank with which each would keep all that a conversion keeps."""
+    where, file, modules = matched.where, matched.file, matched.modules
+    converted = {
+        path: _convert_module(where, path, layer, modules[path], file, limits) for path, layer in matched.slots.items() if path in modules
+    }
     weights = {path: module.pair for path, module in converted.items()}
+    origins = {path: _origin(path, modules[path], file) for path in converted}
     adapter = FloatAdapter(
         name=name,
         weights=weights,
         rank=_rank(weights),
         digest=file.digest,
         energy={path: module.energy for path, module in converted.items() if module.energy is not None},
-        notes=(*_notes(converted.values()), *_left_out(file, unused), *_skipped_note(skipped), *embedding_notes(words, unread)),
-        embeddings=words,
+        notes=(
+            *family_notes(file.trained_on, (layer.shape[1] for path, layer in matched.slots.items() if reads_text(path))),
+            *alpha_notes(origins.values()),
+            *conversion_notes(converted.values()),
+            *left_out(file.tensors, matched.unused),
+            *matched.passed_notes,
+        ),
+        embeddings=matched.words,
+        trained_on=file.trained_on,
+        origins=origins,
     )
-    _require_energy(name, adapter.energy, limits)
-    return adapter if limits.max_rank is None else reduced(adapter, limits.max_rank, limits.min_energy)
+    return adapter, max(0, *(module.enough for module in converted.values()))
+
+
+def _component(path: str) -> Component:
+    return TEXT_ENCODER if path.startswith(TEXT_PREFIX) else UNET
+
+
+def _origin(path: str, module: _Module, file: LoraFile) -> ModuleOrigin:
+    """A module that was converted, as its file has it; alpha is the file's own, or what the config's scale comes to."""
+    rank = own_rank({role: tensor.shape for role, tensor in module.tensors.items()})
+    config, stored = file.config(_component(path)), module.tensors.get("alpha")
+    alpha = None if stored is None else float(stored.values().reshape(-1)[0])
+    if alpha is None and config.present:
+        alpha = config.rule.scale(path.removeprefix(TEXT_PREFIX), rank, check=False) * rank
+    return ModuleOrigin(kind=kind_of(module.tensors), rank=rank, alpha=alpha, tensors=len(module.tensors))
 
 
 def _convert_module(where: str, path: str, layer: LayerLayout, module: _Module, file: LoraFile, limits: RankLimits) -> Converted:
     """The matrices of one module; the text encoder's paths have a prefix that its configs do not know."""
-    config = file.config(TEXT_ENCODER if path.startswith(TEXT_PREFIX) else UNET)
+    config = file.config(_component(path))
     target = TargetLayer(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
     try:
         return convert(target, module.tensors, config, limits)
@@ -275,7 +301,7 @@ def reduced(adapter: FloatAdapter, max_rank: int, min_energy: float = RankLimits
         shares.append(share)
     if not shares:
         return adapter
-    _require_energy(adapter.name, energy, limits)
+    require_energy(adapter.name, energy, limits, adapter.rank)
     note = (
         f"{len(shares)} of {len(weights)} modules reduced to rank {max_rank} or less, energy kept {min(shares):.4f} at worst, "
         f"{np.mean(shares):.4f} on average"
