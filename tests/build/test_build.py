@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -57,6 +58,9 @@ def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: li
     assert set(fields["stages"]) == {*STAGES} - {"compile", "emulate"}  # those are of targets with a compiler
     assert [stage for stage, _ in seen if stage == "done"] == ["done"]
     assert fields["rom_bytes"]["shared"] > 0
+    assert fields["room"]["adapters"] == 2
+    assert fields["room"]["input_bytes"] == sum(2 * math.prod(shape) for shape in open_bundle(built.bundle).slots.input_shapes().values())
+    assert 1 < fields["room"]["input_bytes"] / fields["room"]["least_bytes"] <= 2
     assert set(fields["rom_bytes"]["adapters"]) == {"transform", "removal"}
 
 

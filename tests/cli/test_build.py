@@ -113,6 +113,12 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
     assert asked[-1].base_options.asked_size() == (64, 128)
 
 
+def test_room_for_several_adapters_goes_to_the_build(tmp_path: Path, asked: list[BuildRequest]) -> None:
+    for option in ([], ["--room", "3"]):
+        RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", *option])
+    assert [(request.room, request.slot_room) for request in asked] == [(None, 2), (3, 3)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -123,6 +129,7 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
         (["--precision", "mixed:101"], 2, "--precision: expected mixed:P with P from 0 to 100, found 'mixed:101'"),
         (["--anchor", "ink"], 2, "--anchor: expected auto, unified, found 'ink'; choose one of these"),
         (["--adapter", "auto=a.safetensors"], 2, "--adapter: expected a name other than auto, found 'auto'"),
+        (["--room", "2", "--max-rank", "8"], 2, "--room: expected no --max-rank, which gives every slot its rank, found 8"),
         (["--lora-bits", "7"], 2, "--lora-bits: expected 16 or 8, found 7"),
         (["--distill-steps", "-1"], 2, "--distill-steps: expected 0 or more, found -1"),
         (["--lambda", "-1"], 2, "--lambda: expected a number from 0, found -1.0"),

@@ -16,7 +16,7 @@ from quad.build.make_bundle import BuildStages, make_bundle, read_bundle
 from quad.build.open_and_slot import open_and_slot
 from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest
-from quad.build.result import BuildResult
+from quad.build.result import BuildResult, SlotRoom
 from quad.build.resume.cache import build_lock, clear_cache
 from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
@@ -76,6 +76,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         manifest=bundle.manifest,
         seconds=time.perf_counter() - start,
         profile=profile.report,
+        room=SlotRoom.of(profile.slots, model.adapters, request.slot_room if request.max_rank is None else None),
         stages=clock.seconds,
         smoke=bundle.smoke,
         placement=bundle.placement,

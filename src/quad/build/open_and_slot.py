@@ -103,9 +103,11 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
 
 
 def _read_adapters(request: BuildRequest, base: Base) -> tuple[FloatAdapter, ...]:
-    unused, limits = request.allow_unused_keys, request.rank_limits
+    unused = request.allow_unused_keys
     adapters = tuple(
-        read_adapter(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=limits)
+        read_adapter(name, path, base.unet, unused, text_encoder=base.text_encoder, limits=request.rank_limits(name)).for_base(
+            base.schedule.prediction
+        )
         for name, path in request.adapters.items()
     )
     for adapter in adapters:
@@ -126,7 +128,7 @@ def _of_built_tasks(request: BuildRequest, base: Base, adapters: tuple[FloatAdap
 
 def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     """Sites and slots; the base's U-Net becomes the slotted one's, so that nobody holds the weights which equalization folds away."""
-    slotted = slot_networks(sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank)
+    slotted = slot_networks(sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room)
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.precision) or 0.0
     mixed_precision = MixedPrecision(network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent)

@@ -30,6 +30,7 @@ _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 # Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
 # activations at 8 bits their noise is not to be learned away: 20 steps bring +0.1 dB to one adapter and cost another 0.6 dB.
 DISTILL_STEPS = 20
+ROOM = 2  # adapters at once: one that speeds up or repairs, and a style
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BACKEND_OPTION = {"reader": "backend"}  # of a field: what only some targets read, see `Target.options`
 
@@ -46,7 +47,9 @@ class BuildRequest:
         name: the bundle's name for people; None for one of what it holds: target, precision, and the beginning of the profile's digest.
         target, precision: see `quad.compile.targets`.
         lora_bits: 16 or 8.
-        max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot the largest among the adapters.
+        max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot what `room` says.
+        adapter_ranks: adapter -> the most that a module of it gets, in place of `max_rank`.
+        room: how many adapters at once each slot has rank for, those of largest rank there; None for 2.
         min_energy: an adapter that keeps less of a module's update when it is reduced or converted is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         quality: which quality steps are taken.
@@ -75,6 +78,8 @@ class BuildRequest:
     precision: str = "w8a16"
     lora_bits: int = 16
     max_rank: int | None = None
+    adapter_ranks: Mapping[str, int] = field(default_factory=dict)
+    room: int | None = None
     min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
     quality: QualitySteps = field(default_factory=QualitySteps)
@@ -96,6 +101,10 @@ class BuildRequest:
         """How the model is opened."""
         return BaseOptions(self.size, self.sampler, tuple(self.adapters))
 
+    def rank_limits(self, adapter: str) -> RankLimits:
+        """How far an adapter may be reduced."""
+        return RankLimits(self.adapter_ranks.get(adapter, self.max_rank), self.min_energy)
+
     @property
     def measured_size(self) -> PictureSize | None:
         """Of the pictures that ranges are measured on, None for those of the bundle.
@@ -106,9 +115,9 @@ class BuildRequest:
         return BaseOptions(self.calibration_size).asked_size(_CALIBRATION)
 
     @property
-    def rank_limits(self) -> RankLimits:
-        """How far the adapters may be reduced."""
-        return RankLimits(self.max_rank, self.min_energy)
+    def slot_room(self) -> int:
+        """How many adapters at once each slot has rank for."""
+        return ROOM if self.room is None else self.room
 
     @property
     def steps(self) -> int:
@@ -163,11 +172,20 @@ class BuildRequest:
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
-        self.rank_limits.check()
+        RankLimits(self.max_rank, self.min_energy).check()
+        for name, rank in self.adapter_ranks.items():
+            RankLimits(rank).check(f"--adapter {name}, rank")
+        self._check_room()
 
     def _check_calibration(self) -> None:
         if self.measured_size is not None and self.backend.needs_calls:
             raise UsageError(mismatch(_CALIBRATION, "a target that measures Sites alone", self.target, "leave it out"))
+
+    def _check_room(self) -> None:
+        if self.room is not None and self.room < 1:
+            raise UsageError(mismatch("--room", "1 or more adapters at once", self.room, "choose a larger one"))
+        if self.room is not None and self.max_rank is not None:
+            raise UsageError(mismatch("--room", "no --max-rank, which gives every slot its rank", self.max_rank, "leave one of them out"))
 
     def _check_places(self) -> None:
         """Each is replaced as a whole: none may be another one, or lie in it."""

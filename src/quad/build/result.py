@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from quad.build.write_bundle import rom_bytes
 from quad.core.manifest import BundleManifest
 from quad.core.memory import peak_ram_bytes
 from quad.core.profile import Profile
+from quad.core.slots import SlotTable
+from quad.lora.adapter import FloatAdapter
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.profile.anchor import AnchorChoice
 from quad.quantize.profile.sensitivity import Sensitivity
@@ -76,6 +78,46 @@ class ProfileReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlotRoom:
+    """The rank that slots have for several adapters at once, and its bytes: each adapter takes them in memory.
+
+    Args:
+        adapters: how many there is room for; None where every slot has one rank.
+        input_bytes: of all slot inputs.
+        least_bytes: of all slot inputs if they had rank for one adapter alone.
+    """
+
+    adapters: int | None
+    input_bytes: int
+    least_bytes: int
+
+    @staticmethod
+    def of(slots: SlotTable, adapters: Sequence[FloatAdapter], count: int | None) -> SlotRoom:
+        """Of a bundle's slots.
+
+        Args:
+            adapters: that they were made for.
+        """
+        least = sum(slot.channel_bytes * max(a.weights[slot.path].rank for a in adapters if slot.path in a.weights) for slot in slots.slots)
+        return SlotRoom(adapters=count, input_bytes=sum(slot.rank * slot.channel_bytes for slot in slots.slots), least_bytes=least)
+
+    def to_json(self) -> dict[str, int | None]:
+        """`room` in `quad build --json`."""
+        return {"adapters": self.adapters, "input_bytes": self.input_bytes, "least_bytes": self.least_bytes}
+
+    def lines(self, shown: Callable[[int], str]) -> list[str]:
+        """The cost, in a line; none where it costs nothing.
+
+        Args:
+            shown: writes a number of bytes for people.
+        """
+        if self.adapters is None or self.input_bytes == self.least_bytes:
+            return []
+        cost = f"an adapter takes {shown(self.input_bytes)} in memory, {shown(self.least_bytes)} with --room 1"
+        return [f"room for {self.adapters} adapters at once, their ranks side by side: {cost}"]
+
+
+@dataclass(frozen=True, kw_only=True)
 class BuildResult:
     """One finished build.
 
@@ -90,12 +132,14 @@ class BuildResult:
         resumed: pieces that an earlier run of the same build had made before it was killed.
         lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
         notes: what was read of the model otherwise than one of its files says, a line each.
+        room: for several adapters at once.
     """
 
     bundle: Path
     manifest: BundleManifest
     seconds: float
     profile: ProfileReport
+    room: SlotRoom
     stages: Mapping[str, float]
     smoke: Mapping[str, Mapping[str, float]]
     placement: Mapping[str, Any] = field(default_factory=dict)
@@ -119,6 +163,7 @@ class BuildResult:
             "resumed": list(self.resumed),
             "lora": dict(self.lora),
             "notes": list(self.notes),
+            "room": self.room.to_json(),
             "stages": dict(self.stages),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
             "rom_bytes": rom_bytes(self.manifest),

@@ -37,6 +37,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         int | None,
         typer.Option(help="Rank of every slot; larger adapters are reduced to it.", metavar="R", min=1, show_default=False),
     ] = None
+    room: Annotated[
+        int | None,
+        typer.Option(help="Adapters at once that every slot has rank for, those of largest rank there.", metavar="N", min=1,
+                     show_default="2"),
+    ] = None  # fmt: skip
     min_energy: Annotated[
         float | None,
         typer.Option(help="Refuse an adapter that keeps less of a module where its rank or kind does not fit.", metavar="E",
@@ -165,6 +170,7 @@ def _lines(built: BuildResult) -> list[str]:
     lines.append(f"adapters {', '.join(built.manifest.adapters) or 'none'}")
     lines += [f"note: {note}" for note in built.notes]
     lines += [f"adapter {name}: {note}" for name, facts in built.lora.items() for note in facts["notes"]]
+    lines += built.room.lines(shown_size)
     total = sum(entry.size_bytes for entry in built.manifest.files.values())
     census = built.placement
     lines += [f"{census['on_target']} of {census['nodes']} U-Net nodes on {built.manifest.target}, partitions {census['partitions']}"]

@@ -1,8 +1,8 @@
 """An adapter's own ranks on disk; `quad.runtime.adapters.buffers.pad` puts back what `trim` cuts.
 
-A graph's slots have the largest rank of all adapters. A file holds each adapter at its own: what padding added is cut off when it is
-written and put back when it is read. What is cut is the tail of rank channels where A and B both are zero, so that the padded tensors come
-back bit for bit. Zero channels in the middle stay: moving the others up would change the order in which a graph adds them.
+A graph's slots have rank for the largest adapters, two at once. A file holds each adapter at its own: what padding added is cut off when
+it is written and put back when it is read. What is cut is the tail of rank channels where A and B both are zero, so that the padded
+tensors come back bit for bit. Zero channels in the middle stay: moving the others up would change the order in which a graph adds them.
 """
 
 from __future__ import annotations

@@ -48,6 +48,12 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     largest: Annotated[int, msgspec.Meta(ge=1, le=32767)] | msgspec.UnsetType = msgspec.UNSET
 
     @property
+    def channel_bytes(self) -> int:
+        """Bytes of one rank channel: a row of A and a column of B."""
+        inputs = self.in_features * self.kernel[0] * self.kernel[1]
+        return (inputs + self.out_features) * {"float32": 4, "int16": 2, "int8": 1}[self.dtype]
+
+    @property
     def a_name(self) -> str:
         """Graph input name of A."""
         return lora_a_name(self.path)

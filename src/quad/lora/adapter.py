@@ -90,7 +90,7 @@ class FloatAdapter:
 
     @property
     def error(self) -> float:
-        """What the matrices miss of the file's change of weights, all modules together: the norm of it over the norm of the change."""
+        """Norm of the part that the matrices miss over the norm of the file's change of weights, all modules together."""
         lost, whole = 0.0, 0.0
         for path, pair in self.weights.items():
             share, power = self.energy.get(path, 1.0), pair.power

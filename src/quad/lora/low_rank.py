@@ -93,7 +93,7 @@ class _Spectrum:
 
     @classmethod
     def of(cls, squares: Matrix, total: float, max_rank: int, keep: float) -> _Spectrum:
-        """What rounding alone left in `squares` is worth no rank."""
+        """Of all squares; those that rounding alone left are worth no rank."""
         real = int(np.count_nonzero(squares > total * 1e-24))
         enough = max(1, min(int(np.searchsorted(np.cumsum(squares), keep * total * (1 - 1e-12))) + 1, real))
         rank = min(enough, max_rank)

@@ -12,13 +12,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from quad.core.errors import CompatibilityError, InputError
+from quad.core.errors import CompatibilityError
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.adapters import read_adapter
 from quad.model.base.modules import share_copy
 from quad.model.slots.attention import add_sites
-from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
+from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network, slot_networks
+from quad.model.slots.table import new_table
+from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.weighted_sum import mix_adapters
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 LoraFile = Callable[..., Path]
@@ -131,9 +134,44 @@ def test_table_is_the_union_in_module_order_with_the_largest_rank(unet: UNet2DCo
     assert {f"{path}.lora_mid" for path in paths} <= network.sites.keys()
 
 
-def test_a_rank_over_max_rank_is_refused(unet: UNet2DConditionModel, adapters: list[FloatAdapter]) -> None:
-    with pytest.raises(InputError, match=r"adapter 'feed-forward': expected rank <= 8 \(--max-rank\), found rank 16; raise --max-rank"):
-        slot_network(unet, adapters, max_rank=8)
+@pytest.mark.parametrize("room", [1, 2, 5])
+def test_a_slot_has_rank_for_so_many_of_the_adapters_that_reach_it(
+    room: int, unet: UNet2DConditionModel, adapters: list[FloatAdapter]
+) -> None:
+    ranks = {slot.path: slot.rank for slot in new_table({"unet": unet}, adapters, room=room).slots}
+    reaching = {path: [a.weights[path].rank for a in adapters if path in a.weights] for path in ranks}
+    assert ranks == {path: sum(sorted(there, reverse=True)[:room]) for path, there in reaching.items()}
+    assert max(len(there) for there in reaching.values()) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
+def test_with_room_for_two_their_sum_is_diffusers_with_both(
+    unet: UNet2DConditionModel, adapters: list[FloatAdapter], lora_file: LoraFile, inputs: Inputs
+) -> None:
+    """The case of an LCM-LoRA with a style: each of full rank, at layers that both have."""
+    slotted = slot_networks(unet, nn.Identity(), adapters, room=2)
+    ink, pen = adapters[:2]
+    buffers = {a.name: Buffers(slot_inputs(a, slotted.table)) for a in (ink, pen)}
+    mixed, notes = mix_adapters(buffers, {ink.name: 1.0, pen.name: 0.8}, slotted.table, Buffers(slot_inputs(None, slotted.table)))
+    reference = copy.deepcopy(unet)
+    for seed, (kind, ranks) in enumerate(KINDS[:2]):
+        path = lora_file(kind, ranks, seed)
+        reference.load_lora_adapter(path.parent, weight_name=path.name, prefix="unet", adapter_name=kind)
+    reference.set_adapters([ink.name, pen.name], [1.0, 0.8])
+    with torch.no_grad():
+        want = reference(*inputs).sample
+        output = slotted.unet(*inputs, {name: torch.from_numpy(values) for name, values in mixed.items()})
+    assert notes == ()
+    assert (output - want).abs().max() <= 1e-5 * want.square().mean().sqrt()
+
+
+def test_with_max_rank_every_slot_has_it_and_more_where_an_adapter_has_more(
+    unet: UNet2DConditionModel, adapters: list[FloatAdapter]
+) -> None:
+    _, table = slot_network(unet, adapters, max_rank=8)
+    largest = {slot.path: max(a.weights[slot.path].rank for a in adapters if slot.path in a.weights) for slot in table.slots}
+    assert {slot.path: slot.rank for slot in table.slots} == {path: max(8, rank) for path, rank in largest.items()}
+    assert set(largest.values()) == {4, 7, 8, 16}
 
 
 def test_an_adapter_without_its_slots_is_refused(unet: UNet2DConditionModel, adapters: list[FloatAdapter]) -> None:

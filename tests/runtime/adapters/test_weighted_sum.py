@@ -135,7 +135,7 @@ def test_a_sum_that_would_keep_too_little_is_refused_with_the_way_out() -> None:
         mix(parts, {"ink": 1.0, "pen": 1.0})
     text = str(refused.value)
     assert text.startswith("adapters 'ink' (rank 6) + 'pen' (rank ")
-    assert text.endswith("of theirs, under 0.9: use fewer at once or build with --max-rank 11")
+    assert text.endswith("of theirs, under 0.9: use fewer at once or build with --room 2 or --max-rank 11")
     assert "the bundle has 6, and the nearest sum of that rank keeps 0." in text
     mix({name: parts[name] for name in ("ink", "pen")}, {"ink": 1.0, "pen": 0.0})
 

@@ -1,1 +1,1 @@
-"""What was made of a LoRA file, for people: what was converted, what it lost, what was left out."""
+"""The fate of a LoRA file, for people: the kinds that were converted, the error of that, and all that was left out."""

@@ -17,7 +17,7 @@ PART_NAMES = {UNET: "U-Net", TEXT_ENCODER: "text encoder"}
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """What one model gets.
+    """The share of one model.
 
     Args:
         modules: layers that are changed.
@@ -55,7 +55,7 @@ class Part:
 
 
 def parts_of(adapter: FloatAdapter, unet: Iterable[str], text_encoder: Iterable[str]) -> dict[str, Part]:
-    """What each model gets of an adapter, where that is anything: component -> part.
+    """The share of each model that gets anything of an adapter: component -> part.
 
     Args:
         unet, text_encoder: paths of the models' layers.

@@ -1,4 +1,4 @@
-"""What a trainer's metadata says of the base that a LoRA was trained on, and whether the base at hand is like it.
+"""The base that a LoRA was trained on, by its trainer's metadata, and whether the base at hand is like it.
 
 Keys are those of sd-scripts (`ss_`) and of Stability's ModelSpec (`modelspec.`), which sd-scripts, LyCORIS and OneTrainer write.
 """

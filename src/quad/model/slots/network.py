@@ -172,13 +172,15 @@ def slot_network(unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: in
     return _slotted_unet(unet, table), table
 
 
-def slot_networks(unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> Slotted:
-    """The networks with slots for all `adapters`; the caller's stay as they are, the weights are shared.
+def slot_networks(
+    unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1
+) -> Slotted:
+    """The networks with slots for all `adapters`, for `room` of them at once; the caller's stay as they are, the weights are shared.
 
     Raises:
         InputError, UnsupportedError: as `new_table` and `add_sites`.
     """
-    return slotted_as(unet, text_encoder, new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank))
+    return slotted_as(unet, text_encoder, new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank, room))
 
 
 def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Slotted:

@@ -36,27 +36,26 @@ def _new_slot(path: str, layer: nn.Module, rank: int, component: str) -> Slot:
     )
 
 
-def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> SlotTable:
+def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1) -> SlotTable:
     """The union of the adapters' targets, in the order of components and then of modules.
 
     Args:
         networks: component -> network; no two of them have a path in common.
-        max_rank: rank of every slot, room for later adapters; None gives each slot the largest rank it has among `adapters`.
+        max_rank: rank of every slot, room for later adapters, and more only where an adapter has more; None gives each slot what `room`
+            says.
+        room: how many of `adapters` at once have their ranks side by side in a slot: it gets the sum of the largest ones there.
 
     Raises:
-        InputError: an adapter's rank is over `max_rank`, or a target is no layer of the networks.
+        InputError: a target is no layer of the networks.
         UnsupportedError: a target is a grouped convolution.
     """
     layers = {path: (layer, component) for component, network in networks.items() for path, layer in network.named_modules()}
-    ranks: dict[str, int] = {}
+    ranks: dict[str, list[int]] = {}
     for adapter in adapters:
-        if max_rank is not None and adapter.rank > max_rank:
-            raise InputError(
-                mismatch(f"adapter {adapter.name!r}", f"rank <= {max_rank} (--max-rank)", f"rank {adapter.rank}", "raise --max-rank")
-            )
         if unknown := [path for path in adapter.weights if path not in layers]:
             where, expected = f"adapter {adapter.name!r}, slot {unknown[0]!r}", f"a module of {' or '.join(networks)}"
             raise InputError(mismatch(where, expected, "none of that name", "read the LoRA for this network"))
         for path, pair in adapter.weights.items():
-            ranks[path] = max(ranks.get(path, 1), max_rank or pair.rank)
-    return SlotTable(tuple(_new_slot(path, layer, ranks[path], component) for path, (layer, component) in layers.items() if path in ranks))
+            ranks.setdefault(path, []).append(pair.rank)
+    sums = {path: max(max_rank, *of_slot) if max_rank else sum(sorted(of_slot, reverse=True)[:room]) for path, of_slot in ranks.items()}
+    return SlotTable(tuple(_new_slot(path, layer, sums[path], component) for path, (layer, component) in layers.items() if path in sums))

@@ -84,10 +84,11 @@ def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Ma
     }
     worst = slots.by_path()[min(cut, key=lambda path: cut[path])]
     ranks = " + ".join(f"{name!r} (rank {rank})" for name, rank in used[worst.path].items() if rank)
+    count = max(sum(rank > 0 for rank in ranks_at_slot.values()) for ranks_at_slot in used.values())
     needed, most = sum(used[worst.path].values()), max(sum(ranks_at_slot.values()) for ranks_at_slot in used.values())
     return CompatibilityError(
         f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.rank}, and the nearest sum of that rank keeps "
-        f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --max-rank {most}"
+        f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --room {count} or --max-rank {most}"
     )
 
 
