@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import weakref
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from quad.build import open_and_slot as opening
 from quad.build.build import STAGES
 from quad.build.request import BuildRequest
+from quad.core.errors import InputError
 from quad.core.progress import StageClock, silent
 from quad.model.base.open import Base, open_model
 from tests.build.samples import SAMPLES
@@ -35,3 +37,20 @@ def test_weights_that_equalization_folds_away_are_held_by_nobody(
     assert model.mixed_precision.gains
     assert held <= folded
     assert len(held) < len(read)
+
+
+@pytest.mark.parametrize("fault", ["mistyped", "pickled", "a checkpoint", "a directory of none"])
+def test_adapters_are_looked_at_before_the_model(
+    fault: str, model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opening, "open_model", lambda *_: pytest.fail("the model was opened"))
+    (tmp_path / "ink.bin").write_bytes(b"\x80\x02")
+    path, says = {
+        "mistyped": (tmp_path / "nowhere.safetensors", "expected a LoRA file, found no such file; check the path"),
+        "pickled": (tmp_path / "ink.bin", "convert it to safetensors"),
+        "a checkpoint": (model_dir / "unet/diffusion_pytorch_model.safetensors", "this is a checkpoint, not a LoRA: give it as MODEL"),
+        "a directory of none": (model_dir / "scheduler", "expected pytorch_lora_weights.safetensors or adapter_model.safetensors"),
+    }[fault]
+    request = BuildRequest(model_dir, {**adapter_files, "ink": path}, tmp_path / "phone", samples=SAMPLES)
+    with pytest.raises(InputError, match=re.escape(says)):
+        opening.open_and_slot(request, StageClock(STAGES, silent))

@@ -56,7 +56,7 @@ _KEYS: _Cases = {
     "B alone": ({B: PAIR[B]}, "expected all tensors of the module, found only up"),
     "alpha alone": ({_ALPHA: torch.tensor(1.0)}, "expected the tensors of one kind of adapter, found alpha"),
     "no tensors": ({}, "found no tensors at all"),
-    "a full checkpoint": ({"conv_in.weight": ones(16, 9, 3, 3), "conv_in.bias": ones(16)}, "2 of 2 match nothing: conv_in."),
+    "a full checkpoint": ({"conv_in.weight": ones(16, 9, 3, 3), "conv_in.bias": ones(16)}, "this is a checkpoint, not a LoRA"),
     "a module twice, in two dialects": ({**PAIR, **KOHYA}, "expected one down for"),
     "a module twice, in one": ({**PAIR, f"{Q}.lora.down.weight": ones(4, 32)}, "expected one down for"),
     "a module twice, by its original name": (

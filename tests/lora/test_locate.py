@@ -47,6 +47,26 @@ def test_a_hub_s_cache_keeps_its_files_elsewhere(unet: UNet2DConditionModel, tmp
     assert read_adapter("a", link, unet).weights.keys() == {Q}
 
 
+@pytest.mark.parametrize("where", ["unet", "sd15/v2/unet", "."])
+def test_a_cached_repository_s_links_from_any_depth(where: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    repository = tmp_path / "models--a--b"
+    folder = repository / "snapshots" / "0123" / where
+    folder.mkdir(parents=True)
+    write(repository / "blobs" / "f00", PEFT_PAIR)
+    (repository / "blobs" / "f01").write_text('{"r": 4, "lora_alpha": 4}')
+    for name, blob in (("adapter_model.safetensors", "f00"), ("adapter_config.json", "f01")):
+        (folder / name).symlink_to(os.path.relpath(repository / "blobs" / blob, folder))
+    for path in (folder, folder.parent if folder.name == "unet" else folder, folder / "adapter_model.safetensors"):
+        assert read_adapter("a", path, unet).weights.keys() == {Q}
+    # Another repository of the same cache is elsewhere, and so is another snapshot.
+    for place in (tmp_path / "models--a--c" / "blobs", repository / "snapshots" / "4567", tmp_path):
+        place.mkdir(parents=True, exist_ok=True)
+        write(place / "w", PEFT_PAIR)
+        (folder / "adapter_model.safetensors").unlink()
+        (folder / "adapter_model.safetensors").symlink_to(place / "w")
+        refused(InputError, "found a link out of it", folder, unet)
+
+
 @pytest.mark.parametrize("make", [lambda p: p.symlink_to(p), os.mkfifo, lambda p: p.symlink_to(p.parent / "gone")])
 def test_what_is_no_file_is_one_line(make: Callable[[Path], None], unet: UNet2DConditionModel, tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"

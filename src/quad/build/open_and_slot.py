@@ -29,6 +29,7 @@ from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
+from quad.lora.file import require_lora
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.base.clip_skip import with_clip_skip
@@ -88,6 +89,8 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
         InputError, UnsupportedError, CompatibilityError: as `quad.build.build.build`.
     """
     with clock("open"):
+        for path in request.adapters.values():
+            require_lora(path)
         base = with_clip_skip(open_model(request.model, request.base_options), request.clip_skip)
     with clock("lora"):
         adapters = _read_adapters(request, base)

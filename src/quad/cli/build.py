@@ -154,9 +154,13 @@ def build(
 def _request(model: str, adapters: dict[str, Path], output: Path, options: BuildOptions) -> BuildRequest:
     """The build that is asked for; `toyland` brings its directory and, where no adapter is named, its five."""
     from quad.build.request import BuildRequest
+    from quad.lora.file import require_lora
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_adapters
 
+    if model != REFERENCE and not Path(model).exists():
+        for path in adapters.values():  # before a model is fetched
+            require_lora(path)
     directory = model_directory(model)
     if model == REFERENCE:
         adapters = adapters or reference_adapters()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from quad.core.errors import InputError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, parse_key
+from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, parse_key, refuse_other_kinds
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.report.trained_on import TrainedOn
@@ -92,10 +92,10 @@ class _Part:
     trained_on: TrainedOn
 
 
-def _open_part(file: WeightsFile) -> _Part:
+def _open_part(file: WeightsFile, hashed: bool) -> _Part:
     stable = StableFile.of(file.path)
     tensors, metadata = read_tensors(stable)
-    parents = {f"{file.component}weights": stable.sha256()}
+    parents = {f"{file.component}weights": stable.sha256()} if hashed else {}
     configs: dict[Component, AdapterConfig] = {}
     if _METADATA_KEY in metadata:
         configs = _packed_configs(file.path, metadata[_METADATA_KEY])
@@ -133,6 +133,23 @@ def _of_component(component: str, key: str) -> str:
     return key if key.startswith(tuple(prefix for prefix, _ in DOTTED_PREFIXES)) else f"{component}{key}"
 
 
+def _open_parts(path: Path, files: Iterable[WeightsFile], hashed: bool) -> list[_Part]:
+    try:
+        return [_open_part(file, hashed) for file in files]
+    except OSError as error:
+        raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check its permissions")) from error
+
+
+def require_lora(path: Path) -> None:
+    """Refuse a LoRA by its place, its header and its config, before anything large is read.
+
+    Raises:
+        InputError, UnsupportedError: as `open_lora`, or it is of a kind that is not read.
+    """
+    for part in _open_parts(path, weights_files(path), hashed=False):
+        refuse_other_kinds(key for key in part.tensors if not is_bundled(key))
+
+
 def open_lora(path: Path) -> LoraFile:
     """Open a LoRA file or directory, with the scale rule its metadata or `adapter_config.json` gives.
 
@@ -141,10 +158,7 @@ def open_lora(path: Path) -> LoraFile:
         UnsupportedError: the config says it is no adapter of those read, or the tensors are no floats.
     """
     files = weights_files(path)
-    try:
-        parts = [_open_part(file) for file in files]
-    except OSError as error:
-        raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check its permissions")) from error
+    parts = _open_parts(path, files, hashed=True)
     parents = {name: value for part in parts for name, value in part.parents.items()}
     tensors: dict[str, StoredTensor] = {}
     configs: dict[Component, AdapterConfig] = {}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.storage.header import Header, Malformed
 from quad.core.storage.stable_file import StableFile
+from quad.lora.checkpoints import refuse_checkpoint
 from quad.lora.locate import first_bytes
 from quad.lora.quote import quoted
 
@@ -128,13 +129,15 @@ def read_lora_header(file: StableFile) -> Header:
     """The header of a safetensors file.
 
     Raises:
-        InputError: as `read_tensors`.
+        InputError: as `read_tensors`, or the file holds a whole network.
     """
     try:
-        return file.header()
+        header = file.header()
     except Malformed as error:
         cause = first_bytes(file.path) or f"{error}"[:200]
         raise InputError(mismatch(f"{file.path}", "a whole safetensors file", cause, "fetch or save it again")) from error
+    refuse_checkpoint(file.path, header.entries)
+    return header
 
 
 def _storage_type(path: Path, name: str, dtype: str) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.model.base import load_component as load_component_module
-from quad.model.base.load_component import DIFFUSION_STEM, load_component
+from quad.model.base.load_component import DIFFUSION_STEM, find_component
 
 UNETS = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
 VAES = {"AutoencoderKL": diffusers.AutoencoderKL}
@@ -44,8 +44,10 @@ def _same(module: Any, expected: dict[str, Tensor]) -> None:
 def test_any_floats_become_float32(dtype: torch.dtype, folder: Path) -> None:
     stored = {name: value.to(dtype) for name, value in load_file(_weights(folder)).items()}
     save_file(stored, _weights(folder))
-    module, files = load_component(folder, UNETS, DIFFUSION_STEM)
-    assert [file.path for file in files] == [_weights(folder)]
+    component = find_component(folder, UNETS, DIFFUSION_STEM)
+    assert [file.path for file in component.files] == [_weights(folder)]
+    assert all(parameter.is_meta for parameter in component.module.parameters())  # nothing was read yet
+    module = component.load()
     _same(module, {name: value.float() for name, value in stored.items()})
     assert not module.training
     assert not any(parameter.requires_grad for parameter in module.parameters())
@@ -54,15 +56,15 @@ def test_any_floats_become_float32(dtype: torch.dtype, folder: Path) -> None:
 @pytest.mark.parametrize("variant", [None, "fp16"])
 def test_shards_and_variants(variant: str | None, unet: Any, tmp_path: Path) -> None:
     unet.save_pretrained(tmp_path / "unet", variant=variant, max_shard_size="40KB")
-    module, files = load_component(tmp_path / "unet", UNETS, DIFFUSION_STEM)
-    assert len(files) > 1
-    _same(module, dict(unet.state_dict()))
+    component = find_component(tmp_path / "unet", UNETS, DIFFUSION_STEM)
+    assert len(component.files) > 1
+    _same(component.load(), dict(unet.state_dict()))
 
 
 def test_a_plain_file_goes_before_a_variant(folder: Path) -> None:
     stored = load_file(_weights(folder))
     save_file({name: torch.zeros_like(value).half() for name, value in stored.items()}, folder / f"{DIFFUSION_STEM}.fp16.safetensors")
-    _same(load_component(folder, UNETS, DIFFUSION_STEM)[0], stored)
+    _same(find_component(folder, UNETS, DIFFUSION_STEM).load(), stored)
 
 
 def test_old_names_of_an_autoencoders_attention(tmp_path: Path) -> None:
@@ -78,12 +80,12 @@ def test_old_names_of_an_autoencoders_attention(tmp_path: Path) -> None:
             renamed[key.replace(f".{new}.", f".{name}.")] = renamed.pop(key)
     assert renamed.keys() != state.keys()
     save_file(renamed, _weights(tmp_path))
-    _same(load_component(tmp_path, VAES, DIFFUSION_STEM)[0], state)
+    _same(find_component(tmp_path, VAES, DIFFUSION_STEM).load(), state)
 
 
 def _refused(folder: Path, says: str, error: type[QuadError] = InputError) -> None:
     with pytest.raises(error) as caught:
-        load_component(folder, UNETS, DIFFUSION_STEM)
+        find_component(folder, UNETS, DIFFUSION_STEM).load()
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -136,11 +138,11 @@ MEASURE = """
 import resource, sys
 from pathlib import Path
 import diffusers
-from quad.model.base.load_component import DIFFUSION_STEM, load_component
+from quad.model.base.load_component import DIFFUSION_STEM, find_component
 kinds = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 before = peak()
-module, _ = load_component(Path(sys.argv[1]), kinds, DIFFUSION_STEM)
+module = find_component(Path(sys.argv[1]), kinds, DIFFUSION_STEM).load()
 print(before, peak(), sum(p.numel() * 4 for p in module.parameters()), max(p.numel() * 4 for p in module.parameters()))
 """
 

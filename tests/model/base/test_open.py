@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -100,6 +101,19 @@ def test_the_index_names_the_scheduler(broken: Path) -> None:
         assert open_model(broken).notes == ()
 
 
+def test_a_model_in_a_subfolder_of_a_cached_repository(model_dir: Path, tmp_path: Path) -> None:
+    repository = tmp_path / "models--a--b"
+    copied = shutil.copytree(model_dir, repository / "snapshots" / "0123" / "sd" / "diffusers")
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted(path for path in copied.rglob("*") if path.is_file())):
+        blob = file.rename(repository / "blobs" / f"{number}")
+        file.symlink_to(os.path.relpath(blob, file.parent))
+    assert open_model(copied).digest == open_model(model_dir).digest
+    (copied / "unet" / "config.json").unlink()
+    (copied / "unet" / "config.json").symlink_to(model_dir / "unet" / "config.json")
+    refused(InputError, "config.json: expected a file of the model's directory, found a link out of it", copied)
+
+
 def test_half_precision_weights_open_as_float32(broken: Path) -> None:
     base = open_model(broken)
     for file in (broken / "unet").glob("*.safetensors"):
@@ -150,7 +164,64 @@ def test_weights_that_are_not_all_of_the_config(folder: str, file: str, broken: 
     save_file({key: value for key, value in tensors.items() if key != name}, weights, {"format": "pt"})
     refused(InputError, f"{weights}: expected exactly the weights of config.json, found no ", broken)
     save_file({**tensors, "blocks.77.weight": torch.ones(2)}, weights, {"format": "pt"})
-    refused(InputError, f"{weights}: expected exactly the weights of config.json, found also blocks.77.weight", broken)
+    if folder != "text_encoder":
+        refused(InputError, f"{weights}: expected exactly the weights of config.json, found also blocks.77.weight", broken)
+
+
+SURPLUS = {
+    "a layer more than the config has": {
+        f"text_model.encoder.layers.9.{name}": torch.ones(2) for name in ("mlp.fc1.weight", "mlp.fc1.bias")
+    },
+    "a projection": {"text_projection.weight": torch.ones(16, 16), "logit_scale": torch.tensor(2.0)},
+    "the other half of CLIP": {"vision_model.embeddings.class_embedding": torch.ones(8), "visual_projection.weight": torch.ones(8, 8)},
+    "constants as floats": {"text_model.embeddings.position_ids": torch.arange(8).half()[None]},
+    "what EMA counts": {"num_updates": torch.tensor(3), "decay": torch.tensor([0.9])},
+}
+
+
+@pytest.mark.parametrize("surplus", SURPLUS)
+def test_a_text_encoder_s_other_tensors_are_passed_over_with_a_note(surplus: str, broken: Path) -> None:
+    before = open_model(broken)
+    weights = broken / "text_encoder" / "model.safetensors"
+    save_file({**load_file(weights), **SURPLUS[surplus]}, weights, {"format": "pt"})
+    base = open_model(broken)
+    expected, opened = before.text_encoder.state_dict(), base.text_encoder.state_dict()
+    assert opened.keys() == expected.keys()
+    assert all(torch.equal(opened[name], value) for name, value in expected.items())
+    names = sorted(name for name in SURPLUS[surplus] if not name.endswith("position_ids"))
+    note = f"text_encoder: its config has no place for {len(names)} stored tensors, passed over: {', '.join(names)}"
+    assert base.notes == ((note,) if names else ())
+
+
+@pytest.mark.parametrize("folder", ["unet", "vae"])
+def test_counters_beside_other_weights_are_passed_over_with_a_note(folder: str, broken: Path) -> None:
+    weights = broken / folder / "diffusion_pytorch_model.safetensors"
+    save_file({**load_file(weights), **SURPLUS["what EMA counts"]}, weights, {"format": "pt"})
+    note = f"{folder}: its config has no place for 2 stored tensors, passed over: decay, num_updates"
+    assert open_model(broken).notes == (note,)
+
+
+def _nan(file: Path) -> None:
+    tensors = load_file(file)
+    save_file({key: value * torch.nan for key, value in tensors.items()}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        (lambda root: shutil.rmtree(root / "tokenizer"), "expected tokenizer.json, or vocab.json"),
+        (lambda root: (root / "vae" / "config.json").unlink(), "config.json: expected a file of a diffusers model"),
+        (lambda root: os.truncate(root / "vae" / "diffusion_pytorch_model.safetensors", 4000), "expected a whole safetensors file"),
+        (lambda root: edit(root / "text_encoder" / "config.json", hidden_size=24), "expected weights that fit config.json"),
+        (lambda root: (root / "scheduler" / "scheduler_config.json").write_text("{"), "scheduler_config.json: expected JSON"),
+        (lambda root: (root / "toyland.json").write_text('{"size": 7}'), "expected a size up to"),
+    ],
+)
+def test_small_files_and_headers_come_before_weights(fault: Callable[[Path], object], says: str, broken: Path) -> None:
+    _nan(broken / "unet" / "diffusion_pytorch_model.safetensors")
+    refused(InputError, "NaN or infinity", broken)
+    fault(broken)
+    refused(InputError, says, broken)
 
 
 def test_weights_of_another_config(broken: Path) -> None:

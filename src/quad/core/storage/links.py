@@ -9,7 +9,7 @@ from quad.core.errors import InputError, mismatch
 
 
 def contained(directory: Path, file: Path, owner: str) -> Path:
-    """`file`, once it is known to lie in its directory, or among the blobs of the cache that the directory is a snapshot in.
+    """`file`, once it is known to lie in its directory, or among the blobs of the cached repository whose snapshot the directory is in.
 
     Args:
         owner: of the directory, for the message.
@@ -21,12 +21,17 @@ def contained(directory: Path, file: Path, owner: str) -> Path:
         real, home = file.resolve(), directory.resolve()
     except (OSError, RuntimeError) as error:  # before Python 3.13 a circle of links is a RuntimeError
         raise InputError(mismatch(f"{file}", f"a file of the {owner}'s directory", "links in a circle", "copy the file in")) from error
-    cache = home.parents[1] / "blobs" if len(home.parents) > 1 and home.parent.name == "snapshots" else home
-    if not (real.is_relative_to(home) or real.is_relative_to(cache)):
+    if not (real.is_relative_to(home) or any(real.is_relative_to(blobs) for blobs in _blobs(home))):
         raise InputError(
             mismatch(f"{file}", f"a file of the {owner}'s directory", "a link out of it", "copy the file in, or name it itself")
         )
     return file
+
+
+def _blobs(home: Path) -> list[Path]:
+    """Where the hub's cache keeps the files of a directory that lies anywhere in a snapshot: `REPOSITORY/snapshots/REVISION/...`."""
+    snapshots = next((above.parent for above in (home, *home.parents) if above.parent.name == "snapshots"), None)
+    return [] if snapshots is None else [snapshots.parent / "blobs"]
 
 
 def require_contained(directory: Path, folders: Iterable[str], owner: str) -> None:

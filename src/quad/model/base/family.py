@@ -69,7 +69,8 @@ FAMILIES = (
         folder=UNET,
         pipelines=stable_diffusion.PIPELINES,
         denoisers={"UNet2DConditionModel": diffusers.UNet2DConditionModel},
-        text_encoders={"CLIPTextModel": transformers.CLIPTextModel},
+        # What stands beside the text half of CLIP is passed over.
+        text_encoders=dict.fromkeys(("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"), transformers.CLIPTextModel),
         check=stable_diffusion.check_unet,
         inputs=stable_diffusion.unet_inputs,
         guidance=stable_diffusion.GUIDANCE,

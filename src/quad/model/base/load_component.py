@@ -1,4 +1,4 @@
-"""One component of a diffusers directory as a float32 module, its weights read tensor by tensor.
+"""One component of a model as a float32 module: looked at whole, then its weights read tensor by tensor.
 
 The libraries' own loading holds the file and its float32 form at once, half as much again for a half-precision file; here never more than
 one tensor is held twice.
@@ -6,47 +6,81 @@ one tensor is held twice.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import accelerate
 import diffusers
-import torch
 import transformers
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.core.storage.header import Header
+from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.stable_file import StableFile
-from quad.model.base.weight_files import find_weights, open_header, read_config
+from quad.lora.quote import listed
+from quad.model.base.stored_weights import StoredWeight, stored_weights
+from quad.model.base.weight_files import find_weights, read_config
 
 DIFFUSION_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
-# safetensors' names of types.
-_TYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
-    "C64": torch.complex64, "BOOL": torch.bool,
-}  # fmt: skip
 # What no model of the families that open here has nearly reached.
 LARGEST_NUMBER, MOST_LAYERS, MOST_BLOCKS = 2**20, 128, 16
 _AGAIN = "fetch or save the model again"
 # Stored by old text encoders, and a constant.
 _CONSTANTS = ("position_ids",)
+# What a running average of weights, or a trainer, counts beside them.
+_COUNTERS = re.compile(r"(^|\.)(num_updates|decay|(global_|optimization_)?steps?|epoch)$")
 # The attention of autoencoders, as named before diffusers 0.13.
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load_component(folder: Path, classes: Mapping[str, Any], stem: str) -> tuple[nn.Module, list[StableFile]]:
-    """One component in float32, eval, without gradients, and its weight files.
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One component whose weights are not read yet: its config makes a network, and the names and shapes in its files fit it.
+
+    Args:
+        module: the network; its parameters take no memory yet.
+        weights: the network's own name of a tensor -> where it is stored.
+        files: all that the weights are stored in.
+        notes: what is stored and passed over, a line each.
+    """
+
+    module: nn.Module
+    weights: Mapping[str, StoredWeight]
+    files: Sequence[StableFile]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> Any:
+        """The network's."""
+        return self.module.config
+
+    def load(self) -> nn.Module:
+        """The network in float32, eval, without gradients.
+
+        Raises:
+            InputError: a file was changed since it was looked at, or weights are not finite.
+        """
+        owners = dict(self.module.state_dict(keep_vars=True))
+        for name, weight in self.weights.items():
+            value = weight.read()
+            for twin in _twins(owners, name):
+                _assign(self.module, twin, value)
+        return self.module.eval().requires_grad_(False)
+
+
+def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Component:
+    """One component of a directory, before any of its weights is read.
 
     Args:
         classes: class name of `config.json` -> diffusers' or transformers' class.
         stem: name of the weight file, see `find_weights`.
 
     Raises:
-        InputError: weights missing, pickled, truncated, not finite, or not those of the config.
+        InputError: weights missing, pickled, truncated, or not those of the config.
         UnsupportedError: a class quad does not know, or weights that are no floats.
     """
     config = read_config(folder / "config.json")
@@ -58,8 +92,44 @@ def load_component(folder: Path, classes: Mapping[str, Any], stem: str) -> tuple
     files = find_weights(folder, stem)
     with _quiet():
         module = _empty(folder, classes[kind], config)
-    _fill(folder, module, files)
-    return module.eval().requires_grad_(False), files
+    stored = {name: weight for file in files for name, weight in stored_weights(file).items()}
+    return fitted(module, stored, files, folder.name)
+
+
+def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequence[StableFile], part: str) -> Component:
+    """A network and the stored tensors that are its own.
+
+    Of a text encoder all others are passed over, as transformers does: a config may leave its last layers out, and CLIP's other half may
+    lie beside it. Of other networks only counters are.
+
+    Args:
+        part: the component's name.
+
+    Raises:
+        InputError: tensors missing, too many, or of other shapes than the network's. UnsupportedError: some are no floats.
+    """
+    owners = dict(module.state_dict(keep_vars=True))
+    names = {key: _name(key, owners) for key in stored}
+    weights = {name: stored[key] for key, name in names.items() if name is not None}
+    filled = {twin for name in weights for twin in _twins(owners, name)}
+    surplus = sorted(key for key, name in names.items() if name is None and not key.endswith(_CONSTANTS))
+    _refuse(files, "also", [key for key in surplus if part != TEXT_ENCODER and not _COUNTERS.search(key)])
+    _refuse(files, "no", sorted(owners.keys() - filled))
+    for name, weight in weights.items():
+        weight.require(owners[name].shape)
+    note = f"{part}: its config has no place for {len(surplus)} stored tensors, passed over: {listed(surplus)}"
+    return Component(module=module, weights=weights, files=files, notes=(note,) if surplus else ())
+
+
+def _refuse(files: Sequence[StableFile], word: str, keys: Sequence[str]) -> None:
+    if names := ", ".join(keys[:4]):
+        expected = "exactly the weights of config.json"
+        raise InputError(mismatch(f"{files[-1].path}", expected, f"{word} {names}", "fetch or save the model again"))
+
+
+def _twins(owners: Mapping[str, Tensor], name: str) -> list[str]:
+    """All names of one tensor: a tied one is stored once."""
+    return [other for other, tensor in owners.items() if tensor is owners[name]]
 
 
 def _require_plausible(path: Path, config: Mapping[str, Any]) -> None:
@@ -102,52 +172,12 @@ def _empty(folder: Path, kind: Any, config: dict[str, Any]) -> nn.Module:
     return module
 
 
-def _fill(folder: Path, module: nn.Module, files: Iterable[StableFile]) -> None:
-    """Every parameter and stored buffer of the module from the files, none left over on either side."""
-    owners = dict(module.state_dict(keep_vars=True))
-    missing, path = set(owners), folder
-    for file in files:
-        header, path = open_header(file), file.path
-        names = {key: _name(key, owners) for key in header.entries}
-        _refuse(path, "also", [key for key, name in names.items() if name is None and not key.endswith(_CONSTANTS)])
-        for key, name in ((key, name) for key, name in names.items() if name is not None):
-            value = _read(file, header, key, owners[name].shape)
-            for twin in [other for other, tensor in owners.items() if tensor is owners[name]]:  # a tied tensor is stored once
-                _assign(module, twin, value)
-                missing.discard(twin)
-    _refuse(path, "no", missing)
-
-
-def _refuse(file: Path, word: str, keys: Iterable[str]) -> None:
-    if names := ", ".join(sorted(keys)[:4]):
-        raise InputError(mismatch(f"{file}", "exactly the weights of config.json", f"{word} {names}", "fetch or save the model again"))
-
-
 def _name(key: str, owners: Mapping[str, Tensor]) -> str | None:
     """The module's own name of a stored tensor; None where it has none."""
     path, _, leaf = key.rpartition(".")
     parent, _, last = path.rpartition(".")
     old = f"{parent}.{_OLD_ATTENTION.get(last, last)}.{leaf}"
     return next((name for name in (key, key.removeprefix("text_model."), f"text_model.{key}", old) if name in owners), None)
-
-
-def _read(file: StableFile, header: Header, key: str, shape: torch.Size) -> Tensor:
-    """One tensor as float32."""
-    entry = header.entries[key]
-    dtype = _TYPES.get(entry.dtype)
-    if dtype is None or not dtype.is_floating_point or dtype.itemsize == 1:
-        expected, stored_type = "weights of 16 or 32 bit floats", f"{key} of {dtype or entry.dtype}"
-        raise UnsupportedError(mismatch(f"{file.path}", expected, stored_type, "choose a model that is not quantized"))
-    if entry.shape != tuple(shape):
-        shapes = f"{key} of shape {entry.shape}, not {tuple(shape)}"
-        raise InputError(mismatch(f"{file.path.parent}", "weights that fit config.json", shapes, "fetch or save the model again"))
-    begin, end = entry.data_offsets
-    stored = torch.from_numpy(file.read(header.start + begin, end - begin)).view(dtype).reshape(shape)
-    value = stored.to(torch.float32)
-    # Of the extremes alone: over the tensor, `isfinite` would make others of its size.
-    if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
-        raise InputError(mismatch(f"{file.path}", "finite weights", f"NaN or infinity in {key}", "fetch or save the model again"))
-    return value
 
 
 def _assign(module: nn.Module, name: str, value: Tensor) -> None:

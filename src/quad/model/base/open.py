@@ -18,7 +18,7 @@ from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.default_tasks import plain_tasks
 from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, index_scheduler, pipeline_class, trained_grid
-from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, load_component
+from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, find_component
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler, scheduler_class
 from quad.model.base.sampler_names import parse_sampler
@@ -146,6 +146,8 @@ def _tasks(toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: 
 def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     """Open a model in diffusers' layout: unet or transformer, vae, text_encoder, tokenizer, scheduler, and `toyland.json` where it has one.
 
+    Configs, tokenizer and the names and shapes in all weight files come first: what does not fit is said before gigabytes are read.
+
     Raises:
         InputError: no model there, weights missing, pickled, truncated or of another config, no tokenizer.
         UnsupportedError: a family, a class, a scheduler or a conditioning that quad does not know.
@@ -161,28 +163,27 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     schedule, sampler = read_scheduler(scheduler, options.sampler, pipeline_class(directory), index_class)
     family = family_of(directory)
     folder = directory / family.folder
-    unet, unet_files = load_component(folder, family.denoisers, DIFFUSION_STEM)
-    vae, vae_files = load_component(directory / "vae", _VAES, DIFFUSION_STEM)
-    encoder, text_files = load_component(directory / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
-    config: Any = unet.config
-    vae_config: Any = vae.config
+    unet = find_component(folder, family.denoisers, DIFFUSION_STEM)
+    vae = find_component(directory / "vae", _VAES, DIFFUSION_STEM)
+    encoder = find_component(directory / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
     toyland = read_toyland(directory)
-    latent = latent_spec(toyland, vae_config, family.inputs(folder, config, int(vae_config.latent_channels)))
+    latent = latent_spec(toyland, vae.config, family.inputs(folder, unet.config, int(vae.config.latent_channels)))
     tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
-    _check_text(directory, config, text)
+    _check_text(directory, unet.config, text)
+    size, tasks = _size(directory, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
     return Base(
         directory=directory,
-        unet=unet,
-        text_encoder=encoder,
-        vae=vae,
+        unet=unet.load(),
+        text_encoder=encoder.load(),
+        vae=vae.load(),
         tokenizer=tokenizer,
         schedule=schedule,
         latent=latent,
         text=text,
-        picture_size=_size(directory, config, toyland, latent, options),
-        tasks=_tasks(toyland, latent, sampler, options),
-        digest=weights_digest(directory, unet_files + vae_files + text_files),
-        notes=_scheduler_notes(scheduler_class(scheduler), index_class),
+        picture_size=size,
+        tasks=tasks,
+        digest=weights_digest(directory, [*unet.files, *vae.files, *encoder.files]),
+        notes=(*_scheduler_notes(scheduler_class(scheduler), index_class), *unet.notes, *encoder.notes, *vae.notes),
     )
 
 

@@ -2,7 +2,8 @@
 
 What is made gives the ids of transformers' CLIPTokenizer: NFC, white space joined, lower case, CLIP's split, byte-level pairs with `</w>`
 at the end of a word, begin and end around all. Source: Radford et al. 2021 (CLIP), `simple_tokenizer.py`. T5's is read from its own
-`tokenizer.json`, with what PixArt does to a caption before it: stripped and in lower case, 120 tokens (Chen et al. 2023, section 3.1).
+`tokenizer.json` or `spiece.model`, with what PixArt does to a caption before it: stripped and in lower case, 120 tokens (Chen et al. 2023,
+section 3.1).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tokenizers.models import BPE
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.manifest import TextSpec
+from quad.model.base.t5_tokenizer import SPIECE, t5_tokenizer
 from quad.model.base.weight_files import read_config
 
 TOKENIZER_NAME = "tokenizer.json"
@@ -40,10 +42,14 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
         InputError: no tokenizer there, one that cannot be read, or one of another model.
         UnsupportedError: a vocabulary that is not CLIP's kind.
     """
-    file = folder / TOKENIZER_NAME
-    text = _read(file) if file.is_file() else clip_tokenizer(folder).to_str()
+    file, captions = folder / TOKENIZER_NAME, getattr(config, "model_type", "") == "t5"
+    if file.is_file():
+        text = _read(file)
+    elif captions and (folder / SPIECE).is_file():
+        text = t5_tokenizer(folder / SPIECE, _optional(folder / _CONFIG)).to_str()
+    else:
+        text = clip_tokenizer(folder).to_str()
     tokenizer = _parsed(file, text)
-    captions = getattr(config, "model_type", "") == "t5"
     length, size = _CAPTION_LENGTH if captions else int(config.max_position_embeddings), int(config.vocab_size)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if tokenizer.get_vocab_size() > size or largest >= size:
@@ -109,8 +115,8 @@ def _parsed(file: Path, text: str) -> Tokenizer:
 def _vocabulary(folder: Path) -> dict[str, int]:
     file = folder / _VOCAB
     if not file.is_file():
-        spiece = (folder / "spiece.model").is_file()
-        other, remedy = ("a SentencePiece model", "save transformers' fast tokenizer") if spiece else ("none", "fetch the model whole")
+        spiece = (folder / SPIECE).is_file()
+        other, remedy = ("a SentencePiece model", "use CLIP's own tokenizer") if spiece else ("none", "fetch the model whole")
         raise InputError(mismatch(f"{folder}", f"{TOKENIZER_NAME}, or {_VOCAB} and {_MERGES}", other, remedy))
     vocab = read_config(file)
     if not all(type(index) is int and 0 <= index < 2**31 for index in vocab.values()) or len(set(vocab.values())) < len(vocab):
