@@ -23,9 +23,10 @@ from quad.lora import kinds, low_rank
 from quad.lora import target as lora_target
 from quad.lora.kinds import KINDS, NOT_READ, Kind
 from quad.model.base import noise_schedule
-from quad.model.base.sampler_names import SAMPLER_NAMES, parse_sampler
+from quad.model.base.sampler_names import SCHEDULERS
 from quad.runtime.engines.engine import ENGINES, INSTALL
 from quad.runtime.samplers import contract, run, schedule
+from quad.runtime.samplers.names import SAMPLER_NAMES
 from tests.runtime.samplers.test_beside import CASES, STOCHASTIC
 
 ROOT = Path(__file__).parents[1]
@@ -62,12 +63,14 @@ def test_a_sampler_is_known_in_every_place(kind: str) -> None:
         beside = {name for name, _, _ in CASES} | stochastic
         assert kind in beside, "tests/runtime/samplers/test_beside.py: a case beside diffusers (or in OURS, where diffusers has none)"
     if kind not in (SOLVED, CONFIGURED):
-        assert kind in SAMPLER_NAMES, "src/quad/model/base/sampler_names.py: its name"
-        assert parse_sampler(kind).scheduler in noise_schedule._CLASSES, "src/quad/model/base/noise_schedule.py: diffusers' class"
+        assert kind in SAMPLER_NAMES, "src/quad/runtime/samplers/names.py: its name"
+        assert kind in SCHEDULERS, "src/quad/model/base/sampler_names.py: diffusers' class"
+        assert SCHEDULERS[kind][0] in noise_schedule._CLASSES, "src/quad/model/base/noise_schedule.py: diffusers' class"
     assert f"`{kind}`" in _text("docs/cli.md"), "docs/cli.md: its name in the list of samplers"
 
 
 def test_names_of_samplers_are_kinds_and_makers_are_no_more() -> None:
+    assert list(SCHEDULERS) == list(SAMPLER_NAMES)
     kinds = set(get_args(SamplerKind))
     assert {name.removesuffix(KARRAS) for name in SAMPLER_NAMES} <= kinds
     assert set(run._MAKERS) == kinds - {SOLVED}

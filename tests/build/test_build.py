@@ -9,6 +9,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -17,6 +18,7 @@ from quad.build.build import STAGES, BuildRequest, BuildResult, build
 from quad.build.smoke import SmokeResult
 from quad.compile.artifact import OnnxArtifact
 from quad.core.errors import InputError, UsageError
+from quad.core.sampling import AdapterDefaults
 from quad.runtime.bundle import open_bundle
 from quad.runtime.pipeline import QuadPipeline
 from tests.build.samples import SAMPLES, run
@@ -92,7 +94,9 @@ def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:
 
 
 def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
-    result = build(replace(request_, output=tmp_path / "float", precision="float", max_rank=2, min_energy=0.1))
+    fast = AdapterDefaults(sampler="lcm:3", guidance=1.5)
+    options = {"precision": "float", "max_rank": 2, "min_energy": 0.1, "adapter_defaults": {"transform": fast}}
+    result = build(replace(request_, output=tmp_path / "float", **options))
     assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
     assert result.profile.mode == "float"
     said = result.to_json()["lora"]["transform"]  # of rank 4, reduced
@@ -100,7 +104,17 @@ def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
     assert all(0.1 < kept < 1 for kept in said["energy"].values())
     assert any(note.startswith(f"{len(said['energy'])} of {len(said['energy'])} modules reduced to rank 2") for note in said["notes"])
     assert 0 < said["error"] <= max(1 - kept for kept in said["energy"].values()) ** 0.5
-    assert QuadPipeline.from_pretrained(result.bundle, threads=1).bundle.slots.slots[0].dtype == "float32"
+    pipe = QuadPipeline.from_pretrained(result.bundle, threads=1)
+    assert pipe.bundle.slots.slots[0].dtype == "float32"
+    # How an adapter is meant to be run is in its task, and travels with it to others.
+    assert pipe.adapter_manifest("transform").defaults == fast
+    assert pipe.adapter_manifest("removal").defaults is msgspec.UNSET
+    spec = pipe.tasks["transform"]
+    assert (spec.sampler.kind, spec.sampler.steps, spec.guidance) == ("lcm", 3, 1.5)
+    pipe.set_adapters("transform")
+    made = pipe("a tree", task="text-to-image")
+    assert (made.sampler, made.guidance) == ("lcm:3", 1.5)
+    assert pipe.preview(np.zeros((1, 4, 4, 4), np.float32)).size == (16, 16)
 
 
 def test_an_adapter_that_would_lose_too_much_is_refused(request_: BuildRequest) -> None:

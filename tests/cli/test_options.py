@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quad.cli.options import named_paths, read_recipe, weighted_names
+from quad.cli.options import adapters_to_build, named_paths, read_recipe, weighted_names
 from quad.core.errors import InputError, UsageError
+from quad.core.sampling import AdapterDefaults
 
 NAMES = st.from_regex(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,12}", fullmatch=True)
 
@@ -31,6 +32,38 @@ def test_a_name_given_twice_is_refused() -> None:
         named_paths("--adapter", ["ink=a", "ink=b"])
     with pytest.raises(UsageError, match="ink twice"):
         weighted_names("--adapter", ["ink", "ink:0.5"])
+
+
+def test_words_behind_a_path() -> None:
+    values = ["lcm=a,b=1.safetensors", "x=dir/x,sampler=lcm:4,guidance=1,trigger=in ink, inkstyle", "y=dir,2/y,guidance=-0.5"]
+    with pytest.raises(UsageError, match="found b=; choose one of these"):
+        adapters_to_build("--adapter", values)
+    paths, defaults = adapters_to_build("--adapter", ["lcm=a.safetensors", *values[1:]])
+    assert paths == {"lcm": Path("a.safetensors"), "x": Path("dir/x"), "y": Path("dir,2/y")}
+    assert defaults == {
+        "x": AdapterDefaults(sampler="lcm:4", guidance=1.0, trigger_words="in ink, inkstyle"),
+        "y": AdapterDefaults(guidance=-0.5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("x=a,samplr=lcm:4", "sampler=, guidance=, trigger= behind it, found samplr=;"),
+        ("x=a,sampler=lcm,sampler=euler", "sampler twice"),
+        ("x=a,guidance=much", "found ',guidance=much'; write ,guidance=1"),
+        ("x=a,guidance=nan", "a finite guidance"),
+        ("x=a,sampler=abacus", "found 'abacus'"),
+        ("x=a,sampler=" + "e" * 99, "short words"),
+        ("x=,sampler=lcm", "found 'x='"),
+        (",sampler=lcm", "NAME=PATH"),
+    ],
+)
+def test_words_behind_a_path_that_are_none(value: str, says: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        adapters_to_build("--adapter", [value])
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @given(st.dictionaries(NAMES, st.floats(allow_nan=False, allow_infinity=False), max_size=4))

@@ -15,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from quad.cli.main import app
+from quad.core.manifest import LatentPreview
 from quad.core.storage import files
 from quad.runtime import open_bundle
 
@@ -62,6 +63,35 @@ def test_wishes_reach_the_pipeline(tiny_bundle: Path, tmp_path: Path, picture: N
     done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(out), *given, "--image-guidance", "2"])
     assert done.exit_code == 2
     assert "image_guidance_scale: expected a task with picture guidance, found transform, which has none" in done.stderr
+
+
+def test_any_sampler_can_be_named(tiny_bundle: Path, tmp_path: Path) -> None:
+    given = ("--task", "text-to-image", "--seed", "1", "--prompt", "the car")
+    facts = _run(tiny_bundle, tmp_path / "a.png", *given, "--sampler", "lcm:2")
+    assert (facts["sampler"], facts["guidance"]) == ("lcm:2", 1.0)
+    assert _run(tiny_bundle, tmp_path / "b.png", *given)["sampler"] == "euler:3"
+    assert _run(tiny_bundle, tmp_path / "b.png", *given, "--sampler", "dpmsolver-sde-karras", "--steps", "2")["sampler"] == (
+        "dpmsolver-sde-karras:2"
+    )
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "c.png"), *given, "--sampler", "abacus"])
+    assert done.exit_code == 2
+    assert "sampler: expected one of ddim, " in done.stderr
+
+
+def test_several_pictures_and_what_they_are_becoming(bundle_copy: Path, tmp_path: Path, rewrite: Any) -> None:
+    given = ("--task", "text-to-image", "--seed", "1", "--prompt", "the car")
+    several = _run(bundle_copy, tmp_path / "a.png", *given, "--num-images", "2", "--preview-every", "2")
+    assert (several["outputs"], several["seeds"]) == ([str(tmp_path / f"a-{number}.png") for number in (1, 2)], [1, 2])
+    assert several["output"] == several["outputs"][0]
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["a-1.png", "a-2.png"]  # an older bundle knows no colours
+    single = _run(bundle_copy, tmp_path / "b.png", "--task", "text-to-image", "--seed", "2", "--prompt", "the car")
+    assert (tmp_path / "a-2.png").read_bytes() == Path(single["output"]).read_bytes()
+    rewrite(bundle_copy, preview=LatentPreview(((0.5,) * 4,) * 3, (0.0, 0.0, 0.0)))
+    _run(bundle_copy, tmp_path / "c.png", *given, "--num-images", "2", "--preview-every", "2")
+    previews = sorted(path.name for path in tmp_path.glob("c*.preview*"))
+    assert previews == ["c-1.preview-02.png", "c-2.preview-02.png"]
+    with Image.open(tmp_path / previews[0]) as picture:
+        assert picture.size == (16, 16)
 
 
 def test_brackets_weigh_words_unless_they_are_plain(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from quad.core.tensor_names import Role, paths_with
 from quad.lora.layout import bundle_layouts, with_skipped
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
 from quad.model.adapters import read_adapter
+from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Engine, Session, open_engine
@@ -119,7 +120,10 @@ def _tasks(request: AdaptRequest, bundle: Bundle) -> dict[str, TaskSpec]:
         option, listed = "--task" if request.like is None else "--like", ", ".join(sorted(specs))
         hint = "choose one of these" if request.like is not None else "say which of these a new task is like: --like TASK"
         raise UsageError(mismatch(option, f"a task of the bundle ({listed})", repr(like), hint))
-    return {} if task is None or like is None else {task: msgspec.structs.replace(specs[like], adapter=request.name)}
+    if task is None or like is None:
+        return {}
+    spec = with_defaults(specs[like], request.defaults, bundle.manifest.samplers or {})
+    return {task: msgspec.structs.replace(reachable_strength(spec), adapter=request.name)}
 
 
 def _read(admission: Admission) -> FloatAdapter:
@@ -180,7 +184,13 @@ def _write(admission: Admission, adapter: FloatAdapter, fitted: Fitted, aligned:
     """
     request, bundle = admission.request, admission.bundle
     tensors = trim(aligned.buffers, bundle.slots)
-    packed = PackedAdapter(name=request.name, tensors=tensors, rank=fitted.adapter.rank, source=adapter.digest)
+    packed = PackedAdapter(
+        name=request.name,
+        tensors=tensors,
+        rank=fitted.adapter.rank,
+        source=adapter.digest,
+        defaults=adapter.defaults(request.defaults),
+    )
     draft = adapter_manifest(packed, bundle.slots, bundle.manifest.parents, admission.tasks)
     manifest = msgspec.structs.replace(draft, golden=trial.golden, quality=adapter_quality(fitted, trial, aligned))
     written = write_pack(request.output, manifest, packed.tensors)

@@ -19,6 +19,7 @@ from quad.quantize.distill.distill import Alignment
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.encodings.integers import quantize_adapter
+from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
@@ -80,7 +81,7 @@ def align_with_base(admission: Admission, base: Base, session: Session, adapter:
         CompatibilityError: the adapter's effect does not come through. InputError: there is no sample of its task.
     """
     request, bundle = admission.request, admission.bundle
-    task, spec = _measured_task(admission.tasks, base)
+    task, spec = _measured_task(admission, base)
     networks = BaseNetworks.of(bundle, base, {task: spec}, with_gains(adapter, bundle.profile))
     probes = networks.probes(samples_for(request, task, spec))
 
@@ -111,12 +112,13 @@ def align_with_base(admission: Admission, base: Base, session: Session, adapter:
     )
 
 
-def _measured_task(tasks: Mapping[str, TaskSpec], base: Base) -> tuple[str, TaskSpec]:
-    """The adapter's task; for one that has none text-to-image, or the first of the base's where it has no such task."""
-    if tasks:
-        return next(iter(tasks.items()))
+def _measured_task(admission: Admission, base: Base) -> tuple[str, TaskSpec]:
+    """The adapter's task; for one that has none text-to-image as it wants it, or the first of the base's where it has no such task."""
+    if admission.tasks:
+        return next(iter(admission.tasks.items()))
     task = TEXT_TO_IMAGE if TEXT_TO_IMAGE in base.tasks else next(iter(base.tasks))
-    return task, base.tasks[task]
+    samplers = admission.bundle.manifest.samplers or {}
+    return task, reachable_strength(with_defaults(base.tasks[task], admission.request.defaults, samplers))
 
 
 def _worsened(fidelities: Sequence[Fidelity]) -> str:

@@ -16,11 +16,13 @@ from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.precision import eight_bit_percent
+from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path, require_file
 from quad.core.storage.reading import is_directory
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.observe.calibrate import CalibrationSample
+from quad.runtime.adapter_defaults import check_defaults
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -42,6 +44,7 @@ class AdaptRequest:
         distill_steps: with `base`; None for a build's own number, 0 for rescaling alone.
         min_energy: an adapter that keeps less of an update where it is converted or cut is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
+        defaults: how the adapter is meant to be run, as far as it is known.
         engine: what runs the bundle's U-Net; `auto` takes its first that is installed.
     """
 
@@ -58,6 +61,7 @@ class AdaptRequest:
     distill_steps: int | None = None
     min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
+    defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
     engine: str = "auto"
 
     def check(self) -> None:
@@ -82,6 +86,7 @@ class AdaptRequest:
         for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None)):
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
+        check_defaults("NAME=PATH", self.defaults)
         RankLimits(None, self.min_energy).check()
         DistillOptions(steps=self.distill_steps or 0).check(False)
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from quad.build.call_recorder import spread
@@ -56,7 +58,7 @@ def align_adapters(
         CompatibilityError: an adapter does not fit the profile. BackendError: a checkpoint cannot be written.
     """
     if profile.profile.mode == FLOAT:
-        return AlignedAdapters(tuple(_pack_float(adapter, profile.slots) for adapter in model.adapters))
+        return AlignedAdapters(tuple(_pack_float(request, adapter, profile.slots) for adapter in model.adapters))
     aligner = Aligner(
         base=model.measured,
         teacher=teacher.networks,
@@ -69,9 +71,18 @@ def align_adapters(
     return AlignedAdapters(*aligner.pack(request, profile.profile, profile.slots, progress, model.cache))
 
 
-def _pack_float(adapter: FloatAdapter, slots: SlotTable) -> PackedAdapter:
-    tensors = trim(slot_inputs(adapter, slots), slots)
-    return PackedAdapter(name=adapter.name, tensors=tensors, rank=adapter.rank, source=adapter.digest)
+def _pack_float(request: BuildRequest, adapter: FloatAdapter, slots: SlotTable) -> PackedAdapter:
+    return _packed(request, adapter, trim(slot_inputs(adapter, slots), slots))
+
+
+def _packed(
+    request: BuildRequest,
+    adapter: FloatAdapter,
+    tensors: Mapping[str, NDArray[np.generic]],
+    quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET,
+) -> PackedAdapter:
+    defaults = adapter.defaults(request.adapter_defaults.get(adapter.name))
+    return PackedAdapter(name=adapter.name, tensors=tensors, rank=adapter.rank, source=adapter.digest, quality=quality, defaults=defaults)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,9 +140,7 @@ class Aligner:
             distilled = resumable.aligned(cache, adapter.name, make)
             alignment = distilled.alignment
             quality = quality_of(alignment.after_distill or alignment.after_rescale)
-            packed.append(
-                PackedAdapter(name=adapter.name, tensors=distilled.integers, rank=adapter.rank, source=adapter.digest, quality=quality)
-            )
+            packed.append(_packed(request, adapter, distilled.integers, quality))
             alignments[adapter.name] = alignment
         return tuple(packed), alignments
 

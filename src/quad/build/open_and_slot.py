@@ -24,7 +24,7 @@ from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs
 from quad.core.component_call import ComponentCall
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import TaskSpec
+from quad.core.manifest import LatentPreview, TaskSpec
 from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
 from quad.core.progress import StageClock
@@ -36,6 +36,7 @@ from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
+from quad.quantize.observe.latent_preview import fit_preview
 from quad.quantize.observe.probes import record_probes
 
 _log = logging.getLogger(__name__)
@@ -154,11 +155,14 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
 
 
 def _solve(model: SlottedModel) -> SlottedModel:
-    """OLSS tables for the tasks that lack one."""
+    """OLSS tables for the tasks that lack one, and the colours of a latent."""
     tasks = model.cache.value(
         "tasks", lambda: solve_tasks(model.base, model.networks, model.table, model.adapters, model.samples).tasks, dict[str, TaskSpec]
     )
-    return replace(model, base=replace(model.base, tasks=tasks))
+    preview = model.cache.value(
+        "preview", lambda: fit_preview(model.measured, model.networks, model.table, model.samples), LatentPreview | None
+    )
+    return replace(model, base=replace(model.base, tasks=tasks, preview=preview))
 
 
 def _equalize(model: SlottedModel) -> SlottedModel:

@@ -17,6 +17,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
+from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
@@ -24,6 +25,7 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
+from quad.runtime.adapter_defaults import check_defaults
 
 _CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
@@ -42,6 +44,7 @@ class BuildRequest:
     Args:
         model: diffusers directory.
         adapters: name -> LoRA file or directory, in the order they will be listed.
+        adapter_defaults: name -> how that adapter is meant to be run, for those of which it is known.
         output: the bundle directory to write.
         samples: calls of the pipeline that the ranges must hold; those of adapters that are not built are left out.
         name: the bundle's name for people; None for one of what it holds: target, precision, and the beginning of the profile's digest.
@@ -74,6 +77,7 @@ class BuildRequest:
     _: KW_ONLY
     samples: Sequence[CalibrationSample] = ()
     name: str | None = None
+    adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
     target: str = "cpu"
     precision: str = "w8a16"
     lora_bits: int = 16
@@ -99,7 +103,7 @@ class BuildRequest:
     @property
     def base_options(self) -> BaseOptions:
         """How the model is opened."""
-        return BaseOptions(self.size, self.sampler, tuple(self.adapters))
+        return BaseOptions(self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults)
 
     def rank_limits(self, adapter: str) -> RankLimits:
         """How far an adapter may be reduced."""
@@ -159,6 +163,10 @@ class BuildRequest:
                 raise UsageError(mismatch("--adapter", "a name of letters, digits, dot, dash and underscore", repr(name), "choose another"))
             if name in _RESERVED:
                 raise UsageError(mismatch("--adapter", f"a name other than {name}", repr(name), "choose another"))
+        for name, defaults in self.adapter_defaults.items():
+            if name not in self.adapters:
+                raise UsageError(mismatch("adapter_defaults", f"one of {', '.join(self.adapters)}", repr(name), "name one of these"))
+            check_defaults(f"--adapter {name}", defaults)
         check_request(self.anchor, tuple(self.adapters))
         self.base_options.check()
         self._check_calibration()

@@ -32,6 +32,7 @@ from quad.core.manifest import (
     seal,
 )
 from quad.core.profile import Profile
+from quad.core.sampling import AdapterDefaults
 from quad.core.slots import SlotDtype, SlotTable
 from quad.core.storage.directories import new_directory
 from quad.core.storage.files import write_bytes
@@ -51,6 +52,7 @@ class PackedAdapter:
         rank: its own largest rank.
         source: digest of the file it came from.
         quality: as its alignment measured it, where it was aligned.
+        defaults: how it is meant to be run.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PackedAdapter:
     rank: int
     source: str
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
+    defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,6 +155,7 @@ def adapter_manifest(
         tasks=dict(tasks),
         headroom=room if math.isfinite(room) else msgspec.UNSET,
         quality=adapter.quality,
+        defaults=adapter.defaults,
     )
 
 
@@ -175,6 +179,8 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
             text=parts.base.text,
             engines=parts.engines,
             requires=dict(parts.requires) or msgspec.UNSET,
+            samplers=dict(parts.base.samplers) or msgspec.UNSET,
+            preview=msgspec.UNSET if parts.base.preview is None else parts.base.preview,
             parents=parents,
             quad_version=__version__,
         )

@@ -11,16 +11,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quad.cli.extras import check_build
-from quad.cli.options import named_paths
+from quad.cli.options import adapters_to_build
 from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, model_directory
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
+from quad.core.sampling import AdapterDefaults
 
 if TYPE_CHECKING:
     from quad.admit.request import AdaptRequest, AdaptResult
 
 Adapter = Annotated[
-    str, typer.Argument(metavar="NAME=PATH", help="A float LoRA file or directory, under the name it will have.", show_default=False)
+    str,
+    typer.Argument(
+        metavar="NAME=PATH[,sampler=KIND:STEPS][,guidance=G]",
+        help="A float LoRA file or directory, under the name it will have.",
+        show_default=False,
+    ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The pack to write.", metavar="FILE.qpack", show_default=False)]
 BaseModel = Annotated[
@@ -63,16 +69,16 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Admit a new LoRA to a frozen bundle: check it against every slot, pack it or refuse it."""
-    pairs = named_paths("NAME=PATH", [adapter])
+    paths, defaults = adapters_to_build("NAME=PATH", [adapter])
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_build("quad adapt")
         from quad.admit.admit import adapt as admit
         from quad.admit.request import AdaptRequest
 
-        name, path = next(iter(pairs.items()))
+        name, path = next(iter(paths.items()))
         request = AdaptRequest(
             bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=bool(allow_unused_keys), engine=engine,
+            allow_unused_keys=bool(allow_unused_keys), engine=engine, defaults=defaults.get(name, AdapterDefaults()),
         )  # fmt: skip
         request = request if min_energy is None else replace(request, min_energy=min_energy)
         admitted = admit(request if base is None else _with_base(request, base), progress)

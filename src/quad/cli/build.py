@@ -12,8 +12,8 @@ import msgspec
 import typer
 
 from quad.cli.extras import check_build
-from quad.cli.options import named_paths, one_parameter_per_field, read_recipe
-from quad.cli.shared_options import REFERENCE, Adapters, Model, UnusedKeys, model_directory
+from quad.cli.options import adapters_to_build, one_parameter_per_field, read_recipe
+from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, model_directory
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", forbid_unknown_fields=True):
     """The options of `quad build` that a recipe may hold too; None means that the build's own default holds."""
 
-    adapter: Adapters = None
+    adapter: AdaptersToBuild = None
     target: Annotated[str | None, typer.Option(help="The chip and toolchain to build for.", show_default="cpu")] = None
     precision: Annotated[
         str | None,
@@ -136,13 +136,13 @@ def build(
     """Build one bundle from a model and its LoRAs."""
     if recipe is not None:
         options = options.over(read_recipe(recipe, BuildOptions))
-    adapters = named_paths("--adapter", options.adapter or [])
+    adapters, defaults = adapters_to_build("--adapter", options.adapter or [])
     with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
         check_build("quad build")
         from quad.build.build import build as build_bundle
 
         request = _request(model, adapters, output, options)
-        built = build_bundle(replace(request, dump_passes=dump_passes, encodings=encodings), progress)
+        built = build_bundle(replace(request, dump_passes=dump_passes, encodings=encodings, adapter_defaults=defaults), progress)
         from quad.build.processes import is_main
     if not is_main():
         return

@@ -11,6 +11,7 @@ import typer
 
 from quad.cli.show import Json, result, size
 from quad.core.errors import UsageError, mismatch
+from quad.core.sampling import AdapterDefaults
 from quad.core.tensor_names import Role, role_of
 from quad.lora.quote import quoted
 
@@ -27,12 +28,13 @@ InspectedBase = Annotated[
 
 
 class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter: its own rank, bits per weight, size on disk, and the largest weight that is never clipped, where that is known."""
+    """One adapter: rank of its own, bits per weight, size on disk, and where known the largest weight never clipped, and its defaults."""
 
     rank: int
     bits: int
     bytes: int
     headroom: float | msgspec.UnsetType = msgspec.UNSET
+    defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,7 +110,13 @@ def _bundle_facts(path: Path) -> Facts:
     for name in manifest.adapters:
         text, tensors = bundle.adapter_files(name)
         adapter = parse_adapter_manifest(str(text), text.read_bytes())
-        adapters[name] = AdapterFacts(rank=adapter.rank, bits=adapter.bits, bytes=tensors.stat().st_size, headroom=adapter.headroom)
+        adapters[name] = AdapterFacts(
+            rank=adapter.rank,
+            bits=adapter.bits,
+            bytes=tensors.stat().st_size,
+            headroom=adapter.headroom,
+            defaults=adapter.defaults,
+        )
     total = sum(entry.size_bytes for entry in manifest.files.values())
     details = {
         "name": manifest.name,
@@ -135,7 +143,9 @@ def _pack_facts(path: Path) -> Facts:
 
     pack = read_pack(path)
     manifest = pack.manifest
-    adapter = AdapterFacts(rank=manifest.rank, bits=manifest.bits, bytes=manifest.size_bytes, headroom=manifest.headroom)
+    adapter = AdapterFacts(
+        rank=manifest.rank, bits=manifest.bits, bytes=manifest.size_bytes, headroom=manifest.headroom, defaults=manifest.defaults
+    )
     slots = sum(role_of(name) is Role.LORA_A for name in pack.tensors)
     details = {"tasks": sorted(manifest.tasks), "size_bytes": path.stat().st_size}
     return Facts(
@@ -165,7 +175,7 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     for name, adapter in facts.adapters.items():
-        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}{_weights(adapter)}")
+        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}{_weights(adapter)}{_meant(adapter)}")
     if "size_bytes" in facts.details:
         lines.append(f"in all {size(facts.details['size_bytes'])}")
     return lines
@@ -187,3 +197,10 @@ def _weights(adapter: AdapterFacts) -> str:
     from quad.runtime.adapters.weighted_sum import show_headroom
 
     return "" if adapter.headroom is msgspec.UNSET else f", weights up to {show_headroom(adapter.headroom)}"
+
+
+def _meant(adapter: AdapterFacts) -> str:
+    said = AdapterDefaults() if adapter.defaults is msgspec.UNSET else adapter.defaults
+    guidance = None if said.guidance is None else f"{said.guidance:g}"
+    words = {"sampler": said.sampler, "guidance": guidance, "trigger words": said.trigger_words and repr(said.trigger_words)}
+    return "".join(f", {what} {value}" for what, value in words.items() if value)

@@ -1,4 +1,4 @@
-"""Option values with a grammar of their own: `NAME=PATH` and `NAME:WEIGHT`, and options that a recipe file may hold too."""
+"""Option values with a grammar of their own, `NAME=PATH` with words behind it and `NAME:WEIGHT`, and options of a recipe file."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import msgspec
 
 from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.sampling import AdapterDefaults
+from quad.runtime.adapter_defaults import check_defaults
 
 T = TypeVar("T")
 LARGEST_RECIPE = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# What may follow an adapter's path, `,KEY=VALUE`; anything else with a comma belongs to the path, or to the value before it.
+_KEYS = ("sampler", "guidance", "trigger")
+_FOLLOWING = re.compile(r",([a-z_-]+)=")
 
 
 def _checked_name(option: str, name: str) -> str:
@@ -46,6 +51,41 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
         pairs.append((_checked_name(option, name), Path(path)))
     _unique(option, [name for name, _ in pairs])
     return dict(pairs)
+
+
+def adapters_to_build(option: str, values: Sequence[str]) -> tuple[dict[str, Path], dict[str, AdapterDefaults]]:
+    """`NAME=PATH[,sampler=KIND[:STEPS]][,guidance=G][,trigger=WORDS]` values: the paths in the order given, and what was said beside them.
+
+    Raises:
+        UsageError: as `named_paths`; an unknown key, one given twice, or a value that no run could take.
+    """
+    plain, stated = [], {}
+    for value in values:
+        start = _FOLLOWING.search(value)
+        plain.append(value if start is None else value[: start.start()])
+        if start is not None:
+            stated[value.partition("=")[0]] = _defaults(option, value[start.start() :])
+    return named_paths(option, plain), stated
+
+
+def _defaults(option: str, text: str) -> AdapterDefaults:
+    """`,KEY=VALUE` and so on; a value goes up to the next such key."""
+    _, *parts = _FOLLOWING.split(text)
+    keys, values = parts[::2], dict(zip(parts[::2], parts[1::2], strict=True))
+    if unknown := [key for key in keys if key not in _KEYS]:
+        expected = f"NAME=PATH, and {', '.join(f'{key}=' for key in _KEYS)} behind it"
+        raise UsageError(mismatch(option, expected, f"{unknown[0]}=", "choose one of these"))
+    _unique(option, keys)
+    guidance = values.get("guidance")
+    try:
+        scale = None if guidance is None else float(guidance)
+        defaults = msgspec.convert(
+            {"sampler": values.get("sampler"), "guidance": scale, "trigger_words": values.get("trigger")}, AdapterDefaults
+        )
+    except ValueError as error:  # msgspec's own is one
+        raise UsageError(mismatch(option, "a number as guidance, and short words", repr(text), "write ,guidance=1")) from error
+    check_defaults(option, defaults)
+    return defaults
 
 
 def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:

@@ -1,9 +1,11 @@
-"""`quad run`: one picture from a bundle, by the device runtime alone."""
+"""`quad run`: pictures from a bundle, by the device runtime alone."""
 
 from __future__ import annotations
 
 import io
 import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -21,9 +23,12 @@ from quad.core.storage.reading import is_directory
 from quad.core.storage.replaced import unless_replaced
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
 
     from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+    from quad.runtime.pipeline import QuadPipeline
     from quad.runtime.stages import PipelineOutput
 
 MAX_SEED = 2**32
@@ -62,7 +67,22 @@ Syntax = Annotated[
                       metavar="a1111|plain"),
 ]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
+Sampler = Annotated[
+    str | None,
+    typer.Option(help="How noise becomes a picture; by default what the adapters bring, or the task's own.", metavar="KIND[:STEPS]",
+                 show_default=False),
+]  # fmt: skip
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
+
+
+NumImages = Annotated[
+    int,
+    typer.Option("--num-images", help="Pictures to make, one after another, of this seed and those after it.", metavar="N", min=1),
+]
+PreviewEvery = Annotated[
+    int | None,
+    typer.Option(help="Also write what the picture is becoming, every N steps.", metavar="N", min=1, show_default=False),
+]
 
 
 def run(
@@ -74,7 +94,10 @@ def run(
     image: Picture = None,
     mask: Mask = None,
     steps: Steps = None,
+    sampler: Sampler = None,
     seed: Seed = None,
+    num_images: NumImages = 1,
+    preview_every: PreviewEvery = None,
     strength: Strength = None,
     guidance: Guidance = None,
     image_guidance: ImageGuidance = None,
@@ -85,41 +108,81 @@ def run(
     store: StoreDir = None,
     as_json: Json = False,
 ) -> None:
-    """Make one picture from a bundle, without torch."""
-    _check_output(output)
+    """Make a picture, or several, from a bundle, without torch."""
+    outputs = [_numbered(output, number, num_images) for number in range(num_images)]
+    for path in outputs:
+        _check_output(path)
     weights = weighted_names("--adapter", adapter or [])
     drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
 
     def generate() -> PipelineOutput:
         from quad.runtime.pipeline import QuadPipeline
+        from quad.runtime.request import Request
 
         pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
         for line in pipe.notes:
             note(line)
         if weights:
             pipe.set_adapters(list(weights), list(weights.values()))
-        total = steps or (pipe.tasks[task].sampler.steps if task in pipe.tasks else None)
-        with progress_bar(task, total) as advance:
+        previews = _Previews(outputs, preview_every)
+
+        def on_step(_pipe: QuadPipeline, index: int, _timestep: float, tensors: dict[str, Any]) -> None:
+            previews.step(pipe, index, tensors["denoised"])
+            advance()
+
+        plain = Request(task=task, adapters=pipe.switch.chosen, sampler=sampler, num_inference_steps=steps)
+        with progress_bar(task, num_images * pipe.switch.resolve(plain).spec.sampler.steps) as advance:
             return pipe(
                 prompt,
                 task=task,
                 image=image,
                 mask_image=mask,
                 num_inference_steps=steps,
+                sampler=sampler,
                 strength=strength,
                 guidance_scale=guidance,
                 image_guidance_scale=image_guidance,
                 negative_prompt=negative_prompt,
                 prompt_syntax=cast("PromptSyntax", prompt_syntax),
                 seed=drawn,
-                callback_on_step_end=lambda *_: advance(),
+                num_images_per_prompt=num_images,
+                callback_on_step_end=on_step,
             )
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
-    _write_png(output, generated.images[0])
+    for path, picture in zip(outputs, generated.images, strict=True):
+        _write_png(path, picture)
     for line in generated.notes:
         note(line)
-    result(_json(output, generated), as_json, _lines(output, generated))
+    result(_json(outputs, generated), as_json, _lines(outputs, generated))
+
+
+@dataclass
+class _Previews:
+    """Pictures on their way, beside those that they become; a bundle without colours for its latents says so once."""
+
+    outputs: Sequence[Path]
+    every: int | None
+    picture: int = -1
+
+    def step(self, pipe: QuadPipeline, index: int, denoised: NDArray[np.float32]) -> None:
+        """Write what is to be written after a step; index 0 begins the next picture."""
+        self.picture += index == 0
+        if self.every is None or (index + 1) % self.every:
+            return
+        try:
+            preview = pipe.preview(denoised)
+        except UsageError as error:
+            note(str(error))
+            self.every = None
+        else:
+            path = self.outputs[self.picture]
+            _write_png(path.with_name(f"{path.stem}.preview-{index + 1:02d}.png"), preview)
+
+
+def _numbered(output: Path, number: int, count: int) -> Path:
+    """OUT.png alone; OUT-1.png and so on of several."""
+    return output if count == 1 else output.with_name(f"{output.stem}-{number + 1}{output.suffix}")
 
 
 def _check_output(output: Path) -> None:
@@ -135,21 +198,27 @@ def _write_png(path: Path, picture: Image) -> None:
     write_bytes(path, data.getvalue())
 
 
-def _json(output: Path, generated: PipelineOutput) -> dict[str, Any]:
+def _json(outputs: Sequence[Path], generated: PipelineOutput) -> dict[str, Any]:
     """The object of `--json`; `adapter` is a name, a list of names where several are mixed, or null for the base."""
     names = list(generated.adapters)
     return {
-        "output": str(output),
+        "output": str(outputs[0]),
+        "outputs": [str(path) for path in outputs],
         "task": generated.task,
         "adapter": names[0] if len(names) == 1 else names or None,
         "adapters": generated.adapters,
         "seed": generated.seed,
+        "seeds": generated.seeds,
+        "sampler": generated.sampler,
+        "guidance": generated.guidance,
         "timings_ms": {name: round(value, 3) for name, value in generated.timings_ms.items()},
         "peak_ram_bytes": peak_ram_bytes(),
         "notes": generated.notes,
     }
 
 
-def _lines(output: Path, generated: PipelineOutput) -> list[str]:
+def _lines(outputs: Sequence[Path], generated: PipelineOutput) -> list[str]:
     used = " + ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in generated.adapters.items()) or "the base"
-    return [f"{output}  {generated.task} by {used}, seed {generated.seed}, {generated.timings_ms['total']:.0f} ms"]
+    shown = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} to {outputs[-1].name}"
+    how = f"{generated.sampler}, guidance {generated.guidance:g}, " if generated.guidance is not None else ""
+    return [f"{shown}  {generated.task} by {used}, {how}seed {generated.seed}, {generated.timings_ms['total']:.0f} ms"]

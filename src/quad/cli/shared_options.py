@@ -25,6 +25,13 @@ Adapters = Annotated[
         "--adapter", help="A LoRA file or directory under a name; repeat it. toyland brings five.", metavar="NAME=PATH", show_default=False
     ),
 ]
+AdaptersToBuild = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="A LoRA file or directory under a name, and how it is meant to be run; repeat it. toyland brings five.",
+        metavar="NAME=PATH[,sampler=KIND:STEPS][,guidance=G]", show_default=False,
+    ),
+]  # fmt: skip
 UnusedKeys = Annotated[bool | None, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
 BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)]
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]

@@ -8,11 +8,12 @@ import msgspec
 
 from quad.core.digests import digest
 from quad.core.picture_size import PictureSize, Pixels, square
-from quad.core.sampling import SamplerKind, SamplerSettings
+from quad.core.sampling import MOST_STEPS as MOST_STEPS
+from quad.core.sampling import AdapterDefaults, SamplerSettings
+from quad.core.sampling import OlssTable as OlssTable
+from quad.core.sampling import SamplerSpec as SamplerSpec
 
 FORMAT_VERSION = 1
-# What files may say at most: numbers beyond these are damage, or meant to take all memory.
-MOST_STEPS = 100_000
 # A name that can be a file's, on any system and on one line.
 AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 BUNDLE_FILE = "bundle.json"
@@ -63,36 +64,6 @@ class NoiseSchedule(msgspec.Struct, frozen=True, kw_only=True):
     rescale_zero_snr: bool = True
     prediction: Literal["epsilon", "v_prediction", "sample"] = "v_prediction"
     trained_betas: tuple[float, ...] | msgspec.UnsetType = msgspec.UNSET
-
-
-class OlssTable(msgspec.Struct, frozen=True):
-    """A solved OLSS sampler. Source: docs/method.md section 6.
-
-    Args:
-        timesteps: the kept timesteps, n entries.
-        w: weight of the initial noise for each step, n entries.
-        v: weights of the model outputs so far, row k has k + 1 entries.
-    """
-
-    timesteps: tuple[int, ...]
-    w: tuple[float, ...]
-    v: tuple[tuple[float, ...], ...]
-
-
-class SamplerSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """The sampler of a task.
-
-    Args:
-        kind: the method.
-        steps: how many; heun asks the network twice in each but the last, pndm once more than it has steps.
-        olss: the solved table where kind is `olss`.
-        settings: how it walks; unset means `SamplerSettings()`, and leaves no trace in the JSON.
-    """
-
-    kind: SamplerKind
-    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
-    olss: OlssTable | None = None
-    settings: SamplerSettings | msgspec.UnsetType = msgspec.UNSET
 
 
 class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -146,6 +117,18 @@ class LatentSpec(msgspec.Struct, frozen=True, kw_only=True):
     def grid(self, size: PictureSize) -> tuple[int, int]:
         """Rows and columns of latent pixels of a picture."""
         return size.height // self.factor, size.width // self.factor
+
+
+class LatentPreview(msgspec.Struct, frozen=True):
+    """A linear map from a model latent to colours in [-1, 1], near to what the decoder makes of it.
+
+    Args:
+        weights: red, green and blue by latent channel, 3 rows of `channels`.
+        bias: red, green and blue of an empty latent.
+    """
+
+    weights: tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]
+    bias: tuple[float, float, float]
 
 
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -213,6 +196,7 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
         sha256: digest of `adapter.safetensors`.
         headroom: the largest weight before an entry of its weighted B is clipped; unset where none ever is, and in files of older builds.
         golden, quality: unset in adapters of older builds, and where they were not measured.
+        defaults: how it is meant to be run, unset where nothing was said; in tasks of its own it is in their sampler already.
     """
 
     name: AdapterName
@@ -226,6 +210,7 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
     headroom: float | msgspec.UnsetType = msgspec.UNSET
     golden: Golden | msgspec.UnsetType = msgspec.UNSET
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
+    defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
 
 
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
@@ -238,6 +223,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
         engines: engines that can run it, best first.
         requires: what a device must be: `soc` and `htp_arch` where the graphs are a chip's binaries.
         parents: digests of the base model and of the graph's own inputs: `base`, `slots`, `profile`, `graph`.
+        preview: colours of a latent on its way; unset in older bundles, and where the build saw no picture.
+        samplers: settings by sampler name, where the model's config states others than follow from its own sampler.
         sha256: the seal, see `seal`; written last.
     """
 
@@ -259,6 +246,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     # Unset, these leave no trace in the JSON: older bundles keep their seal.
     requires: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     sizes: Annotated[tuple[PictureSize, ...], msgspec.Meta(min_length=1, max_length=1)] | msgspec.UnsetType = msgspec.UNSET
+    samplers: dict[str, SamplerSettings] | msgspec.UnsetType = msgspec.UNSET
+    preview: LatentPreview | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
 
     @property

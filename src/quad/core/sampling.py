@@ -1,4 +1,4 @@
-"""How a sampler walks: its kind, and the settings that diffusers' schedulers have, in diffusers' words."""
+"""How a sampler walks: its kind, the settings that diffusers' schedulers have, in diffusers' words, and a solved table."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
+# What files may say at most: numbers beyond it are damage, or meant to take all memory.
+MOST_STEPS = 100_000
+
 SamplerKind = Literal[
     "ddim", "ddpm", "pndm", "euler", "euler-ancestral", "heun", "lms",
-    "dpmsolver++", "sde-dpmsolver++", "dpmsolver", "unipc", "lcm", "olss",
+    "dpmsolver++", "sde-dpmsolver++", "dpmsolver-sde", "dpmsolver", "unipc", "lcm", "tcd", "olss",
 ]  # fmt: skip
 
 
@@ -32,9 +35,10 @@ class SamplerSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
         lambda_min_clipped: dpmsolver visits no timestep whose log signal-to-noise is under this; None: all.
         disable_corrector: steps of unipc after which nothing is corrected.
         skip_prk_steps: pndm begins with lower orders, not with Runge-Kutta steps.
-        original_inference_steps: timesteps that an lcm model was distilled on.
+        original_inference_steps: timesteps that an lcm or tcd model was distilled on.
         timestep_scaling: of lcm's boundary condition.
         variance_type: noise that ddpm adds: the posterior's, or beta.
+        eta: share of noise in a step of tcd (the paper's gamma).
     """
 
     timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing"
@@ -55,3 +59,48 @@ class SamplerSettings(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
     original_inference_steps: Annotated[int, msgspec.Meta(ge=1)] = 50
     timestep_scaling: float = 10.0
     variance_type: Literal["fixed_small", "fixed_large"] = "fixed_small"
+    eta: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.3
+
+
+class OlssTable(msgspec.Struct, frozen=True):
+    """A solved OLSS sampler. Source: docs/method.md section 6.
+
+    Args:
+        timesteps: the kept timesteps, n entries.
+        w: weight of the initial noise for each step, n entries.
+        v: weights of the model outputs so far, row k has k + 1 entries.
+    """
+
+    timesteps: tuple[int, ...]
+    w: tuple[float, ...]
+    v: tuple[tuple[float, ...], ...]
+
+
+class SamplerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """The sampler of a task.
+
+    Args:
+        kind: the method.
+        steps: how many; heun asks the network twice in each but the last, pndm once more than it has steps.
+        olss: the solved table where kind is `olss`.
+        settings: how it walks; unset means `SamplerSettings()`, and leaves no trace in the JSON.
+    """
+
+    kind: SamplerKind
+    steps: Annotated[int, msgspec.Meta(ge=1, le=MOST_STEPS)]
+    olss: OlssTable | None = None
+    settings: SamplerSettings | msgspec.UnsetType = msgspec.UNSET
+
+
+class AdapterDefaults(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """How an adapter is meant to be run; what the caller of a picture says goes before it.
+
+    Args:
+        sampler: `KIND` or `KIND:STEPS`, as users write it; None for the task's own.
+        guidance: classifier-free guidance scale; None for the task's own.
+        trigger_words: what a prompt has to say for the adapter to show, for people to read.
+    """
+
+    sampler: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    guidance: float | None = None
+    trigger_words: Annotated[str, msgspec.Meta(max_length=1000)] | None = None

@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.sampling import AdapterDefaults
 from quad.lora.report.trained_on import TrainedOn, prediction_notes
 
 T = TypeVar("T")
@@ -60,6 +62,7 @@ class FloatAdapter:
         trained_on: the base by the trainer's metadata.
         origins: module path to what the file has for it; absent where the adapter is of no file.
         embeddings: words that the file teaches the text encoder -> vectors `(n, width)`.
+        trigger_words: of the file's metadata, "" where it says none.
     """
 
     name: str
@@ -71,6 +74,14 @@ class FloatAdapter:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     origins: Mapping[str, ModuleOrigin] = field(default_factory=dict)
     embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    trigger_words: str = ""
+
+    def defaults(self, stated: AdapterDefaults | None) -> AdapterDefaults | msgspec.UnsetType:
+        """How it is meant to be run, as was stated and else as its file says; unset where neither says anything."""
+        stated = stated or AdapterDefaults()
+        words = stated.trigger_words or self.trigger_words or None
+        merged = msgspec.structs.replace(stated, trigger_words=words)
+        return msgspec.UNSET if merged == AdapterDefaults() else merged
 
     def for_base(self, prediction: str) -> FloatAdapter:
         """With a note where the base answers with something else than the one that it was trained on.

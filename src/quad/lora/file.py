@@ -19,6 +19,7 @@ from quad.lora.report.trained_on import TrainedOn
 from quad.lora.tensors import StoredTensor, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
+_TRIGGER_KEY, _LONGEST_TRIGGER = "modelspec.trigger_phrase", 1000
 _COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER)
 _LARGEST_CONFIG = 16 * 2**20
 
@@ -33,6 +34,7 @@ class LoraFile:
         configs: what the metadata says of each model; a model that is absent has no config.
         digest: of everything that was read.
         trained_on: the base by the trainer's metadata.
+        trigger_words: of the trainer's metadata, on one line, "" where it says none.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class LoraFile:
     configs: Mapping[Component, AdapterConfig] = field(default_factory=dict)
     digest: str = ""
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+    trigger_words: str = ""
 
     def config(self, component: Component) -> AdapterConfig:
         """The config of one model; the default one where the metadata has none."""
@@ -90,6 +93,7 @@ class _Part:
     configs: dict[Component, AdapterConfig]
     parents: dict[str, str]
     trained_on: TrainedOn
+    trigger_words: str
 
 
 def _open_part(file: WeightsFile, hashed: bool) -> _Part:
@@ -104,7 +108,19 @@ def _open_part(file: WeightsFile, hashed: bool) -> _Part:
             raise _unknown_alpha(file.path)
         configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
         parents[f"{file.component}config"] = file_digest(file.config)
-    return _Part(tensors=tensors, configs=configs, parents=parents, trained_on=TrainedOn.of(metadata))
+    return _Part(
+        tensors=tensors,
+        configs=configs,
+        parents=parents,
+        trained_on=TrainedOn.of(metadata),
+        trigger_words=_one_line(metadata.get(_TRIGGER_KEY, "")),
+    )
+
+
+def _one_line(text: str) -> str:
+    """Printable words with single spaces between them, as many as a manifest may hold."""
+    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
+    return " ".join(words)[:_LONGEST_TRIGGER].rstrip()
 
 
 def _needs_config(path: Path, tensors: Mapping[str, StoredTensor]) -> bool:
@@ -171,4 +187,5 @@ def open_lora(path: Path) -> LoraFile:
         configs=configs,
         digest=next(iter(parents.values())) if len(parents) == 1 else digest(parents),
         trained_on=parts[0].trained_on,
+        trigger_words=parts[0].trigger_words,
     )

@@ -7,10 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 from quad.core.slots import UNET
+from quad.runtime.adapter_defaults import Presets
+from quad.runtime.adapters.block_weights import Weight, adapter_weights
 from quad.runtime.adapters.buffers import AdapterMix
-from quad.runtime.adapters.store import AdapterStore, adapter_weights
+from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.graph import Graph
 from quad.runtime.request import Request, Resolved, resolve
@@ -31,19 +34,19 @@ class AdapterSwitch:
     def __init__(self, bundle: Bundle, graphs: Mapping[str, Graph], adapter_budget_bytes: int | None = None) -> None:
         """Bound to the base."""
         self.store = AdapterStore(bundle, adapter_budget_bytes)
-        self.chosen: dict[str, float] | None = None
+        self.chosen: dict[str, Weight] | None = None
         self._bundle, self._graphs = bundle, graphs
         self._lock = Lock()  # guards the latest mix, which is kept because making one takes long
         self._latest: tuple[int, AdapterMix] | None = None  # and the store's count of changes before it was made
         self._bind({})
 
     @property
-    def active(self) -> Mapping[str, float]:
+    def active(self) -> Mapping[str, Weight]:
         """Adapter name -> weight, as the U-Net is bound at this moment; empty for the base."""
         mix = self._graphs[UNET].mix
         return {} if mix is None else mix.weights
 
-    def set_adapters(self, names: Sequence[str], weights: float | Sequence[float] | None) -> None:
+    def set_adapters(self, names: Sequence[str], weights: Any) -> None:
         """See `QuadPipeline.set_adapters`."""
         chosen = adapter_weights(names, weights)
         self._bind(chosen)
@@ -99,7 +102,9 @@ class AdapterSwitch:
         Raises:
             UsageError: an unknown task or adapter, or a number out of its range.
         """
-        resolved = resolve(request, self.store.tasks(), self._bundle.manifest.schedule)
+        manifest = self._bundle.manifest
+        presets = Presets(self.store.defaults(), manifest.samplers or {})
+        resolved = resolve(request, self.store.tasks(), manifest.schedule, presets)
         for name in resolved.weights:
             self.store.manifest(name)
         return resolved
@@ -129,14 +134,14 @@ class AdapterSwitch:
         """
         self.store.preload(name)
 
-    def _bind(self, weights: Mapping[str, float]) -> None:
+    def _bind(self, weights: Mapping[str, Weight]) -> None:
         """Bind all graphs to these adapters, now."""
         mix = self._mix(weights)
         for graph in self._graphs.values():
             graph.bind(mix)
         _LOG.debug("adapters: bound to %s", dict(weights) or "the base")
 
-    def _mix(self, weights: Mapping[str, float]) -> AdapterMix:
+    def _mix(self, weights: Mapping[str, Weight]) -> AdapterMix:
         """Raises:
         UsageError: no adapter has that name. CompatibilityError: their ranks together exceed a slot's by too much.
         """

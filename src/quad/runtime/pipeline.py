@@ -9,37 +9,40 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import BUNDLE_FILE, TOKENIZER_FILE, AdapterManifest, TaskSpec
+from quad.core.manifest import BUNDLE_FILE, TOKENIZER_FILE, TaskSpec
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
-from quad.runtime.adapters.store import StoreMetrics
+from quad.runtime.batch import BatchWords, check_output, check_size, expand, joined
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.denoising import beside_of
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
+from quad.runtime.lora_methods import LoraMethods
+from quad.runtime.not_here import missing_attribute, refuse_arguments
+from quad.runtime.preview import bundle_preview
 from quad.runtime.request import Request
 from quad.runtime.samplers import OnStep
-from quad.runtime.stages import PipelineOutput, Prepared, Stages
+from quad.runtime.stages import OutputType, PipelineOutput, Prepared, Stages
 
 Float = NDArray[np.float32]
-# As in diffusers: called as f(pipe, step index, timestep, {"latents": array}); what it returns is not used, what it raises ends the call.
+# As in diffusers: called as f(pipe, step index, timestep, {"latents": array, "denoised": array}); what it returns is not used, what it
+# raises ends the call. `denoised` is the clean latent as the network saw it in that step.
 StepCallback = Callable[["QuadPipeline", int, float, dict[str, Any]], Any]
 
 
-class QuadPipeline:
+class QuadPipeline(LoraMethods):
     """One resident model and its adapters.
 
-    Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after that, what they set.
-
     Args:
-        switch: the adapters, for those who register them while pictures are made.
         notes: what could not be taken from the store, one line each.
     """
 
@@ -68,6 +71,7 @@ class QuadPipeline:
         memory: str = "keep-all",
         store: str | Path | None = None,
         adapter_budget_bytes: int | None = None,
+        **unknown: Any,
     ) -> QuadPipeline:
         """Open a bundle directory.
 
@@ -84,6 +88,7 @@ class QuadPipeline:
             InputError: no bundle there. VerificationError: it was changed.
             BackendError: no engine can run it, or the store cannot be read.
         """
+        refuse_arguments(unknown, "from_pretrained")
         if threads is not None and threads < 1:
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
 
@@ -102,39 +107,53 @@ class QuadPipeline:
 
     def __call__(  # noqa: PLR0913 - the names and the number are diffusers'
         self,
-        prompt: str = "",
+        prompt: str | Sequence[str] = "",
         task: str | None = None,
         image: PictureSource | None = None,
         mask_image: PictureSource | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int = 0,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         callback_on_step_end: StepCallback | None = None,
         latents: Float | None = None,
         mask_grow: int = DEFAULT_GROW_PX,
         strength: float | None = None,
         image_guidance_scale: float | None = None,
         prompt_syntax: PromptSyntax = "a1111",
+        sampler: str | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Any = None,
+        width: int | None = None,
+        height: int | None = None,
+        output_type: OutputType = "pil",
+        **unknown: Any,
     ) -> PipelineOutput:
-        """Make one picture.
+        """Make pictures, one after another.
 
         Args:
+            prompt, negative_prompt: one, or a list; a list makes pictures of each in turn.
             task: None for the active adapter's task, or text-to-image where none is.
+            sampler: `KIND` or `KIND:STEPS`, see `quad.runtime.samplers.names`; None for what active adapters bring, else the task's own.
             image, mask_image: PIL, array or path, any size; see `quad.runtime.conditioning.condition`.
-            seed: noise is `default_rng(seed).standard_normal((1, c, h, w))` as float32.
-            latents: that noise itself, float32 `(1, c, h, w)`.
+            seed: noise is `default_rng(seed).standard_normal((1, c, h, w))` as float32; `seed + k` for picture k of a call.
+            generator: a NumPy generator in place of the seed, or a list of one for each picture. Of torch's the seed is taken.
+            latents: that noise itself, float32 `(n, c, h, w)`.
             mask_grow: pixels of the graph's picture by which the mask is grown.
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
+            width, height: pixels; those of the bundle.
+            output_type: `pil`; `np`, float32 `(n, H, W, 3)` in [0, 1]; or `latent`, the clean latents float32 `(n, c, h, w)`.
 
         Raises:
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
             InputError: a picture is no picture, the mask is empty.
         """
-        request = Request(
-            prompt=prompt,
+        refuse_arguments(unknown)
+        check_size(width, height, self.bundle.manifest.picture_size)
+        check_output(output_type)
+        common = Request(
             task=task,
             adapters=self.switch.chosen,
             image=image,
@@ -142,95 +161,65 @@ class QuadPipeline:
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
             seed=seed,
-            negative_prompt=negative_prompt,
             mask_grow=mask_grow,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
             prompt_syntax=prompt_syntax,
             latents=latents,
+            sampler=sampler,
         )
-        return self.finish(self.prepare(request), callback_on_step_end)
+        words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
+        requests, notes = expand(common, words)
+        texts = TextMemo()
+        outputs = [self.finish(self.prepare(request, texts), callback_on_step_end, output_type) for request in requests]
+        return joined(outputs, notes)
 
-    def prepare(self, request: Request) -> Prepared:
+    def prepare(self, request: Request, texts: TextMemo | None = None) -> Prepared:
         """The first half of a call: text, condition, adapter buffers. It does not touch the U-Net, which may work on another picture.
+
+        Args:
+            texts: what prompts of the same call became already, and where those of this one go.
 
         Raises:
             UsageError, InputError: as a call. CompatibilityError: the adapters' ranks together exceed a slot's.
         """
-        return self._stages.prepare(request, *self.switch.resolve_mix(request))
+        return self._stages.prepare(request, *self.switch.resolve_mix(request), texts)
 
-    def finish(self, prepared: Prepared, callback_on_step_end: StepCallback | None = None) -> PipelineOutput:
+    def finish(
+        self, prepared: Prepared, callback_on_step_end: StepCallback | None = None, output_type: OutputType = "pil"
+    ) -> PipelineOutput:
         """The second half of a call, once for each `prepare`: the same picture, bit for bit, whatever happened between."""
         on_step: OnStep | None = None
         if callback_on_step_end is not None:
+            prepared, estimate = prepared.watched(self.bundle.manifest.schedule.prediction)
+
             # As in diffusers, whatever the callback returns.
             def on_step(index: int, timestep: float, x: NDArray[Any]) -> None:
-                callback_on_step_end(self, index, timestep, {"latents": x})
+                callback_on_step_end(self, index, timestep, {"latents": x, "denoised": estimate()})
 
         x0 = self._stages.denoise(prepared, on_step)
-        return self._stages.decode(prepared, x0)
+        return self._stages.decode(prepared, x0, output_type)
+
+    def preview(self, latents: Float) -> Image:
+        """A coarse picture of latents `(1, c, h, w)`, in no time: best of `denoised`, which the callback of a call gets.
+
+        Raises:
+            UsageError: the bundle is of an older build, or was built without a picture.
+        """
+        return bundle_preview(self.bundle.manifest, latents)
+
+    def __getattr__(self, name: str) -> Any:
+        """Words of diffusers that are not here, told with the way that is.
+
+        Raises:
+            AttributeError: always.
+        """
+        raise missing_attribute(name)
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:
         """The tasks this pipeline can do now."""
         return self.switch.store.tasks()
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names that `set_adapters` takes."""
-        return self.switch.store.names
-
-    def adapter_manifest(self, name: str) -> AdapterManifest:
-        """The manifest of an adapter.
-
-        Raises:
-            UsageError: no adapter has that name.
-        """
-        return self.switch.store.manifest(name)
-
-    def adapter_metrics(self) -> StoreMetrics:
-        """Memory of its adapters, and how they came there."""
-        return self.switch.store.metrics()
-
-    def get_active_adapters(self) -> list[str]:
-        """Adapters bound at this moment; empty for the base."""
-        return list(self.switch.active)
-
-    def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
-        """Use these adapters from now on; several are added on the integer lattice.
-
-        Args:
-            adapter_names: one name or several.
-            weights: one for all, or one each; 1 where not given.
-
-        Raises:
-            UsageError: an unknown name, or a wrong weight.
-            CompatibilityError: their ranks together exceed a slot's.
-        """
-        self.switch.set_adapters([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
-
-    def disable_lora(self) -> None:
-        """Use the base from now on: zero buffers, its output bit for bit."""
-        self.switch.disable()
-
-    def load_lora_weights(self, path: str | Path, adapter_name: str | None = None) -> str:
-        """Register a pack or an adapter directory; `set_adapters` makes it active.
-
-        Returns:
-            The name it was given.
-
-        Raises:
-            CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
-        """
-        return self.switch.load(path, adapter_name)
-
-    def unload(self, adapter_name: str | None = None) -> None:
-        """Unregister an adapter, or all of them; the base rules where one of them was active.
-
-        Raises:
-            UsageError: an unknown name.
-        """
-        self.switch.unload(adapter_name)
 
     def graph(self, component: str) -> Graph:
         """One graph, which is loaded where it is needed."""

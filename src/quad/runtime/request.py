@@ -12,12 +12,16 @@ from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
-from quad.runtime.adapters.store import adapter_weights
+from quad.core.sampling import AdapterDefaults, SamplerKind
+from quad.runtime.adapter_defaults import Presets, joint_defaults, reachable_strength, sampler_text, trigger_notes, with_defaults
+from quad.runtime.adapters.block_weights import Weight, adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import SYNTAXES, PromptSyntax
 
 TEXT_TO_IMAGE = "text-to-image"
+# For numbers of steps that no OLSS table was solved for: near to the table's teacher at all of them, see docs/adr/0027-samplers-at-run.md.
+OLSS_STAND_IN: SamplerKind = "dpmsolver++"
 TASKS = (TEXT_TO_IMAGE, "transform", "removal", "sketch", "sticker", "portrait")
 
 
@@ -27,14 +31,17 @@ class Request:
 
     Args:
         adapters: adapter name -> weight, as given to `set_adapters`; empty for the base, None for the task's own.
+        sampler: `KIND` or `KIND:STEPS`, any that the runtime has; None for the adapters' or the task's own.
+        generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
     """
 
     prompt: str = ""
     task: str | None = None
-    adapters: Mapping[str, float] | None = None
+    adapters: Mapping[str, Weight] | None = None
     image: PictureSource | None = None
     mask_image: PictureSource | None = None
     num_inference_steps: int | None = None
+    sampler: str | None = None
     guidance_scale: float | None = None
     seed: int = 0
     negative_prompt: str = ""
@@ -42,6 +49,7 @@ class Request:
     strength: float | None = None
     image_guidance_scale: float | None = None
     latents: NDArray[np.float32] | None = None
+    generator: np.random.Generator | None = None
     prompt_syntax: PromptSyntax = "a1111"
 
 
@@ -57,16 +65,20 @@ class Resolved:
 
     task: str
     spec: TaskSpec
-    weights: dict[str, float]
+    weights: dict[str, Weight]
     notes: tuple[str, ...] = ()
 
 
-def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSchedule) -> Resolved:
+def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSchedule, presets: Presets | None = None) -> Resolved:
     """Task and adapters that a request means.
 
+    Args:
+        presets: what the bundle and its adapters say of samplers.
+
     Raises:
-        UsageError: an unknown task, or a number out of its range.
+        UsageError: an unknown task or sampler, or a number out of its range.
     """
+    presets = presets or Presets()
     for name, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
         if not isinstance(text, str):
             raise UsageError(mismatch(name, "one string", type(text).__name__, "call once per prompt"))
@@ -76,14 +88,19 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     if request.prompt_syntax not in SYNTAXES:
         raise UsageError(mismatch("prompt_syntax", f"one of {', '.join(SYNTAXES)}", repr(request.prompt_syntax), "choose one of these"))
     task = choose_task(request.task, list(request.adapters or ()), tasks)
-    spec = with_overrides(task, tasks[task], request, schedule)
+    own, notes = tasks[task], list[str]()
     if request.adapters is None:
-        return Resolved(task=task, spec=spec, weights={spec.adapter: 1.0} if spec.adapter is not None else {})
-    weights = adapter_weights(list(request.adapters), list(request.adapters.values()))
-    if spec.adapter is None or spec.adapter in weights:
-        return Resolved(task=task, spec=spec, weights=weights)
-    note = f"adapters: task {task} is meant for {spec.adapter!r}, which is not active"
-    return Resolved(task=task, spec=spec, weights=weights, notes=(note,))
+        weights: dict[str, Weight] = {own.adapter: 1.0} if own.adapter is not None else {}
+    else:
+        weights = adapter_weights(list(request.adapters), list(request.adapters.values()))
+        if own.adapter is not None and own.adapter not in weights:
+            notes.append(f"adapters: task {task} is meant for {own.adapter!r}, which is not active")
+    joint, wishes = joint_defaults(weights, presets, AdapterDefaults(sampler=request.sampler, guidance=request.guidance_scale))
+    sampled = with_defaults(own, joint, presets.samplers)
+    spec = with_overrides(task, sampled, request, schedule)
+    if spec.sampler.kind != sampled.sampler.kind:
+        notes.append(f"sampler olss has a table for {sampled.sampler.steps} steps alone: {sampler_text(spec.sampler)} took its place")
+    return Resolved(task=task, spec=spec, weights=weights, notes=(*notes, *wishes, *trigger_notes(weights, presets, request.prompt)))
 
 
 def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, TaskSpec]) -> str:
@@ -100,17 +117,17 @@ def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, Tas
 
 
 def with_steps(sampler: SamplerSpec, steps: int | None, schedule: NoiseSchedule) -> SamplerSpec:
-    """The task's sampler with another number of steps, where its kind allows it.
+    """The task's sampler with another number of steps; an OLSS table is solved for its own, so that `OLSS_STAND_IN` takes its place.
 
     Raises:
-        UsageError: out of range, or an OLSS table, which is solved for its own number of steps.
+        UsageError: out of range.
     """
     if steps is None or steps == sampler.steps:
         return sampler
-    if sampler.kind == "olss":
-        raise UsageError(mismatch("num_inference_steps", f"{sampler.steps}, for which its olss table was solved", steps, "leave it out"))
     if not 1 <= steps <= schedule.steps:
         raise UsageError(mismatch("num_inference_steps", f"1 to {schedule.steps}", steps, "choose one in that range"))
+    if sampler.kind == "olss":
+        return SamplerSpec(kind=OLSS_STAND_IN, steps=steps, settings=sampler.settings)
     return msgspec.structs.replace(sampler, steps=steps)
 
 
@@ -134,7 +151,8 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
             reason = f"{task}, which has none"
             raise UsageError(mismatch("image_guidance_scale", "a task with picture guidance", reason, "leave it out"))
         changes["image_guidance"] = _finite("image_guidance_scale", scale)
-    return msgspec.structs.replace(spec, **changes)
+    changed = msgspec.structs.replace(spec, **changes)
+    return changed if request.strength is not None else reachable_strength(changed)
 
 
 def _finite(name: str, value: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from time import perf_counter
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -14,18 +16,23 @@ from PIL import Image
 
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest, TaskSpec
+from quad.runtime.adapter_defaults import sampler_text
+from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.text_features import text_features
+from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
 from quad.runtime.request import Request, Resolved
 from quad.runtime.samplers import OnStep, SamplingRun, plan_sampling
+from quad.runtime.samplers.contract import split_output
 
 Float = NDArray[np.float32]
+OutputType = Literal["pil", "np", "latent"]
 _ROWS = 64
 
 
@@ -34,19 +41,25 @@ class PipelineOutput:
     """The result of one call.
 
     Args:
-        images: one PIL picture.
+        images: PIL pictures; or an array of them, as `output_type` says.
         notes: what the user should be told, one line each: unknown words, resized masks, unused inputs.
         timings_ms: `text_encoder`, `vae_encoder` (where a picture is read), `unet` (all steps), `vae_decoder`, `total`. A graph that the
             memory plan does not keep is loaded within its own; what passed between two stages of a picture is in none.
         adapters: adapter name -> weight, as used.
+        sampler: `KIND:STEPS`, as used; empty in an answer of an older server.
+        guidance: as used; None there.
+        seeds: of each picture, where it had one.
     """
 
-    images: list[Image.Image]
+    images: Any
     notes: tuple[str, ...]
     timings_ms: dict[str, float]
     task: str
-    adapters: dict[str, float]
+    adapters: Mapping[str, Weight]
     seed: int
+    sampler: str = ""
+    guidance: float | None = None
+    seeds: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,6 +89,23 @@ class Prepared:
     notes: tuple[str, ...]
     clocks: Clocks = field(default_factory=Clocks)
 
+    def watched(self, prediction: str) -> tuple[Prepared, Callable[[], Float]]:
+        """The same, and a function that tells the clean latent `(1, c, h, w)` as the network saw it when it was called last."""
+        seen: list[tuple[NDArray[Any], NDArray[Any], float]] = []
+        network, abars = self.denoising.network, iter(self.sampling.sampler.sampling.abars[self.sampling.first :])
+
+        def watch(x: NDArray[Any], timestep: float) -> NDArray[Any]:
+            output = network(x, timestep)
+            seen[:] = [(x, output, next(abars))]
+            return output
+
+        def estimate() -> Float:
+            x, output, abar = seen[0]
+            x0, _ = split_output(prediction, np.asarray(output, np.float64), np.asarray(x, np.float64), abar)
+            return x0.astype(np.float32)
+
+        return replace(self, denoising=replace(self.denoising, network=watch)), estimate
+
 
 @dataclass(frozen=True)
 class Stages:
@@ -85,8 +115,11 @@ class Stages:
     graphs: Mapping[str, Graph]
     tokenizer: Tokenizer
 
-    def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix) -> Prepared:
+    def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix, texts: TextMemo | None = None) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
+
+        Args:
+            texts: of earlier pictures of the same call, which this one adds to.
 
         Raises:
             UsageError: an input that the task needs is missing. InputError: a picture is no picture, the mask is empty.
@@ -94,7 +127,7 @@ class Stages:
         clocks, spec = Clocks(), resolved.spec
         text_notes = _guidance_notes(spec, request.negative_prompt)
         with clocks.time("total"):
-            rng, noise = draw_noise(request.seed, request.latents, self.manifest)
+            rng, noise = draw_noise(request.seed, request.latents, self.manifest, request.generator)
             inputs = RunInputs(
                 task=resolved.task,
                 spec=spec,
@@ -103,7 +136,10 @@ class Stages:
                 negative_prompt=request.negative_prompt,
                 noise=noise,
             )
-            denoising = plan_run(self._encoders(mix, clocks, text_notes, request.prompt_syntax), self.manifest, inputs)
+            encoders = self._encoders(mix, clocks, text_notes, request.prompt_syntax)
+            if texts is not None:
+                encoders = replace(encoders, texts=partial(texts.encode, mix, encoders.texts))
+            denoising = plan_run(encoders, self.manifest, inputs)
             sampling = plan_sampling(spec.sampler, self.manifest.schedule, rng, denoising.start)
         return Prepared(
             request=request,
@@ -123,28 +159,38 @@ class Stages:
             unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
 
-    def decode(self, prepared: Prepared, x0: Float) -> PipelineOutput:
+    def decode(self, prepared: Prepared, x0: Float, output_type: OutputType = "pil") -> PipelineOutput:
         """The picture of a clean latent.
 
         Raises:
+            UsageError: no such type of output.
             BackendError: the engine failed, or gave numbers that are not finite.
         """
-        clocks = prepared.clocks
+        return PipelineOutput(
+            images=x0 if output_type == "latent" else self._picture(prepared, x0, output_type),
+            notes=tuple(dict.fromkeys(prepared.notes)),
+            timings_ms=prepared.clocks.timings_ms,
+            task=prepared.resolved.task,
+            adapters=dict(prepared.mix.weights),
+            seed=prepared.request.seed,
+            sampler=sampler_text(prepared.resolved.spec.sampler),
+            guidance=prepared.resolved.spec.guidance,
+            seeds=() if prepared.request.generator is not None else (prepared.request.seed,),
+        )
+
+    def _picture(self, prepared: Prepared, x0: Float, output_type: OutputType) -> Any:
+        """A list of one PIL picture, or float32 `(1, H, W, 3)` in [0, 1]."""
+        clocks, paste = prepared.clocks, prepared.denoising.condition.paste
         with clocks.time("total"):
             with clocks.time("vae_decoder"):
                 image = self.graphs["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
             if not np.isfinite(image).all():
                 next_step = "use guidance_scale or adapter weights nearer to 1"
                 raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", next_step))
-            picture = to_picture(image, prepared.denoising.condition.paste)
-        return PipelineOutput(
-            images=[picture],
-            notes=tuple(dict.fromkeys(prepared.notes)),
-            timings_ms=clocks.timings_ms,
-            task=prepared.resolved.task,
-            adapters=dict(prepared.mix.weights),
-            seed=prepared.request.seed,
-        )
+            if output_type == "np" and paste is None:
+                return np.clip(image.transpose(0, 2, 3, 1) / 2 + np.float32(0.5), 0, 1).astype(np.float32)
+            picture = to_picture(image, paste)
+            return [picture] if output_type == "pil" else np.asarray(picture, np.float32)[None] / np.float32(255)
 
     def _encoders(self, mix: AdapterMix, clocks: Clocks, notes: list[str], syntax: PromptSyntax) -> Encoders:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""

@@ -54,6 +54,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     image: Picture | None = None
     mask_image: Picture | None = None
     num_inference_steps: Annotated[int, Meta(ge=1, le=MOST_STEPS)] | None = None
+    sampler: Annotated[str, Meta(max_length=64)] | None = None
     guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     negative_prompt: Prompt = ""
@@ -86,6 +87,8 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
     seed: int | None = None
     notes: tuple[str, ...] = ()
     timings_ms: dict[str, float] = {}
+    sampler: str = ""
+    guidance: float | None = None
     error: ErrorBody | None = None
 
 

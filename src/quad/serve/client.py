@@ -13,7 +13,7 @@ import msgspec
 
 from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.runtime.adapters.store import adapter_weights
+from quad.runtime.adapters.block_weights import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
@@ -67,7 +67,10 @@ class QuadClient:
             if name not in available:
                 names = ", ".join(available) or "none loaded"
                 raise UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these or load_lora_weights first"))
-        self._chosen = chosen
+        numbers = {name: weight for name, weight in chosen.items() if isinstance(weight, float)}
+        if len(numbers) < len(chosen):
+            raise UsageError(mismatch("adapter weights", "a number each, which a server takes", "weights by block", "give numbers"))
+        self._chosen = numbers
 
     def disable_lora(self) -> None:
         """Use the base from now on."""
@@ -110,6 +113,7 @@ class QuadClient:
         strength: float | None = None,
         image_guidance_scale: float | None = None,
         prompt_syntax: PromptSyntax = "a1111",
+        sampler: str | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> PipelineOutput:
@@ -125,6 +129,7 @@ class QuadClient:
             image=picture_file(image, "image"),
             mask_image=picture_file(mask_image, "mask"),
             num_inference_steps=num_inference_steps,
+            sampler=sampler,
             guidance_scale=guidance_scale,
             seed=seed,
             negative_prompt=negative_prompt,
@@ -161,7 +166,14 @@ class QuadClient:
         self._forget(where)
         self._last = tuple(end.adapters)
         return PipelineOutput(
-            images=[picture], notes=end.notes, timings_ms=end.timings_ms, task=end.task, adapters=end.adapters, seed=end.seed
+            images=[picture],
+            notes=end.notes,
+            timings_ms=end.timings_ms,
+            task=end.task,
+            adapters=end.adapters,
+            seed=end.seed,
+            sampler=end.sampler,
+            guidance=end.guidance,
         )
 
     def _forget(self, where: str) -> None:

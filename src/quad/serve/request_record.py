@@ -70,7 +70,14 @@ class RequestRecord:
             return state
         out = self.outcome
         return msgspec.structs.replace(
-            state, task=out.task, adapters=out.adapters, seed=out.seed, notes=out.notes, timings_ms=out.timings_ms
+            state,
+            task=out.task,
+            adapters=out.adapters,
+            seed=out.seed,
+            notes=out.notes,
+            timings_ms=out.timings_ms,
+            sampler=out.sampler,
+            guidance=out.guidance,
         )
 
     @property

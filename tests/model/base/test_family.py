@@ -171,8 +171,8 @@ def test_a_consistency_sampler_is_not_guided(plain: Path) -> None:
 
 def test_an_unknown_scheduler_opens_with_another_sampler(plain: Path) -> None:
     file = plain / "scheduler" / "scheduler_config.json"
-    _edit(file, _class_name="TCDScheduler")
-    _refused(plain, "TCDScheduler")
+    _edit(file, _class_name="DEISMultistepScheduler")
+    _refused(plain, "DEISMultistepScheduler")
     before = open_model(plain, BaseOptions(sampler="ddim:3"))
     assert before.tasks["text-to-image"].sampler.steps == 3
     shutil.rmtree(plain / "scheduler")

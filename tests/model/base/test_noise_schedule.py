@@ -15,7 +15,7 @@ from quad.core.errors import InputError, UnsupportedError, UsageError
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerSettings
 from quad.model.base.noise_schedule import read_scheduler
-from quad.model.base.sampler_names import SAMPLER_NAMES, parse_sampler
+from quad.runtime.samplers.names import SAMPLER_NAMES, parse_sampler
 from tests.runtime.samplers.beside import apart, in_double, run_ours, run_theirs
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -206,7 +206,7 @@ def test_no_config_is_an_input_error(tmp_path, content):
 
 
 def test_names_and_steps():
-    assert parse_sampler("euler").steps is None
+    assert (parse_sampler("euler").steps, parse_sampler("euler").stated) == (25, False)
     assert parse_sampler("dpmsolver++-karras:12").steps == 12
     with pytest.raises(
         UsageError,

@@ -242,7 +242,7 @@ def test_things_that_are_no_model(broken: Path) -> None:
     [
         ("unet/config.json", {"_class_name": "FluxTransformer2DModel"}, "expected UNet2DConditionModel, found FluxTransformer2DModel"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "expected a schedule quad knows, found Invalid enum value 'flow'"),
-        ("scheduler/scheduler_config.json", {"_class_name": "TCDScheduler"}, "--sampler"),
+        ("scheduler/scheduler_config.json", {"_class_name": "DEISMultistepScheduler"}, "--sampler"),
     ],
 )
 def test_models_quad_does_not_know(file: str, changes: dict[str, object], text: str, broken: Path) -> None:

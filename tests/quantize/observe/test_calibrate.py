@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from quad.core.errors import BackendError, InputError, UsageError
+from quad.core.sampling import AdapterDefaults
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_network
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.encodings.integers import quantize_adapter
-from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibrate, component_networks
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibrate, component_networks, plan_samples
 from quad.quantize.observe.torch_session import torch_sessions
 from quad.quantize.profile.pooled_profile import unify
 
@@ -113,6 +114,14 @@ def test_a_walk_that_begins_at_a_picture_encodes_it(base: Base, tiny: Any, sampl
 def test_an_unknown_task_is_refused_with_the_list(base: Base, tiny: Any) -> None:
     with pytest.raises(UsageError, match="expected a task of text-to-image, sketch, removal, found 'dream'"):
         calibrate(base, component_networks(base, tiny.network), tiny.table, (), [CalibrationSample(task="dream", prompt="a")])
+
+
+def test_an_adapter_is_calibrated_as_it_is_meant_to_be_run(base: Base, tiny: Any) -> None:
+    fast = replace(base, adapter_defaults={"loud": AdapterDefaults(sampler="lcm:3", guidance=1.0)})
+    names = [adapter.name for adapter in tiny.adapters]
+    samples = [CalibrationSample(task="text-to-image", prompt="a", adapter=name) for name in (None, *names)]
+    planned = {name: (spec.sampler.kind, spec.sampler.steps, spec.guidance) for _, spec, name in plan_samples(fast, samples, tiny.adapters)}
+    assert planned == {None: ("ddim", 2, 3.0), "loud": ("lcm", 3, 1.0), "faint": ("ddim", 2, 3.0)}
 
 
 def test_a_session_says_which_input_is_wrong(base: Base, tiny: Any) -> None:

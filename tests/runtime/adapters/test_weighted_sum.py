@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from quad.core.errors import CompatibilityError, UsageError
 from quad.core.slots import Slot, SlotTable
+from quad.runtime.adapters.block_weights import adapter_weights
 from quad.runtime.adapters.buffers import Buffers, zero_buffers
-from quad.runtime.adapters.store import adapter_weights
 from quad.runtime.adapters.weighted_sum import Notes, headroom, mix_adapters, show_headroom
 
 RANK = 6

@@ -6,10 +6,12 @@ difference to ours is rounding alone.
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
@@ -24,8 +26,39 @@ from tests.runtime.samplers.conftest import Replay, any_network, diffusers_confi
 
 Array = NDArray[np.float64]
 SHAPE = (2, 4, 3, 3)
-IN_SIGMA_SPACE = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
-NEVER_RESCALED = ("PNDMScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler")
+SDE = "DPMSolverSDEScheduler"
+IN_SIGMA_SPACE = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", SDE)
+NEVER_RESCALED = ("PNDMScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", SDE)
+
+
+def scheduler_class(name: str) -> Any:
+    """A class of diffusers; one imports torchsde for its noise, which `replay` hands out here in its place."""
+    if name != SDE:
+        return getattr(diffusers, name)
+    where = "diffusers.schedulers.scheduling_dpmsolver_sde"
+    if where not in sys.modules:
+        with patch.dict(sys.modules, {"torchsde": ModuleType("torchsde")}):
+            module = importlib.import_module(where)
+        sys.modules[where] = module
+    return getattr(sys.modules[where], name)
+
+
+class _BrownianPath:
+    """Stands for torchsde's: increments of one path from the level that a step begins at, over the root of their length."""
+
+    def __init__(self, arrays: Iterator[Array]) -> None:
+        self._arrays = arrays
+        self._begun: tuple[float, float, Array] | None = None
+
+    def __call__(self, sigma: Any, sigma_next: Any) -> torch.Tensor:
+        start, end = float(sigma), float(sigma_next)
+        if self._begun is None or self._begun[0] != start:
+            way = np.sqrt(start - end) * next(self._arrays)
+            self._begun = (start, end, way)
+        else:
+            _, middle, way = self._begun
+            way, self._begun = way + np.sqrt(middle - end) * next(self._arrays), None
+        return torch.from_numpy(way / np.sqrt(start - end))
 
 
 @dataclass(frozen=True)
@@ -52,7 +85,7 @@ def in_double(name: str) -> Iterator[None]:
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
-        with patch.multiple(sys.modules[getattr(diffusers, name).__module__], np=_Wide(np), torch=_Wide(torch)):
+        with patch.multiple(sys.modules[scheduler_class(name).__module__], np=_Wide(np), torch=_Wide(torch)):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -62,9 +95,9 @@ def open_scheduler(name: str, schedule: NoiseSchedule, **fields: Any) -> Any:
     """A diffusers scheduler of that class; those that cannot rescale are given Euler's table where the schedule is rescaled."""
     words = diffusers_config(schedule)
     if name not in NEVER_RESCALED:
-        return getattr(diffusers, name)(**{**words, **fields})
+        return scheduler_class(name)(**{**words, **fields})
     del words["rescale_betas_zero_snr"]
-    scheduler = getattr(diffusers, name)(**{**words, **fields})
+    scheduler = scheduler_class(name)(**{**words, **fields})
     if schedule.rescale_zero_snr:
         with in_double("EulerDiscreteScheduler"):
             scheduler.alphas_cumprod = open_scheduler("EulerDiscreteScheduler", schedule).alphas_cumprod
@@ -122,7 +155,8 @@ def run_theirs(scheduler: Any, steps: int, start: Start | None = None, blend: Ca
             x = torch.from_numpy(blend(kept.numpy(), x.numpy()))
         # What the last step leaves is decoded as it is.
         sigma = float(scheduler.sigmas[begin + i + 1]) if exploding and i + 1 < len(timesteps) else 0.0
-        run.states.append(x.numpy() / np.sqrt(1.0 + sigma**2))
+        middle = getattr(scheduler, "mid_point_sigma", None)  # one class says so where it is within a step
+        run.states.append(x.numpy() / np.sqrt(1.0 + (sigma if middle is None else float(middle)) ** 2))
     return run
 
 
@@ -130,8 +164,11 @@ def replay(monkeypatch: Any, name: str, draws: int) -> Replay:
     """Arrays of noise, handed out to the scheduler of that name and to the generator returned in the same order."""
     arrays = list(np.random.default_rng(5).standard_normal((draws, *SHAPE)))
     rest = iter([*arrays, np.zeros(SHAPE)])  # some also draw in the last step, where noise has no weight
-    module = sys.modules[getattr(diffusers, name).__module__]
-    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(rest)))
+    module = sys.modules[scheduler_class(name).__module__]
+    if name == SDE:
+        monkeypatch.setattr(module, "BrownianTreeNoiseSampler", lambda *_: _BrownianPath(rest))
+    else:
+        monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: torch.from_numpy(next(rest)))
     return Replay(arrays)
 
 

@@ -11,7 +11,7 @@ import pytest
 from quad.core.manifest import SamplerSpec
 from quad.core.sampling import SamplerSettings
 from quad.runtime.samplers import Start, add_noise
-from tests.runtime.samplers.beside import apart, clean_latent, first_noise, in_double, open_scheduler, replay, run_ours, run_theirs
+from tests.runtime.samplers.beside import SDE, apart, clean_latent, first_noise, in_double, open_scheduler, replay, run_ours, run_theirs
 
 # diffusers calls numpy on tensors in the old way, and announces the end of `dpmsolver`.
 pytestmark = [
@@ -21,7 +21,7 @@ pytestmark = [
 
 DDIM, DDPM, PNDM, LCM = "DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler"
 EULER, ANCESTRAL, HEUN, LMS = "EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler"
-DPM, UNIPC = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"
+DPM, UNIPC, TCD = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "TCDScheduler"
 KARRAS, EXPONENTIAL = {"use_karras_sigmas": True}, {"use_exponential_sigmas": True}
 LOW = {"final_sigmas_type": "sigma_min"}
 CLIP = {"clip_sample": True, "clip_sample_range": 0.9}
@@ -55,6 +55,10 @@ STOCHASTIC: list[tuple[str, str, dict[str, Any]]] = [
     ("lcm", LCM, {**CLIP, "original_inference_steps": 40, "timestep_scaling": 7.0}),
     *(("sde-dpmsolver++", DPM, {"algorithm_type": "sde-dpmsolver++", **order}) for order in ORDERS[:3]),
     ("sde-dpmsolver++", DPM, {"algorithm_type": "sde-dpmsolver++", **KARRAS}),
+    ("tcd", TCD, {}),
+    ("tcd", TCD, {"original_inference_steps": 40, "clip_sample": True}),
+    ("dpmsolver-sde", SDE, {}),
+    ("dpmsolver-sde", SDE, KARRAS),
 ]
 SPACINGS = [("leading", 1), ("trailing", 0), ("linspace", 0)]
 SCHEDULES = [
@@ -91,7 +95,7 @@ def _valid(name: str, schedule: str, prediction: str) -> bool:
     """What diffusers' class can do at all."""
     if name == PNDM:
         return schedule != "zero_snr" and prediction != "sample"
-    return name != ANCESTRAL or prediction != "sample"
+    return name not in (ANCESTRAL, SDE) or prediction != "sample"
 
 
 @pytest.mark.parametrize(("schedule", "prediction"), SCHEDULES)
@@ -124,7 +128,8 @@ def test_every_step_with_the_same_noise(lab, monkeypatch, kind, name, fields, sc
             start = None if strength is None else Start(clean_latent(), strength)
             taken = steps if strength is None else int(steps * strength)
             # Nothing is added in the last step, but for ddpm's larger variance where that is not at timestep 0.
-            fresh = replay(monkeypatch, name, taken if large and spacing != "linspace" else taken - 1)
+            calls_that_draw = 2 * taken - 2 if name == SDE else taken - 1
+            fresh = replay(monkeypatch, name, taken if large and spacing != "linspace" else calls_that_draw)
             with in_double(name):
                 scheduler = open_scheduler(name, noise_schedule, timestep_spacing=spacing, steps_offset=offset, **fields)
                 theirs = run_theirs(scheduler, steps, start)

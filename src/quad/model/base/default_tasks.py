@@ -11,12 +11,12 @@ from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.family import Inputs, family_of
 from quad.model.base.stable_diffusion import EDITING, GUIDANCE, INPAINTING
 from quad.model.base.weight_files import read_config
+from quad.runtime.adapter_defaults import DISTILLED_GUIDANCE
 from quad.runtime.request import TASKS, TEXT_TO_IMAGE
+from quad.runtime.samplers.names import DISTILLED
 
 INPAINT = "inpainting"
 IMAGE_GUIDANCE = 1.5
-# A consistency model has its guidance distilled into it.
-LCM_GUIDANCE = 1.0
 # How much of a given picture is made anew: diffusers' own for a new version of it; lines leave more open; a portrait stays who it is.
 STRENGTH, SKETCH_STRENGTH, PORTRAIT_STRENGTH = 0.8, 0.9, 0.6
 # These exist only with an adapter of their name: what a plain model makes of them is one of the other tasks.
@@ -34,7 +34,7 @@ def plain_tasks(
         guidance: the model's own scale.
     """
     ways = _editing() if beside == EDITING else _drawing("cut-image" if beside == INPAINTING else "none", sampler.steps)
-    scale = LCM_GUIDANCE if sampler.kind == "lcm" else guidance
+    scale = DISTILLED_GUIDANCE if sampler.kind in DISTILLED else guidance
     return {
         task: TaskSpec(adapter=task if task in adapters else None, sampler=sampler, guidance=scale, **ways[task])
         for task in (*TASKS, INPAINT)

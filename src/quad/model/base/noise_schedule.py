@@ -20,9 +20,10 @@ import numpy as np
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
-from quad.model.base.sampler_names import parse_sampler
+from quad.model.base.sampler_names import SCHEDULERS
 from quad.model.base.weight_files import read_config
 from quad.runtime.samplers import alphas_cumprod
+from quad.runtime.samplers.names import parse_sampler
 
 Config = Mapping[str, Any]
 MOST_TIMESTEPS = 100_000
@@ -38,13 +39,15 @@ _CLASSES: Mapping[str, tuple[SamplerKind, int]] = {
     "LMSDiscreteScheduler": ("lms", 25),
     "DPMSolverMultistepScheduler": ("dpmsolver++", 20),
     "UniPCMultistepScheduler": ("unipc", 20),
+    "DPMSolverSDEScheduler": ("dpmsolver-sde", 10),
     "LCMScheduler": ("lcm", 4),
+    "TCDScheduler": ("tcd", 4),
 }
 # These sample otherwise, but their configs tell the same schedule: with `--sampler` they will do.
 _SAME_SCHEDULE = (
     "DDIMInverseScheduler", "DDIMParallelScheduler", "DDPMParallelScheduler", "DEISMultistepScheduler",
-    "DPMSolverMultistepInverseScheduler", "DPMSolverSDEScheduler", "DPMSolverSinglestepScheduler", "KDPM2AncestralDiscreteScheduler",
-    "KDPM2DiscreteScheduler", "SASolverScheduler", "TCDScheduler",
+    "DPMSolverMultistepInverseScheduler", "DPMSolverSinglestepScheduler", "KDPM2AncestralDiscreteScheduler", "KDPM2DiscreteScheduler",
+    "SASolverScheduler",
 )  # fmt: skip
 
 # What NoiseSchedule calls a field of a config.
@@ -76,7 +79,8 @@ _PIPELINE_OVERRIDES: Mapping[str, Config] = {
 
 def _defaults(scheduler: str) -> dict[str, Any]:
     """The fields of a diffusers class and what they are where a config is silent."""
-    parameters = inspect.signature(getattr(diffusers, scheduler).__init__).parameters
+    readable = SCHEDULERS["dpmsolver-sde"][0] if scheduler == "DPMSolverSDEScheduler" else scheduler
+    parameters = inspect.signature(getattr(diffusers, readable).__init__).parameters
     return {name: parameter.default for name, parameter in parameters.items() if name != "self"}
 
 
@@ -214,12 +218,11 @@ def read_scheduler(
         raise UnsupportedError(mismatch(f"{path}", f"one of {', '.join(_CLASSES)}", config_class, remedy))
     _check_known(path, config)
     schedule = _noise_schedule(path, config, config_class)
-    scheduler = config_class if choice is None else choice.scheduler
-    named = {} if choice is None else choice.fields
+    scheduler, named = (config_class, {}) if choice is None else SCHEDULERS[choice.name]
     merged = {**config, **_PIPELINE_OVERRIDES.get(pipeline, {}), **named}
     fields = {field: merged.get(field, default) for field, default in _defaults(scheduler).items()}
     _check_carried(path, scheduler, fields)
     kind = _kind(path, scheduler, fields) if choice is None else choice.kind
-    steps = choice.steps if choice is not None and choice.steps is not None else _CLASSES[scheduler][1]
+    steps = _CLASSES[scheduler][1] if choice is None else choice.steps
     spec = SamplerSpec(kind=kind, steps=steps, settings=_settings(path, kind, fields))
     return schedule, spec

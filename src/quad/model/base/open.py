@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import msgspec
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
-from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
+from quad.core.manifest import LatentPreview, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.core.picture_size import LARGEST_SIZE, PictureSize, parse_sizes, square
+from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.default_tasks import plain_tasks
@@ -21,10 +22,12 @@ from quad.model.base.family import FAMILIES, check_family, denoiser_folder, fami
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, find_component
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler, scheduler_class
-from quad.model.base.sampler_names import parse_sampler
+from quad.model.base.stated_samplers import stated_samplers
 from quad.model.base.tokenizer_files import read_tokenizer
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
 from quad.model.base.weight_files import weights_digest
+from quad.runtime.adapter_defaults import reachable_strength, with_defaults
+from quad.runtime.samplers.names import parse_sampler
 
 __all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
 
@@ -46,6 +49,9 @@ class Base:
         tasks: what it can do, by name.
         digest: identity of its weight files.
         notes: what was read otherwise than a file of the model says, a line each.
+        samplers: see `BundleManifest.samplers`.
+        preview: colours of its latents, once they are fitted.
+        adapter_defaults: name -> how an adapter that is built in is meant to be run; its own tasks run so already.
     """
 
     directory: Path
@@ -60,6 +66,15 @@ class Base:
     tasks: dict[str, TaskSpec]
     digest: str
     notes: tuple[str, ...] = ()
+    samplers: Mapping[str, SamplerSettings] = field(default_factory=dict)
+    preview: LatentPreview | None = None
+    adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
+
+    def run_with(self, task: str, adapter: str | None) -> TaskSpec:
+        """A task as an adapter wants it to be run; None for the task's own."""
+        spec = self.tasks[task]
+        defaults = self.adapter_defaults.get(adapter or "")
+        return spec if defaults is None else reachable_strength(with_defaults(spec, defaults, self.samplers))
 
 
 @dataclass(frozen=True)
@@ -70,11 +85,14 @@ class BaseOptions:
         size: `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
         adapters: names of those that will be built in; one that is named like a task becomes that task's.
+        adapter_defaults: how those are meant to be run, as far as it is known.
     """
 
     size: str | int | None = None
     sampler: str | None = None
     adapters: Collection[str] = ()
+    _: KW_ONLY
+    adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
 
     def asked_size(self, option: str = "--size") -> PictureSize | None:
         """The size as width and height, None for the model's own.
@@ -171,7 +189,8 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
     _check_text(directory, unet.config, text)
     size, tasks = _size(directory, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
-    return Base(
+    samplers = stated_samplers(scheduler, sampler, pipeline_class(directory), index_class)
+    base = Base(
         directory=directory,
         unet=unet.load(),
         text_encoder=encoder.load(),
@@ -184,7 +203,10 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
         tasks=tasks,
         digest=weights_digest(directory, [*unet.files, *vae.files, *encoder.files]),
         notes=(*_scheduler_notes(scheduler_class(scheduler), index_class), *unet.notes, *encoder.notes, *vae.notes),
+        samplers=samplers,
+        adapter_defaults=options.adapter_defaults,
     )
+    return replace(base, tasks={name: base.run_with(name, spec.adapter) for name, spec in base.tasks.items()})
 
 
 def _scheduler_notes(config_class: str, index_class: str | None) -> tuple[str, ...]:

@@ -145,7 +145,7 @@ def with_adapter(base: Base, samples: Sequence[CalibrationSample]) -> list[Calib
 def _chosen(base: Base, sample: CalibrationSample) -> tuple[TaskSpec, str | None]:
     if sample.task not in base.tasks:
         raise UsageError(mismatch("calibration sample", f"a task of {', '.join(base.tasks)}", repr(sample.task), "name one of these"))
-    spec = base.tasks[sample.task]
+    spec = base.run_with(sample.task, sample.adapter)
     if sample.steps is not None:
         spec = msgspec.structs.replace(spec, sampler=with_steps(spec.sampler, min(sample.steps, spec.sampler.steps), base.schedule))
     return spec, sample.adapter or spec.adapter

@@ -22,14 +22,16 @@ from numpy.typing import NDArray
 from quad.core.errors import VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.memory import memory_block
-from quad.core.slots import SlotTable
+from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.core.storage.pack import check_digest, content_digest, pack_manifest
 from quad.core.storage.stable_file import Identity
 from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header
 from quad.core.tensor_names import parse
+from quad.runtime.adapters.block_weights import Weight
 
 _LOG = logging.getLogger(__name__)
 
+TEXT_PREFIX = f"{TEXT_ENCODER}."
 MakeRoom = Callable[[int], None]
 
 # What an array and an engine's tensor over it take beside its numbers: 0.8 kB measured, and what an allocator loses.
@@ -62,7 +64,7 @@ class AdapterMix:
         notes: on what of a mix was lost.
     """
 
-    weights: Mapping[str, float]
+    weights: Mapping[str, Weight]
     buffers: Buffers
     notes: tuple[str, ...] = ()
 
@@ -179,6 +181,11 @@ class AdapterFile:
     mapped: bool
     hashed: Identity | None = None
     fits: bool = False
+
+    def components(self) -> list[str]:
+        """The graphs that its tensors are inputs of."""
+        names = open_header(self.path).entries
+        return [part for part in (UNET, TEXT_ENCODER) if any((part == TEXT_ENCODER) == name.startswith(TEXT_PREFIX) for name in names)]
 
     def check(self, zeros: Buffers, verify: bool = True) -> None:
         """See that it fits, and that it is whole.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
@@ -16,6 +15,8 @@ import msgspec
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.core.sampling import AdapterDefaults
+from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterFile, Buffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.cache import BufferCache
 from quad.runtime.adapters.file import check_parents, open_adapter, open_shipped
@@ -72,6 +73,7 @@ class AdapterStore:
         self._bundle = bundle
         self._zeros = zero_buffers(bundle.slots)
         self._manifests: dict[str, AdapterManifest] = {}
+        self._files: dict[str, AdapterFile] = {}
         self._cache = BufferCache(budget_bytes)
         self._ahead = ThreadPoolExecutor(1, "quad-preload")
         self._lock = Lock()  # what an adapter says and how it is read change together
@@ -141,6 +143,7 @@ class AdapterStore:
             return
         with self._lock:
             self._manifests.pop(name, None)
+            self._files.pop(name, None)
             self._cache.unregister(name)
             self._changes += 1
         _LOG.info("adapter %s: unregistered", name)
@@ -169,7 +172,7 @@ class AdapterStore:
         with suppress(RuntimeError):  # closed: a hint is of no use any more
             self._ahead.submit(self._cache.get, name, hint=True)
 
-    def mix(self, names: Sequence[str], weights: Sequence[float]) -> tuple[Buffers, tuple[str, ...]]:
+    def mix(self, names: Sequence[str], weights: Sequence[Weight]) -> tuple[Buffers, tuple[str, ...]]:
         """Buffers of a weighted sum of adapters, with notes on what was lost. One adapter of weight 1 is returned as it is.
 
         Raises:
@@ -196,6 +199,19 @@ class AdapterStore:
                 tasks[task] = msgspec.structs.replace(spec, adapter=name)
         return tasks
 
+    def components(self, name: str) -> list[str]:
+        """The graphs that an adapter changes, as its file lists them.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        self.manifest(name)
+        return self._files[name].components()
+
+    def defaults(self) -> dict[str, AdapterDefaults]:
+        """Adapter name -> how it is meant to be run, of those that say so."""
+        return {name: said for name, manifest in tuple(self._manifests.items()) if (said := manifest.defaults) is not msgspec.UNSET}
+
     def size_bytes(self) -> int:
         """Memory that adapters and mixes take now, mapped files included; zeros that stand for slots they do not have are not theirs."""
         return self._cache.size_bytes()
@@ -212,6 +228,7 @@ class AdapterStore:
     def _register(self, name: str, file: AdapterFile) -> None:
         with self._lock:
             self._manifests[name] = file.manifest
+            self._files[name] = file
             self._cache.register(name, partial(file.read, self._zeros))
             self._changes += 1
         _LOG.info("adapter %s: registered, rank %d", name, file.manifest.rank)
@@ -220,16 +237,3 @@ class AdapterStore:
         file = open_shipped(self._bundle, name)
         check_parents(file.manifest, self._bundle)
         self._register(name, file)
-
-
-def adapter_weights(names: Sequence[str], weights: float | Sequence[float] | None) -> dict[str, float]:
-    """Adapter name -> weight; 1 where none is given, one number for all.
-
-    Raises:
-        UsageError: a name twice, another number of weights, or a weight that is not finite.
-    """
-    numbers = [1.0 if weights is None else weights] * len(names) if weights is None or isinstance(weights, int | float) else list(weights)
-    if len(numbers) != len(names) or len(set(names)) != len(names) or not all(map(math.isfinite, numbers)):
-        expected = "each name once, with one finite weight each"
-        raise UsageError(mismatch("set_adapters", expected, f"{list(names)}, {numbers}", "mend the call"))
-    return dict(zip(names, map(float, numbers), strict=True))

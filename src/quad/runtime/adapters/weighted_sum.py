@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import CompatibilityError
 from quad.core.slots import SlotTable
+from quad.runtime.adapters.block_weights import Weight, weight_at
 from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.slot_sum import Part, add, largest_integer
 
@@ -44,12 +45,12 @@ def show_headroom(room: float) -> str:
     return f"{math.floor(room * 100) / 100:.2f}"
 
 
-def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable, zeros: Buffers) -> tuple[Buffers, Notes]:
+def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: Buffers) -> tuple[Buffers, Notes]:
     """Buffers of the weighted sum of adapters.
 
     Args:
         parts: adapter name -> its buffers, at the slots' ranks.
-        weights: adapter name -> any finite number.
+        weights: adapter name -> any finite number, or one for each block.
         zeros: `zero_buffers`; slots to which nothing is added share them.
 
     Returns:
@@ -62,7 +63,7 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slo
     clipped: Counter[str] = Counter()
     cut: dict[str, float] = {}
     for slot in slots.slots:
-        candidates = [Part.of(name, weights[name], buffers, slot) for name, buffers in parts.items()]
+        candidates = [Part.of(name, weight_at(weights[name], slot.path), buffers, slot) for name, buffers in parts.items()]
         used = [part for part in candidates if len(part.rows)]
         if not used:
             mixed |= {name: zeros[name] for name in (slot.a_name, slot.b_name)}
@@ -77,10 +78,11 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, float], slo
     return mixed, (*_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
 
 
-def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable) -> CompatibilityError:
+def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> CompatibilityError:
     """Names the slot that keeps least, and the rank with which every slot would keep all."""
     used = {
-        slot.path: {name: len(Part.of(name, weights[name], buffers, slot).rows) for name, buffers in parts.items()} for slot in slots.slots
+        slot.path: {name: len(Part.of(name, weight_at(weights[name], slot.path), buffers, slot).rows) for name, buffers in parts.items()}
+        for slot in slots.slots
     }
     worst = slots.by_path()[min(cut, key=lambda path: cut[path])]
     ranks = " + ".join(f"{name!r} (rank {rank})" for name, rank in used[worst.path].items() if rank)
@@ -100,7 +102,7 @@ def _cut_notes(cut: Mapping[str, float], names: Mapping[str, Buffers]) -> Notes:
     return (f"adapters: {together} exceed the rank of {len(cut)} slots; the nearest sum keeps {cut[worst]:.3f} at {worst}, the worst",)
 
 
-def _clip_notes(clipped: Mapping[str, int], parts: Mapping[str, Buffers], weights: Mapping[str, float], slots: SlotTable) -> Notes:
+def _clip_notes(clipped: Mapping[str, int], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> Notes:
     notes = []
     for name, count in clipped.items():
         if count and name:

@@ -120,8 +120,13 @@ def is_guided(spec: TaskSpec) -> bool:
     return spec.guidance > 1.0 and (spec.image_guidance is msgspec.UNSET or spec.image_guidance >= 1.0)
 
 
-def draw_noise(seed: int, latents: Float | None, model: Model) -> tuple[np.random.Generator, Float]:
+def draw_noise(
+    seed: int, latents: Float | None, model: Model, generator: np.random.Generator | None = None
+) -> tuple[np.random.Generator, Float]:
     """The generator of a run and its first noise, float32 `(1, c, h, w)`; `latents` takes the noise's place.
+
+    Args:
+        generator: in place of the seed's own.
 
     Raises:
         UsageError: a negative seed.
@@ -130,7 +135,7 @@ def draw_noise(seed: int, latents: Float | None, model: Model) -> tuple[np.rando
     if seed < 0:
         raise UsageError(mismatch("seed", "0 or more", seed, "choose another"))
     shape = (1, model.latent.channels, *model.latent.grid(model.picture_size))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed) if generator is None else generator
     noise = rng.standard_normal(shape).astype(np.float32)
     if latents is None:
         return rng, noise

@@ -12,7 +12,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-Key = tuple[tuple[str, float], ...]
+from quad.runtime.adapters.block_weights import Weight
+
+Key = tuple[tuple[str, Weight], ...]
 _NEAR = 2.0  # a deadline within so many pictures is near
 
 
@@ -47,7 +49,7 @@ class Moment:
     pace_s: float = 0.0
 
 
-def adapter_key(weights: Mapping[str, float]) -> Key:
+def adapter_key(weights: Mapping[str, Weight]) -> Key:
     """One key for one set of adapters and weights."""
     return tuple(sorted(weights.items()))
 

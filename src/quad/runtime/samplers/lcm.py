@@ -31,17 +31,18 @@ def boundary_scalings(timestep: float, scaling: float = PLAIN.timestep_scaling) 
     return SIGMA_DATA**2 / total, scaled / sqrt(total)
 
 
-def lcm_timesteps(schedule: NoiseSchedule, steps: int, grid: int = PLAIN.original_inference_steps) -> list[int]:
+def lcm_timesteps(schedule: NoiseSchedule, steps: int, grid: int = PLAIN.original_inference_steps, sampler: str = "lcm") -> list[int]:
     """`steps` timesteps, falling, nearly evenly spaced on the distillation grid, starting at its last.
 
     Args:
         grid: timesteps that consistency distillation ran on; sampling visits some of these.
+        sampler: the one that asks, for the message.
 
     Raises:
         UsageError: more steps than the grid has, or none.
     """
     size = min(grid, schedule.steps)
-    check_steps("lcm", steps, size)
+    check_steps(sampler, steps, size)
     stride = schedule.steps // size
     places = np.floor(np.linspace(0, size, num=steps, endpoint=False)).astype(int)
     return [int((size - place) * stride - 1) for place in places]

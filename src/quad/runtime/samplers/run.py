@@ -19,6 +19,7 @@ from quad.runtime.samplers.contract import Sampler, SamplerSetup, SamplerStep, S
 from quad.runtime.samplers.ddim import make_ddim
 from quad.runtime.samplers.ddpm import make_ddpm
 from quad.runtime.samplers.dpmsolver import make_dpmsolver
+from quad.runtime.samplers.dpmsolver_sde import make_dpmsolver_sde
 from quad.runtime.samplers.euler import make_euler, make_euler_ancestral
 from quad.runtime.samplers.heun import make_heun
 from quad.runtime.samplers.lcm import make_lcm
@@ -26,6 +27,7 @@ from quad.runtime.samplers.lms import make_lms
 from quad.runtime.samplers.olss.sampler import make_olss
 from quad.runtime.samplers.pndm import make_pndm
 from quad.runtime.samplers.schedule import Array
+from quad.runtime.samplers.tcd import make_tcd
 from quad.runtime.samplers.unipc import make_unipc
 
 Model = Callable[[NDArray[Any], float], NDArray[Any]]
@@ -42,9 +44,11 @@ _MAKERS: Mapping[str, Callable[[SamplerSetup], Sampler]] = {
     "lms": make_lms,
     "dpmsolver++": partial(make_dpmsolver, "dpmsolver++"),
     "sde-dpmsolver++": partial(make_dpmsolver, "sde-dpmsolver++"),
+    "dpmsolver-sde": make_dpmsolver_sde,
     "dpmsolver": partial(make_dpmsolver, "dpmsolver"),
     "unipc": make_unipc,
     "lcm": make_lcm,
+    "tcd": make_tcd,
 }
 
 
@@ -195,7 +199,7 @@ def run_sampler(  # noqa: PLR0913 - the start is given by name, and rarely
             after guidance.
         noise: unit normal, any shape, floating point.
         rng: fresh noise, `rng.standard_normal(noise.shape)` once for each call that adds some, in their order: `ddpm`, `euler-ancestral`,
-            `sde-dpmsolver++`, `lcm`; the others do not touch it.
+            `sde-dpmsolver++`, `dpmsolver-sde`, `lcm`, `tcd`; the others do not touch it.
         on_step: called after each network call with its index, its timestep and the variance-preserving state it led to.
         start: a latent to begin at, and what is held on the way; noise alone where it is left out.
 

@@ -109,6 +109,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         image=image,
         mask_image=mask,
         num_inference_steps=body.num_inference_steps,
+        sampler=body.sampler,
         guidance_scale=body.guidance_scale,
         seed=body.seed,
         negative_prompt=body.negative_prompt,

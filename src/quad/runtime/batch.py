@@ -1,0 +1,131 @@
+"""One call for several pictures: prompts times pictures of each, one request each, with seeds of their own.
+
+Graphs make one picture at a time. Picture k of a call is, bit for bit, that of a call for it alone: with seed `seed + k`, or with the
+generator that was given, as the pictures before it left it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import numpy as np
+
+from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.picture_size import PictureSize
+from quad.runtime.request import Request
+from quad.runtime.stages import OutputType, PipelineOutput
+
+MOST_PICTURES = 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchWords:
+    """The part of a call that says how many pictures there are, by the names of `QuadPipeline.__call__`."""
+
+    prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str]
+    num_images_per_prompt: int = 1
+    generator: Any = None
+
+
+def expand(common: Request, words: BatchWords) -> tuple[list[Request], tuple[str, ...]]:
+    """A request for each picture, the pictures of one prompt together, and notes.
+
+    Args:
+        common: what all pictures share; its seed is the first one's, its latents are those of all, `(n, c, h, w)`.
+
+    Raises:
+        UsageError: no picture or too many, lists that do not go together, or generators that are none.
+        InputError: latents for another number of pictures.
+    """
+    prompts = [words.prompt] if isinstance(words.prompt, str) else list(words.prompt)
+    negatives = [words.negative_prompt] * len(prompts) if isinstance(words.negative_prompt, str) else list(words.negative_prompt)
+    if len(negatives) != len(prompts):
+        raise UsageError(mismatch("negative_prompt", f"one string, or {len(prompts)} as prompt", len(negatives), "give one for each"))
+    each, most = words.num_images_per_prompt, MOST_PICTURES // max(1, len(prompts))
+    if isinstance(each, bool) or not isinstance(each, int | np.integer) or not 1 <= each <= most:
+        raise UsageError(mismatch("num_images_per_prompt", f"a whole number, 1 to {most}", repr(each), "choose one in that range"))
+    pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(each)]
+    if not pairs:
+        raise UsageError(mismatch("prompt", "one string or more", "an empty list", "give one"))
+    sources, notes = _sources(words.generator, common.seed, len(pairs))
+    latents = [common.latents] if common.latents is None or len(pairs) == 1 else list(common.latents[:, None])
+    if len(latents) not in (1, len(pairs)) or (common.latents is not None and len(latents) != len(pairs)):
+        raise InputError(mismatch("latents", f"those of {len(pairs)} pictures", f"of {len(latents)}", "draw as many as there are pictures"))
+    return [
+        replace(
+            common,
+            prompt=prompt,
+            negative_prompt=negative,
+            seed=seed,
+            generator=generator,
+            latents=latents[index % len(latents)],
+        )
+        for index, ((prompt, negative), (seed, generator)) in enumerate(zip(pairs, sources, strict=True))
+    ], notes
+
+
+def check_size(width: int | None, height: int | None, size: PictureSize) -> None:
+    """Refuse another size than the bundle's graphs have.
+
+    Raises:
+        UsageError: names the way.
+    """
+    for name, pixels, own in (("width", width, size.width), ("height", height, size.height)):
+        if pixels not in (None, own):
+            way = f"leave it out, or build for it: quad build MODEL --size {width or size.width}x{height or size.height}"
+            raise UsageError(mismatch(name, f"{own}, for which the bundle's graphs are made", pixels, way))
+
+
+def check_output(output_type: str) -> None:
+    """Refuse a type of output that there is not.
+
+    Raises:
+        UsageError: names the way.
+    """
+    if output_type not in get_args(OutputType):
+        way = "take np and torch.from_numpy(pictures).permute(0, 3, 1, 2)" if output_type == "pt" else "choose one of these"
+        raise UsageError(mismatch("output_type", "one of pil, np, latent", repr(output_type), way))
+
+
+def joined(outputs: Sequence[PipelineOutput], notes: Sequence[str]) -> PipelineOutput:
+    """The pictures of one call together: times added up, each note once, the first one's seed."""
+    first = outputs[0]
+    images = [output.images for output in outputs]
+    timings: dict[str, float] = {}
+    for output in outputs:
+        for name, value in output.timings_ms.items():
+            timings[name] = timings.get(name, 0.0) + value
+    return replace(
+        first,
+        images=[picture for pictures in images for picture in pictures] if isinstance(first.images, list) else np.concatenate(images),
+        notes=tuple(dict.fromkeys((*(note for output in outputs for note in output.notes), *notes))),
+        timings_ms=timings,
+        seeds=tuple(seed for output in outputs for seed in output.seeds),
+    )
+
+
+def _sources(generator: Any, seed: int, count: int) -> tuple[list[tuple[int, np.random.Generator | None]], tuple[str, ...]]:
+    """Seed and generator of each picture, the generator None where the seed rules."""
+    if generator is None:
+        return [(seed + index, None) for index in range(count)], ()
+    listed = list(generator) if isinstance(generator, list | tuple) else None
+    if listed is not None and len(listed) != count:
+        raise UsageError(mismatch("generator", f"one, or {count} as there are pictures", len(listed), "give one for each"))
+    sources = [_source(each, 0) for each in listed] if listed is not None else [_source(generator, index) for index in range(count)]
+    taken = [str(number) for number, source in sources if source is None]
+    note = f"generator: its seed was taken ({', '.join(taken[:4])}), the noise is NumPy's and another than torch's"
+    return sources, (note,) if taken else ()
+
+
+def _source(generator: Any, index: int) -> tuple[int, np.random.Generator | None]:
+    """A NumPy generator as it is; of torch's, which is not imported here, its seed."""
+    if isinstance(generator, np.random.Generator):
+        return 0, generator
+    initial_seed = getattr(generator, "initial_seed", None)
+    if callable(initial_seed):
+        return int(initial_seed()) + index, None
+    found = type(generator).__name__
+    raise UsageError(mismatch("generator", "numpy.random.default_rng(seed), or a list of them", found, "give one, or seed="))
