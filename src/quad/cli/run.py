@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL.Image import Image
 
-    from quad.runtime.conditioning.prompt_syntax import PromptSyntax
     from quad.runtime.pipeline import QuadPipeline
     from quad.runtime.stages import PipelineOutput
 
@@ -113,41 +112,21 @@ def run(
     for path in outputs:
         _check_output(path)
     weights = weighted_names("--adapter", adapter or [])
-    drawn = secrets.randbelow(MAX_SEED) if seed is None else seed
+    words = {
+        "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
+        "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance, "negative_prompt": negative_prompt,
+        "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
+    }  # fmt: skip
 
     def generate() -> PipelineOutput:
         from quad.runtime.pipeline import QuadPipeline
-        from quad.runtime.request import Request
 
         pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
         for line in pipe.notes:
             note(line)
         if weights:
             pipe.set_adapters(list(weights), list(weights.values()))
-        previews = _Previews(outputs, preview_every)
-
-        def on_step(_pipe: QuadPipeline, index: int, _timestep: float, tensors: dict[str, Any]) -> None:
-            previews.step(pipe, index, tensors["denoised"])
-            advance()
-
-        plain = Request(task=task, adapters=pipe.switch.chosen, sampler=sampler, num_inference_steps=steps)
-        with progress_bar(task, num_images * pipe.switch.resolve(plain).spec.sampler.steps) as advance:
-            return pipe(
-                prompt,
-                task=task,
-                image=image,
-                mask_image=mask,
-                num_inference_steps=steps,
-                sampler=sampler,
-                strength=strength,
-                guidance_scale=guidance,
-                image_guidance_scale=image_guidance,
-                negative_prompt=negative_prompt,
-                prompt_syntax=cast("PromptSyntax", prompt_syntax),
-                seed=drawn,
-                num_images_per_prompt=num_images,
-                callback_on_step_end=on_step,
-            )
+        return _generate(pipe, words, _Previews(outputs, preview_every))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
     for path, picture in zip(outputs, generated.images, strict=True):
@@ -155,6 +134,21 @@ def run(
     for line in generated.notes:
         note(line)
     result(_json(outputs, generated), as_json, _lines(outputs, generated))
+
+
+def _generate(pipe: QuadPipeline, words: dict[str, Any], previews: _Previews) -> PipelineOutput:
+    """The pictures of a call, with a bar of all their steps."""
+    from quad.runtime.request import Request
+
+    plain = {name: words[name] for name in ("task", "sampler", "num_inference_steps")}
+    steps = pipe.switch.resolve(Request(adapters=pipe.switch.chosen, **plain)).spec.sampler.steps
+    with progress_bar(words["task"], words["num_images_per_prompt"] * steps) as advance:
+
+        def on_step(_pipe: QuadPipeline, index: int, _timestep: float, tensors: dict[str, Any]) -> None:
+            previews.step(pipe, index, tensors["denoised"])
+            advance()
+
+        return pipe(**words, callback_on_step_end=on_step)
 
 
 @dataclass

@@ -154,20 +154,10 @@ class QuadPipeline(LoraMethods):
         check_size(width, height, self.bundle.manifest.picture_size)
         check_output(output_type)
         common = Request(
-            task=task,
-            adapters=self.switch.chosen,
-            image=image,
-            mask_image=mask_image,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            mask_grow=mask_grow,
-            strength=strength,
-            image_guidance_scale=image_guidance_scale,
-            prompt_syntax=prompt_syntax,
-            latents=latents,
-            sampler=sampler,
-        )
+            task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
+            num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
+            image_guidance_scale=image_guidance_scale, prompt_syntax=prompt_syntax,
+        )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)
         texts = TextMemo()
