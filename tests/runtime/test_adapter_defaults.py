@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quad.core.digests import canonical_json
-from quad.core.errors import UsageError
+from quad.core.errors import CompatibilityError, UsageError
 from quad.core.manifest import AdapterManifest, NoiseSchedule, SamplerSpec, TaskSpec
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.runtime import QuadPipeline, Request
@@ -113,6 +113,13 @@ def test_a_sampler_that_the_runtime_has_not(sampler: str) -> None:
         _resolved(sampler=sampler)
     with pytest.raises(UsageError, match=r"^sampler"):
         check_defaults("--adapter x", AdapterDefaults(sampler=sampler))
+
+
+def test_a_sampler_of_a_newer_version_is_told_with_its_adapter() -> None:
+    presets = Presets({"new": AdapterDefaults(sampler="warp:2")})
+    with pytest.raises(CompatibilityError, match=r"^adapter 'new': expected a sampler that this version has, found 'warp:2'; name another"):
+        resolve(Request(task="text-to-image", adapters={"new": 1.0}), TASKS, NoiseSchedule(), presets)
+    assert resolve(Request(task="text-to-image", adapters={"new": 1.0}, sampler="euler:2"), TASKS, NoiseSchedule(), presets).notes == ()
 
 
 def test_a_guidance_that_is_no_number() -> None:

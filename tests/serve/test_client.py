@@ -32,6 +32,7 @@ def test_pictures_are_those_of_the_pipeline_bit_for_bit(
 ) -> None:
     client = serve(real=True).client()
     same(client, pipe, "car night", seed=3)
+    same(client, pipe, "car night", seed=3, sampler="lcm:2")
     same(client, pipe, "make it night", task="transform", image=picture, num_inference_steps=5)
     same(client, pipe, "the zeppelin", task="sketch", image=np.repeat(picture, 3, axis=1), negative_prompt="car", guidance_scale=3.5)
     same(client, pipe, task="transform", image=picture, strength=0.5)
@@ -118,6 +119,7 @@ def test_tasks_and_adapters_are_the_pipelines(serve: Serve, pipe: QuadPipeline) 
         {"task": "transform", "image": np.zeros((4, 4, 3), np.uint8), "num_inference_steps": 0},
         {"task": "text-to-image", "strength": 0.5},
         {"task": "text-to-image", "image_guidance_scale": 2.0},
+        {"task": "text-to-image", "sampler": "abacus"},
         {"task": "removal", "image": np.zeros((4, 4, 3), np.uint8), "mask_image": np.zeros((4, 4), np.uint8)},
         {"image": "nowhere.png", "task": "transform"},
         {"image": np.zeros((0, 4, 3), np.uint8), "task": "transform"},

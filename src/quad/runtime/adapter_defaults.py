@@ -13,11 +13,11 @@ from typing import TypeVar
 
 import msgspec
 
-from quad.core.errors import UsageError, mismatch
+from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.runtime.adapters.block_weights import Weight
-from quad.runtime.samplers.names import DISTILLED, named_sampler, parse_sampler
+from quad.runtime.samplers.names import DISTILLED, SAMPLER_NAMES, named_sampler, parse_sampler
 
 DISTILLED_GUIDANCE = 1.0
 Wish = TypeVar("Wish", str, float)
@@ -44,6 +44,9 @@ def joint_defaults(
     Args:
         weights: adapter name -> weight, in the caller's order; those of weight 0 want nothing.
         caller: what goes before all adapters.
+
+    Raises:
+        CompatibilityError: an adapter brings a sampler that this runtime has not.
     """
     caller = caller or AdapterDefaults()
     wishes = {name: presets.adapters[name] for name, weight in weights.items() if weight and name in presets.adapters}
@@ -60,6 +63,9 @@ def _first(caller: Wish | None, wishes: Mapping[str, Wish | None], what: str, no
     if caller is not None or not stated:
         return caller
     first, chosen = stated[0]
+    if isinstance(chosen, str) and chosen.partition(":")[0] not in SAMPLER_NAMES:
+        way = "name another sampler, or update quad"
+        raise CompatibilityError(mismatch(f"adapter {first!r}", "a sampler that this version has", repr(chosen), way))
     notes.append(f"{what} {_shown(chosen)}: adapter {first!r} brings it")
     for name, wish in stated[1:]:
         if wish != chosen:

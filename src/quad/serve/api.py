@@ -13,6 +13,7 @@ from msgspec import Meta
 from quad.core import errors
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import AdapterName, TaskSpec
+from quad.core.sampling import AdapterDefaults
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.mask import MAX_GROW_PX
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
@@ -93,7 +94,7 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter: its tasks, its rank before padding, bits of a weight, bytes on disk, and where it comes from."""
+    """One adapter: tasks, rank before padding, bits of a weight, bytes on disk, where it comes from, and how it is meant to be run."""
 
     name: str
     tasks: tuple[str, ...]
@@ -101,6 +102,7 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     bits: int
     size_bytes: int
     source: Literal["bundle", "installed", "uploaded"]
+    defaults: AdapterDefaults = AdapterDefaults()
 
 
 class Adapters(msgspec.Struct, frozen=True):

@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from quad.core.errors import BusyError, InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import AdapterName
+from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import writing_to
 from quad.core.storage.pack import pack_manifest
 from quad.core.storage.tensor_file import open_header
@@ -110,7 +111,15 @@ def _adapter(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterStat
     source: Literal["uploaded", "installed", "bundle"] = (
         "uploaded" if name in service.uploaded else "installed" if name in installed else "bundle"
     )
-    return AdapterState(name=name, tasks=tasks, rank=manifest.rank, bits=manifest.bits, size_bytes=manifest.size_bytes, source=source)
+    return AdapterState(
+        name=name,
+        tasks=tasks,
+        rank=manifest.rank,
+        bits=manifest.bits,
+        size_bytes=manifest.size_bytes,
+        source=source,
+        defaults=AdapterDefaults() if manifest.defaults is msgspec.UNSET else manifest.defaults,
+    )
 
 
 def _register(service: Service, path: Path, name: str) -> None:
