@@ -59,7 +59,7 @@ def text_graph(result: BuildResult) -> Callable[[dict[str, NDArray[Any]]], NDArr
 
     def call(buffers: dict[str, NDArray[Any]]) -> NDArray[np.float32]:
         session.bind({name: buffers[name] for name in bundle.slots.of(TEXT_ENCODER).input_shapes()})
-        return session.run({"input_ids": IDS})
+        return session.run({"input_ids": IDS, "embeddings": np.zeros((*IDS.shape, bundle.manifest.text.hidden), np.float32)})
 
     return call
 

@@ -110,6 +110,20 @@ def test_brackets_weigh_words_unless_they_are_plain(tiny_bundle: Path, tmp_path:
     assert facts["notes"] == ["prompt: BREAK begins a second chunk, which this bundle has not; its parts were read as one"]
 
 
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ("=a.safetensors", "--embedding: expected NAME=FILE"),
+        ("cat=", "--embedding: expected NAME=FILE"),
+        ("<cat>=none.safetensors", "expected a textual-inversion file, found no such file"),
+    ],
+)
+def test_an_embedding_that_is_none(tiny_bundle: Path, tmp_path: Path, value: str, says: str) -> None:
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), "--task", "text-to-image", "--embedding", value])
+    assert done.exit_code in (1, 2)
+    assert says in done.stderr
+
+
 def test_a_task_brings_its_adapter_and_adapters_can_be_mixed(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
     given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1")
     assert _run(tiny_bundle, tmp_path / "a.png", *given)["adapter"] == "transform"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options
 
 TOKENS, WORDS, CALLS = 16, 64, 3
+VECTORS = torch.randn(1, TOKENS, 32, generator=torch.Generator().manual_seed(3))
 LINEARS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
 
 
@@ -51,9 +52,14 @@ class Text:
         slots = {name: torch.from_numpy(array) for name, array in slot_inputs(self.adapters[0], self.table).items()}
         return GraphSpec(component=TEXT_ENCODER, inputs={"input_ids": self.examples[0]}, output="last_hidden_state", slots=slots)
 
-    def output(self, ids: torch.Tensor, slots: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
+    @property
+    def open_spec(self) -> GraphSpec:
+        """With the input through which textual inversions enter."""
+        return replace(self.spec, inputs={"input_ids": self.examples[0], "embeddings": VECTORS})
+
+    def output(self, ids: torch.Tensor, slots: dict[str, NDArray[np.float32]], vectors: torch.Tensor | None = None) -> NDArray[np.float32]:
         with torch.no_grad():
-            return self.network(ids, {name: torch.from_numpy(array) for name, array in slots.items()}).numpy()
+            return self.network(ids, vectors, slots={name: torch.from_numpy(array) for name, array in slots.items()}).numpy()
 
 
 def draw_adapter(text: torch.nn.Module, name: str, rank: int, endings: tuple[str, ...], seed: int) -> FloatAdapter:
@@ -83,12 +89,14 @@ def text(request: pytest.FixtureRequest) -> Text:
 
 @pytest.fixture(scope="module")
 def graph(text: Text) -> ir.Model:
-    return export_graph(text.network, text.spec)
+    return export_graph(text.network, text.open_spec)
 
 
 def trial_of(text: Text) -> ContractTrial:
     labels = {one.name if one else "base": slot_inputs(one, text.table) for one in (None, *text.adapters)}
-    return ContractTrial(inputs={"input_ids": text.examples[0].numpy()}, adapters=labels, tolerance=2e-5, group=1)
+    ids = text.examples[0].clone()
+    ids[0, 3:5] = WORDS
+    return ContractTrial(inputs={"input_ids": ids.numpy(), "embeddings": VECTORS.numpy()}, adapters=labels, tolerance=2e-5, group=1)
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino", "qnn-htp"])
@@ -129,10 +137,13 @@ def test_the_token_table_is_stored_as_integers_and_only_its_rows_become_floats(
     for adapter in (None, *text.adapters):
         integers = quantize_adapter(adapter, table, profile)
         session.bind(integers)
-        found = session.run({"input_ids": text.examples[0].numpy()})
-        with simulated(text.network, profile, TEXT_ENCODER):
-            expected = text.output(text.examples[0], dequantize_adapter(integers, table, profile))
-        np.testing.assert_allclose(found, expected, atol=2e-3)
+        for places in ((), (3, 4)):
+            ids = text.examples[0].clone()
+            ids[0, places] = WORDS
+            found = session.run({"input_ids": ids.numpy(), "embeddings": VECTORS.numpy()})
+            with simulated(text.network, profile, TEXT_ENCODER):
+                expected = text.output(ids, dequantize_adapter(integers, table, profile), VECTORS if places else None)
+            np.testing.assert_allclose(found, expected, atol=2e-3)
 
 
 def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: Path) -> None:

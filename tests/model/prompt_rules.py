@@ -6,7 +6,7 @@ Brackets are resolved the moment they close, by multiplying every piece since th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -65,12 +65,19 @@ class Rules:
 
     Args:
         tokenizer: transformers' own.
-        encoder: a CLIPTextModel in float64.
+        encoder: a CLIPTextModel in float64, whose table is extended by the words' vectors.
+        words: textual inversions, found by the ids of their names.
     """
 
-    def __init__(self, tokenizer: Any, encoder: Any) -> None:
+    def __init__(self, tokenizer: Any, encoder: Any, words: Mapping[str, NDArray[np.float32]] | None = None) -> None:
         self._tokenizer, self._encoder = tokenizer, encoder
         (self._comma,) = self._ids(",")
+        self._words: list[tuple[list[int], list[int]]] = []
+        for word, vectors in sorted((words or {}).items(), key=lambda item: -len(self._ids(item[0]))):
+            weight = encoder.get_input_embeddings().weight
+            first = len(weight)
+            encoder.get_input_embeddings().weight = torch.nn.Parameter(torch.cat([weight, torch.from_numpy(vectors).double()]))
+            self._words.append((self._ids(word), list(range(first, first + len(vectors)))))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -85,8 +92,9 @@ class Rules:
                 chunks.append([])
                 comma = -1
                 continue
-            for token in self._ids(text):
-                chunk = chunks[-1]
+            ids, place = self._ids(text), 0
+            while place < len(ids):
+                token, chunk = ids[place], chunks[-1]
                 if len(chunk) == ROOM:
                     moves = token != self._comma and comma >= 0 and len(chunk) - comma <= MOVED
                     chunks.append(chunk[comma + 1 :] if moves else [])
@@ -95,7 +103,12 @@ class Rules:
                     comma = -1
                 if token == self._comma:
                     comma = len(chunks[-1])
-                chunks[-1].append((token, weight))
+                name, vectors = next((pair for pair in self._words if ids[place : place + len(pair[0])] == pair[0]), ([token], [token]))
+                if len(chunks[-1]) + len(vectors) > ROOM:
+                    chunks.append([])
+                    comma = -1
+                chunks[-1] += [(vector, weight) for vector in vectors]
+                place += len(name)
         return chunks
 
     def features(self, prompt: str) -> NDArray[np.float64]:

@@ -11,9 +11,11 @@ import torch
 import transformers
 
 from quad.core.manifest import TextSpec
-from quad.model.base.modules import TextModule
+from quad.model.base.modules import TextModule, share_copy
 from quad.model.base.tokenizer_files import clip_tokenizer
+from quad.model.base.vector_table import with_vector_table
 from quad.quantize.observe.torch_session import TorchSession
+from quad.runtime.conditioning.embeddings import WordVectors
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -22,6 +24,10 @@ from tests.model.prompt_rules import Rules
 
 LENGTH, WIDTH = 77, 16
 WORDS = TEXT.split()
+_DRAWN = np.random.default_rng(1)
+INVERSIONS = {
+    word: _DRAWN.normal(size=(count, WIDTH)).astype(np.float32) for word, count in {"ohwx": 1, "bad hands": 5, "my-Style": 3}.items()
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +43,17 @@ def text_side(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Torc
     encoder = transformers.CLIPTextModel(config).eval()
     theirs: Any = transformers.CLIPTokenizer.from_pretrained(folder)
     encoder.final_layer_norm.bias.data += 0.5  # CLIP's hidden states have a mean; the rule is measured on it
-    tokenizer = Tokenizer(clip_tokenizer(folder).to_str(), TextSpec(length=LENGTH, pad_id=size - 1, hidden=WIDTH))
-    session = TorchSession(TextModule(encoder), {"input_ids": (1, LENGTH)})
-    return tokenizer, session, Rules(theirs, copy.deepcopy(encoder).double())
+    spec = TextSpec(length=LENGTH, pad_id=size - 1, hidden=WIDTH, first_vector_id=size)
+    tokenizer = Tokenizer(clip_tokenizer(folder).to_str(), spec)
+    network = TextModule(with_vector_table(share_copy(encoder)))
+    session = TorchSession(network, {"input_ids": (1, LENGTH), "embeddings": (1, LENGTH, WIDTH)})
+    return tokenizer, session, Rules(theirs, copy.deepcopy(encoder).double(), INVERSIONS)
 
 
 def random_prompt(rng: np.random.Generator, words: int) -> str:
-    """Words, commas and escapes inside brackets of all kinds; some brackets are left open or closed twice."""
+    """Words, inversions, commas and escapes inside brackets of all kinds; some brackets are left open or closed twice."""
     pieces: list[str] = []
-    for word in rng.choice(WORDS, words):
+    for word in rng.choice([*WORDS, *[*INVERSIONS] * 3], words):
         before = rng.choice(["", "", "", "(", "((", "[", r"\(", "(["])
         after = rng.choice(["", "", "", ",", ")", "))", "]", r"\)", f":{rng.uniform(0.3, 1.8):.2f})", ":"])
         pieces.append(f"{before}{word}{after}")
@@ -58,7 +66,7 @@ def test_weighted_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed
     rng = np.random.default_rng(seed)
     for _ in range(15):
         prompt = random_prompt(rng, int(rng.integers(1, 12)))
-        read = read_prompt(tokenizer, prompt, "a1111")
+        read = read_prompt(tokenizer, prompt, "a1111", WordVectors(INVERSIONS))
         assert not read.notes
         np.testing.assert_allclose(text_features(session, read), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt)
 
@@ -70,5 +78,24 @@ def test_a_prompt_without_syntax_is_what_it_was(text_side: tuple[Tokenizer, Torc
         prompt = " ".join(rng.choice([*WORDS, "the cat,", "10:30"], words))
         tokens, read = tokenizer(prompt), read_prompt(tokenizer, prompt, "a1111")
         np.testing.assert_array_equal(read.chunks[0].ids, tokens.ids, strict=True)
-        np.testing.assert_array_equal(text_features(session, read), session.run({"input_ids": tokens.ids}), strict=True)
+        zeros = np.zeros((1, LENGTH, WIDTH), np.float32)
+        plain = session.run({"input_ids": tokens.ids, "embeddings": zeros})
+        np.testing.assert_array_equal(text_features(session, read), plain, strict=True)
+        with torch.no_grad():
+            expected = session._network(torch.from_numpy(tokens.ids)).numpy()
+        np.testing.assert_array_equal(plain, expected, strict=True)
         assert read.notes == tokens.notes
+
+
+def test_where_a_word_stands_for_vectors() -> None:
+    words = WordVectors({word: np.full((1, 2), number, np.float32) for number, word in enumerate(["cat", "<cat>", "my cat", "v2"])})
+
+    def numbers(text: str) -> list[Any]:
+        return [piece if isinstance(piece, str) else int(piece[0, 0]) for piece in words.split(text)]
+
+    assert numbers("a Cat, cats and concat") == ["a ", 0, ", cats and concat"]
+    assert numbers("a <cat>, <CAT>") == ["a ", 1, ", ", 1]
+    assert numbers("MY \t cat_cat") == [2, "_", 0]
+    assert numbers("v2 v22") == [3, " ", 3, "2"]
+    assert numbers("") == []
+    assert WordVectors().split("a cat") == ["a cat"]

@@ -69,7 +69,7 @@ class World:
     def text(self, prompt: str, slots: dict[str, Any]) -> np.ndarray:
         ids = torch.from_numpy(Tokenizer(self.base.tokenizer, self.base.text)(prompt).ids)
         with torch.no_grad():
-            return self.networks["text_encoder"](ids, {name: torch.from_numpy(array) for name, array in slots.items()}).numpy()
+            return self.networks["text_encoder"](ids, slots={name: torch.from_numpy(array) for name, array in slots.items()}).numpy()
 
 
 @pytest.fixture(scope="module")

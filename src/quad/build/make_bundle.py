@@ -10,6 +10,7 @@ from typing import Any
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
 from quad.build.choose_profile import ProfileStage
+from quad.build.embeddings import embedding_files
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
@@ -79,7 +80,8 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
         UnsupportedError: the target cannot run a network. BackendError: a compiler is missing, the disk is full, or a graph does not run as
         its network does.
     """
-    model, files = stages.model, _admission_files(request, stages)
+    model = stages.model
+    files = {**_admission_files(request, stages), **embedding_files(model.adapters, model.base)}
     with backend.writing() as writer, scratch_directory() as scratch:
         context = CompileContext(
             target=load_target(request.target),

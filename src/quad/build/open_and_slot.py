@@ -12,9 +12,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import msgspec
 from torch import nn
 
 from quad.build.eight_bit_sites import MixedPrecision
+from quad.build.embeddings import checked_words
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
@@ -22,6 +24,7 @@ from quad.build.resume.cache import BuildCache, cache_dir, identity_of
 from quad.build.smoke import float_references
 from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs
+from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentPreview, TaskSpec
@@ -92,7 +95,7 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
     with clock("open"):
         for path in request.adapters.values():
             require_lora(path)
-        base = with_clip_skip(open_model(request.model, request.base_options), request.clip_skip)
+        base = _base(request)
     with clock("lora"):
         adapters = _read_adapters(request, base)
     sources = _of_built_tasks(request, base, adapters)
@@ -106,6 +109,14 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
         return _equalize(model)
 
 
+def _base(request: BuildRequest) -> Base:
+    """The model as it is built for the target."""
+    base = with_clip_skip(open_model(request.model, request.base_options), request.clip_skip)
+    if load_target(request.target).text_vectors:
+        return base
+    return replace(base, text=msgspec.structs.replace(base.text, first_vector_id=msgspec.UNSET))
+
+
 def _read_adapters(request: BuildRequest, base: Base) -> tuple[FloatAdapter, ...]:
     unused = request.allow_unused_keys
     adapters = tuple(
@@ -114,6 +125,7 @@ def _read_adapters(request: BuildRequest, base: Base) -> tuple[FloatAdapter, ...
         )
         for name, path in request.adapters.items()
     )
+    adapters = checked_words(adapters, base)
     for adapter in adapters:
         _log.info("adapter %s: rank %d, %s", adapter.name, adapter.rank, "; ".join(adapter.notes) or "as it is")
     return adapters

@@ -58,7 +58,7 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
         for adapter in (None, *adapters) if spec.slots else (None,):
             slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
             with torch.no_grad():
-                output = networks[component](*spec.inputs.values(), *(() if slots is None else (slots,)))
+                output = networks[component](*spec.inputs.values(), **({} if slots is None else {"slots": slots}))
             references.append(
                 ComponentCall(component=component, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
             )

@@ -88,6 +88,21 @@ def _defaults(option: str, text: str) -> AdapterDefaults:
     return defaults
 
 
+def words_of_files(option: str, values: Sequence[str]) -> list[tuple[str | None, Path]]:
+    """`WORD=FILE` values, or `FILE` for the file's own word: any word may stand before the first `=`.
+
+    Raises:
+        UsageError: no file, or no word before `=`.
+    """
+    pairs: list[tuple[str | None, Path]] = []
+    for value in values:
+        word, equals, path = value.partition("=")
+        if not value or (equals and not (word.strip() and path)):
+            raise UsageError(mismatch(option, "NAME=FILE", repr(value), f"write {option} mystyle=mystyle.safetensors"))
+        pairs.append((word.strip(), Path(path)) if equals else (None, Path(value)))
+    return pairs
+
+
 def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
     """`NAME` or `NAME:WEIGHT` values, in the order given; a weight is 1 where none is said.
 

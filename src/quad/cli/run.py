@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quad.cli.options import weighted_names
+from quad.cli.options import weighted_names, words_of_files
 from quad.cli.shared_options import BundleDir, EngineName, MemoryPlan, StoreDir
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
@@ -65,6 +65,13 @@ Syntax = Annotated[
     str, typer.Option(help="a1111: (word:1.2), [word] and BREAK mean something; plain: every character stands for itself.",
                       metavar="a1111|plain"),
 ]  # fmt: skip
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding", help="A textual inversion: this word stands for the file's vectors; repeat it.", metavar="NAME=FILE",
+        show_default=False,
+    ),
+]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Sampler = Annotated[
     str | None,
@@ -102,6 +109,7 @@ def run(
     image_guidance: ImageGuidance = None,
     negative_prompt: Negative = "",
     prompt_syntax: Syntax = "a1111",
+    embedding: Embeddings = None,
     engine: EngineName = "auto",
     memory: MemoryPlan = "minimal",
     store: StoreDir = None,
@@ -117,6 +125,7 @@ def run(
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
     }  # fmt: skip
+    embeddings = words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
         from quad.runtime.pipeline import QuadPipeline
@@ -124,6 +133,8 @@ def run(
         pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
         for line in pipe.notes:
             note(line)
+        for word, path in embeddings:
+            pipe.load_textual_inversion(path, word)
         if weights:
             pipe.set_adapters(list(weights), list(weights.values()))
         return _generate(pipe, words, _Previews(outputs, preview_every))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import msgspec
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
@@ -55,7 +56,8 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
 
 
 def text_spec(base: Base, table: SlotTable) -> GraphSpec:
-    """Inputs of `text_encoder`: `input_ids` of an empty prompt, or of some words where padding is not read; then its slots.
+    """Inputs of `text_encoder`: `input_ids` of an empty prompt, or of some words where padding is not read; `embeddings` and one id that
+    reads them where textual inversions enter; then its slots.
 
     Args:
         table: of all components.
@@ -63,9 +65,12 @@ def text_spec(base: Base, table: SlotTable) -> GraphSpec:
     tokens = torch.full((1, base.text.length), base.text.pad_id, dtype=torch.int64)
     if isinstance(base.text_encoder, MaskedT5):
         tokens = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(_WORDS).ids)
-    return GraphSpec(
-        component="text_encoder", inputs={"input_ids": tokens}, output="last_hidden_state", slots=_slots(table.of(TEXT_ENCODER))
-    )
+    inputs = {"input_ids": tokens}
+    if base.text.first_vector_id is not msgspec.UNSET:
+        tokens[0, -1] = base.text.first_vector_id
+        table_rms = float(base.text_encoder.get_input_embeddings().weight.square().mean().sqrt())  # type: ignore[operator]
+        inputs["embeddings"] = table_rms * _noise(1, base.text.length, base.text.hidden)
+    return GraphSpec(component="text_encoder", inputs=inputs, output="last_hidden_state", slots=_slots(table.of(TEXT_ENCODER)))
 
 
 def _slots(table: SlotTable) -> dict[str, Tensor]:

@@ -23,6 +23,8 @@ TOKENIZER_FILE = "tokenizer/tokenizer.json"
 # Calls of the U-Net to try an adapter on, and what a build wrote into the U-Net beside its encodings; older bundles have neither.
 PROBES_FILE = "probes.safetensors"
 CORRECTIONS_FILE = "corrections.safetensors"
+# Textual inversions that came with the adapters: word -> float32 (n, hidden); absent where none did.
+EMBEDDINGS_FILE = "embeddings.safetensors"
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -135,12 +137,15 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     """The text encoder's input: tokens per prompt, and the id that fills the rest; and its output's width.
 
     Args:
+        first_vector_id: the smallest id that is no token: ids from it on stand for rows of the graph's input `embeddings`
+            `(1, length, hidden)`, where textual inversions enter; unset, the graph has no such input.
         clip_skip: which layer from the last one gives the output, as A1111 counts: 2 leaves out one layer; unset, none is left out.
     """
 
     length: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
     pad_id: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
     hidden: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+    first_vector_id: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | msgspec.UnsetType = msgspec.UNSET
     clip_skip: Annotated[int, msgspec.Meta(ge=2, le=2**10)] | msgspec.UnsetType = msgspec.UNSET
 
     @property

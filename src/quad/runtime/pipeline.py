@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import BUNDLE_FILE, TOKENIZER_FILE, TaskSpec
+from quad.core.manifest import BUNDLE_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, TaskSpec
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
@@ -20,10 +20,12 @@ from quad.runtime.batch import BatchWords, check_output, check_size, expand, joi
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.denoising import beside_of
+from quad.runtime.conditioning.embeddings import TextEmbeddings, parse_embeddings
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.embedding_methods import EmbeddingMethods
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
 from quad.runtime.lora_methods import LoraMethods
@@ -39,7 +41,7 @@ Float = NDArray[np.float32]
 StepCallback = Callable[["QuadPipeline", int, float, dict[str, Any]], Any]
 
 
-class QuadPipeline(LoraMethods):
+class QuadPipeline(LoraMethods, EmbeddingMethods):
     """One resident model and its adapters.
 
     Args:
@@ -58,7 +60,11 @@ class QuadPipeline(LoraMethods):
         self.notes: tuple[str, ...] = ()
         self.switch = AdapterSwitch(bundle, graphs, adapter_budget_bytes)
         self._graphs = graphs
-        self._stages = Stages(bundle.manifest, graphs, Tokenizer(bundle.read(TOKENIZER_FILE), bundle.manifest.text))
+        tokenizer = Tokenizer(bundle.read(TOKENIZER_FILE), bundle.manifest.text)
+        self.embeddings = TextEmbeddings(tokenizer.text, tokenizer.room)
+        if EMBEDDINGS_FILE in bundle.manifest.files:
+            self.embeddings.add(f"{bundle.root}", parse_embeddings(f"{bundle.root}", bundle.read(EMBEDDINGS_FILE)))
+        self._stages = Stages(manifest=bundle.manifest, graphs=graphs, tokenizer=tokenizer, embeddings=self.embeddings)
         beside_of(graphs["unet"], bundle.manifest.latent)
 
     @classmethod

@@ -21,6 +21,7 @@ from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
+from quad.runtime.conditioning.embeddings import TextEmbeddings
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.text_features import text_features
@@ -107,13 +108,14 @@ class Prepared:
         return replace(self, denoising=replace(self.denoising, network=watch)), estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Stages:
     """The graphs of one bundle at work. Each stage binds what it needs itself, so that stages of different pictures may alternate."""
 
     manifest: BundleManifest
     graphs: Mapping[str, Graph]
     tokenizer: Tokenizer
+    embeddings: TextEmbeddings
 
     def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix, texts: TextMemo | None = None) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
@@ -200,7 +202,7 @@ class Stages:
             with clocks.time("text_encoder"), encoder.loaded():
                 encoder.bind(mix)
                 for prompt in prompts:
-                    tokens = read_prompt(self.tokenizer, prompt, syntax)
+                    tokens = read_prompt(self.tokenizer, prompt, syntax, self.embeddings.words)
                     notes.extend(tokens.notes)
                     hidden.append(text_features(encoder, tokens))
             return hidden

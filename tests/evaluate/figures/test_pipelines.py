@@ -19,6 +19,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion import pipeline_stable_diffusion_img2img, pipeline_stable_diffusion_inpaint
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import save_file
 
 from quad.build.build import build
 from quad.build.request import BuildRequest
@@ -147,6 +148,24 @@ def test_weighted_words(pair_of: Callable[..., Pair]) -> None:
     assert not ours.notes
     _near(np.asarray(ours.images[0]), theirs, 60.0)
     assert psnr(pair.call("text-to-image"), theirs) < 40  # what the weights do is seen
+
+
+def test_textual_inversion(pair_of: Callable[..., Pair], tmp_path: Path) -> None:
+    """Two words, one of two vectors, as diffusers loads them."""
+    pair = pair_of(4, "pndm")
+    pipe = open_pipeline(pair.directory, diffusers.StableDiffusionPipeline)
+    drawn = torch.randn(3, 16, generator=torch.Generator().manual_seed(4))
+    for word, vectors in (("<toy>", drawn[:1]), ("<fog>", drawn[1:])):
+        save_file({word: vectors}, tmp_path / f"{word}.safetensors")
+        pipe.load_textual_inversion(str(tmp_path / f"{word}.safetensors"), token=word)
+        assert pair.ours.load_textual_inversion(tmp_path / f"{word}.safetensors") == (word,)
+    prompts = {"prompt": "a painting of <toy>, highly detailed", "negative_prompt": "<fog> blurry"}
+    given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": torch.from_numpy(pair.noise)}
+    theirs = np.asarray(pipe(**prompts, **given, height=64, width=64).images[0])
+    ours = pair.ours(**prompts, task="text-to-image", num_inference_steps=STEPS, latents=pair.noise)
+    pair.ours.unload_textual_inversion()
+    assert not ours.notes
+    _near(np.asarray(ours.images[0]), theirs, 60.0)
 
 
 @pytest.mark.parametrize(("sampler", "size"), [("pndm", "64x64"), ("euler-v", "64x128")])

@@ -202,7 +202,7 @@ def test_slots_of_t5_are_peft(
     for prompt in PROMPTS[:2]:
         ids = ids_of(base, prompt)
         with torch.no_grad():
-            ours = slotted.text_encoder(ids, slots)
+            ours = slotted.text_encoder(ids, slots=slots)
             expected = loaded(ids, attention_mask=(ids != 0).long())[0] * (ids != 0)[..., None]
             plain = theirs.text_encoder(ids, attention_mask=(ids != 0).long())[0] * (ids != 0)[..., None]
         assert error(ours, expected) <= BAR

@@ -47,7 +47,7 @@ def run(slotted: Slotted, adapter: FloatAdapter | None) -> Tensor:
     slots = {name: torch.from_numpy(value) for name, value in slot_inputs(adapter, slotted.table).items()}
     assert slotted.text_encoder is not None
     with torch.no_grad():
-        return slotted.text_encoder(IDS, slots)
+        return slotted.text_encoder(IDS, slots=slots)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_every_slot_input_matters_and_takes_gradients(slotted: Slotted) -> None:
         for name, shape in text_table.input_shapes().items()
     }
     assert slotted.text_encoder is not None
-    slotted.text_encoder(IDS, slots).square().mean().backward()
+    slotted.text_encoder(IDS, slots=slots).square().mean().backward()
     assert [name for name, slot in slots.items() if slot.grad is None or not slot.grad.any()] == []
 
 
@@ -167,4 +167,4 @@ def test_a_text_path_that_is_no_layer_is_refused(unet: UNet2DConditionModel, tex
         slot_networks(unet, text, [adapter("odd", {"text_encoder.embeddings.token_embedding": pair})])
     assert slotted.text_encoder is not None
     with pytest.raises(CompatibilityError, match="slots: expected 24 inputs, found no 'text_encoder"):
-        slotted.text_encoder(IDS, {"conv_in.lora_A": torch.zeros(4, 9, 3, 3)})
+        slotted.text_encoder(IDS, slots={"conv_in.lora_A": torch.zeros(4, 9, 3, 3)})

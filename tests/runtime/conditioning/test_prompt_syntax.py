@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quad.core.errors import UsageError
-from quad.runtime.conditioning.prompt_syntax import Part, parse_prompt, without_tags
+from quad.runtime.conditioning.prompt_syntax import PromptPart, parse_prompt, without_tags
 
 PLAIN = st.text(st.characters(exclude_characters="()[]\\", exclude_categories=["Cs"]), max_size=30).filter(lambda text: "BREAK" not in text)
 WEIGHTED = [
@@ -56,7 +56,7 @@ def test_break_ends_a_block_at_any_depth() -> None:
 
 @given(PLAIN)
 def test_text_without_syntax_is_one_part_as_it_stands(text: str) -> None:
-    assert parse_prompt(text) == parse_prompt(text, "plain") == ([[Part(text)]] if text else [[]])
+    assert parse_prompt(text) == parse_prompt(text, "plain") == ([[PromptPart(text)]] if text else [[]])
 
 
 @given(st.text(max_size=30).filter(lambda text: "BREAK" not in text))
@@ -72,7 +72,7 @@ def test_escaped_text_means_itself(text: str) -> None:
 )
 def test_nested_weights_multiply(text: str, depth: int, weight: float) -> None:
     ((part,),) = parse_prompt("(" * depth + f"({text}:{weight:f})" + ")" * depth)
-    assert part == Part(text, pytest.approx(weight * 1.1**depth))
+    assert part == PromptPart(text, pytest.approx(weight * 1.1**depth))
 
 
 @given(st.text("ab()[]:1.\\ ", max_size=40))

@@ -52,6 +52,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         backend: what makes its files, see `quad.compile.backend.BACKENDS`.
         vendor: who makes the chip, in the words of an error.
         options: options of a build that no target but this one, or its like, reads.
+        text_vectors: the text encoder's graph has the input `embeddings`, through which textual inversions enter.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     backend: str = "onnx"
     vendor: str = ""
     options: tuple[str, ...] = ()
+    text_vectors: bool = False
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
         """Refuse a weight's encoding that an operator cannot read.

@@ -108,7 +108,7 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
         error = _distance(ours, reference.network_output(adapter.name, sample, 400.0, words))
         if slotted.text_encoder is not None:
             with torch.inference_mode():
-                hidden = slotted.text_encoder(ids, slots)
+                hidden = slotted.text_encoder(ids, slots=slots)
             error = max(error, _distance(hidden, reference.words([PROMPT])))
         errors[adapter.name] = error
     return errors

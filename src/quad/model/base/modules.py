@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quad.core.manifest import LatentSpec
+from quad.model.base.vector_table import VectorTable
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -20,15 +22,22 @@ def share_copy(module: M) -> M:
 
 
 class TextModule(nn.Module):
-    """`input_ids (1, L)` int64 -> `last_hidden_state (1, L, D)`."""
+    """`input_ids (1, L)` int64, and `embeddings (1, L, D)` where some stand for vectors -> `last_hidden_state (1, L, D)`."""
 
     def __init__(self, text_encoder: nn.Module) -> None:
         super().__init__()
         self.text_encoder = text_encoder
 
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden: Tensor = self.text_encoder(input_ids).last_hidden_state
+    def forward(self, input_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        with self._reading(embeddings):
+            hidden: Tensor = self.text_encoder(input_ids).last_hidden_state
         return hidden
+
+    def _reading(self, vectors: Tensor | None) -> AbstractContextManager[None]:
+        if vectors is None:
+            return nullcontext()
+        table: VectorTable = self.text_encoder.get_input_embeddings()  # type: ignore[operator]
+        return table.reading(vectors)
 
 
 class _LatentSpace(nn.Module):

@@ -25,6 +25,7 @@ from quad.model.base.noise_schedule import read_scheduler, scheduler_class
 from quad.model.base.stated_samplers import stated_samplers
 from quad.model.base.tokenizer_files import read_tokenizer
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
+from quad.model.base.vector_table import with_vector_table
 from quad.model.base.weight_files import weights_digest
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.samplers.names import parse_sampler
@@ -217,7 +218,7 @@ def _scheduler_notes(config_class: str, index_class: str | None) -> tuple[str, .
 
 def text_module(base: Base) -> nn.Module:
     """The text encoder's graph; shares the base's weights, not its structure."""
-    return TextModule(share_copy(base.text_encoder)).eval()
+    return TextModule(with_vector_table(share_copy(base.text_encoder))).eval()
 
 
 def vae_encoder_module(base: Base) -> nn.Module:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from tokenizers import AddedToken, Regex, Tokenizer, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 
@@ -60,7 +61,9 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
     pad = _pad_id(tokenizer, folder, int(config.pad_token_id or 0))
     if captions and pad != config.pad_token_id:
         raise InputError(mismatch(f"{folder}", f"pad id {config.pad_token_id} (text_encoder/config.json)", pad, _THEN))
-    return _as_captions(tokenizer).to_str() if captions else text, TextSpec(length=length, pad_id=pad, hidden=int(config.hidden_size))
+    first_vector_id = msgspec.UNSET if captions else size
+    spec = TextSpec(length=length, pad_id=pad, hidden=int(config.hidden_size), first_vector_id=first_vector_id)
+    return _as_captions(tokenizer).to_str() if captions else text, spec
 
 
 def _as_captions(tokenizer: Tokenizer) -> Tokenizer:

@@ -18,6 +18,7 @@ from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.base.modules import TextModule, share_copy
+from quad.model.base.vector_table import with_vector_table
 from quad.model.slots.attention import add_sites
 from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, collect_sites
 from quad.model.slots.table import new_table
@@ -122,7 +123,7 @@ class SlottedNetwork(nn.Module):
 
 
 class SlottedText(TextModule):
-    """A text encoder with sites and slots, called as `TextModule` is, with the adapter's tensors beside the tokens.
+    """A text encoder with sites and slots, called as `TextModule` is, with the adapter's tensors beside the tokens and the vectors.
 
     Args:
         text_encoder: whose slotted layers read `feed`.
@@ -134,18 +135,19 @@ class SlottedText(TextModule):
         self.table, self._feed = table, feed
         self.train(text_encoder.training)
 
-    def forward(self, input_ids: Tensor, slots: Mapping[str, Tensor] | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, embeddings: Tensor | None = None, slots: Mapping[str, Tensor] | None = None) -> Tensor:
         """`last_hidden_state (1, L, D)`.
 
         Args:
             input_ids: `(1, L)` int64.
+            embeddings: `(1, L, D)`, see `VectorTable`.
             slots: every A and B by graph input name; empty or None for the base without LoRA branches.
 
         Raises:
             CompatibilityError: a slot's input is not there.
         """
         with self._feed.bound_to(slots):
-            return super().forward(input_ids)
+            return super().forward(input_ids, embeddings)
 
 
 @dataclass(frozen=True)
@@ -201,7 +203,7 @@ def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
 
 def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
     feed = SlotFeed([*table.input_shapes()])
-    module = SlottedText(share_copy(text_encoder), table, feed)
+    module = SlottedText(with_vector_table(share_copy(text_encoder)), table, feed)
     _put_slots(module, table, feed)
     return module
 

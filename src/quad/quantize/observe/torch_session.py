@@ -59,7 +59,7 @@ class TorchSession:
             raise BackendError(mismatch("torch session", f"inputs {', '.join(self._shapes)}", f"no {missing[0]}", "give it"))
         arguments: list[Any] = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._shapes]
         with torch.no_grad():
-            output: torch.Tensor = self._network(*arguments) if self._table is None else self._network(*arguments, self._slots)
+            output: torch.Tensor = self._network(*arguments) if self._table is None else self._network(*arguments, slots=self._slots)
         return output.numpy()
 
 

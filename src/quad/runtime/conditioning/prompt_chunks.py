@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.runtime.conditioning.embeddings import WordVectors
 from quad.runtime.conditioning.prompt_syntax import Block, PromptSyntax, parse_prompt, without_tags
 from quad.runtime.conditioning.tokenizer import Tokenizer, unread_notes
 
@@ -27,10 +28,12 @@ class Chunk:
     Args:
         ids: int64 `(1, length)`, filled up with the pad id.
         weights: float64 `(length,)`, 1 where the prompt says nothing.
+        vectors: float32 `(1, length, hidden)`, what textual inversions put in place of tokens; None where there are none.
     """
 
     ids: NDArray[np.int64]
     weights: NDArray[np.float64]
+    vectors: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -43,17 +46,24 @@ class PromptTokens:
 
 @dataclass(frozen=True)
 class Token:
-    """One token of a prompt and its weight."""
+    """One token of a prompt and its weight, or the vectors `(n, hidden)` of a word, which stay together."""
 
     id: int
     weight: float
+    vectors: NDArray[np.float32] | None = None
+
+    @property
+    def places(self) -> int:
+        """Places that it takes in a chunk."""
+        return 1 if self.vectors is None else len(self.vectors)
 
 
-def read_prompt(tokenizer: Tokenizer, prompt: str, syntax: PromptSyntax = "plain") -> PromptTokens:
+def read_prompt(tokenizer: Tokenizer, prompt: str, syntax: PromptSyntax = "plain", words: WordVectors | None = None) -> PromptTokens:
     """The tokens of a prompt; of one without syntax they are what the tokenizer alone gives.
 
     Args:
         syntax: whether brackets and BREAK mean something; a tokenizer that sets no token before a text, such as T5's, knows none.
+        words: textual inversions, None for none.
 
     Raises:
         UsageError: a weight that is none.
@@ -64,25 +74,30 @@ def read_prompt(tokenizer: Tokenizer, prompt: str, syntax: PromptSyntax = "plain
         return PromptTokens((Chunk(tokens.ids, np.ones(tokens.ids.shape[1])),), tokens.notes)
     text, tag_notes = (prompt, ()) if syntax == "plain" else without_tags(prompt)
     notes = list(tag_notes)
-    blocks, unknown = _tokens(tokenizer, parse_prompt(text, syntax))
+    blocks, unknown = _tokens(tokenizer, parse_prompt(text, syntax), words or WordVectors())
     if len(blocks) > 1:
         notes.append("prompt: BREAK begins a second chunk, which this bundle has not; its parts were read as one")
         blocks = [[token for block in blocks for token in block]]
-    split = _split(blocks, tokenizer.text.length - len(frame), 1, tokenizer.comma)
+    split = _split(blocks, tokenizer.room, 1, tokenizer.comma)
     chunks = tuple(_chunk(tokenizer, frame, tokens) for tokens in split.chunks)
     return PromptTokens(chunks, (*notes, *unread_notes(unknown, split.dropped, tokenizer.text.length)))
 
 
-def _tokens(tokenizer: Tokenizer, blocks: Sequence[Block]) -> tuple[list[list[Token]], tuple[str, ...]]:
+def _tokens(tokenizer: Tokenizer, blocks: Sequence[Block], words: WordVectors) -> tuple[list[list[Token]], tuple[str, ...]]:
     """The tokens of each block, and the words that have none."""
     tokens: list[list[Token]] = []
     unknown: list[str] = []
+    first_vector_id = tokenizer.text.first_vector_id or 0
     for block in blocks:
         tokens.append([])
         for part in block:
-            ids, words = tokenizer.ids_of(part.text)
-            tokens[-1] += [Token(index, part.weight) for index in ids]
-            unknown += words
+            for piece in words.split(part.text):
+                if not isinstance(piece, str):
+                    tokens[-1].append(Token(first_vector_id, part.weight, piece))
+                    continue
+                ids, strange = tokenizer.ids_of(piece)
+                tokens[-1] += [Token(index, part.weight) for index in ids]
+                unknown += strange
     return tokens, tuple(dict.fromkeys(unknown))
 
 
@@ -91,9 +106,10 @@ class _Split:
     """Chunks while they are filled.
 
     Args:
-        room: tokens in each.
+        room: places in each.
         most: chunks.
         dropped: tokens that found no room.
+        last_comma: index in the last chunk, -1 where it has none.
     """
 
     room: int
@@ -107,21 +123,29 @@ class _Split:
         self.last_comma = -1
 
     def add(self, token: Token, comma: int | None) -> None:
-        """Put a token where it belongs."""
-        chunk = self.chunks[-1]
-        is_full, may_follow = len(chunk) == self.room, len(self.chunks) < self.most
-        if is_full and not may_follow:
-            self.dropped += 1
-            return
-        if is_full and token.id != comma and self.last_comma >= 0 and len(chunk) - self.last_comma <= MOST_MOVED:
-            moved = chunk[self.last_comma + 1 :]
-            del chunk[self.last_comma + 1 :]
-            self.next_chunk(moved)
-        elif is_full:
+        """Put a token where it belongs; once something found no room, nothing behind it is read."""
+        is_comma = token.vectors is None and token.id == comma
+        if self._places(0) == self.room and len(self.chunks) < self.most:
+            is_near = self.last_comma >= 0 and self._places(self.last_comma) <= MOST_MOVED
+            self._move_on(self.last_comma + 1 if is_near and not is_comma else len(self.chunks[-1]))
+        if self._places(0) + token.places > self.room and len(self.chunks) < self.most:
             self.next_chunk()
-        if token.id == comma:
+        if self.dropped or self._places(0) + token.places > self.room:
+            self.dropped += token.places
+            return
+        if is_comma:
             self.last_comma = len(self.chunks[-1])
         self.chunks[-1].append(token)
+
+    def _places(self, begin: int) -> int:
+        """Places that the last chunk's tokens from an index on take."""
+        return sum(token.places for token in self.chunks[-1][begin:])
+
+    def _move_on(self, begin: int) -> None:
+        """The last chunk's tokens from an index on begin another."""
+        moved = self.chunks[-1][begin:]
+        del self.chunks[-1][begin:]
+        self.next_chunk(moved)
 
 
 def _split(blocks: Sequence[Sequence[Token]], room: int, most: int, comma: int | None) -> _Split:
@@ -137,9 +161,16 @@ def _split(blocks: Sequence[Sequence[Token]], room: int, most: int, comma: int |
 
 def _chunk(tokenizer: Tokenizer, frame: Sequence[int], tokens: Sequence[Token]) -> Chunk:
     """Begin, tokens, end and padding; begin and end are one token each, or not there."""
-    half = len(frame) // 2
-    ids = np.full((1, tokenizer.text.length), tokenizer.text.pad_id, np.int64)
-    weights = np.ones(tokenizer.text.length)
-    ids[0, : len(tokens) + len(frame)] = [*frame[:half], *(token.id for token in tokens), *frame[half:]]
-    weights[half : half + len(tokens)] = [token.weight for token in tokens]
-    return Chunk(ids, weights)
+    text, half = tokenizer.text, len(frame) // 2
+    ids, weights = np.full((1, text.length), text.pad_id, np.int64), np.ones(text.length)
+    vectors = np.zeros((1, text.length, text.hidden), np.float32)
+    ids[0, :half] = frame[:half]
+    place = half
+    for token in tokens:
+        places = slice(place, place + token.places)
+        ids[0, places], weights[places] = token.id, token.weight
+        if token.vectors is not None:
+            vectors[0, places] = token.vectors
+        place += token.places
+    ids[0, place : place + half] = frame[half:]
+    return Chunk(ids, weights, vectors if any(token.vectors is not None for token in tokens) else None)

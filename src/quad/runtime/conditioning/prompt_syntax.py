@@ -44,14 +44,14 @@ _FACTORS = {"(": EMPHASIS, "[": 1 / EMPHASIS}
 
 
 @dataclass(frozen=True)
-class Part:
+class PromptPart:
     """Some text of a prompt, and how strongly it counts."""
 
     text: str
     weight: float = 1.0
 
 
-Block = list[Part]  # what stands between two BREAKs
+Block = list[PromptPart]  # what stands between two BREAKs
 
 
 def parse_prompt(prompt: str, syntax: PromptSyntax = "a1111") -> list[Block]:
@@ -61,7 +61,7 @@ def parse_prompt(prompt: str, syntax: PromptSyntax = "a1111") -> list[Block]:
         UsageError: a weight beyond 1000.
     """
     if syntax == "plain":
-        return [[Part(prompt)]] if prompt else [[]]
+        return [[PromptPart(prompt)]] if prompt else [[]]
     tokens = list(_SCANNER.finditer(prompt))
     return _blocks(_weighted(tokens, _factors(tokens)))
 
@@ -94,7 +94,7 @@ def _factors(tokens: Sequence[re.Match[str]]) -> dict[int, float]:
     return factors
 
 
-def _weighted(tokens: Sequence[re.Match[str]], factors: dict[int, float]) -> Iterator[Part]:
+def _weighted(tokens: Sequence[re.Match[str]], factors: dict[int, float]) -> Iterator[PromptPart]:
     """The text of a prompt, piece by piece; of escapes the character alone."""
     products: dict[str, list[float]] = {"(": [1.0], "[": [1.0]}
     for index, token in enumerate(tokens):
@@ -102,14 +102,14 @@ def _weighted(tokens: Sequence[re.Match[str]], factors: dict[int, float]) -> Ite
             weight = products["("][-1] * products["["][-1]
             if not abs(weight) <= MOST_WEIGHT:
                 raise UsageError(mismatch("prompt", f"weights up to {MOST_WEIGHT:g}", f"{weight:g}", "use fewer brackets"))
-            yield Part(token[0][1:] if token["escape"] else token[0], weight)
+            yield PromptPart(token[0][1:] if token["escape"] else token[0], weight)
         elif bracket := token["open"]:
             products[bracket].append(products[bracket][-1] * factors[index])
         else:
             products[_PAIRS[token["close"] or ")"]].pop()
 
 
-def _blocks(parts: Iterator[Part]) -> list[Block]:
+def _blocks(parts: Iterator[PromptPart]) -> list[Block]:
     """Split at BREAKs and joined where the weight stays."""
     blocks: list[Block] = [[]]
     for part in parts:
@@ -118,7 +118,7 @@ def _blocks(parts: Iterator[Part]) -> list[Block]:
                 blocks.append([])
             block = blocks[-1]
             if text and block and block[-1].weight == part.weight:
-                block[-1] = Part(block[-1].text + text, part.weight)
+                block[-1] = PromptPart(block[-1].text + text, part.weight)
             elif text:
-                block.append(Part(text, part.weight))
+                block.append(PromptPart(text, part.weight))
     return blocks

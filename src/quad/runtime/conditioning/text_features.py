@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.runtime.conditioning.prompt_chunks import PromptTokens
+from quad.runtime.conditioning.prompt_chunks import Chunk, PromptTokens
 from quad.runtime.engines.engine import Runnable
 
 Float = NDArray[np.float32]
@@ -17,8 +17,19 @@ LEAST_MEAN = 1e-5
 
 def text_features(encoder: Runnable, prompt: PromptTokens) -> Float:
     """The hidden states of a prompt's chunks one after another, float32 `(1, L, D)`."""
-    hidden = [emphasised(encoder.run({"input_ids": chunk.ids}), chunk.weights) for chunk in prompt.chunks]
+    hidden = [emphasised(encoder.run(_inputs(encoder, chunk)), chunk.weights) for chunk in prompt.chunks]
     return hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1)
+
+
+def _inputs(encoder: Runnable, chunk: Chunk) -> dict[str, NDArray[Any]]:
+    """The inputs of the graph for a chunk: vectors too where it takes them."""
+    shape = encoder.inputs.get("embeddings")
+    if shape is None:
+        return {"input_ids": chunk.ids}
+    return {
+        "input_ids": chunk.ids,
+        "embeddings": np.zeros([axis or 1 for axis in shape], np.float32) if chunk.vectors is None else chunk.vectors,
+    }
 
 
 def emphasised(hidden: NDArray[Any], weights: NDArray[np.float64]) -> Float:

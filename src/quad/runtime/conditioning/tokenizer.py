@@ -91,6 +91,11 @@ class Tokenizer:
         dropped = sum(max(len(part.ids) - special, 0) for part in encoding.overflowing)
         return Tokens(ids, self._unknown(prompt, parts), dropped)
 
+    @property
+    def room(self) -> int:
+        """Tokens of a text that are read at once: all but the frame."""
+        return self.text.length - len(self.frame or ())
+
     def ids_of(self, text: str) -> tuple[list[int], tuple[str, ...]]:
         """Ids of a text of any length without the frame, and the words of it that have none."""
         encoding = self._encoder.encode(text, add_special_tokens=False)
