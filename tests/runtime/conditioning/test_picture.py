@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -137,3 +138,12 @@ def test_no_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(picture_file, "upright", lacking)
     with pytest.raises(BackendError, match="expected enough memory, found too little"):
         open_picture(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP"])
+def test_more_pixels_than_the_library_opens_are_too_many_not_damage(format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = BytesIO()
+    Image.new("RGB", (40, 40)).save(data, format)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InputError, match="at most 64 pixels, found many more"):
+        picture_file.decode_picture(data.getvalue(), "image", 64)

@@ -41,7 +41,9 @@ def open_file(data: bytes, where: str, max_pixels: int = MAX_PIXELS, formats: tu
             yield picture
     except QuadError:
         raise
-    except Exception as error:  # decoders raise many kinds, and bomb warnings may be errors
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # before the header is given to anyone
+        raise InputError(mismatch(where, f"at most {max_pixels} pixels", "many more", "make it smaller")) from error
+    except Exception as error:  # decoders raise many kinds
         if isinstance(error, MemoryError) or "memory" in str(error).lower() or not _is_free(n_bytes // 4):
             raise no_memory(where) from error
         reason = "something else" if isinstance(error, UnidentifiedImageError) else f"a damaged one ({error})"
