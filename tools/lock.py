@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 # File -> the extras of pyproject.toml that it locks; BASE has the base install with them.
-LOCKS = {"install": ("build", "openvino", "delivery", "serve", "dev"), "qnn": ("qnn",), "docs": ("docs",)}
+LOCKS = {"install": ("build", "openvino", "delivery", "serve", "c2pa", "dev"), "qnn": ("qnn",), "docs": ("docs",)}
 BASE, BESIDE = "install", "qnn"  # the second goes where the first is, and holds what that has not
 PYTHON = {"docs": "3.11.5"}  # the oldest that a file is for, where it is not 3.11
 # What torch for CUDA needs beside, in a file of its own: its build for CPUs, which many machines bring, is complete without.

@@ -23,7 +23,7 @@ RUNNER = CliRunner()
 
 
 def _run(bundle: Path, out: Path, *arguments: str) -> dict[str, Any]:
-    done = RUNNER.invoke(app, ["run", str(bundle), "-o", str(out), "--json", *arguments])
+    done = RUNNER.invoke(app, ["run", str(bundle), "-o", str(out), "--json", "--no-parameters", *arguments])
     assert done.exit_code == 0, done.stderr
     facts: dict[str, Any] = json.loads(done.stdout)
     assert done.stdout.count("\n") == 1
@@ -50,6 +50,27 @@ def test_the_same_seed_gives_the_same_file_and_a_drawn_seed_is_told(tiny_bundle:
     seed = _run(tiny_bundle, first, "--task", "text-to-image")["seed"]
     _run(tiny_bundle, second, "--task", "text-to-image", "--seed", str(seed))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_a_file_says_how_its_picture_was_made(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:
+    given = ("--task", "transform", "--image", _save(tmp_path / "in.png", picture), "--seed", "1", "--prompt", "night", "--guidance", "3")
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), *given, "--num-images", "2", "--mark"])
+    assert done.exit_code == 0, done.stderr
+    for name, seed in (("a-1.png", 1), ("a-2.png", 2)):
+        with Image.open(tmp_path / name) as image:
+            text, xmp = image.info["parameters"], image.info["XML:com.adobe.xmp"]
+        assert text.splitlines()[0].startswith("night<lora:transform:1>")
+        assert f"CFG scale: 3, Seed: {seed}, Size: 16x16, Model: " in text
+        assert "compositeWithTrainedAlgorithmicMedia" in xmp
+
+
+def test_a_certificate_that_does_not_sign_is_told_before_a_picture_is_made(tiny_bundle: Path, tmp_path: Path) -> None:
+    pytest.importorskip("c2pa")
+    arguments = ["run", str(tiny_bundle), "--task", "text-to-image", "-o", str(tmp_path / "a.png"), "--sign", str(tmp_path / "none.pem")]
+    done = RUNNER.invoke(app, arguments)
+    assert done.exit_code == 1
+    assert "none.pem: expected a PEM file of a certificate chain and its key, found none" in done.stderr
+    assert not (tmp_path / "a.png").exists()
 
 
 def test_wishes_reach_the_pipeline(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:

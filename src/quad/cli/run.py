@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quad.cli.options import weighted_names, words_of_files
-from quad.cli.shared_options import BundleDir, EngineName, MemoryPlan, StoreDir
+from quad.cli.shared_options import BundleDir, EngineName, Mark, MemoryPlan, Sign, StoreDir, png_options
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from quad.runtime.pipeline import QuadPipeline
+    from quad.runtime.provenance.facts import PictureFacts
+    from quad.runtime.provenance.png import PngOptions
     from quad.runtime.stages import PipelineOutput
 
 MAX_SEED = 2**32
@@ -78,6 +80,7 @@ Sampler = Annotated[
     typer.Option(help="How noise becomes a picture; by default what the adapters bring, or the task's own.", metavar="KIND[:STEPS]",
                  show_default=False),
 ]  # fmt: skip
+Parameters = Annotated[bool, typer.Option(help="Write into the picture's file how it was made, its prompt too, as A1111 does.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
 
 
@@ -113,12 +116,16 @@ def run(
     engine: EngineName = "auto",
     memory: MemoryPlan = "minimal",
     store: StoreDir = None,
+    parameters: Parameters = True,
+    mark: Mark = False,
+    sign: Sign = None,
     as_json: Json = False,
 ) -> None:
     """Make a picture, or several, from a bundle, without torch."""
     outputs = [_numbered(output, number, num_images) for number in range(num_images)]
     for path in outputs:
         _check_output(path)
+    png = png_options(parameters=parameters, mark=mark, sign=sign)
     weights = weighted_names("--adapter", adapter or [])
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
@@ -140,8 +147,8 @@ def run(
         return _generate(pipe, words, _Previews(outputs, preview_every))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
-    for path, picture in zip(outputs, generated.images, strict=True):
-        _write_png(path, picture)
+    for path, picture, facts in zip(outputs, generated.images, generated.facts, strict=True):
+        write_bytes(path, _encode(picture, facts, png))
     for line in generated.notes:
         note(line)
     result(_json(outputs, generated), as_json, _lines(outputs, generated))
@@ -195,6 +202,12 @@ def _check_output(output: Path) -> None:
     if output.suffix.lower() != ".png" or is_directory(output):
         raise UsageError(mismatch("-o", "a file name that ends in .png", repr(str(output)), "choose another name"))
     require_file(output)
+
+
+def _encode(picture: Image, facts: PictureFacts, png: PngOptions) -> bytes:
+    from quad.runtime.provenance.png import encode_png
+
+    return encode_png(picture, facts, png)
 
 
 def _write_png(path: Path, picture: Image) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from quad.cli.extras import check_serve
-from quad.cli.shared_options import EngineName, StoreDir, Threads
+from quad.cli.shared_options import EngineName, Mark, Sign, StoreDir, Threads, png_options
 from quad.cli.show import Json, result
 from quad.core.errors import UsageError, mismatch
 
@@ -46,6 +46,7 @@ Steps = Annotated[int, typer.Option("--max-steps", help="Sampler steps of one re
 Time = Annotated[float, typer.Option("--time-limit", help="Seconds that one request may run.", metavar="S", min=0.1)]
 Lease = Annotated[float, typer.Option("--lease", help="Seconds that a request lives when nobody asks after it.", metavar="S", min=0.1)]
 Uploads = Annotated[bool, typer.Option("--allow-uploads", help="Let clients send packs.")]
+Parameters = Annotated[bool, typer.Option("--parameters", help="Write into each picture's file how it was made, its prompt too.")]
 Document = Annotated[bool, typer.Option("--openapi", help="Print the API's OpenAPI document, and serve nothing.")]
 
 
@@ -66,6 +67,9 @@ def serve(
     time_limit: Time = 600.0,
     lease: Lease = 30.0,
     allow_uploads: Uploads = False,
+    parameters: Parameters = False,
+    mark: Mark = False,
+    sign: Sign = None,
     openapi: Document = False,
     as_json: Json = False,
 ) -> None:
@@ -96,6 +100,7 @@ def serve(
         allow_uploads=allow_uploads,
         limits=limits,
         adapter_budget_bytes=adapter_budget,
+        png=png_options(parameters=parameters, mark=mark, sign=sign),
     )
     listening = socket_endpoint(socket) if port is None else port_endpoint(port, token_file)
     launch(options, listening, lambda endpoint, service: _announce(endpoint, service, as_json))

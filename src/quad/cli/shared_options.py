@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quad.core.errors import UsageError, mismatch
+
+if TYPE_CHECKING:
+    from quad.runtime.provenance.png import PngOptions
 
 REFERENCE = "toyland"  # the model that the package ships
 
@@ -40,6 +43,11 @@ MemoryPlan = Annotated[
     typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
+Mark = Annotated[bool, typer.Option("--mark", help="Say in the picture's XMP that a model made it.")]
+Sign = Annotated[
+    Path | None,
+    typer.Option(help="Sign content credentials (C2PA) by a PEM file of a certificate chain and key.", metavar="CERT", show_default=False),
+]
 Samples = Annotated[int, typer.Option("--n", help="Held-out samples a task.", metavar="N")]
 StoreDir = Annotated[
     Path | None,
@@ -67,3 +75,18 @@ def model_directory(model: str) -> Path:
     from quad.zoo.reference import reference_dir
 
     return reference_dir() if model == REFERENCE else resolve_model(model)
+
+
+def png_options(*, parameters: bool, mark: bool, sign: Path | None) -> PngOptions:
+    """The options of both verbs together; a certificate is tried before any picture is made.
+
+    Raises:
+        UnsupportedError: the extra for signing is not installed. InputError: certificate and key do not sign.
+    """
+    from quad.runtime.provenance.png import PngOptions
+
+    if sign is None:
+        return PngOptions(parameters=parameters, mark=mark)
+    from quad.runtime.provenance.credentials import ContentSigner
+
+    return PngOptions(parameters=parameters, mark=mark, sign=ContentSigner.open(sign).sign)

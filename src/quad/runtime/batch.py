@@ -104,6 +104,7 @@ def joined(outputs: Sequence[PipelineOutput], notes: Sequence[str]) -> PipelineO
         notes=tuple(dict.fromkeys((*(note for output in outputs for note in output.notes), *notes))),
         timings_ms=timings,
         seeds=tuple(seed for output in outputs for seed in output.seeds),
+        facts=tuple(facts for output in outputs for facts in output.facts),
     )
 
 

@@ -28,6 +28,7 @@ from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
+from quad.runtime.provenance.facts import PictureFacts
 from quad.runtime.request import Request, Resolved
 from quad.runtime.samplers import OnStep, SamplingRun, plan_sampling
 from quad.runtime.samplers.contract import split_output
@@ -50,6 +51,7 @@ class PipelineOutput:
         sampler: `KIND:STEPS`, as used; empty in an answer of an older server.
         guidance: as used; None there.
         seeds: of each picture, where it had one.
+        facts: of each picture, for its file; none in an answer of a server.
     """
 
     images: Any
@@ -61,6 +63,7 @@ class PipelineOutput:
     sampler: str = ""
     guidance: float | None = None
     seeds: tuple[int, ...] = ()
+    facts: tuple[PictureFacts, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,7 @@ class Stages:
             sampler=sampler_text(prepared.resolved.spec.sampler),
             guidance=prepared.resolved.spec.guidance,
             seeds=() if prepared.request.generator is not None else (prepared.request.seed,),
+            facts=(_facts(prepared, self.manifest),),
         )
 
     def _picture(self, prepared: Prepared, x0: Float, output_type: OutputType) -> Any:
@@ -213,6 +217,25 @@ class Stages:
             return latent
 
         return Encoders(unet=self.graphs["unet"], texts=texts, picture=picture)
+
+
+def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
+    """Facts for the file of this picture."""
+    request, spec, paste = prepared.request, prepared.resolved.spec, prepared.denoising.condition.paste
+    height, width = (manifest.picture_size.height, manifest.picture_size.width) if paste is None else paste.original.shape[:2]
+    own_noise = request.generator is not None or request.latents is not None
+    return PictureFacts(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        sampler=sampler_text(spec.sampler),
+        guidance=spec.guidance,
+        seed=None if own_noise else request.seed,
+        size=(width, height),
+        model=(manifest.name, manifest.sha256),
+        adapters=dict(prepared.mix.weights),
+        strength=spec.strength if isinstance(spec.strength, float) and spec.reads_picture else None,
+        edited=spec.reads_picture,
+    )
 
 
 def to_picture(image: NDArray[np.float32], paste: PasteBack | None = None) -> Image.Image:

@@ -17,6 +17,7 @@ from types import FrameType
 from quad.core.storage.install_pointers import store_beside
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.provenance.png import PngOptions
 from quad.runtime.queue.scheduler import Scheduler, SchedulerOptions
 from quad.serve.endpoint import Endpoint, remove_at_once
 from quad.serve.guard import Credentials
@@ -37,6 +38,7 @@ class ServeOptions:
         store: the device's installed adapters; `BUNDLE.adapters` beside the bundle by default.
         allow_uploads: clients may send packs.
         adapter_budget_bytes: of memory for adapters, None for no bound.
+        png: what the files of pictures say of how they were made; None for nothing.
     """
 
     bundle: Path
@@ -47,6 +49,7 @@ class ServeOptions:
     allow_uploads: bool = False
     limits: Limits = field(default_factory=Limits)
     adapter_budget_bytes: int | None = None
+    png: PngOptions | None = None
 
 
 def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], announce: Callable[[Endpoint, Service], None]) -> None:
@@ -87,7 +90,7 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
         uploads = endpoint.uploads if options.allow_uploads else None
         if uploads is not None:
             uploads.mkdir(mode=0o700)
-        yield Service(pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads)
+        yield Service(pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads, png=options.png)
     finally:
         scheduler.close()
 

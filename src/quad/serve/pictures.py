@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from PIL import Image
 
 from quad.runtime.conditioning.picture import PictureSource, open_picture, picture_bytes, to_rgb
 from quad.runtime.conditioning.picture_file import decode_picture
+from quad.runtime.provenance.facts import PictureFacts
+from quad.runtime.provenance.png import PngOptions, encode_png
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG = "image/png"
@@ -23,7 +26,10 @@ def held_bytes(picture: Image.Image | None) -> int:
     return 0 if picture is None else picture.width * picture.height * (1 if picture.mode == "L" else MOST_BYTES_PER_PIXEL)
 
 
-def to_png(picture: Image.Image) -> bytes:
+def to_png(picture: Image.Image, facts: PictureFacts | None = None, options: PngOptions | None = None) -> bytes:
+    """The picture's file, with what the options ask to be said in it."""
+    if facts is not None and options is not None:
+        return encode_png(picture, facts, replace(options, level=_FAST))
     data = BytesIO()
     picture.save(data, format="PNG", compress_level=_FAST)
     return data.getvalue()

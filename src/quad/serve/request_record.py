@@ -9,6 +9,7 @@ import msgspec
 from PIL import Image
 
 from quad.core.errors import QuadError
+from quad.runtime.provenance.facts import PictureFacts
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.stages import PipelineOutput
 from quad.serve.api import RequestState, State, Step, error_body
@@ -52,6 +53,11 @@ class RequestRecord:
     @property
     def picture(self) -> Image.Image | None:
         return self.outcome.images[0] if isinstance(self.outcome, PipelineOutput) else None
+
+    @property
+    def facts(self) -> PictureFacts | None:
+        """Facts for the picture's file."""
+        return self.outcome.facts[0] if isinstance(self.outcome, PipelineOutput) and self.outcome.facts else None
 
     @property
     def error(self) -> QuadError | None:

@@ -15,6 +15,7 @@ from anyio import CapacityLimiter, to_thread
 from quad.core.errors import BusyError, StoppedError, mismatch
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.provenance.png import PngOptions
 from quad.runtime.queue.scheduler import Scheduler
 from quad.serve.connections.fetching import Fetching
 from quad.serve.connections.places import Places
@@ -39,6 +40,7 @@ class Service:
         installed: adapters that come through the device's store; None where there is no store.
         uploads: where packs that clients send are kept; None where none are taken.
         decoder_command: of the processes that decode pictures; empty for quad's own.
+        png: what the files of pictures say of how they were made; None for nothing.
     """
 
     pipe: QuadPipeline
@@ -47,6 +49,7 @@ class Service:
     installed: InstalledAdapters | None = None
     uploads: Path | None = None
     decoder_command: Sequence[str] = ()
+    png: PngOptions | None = None
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)

@@ -69,7 +69,7 @@ async def image(service: Service, http: HttpRequest) -> Response:
         raise HttpError(
             409, record.error or InputError(mismatch(f"request {record.id}", "one that is done", record.state, "wait for its end"))
         )
-    return PictureFile(service, picture)
+    return PictureFile(service, picture, record.facts)
 
 
 async def cancel(service: Service, http: HttpRequest) -> Response:

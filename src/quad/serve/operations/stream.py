@@ -13,6 +13,7 @@ from PIL.Image import Image
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from quad.runtime.provenance.facts import PictureFacts
 from quad.serve.pictures import PNG, to_png
 from quad.serve.request_record import RequestRecord
 from quad.serve.service import Service
@@ -96,16 +97,16 @@ class PictureFile(Response):
 
     media_type = PNG
 
-    def __init__(self, service: Service, picture: Image) -> None:
+    def __init__(self, service: Service, picture: Image, facts: PictureFacts | None) -> None:
         super().__init__(headers={"Cache-Control": "no-store"})
-        self._service, self._picture = service, picture
+        self._service, self._picture, self._facts = service, picture, facts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await until_gone(receive, self._fetch(scope, send))
 
     async def _fetch(self, scope: Scope, send: Send) -> None:
         async with self._service.fetching.place(scope["state"].get("peer")):
-            data = memoryview(await self._service.in_encoder(partial(to_png, self._picture)))
+            data = memoryview(await self._service.in_encoder(partial(to_png, self._picture, self._facts, self._service.png)))
             self.headers["content-length"] = str(len(data))
             try:
                 async with asyncio.timeout(self._service.limits.body_timeout_s):

@@ -1,0 +1,74 @@
+"""The `parameters` text of a PNG, as A1111's web UI writes it and as galleries and other programs read it.
+
+Two lines of text, then one line of `Key: value, Key: value`; a value with a comma, a colon or a line break stands in JSON quotes.
+Source: stable-diffusion-webui, generation parameters.
+"""
+
+from __future__ import annotations
+
+import json
+
+from quad import __version__
+from quad.runtime.adapters.block_weights import Weight
+from quad.runtime.provenance.facts import PictureFacts
+
+_DIGITS = 10
+# Kind of sampler -> its name there; one that is not there keeps its own.
+_SAMPLERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "dpmsolver++": "DPM++ 2M",
+    "sde-dpmsolver++": "DPM++ 2M SDE",
+    "dpmsolver-sde": "DPM++ SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
+_SCHEDULES = {"karras": "Karras", "exponential": "Exponential"}
+
+
+def parameters_text(facts: PictureFacts) -> str:
+    """The text of one picture."""
+    lines = [facts.prompt + "".join(map(_tag, facts.adapters, facts.adapters.values()))]
+    if facts.negative_prompt:
+        lines.append(f"Negative prompt: {facts.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in _fields(facts).items()))
+    return "\n".join(lines)
+
+
+def sampler_fields(sampler: str) -> dict[str, str]:
+    """`KIND[-SCHEDULE][:STEPS]` in the names of that program."""
+    name, _, steps = sampler.partition(":")
+    kind, _, ending = name.rpartition("-")
+    if ending not in _SCHEDULES:
+        kind, ending = name, ""
+    fields = {"Steps": steps} if steps else {}
+    fields["Sampler"] = _SAMPLERS.get(kind, kind)
+    return {**fields, "Schedule type": _SCHEDULES[ending]} if ending else fields
+
+
+def _fields(facts: PictureFacts) -> dict[str, str]:
+    fields = {**sampler_fields(facts.sampler), "CFG scale": f"{facts.guidance:g}"}
+    if facts.seed is not None:
+        fields["Seed"] = str(facts.seed)
+    fields["Size"] = "{}x{}".format(*facts.size)
+    name, digest = facts.model
+    fields |= {"Model": name, "Bundle digest": digest[:_DIGITS]}
+    if facts.strength is not None:
+        fields["Denoising strength"] = f"{facts.strength:g}"
+    return {**fields, "Version": f"quad {__version__}"}
+
+
+def _tag(name: str, weight: Weight) -> str:
+    """An adapter as a prompt there names it; weights by block have no number."""
+    return f"<lora:{name}:{weight:g}>" if isinstance(weight, int | float) else f"<lora:{name}>"
+
+
+def _quoted(value: str) -> str:
+    plain = value == value.strip() and not any(mark in value for mark in ',:\n"')
+    return value if plain else json.dumps(value, ensure_ascii=False)
