@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from quad.core.errors import InputError, UsageError
 from quad.lora.adapter import FloatAdapter, LowRank
+from quad.lora.layout import LayerLayout, NetworkLayout
 from quad.lora.low_rank import Dense, Kronecker, Product, RankLimits, Update
-from quad.lora.read import reduced
+from quad.lora.read import read_lora, reduced
 
 
 def forms(seed: int, out: int, n: int, rank: int) -> list[Update]:
@@ -113,3 +116,12 @@ def test_below_the_floor_the_worst_modules_are_named() -> None:
 def test_limits_out_of_their_range(limits: RankLimits, option: str) -> None:
     with pytest.raises(UsageError, match=option):
         limits.check()
+
+
+def test_what_is_converted_has_a_limit_of_its_own_beside_that_of_all(tmp_path: Path) -> None:
+    """A frozen slot of more rank than a conversion gives by itself takes more of it."""
+    difference = np.random.default_rng(0).standard_normal((160, 160)).astype(np.float32)
+    save_file({"lora_unet_q.diff": difference}, tmp_path / "a.safetensors")
+    layout = NetworkLayout({"q": LayerLayout((160, 160))})
+    limits = (RankLimits(None, 0.0), RankLimits(None, 0.0, 140), RankLimits(40, 0.0, 140))
+    assert [read_lora("a", tmp_path / "a.safetensors", layout, limits=limit).rank for limit in limits] == [128, 140, 40]

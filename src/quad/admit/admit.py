@@ -28,6 +28,7 @@ from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.pack import write_pack
 from quad.core.tensor_names import Role, paths_with
 from quad.lora.layout import bundle_layouts, with_skipped
+from quad.lora.low_rank import CONVERTED_RANK
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
 from quad.model.adapters import read_adapter
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
@@ -133,7 +134,9 @@ def _read(admission: Admission) -> FloatAdapter:
 
 def _read_as_it_is(admission: Admission) -> FloatAdapter:
     request, bundle, base = admission.request, admission.bundle, admission.base
-    limits = RankLimits(None, 0.0)  # what is lost is judged with what the slots' ranks lose
+    largest = max(slot.rank for slot in bundle.slots.slots)
+    # What is lost is judged with what the slots' ranks lose.
+    limits = RankLimits(None, 0.0, max(CONVERTED_RANK, largest))
     if base is not None:
         return read_adapter(
             request.name, request.adapter, base.unet, request.allow_unused_keys, text_encoder=base.text_encoder, limits=limits

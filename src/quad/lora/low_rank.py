@@ -29,12 +29,14 @@ class RankLimits:
     """How far an update may be cut.
 
     Args:
-        max_rank: no module gets a larger one; None leaves LoRA as it is and gives what is converted at most 128.
+        max_rank: no module gets a larger one; None leaves LoRA as it is.
         min_energy: an adapter with a module that keeps less is refused.
+        converted_rank: the largest of a converted module where `max_rank` is None.
     """
 
     max_rank: int | None = None
     min_energy: float = MIN_ENERGY
+    converted_rank: int = CONVERTED_RANK
 
     def check(self, option: str = "--max-rank") -> None:
         """Refuse values outside their range.
