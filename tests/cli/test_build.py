@@ -113,6 +113,15 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
     assert asked[-1].base_options.asked_size() == (64, 128)
 
 
+def test_an_adapter_may_have_a_rank_of_its_own(tmp_path: Path, asked: list[BuildRequest]) -> None:
+    words = ["--adapter", "ink=a.safetensors,rank=640,guidance=1", "--adapter", "pen=b.safetensors", "--max-rank", "8"]
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", *words])
+    (request,) = asked
+    assert dict(request.adapters) == {"ink": Path("a.safetensors"), "pen": Path("b.safetensors")}
+    assert [request.rank_limits(name).max_rank for name in ("ink", "pen")] == [640, 8]
+    assert request.adapter_defaults["ink"].guidance == 1.0
+
+
 def test_room_for_several_adapters_goes_to_the_build(tmp_path: Path, asked: list[BuildRequest]) -> None:
     for option in ([], ["--room", "3"]):
         RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", *option])
@@ -136,6 +145,7 @@ def test_room_for_several_adapters_goes_to_the_build(tmp_path: Path, asked: list
         (["--lambda", "nan"], 2, "--lambda: expected a number from 0, found nan"),
         (["--lambda", "1", "--distill-steps", "0"], 2, "--lambda: expected steps of training, found --distill-steps 0"),
         (["--adapter", "ink=nowhere.safetensors"], 1, "nowhere.safetensors"),
+        (["--adapter", "ink=nowhere.safetensors,rank=5000"], 2, "--adapter ink, rank: expected 1 to 4096, found 5000"),
         (["--recipe", "nowhere.toml"], 1, "nowhere.toml: expected a recipe file"),
     ],
 )

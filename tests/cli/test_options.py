@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quad.cli.options import adapters_to_build, named_paths, read_recipe, weighted_names
+from quad.cli.options import named_paths, read_recipe, stated_adapters, weighted_names
 from quad.core.errors import InputError, UsageError
 from quad.core.sampling import AdapterDefaults
 
@@ -35,10 +35,12 @@ def test_a_name_given_twice_is_refused() -> None:
 
 
 def test_words_behind_a_path() -> None:
-    values = ["lcm=a,b=1.safetensors", "x=dir/x,sampler=lcm:4,guidance=1,trigger=in ink, inkstyle", "y=dir,2/y,guidance=-0.5"]
+    values = ["lcm=a,b=1.safetensors", "x=dir/x,sampler=lcm:4,guidance=1,trigger=in ink, inkstyle", "y=dir,2/y,rank=8,guidance=-0.5"]
     with pytest.raises(UsageError, match="found b=; choose one of these"):
-        adapters_to_build("--adapter", values)
-    paths, defaults = adapters_to_build("--adapter", ["lcm=a.safetensors", *values[1:]])
+        stated_adapters("--adapter", values)
+    stated = stated_adapters("--adapter", ["lcm=a.safetensors,rank=640", *values[1:]])
+    paths, defaults = stated.paths, stated.defaults
+    assert stated.ranks == {"lcm": 640, "y": 8}
     assert paths == {"lcm": Path("a.safetensors"), "x": Path("dir/x"), "y": Path("dir,2/y")}
     assert defaults == {
         "x": AdapterDefaults(sampler="lcm:4", guidance=1.0, trigger_words="in ink, inkstyle"),
@@ -49,9 +51,12 @@ def test_words_behind_a_path() -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("x=a,samplr=lcm:4", "sampler=, guidance=, trigger= behind it, found samplr=;"),
+        ("x=a,samplr=lcm:4", "sampler=, guidance=, trigger=, rank= behind it, found samplr=;"),
         ("x=a,sampler=lcm,sampler=euler", "sampler twice"),
-        ("x=a,guidance=much", "found ',guidance=much'; write ,guidance=1"),
+        ("x=a,rank=8", "behind it, found rank=;"),
+        ("x=a,rank=-8", "a whole number as rank, found '-8'"),
+        ("x=a,rank=" + "9" * 5000, "a whole number as rank"),
+        ("x=a,guidance=much", "found {'guidance': 'much'}; write ,guidance=1"),
         ("x=a,guidance=nan", "a finite guidance"),
         ("x=a,sampler=abacus", "found 'abacus'"),
         ("x=a,sampler=" + "e" * 99, "short words"),
@@ -61,7 +66,7 @@ def test_words_behind_a_path() -> None:
 )
 def test_words_behind_a_path_that_are_none(value: str, says: str) -> None:
     with pytest.raises(UsageError) as caught:
-        adapters_to_build("--adapter", [value])
+        stated_adapters("--adapter", [value], ranked="found rank" not in says)
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
 

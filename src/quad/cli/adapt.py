@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quad.cli.extras import check_build
-from quad.cli.options import adapters_to_build
+from quad.cli.options import stated_adapters
 from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, model_directory
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
@@ -69,16 +69,16 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Admit a new LoRA to a frozen bundle: check it against every slot, pack it or refuse it."""
-    paths, defaults = adapters_to_build("NAME=PATH", [adapter])
+    stated = stated_adapters("NAME=PATH", [adapter], ranked=False)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_build("quad adapt")
         from quad.admit.admit import adapt as admit
         from quad.admit.request import AdaptRequest
 
-        name, path = next(iter(paths.items()))
+        name, path = next(iter(stated.paths.items()))
         request = AdaptRequest(
             bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=bool(allow_unused_keys), engine=engine, defaults=defaults.get(name, AdapterDefaults()),
+            allow_unused_keys=bool(allow_unused_keys), engine=engine, defaults=stated.defaults.get(name, AdapterDefaults()),
         )  # fmt: skip
         request = request if min_energy is None else replace(request, min_energy=min_energy)
         admitted = admit(request if base is None else _with_base(request, base), progress)

@@ -12,7 +12,7 @@ import msgspec
 import typer
 
 from quad.cli.extras import check_build
-from quad.cli.options import adapters_to_build, one_parameter_per_field, read_recipe
+from quad.cli.options import one_parameter_per_field, read_recipe, stated_adapters
 from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, model_directory
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
@@ -136,13 +136,13 @@ def build(
     """Build one bundle from a model and its LoRAs."""
     if recipe is not None:
         options = options.over(read_recipe(recipe, BuildOptions))
-    adapters, defaults = adapters_to_build("--adapter", options.adapter or [])
+    stated = stated_adapters("--adapter", options.adapter or [])
     with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
         check_build("quad build")
         from quad.build.build import build as build_bundle
 
-        request = _request(model, adapters, output, options)
-        built = build_bundle(replace(request, dump_passes=dump_passes, encodings=encodings, adapter_defaults=defaults), progress)
+        request = replace(_request(model, stated.paths, output, options), dump_passes=dump_passes, encodings=encodings)
+        built = build_bundle(replace(request, adapter_defaults=stated.defaults, adapter_ranks=stated.ranks), progress)
         from quad.build.processes import is_main
     if not is_main():
         return

@@ -7,7 +7,8 @@ import inspect
 import math
 import re
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
@@ -21,7 +22,8 @@ T = TypeVar("T")
 LARGEST_RECIPE = 2**20
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 # What may follow an adapter's path, `,KEY=VALUE`; anything else with a comma belongs to the path, or to the value before it.
-_KEYS = ("sampler", "guidance", "trigger")
+_KEYS = ("sampler", "guidance", "trigger", "rank")
+_MOST_DIGITS = 6
 _FOLLOWING = re.compile(r",([a-z_-]+)=")
 
 
@@ -53,29 +55,60 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
     return dict(pairs)
 
 
-def adapters_to_build(option: str, values: Sequence[str]) -> tuple[dict[str, Path], dict[str, AdapterDefaults]]:
-    """`NAME=PATH[,sampler=KIND[:STEPS]][,guidance=G][,trigger=WORDS]` values: the paths in the order given, and what was said beside them.
+@dataclass(frozen=True, kw_only=True)
+class StatedAdapters:
+    """Adapters as they were named, in the order given.
+
+    Args:
+        defaults: name -> how it is meant to be run, of those where something was said of it.
+        ranks: name -> the most that a module of it gets, of those where that was said.
+    """
+
+    paths: dict[str, Path]
+    defaults: dict[str, AdapterDefaults]
+    ranks: dict[str, int]
+
+
+def stated_adapters(option: str, values: Sequence[str], ranked: bool = True) -> StatedAdapters:
+    """`NAME=PATH[,sampler=KIND[:STEPS]][,guidance=G][,trigger=WORDS][,rank=R]` values.
+
+    Args:
+        ranked: `rank` may be among the keys.
 
     Raises:
-        UsageError: as `named_paths`; an unknown key, one given twice, or a value that no run could take.
+        UsageError: as `named_paths`; an unknown key, one given twice, or a value that no run or build could take.
     """
-    plain, stated = [], {}
+    plain, defaults, ranks = [], {}, {}
     for value in values:
-        start = _FOLLOWING.search(value)
+        start, name = _FOLLOWING.search(value), value.partition("=")[0]
         plain.append(value if start is None else value[: start.start()])
-        if start is not None:
-            stated[value.partition("=")[0]] = _defaults(option, value[start.start() :])
-    return named_paths(option, plain), stated
+        said = {} if start is None else _behind(option, value[start.start() :], _KEYS if ranked else _KEYS[:-1])
+        if "rank" in said:
+            ranks[name] = _rank(option, said.pop("rank"))
+        if said:
+            defaults[name] = _defaults(option, said)
+    return StatedAdapters(paths=named_paths(option, plain), defaults=defaults, ranks=ranks)
 
 
-def _defaults(option: str, text: str) -> AdapterDefaults:
+def _behind(option: str, text: str, allowed: Sequence[str]) -> dict[str, str]:
     """`,KEY=VALUE` and so on; a value goes up to the next such key."""
     _, *parts = _FOLLOWING.split(text)
-    keys, values = parts[::2], dict(zip(parts[::2], parts[1::2], strict=True))
-    if unknown := [key for key in keys if key not in _KEYS]:
-        expected = f"NAME=PATH, and {', '.join(f'{key}=' for key in _KEYS)} behind it"
+    keys = parts[::2]
+    if unknown := [key for key in keys if key not in allowed]:
+        expected = f"NAME=PATH, and {', '.join(f'{key}=' for key in allowed)} behind it"
         raise UsageError(mismatch(option, expected, f"{unknown[0]}=", "choose one of these"))
     _unique(option, keys)
+    return dict(zip(keys, parts[1::2], strict=True))
+
+
+def _rank(option: str, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise UsageError(mismatch(option, "a whole number as rank", repr(text[:60]), "write ,rank=64"))
+    return int(text)
+
+
+def _defaults(option: str, values: Mapping[str, str]) -> AdapterDefaults:
+    """How an adapter is meant to be run, by key."""
     guidance = values.get("guidance")
     try:
         scale = None if guidance is None else float(guidance)
@@ -83,7 +116,7 @@ def _defaults(option: str, text: str) -> AdapterDefaults:
             {"sampler": values.get("sampler"), "guidance": scale, "trigger_words": values.get("trigger")}, AdapterDefaults
         )
     except ValueError as error:  # msgspec's own is one
-        raise UsageError(mismatch(option, "a number as guidance, and short words", repr(text), "write ,guidance=1")) from error
+        raise UsageError(mismatch(option, "a number as guidance, and short words", repr(dict(values)), "write ,guidance=1")) from error
     check_defaults(option, defaults)
     return defaults
 
