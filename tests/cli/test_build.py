@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from quad.admit.request import AdaptRequest
 from quad.build.request import BuildRequest
+from quad.cli.adapt import adapt
+from quad.cli.build import BuildOptions
 from quad.cli.main import app
 from quad.core.errors import QuadError
 from quad.model.base.open import BaseOptions
@@ -162,3 +167,10 @@ def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["build", str(tmp_path / "nowhere"), "-o", str(tmp_path / "phone")])
     assert done.exit_code == 1
     assert "expected a diffusers model directory" in done.stderr.splitlines()[-1]
+
+
+def test_each_option_is_a_field_of_the_request_that_python_gives() -> None:
+    """`quad.build(BuildRequest(...))` and `quad.adapt(AdaptRequest(...))` can say all that the command line can."""
+    built, adapted = ({field.name for field in fields(request)} for request in (BuildRequest, AdaptRequest))
+    assert set(BuildOptions.__struct_fields__) - built == {"adapter"}  # adapters, and adapter_defaults
+    assert set(signature(adapt).parameters) - adapted == {"prompt", "as_json"}  # prompts; what is printed
