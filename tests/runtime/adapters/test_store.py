@@ -185,5 +185,5 @@ def test_a_sum_goes_by_the_bundle_s_slots(store: AdapterStore, ink: Ink, tmp_pat
     store.register(tmp_path / "ink.qpack")
     _, notes = store.mix(["sketch", "removal"], [50.0, 0.2])
     assert "'sketch' at weight 50" in notes[-1] or "weights of the sum" in notes[-1]
-    with pytest.raises(CompatibilityError, match=r"need rank \d at slot \S+, the bundle has 4, and .* build with --room 2 or --max-rank 8"):
+    with pytest.raises(CompatibilityError, match=r"need rank \d at slot \S+, the bundle has 4, and .* build with --room 3 or --max-rank 8"):
         store.mix(["transform", "removal", "sketch"], [1.0, 1.0, 1.0])

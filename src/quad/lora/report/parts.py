@@ -16,7 +16,7 @@ PART_NAMES = {UNET: "U-Net", TEXT_ENCODER: "text encoder"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class AdapterPart:
     """The share of one model.
 
     Args:
@@ -54,7 +54,7 @@ class Part:
         return f"{PART_NAMES[component]}: {self.modules} of {self.layers} layers, {kinds}, {rank}, {alpha}, change of weights {loss}"
 
 
-def parts_of(adapter: FloatAdapter, unet: Iterable[str], text_encoder: Iterable[str]) -> dict[str, Part]:
+def parts_of(adapter: FloatAdapter, unet: Iterable[str], text_encoder: Iterable[str]) -> dict[str, AdapterPart]:
     """The share of each model that gets anything of an adapter: component -> part.
 
     Args:
@@ -67,12 +67,12 @@ def parts_of(adapter: FloatAdapter, unet: Iterable[str], text_encoder: Iterable[
     return {component: _part(adapter.only(of_part), len(layers[component])) for component, of_part in paths.items() if of_part}
 
 
-def _part(adapter: FloatAdapter, layers: int) -> Part:
+def _part(adapter: FloatAdapter, layers: int) -> AdapterPart:
     origins = adapter.origins.values()
     ranks, file_ranks = [pair.rank for pair in adapter.weights.values()], [origin.rank for origin in origins]
     alphas = [origin.alpha for origin in origins if origin.alpha is not None]
     worst = min(adapter.energy, key=lambda path: adapter.energy[path], default="")
-    return Part(
+    return AdapterPart(
         modules=len(adapter.weights),
         layers=layers,
         tensors=sum(origin.tensors for origin in origins),
