@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from quad.cli.main import app
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest
+from quad.core.sampling import AdapterDefaults
 from quad.core.storage.pack import write_pack
 from tests.model.conftest import model_dir as model_dir
 from tests.model.conftest import unet as unet
@@ -120,6 +121,16 @@ def test_what_is_no_lora_is_one_clear_line(tmp_path: Path, name: str, tensors: d
     assert done.exit_code == 1
     assert says in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_how_an_adapter_is_meant_to_be_run(tmp_path: Path) -> None:
+    pair = {f"unet.{PATH}.lora_{side}.weight": np.ones(shape, np.float32) for side, shape in (("A", (2, 8)), ("B", (8, 2)))}
+    save_file(pair, tmp_path / "ink.safetensors", {"modelspec.trigger_phrase": "in\nink,  inkstyle\x07"})
+    assert _inspect(tmp_path / "ink.safetensors")["adapters"]["ink"]["defaults"] == {"trigger_words": "in ink, inkstyle"}
+    _pack(tmp_path / "lcm.qpack", defaults=AdapterDefaults(sampler="lcm:4", guidance=1.0))
+    assert _inspect(tmp_path / "lcm.qpack")["adapters"]["ink"]["defaults"] == {"sampler": "lcm:4", "guidance": 1.0}
+    shown = RUNNER.invoke(app, ["inspect", str(tmp_path / "lcm.qpack")]).stdout
+    assert ", sampler lcm:4, guidance 1" in shown
 
 
 def test_people_read_lines(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
+from quad.core.sampling import AdapterDefaults
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.slots.network import slot_inputs, slot_network
@@ -231,3 +233,14 @@ def test_peft_keys_without_their_config_are_refused(unet: UNet2DConditionModel, 
     refused(InputError, "expected adapter_config.json beside it", tmp_path, unet)
     (tmp_path / "adapter_config.json").write_text("{")
     refused(InputError, "expected the adapter's config in JSON", tmp_path, unet)
+
+
+def test_trigger_words_of_the_trainer_are_kept_unless_others_are_said(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    file = tmp_path / "ink.safetensors"
+    save_file(q_pair(), file, {"modelspec.trigger_phrase": " in\nink "})
+    adapter = read_adapter("m", file, unet)
+    assert adapter.defaults(None) == AdapterDefaults(trigger_words="in ink")
+    said = AdapterDefaults(sampler="lcm:4", trigger_words="pencil")
+    assert adapter.defaults(said) == said
+    save_file(q_pair(), file)
+    assert read_adapter("m", file, unet).defaults(None) is msgspec.UNSET

@@ -16,10 +16,10 @@ from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, 
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.report.trained_on import TrainedOn
+from quad.lora.report.trigger_words import trigger_words
 from quad.lora.tensors import StoredTensor, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
-_TRIGGER_KEY, _LONGEST_TRIGGER = "modelspec.trigger_phrase", 1000
 _COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER)
 _LARGEST_CONFIG = 16 * 2**20
 
@@ -113,14 +113,8 @@ def _open_part(file: WeightsFile, hashed: bool) -> _Part:
         configs=configs,
         parents=parents,
         trained_on=TrainedOn.of(metadata),
-        trigger_words=_one_line(metadata.get(_TRIGGER_KEY, "")),
+        trigger_words=trigger_words(metadata),
     )
-
-
-def _one_line(text: str) -> str:
-    """Printable words with single spaces between them, as many as a manifest may hold."""
-    words = "".join(letter if letter.isprintable() else " " for letter in text).split()
-    return " ".join(words)[:_LONGEST_TRIGGER].rstrip()
 
 
 def _needs_config(path: Path, tensors: Mapping[str, StoredTensor]) -> bool:

@@ -15,6 +15,7 @@ from quad.lora.keys import dialect_of, parse_key, refuse_other_kinds
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, WeightsFile, refuse_pickle, weights_files
 from quad.lora.report.trained_on import TrainedOn
+from quad.lora.report.trigger_words import trigger_words
 from quad.lora.tensors import Role, read_lora_header
 
 
@@ -31,6 +32,7 @@ class LoraHeader:
         dialects: how names are spelled -> how many tensors are so.
         words: that an embedding in the file stands for.
         trained_on: the base by the trainer's metadata.
+        trigger_words: by the same; "" where it says none.
         tensors: how many there are.
     """
 
@@ -42,6 +44,7 @@ class LoraHeader:
     dialects: dict[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     trained_on: TrainedOn = field(default_factory=TrainedOn)
+    trigger_words: str = ""
     tensors: int = 0
 
 
@@ -77,6 +80,7 @@ def read_headers(path: Path) -> LoraHeader:
         dialects=dict(sum((Counter(header.dialects) for header in headers), Counter[str]())),
         words=tuple(word for header in headers for word in header.words),
         trained_on=headers[0].trained_on,
+        trigger_words=headers[0].trigger_words,
         tensors=sum(header.tensors for header in headers),
     )
 
@@ -117,5 +121,6 @@ def read_header(path: Path, component: str = "") -> LoraHeader:
         dialects=dict(Counter(map(dialect_of, names))),
         words=bundled_words(names),
         trained_on=TrainedOn.of(header.metadata),
+        trigger_words=trigger_words(header.metadata),
         tensors=len(names),
     )
