@@ -204,3 +204,12 @@ def test_a_directory_of_one_adapter_per_model(tmp_path: Path) -> None:
     facts = _inspect(tmp_path)
     assert (facts["slots"], facts["details"]["kinds"], facts["details"]["dialects"]) == (2, {"LoRA": 2}, {"PEFT": 4})
     assert facts["adapters"][tmp_path.name]["rank"] == 4
+
+
+def test_a_textual_inversion(tmp_path: Path) -> None:
+    save_file({"<cat>": np.ones((3, 8), np.float16)}, tmp_path / "learned_embeds.safetensors")
+    for place in (tmp_path, tmp_path / "learned_embeds.safetensors"):
+        facts = _inspect(place)
+        assert (facts["kind"], facts["adapters"]) == ("embedding", {})
+        assert facts["details"] == {"words": ["<cat>"], "vectors": {"<cat>": [3, 8]}}
+    assert "<cat>: 3 vectors of 8\n" in RUNNER.invoke(app, ["inspect", str(tmp_path)]).stdout

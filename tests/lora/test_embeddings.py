@@ -125,3 +125,9 @@ def test_embeddings_alone_are_no_lora(unet: UNet2DConditionModel, tmp_path: Path
     path = saved(tmp_path / "a.safetensors", {"bundle_emb.cat.clip_l": draw(2, 16)})
     with pytest.raises(InputError, match="expected a LoRA, found embeddings alone"):
         read_adapter("a", path, unet)
+
+
+@pytest.mark.parametrize("key", ["<cat>", "emb_params"])
+def test_an_embedding_given_as_an_adapter_is_told_where_it_belongs(key: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    with pytest.raises((InputError, UnsupportedError), match=r"quad run --embedding WORD=FILE$"):
+        read_adapter("a", saved(tmp_path / "a.safetensors", {key: draw(2, 16)}), unet)

@@ -16,7 +16,10 @@ from quad.core.tensor_names import Role, role_of
 from quad.lora.quote import quoted
 
 InspectedPath = Annotated[
-    Path, typer.Argument(metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack or a LoRA file.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="BUNDLE|PACK|LORA-FILE", help="A bundle directory, a .qpack, a LoRA file or a textual inversion.", show_default=False
+    ),
 ]
 
 
@@ -72,11 +75,26 @@ def _for_base(path: Path, base: str, facts: Facts) -> tuple[Facts, list[str]]:
 
 
 def _facts(path: Path) -> Facts:
-    from quad.cli.lora.header import find_files, read_headers
+    from quad.cli.lora.header import read_words
     from quad.core.manifest import BUNDLE_FILE
 
     if (path / BUNDLE_FILE).is_file():
         return _bundle_facts(path)
+    if words := read_words(path):
+        return _embedding_facts(words)
+    return _file_facts(path)
+
+
+def _embedding_facts(words: dict[str, tuple[int, int]]) -> Facts:
+    shapes = {word: list(shape) for word, shape in words.items()}
+    details = {"words": list(words), "vectors": shapes}
+    return Facts(kind="embedding", slots=0, profile_digest=None, slots_digest=None, adapters={}, details=details)
+
+
+def _file_facts(path: Path) -> Facts:
+    """Of a LoRA file, or of a pack."""
+    from quad.cli.lora.header import find_files, read_headers
+
     header = read_headers(path)
     files = [file.path for file in find_files(path)]
     if header.is_pack:
@@ -192,6 +210,7 @@ def _lora_lines(details: dict[str, Any]) -> list[str]:
         lines.append(f"trained on {trained['family'] or 'a base'} ({trained['name']}){predicts}, by its metadata")
     if details.get("words"):
         lines.append(f"trigger words {', '.join(map(quoted, details['words']))}")
+    lines += [f"{quoted(word)}: {count} vectors of {width}" for word, (count, width) in details.get("vectors", {}).items()]
     return lines
 
 

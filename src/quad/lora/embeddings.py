@@ -98,12 +98,21 @@ def read_embeddings(path: Path) -> dict[str, Vectors]:
     return _lone_embedding(file, tensors)
 
 
+def is_lone_embedding(key: str, shape: tuple[int, ...]) -> bool:
+    """Whether the only tensor of a file is an embedding, as far as that can be told of a file that may be anything: vectors, and a word."""
+    return not _is_module(key) and ("." not in key or key in _PARTS) and len(shape) in (1, 2)
+
+
+def _is_module(key: str) -> bool:
+    return parse_key(key) is not None or is_bundled(key) or key.endswith((".weight", ".bias"))
+
+
 def _lone_embedding(file: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Vectors]:
     """The word of a file that holds one embedding and nothing else."""
     if any(key in _OTHER_ENCODERS for key in tensors):
         found = f"vectors for {', '.join(sorted(tensors))}: another model's text encoders"
         raise UnsupportedError(mismatch(f"{file}", "an embedding for one CLIP", found, "use one that was trained for this base"))
-    if len(tensors) != 1 or parse_key(next(iter(tensors))) is not None or is_bundled(next(iter(tensors))):
+    if len(tensors) != 1 or any(map(_is_module, tensors)):
         actual = f"{len(tensors)} tensors: {listed(tensors)}" if tensors else "no tensors at all"
         remedy = "give a textual-inversion file (.safetensors of diffusers or A1111)"
         raise InputError(mismatch(f"{file}", "one embedding, or a LoRA with bundle_emb", actual, remedy))

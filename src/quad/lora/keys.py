@@ -13,12 +13,13 @@ from typing import Literal
 
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
-from quad.lora.kinds import ENDINGS, NOT_READ
+from quad.lora.kinds import ENDINGS, NOT_READ, TEXTUAL_INVERSION
 from quad.lora.quote import quoted
 from quad.lora.tensors import Role
 
 Component = Literal["unet", "text_encoder"]
 
+EMBEDDING_REMEDY = "it belongs to a prompt: quad run --embedding WORD=FILE"
 PEFT_WRAPPER = "base_model.model."
 _LOADED = re.compile(r"\.lora_(?:[AB]\.[\w-]+\.weight|magnitude_vector\.[\w-]+)$")
 _MODEL_PREFIXES = (PEFT_WRAPPER, "model.diffusion_model.", "diffusion_model.")
@@ -110,11 +111,8 @@ def refuse_other_kinds(keys: Iterable[str]) -> None:
     for key in keys:
         for fragment, kind in NOT_READ:
             if fragment in key and not is_bundled(key):
-                raise UnsupportedError(
-                    mismatch(
-                        f"key '{quoted(key)}'", "LoRA, LoHa, LoKr, DoRA or weight differences", kind, "convert it to LoRA, or leave it out"
-                    )
-                )
+                remedy = EMBEDDING_REMEDY if kind == TEXTUAL_INVERSION else "convert it to LoRA, or leave it out"
+                raise UnsupportedError(mismatch(f"key '{quoted(key)}'", "LoRA, LoHa, LoKr, DoRA or weight differences", kind, remedy))
 
 
 def _split(key: str) -> tuple[str, Role] | None:

@@ -129,6 +129,7 @@ SHARED_ENDINGS: Endings = (
 )
 _MAGNITUDES = ("magnitude", "dora_scale")  # DoRA's norms, as PEFT and as LyCORIS call them
 
+TEXTUAL_INVERSION = "textual inversion"
 # A fragment of a key that only one kind of adapter has, and that kind's name: these are refused by name.
 NOT_READ: tuple[tuple[str, str], ...] = (
     ("oft_", "OFT"),
@@ -142,8 +143,8 @@ NOT_READ: tuple[tuple[str, str], ...] = (
     (".a1.weight", "GLoRA"),
     (".b1.weight", "GLoRA"),
     (".set_weight", "full weights"),
-    ("emb_params", "textual inversion"),
-    ("string_to_param", "textual inversion"),
+    ("emb_params", TEXTUAL_INVERSION),
+    ("string_to_param", TEXTUAL_INVERSION),
 )
 
 # What stands beside the matrices and changes no matrix: a fragment of a key and its name. No slot carries it.

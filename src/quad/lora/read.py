@@ -13,9 +13,9 @@ from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.adapter import FloatAdapter, LowRank, ModuleOrigin
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
-from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, unread_embeddings
+from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, is_lone_embedding, unread_embeddings
 from quad.lora.file import LoraFile, open_lora
-from quad.lora.keys import Component, is_text_key, parse_key, refuse_other_kinds
+from quad.lora.keys import EMBEDDING_REMEDY, Component, is_text_key, parse_key, refuse_other_kinds
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
@@ -127,6 +127,8 @@ def _require_matches(matched: _Matched, allow_unused: bool) -> None:
         remedy = "pass --allow-unused-keys to leave them out" if modules else "there is nothing that a slot could carry"
         kinds = " and ".join(dict.fromkeys(map(beside, unused)))
         raise InputError(mismatch(where, "updates of weights alone", f"{len(unused)} tensors of {kinds}: {listed(unused)}", remedy))
+    if not modules and len(unused) == 1 and is_lone_embedding(unused[0], matched.file.tensors[unused[0]].shape):
+        raise InputError(mismatch(where, "a LoRA", f"an embedding of '{quoted(unused[0])}' alone", EMBEDDING_REMEDY))
     problem = f"{len(unused)} of {len(matched.file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, remedy))
 
@@ -186,7 +188,7 @@ def _matched(name: str, path: Path, unet: NetworkLayout, text_encoder: NetworkLa
     where, file = f"adapter {name!r} ({opened.path.name})", opened.without_embeddings()
     words = bundled_embeddings(where, opened.tensors)
     if words and not file.tensors:
-        raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", "it is a textual inversion, not an adapter"))
+        raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", EMBEDDING_REMEDY))
     refuse_other_kinds(file.tensors)
     text_layers = {} if text_encoder is None else text_encoder.layers
     text_skipped = frozenset[str]() if text_encoder is None else text_encoder.skipped

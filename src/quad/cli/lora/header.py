@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
+from quad.core.pickles import is_pickled
 from quad.core.storage.header import BITS
 from quad.core.storage.pack import MANIFEST_KEY
 from quad.core.storage.stable_file import StableFile
-from quad.lora.embeddings import bundled_words
+from quad.lora.embeddings import EMBEDDINGS_NAME, bundled_words, is_lone_embedding, read_embeddings
 from quad.lora.keys import dialect_of, parse_key, refuse_other_kinds
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, WeightsFile, refuse_pickle, weights_files
@@ -60,6 +61,21 @@ def find_files(path: Path) -> list[WeightsFile]:
     if not path.is_file():
         raise InputError(mismatch(str(path), "a bundle directory, a .qpack or a LoRA file", "none", "check the path"))
     return [WeightsFile(path)]
+
+
+def read_words(path: Path) -> dict[str, tuple[int, int]]:
+    """The words of a textual inversion with the shape of their vectors; none where the file is something else.
+
+    Raises:
+        InputError: it is one, and broken.
+    """
+    file = path / EMBEDDINGS_NAME if path.is_dir() else path
+    if not file.is_file() or is_pickled(file):
+        return {}
+    header = read_lora_header(StableFile.of(file))
+    if len(header.entries) != 1 or not all(is_lone_embedding(key, entry.shape) for key, entry in header.entries.items()):
+        return {}
+    return {word: (len(vectors), vectors.shape[1]) for word, vectors in read_embeddings(file).items()}
 
 
 def read_headers(path: Path) -> LoraHeader:
