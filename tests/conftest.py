@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +20,13 @@ settings.register_profile("quad", deadline=None, derandomize=True)
 settings.load_profile("quad")
 
 
+def pytest_collection_finish() -> None:
+    """What collection imports lives to the end: the garbage collector need not walk its millions of objects again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000)  # a trace by torch makes millions of objects and drops few of them in circles
+
+
 @pytest.fixture(scope="session", autouse=True)
 def shared_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Equal networks are exported once for all workers, where any test exports at all."""
@@ -25,11 +34,24 @@ def shared_exports(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
         return
     from tests.exports import sharing  # imports torch
+    from tests.launcher import TRACES
 
     place = tmp_path_factory.getbasetemp()
     folder = (place.parent if "PYTEST_XDIST_WORKER" in os.environ else place) / "exports"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quad.compile.export.traced", sharing(folder))
+        patch.setenv(TRACES, str(folder))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def command_tree() -> Iterator[None]:
+    """typer makes the tree of all verbs and options anew for every call: 15 ms, a thousand times over."""
+    if "typer.testing" not in sys.modules:
+        yield
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("typer.testing._get_command", functools.cache(sys.modules["typer.main"].get_command))
         yield
 
 

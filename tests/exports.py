@@ -7,13 +7,17 @@ each network's own values take their places in the graph.
 
 from __future__ import annotations
 
+import copy
 import enum
 import functools
 import hashlib
+import importlib
 import json
 import os
+import pkgutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, MethodType
 from typing import Any
@@ -22,12 +26,15 @@ import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 import torch
 from torch import nn
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from quad.compile import export
 from quad.compile.export import GraphSpec
 
+_FROM_TORCHLIB = ONNXRegistry.from_torchlib
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
 _PLAIN = (type(None), EllipsisType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
 _PLACES = "parameters"
@@ -110,10 +117,20 @@ class NetworkDigest:
             self.add([cell.cell_contents for cell in getattr(value, "__closure__", None) or ()])
 
 
+@functools.cache
+def _modules_of_traces() -> tuple[str, ...]:
+    """quad's own modules that a trace may call, all imported: another process may have come by fewer of them."""
+    rooms = [importlib.import_module(name) for name in _OURS]
+    found = [part.name for room in rooms for part in pkgutil.walk_packages(getattr(room, "__path__", ()), f"{room.__name__}.")]
+    for name in found:
+        importlib.import_module(name)
+    return tuple(sorted([*_OURS, *found]))
+
+
 def _code_of_traces() -> list[CodeType]:
     """The code of quad's own functions and methods that a trace may call, as they are now."""
     codes = []
-    for name in sorted(name for name in sys.modules if name.startswith(_OURS)):
+    for name in _modules_of_traces():
         for holder in (sys.modules[name], *(held for held in vars(sys.modules[name]).values() if isinstance(held, type))):
             if isinstance(holder, type) and not holder.__module__.startswith(_OURS):
                 continue
@@ -121,11 +138,16 @@ def _code_of_traces() -> list[CodeType]:
     return codes
 
 
+def _forms(examples: Mapping[str, torch.Tensor]) -> list[tuple[str, tuple[int, ...], torch.dtype]]:
+    """Names, shapes and types: a trace is made with tensors that hold no numbers."""
+    return [(name, tuple(tensor.shape), tensor.dtype) for name, tensor in examples.items()]
+
+
 def export_key(module: nn.Module, spec: GraphSpec) -> str | None:
     """What an export is kept under; None where the network holds something that cannot be told from another."""
     digest = NetworkDigest()
     try:
-        digest.add([_code_of_traces(), spec, module])
+        digest.add([_code_of_traces(), spec.component, spec.output, _forms(spec.inputs), _forms(spec.slots), module])
     except _Unknown:
         return None
     return digest.hexdigest()
@@ -164,6 +186,26 @@ def _read(content: bytes) -> tuple[ir.Model, dict[str, str]]:
     return ir.from_proto(proto), places
 
 
+@contextmanager
+def _one_registry() -> Iterator[None]:
+    """torch imports its table of 1,000 operators for every trace, which is a tenth of the time of a small one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
+        yield
+
+
+@functools.cache
+def _torchlib(*arguments: Any, **options: Any) -> ONNXRegistry:
+    return _FROM_TORCHLIB(*arguments, **options)
+
+
+def _registry(*arguments: Any, **options: Any) -> ONNXRegistry:
+    """A copy: an export adds its own operators."""
+    registry = copy.copy(_torchlib(*arguments, **options))
+    registry.functions = {name: [*held] for name, held in registry.functions.items()}
+    return registry
+
+
 def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
     """`traced` that asks `folder` first, which several processes may share."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -175,7 +217,8 @@ def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
         path = folder / f"{key}.onnx"
         if path.is_file():
             return _filled(*_read(path.read_bytes()), module)
-        model = trace(module, spec)
+        with _one_registry():
+            model = trace(module, spec)
         part = path.with_suffix(f".{os.getpid()}")
         part.write_bytes(_written(model, _places(module, model)))
         part.replace(path)

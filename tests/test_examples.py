@@ -26,7 +26,9 @@ from tests.small_model import write_lora
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 pytestmark = pytest.mark.timeout(900)  # one of them builds a model in a process of its own
-ENVIRONMENT = {"QUAD": f"{sys.executable} -m quad", "QUAD_PASSWORD": "a password of examples", "OMP_NUM_THREADS": "1"}
+# A build takes the traces of all tests.
+ENVIRONMENT = {"QUAD": f"{sys.executable} -m tests.launcher 1 quad", "QUAD_PASSWORD": "a password of examples", "OMP_NUM_THREADS": "1",
+               "PYTHONPATH": os.pathsep.join((str(EXAMPLES.parent / "src"), str(EXAMPLES.parent)))}  # fmt: skip
 
 
 def _run(name: str, *arguments: object) -> str:

@@ -64,10 +64,26 @@ def run(request: BuildRequest, moment: int) -> BuildResult | None:
         return None
 
 
-def test_wherever_it_is_killed_the_bundle_is_the_same(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
-    """One build, killed at its second moment, then at its fifth, and so on to its end: each run does what is left."""
+@pytest.fixture(scope="module")
+def killed(request_: BuildRequest, moments: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a build was killed as it was about to write; not to be changed."""
+    place = tmp_path_factory.mktemp("killed")
+    assert run(replace(request_, output=place / "phone"), last_moment(moments)) is None
+    return place
+
+
+@pytest.fixture
+def left(killed: Path, request_: BuildRequest, tmp_path: Path) -> BuildRequest:
+    """A request for whose output such a build has left its pieces; a bundle's bytes do not depend on its place."""
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    return replace(request_, output=tmp_path / "phone")
+
+
+@pytest.mark.parametrize("step", [4, pytest.param(1, marks=pytest.mark.soak)])
+def test_wherever_it_is_killed_the_bundle_is_the_same(step: int, request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
+    """One build, killed at its second moment, then at its sixth, and so on to its end: each run does what is left."""
     request, kills = replace(request_, output=tmp_path / "phone"), 0
-    while (result := run(request, 2 + 3 * kills)) is None:
+    while (result := run(request, 2 + step * kills)) is None:
         kills += 1
         assert not request.output.exists()
     assert kills > len(moments) // 6
@@ -95,35 +111,27 @@ def pickle(file: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [cut, bend, pickle])
-def test_damaged_pieces_are_made_anew(
-    damage: Callable[[Path], None], request_: BuildRequest, moments: list[str], tmp_path: Path
-) -> None:  # fmt: skip
-    request = replace(request_, output=tmp_path / "phone")
-    assert run(request, last_moment(moments)) is None
+def test_damaged_pieces_are_made_anew(damage: Callable[[Path], None], request_: BuildRequest, left: BuildRequest) -> None:
     for name in ("statistics.base", "aligned.removal", "rules"):
-        damage(cache_dir(request) / f"{name}.kept")
-    damage(cache_dir(request) / "unet" / "model.onnx")
-    result = build(request)
+        damage(cache_dir(left) / f"{name}.kept")
+    damage(cache_dir(left) / "unet" / "model.onnx")
+    result = build(left)
     assert PIECES - set(result.resumed) == {"statistics.base", "aligned.removal", "rules"}
-    assert (request.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
+    assert (left.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
 
 
-def test_another_build_takes_nothing(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
-    request = replace(request_, output=tmp_path / "phone")
-    assert run(request, last_moment(moments)) is None
+def test_another_build_takes_nothing(left: BuildRequest) -> None:
     samples = (replace(SAMPLES[0], prompt="a blue house"), replace(SAMPLES[1], image=picture(7)), SAMPLES[2])
-    assert build(replace(request, samples=samples)).resumed == ()
+    assert build(replace(left, samples=samples)).resumed == ()
 
 
-def test_what_ends_before_anything_is_made_leaves_the_pieces(request_: BuildRequest, moments: list[str], tmp_path: Path) -> None:
+def test_what_ends_before_anything_is_made_leaves_the_pieces(left: BuildRequest, tmp_path: Path) -> None:
     """A mistyped path, and a second build while the first one is at work."""
-    request = replace(request_, output=tmp_path / "phone")
-    assert run(request, last_moment(moments)) is None
     with pytest.raises(InputError, match="no such file"):
-        build(replace(request, adapters={**request.adapters, "removal": tmp_path / "mistyped.safetensors"}))
-    with build_lock(request), pytest.raises(InputError, match="no other build at work on it, found one"):
-        build(request)
-    assert set(build(request).resumed) == PIECES
+        build(replace(left, adapters={**left.adapters, "removal": tmp_path / "mistyped.safetensors"}))
+    with build_lock(left), pytest.raises(InputError, match="no other build at work on it, found one"):
+        build(left)
+    assert set(build(left).resumed) == PIECES
 
 
 def test_a_build_that_never_began_leaves_nothing(request_: BuildRequest, tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from quad.cli.main import app
 from quad.core.digests import file_digest
 from quad.quantize.observe import side_by_side as observe
 
+ROOT = Path(__file__).parents[2]
 # `--multi_gpu` is the launcher's word for several processes, on a CPU too. Port 0 is any free one.
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "quad"]  # fmt: skip
+LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
+          "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]  # fmt: skip
+FORK = ["tests.launcher", "2"]  # as processes of the launcher, but of one import of torch and with the traces of all tests
 Command = Callable[[Path], list[str]]
 
 
@@ -64,16 +66,19 @@ def test_four_threads_build_what_one_does(alone: dict[str, str], command: Comman
 
 
 @pytest.mark.timeout(600)
-def test_two_processes_of_two_threads_build_what_one_does(alone: dict[str, str], command: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("launch", [FORK, pytest.param(LAUNCH, marks=pytest.mark.soak)], ids=["fork", "accelerate"])
+def test_two_processes_of_two_threads_build_what_one_does(
+    launch: list[str], alone: dict[str, str], command: Command, tmp_path: Path
+) -> None:
     environment = {
         **os.environ,
-        "PYTHONPATH": str(Path(next(iter(quad.__path__))).parent),
+        "PYTHONPATH": os.pathsep.join((str(Path(next(iter(quad.__path__))).parent), str(ROOT))),
         "HF_HOME": str(tmp_path / "home"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "2",
         "OPENBLAS_NUM_THREADS": "2",
     }
-    words = [sys.executable, *LAUNCH, *command(tmp_path / "phone")]
+    words = [sys.executable, "-m", *launch, "quad", *command(tmp_path / "phone")]
     done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("\n") == 1  # one object: the other process said nothing

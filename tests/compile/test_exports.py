@@ -77,6 +77,7 @@ def test_whatever_differs_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     ]
     keys += [export_key(Scaled(2.0), replace(SPEC, output="z")), export_key(Scaled(2.0), replace(SPEC, inputs={"x": torch.zeros(2, 4)}))]
     assert export_key(Scaled(2.0), SPEC) == keys[0]
+    assert export_key(Scaled(2.0), replace(SPEC, inputs={"x": torch.ones(1, 4)})) == keys[0]
     monkeypatch.setattr(network.SlottedNetwork, "forward", lambda self, *_: None)
     keys.append(export_key(Scaled(2.0), SPEC))
     assert None not in keys

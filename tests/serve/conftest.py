@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
@@ -70,6 +71,23 @@ class Served:
 
 
 Serve = Callable[..., Served]
+
+
+class _Hasty:
+    """asyncio for uvicorn, which looks every 0.1 s whether it shall stop and then waits 0.1 s: with hundreds of servers, a minute."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds / 10)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_servers() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("uvicorn.server.asyncio", _Hasty())
+        yield
 
 
 def same(client: QuadClient, pipe: QuadPipeline, *words: str, **wanted: Any) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import time
 import zlib
 from typing import Any
 from urllib.parse import quote
@@ -125,11 +126,14 @@ def test_streams_are_bounded(serve: Serve) -> None:
 
 
 def test_connections_are_bounded(serve: Serve) -> None:
-    served = serve(limits=Limits(max_connections=2))
+    served = serve(limits=Limits(max_connections=2, head_timeout_s=2.0))
     idle = [socket.socket(socket.AF_UNIX) for _ in range(3)]
+    start = time.monotonic()
     for one in idle:
         one.settimeout(30)
         one.connect(served.address)
+    assert idle[0].recv(1) == b""  # it has been idle longest
+    assert time.monotonic() - start < 2.0  # its place was taken: the time for its head is not over
     assert idle[2].recv(1) == b""
     for one in idle:
         one.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from quad.compile.passes import run_passes
+from quad.compile.passes import contract, run_passes
 from quad.compile.passes.contract import ContractReport, ContractTrial, check_contract
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.model.slots.network import slot_inputs
+from quad.runtime.engines.ort import OrtSession
 
 SLOT_A, SLOT_B = "fc.lora_A", "fc.lora_B"
 
@@ -115,7 +117,18 @@ def kept(before: ir.Model, *names: str, tolerance: float = 1e-5, group: int = 1)
 
 
 @pytest.fixture(scope="session")
-def tiny_trial(tiny: Any) -> ContractTrial:
-    """The tiny network's inputs and adapters."""
+def tiny_trial(tiny: Any) -> Iterator[ContractTrial]:
+    """The tiny network's inputs and adapters; its own graph, which no test changes, is loaded once."""
     adapters: Mapping[str, Any] = {one.name: slot_inputs(one, tiny.table) for one in tiny.adapters}
-    return ContractTrial(inputs=tiny.inputs, adapters={**adapters, "base": slot_inputs(None, tiny.table)}, group=4)
+    load, sessions = contract._load, list[OrtSession]()
+
+    def load_once(model: ir.Model, directory: Path) -> OrtSession:
+        if model is not tiny.graph:
+            return load(model, directory)
+        if not sessions:
+            sessions.append(load(model, directory))
+        return sessions[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contract, "_load", load_once)
+        yield ContractTrial(inputs=tiny.inputs, adapters={**adapters, "base": slot_inputs(None, tiny.table)}, group=4)

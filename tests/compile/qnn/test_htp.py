@@ -179,6 +179,7 @@ class TestCompiled:
         np.testing.assert_array_equal(outputs[1], outputs[3])
         assert (outputs[1] != outputs[2]).any()
 
+    @pytest.mark.parametrize("placed", [16, pytest.param(8, marks=pytest.mark.soak)], indirect=True)
     def test_a_fault_is_found_and_named(self, placed: Placed, binary: Path, tmp_path: Path) -> None:
         """A binary of another graph: one weight's integers are turned around. The first edge behind it is named."""
         from quad.compile.qnn.emulate import check_agreement, first_divergence

@@ -17,7 +17,7 @@ from tests.delivery.simulator import World, make_pack
 
 ROOT = Path(__file__).parents[3]
 # Points spread over the operation, beside those around the step that commits it.
-POINTS = {"install": 60, "update": 70, "rollback": 40, "add": 10, "revoke": 10, "rotate": 12}
+POINTS = {"install": 30, "update": 35, "rollback": 20, "add": 8, "revoke": 8, "rotate": 10}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +51,7 @@ def test_a_killed_operation_leaves_the_old_or_the_new(home: Path, operation: str
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("operation", list(WORK))
 def test_more_points(home: Path, operation: str, seed: int) -> None:
-    require_old_or_new(home, operation, 5 * POINTS[operation], seed)
+    require_old_or_new(home, operation, 10 * POINTS[operation], seed)
 
 
 def require_old_or_new(home: Path, operation: str, points: int, seed: int) -> None:

@@ -134,25 +134,45 @@ def test_a_config_that_makes_no_network(folder: Path) -> None:
     _refused(folder, "config.json: expected the config of a model, found ")
 
 
+# Each is read in a process of its own, whose peak begins anew. It is forked where the libraries are loaded (6 s), by reading a small one.
 MEASURE = """
-import resource, sys
+import os, resource, sys
 from pathlib import Path
 import diffusers
 from quad.model.base.load_component import DIFFUSION_STEM, find_component
 kinds = {"UNet2DConditionModel": diffusers.UNet2DConditionModel}
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-before = peak()
-module = find_component(Path(sys.argv[1]), kinds, DIFFUSION_STEM).load()
-print(before, peak(), sum(p.numel() * 4 for p in module.parameters()), max(p.numel() * 4 for p in module.parameters()))
+small, *folders = map(Path, sys.argv[1:])
+find_component(small, kinds, DIFFUSION_STEM).load()
+for folder in folders:
+    if child := os.fork():
+        assert os.waitpid(child, 0)[1] == 0
+        continue
+    before = peak()
+    module = find_component(folder, kinds, DIFFUSION_STEM).load()
+    sizes = [p.numel() * 4 for p in module.parameters()]
+    print(before, peak(), sum(sizes), max(sizes), flush=True)
+    os._exit(0)
 """
+DTYPES = (torch.float16, torch.float32)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-def test_never_two_copies(dtype: torch.dtype, tmp_path: Path) -> None:
-    unet = diffusers.UNet2DConditionModel(block_out_channels=(64, 128, 192, 192), cross_attention_dim=64, attention_head_dim=8)
-    unet.to(dtype).save_pretrained(tmp_path)
-    command = [sys.executable, "-c", MEASURE, str(tmp_path)]
-    before, peak, module_bytes, largest = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+@pytest.fixture(scope="module")
+def memory(unet: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[torch.dtype, list[int]]:
+    """Of a file's type: peak before and after, the module's bytes, the largest tensor's."""
+    unet.save_pretrained(small := tmp_path_factory.mktemp("small"))
+    large = diffusers.UNet2DConditionModel(block_out_channels=(64, 128, 192, 192), cross_attention_dim=64, attention_head_dim=8)
+    folders = [tmp_path_factory.mktemp("stored") for _ in DTYPES]
+    for dtype, folder in zip(DTYPES, folders, strict=True):
+        large.to(dtype).save_pretrained(folder)
+    command = [sys.executable, "-c", MEASURE, str(small), *map(str, folders)]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    return {dtype: [*map(int, line.split())] for dtype, line in zip(DTYPES, lines, strict=True)}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_never_two_copies(dtype: torch.dtype, memory: dict[torch.dtype, list[int]]) -> None:
+    before, peak, module_bytes, largest = memory[dtype]
     stored = module_bytes * dtype.itemsize // 4
     assert module_bytes > 80e6
     # The slack is what the libraries load lazily; a second copy of the file would not fit into it.

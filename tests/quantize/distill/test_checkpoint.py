@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from quad.quantize.distill.options import DistillOptions
 from tests.quantize.conftest import Tiny
 from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes
 
-LONG = DistillOptions(steps=9, rate=0.01, every=3)
+LONG = DistillOptions(steps=6, rate=0.01, every=2)
 
 
 class Killed(Exception):
@@ -37,18 +38,23 @@ def whole(pair: TeacherStudent, tiny: Tiny) -> Watched:
     return Watched(pair, tiny.adapters[1], LONG)
 
 
-@pytest.fixture
-def killed(pair: TeacherStudent, tiny: Tiny, tmp_path: Path) -> Path:
-    """The checkpoint of a run that was killed after its second check."""
-    file = tmp_path / "made" / "loud.safetensors"
+@pytest.fixture(scope="module")
+def killed_once(pair: TeacherStudent, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("killed") / "made" / "loud.safetensors"
 
     def kill(step: int, loss: float) -> None:
-        if step == 6:
+        if step == 4:
             raise Killed
 
     with pytest.raises(Killed):
         distill(pair, tiny.adapters[1], make_probes("loud"), replace(LONG, checkpoint=file), progress=kill)
-    return file
+    return file.parent
+
+
+@pytest.fixture
+def killed(killed_once: Path, tmp_path: Path) -> Path:
+    """The checkpoint of a run that was killed after its second check, to go on from or to damage."""
+    return shutil.copytree(killed_once, tmp_path / "made") / "loud.safetensors"
 
 
 def metadata(file: Path) -> dict[str, str]:
@@ -99,7 +105,7 @@ def test_other_calls_of_the_same_number_are_another_run(pair: TeacherStudent, ti
     probes = make_probes("loud", seed=1)
     told: list[int] = []
     distill(pair, tiny.adapters[1], probes, replace(LONG, checkpoint=killed), progress=lambda step, _: told.append(step))
-    assert told == [3, 6, 9]
+    assert told == [2, 4, 6]
 
 
 def cut(file: Path) -> None:
@@ -119,7 +125,7 @@ def lose_a_tensor(file: Path) -> None:
 
 
 def lie_about_the_step(file: Path) -> None:
-    save_file(load_file(file), file, {**metadata(file), "step": "9"})
+    save_file(load_file(file), file, {**metadata(file), "step": "6"})
 
 
 @pytest.mark.parametrize("damage", [cut, bend, lose_a_tensor, lie_about_the_step])

@@ -21,7 +21,7 @@ from quad.quantize.encodings.integers import quantize_adapter
 from tests.quantize.conftest import ATTENTION, Tiny
 from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes, own_inputs, state_of
 
-SHORT = DistillOptions(steps=20, rate=0.01)  # 8-bit weights move by whole levels or not at all: the tiny network needs longer steps
+SHORT = DistillOptions(steps=12, rate=0.01)  # 8-bit weights move by whole levels or not at all: the tiny network needs longer steps
 WILD = DistillOptions(steps=20, rate=10.0, every=1, patience=2)  # every step is far too long
 
 

@@ -24,8 +24,9 @@ ROOT = Path(__file__).parents[3]
 PROCESSES = 2
 # `--cpu` alone starts one process, whatever number is asked for, unless there is MPI; `--multi_gpu` is the launcher's word for several.
 # Port 0 is any free one.
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES), "--num_machines", "1",
+LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(PROCESSES), "--num_machines", "1",
           "--main_process_port", "0", "--mixed_precision", "bf16", "--dynamo_backend", "no", "-m"]  # fmt: skip
+FORK = ["tests.launcher", str(PROCESSES)]  # as processes of the launcher, but of one import of torch
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Launched:
     integers: list[dict[str, NDArray[np.integer]]]
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory: pytest.TempPathFactory) -> Launched:
+@pytest.fixture(scope="module", params=[FORK, pytest.param(LAUNCH, marks=pytest.mark.soak)], ids=["fork", "accelerate"])
+def launched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Launched:
     directory = tmp_path_factory.mktemp("launched")
     source = Path(next(iter(quad.__path__))).parent
     paths = {"PYTHONPATH": os.pathsep.join(map(str, (source, ROOT))), "HF_HOME": str(directory / "home")}
-    command = [sys.executable, *LAUNCH, "tests.quantize.distill.two_processes", str(directory)]
+    command = [sys.executable, "-m", *request.param, "tests.quantize.distill.two_processes", str(directory)]
     environment = {**os.environ, **paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True, timeout=550, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
@@ -65,7 +66,7 @@ def here(tmp_path: Path) -> Here:
     return Here(tmp_path)
 
 
-pytestmark = pytest.mark.timeout(600)  # two interpreters import torch: 12 s here, and a busy machine is much slower
+pytestmark = pytest.mark.timeout(600)  # interpreters import torch: 6 s each here, and a busy machine is much slower
 
 
 def rms(values: NDArray[Any]) -> float:
