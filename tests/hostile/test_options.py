@@ -167,4 +167,4 @@ def test_outputs_that_cannot_be(place_of: str, model_dir: Path, tmp_path: Path) 
 
 
 def test_a_usage_error_is_of_its_own_class(model_dir: Path, out: Path) -> None:
-    quad_refuses(["build", model_dir, "-o", out / "phone", "--size", "63"], UsageError, "--size: expected a multiple of 64", out)
+    quad_refuses(["build", model_dir, "-o", out / "phone", "--size", "63"], UsageError, "--size: expected multiples of 64", out)
