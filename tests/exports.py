@@ -36,7 +36,7 @@ from quad.compile.export import GraphSpec
 
 _FROM_TORCHLIB = ONNXRegistry.from_torchlib
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
-_PLAIN = (type(None), EllipsisType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
+_PLAIN = (type(None), EllipsisType, msgspec.UnsetType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
 _PLACES = "parameters"
 _OURS = ("quad.model", "quad.compile.export")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from quad.compile.export import GraphSpec, traced
+from quad.compile.graph_specs import unet_spec
 from quad.model.slots import network
 from tests.exports import export_key, sharing
 
@@ -82,6 +84,15 @@ def test_whatever_differs_has_a_key_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     keys.append(export_key(Scaled(2.0), SPEC))
     assert None not in keys
     assert len(set(keys)) == len(keys)
+
+
+def test_a_network_with_slots_is_shared_whatever_its_example_inputs_hold(tiny: Any) -> None:
+    """A kind of value that is new in it, and unknown to the key, would have each test trace it for itself."""
+    spec = unet_spec(tiny.base, tiny.table)
+    key = export_key(tiny.network, spec)
+    assert key is not None
+    ones = {name: torch.ones_like(value) for name, value in spec.inputs.items()}
+    assert export_key(tiny.network, replace(spec, inputs=ones)) == key
 
 
 def test_a_network_that_holds_something_unknown_is_not_shared() -> None:
