@@ -128,7 +128,7 @@ def test_brackets_weigh_words_unless_they_are_plain(tiny_bundle: Path, tmp_path:
         pictures.append((tmp_path / f"{name}.png").read_bytes())
     assert len(set(pictures)) == 3
     assert pictures[0] == pictures[3]
-    assert facts["notes"] == ["prompt: BREAK begins a second chunk, which this bundle has not; its parts were read as one"]
+    assert facts["notes"] == ["prompt: BREAK begins chunk 2, which this bundle has not (--prompt-chunks); its parts were read as one"]
 
 
 @pytest.mark.parametrize(

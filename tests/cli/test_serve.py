@@ -29,6 +29,7 @@ def test_the_document_is_printed_without_a_bundle() -> None:
         (["phone", "--token-file", "t"], 2, "--token-file: expected --port with it"),
         (["phone", "--port", "70000"], 2, "--port"),
         (["phone", "--memory", "most"], 2, "most"),
+        (["phone", "--embedding", "cat="], 2, "--embedding: expected NAME=FILE"),
         (["nowhere", "--port", "0"], 1, "nowhere"),
         (["nowhere", "--socket", "s"], 1, "nowhere"),
     ],

@@ -113,13 +113,10 @@ class Rules:
 
     def features(self, prompt: str) -> NDArray[np.float64]:
         """`(1, 77 n, D)`."""
-        return np.concatenate([self._chunk(chunk) for chunk in self.chunks(prompt)], axis=1)
-
-    def _chunk(self, chunk: Sequence[tuple[int, float]]) -> NDArray[np.float64]:
         begin, end = self._tokenizer.bos_token_id, self._tokenizer.eos_token_id
-        ids = [begin, *(token for token, _ in chunk), *[end] * (ROOM + 1 - len(chunk))]
-        weights = torch.tensor([1.0, *(weight for _, weight in chunk), *[1.0] * (ROOM + 1 - len(chunk))], dtype=torch.float64)
+        chunks = [[(begin, 1.0), *chunk, *[(end, 1.0)] * (ROOM + 1 - len(chunk))] for chunk in self.chunks(prompt)]
         with torch.no_grad():
-            z = self._encoder(torch.tensor([ids])).last_hidden_state
-        weighted = z * weights[None, :, None]
-        return (weighted * (z.mean() / weighted.mean())).numpy()
+            hidden = self._encoder(torch.tensor([[token for token, _ in chunk] for chunk in chunks])).last_hidden_state.numpy()
+        weighted = hidden * np.array([[weight for _, weight in chunk] for chunk in chunks])[..., None]
+        restored = [after * (before.mean() / after.mean()) for before, after in zip(hidden, weighted, strict=True)]
+        return np.concatenate(restored)[None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -22,7 +23,7 @@ from quad.runtime.conditioning.tokenizer import Tokenizer
 from tests.model.clip_vocabulary import TEXT, write_clip_files
 from tests.model.prompt_rules import Rules
 
-LENGTH, WIDTH = 77, 16
+LENGTH, WIDTH, CHUNKS = 77, 16, 8
 WORDS = TEXT.split()
 _DRAWN = np.random.default_rng(1)
 INVERSIONS = {
@@ -50,8 +51,10 @@ def text_side(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tokenizer, Torc
     return tokenizer, session, Rules(theirs, copy.deepcopy(encoder).double(), INVERSIONS)
 
 
-def random_prompt(rng: np.random.Generator, words: int) -> str:
+def random_prompt(rng: np.random.Generator, words: int, breaks: int = 0) -> str:
     """Words, inversions, commas and escapes inside brackets of all kinds; some brackets are left open or closed twice."""
+    if breaks:
+        return " BREAK ".join(random_prompt(rng, words // (breaks + 1)).replace("(", "").replace("[", "") for _ in range(breaks + 1))
     pieces: list[str] = []
     for word in rng.choice([*WORDS, *[*INVERSIONS] * 3], words):
         before = rng.choice(["", "", "", "(", "((", "[", r"\(", "(["])
@@ -68,7 +71,42 @@ def test_weighted_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed
         prompt = random_prompt(rng, int(rng.integers(1, 12)))
         read = read_prompt(tokenizer, prompt, "a1111", WordVectors(INVERSIONS))
         assert not read.notes
-        np.testing.assert_allclose(text_features(session, read), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt)
+        np.testing.assert_allclose(text_features(session, read, LENGTH), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_long_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed: int) -> None:
+    tokenizer, session, rules = text_side
+    long = copy.copy(tokenizer)
+    long.text = msgspec.structs.replace(tokenizer.text, chunks=CHUNKS)
+    rng, counts = np.random.default_rng(10 + seed), set()
+    for _ in range(35):
+        prompt = random_prompt(rng, int(rng.integers(1, 90)), int(rng.integers(0, 2)))
+        read = read_prompt(long, prompt, "a1111", WordVectors(INVERSIONS))
+        assert not read.notes
+        expected, features = rules.features(prompt), text_features(session, read, CHUNKS * LENGTH)
+        np.testing.assert_allclose(features[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-5, err_msg=prompt)
+        assert features.shape == (1, CHUNKS * LENGTH, WIDTH)
+        assert not features[:, expected.shape[1] :].any()
+        counts.add(len(read.chunks))
+    assert len(counts) > 3
+
+
+def test_what_does_not_fit_is_told(text_side: tuple[Tokenizer, TorchSession, Rules]) -> None:
+    tokenizer, _, rules = text_side
+    two = copy.copy(tokenizer)
+    two.text = msgspec.structs.replace(tokenizer.text, chunks=2)
+    prompt = " ".join(["the cat,"] * 80)
+    read, tokens = read_prompt(two, prompt), [token for chunk in rules.chunks(prompt) for token in chunk]
+    held = sum(int((chunk.ids != tokenizer.text.pad_id).sum()) - 1 for chunk in read.chunks)
+    assert read.notes == (f"prompt: {len(tokens) - held} tokens beyond the first 154 were not read",)
+    assert len(read.chunks) == 2
+    read = read_prompt(two, "a BREAK b BREAK c", "a1111")
+    assert [len(read.chunks), *read.notes] == [
+        1, "prompt: BREAK begins chunk 3, which this bundle has not (--prompt-chunks); its parts were read as one",
+    ]  # fmt: skip
+    words = WordVectors({"many": np.ones((70, WIDTH), np.float32)})
+    assert read_prompt(tokenizer, "the cat sat on the mat many many cats", words=words).notes[0].startswith("prompt: 1")
 
 
 def test_a_prompt_without_syntax_is_what_it_was(text_side: tuple[Tokenizer, TorchSession, Rules]) -> None:
@@ -80,7 +118,7 @@ def test_a_prompt_without_syntax_is_what_it_was(text_side: tuple[Tokenizer, Torc
         np.testing.assert_array_equal(read.chunks[0].ids, tokens.ids, strict=True)
         zeros = np.zeros((1, LENGTH, WIDTH), np.float32)
         plain = session.run({"input_ids": tokens.ids, "embeddings": zeros})
-        np.testing.assert_array_equal(text_features(session, read), plain, strict=True)
+        np.testing.assert_array_equal(text_features(session, read, LENGTH), plain, strict=True)
         with torch.no_grad():
             expected = session._network(torch.from_numpy(tokens.ids)).numpy()
         np.testing.assert_array_equal(plain, expected, strict=True)

@@ -12,7 +12,7 @@ import time
 import msgspec
 
 from quad.admit.align import Admission, AlignedAdapter, align_with_base, rescale
-from quad.admit.report import adapter_quality, checks, task_notes
+from quad.admit.report import adapter_quality, checks, task_notes, word_notes
 from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
 from quad.admit.trial import Trial, refuse_unlike, try_adapter
@@ -86,7 +86,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
         seconds=time.perf_counter() - start,
         checked=checked,
         unchecked=unchecked,
-        notes=(*fitted.adapter.notes, *aligned.notes, *task_notes(admission.tasks)),
+        notes=(*fitted.adapter.notes, *aligned.notes, *task_notes(admission.tasks), *word_notes(adapter)),
         alignment={} if aligned.alignment is None else aligned.alignment.to_json(),
     )
 

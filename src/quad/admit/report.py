@@ -12,6 +12,7 @@ from quad.admit.trial import Trial
 from quad.build.align_adapters import quality_of
 from quad.core.manifest import AdapterQuality, TaskSpec
 from quad.core.slots import TEXT_ENCODER
+from quad.lora.read import FloatAdapter
 from quad.runtime.bundle import Bundle
 from quad.runtime.golden_outputs import read_probes
 
@@ -34,6 +35,13 @@ def task_notes(tasks: Mapping[str, TaskSpec]) -> list[str]:
     return [
         f"task {task}: its sampler's table was solved for another adapter" for task, spec in tasks.items() if spec.sampler.kind == "olss"
     ]
+
+
+def word_notes(adapter: FloatAdapter) -> list[str]:
+    """A line about words that the LoRA file brings, which a pack does not hold."""
+    if not adapter.embeddings:
+        return []
+    return [f"the pack does not hold the words {', '.join(adapter.embeddings)}: load them from the LoRA file, quad run --embedding FILE"]
 
 
 def checks(

@@ -30,6 +30,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, open_model
+from quad.model.base.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_inputs, slotted_as
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
@@ -109,7 +110,7 @@ def open_base(bundle: Bundle, directory: Path) -> Base:
         CompatibilityError: it is another model.
     """
     manifest = bundle.manifest
-    base = with_clip_skip(open_model(directory), manifest.text.skipped_layers + 1)
+    base = with_prompt_chunks(with_clip_skip(open_model(directory), manifest.text.skipped_layers + 1), manifest.text.most_chunks)
     expected = manifest.parents.get("base", "none")
     if base.digest != expected:
         where, hint = f"--base {directory}", "give that one"

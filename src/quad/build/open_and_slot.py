@@ -37,6 +37,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import Base, open_model
+from quad.model.base.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.latent_preview import fit_preview
@@ -111,7 +112,7 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
 
 def _base(request: BuildRequest) -> Base:
     """The model as it is built for the target."""
-    base = with_clip_skip(open_model(request.model, request.base_options), request.clip_skip)
+    base = with_prompt_chunks(with_clip_skip(open_model(request.model, request.base_options), request.clip_skip), request.prompt_chunks)
     if load_target(request.target).text_vectors:
         return base
     return replace(base, text=msgspec.structs.replace(base.text, first_vector_id=msgspec.UNSET))

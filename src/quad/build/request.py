@@ -21,6 +21,7 @@ from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
+from quad.model.base.prompt_chunks import MOST_CHUNKS
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
@@ -68,6 +69,7 @@ class BuildRequest:
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
         clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
         calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
+        prompt_chunks: how many times 75 tokens of a prompt are read at most, for a CLIP text encoder of 77.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -98,6 +100,7 @@ class BuildRequest:
     sampler: str | None = None
     calibration_size: str | int | None = None
     clip_skip: int = 1
+    prompt_chunks: int = 1
     threads: int = 1
 
     @property
@@ -175,8 +178,7 @@ class BuildRequest:
         self.backend.check()
         if self.threads < 1:
             raise UsageError(mismatch("--threads", "1 or more", self.threads, "choose a larger one"))
-        if self.clip_skip < 1:
-            raise UsageError(mismatch("--clip-skip", "1 for all layers, 2 for all but the last, ...", self.clip_skip, "choose one"))
+        self._check_text()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
@@ -184,6 +186,14 @@ class BuildRequest:
         for name, rank in self.adapter_ranks.items():
             RankLimits(rank).check(f"--adapter {name}, rank")
         self._check_room()
+
+    def _check_text(self) -> None:
+        if self.clip_skip < 1:
+            raise UsageError(mismatch("--clip-skip", "1 for all layers, 2 for all but the last, ...", self.clip_skip, "choose one"))
+        if not 1 <= self.prompt_chunks <= MOST_CHUNKS:
+            raise UsageError(mismatch("--prompt-chunks", f"1 to {MOST_CHUNKS}", self.prompt_chunks, "choose one in that range"))
+        if self.prompt_chunks > 1 and not load_target(self.target).long_prompts:
+            raise UsageError(mismatch("--prompt-chunks", "a target that can leave tokens out of attention", self.target, "leave it out"))
 
     def _check_calibration(self) -> None:
         if self.measured_size is not None and self.backend.needs_calls:

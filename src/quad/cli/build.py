@@ -91,6 +91,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Layer of the text encoder, from the last, that gives its output, as A1111 counts: 2 leaves the last one out.",
                      metavar="N", min=1, show_default="1"),
     ] = None  # fmt: skip
+    prompt_chunks: Annotated[
+        int | None,
+        typer.Option(help="Chunks of 75 tokens that a prompt may have; each costs about 1 % of a Stable Diffusion step.", metavar="N",
+                     min=1, show_default="1"),
+    ] = None  # fmt: skip
     threads: Annotated[
         int | None,
         typer.Option(help="Threads that one sum is dealt to; the bundle depends on it. More are faster for a large model alone.",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quad.cli.options import weighted_names, words_of_files
-from quad.cli.shared_options import BundleDir, EngineName, Mark, MemoryPlan, Sign, StoreDir, png_options
+from quad.cli.shared_options import BundleDir, Embeddings, EngineName, Mark, MemoryPlan, Sign, StoreDir, png_options
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
@@ -66,13 +66,6 @@ Negative = Annotated[str, typer.Option("--negative-prompt", help="What the pictu
 Syntax = Annotated[
     str, typer.Option(help="a1111: (word:1.2), [word] and BREAK mean something; plain: every character stands for itself.",
                       metavar="a1111|plain"),
-]  # fmt: skip
-Embeddings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--embedding", help="A textual inversion: this word stands for the file's vectors; repeat it.", metavar="NAME=FILE",
-        show_default=False,
-    ),
 ]  # fmt: skip
 Steps = Annotated[int | None, typer.Option(help="Sampler steps; the task's own number by default.", metavar="N", min=1, show_default=False)]
 Sampler = Annotated[

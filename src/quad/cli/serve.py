@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from quad.cli.extras import check_serve
-from quad.cli.shared_options import EngineName, Mark, Sign, StoreDir, Threads, png_options
+from quad.cli.options import words_of_files
+from quad.cli.shared_options import Embeddings, EngineName, Mark, Sign, StoreDir, Threads, png_options
 from quad.cli.show import Json, result
 from quad.core.errors import UsageError, mismatch
 
@@ -60,6 +61,7 @@ def serve(
     threads: Threads = None,
     memory: Memory = "keep-all",
     adapter_budget: Budget = None,
+    embedding: Embeddings = None,
     max_queue: Queue = 32,
     max_body: Body = 32 * MIB,
     max_pixels: Pixels = 16 * MIB,
@@ -101,6 +103,7 @@ def serve(
         limits=limits,
         adapter_budget_bytes=adapter_budget,
         png=png_options(parameters=parameters, mark=mark, sign=sign),
+        embeddings=words_of_files("--embedding", embedding or []),
     )
     listening = socket_endpoint(socket) if port is None else port_endpoint(port, token_file)
     launch(options, listening, lambda endpoint, service: _announce(endpoint, service, as_json))

@@ -37,6 +37,13 @@ AdaptersToBuild = Annotated[
 ]  # fmt: skip
 UnusedKeys = Annotated[bool | None, typer.Option("--allow-unused-keys", help="Pass over LoRA keys that match nothing in the model.")]
 BundleDir = Annotated[Path, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)]
+Embeddings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--embedding", help="A textual inversion: this word stands for the file's vectors; repeat it.", metavar="NAME=FILE",
+        show_default=False,
+    ),
+]  # fmt: skip
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
 MemoryPlan = Annotated[
     str,

@@ -8,6 +8,7 @@ import msgspec
 import torch
 from diffusers.models.embeddings import Timesteps
 from torch import Tensor, nn
+from torch.nn import functional
 
 from quad.compile.export import GraphSpec
 from quad.core.ports import Sinusoid
@@ -26,6 +27,7 @@ def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTa
     text = text_spec(base, table)
     with torch.no_grad():
         hidden: Tensor = networks["text_encoder"](*text.inputs.values())
+        hidden = functional.pad(hidden, (0, 0, 0, base.text.context - base.text.length))
     return {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
 
 
@@ -50,7 +52,7 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
     inputs = {
         "sample": torch.cat([_noise(*latent.shape), *beside], dim=1),
         "timestep": torch.tensor([float(base.schedule.steps // 2)]),
-        "encoder_hidden_states": _noise(1, base.text.length, base.text.hidden) if hidden is None else hidden,
+        "encoder_hidden_states": _noise(1, base.text.context, base.text.hidden) if hidden is None else hidden,
     }
     return GraphSpec(component="unet", inputs=inputs, output="out_sample", slots=_slots(table.of(UNET)))
 

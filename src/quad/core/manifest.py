@@ -139,6 +139,8 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     Args:
         first_vector_id: the smallest id that is no token: ids from it on stand for rows of the graph's input `embeddings`
             `(1, length, hidden)`, where textual inversions enter; unset, the graph has no such input.
+        chunks: how many times `length` tokens the denoiser reads; rows of zeros fill the context of a shorter prompt, and are not
+            attended to; unset, it is once, and every row is read.
         clip_skip: which layer from the last one gives the output, as A1111 counts: 2 leaves out one layer; unset, none is left out.
     """
 
@@ -147,6 +149,18 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     hidden: Annotated[int, msgspec.Meta(ge=1, le=2**20)]
     first_vector_id: Annotated[int, msgspec.Meta(ge=1, le=2**31)] | msgspec.UnsetType = msgspec.UNSET
     clip_skip: Annotated[int, msgspec.Meta(ge=2, le=2**10)] | msgspec.UnsetType = msgspec.UNSET
+
+    chunks: Annotated[int, msgspec.Meta(ge=2, le=64)] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def most_chunks(self) -> int:
+        """Chunks of a prompt that are read at most."""
+        return 1 if self.chunks is msgspec.UNSET else self.chunks
+
+    @property
+    def context(self) -> int:
+        """Tokens that the denoiser reads."""
+        return self.length * self.most_chunks
 
     @property
     def skipped_layers(self) -> int:

@@ -208,7 +208,7 @@ class Stages:
                 for prompt in prompts:
                     tokens = read_prompt(self.tokenizer, prompt, syntax, self.embeddings.words)
                     notes.extend(tokens.notes)
-                    hidden.append(text_features(encoder, tokens))
+                    hidden.append(text_features(encoder, tokens, self.tokenizer.text.context))
             return hidden
 
         def picture(image: Float) -> Float:

@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -39,6 +39,7 @@ class ServeOptions:
         allow_uploads: clients may send packs.
         adapter_budget_bytes: of memory for adapters, None for no bound.
         png: what the files of pictures say of how they were made; None for nothing.
+        embeddings: textual inversions, a word or None for the file's own, and its file.
     """
 
     bundle: Path
@@ -50,6 +51,7 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     adapter_budget_bytes: int | None = None
     png: PngOptions | None = None
+    embeddings: Sequence[tuple[str | None, Path]] = ()
 
 
 def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], announce: Callable[[Endpoint, Service], None]) -> None:
@@ -82,6 +84,8 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
     pipe = QuadPipeline.from_pretrained(
         options.bundle, options.engine, options.threads, memory=options.memory, adapter_budget_bytes=options.adapter_budget_bytes
     )
+    for word, path in options.embeddings:
+        pipe.load_textual_inversion(path, word)
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=options.limits.max_queue))
     try:
         store, register = options.store or store_beside(options.bundle), partial(scheduler.register, mapped=True)

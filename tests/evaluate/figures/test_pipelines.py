@@ -92,15 +92,15 @@ class Pair:
 
 @pytest.fixture(scope="module")
 def pair_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Pair]:
-    """`pair_of(channels, sampler, size)`: built once for each; `size` is not the model's own where it is 64x128."""
-    made: dict[tuple[int, str, str], Pair] = {}
+    """`pair_of(channels, sampler, size, ...)`: built once for each; `size` is not the model's own where it is 64x128."""
+    made: dict[tuple[Any, ...], Pair] = {}
 
-    def pair(channels: int, sampler: str, size: str = "64x64") -> Pair:
-        key = (channels, sampler, size)
+    def pair(channels: int, sampler: str, size: str = "64x64", **options: Any) -> Pair:
+        key = (channels, sampler, size, *options.items())
         if key not in made:
             root = tmp_path_factory.mktemp("sd")
             directory = save_pipeline(root, channels, SAMPLERS[sampler]())
-            request = BuildRequest(directory, {}, root / "phone", precision="float", size=None if size == "64x64" else size)
+            request = BuildRequest(directory, {}, root / "phone", precision="float", size=None if size == "64x64" else size, **options)
             build(request)
             made[key] = Pair(directory, QuadPipeline.from_pretrained(root / "phone"), *map(int, size.split("x")))
         return made[key]
@@ -148,6 +148,28 @@ def test_weighted_words(pair_of: Callable[..., Pair]) -> None:
     assert not ours.notes
     _near(np.asarray(ours.images[0]), theirs, 60.0)
     assert psnr(pair.call("text-to-image"), theirs) < 40  # what the weights do is seen
+
+
+def test_clip_skip_and_long_prompts(pair_of: Callable[..., Pair]) -> None:
+    """A prompt of two chunks, and one of one chunk, for which diffusers' U-Net has half the context; both without the last layer."""
+    pair = pair_of(4, "pndm", clip_skip=2, prompt_chunks=2)
+    pipe = open_pipeline(pair.directory, diffusers.StableDiffusionPipeline)
+    encoder = copy.deepcopy(pipe.text_encoder).double()
+    del encoder.encoder.layers[-1]
+    rules = Rules(pipe.tokenizer, encoder)
+    given = {"num_inference_steps": STEPS, "guidance_scale": GUIDANCE, "latents": torch.from_numpy(pair.noise)}
+    long = "the cat sat on the (mat:1.3), a painting of the sea, " * 3 + "BREAK at night"
+    pictures = []
+    for prompt, negative, tokens in ((PROMPT, NEGATIVE, 77), (long, "blurry BREAK [night]", 154)):
+        states = {f"{name}_embeds": torch.from_numpy(rules.features(text)).float()
+                  for name, text in (("prompt", prompt), ("negative_prompt", negative))}  # fmt: skip
+        assert {state.shape[1] for state in states.values()} == {tokens}
+        theirs = np.asarray(pipe(**states, **given, height=64, width=64).images[0])
+        ours = pair.ours(prompt, negative_prompt=negative, task="text-to-image", num_inference_steps=STEPS, latents=pair.noise)
+        assert not ours.notes
+        _near(np.asarray(ours.images[0]), theirs, 60.0)
+        pictures.append(theirs)
+    assert psnr(*pictures) < 40
 
 
 def test_textual_inversion(pair_of: Callable[..., Pair], tmp_path: Path) -> None:

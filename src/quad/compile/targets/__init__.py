@@ -52,6 +52,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         backend: what makes its files, see `quad.compile.backend.BACKENDS`.
         vendor: who makes the chip, in the words of an error.
         options: options of a build that no target but this one, or its like, reads.
+        long_prompts: its U-Net may read several chunks of tokens, and leave those out of attention that a prompt has not.
         text_vectors: the text encoder's graph has the input `embeddings`, through which textual inversions enter.
     """
 
@@ -69,6 +70,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     backend: str = "onnx"
     vendor: str = ""
     options: tuple[str, ...] = ()
+    long_prompts: bool = False
     text_vectors: bool = False
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:

@@ -31,6 +31,7 @@ from quad.quantize.observe.calibrate import CalibrationSample, component_network
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
+from quad.runtime.conditioning.text_features import filled_up
 from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.pipeline import QuadPipeline
 
@@ -130,10 +131,12 @@ def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEf
 def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) -> Array:
     """The loaded U-Net's output `(B, 4, h, w)` for a probe's inputs, with these adapter buffers."""
     session.bind({name: buffer for name, buffer in buffers.items() if name in session.inputs})
+    words, context = probe.inputs["encoder_hidden_states"], session.inputs["encoder_hidden_states"][1]
+    inputs = {**probe.inputs, "encoder_hidden_states": filled_up(words, context or 0)}
     if session.inputs["sample"][0] is None:
-        return session.run(probe.inputs)
+        return session.run(inputs)
     # A graph of fixed batch 1 runs the guided pair one after the other.
-    return np.concatenate([session.run(row) for row in split_batch(probe.inputs)])
+    return np.concatenate([session.run(row) for row in split_batch(inputs)])
 
 
 def open_unet(bundle: Bundle, engine: str) -> Session:

@@ -94,17 +94,17 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
     Args:
         table: the slots of all of them.
     """
-    grid, latent, length = base.latent.grid(base.picture_size), base.latent.channels, base.text.length
+    grid, latent = base.latent.grid(base.picture_size), base.latent.channels
     text = table.of(TEXT_ENCODER)
     channels = int(base.unet.config.in_channels)  # type: ignore[union-attr, arg-type]
     unet: Shapes = {
         "sample": (None, channels, *grid),
         "timestep": (1,),
-        "encoder_hidden_states": (None, length, base.text.hidden),
+        "encoder_hidden_states": (None, base.text.context, base.text.hidden),
     }
     return {
         "unet": TorchSession(networks["unet"], unet, table.of(UNET)),
-        "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, length)}, text if text.slots else None),
+        "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, base.text.length)}, text if text.slots else None),
         "vae_encoder": TorchSession(networks["vae_encoder"], {"image": (1, 3, *base.picture_size.grid)}),
         "vae_decoder": TorchSession(networks["vae_decoder"], {"latent": (1, latent, *grid)}),
     }

@@ -58,7 +58,7 @@ def session_encoders(sessions: Mapping[str, Runnable], tokenizer: Tokenizer) -> 
     """Sessions by component name as they are: no clocks, no notes, and prompts are plain text."""
 
     def texts(prompts: Sequence[str]) -> list[Float]:
-        return [text_features(sessions["text_encoder"], read_prompt(tokenizer, prompt)) for prompt in prompts]
+        return [text_features(sessions["text_encoder"], read_prompt(tokenizer, prompt), tokenizer.text.context) for prompt in prompts]
 
     return Encoders(unet=sessions["unet"], texts=texts, picture=lambda image: sessions["vae_encoder"].run({"image": image}))
 

@@ -75,12 +75,13 @@ def read_prompt(tokenizer: Tokenizer, prompt: str, syntax: PromptSyntax = "plain
     text, tag_notes = (prompt, ()) if syntax == "plain" else without_tags(prompt)
     notes = list(tag_notes)
     blocks, unknown = _tokens(tokenizer, parse_prompt(text, syntax), words or WordVectors())
-    if len(blocks) > 1:
-        notes.append("prompt: BREAK begins a second chunk, which this bundle has not; its parts were read as one")
+    most = tokenizer.text.most_chunks
+    if len(blocks) > most:
+        notes.append(f"prompt: BREAK begins chunk {most + 1}, which this bundle has not (--prompt-chunks); its parts were read as one")
         blocks = [[token for block in blocks for token in block]]
-    split = _split(blocks, tokenizer.room, 1, tokenizer.comma)
+    split = _split(blocks, tokenizer.room, most, tokenizer.comma)
     chunks = tuple(_chunk(tokenizer, frame, tokens) for tokens in split.chunks)
-    return PromptTokens(chunks, (*notes, *unread_notes(unknown, split.dropped, tokenizer.text.length)))
+    return PromptTokens(chunks, (*notes, *unread_notes(unknown, split.dropped, tokenizer.text.context)))
 
 
 def _tokens(tokenizer: Tokenizer, blocks: Sequence[Block], words: WordVectors) -> tuple[list[list[Token]], tuple[str, ...]]:
@@ -118,6 +119,11 @@ class _Split:
     dropped: int = 0
     last_comma: int = -1
 
+    @property
+    def may_go_on(self) -> bool:
+        """Whether another chunk may begin."""
+        return len(self.chunks) < self.most
+
     def next_chunk(self, tokens: Sequence[Token] = ()) -> None:
         self.chunks.append(list(tokens))
         self.last_comma = -1
@@ -125,10 +131,10 @@ class _Split:
     def add(self, token: Token, comma: int | None) -> None:
         """Put a token where it belongs; once something found no room, nothing behind it is read."""
         is_comma = token.vectors is None and token.id == comma
-        if self._places(0) == self.room and len(self.chunks) < self.most:
+        if self._places(0) == self.room and self.may_go_on:
             is_near = self.last_comma >= 0 and self._places(self.last_comma) <= MOST_MOVED
             self._move_on(self.last_comma + 1 if is_near and not is_comma else len(self.chunks[-1]))
-        if self._places(0) + token.places > self.room and len(self.chunks) < self.most:
+        if self._places(0) + token.places > self.room and self.may_go_on:
             self.next_chunk()
         if self.dropped or self._places(0) + token.places > self.room:
             self.dropped += token.places
@@ -152,7 +158,7 @@ def _split(blocks: Sequence[Sequence[Token]], room: int, most: int, comma: int |
     """The tokens in at most so many chunks; what is beyond the last is counted."""
     split = _Split(room=room, most=most)
     for number, block in enumerate(blocks):
-        if number:
+        if number and split.may_go_on:
             split.next_chunk()
         for token in block:
             split.add(token, comma)

@@ -15,10 +15,20 @@ Float = NDArray[np.float32]
 LEAST_MEAN = 1e-5
 
 
-def text_features(encoder: Runnable, prompt: PromptTokens) -> Float:
-    """The hidden states of a prompt's chunks one after another, float32 `(1, L, D)`."""
+def text_features(encoder: Runnable, prompt: PromptTokens, context: int) -> Float:
+    """The hidden states of a prompt's chunks one after another, float32 `(1, context, D)`.
+
+    Args:
+        context: tokens that the denoiser reads; rows of zeros fill up what a shorter prompt leaves.
+    """
     hidden = [emphasised(encoder.run(_inputs(encoder, chunk)), chunk.weights) for chunk in prompt.chunks]
-    return hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1)
+    return filled_up(hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1), context)
+
+
+def filled_up(hidden: Float, context: int) -> Float:
+    """Hidden states `(B, L, D)` with rows of zeros up to `(B, context, D)`; as they are where they are as many."""
+    missing = context - hidden.shape[1]
+    return hidden if missing <= 0 else np.pad(hidden, ((0, 0), (0, missing), (0, 0)))
 
 
 def _inputs(encoder: Runnable, chunk: Chunk) -> dict[str, NDArray[Any]]:
