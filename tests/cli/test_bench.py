@@ -47,6 +47,7 @@ def test_people_get_the_papers_table(tiny_bundle: Path) -> None:
         (["{bundle}", "--engine", "qnn"], 3, "engine: expected ort or openvino, which this bundle was built for, found qnn"),
         (["{bundle}", "--threads", "0"], 2, "Invalid value for '--threads'"),
         (["{bundle}", "-o", "{bundle}/bundle.json"], 2, "-o: expected a directory to write, found a file"),
+        (["{bundle}", "-o", "{bundle}/bundle.json/report"], 2, "-o: expected a directory to write, found a file"),
     ],
 )
 def test_an_error_is_one_line_with_its_exit_code(arguments: list[str], code: int, says: str, tiny_bundle: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 
 from quad import QuadPipeline
-from quad.core.errors import InputError, UsageError, VerificationError
+from quad.core.errors import BackendError, InputError, UsageError, VerificationError
 from quad.core.storage.install_pointers import pointer_path, remove_pointer
 from quad.core.storage.pack import write_pack
 from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.serve.limits import Limits
+from tests.core.storage.hiding import hide
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.conftest import Serve
 from tests.serve.device import install_pack
@@ -119,6 +122,24 @@ def test_a_damaged_pointer_hides_no_other_adapter(pipe: QuadPipeline, installed:
         remove_pointer(tmp_path, name)
     installed.refresh()
     assert (installed.names, installed.notes) == ({"ink"}, ())
+
+
+def test_a_pack_that_cannot_be_read_keeps_a_start_from_the_older_one_and_is_taken_when_it_can(
+    pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path
+) -> None:
+    own = _pixels(pipe, "sketch")
+    pack = install_pack(tmp_path, "sketch", (adapter_manifest("sketch", 2), adapter_tensors(11, 2)), 1)
+    for number in (errno.EACCES, errno.EIO):
+        with pytest.MonkeyPatch.context() as patch:
+            hide(patch, pack, number)
+            with pytest.raises(BackendError, match=f"{pack.name}: expected a file that can be read, found {os.strerror(number)}"):
+                installed.open()
+            installed.refresh()
+            assert os.strerror(number) in installed.notes[0]
+        assert installed.names == frozenset()
+    installed.refresh()
+    assert (installed.names, installed.notes) == ({"sketch"}, ())
+    assert (_pixels(pipe, "sketch") != own).any()
 
 
 def test_what_is_said_of_a_refused_version_goes_with_its_pointer(installed: InstalledAdapters, tmp_path: Path, ink: Any) -> None:

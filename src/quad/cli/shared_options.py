@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quad.core.errors import UsageError, mismatch
+from quad.core.storage.reading import file_status
 
 if TYPE_CHECKING:
     from quad.runtime.provenance.png import PngOptions
@@ -66,10 +68,12 @@ def check_report_dir(output: Path | None) -> None:
     """Refuse before the work is done, not after it.
 
     Raises:
-        UsageError: the place is a file.
+        UsageError: the place, or what it would lie in, is a file. BackendError: nothing can be there.
     """
-    if output is not None and output.exists() and not output.is_dir():
-        raise UsageError(mismatch("-o", "a directory to write", f"a file {output}", "choose another name"))
+    places = () if output is None else (output.absolute(), *output.absolute().parents)
+    status, nearest = next(((status, place) for place in places if (status := file_status(place)) is not None), (None, None))
+    if status is not None and not stat.S_ISDIR(status.st_mode):
+        raise UsageError(mismatch("-o", "a directory to write", f"a file {nearest}", "choose another name"))
 
 
 def model_directory(model: str) -> Path:

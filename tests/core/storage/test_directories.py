@@ -108,6 +108,14 @@ def test_a_link_to_a_directory_goes_on_to_lead_there(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "phone"]
 
 
+def test_links_in_a_circle_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+    circle = tmp_path / "circle"
+    circle.symlink_to(circle)
+    with pytest.raises(BackendError, match="Too many levels of symbolic links"), new_directory(circle, MARKER):
+        pytest.fail("work was done for a place that nothing can be written to")
+    assert list(tmp_path.iterdir()) == [circle]
+
+
 def test_what_came_to_the_name_meanwhile_is_refused_and_stays(tmp_path: Path) -> None:
     final = old_bundle(tmp_path / "phone")
 

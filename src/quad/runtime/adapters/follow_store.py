@@ -17,7 +17,10 @@ Register = Callable[[Path, str], object]
 
 
 class InstalledAdapters:
-    """The packs of a store that were registered. One that is refused is noted once, and tried again when its pointer changes."""
+    """The packs of a store that were registered. One that is refused is noted once, and tried again when its pointer changes.
+
+    One that the system does not let be read is tried again each time.
+    """
 
     def __init__(self, store: Path, register: Register, unregister: Callable[[str], None]) -> None:
         """Args:
@@ -91,11 +94,15 @@ class InstalledAdapters:
             self._notes.pop(name, None)
         elif pointer != self._refused.get(name):
             try:
-                self._register(name, pointer)
-            except (QuadError, OSError) as error:
-                if opening and isinstance(error, BackendError | OSError):
-                    raise
-                self._refused[name], self._notes[name] = pointer, _line(error)
+                with reading_from(pointer):
+                    self._register(name, pointer)
+            except QuadError as error:
+                unreadable = isinstance(error, BackendError) or isinstance(error.__cause__, OSError)
+                if opening and unreadable:
+                    raise BackendError(str(error)) from error
+                self._notes[name] = str(error)
+                if not unreadable:  # else it may be sound, and is tried again
+                    self._refused[name] = pointer
                 _LOG.warning("installed adapter %s: refused, %s", name, self._notes[name])
 
     def _register(self, name: str, path: Path) -> None:
