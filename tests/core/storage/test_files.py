@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from quad.core.errors import BackendError
 from quad.core.storage.directories import new_directory
-from quad.core.storage.files import inside, scratch_directory, writing_to
+from quad.core.storage.files import disk_error, inside, scratch_directory, writing_to
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -28,6 +29,12 @@ def test_a_full_disk_for_temporary_files_is_said_of_them_and_leaves_nothing(tmp_
     with pytest.raises(BackendError, match=says), new_directory(tmp_path / "phone", "bundle.json"), scratch_directory() as scratch:
         _half(scratch / "half")
     assert [path.name for path in tmp_path.rglob("*")] == ["tmp"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ELOOP])
+def test_nobody_is_told_to_free_space_where_space_is_not_what_lacks(number: int) -> None:
+    told = str(disk_error("x", OSError(number, os.strerror(number))))
+    assert told == f"x: cannot write ({os.strerror(number)}); nothing was written, choose another place"
 
 
 def test_no_place_for_temporary_files_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

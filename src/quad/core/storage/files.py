@@ -17,6 +17,8 @@ from quad.core.storage.parts import new_file_part, sweep, try_lock
 
 TEMPORARY = "set TMPDIR to another place"
 _NOTHING, _ELSEWHERE = "nothing was written", "choose another place"
+# What more space does not mend; an error without a number, or of the device, may come of a full disk.
+_NOT_FOR_SPACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 _LONGEST_NAME = 255  # bytes, of one part of a path
 
 
@@ -46,10 +48,11 @@ def disk_error(where: Path | str, error: OSError, state: str = _NOTHING, instead
 
     Args:
         state: what is there now.
-        instead: what to do other than to free some space.
+        instead: what to do other than to free some space, and alone where space is not what lacks.
     """
     reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
-    return BackendError(f"{where}: cannot write ({reason}); {state}, free some space or {instead}")
+    next_step = instead if error.errno in _NOT_FOR_SPACE else f"free some space or {instead}"
+    return BackendError(f"{where}: cannot write ({reason}); {state}, {next_step}")
 
 
 @contextmanager
