@@ -155,6 +155,12 @@ def test_other_kinds_are_refused_by_name(key: str, kind: str, unet: UNet2DCondit
     refused(UnsupportedError, f"key {key!r}", path, unet)
 
 
+@pytest.mark.parametrize(("key", "kind"), [("lycoris_conv_in.on_input", "IA3"), ("base_model.model.conv_in.shira_indices", "SHiRA")])
+def test_another_kind_is_told_before_a_type_that_only_it_has(key: str, kind: str, unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    path = save(tmp_path / "x.safetensors", {key: torch.ones(4, dtype=torch.int64)})
+    refused(UnsupportedError, f"found {kind};", path, unet)
+
+
 def test_keys_that_match_nothing_are_listed(unet: UNet2DConditionModel, tmp_path: Path) -> None:
     stray = {f"unet.other.{i}.lora_A.weight": torch.ones(4, 4) for i in range(10)}
     path = save(tmp_path / "x.safetensors", {**q_pair(), **stray})

@@ -17,7 +17,7 @@ from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.report.trained_on import TrainedOn
 from quad.lora.report.trigger_words import trigger_words
-from quad.lora.tensors import StoredTensor, read_tensors
+from quad.lora.tensors import StoredTensor, read_lora_header, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
 _COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER)
@@ -98,6 +98,7 @@ class _Part:
 
 def _open_part(file: WeightsFile, hashed: bool) -> _Part:
     stable = StableFile.of(file.path)
+    refuse_other_kinds(read_lora_header(stable).entries)  # by name, before a type that only they have
     tensors, metadata = read_tensors(stable)
     parents = {f"{file.component}weights": stable.sha256()} if hashed else {}
     configs: dict[Component, AdapterConfig] = {}
@@ -156,8 +157,7 @@ def require_lora(path: Path) -> None:
     Raises:
         InputError, UnsupportedError: as `open_lora`, or it is of a kind that is not read.
     """
-    for part in _open_parts(path, weights_files(path), hashed=False):
-        refuse_other_kinds(key for key in part.tensors if not is_bundled(key))
+    _open_parts(path, weights_files(path), hashed=False)
 
 
 def open_lora(path: Path) -> LoraFile:

@@ -134,6 +134,7 @@ TEXTUAL_INVERSION = "textual inversion"
 NOT_READ: tuple[tuple[str, str], ...] = (
     ("oft_", "OFT"),
     ("boft_", "BOFT"),
+    ("shira_", "SHiRA"),
     ("ia3_", "IA3"),
     (".on_input", "IA3"),
     ("vera_lambda", "VeRA"),

@@ -15,7 +15,7 @@ from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
 from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, is_lone_embedding, unread_embeddings
 from quad.lora.file import LoraFile, open_lora
-from quad.lora.keys import EMBEDDING_REMEDY, Component, is_text_key, parse_key, refuse_other_kinds
+from quad.lora.keys import EMBEDDING_REMEDY, Component, is_text_key, parse_key
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits
@@ -189,7 +189,6 @@ def _matched(name: str, path: Path, unet: NetworkLayout, text_encoder: NetworkLa
     words = bundled_embeddings(where, opened.tensors)
     if words and not file.tensors:
         raise InputError(mismatch(where, "a LoRA", f"embeddings alone: {listed(words)}", EMBEDDING_REMEDY))
-    refuse_other_kinds(file.tensors)
     text_layers = {} if text_encoder is None else text_encoder.layers
     text_skipped = frozenset[str]() if text_encoder is None else text_encoder.skipped
     modules, unused = _group(where, file, network_names(unet.layers, [*text_layers, *text_skipped], unet.complete))
