@@ -125,7 +125,7 @@ def test_a_damaged_pointer_hides_no_other_adapter(pipe: QuadPipeline, installed:
 
 
 def test_a_pack_that_cannot_be_read_keeps_a_start_from_the_older_one_and_is_taken_when_it_can(
-    pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path
+    pipe: QuadPipeline, installed: InstalledAdapters, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = _pixels(pipe, "sketch")
     pack = install_pack(tmp_path, "sketch", (adapter_manifest("sketch", 2), adapter_tensors(11, 2)), 1)
@@ -134,8 +134,11 @@ def test_a_pack_that_cannot_be_read_keeps_a_start_from_the_older_one_and_is_take
             hide(patch, pack, number)
             with pytest.raises(BackendError, match=f"{pack.name}: expected a file that can be read, found {os.strerror(number)}"):
                 installed.open()
-            installed.refresh()
+            caplog.clear()
+            for _ in range(3):
+                installed.refresh()
             assert os.strerror(number) in installed.notes[0]
+            assert len(caplog.records) == 1
         assert installed.names == frozenset()
     installed.refresh()
     assert (installed.names, installed.notes) == ({"sketch"}, ())

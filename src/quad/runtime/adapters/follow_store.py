@@ -100,10 +100,11 @@ class InstalledAdapters:
                 unreadable = isinstance(error, BackendError) or isinstance(error.__cause__, OSError)
                 if opening and unreadable:
                     raise BackendError(str(error)) from error
-                self._notes[name] = str(error)
                 if not unreadable:  # else it may be sound, and is tried again
                     self._refused[name] = pointer
-                _LOG.warning("installed adapter %s: refused, %s", name, self._notes[name])
+                if self._notes.get(name) != str(error):
+                    _LOG.warning("installed adapter %s: refused, %s", name, error)
+                self._notes[name] = str(error)
 
     def _register(self, name: str, path: Path) -> None:
         self._register_pack(path, name)
