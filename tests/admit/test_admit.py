@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from quad.admit import with_base as admit_base
 from quad.admit.admit import AdaptRequest, adapt
+from quad.admit.request import AdaptResult
 from quad.admit.with_base import BaseNetworks, open_base
 from quad.build.admission_data import STORED, Corrections
 from quad.build.build import BuildRequest, build
@@ -64,6 +65,13 @@ def lora(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def asked(phone: Bundle, lora: Path, tmp_path: Path) -> AdaptRequest:
     return AdaptRequest(phone.root, "ink", lora, output=tmp_path / "ink.qpack", task="ink", like="transform")
+
+
+@pytest.fixture(scope="module")
+def admitted(phone: Bundle, lora: Path, tmp_path_factory: pytest.TempPathFactory) -> AdaptResult:
+    """That LoRA, admitted without the base; its pack is not to be changed."""
+    pack = tmp_path_factory.mktemp("admitted") / "ink.qpack"
+    return adapt(AdaptRequest(phone.root, "ink", lora, output=pack, task="ink", like="transform"))
 
 
 def digests(root: Path) -> dict[str, str]:
@@ -118,12 +126,11 @@ def test_what_is_admitted_is_what_a_build_would_have_bound(phone: Bundle, adapte
     np.testing.assert_array_equal(run(one, "transform"), run(other, "transform"))
 
 
-def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone: Bundle, base: Base) -> None:
-    adapt(asked)
-    adapter = read_adapter("ink", asked.adapter, base.unet)
+def test_its_integers_are_those_of_the_frozen_profile(admitted: AdaptResult, lora: Path, phone: Bundle, base: Base) -> None:
+    adapter = read_adapter("ink", lora, base.unet)
     gains = phone.profile.gains.get("unet", {})
     expected = quantize_adapter(smooth_adapter(adapter, gains), phone.slots, phone.profile)
-    found = Buffers(pad(read_pack(asked.output).tensors, zero_buffers(phone.slots)))
+    found = Buffers(pad(read_pack(admitted.pack).tensors, zero_buffers(phone.slots)))
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array, name)
     if phone.manifest.precision != "w8a16":
@@ -132,10 +139,9 @@ def test_its_integers_are_those_of_the_frozen_profile(asked: AdaptRequest, phone
         assert any(not np.array_equal(plain[name], array) for name, array in expected.items())
 
 
-def test_its_task_runs_and_its_golden_tells_it_from_others(asked: AdaptRequest, phone: Bundle) -> None:
-    admitted = adapt(asked)
+def test_its_task_runs_and_its_golden_tells_it_from_others(admitted: AdaptResult, phone: Bundle) -> None:
     pipe = QuadPipeline.from_pretrained(phone.root, threads=1)
-    pipe.set_adapters(pipe.load_lora_weights(asked.output))
+    pipe.set_adapters(pipe.load_lora_weights(admitted.pack))
     assert pipe.tasks["ink"] == msgspec.structs.replace(pipe.tasks["transform"], adapter="ink")
     sample = next(sample for sample in SAMPLES if sample.task == "transform")
     assert pipe(sample.prompt, task="ink", image=sample.image, seed=3).images[0].size == (phone.manifest.size,) * 2
@@ -147,8 +153,8 @@ def test_its_task_runs_and_its_golden_tells_it_from_others(asked: AdaptRequest, 
     assert admitted.manifest.parents == {**AdapterStore(phone).manifest("transform").parents, "source": admitted.manifest.parents["source"]}
 
 
-def test_without_the_base_it_says_what_was_not_checked(asked: AdaptRequest) -> None:
-    said = adapt(asked).to_json()
+def test_without_the_base_it_says_what_was_not_checked(admitted: AdaptResult) -> None:
+    said = admitted.to_json()
     assert "output_db" not in said["quality"]
     assert any("--base" in line for line in said["unchecked"])
     assert said["trial"]["sites"] > 0
