@@ -112,7 +112,7 @@ def open_base(bundle: Bundle, directory: Path) -> Base:
     manifest = bundle.manifest
     base = with_prompt_chunks(with_clip_skip(open_model(directory), manifest.text.skipped_layers + 1), manifest.text.most_chunks)
     expected = manifest.parents.get("base", "none")
-    if base.digest != expected:
+    if base.digest_as(expected) != expected:
         where, hint = f"--base {directory}", "give that one"
         raise CompatibilityError(mismatch(where, f"digest {expected[:8]}, of which the bundle was built", base.digest[:8], hint))
     return replace(base, picture_size=manifest.picture_size, tasks=dict(manifest.tasks))

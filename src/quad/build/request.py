@@ -43,7 +43,7 @@ class BuildRequest:
     """One build.
 
     Args:
-        model: diffusers directory.
+        model: diffusers directory, or a one-file checkpoint of Stable Diffusion.
         adapters: name -> LoRA file or directory, in the order they will be listed.
         adapter_defaults: name -> how that adapter is meant to be run, for those of which it is known.
         output: the bundle directory to write.
@@ -70,6 +70,8 @@ class BuildRequest:
         clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
         calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
         prompt_chunks: how many times 75 tokens of a prompt are read at most, for a CLIP text encoder of 77.
+        vae: the autoencoder's file or directory, in place of the model's own.
+        prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -101,12 +103,16 @@ class BuildRequest:
     calibration_size: str | int | None = None
     clip_skip: int = 1
     prompt_chunks: int = 1
+    vae: Path | None = None
+    prediction: str | None = None
     threads: int = 1
 
     @property
     def base_options(self) -> BaseOptions:
         """How the model is opened."""
-        return BaseOptions(self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults)
+        return BaseOptions(
+            self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults, vae=self.vae, prediction=self.prediction
+        )
 
     def rank_limits(self, adapter: str) -> RankLimits:
         """How far an adapter may be reduced."""

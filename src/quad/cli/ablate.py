@@ -11,7 +11,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, model_directory
+from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def _request(model: str, adapters: dict[str, Path], output: Path, names: list[st
     from quad.evaluate.figures.quality import find_adapters
 
     directory = model_directory(model)
-    adapters = adapters or find_adapters(directory)
+    adapters = local_adapters(adapters) or find_adapters(directory)
     return AblationRequest(model=directory, adapters=adapters, out=output, rows=plan(names), n=n)
 
 

@@ -12,7 +12,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import stated_adapters
-from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, model_directory
+from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, local_adapters, model_directory
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
@@ -75,7 +75,7 @@ def adapt(
         from quad.admit.admit import adapt as admit
         from quad.admit.request import AdaptRequest
 
-        name, path = next(iter(stated.paths.items()))
+        name, path = next(iter(local_adapters(stated.paths).items()))
         request = AdaptRequest(
             bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
             allow_unused_keys=bool(allow_unused_keys), engine=engine, defaults=stated.defaults.get(name, AdapterDefaults()),

@@ -13,7 +13,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import one_parameter_per_field, read_recipe, stated_adapters
-from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, model_directory
+from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
 
@@ -96,6 +96,15 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Chunks of 75 tokens that a prompt may have; each costs about 1 % of a Stable Diffusion step.", metavar="N",
                      min=1, show_default="1"),
     ] = None  # fmt: skip
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="An autoencoder in place of the model's own: a .safetensors file or a directory.", metavar="FILE|DIR",
+                     show_default="the model's own"),
+    ] = None  # fmt: skip
+    prediction: Annotated[
+        str | None,
+        typer.Option(help="What the U-Net of a one-file checkpoint predicts.", metavar="epsilon|v", show_default="what the file tells"),
+    ] = None
     threads: Annotated[
         int | None,
         typer.Option(help="Threads that one sum is dealt to; the bundle depends on it. More are faster for a large model alone.",
@@ -163,6 +172,7 @@ def _request(model: str, adapters: dict[str, Path], output: Path, options: Build
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_adapters
 
+    adapters = local_adapters(adapters)
     if model != REFERENCE and not Path(model).exists():
         for path in adapters.values():  # before a model is fetched
             require_lora(path)

@@ -11,7 +11,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import BundleDir, EngineName, Samples, check_report_dir, model_directory
+from quad.cli.shared_options import BundleDir, EngineName, Samples, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def eval(
         check_build("quad eval")
         from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result
 
-        request = EvaluationRequest(bundle=bundle, model=model_directory(model), adapters=adapters, n=n, engine=engine)
+        request = EvaluationRequest(bundle=bundle, model=model_directory(model), adapters=local_adapters(adapters), n=n, engine=engine)
         evaluated = evaluate_bundle(request, progress)
         if output is not None:
             write_result(evaluated, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,14 +21,17 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A diffusers directory, a hub id (owner/name or owner/name@revision), or toyland: the shipped reference model.",
+        help="A diffusers directory, a checkpoint FILE.safetensors, a hub id (owner/name[@revision]), or toyland: the shipped model.",
         show_default=False,
     ),
 ]
 Adapters = Annotated[
     list[str] | None,
     typer.Option(
-        "--adapter", help="A LoRA file or directory under a name; repeat it. toyland brings five.", metavar="NAME=PATH", show_default=False
+        "--adapter",
+        help="A LoRA's path or hub id under a name; repeat it. toyland brings five.",
+        metavar="NAME=PATH",
+        show_default=False,
     ),
 ]
 AdaptersToBuild = Annotated[
@@ -76,8 +80,21 @@ def check_report_dir(output: Path | None) -> None:
         raise UsageError(mismatch("-o", "a directory to write", f"a file {nearest}", "choose another name"))
 
 
+def local_adapters(adapters: Mapping[str, Path]) -> dict[str, Path]:
+    """Adapters by name, those fetched that are hub ids and no paths here.
+
+    Raises:
+        InputError: there is none of that id, or the hub is not to be reached.
+    """
+    if all(path.is_absolute() or len(path.parts) < 2 for path in adapters.values()):
+        return dict(adapters)  # none can be an id
+    from quad.model.base.hub_adapters import resolve_adapter
+
+    return {name: resolve_adapter(path) for name, path in adapters.items()}
+
+
 def model_directory(model: str) -> Path:
-    """The directory of a model that was named on the command line: `toyland`, a path, or a hub id.
+    """The directory or checkpoint of a model that was named on the command line: `toyland`, a path, or a hub id.
 
     Raises:
         InputError: there is no such model.

@@ -13,7 +13,7 @@ from quad.core.storage.links import contained
 DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 
 # A transformer that denoises stands where the U-Net stands.
-_MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER))
+MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER))
 _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
     (b"\x80\x02", PICKLE_REASON),
@@ -92,7 +92,7 @@ def _in_directory(directory: Path) -> list[WeightsFile]:
     if (weights := _named_as_saved(directory)) is not None:
         return [weights]
     per_model = []
-    for folder, component in _MODEL_DIRECTORIES:
+    for folder, component in MODEL_DIRECTORIES:
         if (directory / folder).is_dir() and (weights := _named_as_saved(directory / folder)) is not None:
             per_model.append(WeightsFile(weights.path, weights.config, f"{component}."))
     for weights in per_model:

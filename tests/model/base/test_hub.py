@@ -75,7 +75,7 @@ def test_a_single_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch:
     (tmp_path / "models").mkdir()
     (tmp_path / "models" / "v1-5.safetensors").write_bytes(b"x")
     monkeypatch.setattr(hub, "_cached", lambda *_: pytest.fail("asked the hub"))
-    _refused("models/v1-5.safetensors", "expected a diffusers model directory or a hub id, found a single file; convert it: diffusers'")
+    assert resolve_model("models/v1-5.safetensors") == Path("models/v1-5.safetensors")
 
 
 def test_what_cannot_be_had_is_one_line(cache: Path, model_dir: Path) -> None:

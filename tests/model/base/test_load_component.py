@@ -115,7 +115,7 @@ def test_lists_of_shards_that_lead_nowhere(listed: dict[str, str], says: str, fo
 
 
 def test_weights_that_are_written_to_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = load_component_module._empty
+    real = load_component_module.empty_module
 
     def write_meanwhile(*arguments: Any) -> Any:
         with _weights(folder).open("r+b") as stream:
@@ -124,7 +124,7 @@ def test_weights_that_are_written_to_while_they_are_read(folder: Path, monkeypat
         os.utime(_weights(folder), ns=(0, 0))
         return real(*arguments)
 
-    monkeypatch.setattr(load_component_module, "_empty", write_meanwhile)
+    monkeypatch.setattr(load_component_module, "empty_module", write_meanwhile)
     _refused(folder, "expected a file that stays as it is while it is read, found it was written to or replaced")
 
 

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.open import open_model, text_module, vae_decoder_module, vae_encoder_module
@@ -130,6 +131,29 @@ def test_digest_is_of_the_weights_alone(broken: Path) -> None:
     assert open_model(broken).digest == before
 
 
+def test_one_model_has_one_digest_however_it_is_stored(broken: Path) -> None:
+    base = open_model(broken)
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    save_file({name: value.double() for name, value in load_file(weights).items()}, weights)
+    assert open_model(broken).digest == base.digest
+    weights.unlink()
+    base.unet.save_pretrained(broken / "unet", max_shard_size="40KB")
+    assert open_model(broken).digest == base.digest
+    parameter = next(base.unet.parameters())
+    parameter.data.view(-1)[0] += 1
+    base.unet.save_pretrained(broken / "unet", max_shard_size="40KB")
+    assert open_model(broken).digest != base.digest
+
+
+def test_bundles_before_0_2_know_their_model(model_dir: Path) -> None:
+    base = open_model(model_dir)
+    files = ("text_encoder/model", "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model")
+    former = digest({f"{name}.safetensors": file_digest(model_dir / f"{name}.safetensors") for name in files})
+    assert base.digest_as(former) == former != base.digest
+    assert base.digest_as(base.digest) == base.digest
+    assert base.digest_as("0" * 64) == base.digest
+
+
 def refused(error: type[QuadError], text: str, directory: Path) -> None:
     with pytest.raises(error) as caught:
         open_model(directory)
@@ -230,7 +254,7 @@ def test_weights_of_another_config(broken: Path) -> None:
 
 
 def test_things_that_are_no_model(broken: Path) -> None:
-    refused(InputError, "expected a diffusers model directory, found none", broken / "nothing")
+    refused(InputError, "expected a diffusers model directory, or a .safetensors checkpoint, found none", broken / "nothing")
     (broken / "unet" / "config.json").unlink()
     refused(InputError, "config.json: expected a file of a diffusers model, found no such file", broken)
     (broken / "unet" / "config.json").write_text("{")

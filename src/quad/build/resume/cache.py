@@ -38,7 +38,7 @@ _SUFFIX, _VALUE = ".kept", "value"
 # Their numbers go into every piece; one of another version may round otherwise.
 _MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
 # Of a request: where things lie and what they are called, not what comes of them; models, adapters and samples count by content.
-_PLACES = frozenset({"model", "adapters", "output", "samples", "name", "dump_passes", "encodings"})
+_PLACES = frozenset({"model", "adapters", "output", "samples", "name", "dump_passes", "encodings", "vae", "prediction"})
 
 
 def cache_dir(request: BuildRequest) -> Path:

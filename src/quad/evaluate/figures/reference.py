@@ -5,7 +5,7 @@ It shares with the runtime only what makes pairs pairs: samplers, tokenizer, con
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -68,6 +68,7 @@ class Reference:
         self.text: TextSpec = base.text
         self.picture_size: PictureSize = base.picture_size
         self.digest: str = base.digest
+        self.digest_as: Callable[[str], str] = base.digest_as
         self.tasks: dict[str, TaskSpec] = base.tasks
         self._tokenizer = Tokenizer(base.tokenizer, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.

@@ -8,6 +8,7 @@ from typing import Any
 
 from quad.core.errors import QuadError
 from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.model.base.checkpoint.layout import LATENT_CHANNELS, open_checkpoint
 from quad.model.base.family import Inputs, family_of
 from quad.model.base.stable_diffusion import EDITING, GUIDANCE, INPAINTING
 from quad.model.base.weight_files import read_config
@@ -42,13 +43,17 @@ def plain_tasks(
     }
 
 
-def tasks_of(directory: Path, adapters: Collection[str]) -> dict[str, str | None]:
-    """Task -> its adapter of a directory without tasks of its own, told from its configs; none where `open_model` will refuse it."""
+def tasks_of(model: Path, adapters: Collection[str]) -> dict[str, str | None]:
+    """Task -> its adapter of a model without tasks of its own, by its configs or its header; none where `open_model` will refuse it."""
     try:
-        family = family_of(directory)
-        folder = directory / family.folder
-        config = read_config(folder / "config.json")
-        beside = family.inputs(folder, config, min(int(config["in_channels"]), int(config["out_channels"])))
+        family = family_of(model)
+        folder = model / family.folder
+        if model.is_file():
+            channels = open_checkpoint(model).channels
+            beside = family.inputs(folder, {"in_channels": channels, "out_channels": LATENT_CHANNELS}, LATENT_CHANNELS)
+        else:
+            config = read_config(folder / "config.json")
+            beside = family.inputs(folder, config, min(int(config["in_channels"]), int(config["out_channels"])))
     except (QuadError, KeyError, TypeError, ValueError, OverflowError):
         return {}
     return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec(kind="ddim", steps=1), adapters).items()}

@@ -1,4 +1,4 @@
-"""MODEL as a user writes it: a directory, or the hub id of one, which is fetched into huggingface's own cache.
+"""MODEL as a user writes it: a directory, a one-file checkpoint, or a hub id, which is fetched into huggingface's own cache.
 
 Only what is read is fetched: configs, the tokenizer's files, and safetensors. Where a component comes in half precision too, that is taken:
 half the download, and its rounding (2^-11) is far below the 8 bits that weights get. A cached copy that is whole is used without asking.
@@ -35,7 +35,7 @@ _VARIANTS = (".fp16", "")
 
 
 def resolve_model(text: str) -> Path:
-    """The directory of a model; one that exists goes first, then the cache, then the hub.
+    """The directory or checkpoint of a model; one that exists goes first, then the cache, then the hub.
 
     Args:
         text: a path, `owner/name`, or `owner/name@revision` (branch, tag or commit).
@@ -48,11 +48,8 @@ def resolve_model(text: str) -> Path:
         is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
     except OSError as error:  # a name that the system does not take
         raise InputError(mismatch(text, "a diffusers model directory or a hub id", f"{error.strerror}", "check the path")) from error
-    if is_directory:
+    if is_directory or is_file:
         return path
-    if is_file:
-        remedy = "convert it: diffusers' from_single_file, then save_pretrained"
-        raise InputError(mismatch(text, "a diffusers model directory or a hub id", "a single file", remedy))
     if hub_id is None or ".." in text:  # no branch has that in its name, and a path in the cache could
         raise InputError(mismatch(text, "a diffusers model directory or a hub id", "none", "check the path"))
     repo, revision = hub_id["repo"], hub_id["revision"]
@@ -61,7 +58,7 @@ def resolve_model(text: str) -> Path:
     except QuadError:
         raise
     except Exception as error:  # of the hub, of the library that asks it, or of the disk
-        raise InputError(mismatch(text, "a directory, or a model on the hub", *_cause_and_remedy(error))) from error
+        raise InputError(mismatch(text, "a directory, or a model on the hub", *cause_and_remedy(error))) from error
 
 
 def files_to_read(repo: str, names: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -124,7 +121,7 @@ def _fetched(repo: str, revision: str | None) -> Path:
     return Path(snapshot_download(repo, revision=revision, allow_patterns=[*texts, *weights]))
 
 
-def _cause_and_remedy(error: Exception) -> tuple[str, str]:
+def cause_and_remedy(error: Exception) -> tuple[str, str]:
     """The end of the message for an error of the hub: what was found, and what to do."""
     match error:
         case GatedRepoError():
@@ -134,7 +131,7 @@ def _cause_and_remedy(error: Exception) -> tuple[str, str]:
         case RevisionNotFoundError():
             return "no such revision", "check what follows the @"
         case OfflineModeIsEnabled() | LocalEntryNotFoundError():
-            return "neither, and the hub is not to be reached", "go online once, or give a directory"
+            return "neither, and the hub is not to be reached", "go online once, or give a local path"
         case _:
             line = f"{error}".strip().splitlines()[0][:200] if f"{error}".strip() else type(error).__name__
-            return f"no answer ({line})", "try again, or give a directory"
+            return f"no answer ({line})", "try again, or give a local path"

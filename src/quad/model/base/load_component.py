@@ -90,8 +90,7 @@ def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Compo
         raise UnsupportedError(mismatch(f"{folder}", " or ".join(classes), kind, "choose a Stable-Diffusion-like model"))
     _require_plausible(folder / "config.json", config)
     files = find_weights(folder, stem)
-    with _quiet():
-        module = _empty(folder, classes[kind], config)
+    module = empty_module(folder / "config.json", classes[kind], config)
     stored = {name: weight for file in files for name, weight in stored_weights(file).items()}
     return fitted(module, stored, files, folder.name)
 
@@ -148,7 +147,7 @@ def _require_plausible(path: Path, config: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Reports of the two libraries stay off; quad says itself what is wrong."""
     loggers = (diffusers.utils.logging, transformers.utils.logging)
     levels = [logger.get_verbosity() for logger in loggers]
@@ -161,14 +160,21 @@ def _quiet() -> Iterator[None]:
             logger.set_verbosity(level)
 
 
-def _empty(folder: Path, kind: Any, config: dict[str, Any]) -> nn.Module:
-    """The module of a config: its buffers are there, its parameters take no memory yet."""
+def empty_module(place: Path, kind: Any, config: dict[str, Any]) -> nn.Module:
+    """The module of a config: its buffers are there, its parameters take no memory yet.
+
+    Args:
+        place: where the config is from, for a message.
+
+    Raises:
+        InputError: no module can be made of it.
+    """
     try:
-        with accelerate.init_empty_weights(include_buffers=False):
+        with quiet(), accelerate.init_empty_weights(include_buffers=False):
             module: nn.Module = kind(kind.config_class.from_dict(config)) if hasattr(kind, "config_class") else kind.from_config(config)
     except Exception as error:  # a config may be wrong in any way, and the libraries raise what they run into
         cause = f"{error}".strip().splitlines()[0][:200] if f"{error}".strip() else type(error).__name__
-        raise InputError(mismatch(f"{folder / 'config.json'}", "the config of a model", cause, "fetch or save the model again")) from error
+        raise InputError(mismatch(f"{place}", "the config of a model", cause, "fetch or save the model again")) from error
     return module
 
 

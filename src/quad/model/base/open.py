@@ -1,4 +1,4 @@
-"""Open a diffusers model directory as a frozen base in float32."""
+"""Open a model, a diffusers directory or a one-file checkpoint, as a frozen base in float32."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import msgspec
 from torch import nn
 
@@ -15,25 +14,26 @@ from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LatentPreview, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.core.picture_size import LARGEST_SIZE, PictureSize, parse_sizes, square
 from quad.core.sampling import AdapterDefaults, SamplerSettings
-from quad.core.slots import TEXT_ENCODER
-from quad.core.storage.links import require_contained
+from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.storage.stable_file import StableFile
+from quad.model.base.checkpoint.autoencoder import VAE, open_vae
+from quad.model.base.checkpoint.parts import checkpoint_parts
+from quad.model.base.checkpoint.prediction import prediction_word
 from quad.model.base.default_tasks import plain_tasks
-from quad.model.base.family import FAMILIES, check_family, denoiser_folder, family_of, index_scheduler, pipeline_class, trained_grid
-from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, find_component
+from quad.model.base.family import denoiser_folder, family_of, trained_grid
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
-from quad.model.base.noise_schedule import read_scheduler, scheduler_class
+from quad.model.base.noise_schedule import read_scheduler
+from quad.model.base.parts import ModelParts, directory_parts
 from quad.model.base.stated_samplers import stated_samplers
-from quad.model.base.tokenizer_files import read_tokenizer
+from quad.model.base.stored_weights import tensors_digest
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
 from quad.model.base.vector_table import with_vector_table
-from quad.model.base.weight_files import weights_digest
+from quad.model.base.weight_files import files_digest
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.samplers.names import parse_sampler
 
 __all__ = ["WORLD_FILE", "Base", "BaseOptions", "open_model", "text_module", "vae_decoder_module", "vae_encoder_module"]
 
-_VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
-_FOLDERS = (*(family.folder for family in FAMILIES), "vae", TEXT_ENCODER, "tokenizer", "scheduler")
 # Sides of pictures that every denoiser of the family halves as often as it wants to.
 SIZE_STEP = 64
 
@@ -48,7 +48,9 @@ class Base:
         latent: latent space of the graph, `z_model = (z_vae - shift) * scale`.
         picture_size: width and height of its pictures.
         tasks: what it can do, by name.
-        digest: identity of its weight files.
+        directory: or the checkpoint's file.
+        digest: identity of its weights.
+        weight_files: where they lie.
         notes: what was read otherwise than a file of the model says, a line each.
         samplers: see `BundleManifest.samplers`.
         preview: colours of its latents, once they are fitted.
@@ -66,10 +68,16 @@ class Base:
     picture_size: PictureSize
     tasks: dict[str, TaskSpec]
     digest: str
+    weight_files: tuple[StableFile, ...] = ()
     notes: tuple[str, ...] = ()
     samplers: Mapping[str, SamplerSettings] = field(default_factory=dict)
     preview: LatentPreview | None = None
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
+
+    def digest_as(self, expected: str) -> str:
+        """`expected` where that is its identity, in the form of this version or of bundles before 0.2; else its own."""
+        former = expected != self.digest and expected == files_digest(self.directory, self.weight_files)
+        return expected if former else self.digest
 
     def run_with(self, task: str, adapter: str | None) -> TaskSpec:
         """A task as an adapter wants it to be run; None for the task's own."""
@@ -87,6 +95,8 @@ class BaseOptions:
         sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
         adapters: names of those that will be built in; one that is named like a task becomes that task's.
         adapter_defaults: how those are meant to be run, as far as it is known.
+        vae: the autoencoder's file or directory, in place of the model's own.
+        prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
     """
 
     size: str | int | None = None
@@ -94,6 +104,8 @@ class BaseOptions:
     adapters: Collection[str] = ()
     _: KW_ONLY
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
+    vae: Path | None = None
+    prediction: str | None = None
 
     def asked_size(self, option: str = "--size") -> PictureSize | None:
         """The size as width and height, None for the model's own.
@@ -123,9 +135,11 @@ class BaseOptions:
             option: what asked for the size, for the message.
 
         Raises:
-            UsageError: a size of sides that are no multiples of 64, or a sampler that the runtime has not.
+            UsageError: a size of sides that are no multiples of 64, a sampler that the runtime has not, or an unknown word of prediction.
         """
         self.asked_size(option)
+        if self.prediction is not None:
+            prediction_word(self.prediction)
         if self.sampler is not None:
             parse_sampler(self.sampler)
 
@@ -162,8 +176,8 @@ def _tasks(toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: 
     return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in toyland.settings.tasks.items()}
 
 
-def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
-    """Open a model in diffusers' layout: unet or transformer, vae, text_encoder, tokenizer, scheduler, and `toyland.json` where it has one.
+def open_model(model: Path, options: BaseOptions | None = None) -> Base:
+    """Open a model: a directory in diffusers' layout, with `toyland.json` where it has one, or a one-file checkpoint of Stable Diffusion.
 
     Configs, tokenizer and the names and shapes in all weight files come first: what does not fit is said before gigabytes are read.
 
@@ -174,46 +188,45 @@ def open_model(directory: Path, options: BaseOptions | None = None) -> Base:
     """
     options = options or BaseOptions()
     options.check()
-    if not directory.is_dir():
-        raise InputError(mismatch(f"{directory}", "a diffusers model directory", "none", "check the path"))
-    require_contained(directory, _FOLDERS, "model")
-    check_family(directory)
-    scheduler, index_class = directory / "scheduler" / "scheduler_config.json", index_scheduler(directory)
-    schedule, sampler = read_scheduler(scheduler, options.sampler, pipeline_class(directory), index_class)
-    family = family_of(directory)
-    folder = directory / family.folder
-    unet = find_component(folder, family.denoisers, DIFFUSION_STEM)
-    vae = find_component(directory / "vae", _VAES, DIFFUSION_STEM)
-    encoder = find_component(directory / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
-    toyland = read_toyland(directory)
-    latent = latent_spec(toyland, vae.config, family.inputs(folder, unet.config, int(vae.config.latent_channels)))
-    tokenizer, text = read_tokenizer(directory / "tokenizer", encoder.config)
-    _check_text(directory, unet.config, text)
-    size, tasks = _size(directory, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
-    samplers = stated_samplers(scheduler, sampler, pipeline_class(directory), index_class)
+    parts = _parts(model, options)
+    schedule, sampler = read_scheduler(parts.scheduler, options.sampler, parts.pipeline, parts.index_class)
+    unet, vae, encoder = parts.unet, parts.vae, parts.text_encoder
+    family, toyland = family_of(model), read_toyland(model)
+    inputs = family.inputs(model / family.folder, unet.config, int(vae.config.latent_channels))
+    latent = latent_spec(toyland, vae.config, inputs)
+    _check_text(model, unet.config, parts.text)
+    size, tasks = _size(model, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
+    samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
+    networks = {UNET: unet.load(), TEXT_ENCODER: encoder.load(), VAE: vae.load()}
     base = Base(
-        directory=directory,
-        unet=unet.load(),
-        text_encoder=encoder.load(),
-        vae=vae.load(),
-        tokenizer=tokenizer,
+        directory=model,
+        unet=networks[UNET],
+        text_encoder=networks[TEXT_ENCODER],
+        vae=networks[VAE],
+        tokenizer=parts.tokenizer,
         schedule=schedule,
         latent=latent,
-        text=text,
+        text=parts.text,
         picture_size=size,
         tasks=tasks,
-        digest=weights_digest(directory, [*unet.files, *vae.files, *encoder.files]),
-        notes=(*_scheduler_notes(scheduler_class(scheduler), index_class), *unet.notes, *encoder.notes, *vae.notes),
+        digest=tensors_digest(networks),
+        weight_files=(*unet.files, *vae.files, *encoder.files),
+        notes=(*parts.notes, *unet.notes, *encoder.notes, *vae.notes),
         samplers=samplers,
         adapter_defaults=options.adapter_defaults,
     )
     return replace(base, tasks={name: base.run_with(name, spec.adapter) for name, spec in base.tasks.items()})
 
 
-def _scheduler_notes(config_class: str, index_class: str | None) -> tuple[str, ...]:
-    if index_class in (None, config_class):
-        return ()
-    return (f"scheduler: {index_class}, as model_index.json says; scheduler_config.json says {config_class}",)
+def _parts(model: Path, options: BaseOptions) -> ModelParts:
+    """A directory's parts, or a checkpoint's."""
+    vae = None if options.vae is None else open_vae(options.vae)
+    if model.is_file():
+        return checkpoint_parts(model, vae, options.prediction)
+    if options.prediction is not None:
+        remedy = "a directory says it in scheduler_config.json (prediction_type): leave the option out"
+        raise UsageError(mismatch("--prediction", "a one-file checkpoint as MODEL", f"{model}", remedy))
+    return directory_parts(model, vae)
 
 
 def text_module(base: Base) -> nn.Module:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from quad.core.digests import digest
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.storage.stable_file import StableFile
 from quad.model.base.weight_files import open_header
@@ -44,6 +46,14 @@ class StoredWeight:
     def __getitem__(self, part: Any) -> StoredWeight:
         """A part of it, as an index of a tensor takes one."""
         return replace(self, parts=(*self.parts, part))
+
+    def clone(self) -> StoredWeight:
+        """Itself: diffusers' converters treat it as a tensor."""
+        return self
+
+    def detach(self) -> StoredWeight:
+        """See `clone`."""
+        return self
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -106,3 +116,17 @@ def stored_weights(file: StableFile) -> Mapping[str, StoredWeight]:
         )
         for key, entry in header.entries.items()
     }
+
+
+def tensors_digest(networks: Mapping[str, nn.Module]) -> str:
+    """The identity of a base: SHA-256 over the names, shapes and float32 numbers of its tensors, whatever files they lie in.
+
+    Args:
+        networks: component -> the network, loaded.
+    """
+    tensors = {
+        f"{component}.{name.removeprefix('text_model.')}": [list(tensor.shape), hashlib.sha256(tensor.numpy().data).hexdigest()]
+        for component, network in networks.items()
+        for name, tensor in network.state_dict().items()
+    }
+    return digest(tensors)

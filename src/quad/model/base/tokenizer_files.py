@@ -8,6 +8,7 @@ section 3.1).
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +83,27 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     """
     vocab, merges = _vocabulary(folder), _merges(folder / _MERGES)
     special, added = _special(folder), _added_tokens(folder)
+    roles, tokenizer = clip_pairs(folder, vocab, merges, special, added)
+    _add_others(folder, tokenizer, {name: flags for name, flags in added.items() if name not in roles})
+    return tokenizer
+
+
+def clip_pairs(
+    folder: Path, vocab: dict[str, int], merges: list[tuple[str, str]], special: Mapping[str, Any], added: Mapping[str, Any]
+) -> tuple[Collection[str], Tokenizer]:
+    """CLIP's tokenizer from its vocabulary and pairs.
+
+    Args:
+        folder: where they are from, for messages.
+        special: role -> token, or its text and flags; CLIP's own where it is silent.
+        added: text -> flags of tokens beside the vocabulary.
+
+    Returns:
+        The special tokens, and the tokenizer with these alone.
+
+    Raises:
+        InputError: special tokens are not in the vocabulary, or pairs are not of it.
+    """
     names = {role: _content(special.get(role), default) for role, default in _SPECIAL.items()}
     if absent := [name for name in names.values() if name not in vocab]:
         raise InputError(mismatch(f"{folder / _VOCAB}", "the special tokens", f"no {absent[0]!r}", _THEN))
@@ -95,10 +117,9 @@ def clip_tokenizer(folder: Path) -> Tokenizer:
     )
     roles = {names[role]: _added(added.get(names[role], special.get(role)), names[role]) for role in _SPECIAL}
     tokenizer.add_special_tokens(list(roles.values()))
-    _add_others(folder, tokenizer, {name: flags for name, flags in added.items() if name not in roles})
     end, begin = ((names[role], vocab[names[role]]) for role in ("eos_token", "bos_token"))
     tokenizer.post_processor = processors.RobertaProcessing(end, begin, False, False)
-    return tokenizer
+    return roles, tokenizer
 
 
 def _read(file: Path) -> str:

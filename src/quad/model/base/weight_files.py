@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,7 @@ def _shards(folder: Path, index: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def weights_digest(root: Path, files: list[StableFile]) -> str:
-    """The identity of a base: SHA-256 over its weight files' names and digests."""
-    return digest({file.path.relative_to(root).as_posix(): file.sha256() for file in files})
+def files_digest(root: Path, files: Iterable[StableFile]) -> str:
+    """The identity of a base as bundles before 0.2 have it: SHA-256 over its weight files' names and digests."""
+    names = {file: file.path.relative_to(root).as_posix() if file.path.is_relative_to(root) else file.path.name for file in files}
+    return digest({name: file.sha256() for file, name in names.items()})

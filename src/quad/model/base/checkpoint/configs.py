@@ -1,0 +1,142 @@
+"""The configs that diffusers and transformers need for a checkpoint's networks, read off the shapes of its tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from quad.core.errors import InputError, mismatch
+from quad.model.base.checkpoint.layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, Checkpoint
+from quad.model.base.stored_weights import StoredWeight
+
+Weights = Mapping[str, StoredWeight]
+HEADS, HEAD_WIDTH = 8, 64
+# Stable Diffusion 2.x was trained on the last layer but one of OpenCLIP's 24.
+_OPEN_CLIP_LAYERS = 23
+_SCALING = 0.18215
+_GROUPS = 32
+
+
+def unet_config(checkpoint: Checkpoint, sample_size: int) -> dict[str, Any]:
+    """The U-Net's, as diffusers has it.
+
+    Args:
+        sample_size: latent pixels along one side that it was trained on.
+
+    Raises:
+        InputError: its tensors are not laid out as a U-Net's of these families.
+    """
+    weights, path = checkpoint.part(UNET_PREFIX), checkpoint.path
+    with_op = _numbers(weights, r"input_blocks\.(\d+)\.0\.op\.weight")
+    layers = min(with_op, default=0) - 1
+    levels = len(with_op) + 1
+    firsts = [1 + level * (layers + 1) for level in range(levels)]
+    if layers < 1 or max(_numbers(weights, r"input_blocks\.(\d+)\."), default=0) != levels * (layers + 1) - 1:
+        raise _unlike(path, UNET_PREFIX)
+    widths = [_shape(path, weights, f"input_blocks.{first}.0.out_layers.3.weight")[0] for first in firsts]
+    attentive = [f"input_blocks.{first}.1.proj_in.weight" in weights for first in firsts]
+    keys = next((weight.shape for name, weight in weights.items() if name.endswith("attn2.to_k.weight")), None)
+    linear = next((weight.ndim == 2 for name, weight in weights.items() if name.endswith("1.proj_in.weight")), False)
+    if keys is None or len(keys) != 2:
+        raise _unlike(path, UNET_PREFIX)
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": sample_size,
+        "in_channels": checkpoint.channels,
+        "out_channels": _shape(path, weights, "out.2.weight")[0],
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": [_named(has, "CrossAttnDownBlock2D", "DownBlock2D") for has in attentive],
+        "up_block_types": [_named(has, "CrossAttnUpBlock2D", "UpBlock2D") for has in reversed(attentive)],
+        "cross_attention_dim": keys[1],
+        "use_linear_projection": linear,
+        "attention_head_dim": [width // HEAD_WIDTH for width in widths] if checkpoint.second_generation else HEADS,
+        "norm_num_groups": _GROUPS,
+    }
+
+
+def vae_config(path: Path, weights: Weights) -> dict[str, Any]:
+    """An autoencoder's, as diffusers has it.
+
+    Args:
+        weights: by their original names, without a prefix.
+
+    Raises:
+        InputError: they are no autoencoder's of these families.
+    """
+    levels = len(_numbers(weights, r"encoder\.down\.(\d+)\."))
+    widths = [_shape(path, weights, f"encoder.down.{level}.block.0.conv2.weight")[0] for level in range(levels)]
+    layers = len(_numbers(weights, r"encoder\.down\.0\.block\.(\d+)\."))
+    if not widths:
+        raise _unlike(path, "first_stage_model.")
+    return {
+        "_class_name": "AutoencoderKL",
+        "block_out_channels": widths,
+        "layers_per_block": layers,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "latent_channels": _shape(path, weights, "decoder.conv_in.weight")[1],
+        "scaling_factor": _SCALING,
+        "norm_num_groups": _GROUPS,
+    }
+
+
+def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The text encoder's, as transformers has it.
+
+    Raises:
+        InputError: its tensors are not CLIP's or OpenCLIP's.
+    """
+    path, second = checkpoint.path, checkpoint.second_generation
+    weights = checkpoint.part(OPEN_CLIP_PREFIX if second else CLIP_PREFIX)
+    if second:
+        names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
+    else:
+        weights = {name.removeprefix("text_model."): weight for name, weight in weights.items()}
+        names = ("embeddings.token_embedding.weight", "embeddings.position_embedding.weight", "encoder.layers.0.mlp.fc1.weight")
+    tokens, positions, inner = (_shape(path, weights, name) for name in names)
+    layers = len(_numbers(weights, r"(?:transformer\.resblocks|encoder\.layers)\.(\d+)\."))
+    return {
+        "architectures": ["CLIPTextModel"],
+        "vocab_size": tokens[0],
+        "hidden_size": tokens[1],
+        "intermediate_size": inner[0],
+        "num_hidden_layers": min(layers, _OPEN_CLIP_LAYERS) if second else layers,
+        "num_attention_heads": tokens[1] // HEAD_WIDTH,
+        "max_position_embeddings": positions[0],
+        "hidden_act": "gelu" if second else "quick_gelu",
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+    }
+
+
+def _named(has_attention: bool, cross: str, plain: str) -> str:
+    return cross if has_attention else plain
+
+
+def _numbers(names: Iterable[str], pattern: str) -> set[int]:
+    """The numbers at one place in names."""
+    match: Callable[[str], re.Match[str] | None] = re.compile(pattern).match
+    return {int(matched[1]) for name in names if (matched := match(name))}
+
+
+def _shape(path: Path, weights: Weights, name: str) -> tuple[int, ...]:
+    """The shape of a tensor that has to be there, with two axes or more.
+
+    Raises:
+        InputError: it is not.
+    """
+    weight = weights.get(name)
+    if weight is None or weight.ndim < 2:
+        raise InputError(
+            mismatch(f"{path}", f"a tensor {name} of two axes or more", "none", "give a whole checkpoint, or a diffusers directory")
+        )
+    return weight.shape
+
+
+def _unlike(path: Path, prefix: str) -> InputError:
+    expected = f"{prefix}* laid out as in Stable Diffusion 1.x or 2.x"
+    return InputError(mismatch(f"{path}", expected, "another layout", "give a diffusers directory"))

@@ -1,0 +1,94 @@
+"""The parts of a model before their weights are read, from whatever it lies in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from quad.core.errors import InputError, mismatch
+from quad.core.manifest import TextSpec
+from quad.core.slots import TEXT_ENCODER
+from quad.core.storage.links import require_contained
+from quad.model.base.checkpoint.autoencoder import VAE, VAES
+from quad.model.base.family import FAMILIES, check_family, family_of, index_scheduler, pipeline_class
+from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, Component, find_component
+from quad.model.base.noise_schedule import scheduler_class
+from quad.model.base.tokenizer_files import read_tokenizer
+
+_FOLDERS = (*(family.folder for family in FAMILIES), VAE, TEXT_ENCODER, "tokenizer", "scheduler")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelParts:
+    """The parts of a model.
+
+    Args:
+        tokenizer: the text of a `tokenizer.json`.
+        scheduler: its config.
+        pipeline: diffusers' class for the model.
+        index_class: the scheduler's class in `model_index.json`; None where none is named.
+        notes: what was read otherwise than a user may think, a line each.
+    """
+
+    unet: Component
+    vae: Component
+    text_encoder: Component
+    tokenizer: str
+    text: TextSpec
+    scheduler: Path
+    pipeline: str
+    index_class: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+def directory_parts(model: Path, vae: Component | None = None) -> ModelParts:
+    """The parts of a directory in diffusers' layout.
+
+    Args:
+        vae: in place of the directory's own.
+
+    Raises:
+        InputError: no model there, weights missing, pickled, truncated or of another config, no tokenizer.
+        UnsupportedError: a family or a class that quad does not know.
+    """
+    if not model.is_dir():
+        raise InputError(mismatch(f"{model}", "a diffusers model directory, or a .safetensors checkpoint", "none", "check the path"))
+    require_contained(model, _FOLDERS, "model")
+    _require_denoiser(model)
+    check_family(model)
+    family, scheduler, index_class = family_of(model), model / "scheduler" / "scheduler_config.json", index_scheduler(model)
+    config_class = scheduler_class(scheduler)
+    unet = find_component(model / family.folder, family.denoisers, DIFFUSION_STEM)
+    vae = vae or find_component(model / VAE, VAES, DIFFUSION_STEM)
+    encoder = find_component(model / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
+    tokenizer, text = read_tokenizer(model / "tokenizer", encoder.config)
+    return ModelParts(
+        unet=unet,
+        vae=vae,
+        text_encoder=encoder,
+        tokenizer=tokenizer,
+        text=text,
+        scheduler=scheduler,
+        pipeline=pipeline_class(model),
+        index_class=index_class,
+        notes=_scheduler_notes(config_class, index_class),
+    )
+
+
+def _require_denoiser(model: Path) -> None:
+    """Refuse a directory that holds a one-file checkpoint and no model of its own.
+
+    Raises:
+        InputError: with the file's name.
+    """
+    if not any((model / family.folder).exists() for family in FAMILIES):
+        files = sorted(file.name for file in model.glob("*.safetensors"))
+        if files:
+            expected = "the parts of a diffusers model"
+            raise InputError(mismatch(f"{model}", expected, f"a file {files[0]}", "name a checkpoint by its file, not by its directory"))
+
+
+def _scheduler_notes(config_class: str, index_class: str | None) -> tuple[str, ...]:
+    if index_class in (None, config_class):
+        return ()
+    return (f"scheduler: {index_class}, as model_index.json says; scheduler_config.json says {config_class}",)
