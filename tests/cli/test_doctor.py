@@ -17,7 +17,7 @@ from quad.cli.main import app
 from quad.core.errors import BackendError
 from quad.runtime import machine, open_bundle
 from quad.runtime.engines import engine as engines
-from quad.runtime.machine import EngineState, Memory, cpu_features, cpu_model, engine_states, memory, plan_bytes
+from quad.runtime.machine import EngineState, MachineMemory, cpu_features, cpu_model, engine_states, memory, plan_bytes
 
 RUNNER = CliRunner()
 HERE = [EngineState(name="ort", version="1", lack=None)]
@@ -40,8 +40,8 @@ def test_the_processor_by_its_own_words(text: str, name: str, features: tuple[st
 
 def test_memory_by_its_own_words_and_unknown_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text("MemTotal:    2048 kB\nMemAvailable:   1024 kB\n")
-    assert memory(tmp_path / "meminfo") == Memory(total=2048 * 1024, available=1024 * 1024)
-    assert memory(tmp_path / "none") == Memory(total=None, available=None)
+    assert memory(tmp_path / "meminfo") == MachineMemory(total=2048 * 1024, available=1024 * 1024)
+    assert memory(tmp_path / "none") == MachineMemory(total=None, available=None)
     assert cpu_features(tmp_path / "none") is None
 
 
@@ -92,10 +92,10 @@ def test_memory_plans_hold_what_they_keep_and_fail_only_where_the_least_does_not
     graphs = machine.graph_bytes(bundle.manifest)
     assert sizes["keep-all"] == sum(graphs.values())
     assert sizes["minimal"] == max(graphs.values()) <= sizes["balanced"] <= sizes["keep-all"]
-    monkeypatch.setattr(machine, "memory", lambda: Memory(total=10**9, available=sizes["minimal"] + 1))
+    monkeypatch.setattr(machine, "memory", lambda: MachineMemory(total=10**9, available=sizes["minimal"] + 1))
     states = {name: finding.state for name, finding in _by_subject(bundle_findings(bundle, HERE)).items()}
     assert (states["bundle memory minimal"], states["bundle memory keep-all"]) == ("ok", "note")
-    monkeypatch.setattr(machine, "memory", lambda: Memory(total=10**9, available=sizes["minimal"] - 1))
+    monkeypatch.setattr(machine, "memory", lambda: MachineMemory(total=10**9, available=sizes["minimal"] - 1))
     states = {name: finding.state for name, finding in _by_subject(bundle_findings(bundle, HERE)).items()}
     assert states["bundle memory minimal"] == "fails"
 

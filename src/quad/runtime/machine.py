@@ -21,7 +21,7 @@ _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory:
+class MachineMemory:
     """Of the machine, bytes: all of it, and what can be had now; None where the system does not say."""
 
     total: int | None
@@ -54,7 +54,7 @@ def cpu_features(cpuinfo: Path = _CPUINFO) -> tuple[str, ...] | None:
     return tuple(name for name in FEATURES if name in listed[0]) if listed else None
 
 
-def memory(meminfo: Path = _MEMINFO) -> Memory:
+def memory(meminfo: Path = _MEMINFO) -> MachineMemory:
     """Total and available memory as Linux says; elsewhere nothing is known."""
     fields = {name: value.split() for name, _, value in (line.partition(":") for line in _lines(meminfo))}
 
@@ -62,7 +62,7 @@ def memory(meminfo: Path = _MEMINFO) -> Memory:
         words = fields.get(name)
         return int(words[0]) * 1024 if words and words[0].isdigit() else None
 
-    return Memory(total=size("MemTotal"), available=size("MemAvailable"))
+    return MachineMemory(total=size("MemTotal"), available=size("MemAvailable"))
 
 
 def engine_states(names: Iterable[str] = tuple(ENGINES)) -> list[EngineState]:
