@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from quad.build.build import BuildRequest, BuildResult, build
-from quad.build.smoke import run_smoke
+from quad.build.smoke import SmokeFiles, run_smoke
 from quad.build.write_bundle import PackedAdapter
 from quad.core.component_call import UNET_INPUTS, ComponentCall
 from quad.core.errors import BackendError
+from quad.core.manifest import PROBES_FILE
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
@@ -58,8 +59,9 @@ def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkey
     session = open_engine("float").load(bundle.graph("unet"), 1)
     session.bind(zero_buffers(bundle.slots.of("unet")))
     case = ComponentCall(source="base", inputs=CALL, expected=session.run(CALL))
+    files = SmokeFiles({"unet": bundle.graph("unet")}, bundle.path(PROBES_FILE))
     own = [PackedAdapter(name="ink", tensors={}, rank=1, source="source")]
-    assert set(run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
+    assert set(run_smoke(files, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
     monkeypatch.setattr("quad.build.smoke.calls_of", lambda _: ({**CALL, "sample": CALL["sample"] * np.float32(np.nan)},))
     with pytest.raises(BackendError, match=r"smoke run of unet, ink: expected an answer of finite numbers"):
-        run_smoke(bundle.root, "ort", "float", [case], bundle.slots, own)
+        run_smoke(files, "ort", "float", [case], bundle.slots, own)

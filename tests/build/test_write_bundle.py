@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from quad.compile import artifact
 from quad.compile.artifact import FileArtifact, OnnxArtifact
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
-from quad.core.manifest import AdapterManifest, Component
+from quad.core.manifest import AdapterManifest, Component, Golden
 from quad.core.padding import trim
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
@@ -122,7 +123,8 @@ def test_a_full_disk_leaves_nothing(parts: BundleParts, tmp_path: Path, monkeypa
 def test_a_failed_check_leaves_what_was_there(parts: BundleParts, tmp_path: Path) -> None:
     first = write_bundle(parts, tmp_path / "phone")
 
-    def fail(_: Path) -> None:
+    def fail(_: Path, graphs: Mapping[str, Path]) -> dict[str, Golden]:
+        assert {name: graph.is_file() for name, graph in graphs.items()} == dict.fromkeys(parts.artifacts, True)
         raise BackendError("smoke run of unet with base: expected 0.1, found 0.9; report it")
 
     with pytest.raises(BackendError, match="smoke run"):

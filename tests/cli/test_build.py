@@ -115,7 +115,7 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
     assert (request.size, request.sampler) == (128, "ddim:9")
     assert request.base_options == BaseOptions(128, "ddim:9", ())
     RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--size", "64x128"])
-    assert asked[-1].base_options.asked_size() == (64, 128)
+    assert asked[-1].base_options.asked_sizes() == ((64, 128),)
 
 
 def test_an_adapter_may_have_a_rank_of_its_own(tmp_path: Path, asked: list[BuildRequest]) -> None:

@@ -37,7 +37,7 @@ def _save(path: Path, array: NDArray[np.uint8]) -> str:
 
 def test_a_picture_is_written_and_json_tells_how(tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "new" / "a.png"
-    facts = _run(tiny_bundle, out, "--task", "text-to-image", "--prompt", "car night", "--seed", "5")
+    facts = _run(tiny_bundle, out, "--task", "text-to-image", "--prompt", "car night", "--seed", "5", "--size", "16x16")
     with Image.open(out) as picture:
         assert (picture.format, picture.size) == ("PNG", (16, 16))
     assert (facts["output"], facts["task"], facts["adapter"], facts["seed"]) == (str(out), "text-to-image", None, 5)
@@ -172,6 +172,9 @@ def test_notes_go_to_stderr(tiny_bundle: Path, tmp_path: Path, picture: NDArray[
         (["--task", "transform", "--image", "nowhere.png"], 1, "nowhere.png"),
         (["--task", "text-to-image", "--adapter", "ghost"], 2, "'ghost'"),
         (["--task", "text-to-image", "--engine", "abacus"], 2, "'abacus'"),
+        (["--task", "text-to-image", "--size", "32x16"], 2, "expected one of the bundle's sizes, 16x16, found 32x16"),
+        (["--task", "text-to-image", "--size", "16,32"], 2, "--size: expected one size for one picture, found '16,32'"),
+        (["--task", "text-to-image", "--size", "16 by 16"], 2, "--size: expected WIDTHxHEIGHT or N, in pixels, found '16 by 16'"),
     ],
 )
 def test_a_call_that_cannot_be_done_writes_nothing(tiny_bundle: Path, tmp_path: Path, arguments: list[str], code: int, says: str) -> None:
@@ -211,7 +214,9 @@ def test_inspect_tells_what_a_bundle_holds(tiny_bundle: Path) -> None:
     assert (facts["profile_digest"], facts["slots_digest"]) == (bundle.profile.digest, bundle.slots.digest)
     assert set(facts["adapters"]) == {"transform", "removal", "sketch"}
     assert facts["adapters"]["sketch"]["rank"] == 4
-    assert "adapter sketch: rank 4, 16 bits" in RUNNER.invoke(app, ["inspect", str(tiny_bundle)]).stdout
+    lines = RUNNER.invoke(app, ["inspect", str(tiny_bundle)]).stdout
+    assert "adapter sketch: rank 4, 16 bits" in lines
+    assert "pictures 16x16\n" in lines
 
 
 def test_inspect_tells_for_which_chip_a_bundle_is(bundle_copy: Path, rewrite: Any, tiny_bundle: Path) -> None:

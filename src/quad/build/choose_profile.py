@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import msgspec
@@ -26,7 +26,7 @@ from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
-from quad.quantize.observe.observers import Statistics, observe
+from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.profile.anchor import choose
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
@@ -97,16 +97,23 @@ def choose_profile(
 
 def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:
     """Statistics of every Site, and with `needs_calls` the calls they were taken from."""
+    total = len(model.samples) * len(model.measured_at_each)
     if needs_calls:  # every call must be recorded: nothing is taken from an earlier run
         recorder = CallRecorder.of(model.adapters, model.table)
         options = CalibrationOptions(call_hook=lambda component, inputs, _: recorder.record(component, inputs))
-        feeds = calibration_feeds(model.measured, model.networks, model.table, model.adapters, model.samples, options)
-        statistics = observe(model.networks, recorder.follow(with_progress(feeds, len(model.samples), "calibrate", progress)))
+        feeds = _feeds(model, options)
+        statistics = observe(model.networks, recorder.follow(with_progress(feeds, total, "calibrate", progress)))
         return statistics, tuple(recorder.calls())
-    feeds = calibration_feeds(model.measured, model.networks, model.table, model.adapters, model.samples, CalibrationOptions())
+    feeds = _feeds(model, CalibrationOptions())
     sources = (*(adapter.name for adapter in model.adapters), BASE_SOURCE)
-    feeds = with_progress(feeds, len(model.samples), "calibrate", progress)
+    feeds = with_progress(feeds, total, "calibrate", progress)
     return resumable.observed(model.cache, model.networks, feeds, sources), ()
+
+
+def _feeds(model: SlottedModel, options: CalibrationOptions) -> Iterator[Feed]:
+    """All samples at each size that ranges are measured on: one range holds them all."""
+    for base in model.measured_at_each:
+        yield from calibration_feeds(base, model.networks, model.table, model.adapters, model.samples, options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
-from quad.build.smoke import run_smoke, smoke_cases
+from quad.build.smoke import SmokeFiles, run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, PackedAdapter, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
@@ -25,7 +25,7 @@ from quad.compile.dump import dumping, observer_of
 from quad.compile.graph_specs import sinusoid_of
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
-from quad.core.manifest import BundleManifest, Golden
+from quad.core.manifest import PROBES_FILE, BundleManifest, Golden
 from quad.core.precision import FLOAT
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
@@ -124,12 +124,12 @@ def _admission_files(request: BuildRequest, stages: BuildStages) -> dict[str, by
 
 
 def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -> dict[str, Artifact]:
-    """Each component's files, made or taken from an earlier run."""
+    """Each graph's files by its name, made or taken from an earlier run."""
     # What a build writes beside its bundle is written by the run that makes the graphs.
     cache = model.cache if request.dump_passes is None and not compiler.backend.directories else BuildCache(None)
     with dumping(request.dump_passes) as dump:
         return {
-            name: resumable.compiled(cache, name, lambda: compiler.artifact(model.networks[name], spec, observer_of(dump, name)))  # noqa: B023
+            name: resumable.compiled(cache, name, lambda: compiler.artifact(model.networks[spec.component], spec, observer_of(dump, name)))  # noqa: B023
             for name, spec in model.specs.items()
         }
 
@@ -139,9 +139,10 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
     errors: dict[str, Mapping[str, float]] = {}
     cases = smoke_cases(model.references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
-    def check(stage: Path) -> Mapping[str, Golden]:
+    def check(stage: Path, graphs: Mapping[str, Path]) -> Mapping[str, Golden]:
         try:
-            smoke = run_smoke(stage, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
+            files = SmokeFiles(graphs, stage / PROBES_FILE)
+            smoke = run_smoke(files, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
         except BackendError:
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again
             raise

@@ -53,7 +53,7 @@ class SlottedModel:
     Args:
         mixed_precision: the U-Net, and the adapters as they fit it.
         references: calls of the float networks as they were slotted, with their outputs.
-        calibration_size: of the pictures that ranges are measured on.
+        calibration_sizes: of the pictures that ranges are measured on.
     """
 
     base: Base
@@ -64,7 +64,7 @@ class SlottedModel:
     specs: Mapping[str, GraphSpec]
     references: tuple[ComponentCall, ...]
     cache: BuildCache
-    calibration_size: PictureSize
+    calibration_sizes: tuple[PictureSize, ...]
 
     @property
     def adapters(self) -> tuple[FloatAdapter, ...]:
@@ -73,8 +73,13 @@ class SlottedModel:
 
     @property
     def measured(self) -> Base:
-        """The base with pictures of the size that ranges are measured on."""
-        return replace(self.base, picture_size=self.calibration_size)
+        """The base with pictures of the size that probes are taken at, the first of those that ranges are measured on."""
+        return self.base.at(self.calibration_sizes[0])
+
+    @property
+    def measured_at_each(self) -> tuple[Base, ...]:
+        """The base with pictures of each size that ranges are measured on."""
+        return tuple(self.base.at(size) for size in self.calibration_sizes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +168,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         specs=specs,
         references=references,
         cache=sources.cache,
-        calibration_size=request.measured_size or base.picture_size,
+        calibration_sizes=request.measured_sizes or base.sizes,
     )
 
 

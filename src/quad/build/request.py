@@ -65,7 +65,8 @@ class BuildRequest:
         soc: the chip that a vendor's compiler makes binaries for; None for its default.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
-        size: of the pictures, `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both; None for the model's own.
+        size: of the pictures, `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both, or several with commas
+            between; None for the model's own.
         sampler: `KIND` or `KIND:STEPS` in place of the model's own.
         clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
         calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
@@ -119,13 +120,13 @@ class BuildRequest:
         return RankLimits(self.adapter_ranks.get(adapter, self.max_rank), self.min_energy)
 
     @property
-    def measured_size(self) -> PictureSize | None:
-        """Of the pictures that ranges are measured on, None for those of the bundle.
+    def measured_sizes(self) -> tuple[PictureSize, ...]:
+        """Of the pictures that ranges are measured on, none for those of the bundle.
 
         Raises:
             UsageError: it is no size, or its sides are no multiples of 64.
         """
-        return BaseOptions(self.calibration_size).asked_size(_CALIBRATION)
+        return BaseOptions(self.calibration_size).asked_sizes(_CALIBRATION)
 
     @property
     def slot_room(self) -> int:
@@ -202,8 +203,11 @@ class BuildRequest:
             raise UsageError(mismatch("--prompt-chunks", "a target that can leave tokens out of attention", self.target, "leave it out"))
 
     def _check_calibration(self) -> None:
-        if self.measured_size is not None and self.backend.needs_calls:
+        if self.measured_sizes and self.backend.needs_calls:
             raise UsageError(mismatch(_CALIBRATION, "a target that measures Sites alone", self.target, "leave it out"))
+        if len(self.base_options.asked_sizes()) > 1 and self.backend.needs_calls:
+            expected = f"one size for {self.target}, whose binary is compiled for it"
+            raise UsageError(mismatch("--size", expected, self.size, "build a bundle for each size"))
 
     def _check_room(self) -> None:
         if self.room is not None and self.room < 1:

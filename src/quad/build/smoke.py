@@ -18,7 +18,8 @@ from quad.build.write_bundle import PackedAdapter
 from quad.compile.export import GraphSpec
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import BackendError, VerificationError, mismatch
-from quad.core.manifest import PROBES_FILE, Golden
+from quad.core.manifest import Golden
+from quad.core.picture_size import component_of
 from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import slot_inputs
@@ -30,6 +31,14 @@ from quad.runtime.golden_outputs import calls_of, golden
 # stays under 0.05, and one whose encodings went to the wrong tensors is beyond 0.5.
 LIMITS = {"float": 1e-3}
 QUANTIZED_LIMIT = 0.3
+
+
+@dataclass(frozen=True)
+class SmokeFiles:
+    """The files of a bundle that is tried: its graphs by name, and its stored calls, which need not be there."""
+
+    graphs: Mapping[str, Path]
+    probes: Path
 
 
 @dataclass(frozen=True)
@@ -47,20 +56,21 @@ class SmokeResult:
 
 def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
                      adapters: Sequence[FloatAdapter]) -> tuple[ComponentCall, ...]:  # fmt: skip
-    """One call of each network; of a slotted one, one per adapter and one of the base.
+    """One call of each graph by its network; of a slotted one, one per adapter and one of the base.
 
     Args:
+        specs: by name of the graph, which is the `component` of its calls.
         table: of all components.
     """
     references = []
-    for component, spec in specs.items():
-        inputs = {name: tensor.numpy() for name, tensor in spec.inputs.items()}
+    for name, spec in specs.items():
+        inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}
         for adapter in (None, *adapters) if spec.slots else (None,):
-            slots = {name: torch.from_numpy(values) for name, values in slot_inputs(adapter, table).items()} if spec.slots else None
+            slots = {key: torch.from_numpy(values) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
             with torch.no_grad():
-                output = networks[component](*spec.inputs.values(), **({} if slots is None else {"slots": slots}))
+                output = networks[spec.component](*spec.inputs.values(), **({} if slots is None else {"slots": slots}))
             references.append(
-                ComponentCall(component=component, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
+                ComponentCall(component=name, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
             )
     return tuple(references)
 
@@ -68,7 +78,7 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
 def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
                 ) -> tuple[ComponentCall, ...]:  # fmt: skip
     """The same calls for the shipped graphs: slot inputs in the graph's dtype, at the adapter's own ranks; absent ones are zero."""
-    names = {component: slots.of(component).input_shapes() for component in {reference.component for reference in references}}
+    names = {graph: slots.of(component_of(graph)).input_shapes() for graph in {reference.component for reference in references}}
 
     def bound(reference: ComponentCall) -> dict[str, NDArray[np.generic]]:
         return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in names[reference.component]}
@@ -82,13 +92,13 @@ def relative_error(output: NDArray[np.floating], expected: NDArray[np.floating])
     return float(np.sqrt(np.mean(np.square(output - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
-def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
+def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
               adapters: Sequence[PackedAdapter] = ()) -> SmokeResult:  # fmt: skip
     """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
 
     Args:
         cases: with the float network's outputs, those of one component side by side.
-        adapters: whose golden outputs are taken, where `root` holds stored probes.
+        adapters: whose golden outputs are taken where there are stored probes.
 
     Raises:
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
@@ -96,15 +106,15 @@ def run_smoke(root: Path, engine: str, precision: str, cases: Sequence[Component
     runner = open_engine(engine, (), precision)
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
-    def run(component: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
-        session, zeros = runner.load(root / component / "model.onnx", ENGINE_THREADS), zero_buffers(slots.of(component))
+    def run(graph: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
+        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), zero_buffers(slots.of(component_of(graph)))
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
-        return errors, _goldens(root, session, adapters, zeros) if component == UNET else {}
+        return errors, _goldens(files.probes, session, adapters, zeros) if graph == UNET else {}
 
     errors: dict[str, dict[str, float]] = {}
     goldens: dict[str, Golden] = {}
-    for component, calls in groupby(cases, lambda case: case.component):
-        errors[component], adapter_goldens = run(component, list(calls))
+    for graph, calls in groupby(cases, lambda case: case.component):
+        errors[graph], adapter_goldens = run(graph, list(calls))
         goldens |= adapter_goldens
     return SmokeResult(errors, goldens)
 
@@ -125,11 +135,11 @@ def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) 
     return error
 
 
-def _goldens(root: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: Buffers) -> dict[str, Golden]:
+def _goldens(probes: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: Buffers) -> dict[str, Golden]:
     """The golden output of every adapter on the first stored probe; none where nothing is stored."""
-    if not (root / PROBES_FILE).is_file():
+    if not probes.is_file():
         return {}
-    call, goldens = calls_of(root / PROBES_FILE)[0], {}
+    call, goldens = calls_of(probes)[0], {}
     for adapter in adapters:
         session.bind(pad(adapter.tensors, zeros))
         try:

@@ -15,6 +15,7 @@ from safetensors.numpy import save
 
 from quad import __version__
 from quad.compile.artifact import Artifact
+from quad.compile.shared_weights import write_sizes
 from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.manifest import (
     BUNDLE_FILE,
@@ -31,6 +32,7 @@ from quad.core.manifest import (
     TaskSpec,
     seal,
 )
+from quad.core.picture_size import component_of, graph_name
 from quad.core.profile import Profile
 from quad.core.sampling import AdapterDefaults
 from quad.core.slots import SlotDtype, SlotTable
@@ -40,6 +42,8 @@ from quad.core.storage.reading import files_below
 from quad.model.base.open import Base
 from quad.runtime.adapters.weighted_sum import headroom
 
+# A bundle's directory and its graph files by name of the graph -> golden outputs of its adapters.
+Check = Callable[[Path, Mapping[str, Path]], Mapping[str, Golden]]
 _BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
 
 
@@ -68,7 +72,7 @@ class BundleParts:
     """All that a bundle is written from.
 
     Args:
-        artifacts: component -> what the target's compiler left of it.
+        artifacts: name of a graph -> what the target's compiler left of it.
         tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
         engines: that run the target's graphs, best first.
         requires: what a device must be, e.g. the chip that a binary was compiled for.
@@ -89,19 +93,19 @@ class BundleParts:
     stored: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mapping[str, Golden]] | None = None) -> BundleManifest:
+def write_bundle(parts: BundleParts, final: Path, check: Check | None = None) -> BundleManifest:
     """Write the bundle to `final`, wholly or not at all.
 
     Args:
-        check: called with the directory once its graphs and stored calls are there, and before it gets its final name; gives the golden
-            outputs of adapters, by name. If it raises, nothing is left.
+        check: called with the directory, and its graph files by name of the graph, once they and stored calls are there, and before it
+            gets its final name; gives the golden outputs of adapters, by name. If it raises, nothing is left.
 
     Raises:
         InputError: `final` exists and is no bundle.
         BackendError: the disk is full or the place cannot be written to.
     """
     with new_directory(final, BUNDLE_FILE) as stage:
-        components = {name: artifact.write(stage / name) for name, artifact in parts.artifacts.items()}
+        components = _write_graphs(stage, parts)
         write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
         write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
         write_bytes(stage / TOKENIZER_FILE, parts.base.tokenizer.encode())
@@ -109,7 +113,7 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mappin
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
         for name, content in parts.stored.items():
             write_bytes(stage / name, content)
-        goldens = check(stage) if check is not None else {}
+        goldens = check(stage, _graph_files(stage, components)) if check is not None else {}
         for adapter in parts.adapters:
             _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, goldens.get(adapter.name, msgspec.UNSET))
         manifest = _manifest(stage, parts, components, parents)
@@ -117,11 +121,29 @@ def write_bundle(parts: BundleParts, final: Path, check: Callable[[Path], Mappin
     return manifest
 
 
+def _write_graphs(stage: Path, parts: BundleParts) -> dict[str, Component]:
+    """All graphs, those of one component in one folder."""
+    components = {}
+    for name, artifact in parts.artifacts.items():
+        if name != component_of(name):
+            continue
+        others = {size: parts.artifacts[graph] for size in parts.base.more_sizes if (graph := graph_name(name, size)) in parts.artifacts}
+        components[name] = write_sizes(stage / name, artifact, others) if others else artifact.write(stage / name)
+    return components
+
+
+def _graph_files(stage: Path, components: Mapping[str, Component]) -> dict[str, Path]:
+    files = {name: component.file for name, component in components.items()}
+    for name, component in components.items():
+        files |= {f"{name}.{size}": graph.file for size, graph in (component.sizes or {}).items()}
+    return {name: stage / file for name, file in files.items()}
+
+
 def graph_digest(root: Path, component: Component) -> str:
     """Identity of a graph: its compiler's where it has one, else the digest over its files' digests."""
     if component.identity is not msgspec.UNSET:
         return component.identity
-    return digest([file_digest(root / name) for name in (component.file, *component.data_files)])
+    return digest([file_digest(root / name) for name in component.files])
 
 
 def _write_adapter(
@@ -161,15 +183,15 @@ def adapter_manifest(
 
 def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
     files = {path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size) for path in files_below(stage)}
-    size = parts.base.picture_size
+    sizes = parts.base.sizes
     return seal(
         BundleManifest(
             format_version=FORMAT_VERSION,
             name=parts.name,
             target=parts.target,
             precision=parts.precision,
-            size=size.width,
-            sizes=msgspec.UNSET if size.is_square else (size,),
+            size=sizes[0].width,
+            sizes=msgspec.UNSET if len(sizes) == 1 and sizes[0].is_square else sizes,
             components=components,
             files=files,
             adapters=tuple(adapter.name for adapter in parts.adapters),

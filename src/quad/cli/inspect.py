@@ -142,7 +142,7 @@ def _bundle_facts(path: Path) -> Facts:
         "name": manifest.name,
         "target": manifest.target,
         "precision": manifest.precision,
-        "picture_size": str(manifest.picture_size),
+        "picture_sizes": [str(size) for size in manifest.picture_sizes],
         "engines": manifest.engines,
         "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
@@ -182,9 +182,11 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     lines = [f"{facts.kind}  {path}", f"slots {facts.slots}"]
     if facts.profile_digest and facts.slots_digest:
         lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
-    for key, label in (("target", "target"), ("precision", "precision"), ("picture_size", "pictures")):
+    for key in ("target", "precision"):
         if key in facts.details:
-            lines.append(f"{label} {facts.details[key]}")
+            lines.append(f"{key} {facts.details[key]}")
+    if "picture_sizes" in facts.details:
+        lines.append(f"pictures {', '.join(facts.details['picture_sizes'])}")
     if facts.details.get("beside"):
         lines.append("not carried " + ", ".join(f"{name}: {count} tensors" for name, count in facts.details["beside"].items()))
     if facts.details.get("kinds"):

@@ -17,6 +17,7 @@ from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.memory import peak_ram_bytes
+from quad.core.picture_size import parse_sizes
 from quad.core.storage.files import require_file, write_bytes
 from quad.core.storage.install_pointers import store_beside
 from quad.core.storage.reading import is_directory
@@ -77,6 +78,11 @@ Parameters = Annotated[bool, typer.Option(help="Write into the picture's file ho
 Seed = Annotated[int | None, typer.Option(help="Seed of the noise; drawn and told by default.", metavar="N", min=0, show_default=False)]
 
 
+Size = Annotated[
+    str | None,
+    typer.Option(help="Width and height of the picture in pixels, one of the bundle's; its first by default.", metavar="WxH",
+                 show_default=False),
+]  # fmt: skip
 NumImages = Annotated[
     int,
     typer.Option("--num-images", help="Pictures to make, one after another, of this seed and those after it.", metavar="N", min=1),
@@ -95,6 +101,7 @@ def run(
     prompt: Prompt = "",
     image: Picture = None,
     mask: Mask = None,
+    size: Size = None,
     steps: Steps = None,
     sampler: Sampler = None,
     seed: Seed = None,
@@ -124,6 +131,7 @@ def run(
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
+        **_size(size),
     }  # fmt: skip
     embeddings = words_of_files("--embedding", embedding or [])
 
@@ -151,7 +159,7 @@ def _generate(pipe: QuadPipeline, words: dict[str, Any], previews: _Previews) ->
     """The pictures of a call, with a bar of all their steps."""
     from quad.runtime.request import Request
 
-    plain = {name: words[name] for name in ("task", "sampler", "num_inference_steps")}
+    plain = {name: words[name] for name in ("task", "sampler", "num_inference_steps", "width", "height")}
     steps = pipe.switch.resolve(Request(adapters=pipe.switch.chosen, **plain)).spec.sampler.steps
     with progress_bar(words["task"], words["num_images_per_prompt"] * steps) as advance:
 
@@ -188,6 +196,20 @@ class _Previews:
 def _numbered(output: Path, number: int, count: int) -> Path:
     """OUT.png alone; OUT-1.png and so on of several."""
     return output if count == 1 else output.with_name(f"{output.stem}-{number + 1}{output.suffix}")
+
+
+def _size(text: str | None) -> dict[str, int | None]:
+    """`width` and `height` of `--size`.
+
+    Raises:
+        UsageError: it is no size, or several.
+    """
+    if text is None:
+        return {"width": None, "height": None}
+    sizes = parse_sizes("--size", text)
+    if len(sizes) > 1:
+        raise UsageError(mismatch("--size", "one size for one picture", repr(text), "run once for each"))
+    return {"width": sizes[0].width, "height": sizes[0].height}
 
 
 def _check_output(output: Path) -> None:

@@ -39,6 +39,10 @@ class Artifact(Protocol):
         """See `Component.identity`."""
         ...
 
+    def graph(self) -> ir.Model:
+        """The graph that is written, to be changed by who asks."""
+        ...
+
     def write(self, folder: Path) -> Component:
         """Write all files into a new folder; names in the answer are relative to its parent."""
         ...
@@ -52,6 +56,10 @@ class OnnxArtifact:
     placement: dict[str, int]
     agreement_db: Mapping[str, float] = field(default_factory=dict)
     identity: msgspec.UnsetType = msgspec.UNSET
+
+    def graph(self) -> ir.Model:
+        """The graph itself: it cannot be written after that."""
+        return self.model
 
     def write(self, folder: Path) -> Component:
         """`model.onnx`, with `model.onnx.data` beside it where the weights are too many for one protobuf."""
@@ -69,6 +77,10 @@ class FileArtifact:
     agreement_db: Mapping[str, float]
     identity: str | msgspec.UnsetType = msgspec.UNSET
 
+    def graph(self) -> ir.Model:
+        """Read from where it lies: `onnx_ir` reads no weights from a file that has two names, as a copy by `write` may."""
+        return ir.load(self.source / MODEL_FILE)
+
     def write(self, folder: Path) -> Component:
         """The same files under another name where the disk can, else copies."""
         folder.mkdir(parents=True)
@@ -79,7 +91,7 @@ class FileArtifact:
             except OSError:
                 shutil.copyfile(self.source / name, folder / name)
         beside = tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE)
-        return Component(f"{folder.name}/{MODEL_FILE}", beside, self.identity)
+        return Component(f"{folder.name}/{MODEL_FILE}", beside, identity=self.identity)
 
 
 def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.compile.export import GraphSpec
+from quad.core.picture_size import graph_name
 from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
@@ -23,12 +24,19 @@ _WORDS = "a photo of a house with a garden, sunny day"
 
 
 def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, GraphSpec]:
-    """Inputs of all four graphs; the denoiser reads the hidden states that the text encoder makes of its own."""
+    """Inputs of all graphs by name: one of each component, and those of further sizes.
+
+    The denoiser reads the hidden states that the text encoder makes of its own.
+    """
     text = text_spec(base, table)
     with torch.no_grad():
         hidden: Tensor = networks["text_encoder"](*text.inputs.values())
         hidden = functional.pad(hidden, (0, 0, 0, base.text.context - base.text.length))
-    return {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
+    specs = {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
+    for size in base.more_sizes:
+        sized = {"unet": unet_spec(base.at(size), table, hidden), **vae_specs(base.at(size))}
+        specs |= {graph_name(component, size): spec for component, spec in sized.items()}
+    return specs
 
 
 def _noise(*shape: int) -> Tensor:

@@ -14,6 +14,7 @@ from quad.core.sampling import OlssTable as OlssTable
 from quad.core.sampling import SamplerSpec as SamplerSpec
 
 FORMAT_VERSION = 1
+MOST_SIZES = 64
 # A name that can be a file's, on any system and on one line.
 AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 BUNDLE_FILE = "bundle.json"
@@ -34,18 +35,35 @@ class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     size_bytes: int
 
 
-class Component(msgspec.Struct, frozen=True):
-    """One graph of the pipeline.
-
-    Args:
-        file, data_files: its entries among the bundle's files.
-        identity: digest of what its compiler was given, and for which chip, where that does not give the same bytes each time; UNSET where
-            the files themselves are the graph.
-    """
+class GraphFiles(msgspec.Struct, frozen=True):
+    """The files of a graph, entries among the bundle's."""
 
     file: str
     data_files: tuple[str, ...] = ()
+
+
+class Component(GraphFiles, frozen=True, kw_only=True):
+    """One graph of the pipeline, for one size of pictures or several.
+
+    Args:
+        file, data_files: its entries among the bundle's files, for the bundle's first size.
+        identity: digest of what its compiler was given, and for which chip, where that does not give the same bytes each time; UNSET where
+            the files themselves are the graph.
+        sizes: `WIDTHxHEIGHT` -> the graph for that further size; unset where there is none, or the size does not matter.
+    """
+
     identity: str | msgspec.UnsetType = msgspec.UNSET
+    sizes: dict[str, GraphFiles] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """All of them, each once, graphs before their weights."""
+        graphs: tuple[GraphFiles, ...] = (self, *(self.sizes or {}).values())
+        return tuple(dict.fromkeys((*(graph.file for graph in graphs), *(name for graph in graphs for name in graph.data_files))))
+
+    def of(self, size: PictureSize | None) -> GraphFiles:
+        """The graph for a further size, None for the first; a graph that has none for it does not hang on the size."""
+        return self if size is None else (self.sizes or {}).get(str(size), self)
 
 
 class NoiseSchedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -237,7 +255,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         size: width of the pictures, and their height unless `sizes` says another.
-        sizes: width and height; unset where they are `size` each way.
+        sizes: width and height of all that there are graphs for, the first goes where none is asked for; unset, `size` each way alone.
         files: every shipped file but `bundle.json`, by path inside the bundle.
         engines: engines that can run it, best first.
         requires: what a device must be: `soc` and `htp_arch` where the graphs are a chip's binaries.
@@ -264,15 +282,20 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     quad_version: str
     # Unset, these leave no trace in the JSON: older bundles keep their seal.
     requires: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
-    sizes: Annotated[tuple[PictureSize, ...], msgspec.Meta(min_length=1, max_length=1)] | msgspec.UnsetType = msgspec.UNSET
+    sizes: Annotated[tuple[PictureSize, ...], msgspec.Meta(min_length=1, max_length=MOST_SIZES)] | msgspec.UnsetType = msgspec.UNSET
     samplers: dict[str, SamplerSettings] | msgspec.UnsetType = msgspec.UNSET
     preview: LatentPreview | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
 
     @property
+    def picture_sizes(self) -> tuple[PictureSize, ...]:
+        """Width and height of the pictures that it can make, the first is that of a call that asks for none."""
+        return (square(self.size),) if self.sizes is msgspec.UNSET else self.sizes
+
+    @property
     def picture_size(self) -> PictureSize:
-        """Width and height of its pictures."""
-        return square(self.size) if self.sizes is msgspec.UNSET else self.sizes[0]
+        """The first of its sizes."""
+        return self.picture_sizes[0]
 
 
 def seal(manifest: BundleManifest) -> BundleManifest:

@@ -33,6 +33,16 @@ class PictureSize(NamedTuple):
         return self.height, self.width
 
 
+def graph_name(component: str, size: PictureSize | None) -> str:
+    """Name of a graph among all of a bundle: its component, with the size where that is not the bundle's first."""
+    return component if size is None else f"{component}.{size}"
+
+
+def component_of(graph: str) -> str:
+    """The component of a graph of that name."""
+    return graph.partition(".")[0]
+
+
 def square(side: int) -> PictureSize:
     """A picture of `side` pixels each way."""
     return PictureSize(side, side)

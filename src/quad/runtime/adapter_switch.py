@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from quad.core.picture_size import component_of
 from quad.core.slots import UNET
 from quad.runtime.adapter_defaults import Presets
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
@@ -16,7 +18,7 @@ from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.graph import Graph
-from quad.runtime.request import Request, Resolved, resolve
+from quad.runtime.request import Request, Resolved, choose_size, resolve
 
 _LOG = logging.getLogger(__name__)
 
@@ -42,8 +44,9 @@ class AdapterSwitch:
 
     @property
     def active(self) -> Mapping[str, Weight]:
-        """Adapter name -> weight, as the U-Net is bound at this moment; empty for the base."""
-        mix = self._graphs[UNET].mix
+        """Adapter name -> weight, as the U-Net was bound last, of whatever size; empty for the base."""
+        unets = [graph for name, graph in self._graphs.items() if component_of(name) == UNET]
+        mix = max(unets, key=lambda graph: graph.bound).mix
         return {} if mix is None else mix.weights
 
     def set_adapters(self, names: Sequence[str], weights: Any) -> None:
@@ -100,11 +103,12 @@ class AdapterSwitch:
         """Task and adapters that a request means; what of its call is wrong is told here, before any work.
 
         Raises:
-            UsageError: an unknown task or adapter, or a number out of its range.
+            UsageError: an unknown task or adapter, a size that there is no graph for, or a number out of its range.
         """
         manifest = self._bundle.manifest
         presets = Presets(self.store.defaults(), manifest.samplers or {})
-        resolved = resolve(request, self.store.tasks(), manifest.schedule, presets)
+        size = choose_size(manifest.picture_sizes, request.width, request.height)
+        resolved = replace(resolve(request, self.store.tasks(), manifest.schedule, presets), size=size)
         for name in resolved.weights:
             self.store.manifest(name)
         return resolved

@@ -13,7 +13,6 @@ from typing import Any, get_args
 import numpy as np
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.core.picture_size import PictureSize
 from quad.runtime.request import Request
 from quad.runtime.stages import OutputType, PipelineOutput
 
@@ -65,18 +64,6 @@ def expand(common: Request, words: BatchWords) -> tuple[list[Request], tuple[str
         )
         for index, ((prompt, negative), (seed, generator)) in enumerate(zip(pairs, sources, strict=True))
     ], notes
-
-
-def check_size(width: int | None, height: int | None, size: PictureSize) -> None:
-    """Refuse another size than the bundle's graphs have.
-
-    Raises:
-        UsageError: names the way.
-    """
-    for name, pixels, own in (("width", width, size.width), ("height", height, size.height)):
-        if pixels not in (None, own):
-            way = f"leave it out, or build for it: quad build MODEL --size {width or size.width}x{height or size.height}"
-            raise UsageError(mismatch(name, f"{own}, for which the bundle's graphs are made", pixels, way))
 
 
 def check_output(output_type: str) -> None:

@@ -22,6 +22,7 @@ import msgspec
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
+from quad.core.picture_size import PictureSize
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.files import inside
@@ -30,6 +31,7 @@ from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
+SIZED = ("unet", "vae_encoder", "vae_decoder")  # the graphs that hang on the size of the pictures
 AGAIN = "fetch or build the bundle again"
 
 T = TypeVar("T")
@@ -88,22 +90,22 @@ class Bundle:
             _check_digest(path, self.manifest.files[name].sha256, hashlib.sha256(data).hexdigest())
         return data
 
-    def graph(self, component: str) -> Path:
-        """The graph file of a component; see `path`, which goes for the files beside it too."""
-        part = self.manifest.components[component]
+    def graph(self, component: str, size: PictureSize | None = None) -> Path:
+        """The graph file of a component for one of its further sizes; see `path`, which goes for the files beside it too."""
+        part = self.manifest.components[component].of(size)
         return [self.path(name) for name in (*part.data_files, part.file)][-1]
 
     @contextmanager
-    def graph_to_load(self, component: str) -> Iterator[Path]:
+    def graph_to_load(self, component: str, size: PictureSize | None = None) -> Iterator[Path]:
         """`graph` for a block that reads it: it was the same files before and after.
 
         Raises:
             VerificationError: as `path`, whatever the block raised.
         """
         try:
-            yield self.graph(component)
+            yield self.graph(component, size)
         finally:
-            self.graph(component)
+            self.graph(component, size)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
@@ -207,7 +209,7 @@ def _check_listed(root: Path, manifest: BundleManifest) -> None:
         if component not in manifest.components:
             raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"a component {component}", sorted(manifest.components), AGAIN))
     for part in manifest.components.values():
-        needed += [part.file, *part.data_files]
+        needed += part.files
     for name in manifest.adapters:
         needed += [f"adapters/{name}/adapter.json", f"adapters/{name}/adapter.safetensors"]
     missing = [name for name in needed if name not in manifest.files]
@@ -221,19 +223,26 @@ def _check_numbers(where: Path, manifest: BundleManifest) -> None:
     betas = schedule.trained_betas
     if not 2 <= schedule.steps <= MOST_STEPS or (betas is not msgspec.UNSET and len(betas) != schedule.steps):
         raise VerificationError(mismatch(f"{where}", f"a schedule of 2 to {MOST_STEPS} timesteps", schedule.steps, AGAIN))
-    size = manifest.picture_size
-    if (
-        size.width != manifest.size
-        or any(side % latent.factor for side in size)
-        or len(latent.scale) != latent.channels
-        or len(latent.shift) != latent.channels
-    ):
-        expected = f"a size of multiples of {latent.factor}, and {latent.channels} scales and shifts"
-        numbers = f"{size}, {len(latent.scale)} and {len(latent.shift)}"
+    if len(latent.scale) != latent.channels or len(latent.shift) != latent.channels:
+        expected, numbers = f"{latent.channels} scales and shifts", f"{len(latent.scale)} and {len(latent.shift)}"
         raise VerificationError(mismatch(f"{where}", expected, numbers, AGAIN))
+    _check_sizes(where, manifest)
     for name, task in manifest.tasks.items():
         if task.adapter is not None and task.adapter not in manifest.adapters:
             raise VerificationError(mismatch(f"{where}, task {name}", "one of the bundle's adapters", repr(task.adapter), AGAIN))
+
+
+def _check_sizes(where: Path, manifest: BundleManifest) -> None:
+    """Sizes of whole latent pixels, each once, and a graph for each."""
+    sizes, factor = manifest.picture_sizes, manifest.latent.factor
+    if sizes[0].width != manifest.size or len(set(sizes)) < len(sizes) or any(side % factor for size in sizes for side in size):
+        expected = f"sizes of multiples of {factor}, each once, the first {manifest.size} wide"
+        raise VerificationError(mismatch(f"{where}", expected, ", ".join(map(str, sizes)), AGAIN))
+    for component in SIZED:
+        graphs = manifest.components[component].sizes or {}
+        if sorted(graphs) != sorted(map(str, sizes[1:])):
+            expected = f"a graph of {component} for each of {', '.join(map(str, sizes))}"
+            raise VerificationError(mismatch(f"{where}", expected, ", ".join(sorted(graphs)) or "the first alone", AGAIN))
 
 
 def _require_file(root: Path, name: str) -> Path:

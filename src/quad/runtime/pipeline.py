@@ -16,7 +16,7 @@ from quad.core.manifest import BUNDLE_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, Tas
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
-from quad.runtime.batch import BatchWords, check_output, check_size, expand, joined
+from quad.runtime.batch import BatchWords, check_output, expand, joined
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.denoising import beside_of
@@ -149,7 +149,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
-            width, height: pixels; those of the bundle.
+            width, height: pixels, one of the bundle's sizes; None for its first one.
             output_type: `pil`; `np`, float32 `(n, H, W, 3)` in [0, 1]; or `latent`, the clean latents float32 `(n, c, h, w)`.
 
         Raises:
@@ -157,12 +157,11 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             InputError: a picture is no picture, the mask is empty.
         """
         refuse_arguments(unknown)
-        check_size(width, height, self.bundle.manifest.picture_size)
         check_output(output_type)
         common = Request(
             task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
             num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
-            image_guidance_scale=image_guidance_scale, prompt_syntax=prompt_syntax,
+            image_guidance_scale=image_guidance_scale, prompt_syntax=prompt_syntax, width=width, height=height,
         )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)
@@ -218,5 +217,5 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         return self.switch.store.tasks()
 
     def graph(self, component: str) -> Graph:
-        """One graph, which is loaded where it is needed."""
+        """One graph by `graph_name`, the component alone for the bundle's first size; it is loaded where it is needed."""
         return self._graphs[component]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
+from quad.core.picture_size import PictureSize
 from quad.core.sampling import AdapterDefaults, SamplerKind
 from quad.runtime.adapter_defaults import Presets, joint_defaults, reachable_strength, sampler_text, trigger_notes, with_defaults
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
@@ -32,6 +33,7 @@ class Request:
     Args:
         adapters: adapter name -> weight, as given to `set_adapters`; empty for the base, None for the task's own.
         sampler: `KIND` or `KIND:STEPS`, any that the runtime has; None for the adapters' or the task's own.
+        width, height: of the picture in pixels, one of the bundle's sizes; None for its first one, or the first of that other side.
         generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
     """
 
@@ -49,6 +51,8 @@ class Request:
     strength: float | None = None
     image_guidance_scale: float | None = None
     latents: NDArray[np.float32] | None = None
+    width: int | None = None
+    height: int | None = None
     generator: np.random.Generator | None = None
     prompt_syntax: PromptSyntax = "a1111"
 
@@ -61,12 +65,14 @@ class Resolved:
         spec: of the task, with what the request overrides.
         weights: adapter name -> weight.
         notes: what the user should be told.
+        size: of the picture; None for the bundle's first one.
     """
 
     task: str
     spec: TaskSpec
     weights: dict[str, Weight]
     notes: tuple[str, ...] = ()
+    size: PictureSize | None = None
 
 
 def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSchedule, presets: Presets | None = None) -> Resolved:
@@ -114,6 +120,20 @@ def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, Tas
     if name not in tasks:
         raise UsageError(mismatch("task", f"one of {', '.join(sorted(tasks))}", repr(name), "choose one of these"))
     return name
+
+
+def choose_size(sizes: Sequence[PictureSize], width: int | None, height: int | None) -> PictureSize:
+    """The first of these sizes that has the width and height asked for, None for any.
+
+    Raises:
+        UsageError: there is none; the message lists those there are.
+    """
+    for size in sizes:
+        if width in (None, size.width) and height in (None, size.height):
+            return size
+    asked = PictureSize(width or sizes[0].width, height or sizes[0].height)
+    expected, hint = f"one of the bundle's sizes, {', '.join(map(str, sizes))}", f"build for it: quad build MODEL --size {asked}"
+    raise UsageError(mismatch("width, height", expected, asked, hint))
 
 
 def with_steps(sampler: SamplerSpec, steps: int | None, schedule: NoiseSchedule) -> SamplerSpec:

@@ -16,11 +16,13 @@ from PIL import Image
 
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest, TaskSpec
+from quad.core.picture_size import PictureSize, graph_name
+from quad.core.slots import UNET
 from quad.runtime.adapter_defaults import sampler_text
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
-from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, draw_noise, is_guided, plan_run
+from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, SizedModel, draw_noise, is_guided, plan_run
 from quad.runtime.conditioning.embeddings import TextEmbeddings
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
@@ -120,6 +122,11 @@ class Stages:
     tokenizer: Tokenizer
     embeddings: TextEmbeddings
 
+    def graph(self, component: str, size: PictureSize | None) -> Graph:
+        """The graph of a component for pictures of a size; None for the bundle's first one."""
+        further = None if size in (None, self.manifest.picture_size) else size
+        return self.graphs[graph_name(component, further)]
+
     def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix, texts: TextMemo | None = None) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
 
@@ -132,7 +139,8 @@ class Stages:
         clocks, spec = Clocks(), resolved.spec
         text_notes = _guidance_notes(spec, request.negative_prompt)
         with clocks.time("total"):
-            rng, noise = draw_noise(request.seed, request.latents, self.manifest, request.generator)
+            model = SizedModel(resolved.size or self.manifest.picture_size, self.manifest.latent)
+            rng, noise = draw_noise(request.seed, request.latents, model, request.generator)
             inputs = RunInputs(
                 task=resolved.task,
                 spec=spec,
@@ -141,10 +149,10 @@ class Stages:
                 negative_prompt=request.negative_prompt,
                 noise=noise,
             )
-            encoders = self._encoders(mix, clocks, text_notes, request.prompt_syntax)
+            encoders = self._encoders(resolved, mix, clocks, text_notes, request.prompt_syntax)
             if texts is not None:
                 encoders = replace(encoders, texts=partial(texts.encode, mix, encoders.texts))
-            denoising = plan_run(encoders, self.manifest, inputs)
+            denoising = plan_run(encoders, model, inputs)
             sampling = plan_sampling(spec.sampler, self.manifest.schedule, rng, denoising.start)
         return Prepared(
             request=request,
@@ -159,7 +167,7 @@ class Stages:
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet = self.graphs["unet"]
+        unet = self.graph(UNET, prepared.resolved.size)
         with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
             unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
@@ -189,7 +197,7 @@ class Stages:
         clocks, paste = prepared.clocks, prepared.denoising.condition.paste
         with clocks.time("total"):
             with clocks.time("vae_decoder"):
-                image = self.graphs["vae_decoder"].run({"latent": np.asarray(x0, np.float32)})
+                image = self.graph("vae_decoder", prepared.resolved.size).run({"latent": np.asarray(x0, np.float32)})
             if not np.isfinite(image).all():
                 next_step = "use guidance_scale or adapter weights nearer to 1"
                 raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", next_step))
@@ -198,7 +206,7 @@ class Stages:
             picture = to_picture(image, paste)
             return [picture] if output_type == "pil" else np.asarray(picture, np.float32)[None] / np.float32(255)
 
-    def _encoders(self, mix: AdapterMix, clocks: Clocks, notes: list[str], syntax: PromptSyntax) -> Encoders:
+    def _encoders(self, resolved: Resolved, mix: AdapterMix, clocks: Clocks, notes: list[str], syntax: PromptSyntax) -> Encoders:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
         def texts(prompts: Sequence[str]) -> list[Float]:
@@ -213,16 +221,16 @@ class Stages:
 
         def picture(image: Float) -> Float:
             with clocks.time("vae_encoder"):
-                latent: Float = self.graphs["vae_encoder"].run({"image": image})
+                latent: Float = self.graph("vae_encoder", resolved.size).run({"image": image})
             return latent
 
-        return Encoders(unet=self.graphs["unet"], texts=texts, picture=picture)
+        return Encoders(unet=self.graph(UNET, resolved.size), texts=texts, picture=picture)
 
 
 def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
     """Facts for the file of this picture."""
     request, spec, paste = prepared.request, prepared.resolved.spec, prepared.denoising.condition.paste
-    height, width = (manifest.picture_size.height, manifest.picture_size.width) if paste is None else paste.original.shape[:2]
+    height, width = (prepared.resolved.size or manifest.picture_size).grid if paste is None else paste.original.shape[:2]
     own_noise = request.generator is not None or request.latents is not None
     return PictureFacts(
         prompt=request.prompt,

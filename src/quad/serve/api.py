@@ -13,6 +13,7 @@ from msgspec import Meta
 from quad.core import errors
 from quad.core.errors import QuadError, UsageError, mismatch
 from quad.core.manifest import AdapterName, TaskSpec
+from quad.core.picture_size import PictureSize, Pixels
 from quad.core.sampling import AdapterDefaults
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.mask import MAX_GROW_PX
@@ -56,6 +57,8 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     mask_image: Picture | None = None
     num_inference_steps: Annotated[int, Meta(ge=1, le=MOST_STEPS)] | None = None
     sampler: Annotated[str, Meta(max_length=64)] | None = None
+    width: Pixels | None = None
+    height: Pixels | None = None
     guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
     seed: Annotated[int, Meta(ge=0, le=2**63 - 1)] = 0
     negative_prompt: Prompt = ""
@@ -112,9 +115,10 @@ class Adapters(msgspec.Struct, frozen=True):
 
 
 class Tasks(msgspec.Struct, frozen=True):
-    """Task name -> how it conditions the graph."""
+    """Task name -> how it conditions the graph; and sizes of pictures, `[width, height]`, the first where none is asked for."""
 
     tasks: dict[str, TaskSpec]
+    sizes: tuple[PictureSize, ...] = ()
 
 
 class Named(msgspec.Struct, frozen=True):

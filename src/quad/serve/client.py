@@ -114,6 +114,8 @@ class QuadClient:
         image_guidance_scale: float | None = None,
         prompt_syntax: PromptSyntax = "a1111",
         sampler: str | None = None,
+        width: int | None = None,
+        height: int | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
     ) -> PipelineOutput:
@@ -130,6 +132,8 @@ class QuadClient:
             mask_image=picture_file(mask_image, "mask"),
             num_inference_steps=num_inference_steps,
             sampler=sampler,
+            width=width,
+            height=height,
             guidance_scale=guidance_scale,
             seed=seed,
             negative_prompt=negative_prompt,

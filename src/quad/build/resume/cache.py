@@ -79,7 +79,7 @@ def identity_of(request: BuildRequest, base: Base, adapters: Sequence[FloatAdapt
     options = {field.name: msgspec.to_builtins(getattr(request, field.name)) for field in fields(request) if field.name not in _PLACES}
     read = [msgspec.to_builtins(part) for part in (base.schedule, base.latent, base.text)]
     configs = {file.parent.name: file_digest(file) for file in sorted(base.directory.glob("*/config.json"))}
-    files = [base.digest, configs, list(base.picture_size), base.tokenizer, read, [[adapter.name, adapter.digest] for adapter in adapters]]
+    files = [base.digest, configs, list(base.sizes), base.tokenizer, read, [[adapter.name, adapter.digest] for adapter in adapters]]
     made_with = [__version__, *map(version, _MADE_WITH)]
     return digest([made_with, options, files, msgspec.to_builtins(base.tasks), [_fingerprint(sample) for sample in samples]])
 

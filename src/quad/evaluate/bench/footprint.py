@@ -14,9 +14,7 @@ def rom_bytes(bundle: Bundle) -> RomBytes:
     """Bytes on disk of a bundle."""
     entries = bundle.manifest.files
     shared = sum(entry.size_bytes for file, entry in entries.items() if not file.startswith("adapters/"))
-    graphs = {
-        name: sum(entries[file].size_bytes for file in (part.file, *part.data_files)) for name, part in bundle.manifest.components.items()
-    }
+    graphs = {name: sum(entries[file].size_bytes for file in part.files) for name, part in bundle.manifest.components.items()}
     adapters = {
         name: sum(entry.size_bytes for file, entry in entries.items() if file.startswith(f"adapters/{name}/"))
         for name in bundle.manifest.adapters

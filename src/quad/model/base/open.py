@@ -46,7 +46,8 @@ class Base:
         unet: the denoiser, a U-Net or a transformer that is called as one.
         tokenizer: the text of a `tokenizer.json`.
         latent: latent space of the graph, `z_model = (z_vae - shift) * scale`.
-        picture_size: width and height of its pictures.
+        picture_size: width and height of its pictures, where none are asked for.
+        more_sizes: further ones that graphs are made for.
         tasks: what it can do, by name.
         directory: or the checkpoint's file.
         digest: identity of its weights.
@@ -73,6 +74,7 @@ class Base:
     samplers: Mapping[str, SamplerSettings] = field(default_factory=dict)
     preview: LatentPreview | None = None
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
+    more_sizes: tuple[PictureSize, ...] = ()
 
     def digest_as(self, expected: str) -> str:
         """`expected` where that is its identity, in the form of this version or of bundles before 0.2; else its own."""
@@ -85,13 +87,23 @@ class Base:
         defaults = self.adapter_defaults.get(adapter or "")
         return spec if defaults is None else reachable_strength(with_defaults(spec, defaults, self.samplers))
 
+    @property
+    def sizes(self) -> tuple[PictureSize, ...]:
+        """All sizes of its pictures, the first one first."""
+        return (self.picture_size, *self.more_sizes)
+
+    def at(self, size: PictureSize) -> Base:
+        """The same model with pictures of this size alone."""
+        return replace(self, picture_size=size, more_sizes=())
+
 
 @dataclass(frozen=True)
 class BaseOptions:
     """The choices that are open when a model is opened.
 
     Args:
-        size: `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both; None for the model's own.
+        size: `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both, or several with commas between; None for
+            the model's own.
         sampler: `KIND` or `KIND:STEPS` for all tasks; None for the model's own.
         adapters: names of those that will be built in; one that is named like a task becomes that task's.
         adapter_defaults: how those are meant to be run, as far as it is known.
@@ -107,8 +119,8 @@ class BaseOptions:
     vae: Path | None = None
     prediction: str | None = None
 
-    def asked_size(self, option: str = "--size") -> PictureSize | None:
-        """The size as width and height, None for the model's own.
+    def asked_sizes(self, option: str = "--size") -> tuple[PictureSize, ...]:
+        """The sizes as width and height, none for the model's own.
 
         Args:
             option: what asked for it, for the message.
@@ -117,16 +129,14 @@ class BaseOptions:
             UsageError: it is no size, or its sides are no multiples of 64.
         """
         if self.size is None:
-            return None
+            return ()
         sizes = parse_sizes(option, self.size)
         for size in sizes:
             if any(not SIZE_STEP <= side <= LARGEST_SIZE or side % SIZE_STEP for side in size):
                 raise UsageError(
                     mismatch(option, f"multiples of {SIZE_STEP} pixels up to {LARGEST_SIZE}", repr(self.size), "choose others")
                 )
-        if len(sizes) > 1:
-            raise UsageError(mismatch(option, "one size", self.size, "build a bundle for each"))
-        return sizes[0]
+        return sizes
 
     def check(self, option: str = "--size") -> None:
         """Refuse a size or a sampler before anything is loaded.
@@ -137,27 +147,27 @@ class BaseOptions:
         Raises:
             UsageError: a size of sides that are no multiples of 64, a sampler that the runtime has not, or an unknown word of prediction.
         """
-        self.asked_size(option)
+        self.asked_sizes(option)
         if self.prediction is not None:
             prediction_word(self.prediction)
         if self.sampler is not None:
             parse_sampler(self.sampler)
 
 
-def _size(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, options: BaseOptions) -> PictureSize:
-    """Width and height: asked for, the world's, or what the denoiser was trained on."""
-    if (asked := options.asked_size()) is not None:
+def _sizes(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, options: BaseOptions) -> tuple[PictureSize, ...]:
+    """Width and height, one or several: asked for, the world's, or what the denoiser was trained on."""
+    if asked := options.asked_sizes():
         return asked
     if (size := toyland.settings.size) is not None:
         if not latent.factor <= size <= LARGEST_SIZE or size % latent.factor:
             expected = f"a size up to {LARGEST_SIZE}, a multiple of {latent.factor}"
             raise InputError(mismatch(f"{toyland.file}", expected, size, "mend the file"))
-        return square(size)
+        return (square(size),)
     grid = trained_grid(unet)
     if grid is None or not all(1 <= side <= LARGEST_SIZE // latent.factor for side in grid):
         expected = "one number, or height and width, as sample_size"
         raise UnsupportedError(mismatch(f"{denoiser_folder(directory)}", expected, unet["sample_size"], "say it in pixels: --size"))
-    return PictureSize(grid[1] * latent.factor, grid[0] * latent.factor)
+    return (PictureSize(grid[1] * latent.factor, grid[0] * latent.factor),)
 
 
 def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
@@ -195,7 +205,7 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
     inputs = family.inputs(model / family.folder, unet.config, int(vae.config.latent_channels))
     latent = latent_spec(toyland, vae.config, inputs)
     _check_text(model, unet.config, parts.text)
-    size, tasks = _size(model, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
+    sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
     samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
     networks = {UNET: unet.load(), TEXT_ENCODER: encoder.load(), VAE: vae.load()}
     base = Base(
@@ -207,7 +217,8 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
         schedule=schedule,
         latent=latent,
         text=parts.text,
-        picture_size=size,
+        picture_size=sizes[0],
+        more_sizes=sizes[1:],
         tasks=tasks,
         digest=tensors_digest(networks),
         weight_files=(*unet.files, *vae.files, *encoder.files),

@@ -39,6 +39,14 @@ class Model(Protocol):
     def latent(self) -> LatentSpec: ...
 
 
+@dataclass(frozen=True)
+class SizedModel:
+    """A `Model` by its facts, for one of several sizes."""
+
+    picture_size: PictureSize
+    latent: LatentSpec
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoders:
     """The graphs that a run is planned with, each with its adapter bound.

@@ -4,16 +4,20 @@
 `minimal` holds none: text encoder, VAE encoder, U-Net and VAE decoder come and go one after the other, each loaded for memory rather than
 time. Under one plan a picture is always the same, bit for bit; `keep-all` and `balanced` agree, and `minimal` adds floats in another order
 where an engine would have widened a small graph's weights (a 1e-5 of an output).
+
+Of a bundle with several picture sizes, the graphs of the first are loaded at once and those of another when a picture of that size is
+made. `keep-all` then keeps them too; `balanced` holds one U-Net, that of the latest size.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from threading import Lock, RLock
 from types import TracebackType
@@ -23,17 +27,20 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
 from quad.core.memory import release_memory
+from quad.core.picture_size import PictureSize, graph_name
 from quad.core.slots import UNET
 from quad.core.storage.reading import reading_from
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
-from quad.runtime.bundle import COMPONENTS, Bundle
+from quad.runtime.bundle import COMPONENTS, SIZED, Bundle
 from quad.runtime.engines.engine import Arrays, Engine, Shape, SwitchSession
 from quad.runtime.engines.onnx_inputs import graph_inputs
 
 _LOG = logging.getLogger(__name__)
 
 # Memory plan -> the components that stay.
-PLANS: Mapping[str, tuple[str, ...]] = {"keep-all": COMPONENTS, "balanced": (UNET,), "minimal": ()}
+KEEP_ALL = "keep-all"
+PLANS: Mapping[str, tuple[str, ...]] = {KEEP_ALL: COMPONENTS, "balanced": (UNET,), "minimal": ()}
+_BINDINGS = count(1)
 LEAN = "minimal"  # the plan whose graphs are loaded for memory rather than time
 
 
@@ -92,13 +99,14 @@ class FairLock:
 
 
 class Graph:
-    """One component's graph, a `Runnable` that is loaded when it is needed and knows which adapters it is bound to.
+    """One component's graph for one size of pictures: a `Runnable` that is loaded when needed and knows which adapters it is bound to.
 
     Calls from several threads take turns; who needs several of them to belong together holds `loaded()` around them.
 
     Args:
         mix: the adapters it is bound to, or will be once it is loaded; held until others are bound, so that a store knows their buffers
             to be in use. None before the first.
+        bound: number of the latest binding among those of all graphs; 0 before the first.
     """
 
     def __init__(self, load: Callable[[], SwitchSession], slots: Slots, *, resident: bool, budget: FairLock) -> None:
@@ -109,9 +117,11 @@ class Graph:
         budget: of threads, shared by all graphs: who runs uses all of it.
         """
         self.mix: AdapterMix | None = None
+        self.bound = 0
         self._load, self._slots, self._resident, self._budget = load, slots, resident, budget
         self._lock = RLock()
         self._users = 0
+        self._rivals: tuple[Graph, ...] = ()
         self._session: SwitchSession | None = None
         self._shapes: Mapping[str, Shape] | None = None
 
@@ -157,6 +167,21 @@ class Graph:
                     release_memory()
                     _LOG.debug("graph %s: unloaded", self._slots.component)
 
+    def alone_among(self, graphs: Sequence[Graph]) -> None:
+        """When this one is loaded, those of them that nobody uses at that moment go."""
+        self._rivals = tuple(graph for graph in graphs if graph is not self)
+
+    def give_way(self) -> None:
+        """Go, unless somebody uses it."""
+        if not self._lock.acquire(blocking=False):
+            return
+        try:
+            if not self._users and self._session is not None:
+                self._session = None
+                release_memory()
+        finally:
+            self._lock.release()
+
     def bind(self, mix: AdapterMix) -> None:
         """Make these adapters the slot inputs, of which there may be none, now and whenever the graph is loaded again.
 
@@ -166,7 +191,7 @@ class Graph:
         with self._lock:
             if self._session is not None and not (self.mix is not None and self.mix.buffers is mix.buffers):
                 bind_buffers(self._session, mix.buffers, self._slots.shapes)
-            self.mix = mix
+            self.mix, self.bound = mix, next(_BINDINGS)
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
         """See `Runnable.run`."""
@@ -175,6 +200,8 @@ class Graph:
             return self._session.run(inputs)
 
     def _open(self) -> None:
+        for rival in self._rivals:
+            rival.give_way()
         session = self._load()
         self._slots.check(session.inputs)
         self._shapes = dict(session.inputs)
@@ -200,7 +227,7 @@ def bind_buffers(session: SwitchSession, buffers: Buffers, names: Iterable[str])
 
 
 def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> dict[str, Graph]:
-    """The graphs of a bundle under a memory plan; those that stay are loaded now.
+    """The graphs of a bundle by `graph_name`, under a memory plan; those of its first size that stay are loaded now.
 
     Buffers are made of a slot table's numbers only after the graphs have borne it out, each by its session or, unloaded, by its file.
 
@@ -214,23 +241,29 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
     if odd := sorted({slot.component for slot in slots.slots} - set(COMPONENTS)):
         raise VerificationError(mismatch("slots", f"slots of {', '.join(COMPONENTS)}", odd[0], "build the bundle again"))
     graphs = {}
-    for name in COMPONENTS:
-        load = partial(_load, engine, bundle, name, threads, memory == LEAN)
-        shapes = slots.of(name).input_shapes()
-        graphs[name] = graph = Graph(load, Slots(name, shapes), resident=name in resident, budget=budget)
-        if name in resident:
+    places = [(name, None) for name in COMPONENTS] + [(name, size) for size in bundle.manifest.picture_sizes[1:] for name in SIZED]
+    for component, size in places:
+        load = partial(_load, engine, bundle, component, size=size, threads=threads, lean=memory == LEAN)
+        shapes = slots.of(component).input_shapes()
+        graph = Graph(load, Slots(component, shapes), resident=component in resident, budget=budget)
+        graphs[graph_name(component, size)] = graph
+        if component in resident and size is None:
             with graph.loaded():
                 pass
-        elif name == UNET or shapes:
-            graph.validate(bundle.graph(name))
+        elif component == UNET or shapes:
+            graph.validate(bundle.graph(component, size))
+    if memory != KEEP_ALL:
+        unets = [graphs[graph_name(UNET, size)] for size in (None, *bundle.manifest.picture_sizes[1:])]
+        for unet in unets:
+            unet.alone_among(unets)
     _LOG.info("memory plan %s: %s stay in memory", memory, ", ".join(resident) or "no graphs")
     return graphs
 
 
-def _load(engine: Engine, bundle: Bundle, component: str, threads: int, lean: bool) -> SwitchSession:
+def _load(engine: Engine, bundle: Bundle, component: str, *, size: PictureSize | None, threads: int, lean: bool) -> SwitchSession:
     """A graph of a bundle, as it was when that was opened; where it cannot be loaded, the message says for which chip the bundle is."""
     try:
-        with reading_from(bundle.root), bundle.graph_to_load(component) as file:
+        with reading_from(bundle.root), bundle.graph_to_load(component, size) as file:
             return engine.load(file, threads, lean)
     except BackendError as error:
         if not bundle.device:

@@ -65,8 +65,8 @@ def is_large(model_file: Path, precision: str) -> bool:
     """Does memory count more than time: a graph of many weights that all become floats."""
     if precision != AS_WRITTEN or not model_file.is_file():
         return False
-    size = sum(file.stat().st_size for file in model_file.parent.iterdir() if file.name.startswith(model_file.name))
-    return size >= LARGE_BYTES
+    files = [file for file in model_file.parent.iterdir() if file == model_file or file.suffix == ".data"]
+    return sum(file.stat().st_size for file in files) >= LARGE_BYTES
 
 
 class OrtSession(BoundSession):

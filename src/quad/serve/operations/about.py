@@ -39,7 +39,7 @@ async def metrics(service: Service, http: HttpRequest) -> Response:
 
 
 async def tasks(service: Service, http: HttpRequest) -> Response:
-    return json_response(Tasks(service.pipe.tasks))
+    return json_response(Tasks(service.pipe.tasks, service.pipe.bundle.manifest.picture_sizes))
 
 
 OPERATIONS = (

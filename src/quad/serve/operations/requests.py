@@ -110,6 +110,8 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         mask_image=mask,
         num_inference_steps=body.num_inference_steps,
         sampler=body.sampler,
+        width=body.width,
+        height=body.height,
         guidance_scale=body.guidance_scale,
         seed=body.seed,
         negative_prompt=body.negative_prompt,

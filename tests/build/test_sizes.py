@@ -1,0 +1,61 @@
+"""A build for several sizes: a graph for each, and ranges that hold them all."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from quad.build.build import STAGES
+from quad.build.choose_profile import _feeds
+from quad.build.open_and_slot import SlottedModel, open_and_slot
+from quad.build.request import BuildRequest
+from quad.core.errors import UsageError
+from quad.core.picture_size import PictureSize
+from quad.core.progress import StageClock, silent
+from quad.quantize.observe.calibrate import CalibrationOptions, calibrate
+from quad.quantize.observe.observers import observe
+from tests.build.samples import SAMPLES
+
+SIZES, SMALL = (PictureSize(64, 64), PictureSize(64, 128)), (PictureSize(16, 16), PictureSize(16, 32))
+
+
+@pytest.fixture(scope="module")
+def model(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SlottedModel:
+    request = BuildRequest(
+        model_dir, {}, tmp_path_factory.mktemp("sizes") / "phone", samples=SAMPLES[:1], size="64,64x128", sampler="ddim:1"
+    )
+    return open_and_slot(request, StageClock(STAGES, silent))
+
+
+def test_every_size_has_its_graphs_and_calls(model: SlottedModel) -> None:
+    own = {"unet", "vae_encoder", "vae_decoder"}
+    assert set(model.specs) == own | {"text_encoder"} | {f"{name}.64x128" for name in own}
+    assert {call.component for call in model.references} == set(model.specs)
+    shapes = {name: tuple(spec.inputs["sample"].shape[2:]) for name, spec in model.specs.items() if "unet" in name}
+    assert shapes == {"unet": (16, 16), "unet.64x128": (32, 16)}
+
+
+def test_ranges_hold_every_size(model: SlottedModel) -> None:
+    assert model.calibration_sizes == model.base.sizes == SIZES
+    model = replace(model, calibration_sizes=SMALL)
+    pooled = observe(model.networks, _feeds(model, CalibrationOptions()))
+    apart = [calibrate(model.base.at(size), model.networks, model.table, (), model.samples) for size in SMALL]
+    compared = 0
+    for component, sites in pooled.sites.items():
+        for site, by_source in sites.items():
+            for source, seen in by_source.items():
+                alone = [statistics.sites[component][site][source].histogram for statistics in apart]
+                assert seen.histogram.total == sum(histogram.total for histogram in alone)
+                assert seen.histogram.low == min(histogram.low for histogram in alone)
+                assert seen.histogram.high == max(histogram.high for histogram in alone)
+                compared += 1
+    assert compared > 50
+
+
+def test_a_chip_has_one_size_a_bundle(tmp_path: Path) -> None:
+    request = BuildRequest(tmp_path, {}, tmp_path / "phone", samples=SAMPLES, target="qnn-htp", size="64,64x128")
+    says = "--size: expected one size for qnn-htp, whose binary is compiled for it, found 64,64x128; build a bundle for each size"
+    with pytest.raises(UsageError, match=says):
+        request.check()

@@ -1,0 +1,97 @@
+"""Graphs of several sizes over one file of weights: each still computes what it did, and a weight lies on the disk once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from torch import nn
+
+from quad.compile.artifact import FileArtifact, OnnxArtifact
+from quad.compile.export import GraphSpec, export_graph
+from quad.compile.placement.qdq import place_float
+from quad.compile.shared_weights import WEIGHTS_FILE, write_sizes
+from quad.core.picture_size import PictureSize
+from quad.runtime.engines.engine import open_engine
+
+SIZES = (PictureSize(8, 8), PictureSize(8, 16), PictureSize(16, 8))
+
+
+class _Network(nn.Module):
+    """A weight, a table that hangs on the size, and shapes that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.linear = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 32)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        rows, columns = image.shape[2:]
+        places = torch.arange(rows * columns).reshape(1, 1, rows, columns) / (rows * columns)
+        hidden = self.linear((self.conv(image) + places).flatten(2).transpose(1, 2))
+        return hidden.transpose(1, 2).reshape(1, 32, rows, columns).tanh()
+
+
+def _artifact(network: nn.Module, size: PictureSize) -> OnnxArtifact:
+    image = torch.randn(1, 3, *size.grid, generator=torch.Generator().manual_seed(0))
+    graph = export_graph(network, GraphSpec(component="vae_encoder", inputs={"image": image}, output="latent"))
+    return OnnxArtifact(model=place_float(graph).model, placement={})
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return _Network().eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def folder(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "vae_encoder"
+    first, *others = (_artifact(network, size) for size in SIZES)
+    component = write_sizes(folder, first, dict(zip(SIZES[1:], others, strict=True)))
+    assert component.files == (
+        "vae_encoder/model.onnx", "vae_encoder/model.8x16.onnx", "vae_encoder/model.16x8.onnx", f"vae_encoder/{WEIGHTS_FILE}"
+    )  # fmt: skip
+    assert sorted(f"vae_encoder/{path.name}" for path in folder.iterdir()) == sorted(component.files)
+    assert [component.of(size).file for size in (None, *SIZES[1:])] == list(component.files[:3])
+    return folder
+
+
+@pytest.mark.parametrize("engine", ["ort", "openvino"])
+@pytest.mark.parametrize(("size", "name"), list(zip(SIZES, ("model.onnx", "model.8x16.onnx", "model.16x8.onnx"), strict=True)))
+def test_every_size_is_the_network(engine: str, size: PictureSize, name: str, network: nn.Module, folder: Path) -> None:
+    pytest.importorskip({"ort": "onnxruntime"}.get(engine, engine))
+    image = torch.randn(1, 3, *size.grid, generator=torch.Generator().manual_seed(1))
+    session = open_engine(engine, (), "float").load(folder / name, 1)
+    assert dict(session.inputs) == {"image": tuple(image.shape)}
+    np.testing.assert_allclose(session.run({"image": image.numpy()}), network(image).numpy(), atol=1e-5)
+
+
+def test_a_weight_is_on_the_disk_once(network: nn.Module, folder: Path) -> None:
+    weights = sum(parameter.numel() * 4 for parameter in network.parameters() if parameter.numel() * 4 >= 256)
+    tables = sum(size.width * size.height * 4 for size in SIZES if size.width * size.height * 4 >= 256)
+    assert weights <= (folder / WEIGHTS_FILE).stat().st_size <= weights + tables + 64 * 8
+    for name in ("model.onnx", "model.8x16.onnx"):
+        graph = ir.load(folder / name).graph
+        places = {tensor.offset for value in graph.initializers.values() if isinstance(tensor := value.const_value, ir.ExternalTensor)}
+        assert len(places) >= 2
+    assert (folder / "model.8x16.onnx").stat().st_size < (folder / "model.onnx").stat().st_size
+
+
+def test_the_first_keeps_its_names(folder: Path) -> None:
+    named = [node.name for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
+    assert all(named)
+    assert not any(node.name for node in onnx.load(folder / "model.16x8.onnx", load_external_data=False).graph.node)
+
+
+def test_files_of_an_earlier_run_give_the_same_bytes(network: nn.Module, folder: Path, tmp_path: Path) -> None:
+    kept = []
+    for size in SIZES:
+        _artifact(network, size).write(tmp_path / str(size))
+        kept.append(FileArtifact(source=tmp_path / str(size), placement={}, agreement_db={}))
+    write_sizes(tmp_path / "again" / "vae_encoder", kept[0], dict(zip(SIZES[1:], kept[1:], strict=True)))
+    for path in folder.iterdir():
+        assert path.read_bytes() == (tmp_path / "again" / "vae_encoder" / path.name).read_bytes()
