@@ -124,6 +124,16 @@ def test_averages_schedules_and_others_are_passed_over(plain: Path, tmp_path: Pa
     )
 
 
+def test_older_spellings_of_the_text_encoder_and_of_numbers(plain: Path, tmp_path: Path) -> None:
+    """Merged files leave `text_model` out, and hold a constant as floats."""
+    tensors = {name.replace(".text_model.", "."): value for name, value in load_file(plain).items()}
+    position_ids = next(name for name in tensors if name.endswith("position_ids"))
+    tensors[position_ids] = tensors[position_ids].half()
+    base = open_model(save_checkpoint(tensors, tmp_path / "ink.safetensors"))
+    assert base.digest == open_model(plain).digest
+    assert base.notes == ()
+
+
 def _velocity(file: Path, **options: Any) -> tuple[str, int, tuple[str, ...]]:
     base = open_model(file, BaseOptions(**options))
     return base.schedule.prediction, base.picture_size.width, base.notes

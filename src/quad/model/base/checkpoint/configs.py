@@ -139,4 +139,4 @@ def _shape(path: Path, weights: Weights, name: str) -> tuple[int, ...]:
 
 def _unlike(path: Path, prefix: str) -> InputError:
     expected = f"{prefix}* laid out as in Stable Diffusion 1.x or 2.x"
-    return InputError(mismatch(f"{path}", expected, "another layout", "give a diffusers directory"))
+    return InputError(mismatch(f"{path}", expected, "another layout", "give a whole checkpoint, or a diffusers directory"))
