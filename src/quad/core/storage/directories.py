@@ -14,7 +14,6 @@ from quad.core.errors import InputError, QuadError
 from quad.core.storage.exchange import exchange
 from quad.core.storage.files import disk_error, real_path, sync_directory, writing_to
 from quad.core.storage.parts import new_directory_part, old_name, sweep, try_lock
-from quad.core.storage.reading import file_status
 
 
 def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
@@ -27,9 +26,11 @@ def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
         InputError: `final` exists and is something else.
         BackendError: nothing can be there: a link in a circle, or the system does not say.
     """
-    if file_status(final) is None:
-        return
     with writing_to(final):
+        try:
+            final.stat()
+        except FileNotFoundError:
+            return
         occupied = not (final.is_dir() and ((final / marker).exists() or not any(final.iterdir())))
     if occupied:
         raise InputError(f"{final}: expected a new directory or one with {marker}, found something else; choose another {option}")
