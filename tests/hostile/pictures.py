@@ -90,6 +90,12 @@ _BYTES: Mapping[str, bytes] = {
 }
 
 
+_SAYS = dict.fromkeys(
+    ("a PNG of 2^31 by 2^31", "a PNG of 30,000 by 30,000", "a JPEG of 65,535 by 65,535", "a GIF of 65,535 by 65,535",
+     "a BMP of 100,000 by 100,000"), "pixels, found many more",
+)  # fmt: skip
+
+
 def _made(make: Callable[[Path], object], name: str = "in.png") -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         make(folder / name)
@@ -105,7 +111,7 @@ def _hole(file: Path) -> None:
 
 
 PICTURES = [
-    *(Case(name, of_bytes(data, "in.png"), InputError, "a picture") for name, data in _BYTES.items()),
+    *(Case(name, of_bytes(data, "in.png"), InputError, _SAYS.get(name, "a picture")) for name, data in _BYTES.items()),
     Case("a pipe", _made(os.mkfifo), InputError, "a picture file, found no plain file"),
     Case("a device without end", _made(lambda file: file.symlink_to("/dev/zero")), InputError, "a picture file, found no plain file"),
     Case("a folder", _made(lambda file: file.mkdir()), InputError, "a picture file, found no plain file"),
