@@ -68,7 +68,7 @@ def make_page(measured: BenchResult) -> str:
     bundle = measured.bundle
     plots = [_task_plot(measured)] if measured.end_to_end_ms else []
     plots += [_switch_plot(measured), _rom_plot(measured)] if measured.rom_bytes.adapters else []
-    lead = f"Bundle {bundle.name}: {bundle.precision}, target {bundle.target}, {bundle.size} pictures. "
+    lead = f"Bundle {bundle.name}: {bundle.precision}, target {bundle.target}, {bundle.picture_size} pictures. "
     report = Report(
         title="quad bench: what the bundle costs here",
         lead=lead + "Measured in a process of its own that holds the device runtime alone.",

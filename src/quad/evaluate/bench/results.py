@@ -119,12 +119,13 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BundleFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """The bundle that was measured; `size` is of its pictures, width and height."""
+    """The bundle that was measured: `picture_size` is `WIDTHxHEIGHT` of its pictures, `size` their width."""
 
     name: str
     target: str
     precision: str
-    size: str
+    size: int
+    picture_size: str
 
 
 class BenchResult(msgspec.Struct, frozen=True, kw_only=True):
