@@ -155,3 +155,19 @@ def test_files_named_in_the_architecture_exist() -> None:
 
 def test_the_readme_stays_a_door() -> None:
     assert len(PAGES[ROOT / "README.md"].splitlines()) <= 110
+
+
+def test_every_test_that_a_page_names_exists() -> None:
+    named = {name for page in PAGES.values() for name in re.findall(r"`(tests/[\w/]+\.py::test_\w+)`", page)}
+    assert len(named) > 15
+    lost = [
+        name
+        for name in sorted(named)
+        if not re.search(rf"^ *def {name.partition('::')[2]}\(", _text(name.partition("::")[0]), re.MULTILINE)
+    ]
+    assert not lost
+
+
+def _text(name: str) -> str:
+    path = ROOT / name
+    return path.read_text("utf-8") if path.is_file() else ""
