@@ -38,7 +38,7 @@ _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Component:
+class StoredComponent:
     """One component whose weights are not read yet: its config makes a network, and the names and shapes in its files fit it.
 
     Args:
@@ -72,7 +72,7 @@ class Component:
         return self.module.eval().requires_grad_(False)
 
 
-def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Component:
+def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> StoredComponent:
     """One component of a directory, before any of its weights is read.
 
     Args:
@@ -95,7 +95,7 @@ def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Compo
     return fitted(module, stored, files, folder.name)
 
 
-def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequence[StableFile], part: str) -> Component:
+def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequence[StableFile], part: str) -> StoredComponent:
     """A network and the stored tensors that are its own.
 
     Of a text encoder all others are passed over, as transformers does: a config may leave its last layers out, and CLIP's other half may
@@ -117,7 +117,7 @@ def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequenc
     for name, weight in weights.items():
         weight.require(owners[name].shape)
     note = f"{part}: its config has no place for {len(surplus)} stored tensors, passed over: {listed(surplus)}"
-    return Component(module=module, weights=weights, files=files, notes=(note,) if surplus else ())
+    return StoredComponent(module=module, weights=weights, files=files, notes=(note,) if surplus else ())
 
 
 def _refuse(files: Sequence[StableFile], word: str, keys: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.checkpoint.autoencoder import VAE, VAES
 from quad.model.base.family import FAMILIES, check_family, family_of, index_scheduler, pipeline_class
-from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, Component, find_component
+from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, StoredComponent, find_component
 from quad.model.base.noise_schedule import scheduler_class
 from quad.model.base.tokenizer_files import read_tokenizer
 
@@ -30,9 +30,9 @@ class ModelParts:
         notes: what was read otherwise than a user may think, a line each.
     """
 
-    unet: Component
-    vae: Component
-    text_encoder: Component
+    unet: StoredComponent
+    vae: StoredComponent
+    text_encoder: StoredComponent
     tokenizer: str
     text: TextSpec
     scheduler: Path
@@ -41,7 +41,7 @@ class ModelParts:
     notes: tuple[str, ...] = ()
 
 
-def directory_parts(model: Path, vae: Component | None = None) -> ModelParts:
+def directory_parts(model: Path, vae: StoredComponent | None = None) -> ModelParts:
     """The parts of a directory in diffusers' layout.
 
     Args:

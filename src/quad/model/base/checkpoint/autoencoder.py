@@ -14,14 +14,14 @@ from quad.core.storage.links import require_contained
 from quad.core.storage.stable_file import StableFile
 from quad.model.base.checkpoint.configs import vae_config
 from quad.model.base.checkpoint.layout import VAE_PREFIX, open_file
-from quad.model.base.load_component import DIFFUSION_STEM, Component, empty_module, find_component, fitted
+from quad.model.base.load_component import DIFFUSION_STEM, StoredComponent, empty_module, find_component, fitted
 from quad.model.base.stored_weights import StoredWeight, stored_weights
 
 VAE = "vae"
 VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
 
 
-def open_vae(path: Path) -> Component:
+def open_vae(path: Path) -> StoredComponent:
     """The autoencoder that `--vae` names.
 
     Args:
@@ -46,7 +46,7 @@ def open_vae(path: Path) -> Component:
     return original_vae(file, {name.removeprefix(prefix): weight for name, weight in stored.items() if name.startswith(prefix)})
 
 
-def original_vae(file: StableFile, weights: Mapping[str, StoredWeight]) -> Component:
+def original_vae(file: StableFile, weights: Mapping[str, StoredWeight]) -> StoredComponent:
     """An autoencoder in original names.
 
     Args:

@@ -26,7 +26,7 @@ from quad.model.base.checkpoint.layout import (
     open_checkpoint,
 )
 from quad.model.base.checkpoint.prediction import VELOCITY, prediction_of
-from quad.model.base.load_component import Component, empty_module, fitted, quiet
+from quad.model.base.load_component import StoredComponent, empty_module, fitted, quiet
 from quad.model.base.parts import ModelParts
 from quad.model.base.stored_weights import StoredWeight
 
@@ -42,7 +42,7 @@ _BUFFERS = ("alphas_", "betas", "log_one_minus_", "lvlb_weights", "posterior_", 
 _BESIDE_TEXT = ("text_projection", "logit_scale", "attn_mask")
 
 
-def checkpoint_parts(path: Path, vae: Component | None, prediction: str | None) -> ModelParts:
+def checkpoint_parts(path: Path, vae: StoredComponent | None, prediction: str | None) -> ModelParts:
     """The parts of a checkpoint of Stable Diffusion 1.x or 2.x.
 
     Args:
@@ -71,7 +71,7 @@ def checkpoint_parts(path: Path, vae: Component | None, prediction: str | None) 
     )
 
 
-def _unet(checkpoint: Checkpoint, side: int) -> Component:
+def _unet(checkpoint: Checkpoint, side: int) -> StoredComponent:
     config = unet_config(checkpoint, side)
     weights = {name: weight for name, weight in checkpoint.weights.items() if name.startswith(UNET_PREFIX)}
     with quiet():
@@ -79,7 +79,7 @@ def _unet(checkpoint: Checkpoint, side: int) -> Component:
     return _component(checkpoint, diffusers.UNet2DConditionModel, config, _with_rest(converted, weights), UNET)
 
 
-def _text_encoder(checkpoint: Checkpoint) -> Component:
+def _text_encoder(checkpoint: Checkpoint) -> StoredComponent:
     config, kind = text_config(checkpoint), transformers.CLIPTextModel
     if not checkpoint.second_generation:
         return _component(checkpoint, kind, config, convert_ldm_clip_checkpoint(dict(checkpoint.weights)), TEXT_ENCODER)
@@ -98,7 +98,7 @@ def _beyond(name: str, layers: int) -> bool:
     return number.isdecimal() and int(number) >= layers
 
 
-def _own_vae(checkpoint: Checkpoint) -> Component:
+def _own_vae(checkpoint: Checkpoint) -> StoredComponent:
     if not checkpoint.holds(VAE_PREFIX):
         remedy = "name one: --vae FILE.safetensors or a directory"
         raise InputError(mismatch(f"{checkpoint.path}", "an autoencoder in the checkpoint (first_stage_model)", "none", remedy))
@@ -107,7 +107,7 @@ def _own_vae(checkpoint: Checkpoint) -> Component:
 
 def _component(
     checkpoint: Checkpoint, kind: Any, config: dict[str, Any], converted: Mapping[str, StoredWeight | None], part: str
-) -> Component:
+) -> StoredComponent:
     stored = {name: weight for name, weight in converted.items() if weight is not None}
     return fitted(empty_module(checkpoint.path, kind, config), stored, [checkpoint.file], part)
 
