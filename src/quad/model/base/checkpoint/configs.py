@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quad.core.errors import InputError, mismatch
-from quad.model.base.checkpoint.layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, Checkpoint
+from quad.model.base.checkpoint.layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, ModelCheckpoint
 from quad.model.base.stored_weights import StoredWeight
 
 Weights = Mapping[str, StoredWeight]
@@ -19,7 +19,7 @@ _SCALING = 0.18215
 _GROUPS = 32
 
 
-def unet_config(checkpoint: Checkpoint, sample_size: int) -> dict[str, Any]:
+def unet_config(checkpoint: ModelCheckpoint, sample_size: int) -> dict[str, Any]:
     """The U-Net's, as diffusers has it.
 
     Args:
@@ -83,7 +83,7 @@ def vae_config(path: Path, weights: Weights) -> dict[str, Any]:
     }
 
 
-def text_config(checkpoint: Checkpoint) -> dict[str, Any]:
+def text_config(checkpoint: ModelCheckpoint) -> dict[str, Any]:
     """The text encoder's, as transformers has it.
 
     Raises:

@@ -36,7 +36,7 @@ _WHOLE = "give a whole checkpoint, or a diffusers directory"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Checkpoint:
+class ModelCheckpoint:
     """A checkpoint's file and its tensors, none of them read.
 
     Args:
@@ -69,7 +69,7 @@ class Checkpoint:
         return {name.removeprefix(prefix): weight for name, weight in self.weights.items() if name.startswith(prefix)}
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> ModelCheckpoint:
     """A checkpoint of Stable Diffusion 1.x or 2.x, by its header alone.
 
     Raises:
@@ -79,7 +79,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         remedy = "convert it to .safetensors, on a machine where running its code does no harm"
         raise InputError(mismatch(f"{path}", "a .safetensors checkpoint", PICKLE_REASON, remedy))
     file = open_file(path)
-    checkpoint = Checkpoint(file=file, weights=stored_weights(file), metadata=open_header(file).metadata)
+    checkpoint = ModelCheckpoint(file=file, weights=stored_weights(file), metadata=open_header(file).metadata)
     _refuse_others(path, checkpoint.weights)
     if not (checkpoint.holds(CLIP_PREFIX) or checkpoint.holds(OPEN_CLIP_PREFIX)):
         raise InputError(mismatch(f"{path}", "a text encoder in the checkpoint (cond_stage_model)", "none", _WHOLE))

@@ -22,7 +22,7 @@ from quad.model.base.checkpoint.layout import (
     OPEN_CLIP_PREFIX,
     UNET_PREFIX,
     VAE_PREFIX,
-    Checkpoint,
+    ModelCheckpoint,
     open_checkpoint,
 )
 from quad.model.base.checkpoint.prediction import VELOCITY, prediction_of
@@ -71,7 +71,7 @@ def checkpoint_parts(path: Path, vae: StoredComponent | None, prediction: str | 
     )
 
 
-def _unet(checkpoint: Checkpoint, side: int) -> StoredComponent:
+def _unet(checkpoint: ModelCheckpoint, side: int) -> StoredComponent:
     config = unet_config(checkpoint, side)
     weights = {name: weight for name, weight in checkpoint.weights.items() if name.startswith(UNET_PREFIX)}
     with quiet():
@@ -79,7 +79,7 @@ def _unet(checkpoint: Checkpoint, side: int) -> StoredComponent:
     return _component(checkpoint, diffusers.UNet2DConditionModel, config, _with_rest(converted, weights), UNET)
 
 
-def _text_encoder(checkpoint: Checkpoint) -> StoredComponent:
+def _text_encoder(checkpoint: ModelCheckpoint) -> StoredComponent:
     config, kind = text_config(checkpoint), transformers.CLIPTextModel
     if not checkpoint.second_generation:
         return _component(checkpoint, kind, config, convert_ldm_clip_checkpoint(dict(checkpoint.weights)), TEXT_ENCODER)
@@ -98,7 +98,7 @@ def _beyond(name: str, layers: int) -> bool:
     return number.isdecimal() and int(number) >= layers
 
 
-def _own_vae(checkpoint: Checkpoint) -> StoredComponent:
+def _own_vae(checkpoint: ModelCheckpoint) -> StoredComponent:
     if not checkpoint.holds(VAE_PREFIX):
         remedy = "name one: --vae FILE.safetensors or a directory"
         raise InputError(mismatch(f"{checkpoint.path}", "an autoencoder in the checkpoint (first_stage_model)", "none", remedy))
@@ -106,7 +106,7 @@ def _own_vae(checkpoint: Checkpoint) -> StoredComponent:
 
 
 def _component(
-    checkpoint: Checkpoint, kind: Any, config: dict[str, Any], converted: Mapping[str, StoredWeight | None], part: str
+    checkpoint: ModelCheckpoint, kind: Any, config: dict[str, Any], converted: Mapping[str, StoredWeight | None], part: str
 ) -> StoredComponent:
     stored = {name: weight for name, weight in converted.items() if weight is not None}
     return fitted(empty_module(checkpoint.path, kind, config), stored, [checkpoint.file], part)
@@ -118,7 +118,7 @@ def _with_rest(converted: Converted, weights: Mapping[str, StoredWeight]) -> Con
     return {**converted, **{name: weight for name, weight in weights.items() if weight.key not in converted_keys}}
 
 
-def _passed_over(checkpoint: Checkpoint) -> list[str]:
+def _passed_over(checkpoint: ModelCheckpoint) -> list[str]:
     """Notes on tensors that no part takes."""
     notes = ["the running averages (EMA) in the checkpoint are passed over"] if checkpoint.holds(EMA_PREFIX) else []
     others = sorted(name for name in checkpoint.weights if not name.startswith((*_KNOWN_PREFIXES, *_BUFFERS)))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 
 from quad.core.errors import UsageError, mismatch
-from quad.model.base.checkpoint.layout import UNET_PREFIX, Checkpoint
+from quad.model.base.checkpoint.layout import UNET_PREFIX, ModelCheckpoint
 
 EPSILON, VELOCITY = "epsilon", "v_prediction"
 _WORDS: Mapping[str, str] = {
@@ -35,7 +35,7 @@ def prediction_word(word: str) -> str:
     return _WORDS[word]
 
 
-def prediction_of(checkpoint: Checkpoint, asked: str | None) -> tuple[str, str | None]:
+def prediction_of(checkpoint: ModelCheckpoint, asked: str | None) -> tuple[str, str | None]:
     """Noise or velocity, in diffusers' words, and a note where that was not certain or not usual.
 
     Raises:
@@ -63,7 +63,7 @@ def _noted(kind: str, reason: str) -> tuple[str, str | None]:
     return kind, f"prediction: {kind}, {reason}" if kind == VELOCITY else None
 
 
-def _beside(checkpoint: Checkpoint) -> str | None:
+def _beside(checkpoint: ModelCheckpoint) -> str | None:
     """The word of the training code's config beside the file; its default is noise."""
     file = checkpoint.path.with_suffix(".yaml")
     try:
