@@ -79,7 +79,7 @@ def test_latents_of_several_pictures(pipe: QuadPipeline) -> None:
     noise = np.random.default_rng(0).standard_normal((2, 4, 4, 4)).astype(np.float32)
     made = pipe("the car", num_images_per_prompt=2, latents=noise, task="text-to-image")
     _same(made, *(pipe("the car", latents=one[None], task="text-to-image") for one in noise))
-    with pytest.raises(InputError, match="those of 3 pictures, found of 2"):
+    with pytest.raises(InputError, match=r"\(3, c, h, w\), found float32 \(2, 4, 4, 4\)"):
         pipe("the car", num_images_per_prompt=3, latents=noise)
 
 
@@ -102,10 +102,10 @@ def test_types_of_output(pipe: QuadPipeline) -> None:
         ({"num_images_per_prompt": 1.5}, "num_images_per_prompt"),
         ({"prompt": []}, "prompt: expected one string or more"),
         ({"prompt": ["a", "b"], "negative_prompt": ["c"]}, "negative_prompt: expected one string, or 2 as prompt, found 1"),
-        ({"prompt": ["a", 3]}, "prompt: expected one string, found int"),
+        ({"prompt": ["a", 3]}, "prompt: expected one string, or a list of strings, found int"),
         ({"generator": 42}, "generator: expected numpy.random.default_rng(seed), or a list of them, found int"),
         ({"generator": [np.random.default_rng(0)], "num_images_per_prompt": 2}, "generator: expected one, or 2"),
-        ({"width": 512}, "width: expected 16, for which the bundle's graphs are made, found 512"),
+        ({"width": 512}, "width, height: expected one of the bundle's sizes, 16x16, found 512x16"),
         ({"height": 32}, "quad build MODEL --size 16x32"),
         ({"output_type": "pt"}, "torch.from_numpy"),
         ({"output_type": "jpeg"}, "output_type: expected one of pil, np, latent"),
@@ -171,3 +171,42 @@ def test_a_bundle_without_colours_says_so(pipe: QuadPipeline) -> None:
     assert pipe.bundle.manifest.preview is msgspec.UNSET
     with pytest.raises(UsageError, match="build it again"):
         pipe.preview(np.zeros((1, 4, 4, 4), np.float32))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"prompt": given} for given in (None, 5, b"a", {"a": 1}, ["a", None])),
+        *({"negative_prompt": given} for given in (5, [None])),
+        *({"num_inference_steps": given} for given in (2.5, 3.0, "3", [3])),
+        *({"guidance_scale": given} for given in ("7", [7], 1j, 10**400)),
+        *({"seed": given} for given in (None, 1.5, "1", [1])),
+        *({"latents": given} for given in ([1, 2], "a", np.float32(1), [np.zeros((4, 4, 4))] * 2)),
+        *({"task": "transform", "strength": given} for given in ("0.5", [1])),
+        *({"sampler": given} for given in (5, b"euler", ["euler"])),
+        {"task": ["transform"]},
+    ],
+    ids=str,
+)
+def test_what_is_of_another_type_is_told_in_one_line(pipe: QuadPipeline, words: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"expected .*, found .*; "):
+        pipe(**{"prompt": "the car", "task": "text-to-image", **words})
+
+
+@pytest.mark.parametrize("weights", [np.array(1j), 1j, 10**400, float("nan"), "0.5", object()], ids=str)
+def test_a_weight_that_is_no_number_is_told(pipe: QuadPipeline, weights: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected .*, found .*; mend the call"):
+        pipe.set_adapters("transform", weights)
+
+
+@pytest.mark.parametrize("names", [None, 5, {"transform": 0.5}], ids=str)
+def test_weights_stand_beside_names(pipe: QuadPipeline, names: Any) -> None:
+    with pytest.raises(UsageError, match="give weights beside them"):
+        pipe.set_adapters(names)
+
+
+def test_numbers_of_numpy_do_not_overflow(pipe: QuadPipeline) -> None:
+    """As diffusers' users also write them, and None for no negative prompt."""
+    made = pipe("the car", seed=np.uint8(255), num_images_per_prompt=np.int8(2), negative_prompt=None, **LCM)
+    assert made.seeds == (255, 256)
+    _same(made, pipe("the car", seed=255, **LCM), pipe("the car", seed=256, **LCM))

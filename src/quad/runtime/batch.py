@@ -6,14 +6,15 @@ generator that was given, as the pictures before it left it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.runtime.request import Request
+from quad.runtime.request import Request, whole_number
 from quad.runtime.stages import OutputType, PipelineOutput
 
 MOST_PICTURES = 10_000
@@ -24,7 +25,7 @@ class BatchWords:
     """The part of a call that says how many pictures there are, by the names of `QuadPipeline.__call__`."""
 
     prompt: str | Sequence[str]
-    negative_prompt: str | Sequence[str]
+    negative_prompt: str | Sequence[str] | None
     num_images_per_prompt: int = 1
     generator: Any = None
 
@@ -39,8 +40,10 @@ def expand(common: Request, words: BatchWords) -> tuple[list[Request], tuple[str
         UsageError: no picture or too many, lists that do not go together, or generators that are none.
         InputError: latents for another number of pictures.
     """
-    prompts = [words.prompt] if isinstance(words.prompt, str) else list(words.prompt)
-    negatives = [words.negative_prompt] * len(prompts) if isinstance(words.negative_prompt, str) else list(words.negative_prompt)
+    unwanted = "" if words.negative_prompt is None else words.negative_prompt
+    prompts, negatives = _texts("prompt", words.prompt), _texts("negative_prompt", unwanted)
+    if isinstance(unwanted, str):
+        negatives *= len(prompts)
     if len(negatives) != len(prompts):
         raise UsageError(mismatch("negative_prompt", f"one string, or {len(prompts)} as prompt", len(negatives), "give one for each"))
     each, most = words.num_images_per_prompt, MOST_PICTURES // max(1, len(prompts))
@@ -49,10 +52,8 @@ def expand(common: Request, words: BatchWords) -> tuple[list[Request], tuple[str
     pairs = [pair for pair in zip(prompts, negatives, strict=True) for _ in range(each)]
     if not pairs:
         raise UsageError(mismatch("prompt", "one string or more", "an empty list", "give one"))
-    sources, notes = _sources(words.generator, common.seed, len(pairs))
-    latents = [common.latents] if common.latents is None or len(pairs) == 1 else list(common.latents[:, None])
-    if len(latents) not in (1, len(pairs)) or (common.latents is not None and len(latents) != len(pairs)):
-        raise InputError(mismatch("latents", f"those of {len(pairs)} pictures", f"of {len(latents)}", "draw as many as there are pictures"))
+    sources, notes = _sources(words.generator, whole_number("seed", common.seed), len(pairs))
+    latents = _latents(common.latents, len(pairs))
     return [
         replace(
             common,
@@ -60,7 +61,7 @@ def expand(common: Request, words: BatchWords) -> tuple[list[Request], tuple[str
             negative_prompt=negative,
             seed=seed,
             generator=generator,
-            latents=latents[index % len(latents)],
+            latents=latents[index],
         )
         for index, ((prompt, negative), (seed, generator)) in enumerate(zip(pairs, sources, strict=True))
     ], notes
@@ -93,6 +94,29 @@ def joined(outputs: Sequence[PipelineOutput], notes: Sequence[str]) -> PipelineO
         seeds=tuple(seed for output in outputs for seed in output.seeds),
         facts=tuple(facts for output in outputs for facts in output.facts),
     )
+
+
+def _texts(name: str, given: Any) -> list[str]:
+    """One text or several, as a list of texts."""
+    listed = list(given) if isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping) else [given]
+    for text in listed:
+        if not isinstance(text, str):
+            raise UsageError(mismatch(name, "one string, or a list of strings", type(text).__name__, "give texts"))
+    return listed
+
+
+def _latents(given: Any, count: int) -> Sequence[NDArray[Any] | None]:
+    """Those of each picture, `(1, c, h, w)`; None where none were given."""
+    if given is None:
+        return [None] * count
+    try:
+        array = np.asarray(given)
+        found = f"{array.dtype} {array.shape}"
+    except (TypeError, ValueError, RuntimeError):  # lists of several lengths, a tensor that is on a device
+        array, found = np.empty(0), type(given).__name__
+    if array.ndim != 4 or len(array) != count or array.dtype.kind not in "fiu":
+        raise InputError(mismatch("latents", f"an array of floats ({count}, c, h, w)", found, "draw as many as there are pictures"))
+    return [array[index : index + 1] for index in range(count)]
 
 
 def _sources(generator: Any, seed: int, count: int) -> tuple[list[tuple[int, np.random.Generator | None]], tuple[str, ...]]:

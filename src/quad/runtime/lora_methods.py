@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,8 @@ class LoraMethods:
         """
         if weights is not None and adapter_weights is not None:
             raise UsageError(mismatch("set_adapters", "weights or adapter_weights", "both", "leave one out"))
+        if isinstance(adapter_names, Mapping) or not isinstance(adapter_names, Iterable):
+            raise UsageError(mismatch("set_adapters", "names of adapters", repr(adapter_names), "give weights beside them: weights="))
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
         self.switch.set_adapters(names, adapter_weights if weights is None else weights)
 

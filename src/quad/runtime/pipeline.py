@@ -120,7 +120,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         seed: int = 0,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         callback_on_step_end: StepCallback | None = None,
         latents: Float | None = None,
         mask_grow: int = DEFAULT_GROW_PX,

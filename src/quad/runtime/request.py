@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -101,6 +103,8 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
         weights = adapter_weights(list(request.adapters), list(request.adapters.values()))
         if own.adapter is not None and own.adapter not in weights:
             notes.append(f"adapters: task {task} is meant for {own.adapter!r}, which is not active")
+    if request.sampler is not None and not isinstance(request.sampler, str):
+        raise UsageError(mismatch("sampler", "KIND or KIND:STEPS", repr(request.sampler), 'write "euler:20"'))
     joint, wishes = joint_defaults(weights, presets, AdapterDefaults(sampler=request.sampler, guidance=request.guidance_scale))
     sampled = with_defaults(own, joint, presets.samplers)
     spec = with_overrides(task, sampled, request, schedule)
@@ -117,7 +121,7 @@ def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, Tas
     """
     if name is None:
         name = next((task for adapter in active for task, spec in tasks.items() if spec.adapter == adapter), TEXT_TO_IMAGE)
-    if name not in tasks:
+    if not isinstance(name, str) or name not in tasks:
         raise UsageError(mismatch("task", f"one of {', '.join(sorted(tasks))}", repr(name), "choose one of these"))
     return name
 
@@ -131,7 +135,7 @@ def choose_size(sizes: Sequence[PictureSize], width: int | None, height: int | N
     for size in sizes:
         if width in (None, size.width) and height in (None, size.height):
             return size
-    asked = PictureSize(width or sizes[0].width, height or sizes[0].height)
+    asked = PictureSize(sizes[0].width if width is None else width, sizes[0].height if height is None else height)
     expected, hint = f"one of the bundle's sizes, {', '.join(map(str, sizes))}", f"build for it: quad build MODEL --size {asked}"
     raise UsageError(mismatch("width, height", expected, asked, hint))
 
@@ -142,7 +146,7 @@ def with_steps(sampler: SamplerSpec, steps: int | None, schedule: NoiseSchedule)
     Raises:
         UsageError: out of range.
     """
-    if steps is None or steps == sampler.steps:
+    if steps is None or (steps := whole_number("num_inference_steps", steps)) == sampler.steps:
         return sampler
     if not 1 <= steps <= schedule.steps:
         raise UsageError(mismatch("num_inference_steps", f"1 to {schedule.steps}", steps, "choose one in that range"))
@@ -161,9 +165,9 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
     if (strength := request.strength) is not None:
         if not spec.reads_picture:
             raise UsageError(mismatch("strength", f"a task that begins at a picture, which {task} does not", strength, "leave it out"))
-        if not 0.0 < strength <= 1.0:
+        changes["strength"] = share = _number(strength)
+        if not 0.0 < share <= 1.0:
             raise UsageError(mismatch("strength", "more than 0, at most 1", strength, "choose one in that range"))
-        changes["strength"] = float(strength)
     if request.guidance_scale is not None:
         changes["guidance"] = _finite("guidance_scale", request.guidance_scale)
     if (scale := request.image_guidance_scale) is not None:
@@ -175,7 +179,28 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
     return changed if request.strength is not None else reachable_strength(changed)
 
 
-def _finite(name: str, value: float) -> float:
-    if not math.isfinite(value):
+def whole_number(name: str, value: Any) -> int:
+    """A whole number of Python or NumPy, as one of Python, which does not overflow.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UsageError(mismatch(name, "a whole number", repr(value), "give one")) from None
+
+
+def _finite(name: str, value: Any) -> float:
+    number = _number(value)
+    if not math.isfinite(number):
         raise UsageError(mismatch(name, "a finite number", value, "choose another"))
-    return float(value)
+    return number
+
+
+def _number(value: Any) -> float:
+    """As float() reads it; NaN where it is no number."""
+    try:
+        return math.nan if isinstance(value, str | bytes) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, TypeAlias
@@ -82,10 +82,10 @@ def adapter_weights(names: Sequence[str], weights: Any) -> dict[str, Weight]:
     Raises:
         UsageError: a name twice, another number of weights, or a weight that is not finite.
     """
-    one_for_all = weights is None or isinstance(weights, Real | Mapping | BlockWeights)
+    one_for_all = isinstance(weights, Mapping) or not isinstance(weights, Iterable) or getattr(weights, "ndim", 1) == 0
     listed = [1.0 if weights is None else weights] * len(names) if one_for_all else list(weights)
-    finite = all(math.isfinite(weight) for weight in listed if isinstance(weight, Real))
-    if len(listed) != len(names) or len(set(names)) != len(names) or not finite:
+    finite = all(_is_finite(weight) for weight in listed if isinstance(weight, Real))
+    if len(listed) != len(names) or not all(isinstance(name, str) for name in names) or len(set(names)) != len(names) or not finite:
         expected = "each name once, with one finite weight each"
         raise UsageError(mismatch("set_adapters", expected, f"{list(names)}, {listed}", "mend the call"))
     return dict(zip(names, map(read_weight, listed), strict=True))
@@ -119,9 +119,16 @@ def _blocks(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
 
 
 def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value):
         raise _odd(f"{where}: {value!r}")
     return float(value)
+
+
+def _is_finite(value: Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def _odd(found: str) -> UsageError:
