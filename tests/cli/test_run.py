@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
+from quad.cli import run
 from quad.cli.main import app
+from quad.core.errors import StoppedError
 from quad.core.manifest import LatentPreview
 from quad.core.storage import files
-from quad.runtime import open_bundle
+from quad.runtime import QuadPipeline, batch, open_bundle
+from quad.runtime.stages import PipelineOutput, Prepared
 
 RUNNER = CliRunner()
 
@@ -62,6 +65,26 @@ def test_a_file_says_how_its_picture_was_made(tiny_bundle: Path, tmp_path: Path,
         assert text.splitlines()[0].startswith("night<lora:transform:1>")
         assert f"CFG scale: 3, Seed: {seed}, Size: 16x16, Model: " in text
         assert "compositeWithTrainedAlgorithmicMedia" in xmp
+
+
+def test_pictures_that_are_done_stay(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Ctrl-C between two pictures: what was made before is on the disk, and nothing of the next."""
+    finish = QuadPipeline.finish
+
+    def stop_at_the_third(pipe: QuadPipeline, prepared: Prepared, *rest: Any) -> PipelineOutput:
+        if prepared.request.seed == 9:
+            raise StoppedError("picture 3: stopped")
+        return finish(pipe, prepared, *rest)
+
+    monkeypatch.setattr(QuadPipeline, "finish", stop_at_the_third)
+    arguments = ["--task", "text-to-image", "--seed", "7", "--num-images", "4", "-o", str(tmp_path / "a.png")]
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), *arguments])
+    assert done.exit_code == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png"]
+
+
+def test_no_more_pictures_than_a_call_takes() -> None:
+    assert run.MOST_PICTURES == batch.MOST_PICTURES
 
 
 def test_a_certificate_that_does_not_sign_is_told_before_a_picture_is_made(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from quad.runtime.stages import PipelineOutput
 
 MAX_SEED = 2**32
+MOST_PICTURES = 10_000  # of `quad.runtime.batch`, which is imported when a picture is made
+_BATCH = ("prompt", "negative_prompt", "num_images_per_prompt")
 
 Task = Annotated[str, typer.Option(help="What to do; an unknown name lists what the bundle can do.", metavar="TASK", show_default=False)]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The PNG file to write.", metavar="OUT.png", show_default=False)]
@@ -85,7 +87,9 @@ Size = Annotated[
 ]  # fmt: skip
 NumImages = Annotated[
     int,
-    typer.Option("--num-images", help="Pictures to make, one after another, of this seed and those after it.", metavar="N", min=1),
+    typer.Option(
+        "--num-images", help="Pictures to make, one after another, of this seed and those after it.", metavar="N", min=1, max=MOST_PICTURES
+    ),
 ]
 PreviewEvery = Annotated[
     int | None,
@@ -145,29 +149,38 @@ def run(
             pipe.load_textual_inversion(path, word)
         if weights:
             pipe.set_adapters(list(weights), list(weights.values()))
-        return _generate(pipe, words, _Previews(outputs, preview_every))
+        return _generate(pipe, words, _Previews(outputs, preview_every), save)
+
+    def save(path: Path, made: PipelineOutput) -> None:
+        write_bytes(path, _encode(made.images[0], made.facts[0], png))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
-    for path, picture, facts in zip(outputs, generated.images, generated.facts, strict=True):
-        write_bytes(path, _encode(picture, facts, png))
     for line in generated.notes:
         note(line)
     result(_json(outputs, generated), as_json, _lines(outputs, generated))
 
 
-def _generate(pipe: QuadPipeline, words: dict[str, Any], previews: _Previews) -> PipelineOutput:
-    """The pictures of a call, with a bar of all their steps."""
+def _generate(
+    pipe: QuadPipeline, words: dict[str, Any], previews: _Previews, save: Callable[[Path, PipelineOutput], None]
+) -> PipelineOutput:
+    """The pictures of a call, each saved before the next one is made, with a bar of all their steps; they are not in the answer."""
+    from quad.runtime.batch import BatchWords, expand, joined
     from quad.runtime.request import Request
 
-    plain = {name: words[name] for name in ("task", "sampler", "num_inference_steps", "width", "height")}
-    steps = pipe.switch.resolve(Request(adapters=pipe.switch.chosen, **plain)).spec.sampler.steps
+    common = Request(adapters=pipe.switch.chosen, **{name: value for name, value in words.items() if name not in _BATCH})
+    requests, notes = expand(common, BatchWords(**{name: words[name] for name in _BATCH}))
+    steps = pipe.switch.resolve(common).spec.sampler.steps
+    answers: list[PipelineOutput] = []
     with progress_bar(words["task"], words["num_images_per_prompt"] * steps) as advance:
 
         def on_step(_pipe: QuadPipeline, index: int, _timestep: float, tensors: dict[str, Any]) -> None:
             previews.step(pipe, index, tensors["denoised"])
             advance()
 
-        return pipe(**words, callback_on_step_end=on_step)
+        for path, made in zip(previews.outputs, pipe.generate(requests, on_step), strict=True):
+            save(path, made)
+            answers.append(replace(made, images=[]))
+    return joined(answers, notes)
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -165,9 +165,19 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)
+        return joined(list(self.generate(requests, callback_on_step_end, output_type)), notes)
+
+    def generate(
+        self, requests: Iterable[Request], callback_on_step_end: StepCallback | None = None, output_type: OutputType = "pil"
+    ) -> Iterator[PipelineOutput]:
+        """Pictures of a call one by one, each when it is asked for, so that not all of them are in memory.
+
+        Raises:
+            QuadError: as a call, when the picture is asked for that it is about.
+        """
         texts = TextMemo()
-        outputs = [self.finish(self.prepare(request, texts), callback_on_step_end, output_type) for request in requests]
-        return joined(outputs, notes)
+        for request in requests:
+            yield self.finish(self.prepare(request, texts), callback_on_step_end, output_type)
 
     def prepare(self, request: Request, texts: TextMemo | None = None) -> Prepared:
         """The first half of a call: text, condition, adapter buffers. It does not touch the U-Net, which may work on another picture.
