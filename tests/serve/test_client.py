@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from quad import QuadPipeline
 from quad.core.errors import BackendError, QuadError, StoppedError, UsageError
 from quad.serve import QuadClient
+from quad.serve.api import NewRequest, encoded
 from tests.serve.conftest import Serve, same
 
 DRAW = np.random.default_rng(5)
@@ -32,11 +33,18 @@ def test_pictures_are_those_of_the_pipeline_bit_for_bit(
 ) -> None:
     client = serve(real=True).client()
     same(client, pipe, "car night", seed=3)
-    same(client, pipe, "car night", seed=3, sampler="lcm:2")
+    same(client, pipe, "car night", seed=3, sampler="lcm:2", negative_prompt=None)
     same(client, pipe, "make it night", task="transform", image=picture, num_inference_steps=5)
     same(client, pipe, "the zeppelin", task="sketch", image=np.repeat(picture, 3, axis=1), negative_prompt="car", guidance_scale=3.5)
     same(client, pipe, task="transform", image=picture, strength=0.5)
     same(client, pipe, task="removal", image=np.tile(picture, (2, 3, 1)), mask_image=np.repeat(mask, 2, axis=1), mask_grow=4)
+
+
+@pytest.mark.parametrize("words", [{"prompt": b"a"}, {"prompt": "\ud800"}, {"sampler": b"euler"}], ids=str)
+def test_what_json_has_not_is_no_other_request(words: dict[str, Any]) -> None:
+    """Bytes would arrive as a prompt in base64."""
+    with pytest.raises(UsageError, match=r"expected (a text|text in UTF-8), found"):
+        encoded(NewRequest(**words))
 
 
 def _pictures() -> dict[str, Any]:

@@ -6,6 +6,7 @@ import io
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from quad.runtime.pipeline import QuadPipeline
-    from quad.runtime.provenance.facts import PictureFacts
     from quad.runtime.provenance.png import PngOptions
     from quad.runtime.stages import PipelineOutput
 
@@ -149,10 +149,7 @@ def run(
             pipe.load_textual_inversion(path, word)
         if weights:
             pipe.set_adapters(list(weights), list(weights.values()))
-        return _generate(pipe, words, _Previews(outputs, preview_every), save)
-
-    def save(path: Path, made: PipelineOutput) -> None:
-        write_bytes(path, _encode(made.images[0], made.facts[0], png))
+        return _generate(pipe, words, _Previews(outputs, preview_every), partial(_save, png))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
     for line in generated.notes:
@@ -232,10 +229,10 @@ def _check_output(output: Path) -> None:
     require_file(output)
 
 
-def _encode(picture: Image, facts: PictureFacts, png: PngOptions) -> bytes:
+def _save(png: PngOptions, path: Path, made: PipelineOutput) -> None:
     from quad.runtime.provenance.png import encode_png
 
-    return encode_png(picture, facts, png)
+    write_bytes(path, encode_png(made.images[0], made.facts[0], png))
 
 
 def _write_png(path: Path, picture: Image) -> None:

@@ -28,6 +28,7 @@ Weight = Annotated[float, Meta(ge=-100, le=100)]
 Picture = Annotated[bytes, Meta(description="base64 of a PNG, JPEG or WebP file")]
 
 
+_PICTURES = ("image", "mask_image")
 _KINDS: Mapping[str, type[QuadError]] = {
     kind.__name__: kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, QuadError)
 }
@@ -152,7 +153,12 @@ def encoded(body: msgspec.Struct) -> bytes:
     for name, value in msgspec.structs.asdict(body).items():
         if isinstance(value, float | np.floating) and not math.isfinite(value):
             raise UsageError(mismatch(name, "a finite number", value, "choose one, or leave it out"))
-    return msgspec.json.encode(body, enc_hook=_plain)
+        if isinstance(value, bytes) and name not in _PICTURES:  # JSON has none: it would arrive as a text of base64
+            raise UsageError(mismatch(name, "a text", "bytes", "decode it"))
+    try:
+        return msgspec.json.encode(body, enc_hook=_plain)
+    except UnicodeEncodeError as error:
+        raise UsageError(mismatch("request", "text in UTF-8", repr(error.object[:60]), "write it again")) from error
 
 
 def _plain(value: Any) -> Any:

@@ -59,6 +59,21 @@ def test_the_text_encoder_has_a_weight_of_its_own() -> None:
         assert weight_at(weight, "text_encoder.layers.0.q_proj") == of_text
 
 
+def test_a_block_that_is_not_there_is_told() -> None:
+    weight = read_weight(
+        {"unet": {"down": {"block_0": 0.5, "block_9": 0.2}, "mid": 0.3, "up": {"block_7": [0.1, 0.2]}}, "text_encoder": 0.8}
+    )
+    assert isinstance(weight, BlockWeights)
+    assert weight.unmatched(["down_blocks.0.attentions.0.to_q", "down_blocks.1.to_q"]) == ["down_blocks.9.", "mid_block.", "up_blocks.7."]
+    assert read_weight({"unet": 0.5}).unmatched([]) == []  # type: ignore[union-attr]
+
+
+def test_a_call_tells_it(tiny_bundle: Any) -> None:
+    pipe = QuadPipeline.from_pretrained(tiny_bundle, threads=1)
+    pipe.set_adapters("transform", {"unet": {"up": {"block_9": 0.1}}})
+    assert any("up_blocks.9, where this bundle takes no adapter" in note for note in pipe("the car", task="text-to-image").notes)
+
+
 def test_only_an_adapter_with_nothing_left_is_unused() -> None:
     assert not read_weight({"unet": 0, "text_encoder": 0})
     assert read_weight({"unet": 0})

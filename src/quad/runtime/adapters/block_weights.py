@@ -19,6 +19,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET
 
 _BLOCK = re.compile(r"block_(0|[1-9][0-9]{0,2})")
+_BLOCK_PATH = re.compile(r"(?:down|up)_blocks\.(?:[0-9]+\.)?|mid_block\.")
 _EXPECTED = 'numbers, as in {"unet": {"down": 0.5, "mid": 1, "up": {"block_1": [0.2, 0.4]}}, "text_encoder": 0.8}'
 
 
@@ -32,6 +33,12 @@ class BlockWeights:
         """The weight at one slot."""
         fitting = [(len(prefix), weight) for prefix, weight in self.by_prefix if f"{path}.".startswith(prefix)]
         return max(fitting, default=(0, 1.0))[1]
+
+    def unmatched(self, paths: Iterable[str]) -> list[str]:
+        """The blocks that were named and hold none of these slots; of a block's layers the block alone."""
+        blocks = dict.fromkeys(block[0] for prefix, _ in self.by_prefix if (block := _BLOCK_PATH.match(prefix)))
+        listed = [f"{path}." for path in paths]
+        return [block for block in blocks if not any(path.startswith(block) for path in listed)]
 
     def __bool__(self) -> bool:
         """Whether anything of the adapter is used."""

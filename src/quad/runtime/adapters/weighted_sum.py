@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import CompatibilityError
 from quad.core.slots import SlotTable
-from quad.runtime.adapters.block_weights import Weight, weight_at
+from quad.runtime.adapters.block_weights import BlockWeights, Weight, weight_at
 from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.slot_sum import Part, add, largest_integer
 
@@ -75,7 +75,7 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], sl
             cut[slot.path] = total.energy
     if cut and min(cut.values()) < MIN_ENERGY:
         raise _refusal(cut, parts, weights, slots)
-    return mixed, (*_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
+    return mixed, (*_block_notes(weights, slots), *_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
 
 
 def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> CompatibilityError:
@@ -92,6 +92,16 @@ def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Ma
         f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.rank}, and the nearest sum of that rank keeps "
         f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --room {count} or --max-rank {most}"
     )
+
+
+def _block_notes(weights: Mapping[str, Weight], slots: SlotTable) -> Notes:
+    """A line for each adapter with a weight for blocks that no slot lies in."""
+    notes = []
+    for name, weight in weights.items():
+        if isinstance(weight, BlockWeights) and (odd := weight.unmatched(slot.path for slot in slots.slots)):
+            places = ", ".join(block.rstrip(".") for block in odd)
+            notes.append(f"adapters: {name!r} has a weight for {places}, where this bundle takes no adapter: it changes nothing")
+    return tuple(notes)
 
 
 def _cut_notes(cut: Mapping[str, float], names: Mapping[str, Buffers]) -> Notes:
