@@ -13,7 +13,7 @@ from tests.serve.fake import an_output
 
 @pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")])
 def test_a_picture_that_cannot_be_sent_now_is_no_fault(serve: Serve, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def lacking(_picture: object) -> bytes:
+    def lacking(*_: object) -> bytes:
         raise error
 
     served = serve()
