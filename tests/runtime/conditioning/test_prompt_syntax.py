@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from time import perf_counter
 
 import pytest
 from hypothesis import given
@@ -91,3 +92,12 @@ def test_tags_and_editing_are_told() -> None:
     assert text == "a cat  in [spring:autumn:0.5], (red|blue), [dog:fox]"
     assert ["<lora:ink:0.8>" in notes[0], "[spring:autumn:0.5]" in notes[1]] == [True, True]
     assert without_tags("a [cat] (dog:1.2) [10:30 clock]") == ("a [cat] (dog:1.2) [10:30 clock]", ())
+
+
+@pytest.mark.parametrize("prompt", ["[" + ":" * 500 + "1" * 500 + " " * 500, " " * 20_000, ":" + "1" * 20_000, "[" * 9000 + "|"], ids=len)
+def test_no_prompt_takes_long(prompt: str) -> None:
+    """A request may bring any; patterns that try every way to split it took 12 seconds for the first, minutes for one of 4000."""
+    begin = perf_counter()
+    text, _ = without_tags(prompt)
+    parse_prompt(text.replace("[" * 9000, "["))
+    assert perf_counter() - begin < 2

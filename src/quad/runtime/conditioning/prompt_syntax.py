@@ -29,16 +29,16 @@ MOST_WEIGHT = 1000.0
 _SCANNER = re.compile(
     r"""(?P<escape>\\[()\[\]\\]?)
       | (?P<open>[(\[])
-      | :\s*(?P<weight>[+-]?(?:\d+\.?\d*|\.\d+))\s*\)
+      | :\s*(?P<weight>[+-]?(?:\d+(?:\.\d*)?|\.\d+))\s*\)
       | (?P<close>[)\]])
       | [^\\()\[\]:]+
       | :""",
     re.VERBOSE,
 )
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_BREAK = re.compile(r"\bBREAK\b")
 # What A1111 takes out of a prompt before it reads it, and what changes the prompt between steps.
 _TAG = re.compile(r"<(?:lora|lyco|hypernet):([^<>:]+)(?::([^<>]*))?>")
-_EDITING = re.compile(r"\[[^\[\]|]*:[^\[\]|]*:?\s*[\d.]+\s*\]|\[[^\[\]|]*\|[^\[\]]*\]")
+_BRACKETED = re.compile(r"\[([^\[\]]*)\]")
 _PAIRS = {")": "(", "]": "["}
 _FACTORS = {"(": EMPHASIS, "[": 1 / EMPHASIS}
 
@@ -72,9 +72,15 @@ def without_tags(prompt: str) -> tuple[str, tuple[str, ...]]:
         f"prompt: {tag[0]} chooses no adapter here and was taken out; use --adapter or set_adapters()" for tag in _TAG.finditer(prompt)
     ]
     prompt = _TAG.sub("", prompt)
-    if editing := _EDITING.search(prompt):
+    if editing := next((match for match in _BRACKETED.finditer(prompt) if _is_editing(match[1])), None):
         notes.append(f"prompt: {editing[0]!r} does not change the prompt between steps here; it was read as text in brackets")
     return prompt, tuple(notes)
+
+
+def _is_editing(inside: str) -> bool:
+    """Whether square brackets hold alternatives, `a|b`, or words with a step, `a:b:0.5`."""
+    last = inside.rstrip()[-1:]
+    return "|" in inside or (":" in inside and (last == "." or last.isdecimal()))
 
 
 def _factors(tokens: Sequence[re.Match[str]]) -> dict[int, float]:
@@ -113,9 +119,13 @@ def _blocks(parts: Iterator[PromptPart]) -> list[Block]:
     """Split at BREAKs and joined where the weight stays."""
     blocks: list[Block] = [[]]
     for part in parts:
-        for count, text in enumerate(_BREAK.split(part.text)):
+        pieces = _BREAK.split(part.text)
+        for count, piece in enumerate(pieces):
             if count:
                 blocks.append([])
+            # White space beside BREAK belongs to it.
+            text = piece.lstrip() if count else piece
+            text = text.rstrip() if count < len(pieces) - 1 else text
             block = blocks[-1]
             if text and block and block[-1].weight == part.weight:
                 block[-1] = PromptPart(block[-1].text + text, part.weight)
