@@ -185,6 +185,8 @@ def test_a_bundle_without_colours_says_so(pipe: QuadPipeline) -> None:
         *({"task": "transform", "strength": given} for given in ("0.5", [1])),
         *({"sampler": given} for given in (5, b"euler", ["euler"])),
         {"task": ["transform"]},
+        *({"width": given} for given in ("16", [16, 16], np.array([16, 16]), float("nan"))),
+        *({"mask_grow": given} for given in (None, "2", 2.5)),
     ],
     ids=str,
 )

@@ -95,6 +95,7 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
             raise UsageError(mismatch(name, "text in UTF-8", repr(text), "write it again"))
     if request.prompt_syntax not in SYNTAXES:
         raise UsageError(mismatch("prompt_syntax", f"one of {', '.join(SYNTAXES)}", repr(request.prompt_syntax), "choose one of these"))
+    whole_number("mask_grow", request.mask_grow)
     task = choose_task(request.task, list(request.adapters or ()), tasks)
     own, notes = tasks[task], list[str]()
     if request.adapters is None:
@@ -132,6 +133,9 @@ def choose_size(sizes: Sequence[PictureSize], width: int | None, height: int | N
     Raises:
         UsageError: there is none; the message lists those there are.
     """
+    for name, pixels in (("width", width), ("height", height)):
+        if pixels is not None:
+            whole_number(name, pixels)
     for size in sizes:
         if width in (None, size.width) and height in (None, size.height):
             return size
