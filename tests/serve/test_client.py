@@ -9,6 +9,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -45,6 +46,25 @@ def test_what_json_has_not_is_no_other_request(words: dict[str, Any]) -> None:
     """Bytes would arrive as a prompt in base64."""
     with pytest.raises(UsageError, match=r"expected (a text|text in UTF-8), found"):
         encoded(NewRequest(**words))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *({"width": given} for given in (0, 8193, 16.5, "16", True)),
+        *({"height": given} for given in (-1, 10**20)),
+        *({"sampler": given} for given in (5, {}, "x" * 65)),
+        *({"prompt_syntax": given} for given in ("comfy", None, [])),
+        *({"seed": given} for given in (-1, 2**63, 1.5)),
+        *({name: 2} for name in ("num_images_per_prompt", "generator", "output_type")),
+        {"adapters": {"ink": {"unet": 1}}},
+        {"prompt": ["a", "b"]},
+    ],
+    ids=str,
+)
+def test_what_no_request_may_say(words: dict[str, Any]) -> None:
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(json.dumps(words), type=NewRequest)
 
 
 def _pictures() -> dict[str, Any]:
