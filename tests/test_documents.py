@@ -76,6 +76,8 @@ def test_code_cites_documents_by_their_path() -> None:
 
 def test_decision_records_that_are_cited_exist_and_the_index_names_all() -> None:
     records = {int(path.name[:4]): path.name for path in (DOCS / "adr").glob("[0-9]*.md")}
+    assert len(records) == len(list((DOCS / "adr").glob("[0-9]*.md")))  # no two of one number
+    assert [name for number, name in records.items() if not (DOCS / "adr" / name).read_text("utf-8").startswith(f"# {number}. ")] == []
     cited = {int(n) for text in (*TEXTS.values(), *PAGES.values()) for n in RECORD.findall(text)}
     assert cited
     assert cited <= set(records)
