@@ -213,3 +213,12 @@ def test_a_textual_inversion(tmp_path: Path) -> None:
         assert (facts["kind"], facts["adapters"]) == ("embedding", {})
         assert facts["details"] == {"words": ["<cat>"], "vectors": {"<cat>": [3, 8]}}
     assert "<cat>: 3 vectors of 8\n" in RUNNER.invoke(app, ["inspect", str(tmp_path)]).stdout
+
+
+def test_a_model_is_told_from_a_lora(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "unet").mkdir()
+    save_file({"conv_in.weight": np.ones((4, 4), np.float32)}, tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
+    done = RUNNER.invoke(app, ["inspect", str(tmp_path)])
+    assert done.exit_code == 1
+    assert done.stderr.endswith("expected a LoRA, found a whole model, by its model_index.json; give it as MODEL\n")

@@ -131,6 +131,8 @@ def test_the_bundles_own_size_may_be_said(pipe: QuadPipeline) -> None:
 def test_words_of_diffusers_that_are_not_here(pipe: QuadPipeline, name: str) -> None:
     with pytest.raises(UsageError, match=rf"^pipe\.{name}: expected [^\n]*$"):
         getattr(pipe, name)
+    with pytest.raises(UsageError, match=rf"^pipe\.{name}: expected [^\n]*$"):
+        setattr(pipe, name, None)
     assert not hasattr(pipe, name)
 
 

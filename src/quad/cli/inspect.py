@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -14,6 +14,9 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
 from quad.core.tensor_names import Role, role_of
 from quad.lora.quote import quoted
+
+if TYPE_CHECKING:
+    from quad.runtime import Bundle
 
 InspectedPath = Annotated[
     Path,
@@ -68,7 +71,14 @@ def _for_base(path: Path, base: str, facts: Facts) -> tuple[Facts, list[str]]:
     from quad.cli.lora.for_base import for_base
 
     if facts.kind != "lora":
-        raise UsageError(mismatch("--base", "a LoRA file to read for it", f"a {facts.kind}", "leave it out"))
+        raise UsageError(
+            mismatch(
+                "--base",
+                "a LoRA file to read for it",
+                f"an {facts.kind}" if facts.kind == "embedding" else f"a {facts.kind}",
+                "leave it out",
+            )
+        )
     (name,) = facts.adapters
     details, lines = for_base(name, path, base)
     return msgspec.structs.replace(facts, details={**facts.details, **details}), lines
@@ -147,6 +157,7 @@ def _bundle_facts(path: Path) -> Facts:
         "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
         "size_bytes": total,
+        "words": _words(bundle),
     }
     return Facts(
         kind="bundle",
@@ -156,6 +167,16 @@ def _bundle_facts(path: Path) -> Facts:
         adapters=adapters,
         details=details,
     )
+
+
+def _words(bundle: Bundle) -> list[str]:
+    """Words that came inside its adapters."""
+    from quad.core.manifest import EMBEDDINGS_FILE
+    from quad.runtime.conditioning.embeddings import parse_embeddings
+
+    if EMBEDDINGS_FILE not in bundle.manifest.files:
+        return []
+    return sorted(parse_embeddings(f"{bundle.root}", bundle.read(EMBEDDINGS_FILE)))
 
 
 def _pack_facts(path: Path) -> Facts:
@@ -179,7 +200,7 @@ def _pack_facts(path: Path) -> Facts:
 
 
 def _lines(path: Path, facts: Facts) -> list[str]:
-    lines = [f"{facts.kind}  {path}", f"slots {facts.slots}"]
+    lines = [f"{facts.kind}  {path}", *([] if facts.kind == "embedding" else [f"slots {facts.slots}"])]
     if facts.profile_digest and facts.slots_digest:
         lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
     for key in ("target", "precision"):
@@ -210,8 +231,8 @@ def _lora_lines(details: dict[str, Any]) -> list[str]:
     if (trained := details.get("trained_on", {})).get("name"):
         predicts = f", predicts {trained['prediction']}" if trained["prediction"] else ""
         lines.append(f"trained on {trained['family'] or 'a base'} ({trained['name']}){predicts}, by its metadata")
-    if details.get("words"):
-        lines.append(f"trigger words {', '.join(map(quoted, details['words']))}")
+    if details.get("words") and "vectors" not in details:
+        lines.append(f"words with vectors {', '.join(map(quoted, details['words']))}")
     lines += [f"{quoted(word)}: {count} vectors of {width}" for word, (count, width) in details.get("vectors", {}).items()]
     return lines
 

@@ -49,7 +49,8 @@ def named_paths(option: str, values: Sequence[str]) -> dict[str, Path]:
     for value in values:
         name, equals, path = value.partition("=")
         if not (equals and path):
-            raise UsageError(mismatch(option, "NAME=PATH", repr(value), f"write {option} ink=ink.safetensors"))
+            example = "ink=ink.safetensors" if option == "NAME=PATH" else f"{option} ink=ink.safetensors"
+            raise UsageError(mismatch(option, "NAME=PATH", repr(value), f"write {example}"))
         pairs.append((_checked_name(option, name), Path(path)))
     _unique(option, [name for name, _ in pairs])
     return dict(pairs)
@@ -149,7 +150,7 @@ def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
             number = float(weight or 1)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number):
+        if not math.isfinite(number) or "=" in name:
             raise UsageError(mismatch(option, "NAME or NAME:WEIGHT", repr(value), f"write {option} ink:0.7"))
         pairs.append((_checked_name(option, name), number))
     _unique(option, [name for name, _ in pairs])

@@ -100,6 +100,8 @@ def _in_directory(directory: Path) -> list[WeightsFile]:
     if not per_model:
         for file in sorted(directory.iterdir()):
             refuse_pickle(file)
+        if (directory / "model_index.json").is_file():
+            raise InputError(mismatch(f"{directory}", "a LoRA", "a whole model, by its model_index.json", "give it as MODEL"))
         raise InputError(mismatch(f"{directory}", f"{DIFFUSERS_NAME} or {PEFT_NAME}", "neither", "name the file itself"))
     return per_model
 

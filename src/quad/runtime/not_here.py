@@ -77,6 +77,11 @@ class NotHereError(UsageError, AttributeError):
     """An attribute of diffusers' pipelines that this one does not have; to `hasattr` it is a plain missing one."""
 
 
+def is_missing(name: str) -> bool:
+    """Whether diffusers' pipelines have it and this one does not."""
+    return name in _ATTRIBUTES
+
+
 def missing_attribute(name: str) -> AttributeError:
     """The error for an attribute that a pipeline does not have."""
     if name not in _ATTRIBUTES:

@@ -29,7 +29,7 @@ from quad.runtime.embedding_methods import EmbeddingMethods
 from quad.runtime.engines.engine import default_threads, open_engine
 from quad.runtime.engines.graph import Graph, open_graphs
 from quad.runtime.lora_methods import LoraMethods
-from quad.runtime.not_here import missing_attribute, refuse_arguments
+from quad.runtime.not_here import is_missing, missing_attribute, refuse_arguments
 from quad.runtime.preview import bundle_preview
 from quad.runtime.request import Request
 from quad.runtime.samplers import OnStep
@@ -220,6 +220,16 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             AttributeError: always.
         """
         raise missing_attribute(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Words of diffusers that nobody here would read, such as `scheduler`, are refused likewise.
+
+        Raises:
+            AttributeError: it is one.
+        """
+        if is_missing(name):
+            raise missing_attribute(name)
+        super().__setattr__(name, value)
 
     @property
     def tasks(self) -> dict[str, TaskSpec]:

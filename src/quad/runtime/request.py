@@ -168,7 +168,9 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
     changes: dict[str, object] = {"sampler": with_steps(spec.sampler, request.num_inference_steps, schedule)}
     if (strength := request.strength) is not None:
         if not spec.reads_picture:
-            raise UsageError(mismatch("strength", f"a task that begins at a picture, which {task} does not", strength, "leave it out"))
+            raise UsageError(
+                mismatch("strength", f"a task that begins at a picture, which {task} does not", strength, "name one, or leave it out")
+            )
         changes["strength"] = share = _number(strength)
         if not 0.0 < share <= 1.0:
             raise UsageError(mismatch("strength", "more than 0, at most 1", strength, "choose one in that range"))

@@ -80,7 +80,10 @@ def test_a_single_file_is_not_looked_for_on_the_hub(tmp_path: Path, monkeypatch:
 
 def test_what_cannot_be_had_is_one_line(cache: Path, model_dir: Path) -> None:
     _refused(REPO, f"{REPO}: expected a directory, or a model on the hub, found neither, and the hub is not to be reached; go online once")
-    _refused("no/such/place", "no/such/place: expected a diffusers model directory or a hub id, found none; check the path")
+    _refused(
+        "no/such/place",
+        "no/such/place: expected a diffusers directory, a checkpoint (.safetensors) or a hub id, found none; check the path",
+    )
     snapshot = _store(cache, model_dir)
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     _refused(REPO, "found neither, and the hub is not to be reached")

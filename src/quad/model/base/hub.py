@@ -25,6 +25,7 @@ from quad.core.slots import TEXT_ENCODER
 from quad.model.base.family import FAMILIES, check_family, family_in
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM
 
+_EXPECTED = "a diffusers directory, a checkpoint (.safetensors) or a hub id"
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _WEIGHTS = {"vae": DIFFUSION_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
 _FOLDERS = (*(family.folder for family in FAMILIES), *_WEIGHTS, "tokenizer", "scheduler", "")
@@ -47,11 +48,11 @@ def resolve_model(text: str) -> Path:
     try:
         is_directory, is_file = bool(text) and path.is_dir(), path.is_file()
     except OSError as error:  # a name that the system does not take
-        raise InputError(mismatch(text, "a diffusers model directory or a hub id", f"{error.strerror}", "check the path")) from error
+        raise InputError(mismatch(text, _EXPECTED, f"{error.strerror}", "check the path")) from error
     if is_directory or is_file:
         return path
     if hub_id is None or ".." in text:  # no branch has that in its name, and a path in the cache could
-        raise InputError(mismatch(text, "a diffusers model directory or a hub id", "none", "check the path"))
+        raise InputError(mismatch(text, _EXPECTED, "none", "check the path"))
     repo, revision = hub_id["repo"], hub_id["revision"]
     try:
         return _cached(repo, revision) or _fetched(repo, revision)

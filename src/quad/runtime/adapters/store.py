@@ -105,7 +105,8 @@ class AdapterStore:
         manifest = self._manifests.get(name)
         if manifest is None:
             names = ", ".join(self.names) or "none loaded"
-            raise UsageError(mismatch("adapter", f"one of {names}", repr(name), "choose one of these or load_lora_weights first"))
+            way = "choose one of these; a pack is loaded by load_lora_weights, or installed by quad install"
+            raise UsageError(mismatch("adapter", f"one of {names}", repr(name), way))
         return manifest
 
     def register(self, path: str | Path, name: str | None = None, verify: bool = True, mapped: bool = False) -> str:

@@ -72,7 +72,7 @@ def make_condition(task: str, spec: TaskSpec, pictures: Pictures, size: PictureS
         cut = np.zeros((1, 3, *size.grid), np.float32) if spec.condition == "cut-image" else None
         return Condition(image=cut, mask=_flat_mask(spec, latent), notes=ignored)
     if pictures.image is None:
-        raise UsageError(mismatch(f"task {task}", "a picture", "none", "give one: image="))
+        raise UsageError(mismatch(f"task {task}", "a picture", "none", "give one: --image, or image="))
     picture, notes = to_rgb(open_picture(pictures.image))
     notes = ignored + notes
     if spec.mask == "input":
@@ -92,7 +92,7 @@ def _masked(  # noqa: PLR0913 - as many facts as a masked picture has
 ) -> Condition:
     """Work on the whole picture, padded to the graph's size, so that the result can be pasted back."""
     if pictures.mask is None:
-        raise UsageError(mismatch(f"task {task}", "a mask of what to remove", "none", "give one: mask_image="))
+        raise UsageError(mismatch(f"task {task}", "a mask of what to remove", "none", "give one: --mask, or mask_image="))
     height, width = picture.shape[:2]
     mask, mask_notes = read_mask(pictures.mask, width, height)
     fit = fit_whole(width, height, size)
@@ -135,9 +135,9 @@ def _flat_mask(spec: TaskSpec, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _ignored(task: str, spec: TaskSpec, pictures: Pictures) -> tuple[str, ...]:
     notes: tuple[str, ...] = ()
     if not spec.reads_picture and pictures.image is not None:
-        notes += (f"image: task {task} reads no picture, it was not used",)
+        notes += (f"image: task {task} reads no picture, it was not used; name a task that reads one",)
     if spec.mask != "input" and pictures.mask is not None:
-        notes += (f"mask: task {task} reads no mask, it was not used",)
+        notes += (f"mask: task {task} reads no mask, it was not used; name a task that reads one",)
     return notes
 
 
