@@ -197,7 +197,11 @@ def test_what_is_of_another_type_is_told_in_one_line(pipe: QuadPipeline, words: 
         pipe(**{"prompt": "the car", "task": "text-to-image", **words})
 
 
-@pytest.mark.parametrize("weights", [np.array(1j), 1j, 10**400, float("nan"), "0.5", object()], ids=str)
+@pytest.mark.parametrize(
+    "weights",
+    [np.array(1j), 1j, 10**400, float("nan"), "0.5", object()],
+    ids=["complex array", "complex", "past all numbers", "nan", "text", "object"],
+)
 def test_a_weight_that_is_no_number_is_told(pipe: QuadPipeline, weights: Any) -> None:
     with pytest.raises(UsageError, match=r"expected .*, found .*; mend the call"):
         pipe.set_adapters("transform", weights)
