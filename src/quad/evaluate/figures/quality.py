@@ -95,7 +95,7 @@ def check_world(model: Path) -> None:
     if not model.is_dir():
         raise InputError(mismatch(str(model), "a diffusers model directory", "none", "check the path, or name toyland"))
     if not (model / WORLD_FILE).is_file():
-        limit = "truths are known for models of the reference world only"
+        limit = "for any other model read `alignment` of quad build --json, or compare with a bundle of --precision float, seed by seed"
         raise UnsupportedError(mismatch(str(model), f"a model with {WORLD_FILE}", "none", limit))
 
 
