@@ -1,6 +1,7 @@
 """The runtime's hand-made bundle serves the command line too."""
 
 from tests.runtime.conftest import bundle_copy as bundle_copy
+from tests.runtime.conftest import ink as ink
 from tests.runtime.conftest import mask as mask
 from tests.runtime.conftest import picture as picture
 from tests.runtime.conftest import rewrite as rewrite

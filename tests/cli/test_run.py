@@ -19,6 +19,7 @@ from quad.cli.main import app
 from quad.core.errors import StoppedError
 from quad.core.manifest import LatentPreview
 from quad.core.storage import files
+from quad.core.storage.pack import write_pack
 from quad.runtime import QuadPipeline, batch, open_bundle
 from quad.runtime.stages import PipelineOutput, Prepared
 
@@ -262,3 +263,21 @@ def test_run_and_inspect_load_no_torch(tiny_bundle: Path, tmp_path: Path) -> Non
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_pack_at_hand_is_used_by_its_path(tiny_bundle: Path, tmp_path: Path, ink: Any) -> None:
+    pack = tmp_path / "later=odd" / "ink.qpack"
+    pack.parent.mkdir()
+    write_pack(pack, *ink)
+    given, pixels = ("--task", "text-to-image", "--prompt", "car", "--seed", "1"), []
+    for adapter in ((), ("--adapter", str(pack)), ("--adapter", f"{pack}:0.5")):
+        facts = _run(tiny_bundle, tmp_path / "a.png", *given, *adapter)
+        assert facts["adapters"] == ({"ink": float(adapter[1].rpartition(":")[2]) if adapter[1][-1] == "5" else 1.0} if adapter else {})
+        with Image.open(tmp_path / "a.png") as image:
+            pixels.append(np.asarray(image))
+    assert (pixels[1] != pixels[0]).any()
+    assert (pixels[2] != pixels[1]).any()
+    pack.write_bytes(pack.read_bytes()[:-1] + b"x")
+    done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "b.png"), *given, "--adapter", str(pack)])
+    assert done.exit_code == 3
+    assert not (tmp_path / "b.png").exists()

@@ -16,6 +16,7 @@ import msgspec
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
+from quad.core.storage.pack import PACK_SUFFIX
 from quad.runtime.adapter_defaults import check_defaults
 
 T = TypeVar("T")
@@ -138,23 +139,32 @@ def words_of_files(option: str, values: Sequence[str]) -> list[tuple[str | None,
 
 
 def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
-    """`NAME` or `NAME:WEIGHT` values, in the order given; a weight is 1 where none is said.
+    """`NAME` or `NAME:WEIGHT` values, in the order given; a weight is 1 where none is said. A pack's path may stand for its name.
 
     Raises:
         UsageError: a weight is no finite number, or a name is unfit or given twice.
     """
     pairs = []
     for value in values:
-        name, _, weight = value.partition(":")
+        name, _, weight = _pack_and_weight(value) if is_pack(value) else value.partition(":")
         try:
             number = float(weight or 1)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number) or "=" in name:
+        if not math.isfinite(number) or ("=" in name and not is_pack(value)):
             raise UsageError(mismatch(option, "NAME or NAME:WEIGHT", repr(value), f"write {option} ink:0.7"))
-        pairs.append((_checked_name(option, name), number))
+        pairs.append((name if is_pack(value) else _checked_name(option, name), number))
     _unique(option, [name for name, _ in pairs])
     return dict(pairs)
+
+
+def _pack_and_weight(value: str) -> tuple[str, str, str]:
+    return (value, "", "") if value.endswith(PACK_SUFFIX) else value.rpartition(":")
+
+
+def is_pack(value: str) -> bool:
+    """Whether an adapter is named by the path of its pack, `FILE.qpack` or `FILE.qpack:WEIGHT`."""
+    return value.endswith(PACK_SUFFIX) or value.rpartition(":")[0].endswith(PACK_SUFFIX)
 
 
 def one_parameter_per_field(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

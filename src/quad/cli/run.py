@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quad.cli.options import weighted_names, words_of_files
+from quad.cli.options import is_pack, weighted_names, words_of_files
 from quad.cli.shared_options import BundleDir, Embeddings, EngineName, Mark, MemoryPlan, Sign, StoreDir, png_options
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
@@ -148,7 +148,8 @@ def run(
         for word, path in embeddings:
             pipe.load_textual_inversion(path, word)
         if weights:
-            pipe.set_adapters(list(weights), list(weights.values()))
+            names = [pipe.load_lora_weights(name) if is_pack(name) else name for name in weights]
+            pipe.set_adapters(names, list(weights.values()))
         return _generate(pipe, words, _Previews(outputs, preview_every), partial(_save, png))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)

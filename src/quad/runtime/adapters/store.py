@@ -105,7 +105,7 @@ class AdapterStore:
         manifest = self._manifests.get(name)
         if manifest is None:
             names = ", ".join(self.names) or "none loaded"
-            way = "choose one of these; a pack is loaded by load_lora_weights, or installed by quad install"
+            way = "choose one of these; a pack is loaded by load_lora_weights or --adapter FILE.qpack, or installed by quad install"
             raise UsageError(mismatch("adapter", f"one of {names}", repr(name), way))
         return manifest
 
