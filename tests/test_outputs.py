@@ -22,6 +22,7 @@ ALLOWED = {
     "cli/streams.py": ({"open"}, "/dev/null"),
     "compile/artifact.py": ({"link", "copyfile", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
     "compile/dump.py": ({"open", "write_text", "save"}, "into a new directory of `new_directory`"),
+    "compile/shared_weights.py": ({"open", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
     "compile/passes/contract.py": ({"save"}, "into a new directory for temporary files"),
     "delivery/device/download.py": ({"open"}, "a part that is gone on with has a name that is known; in the store, under its lock"),
     "delivery/device/refresh.py": ({"write_text"}, "into the store's scratch directory, under its lock"),

@@ -166,7 +166,7 @@ def test_a_build_that_cannot_be_done_is_one_line_and_writes_nothing(
 def test_a_model_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     done = RUNNER.invoke(app, ["build", str(tmp_path / "nowhere"), "-o", str(tmp_path / "phone")])
     assert done.exit_code == 1
-    assert "expected a diffusers model directory" in done.stderr.splitlines()[-1]
+    assert "expected a diffusers directory, a checkpoint" in done.stderr.splitlines()[-1]
 
 
 def test_each_option_is_a_field_of_the_request_that_python_gives() -> None:
