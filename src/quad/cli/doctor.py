@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -11,6 +10,7 @@ import msgspec
 import typer
 
 from quad import __version__
+from quad.cli.extras import check_build, check_delivery, check_serve
 from quad.cli.show import Json, result, size
 from quad.core.errors import CompatibilityError, QuadError, one_line
 
@@ -22,7 +22,7 @@ State = Literal["ok", "missing", "note", "fails"]
 OptionalBundle = Annotated[
     Path | None, typer.Argument(metavar="[BUNDLE]", help="A bundle that this machine shall run.", show_default=False)
 ]
-_EXTRAS = {"build": "check_build", "delivery": "check_delivery", "serve": "check_serve"}
+_EXTRAS = {"build": check_build, "delivery": check_delivery, "serve": check_serve}
 
 
 class Finding(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,12 +60,13 @@ def _fails(findings: list[Finding]) -> list[Finding]:
 
 
 def _machine() -> list[Finding]:
+    from quad.runtime.engines.engine import default_threads
     from quad.runtime.engines.processor import products_saturate
-    from quad.runtime.machine import cpu_features, cpu_model, memory, threads
+    from quad.runtime.machine import cpu_features, cpu_model, memory
 
     held, features = memory(), cpu_features()
     names = "not listed by this system" if features is None else " ".join(features) or "none of those that quad asks for"
-    cpu = Finding(subject="cpu", state="ok", text=f"{cpu_model()}, {threads()} usable cores, {names}")
+    cpu = Finding(subject="cpu", state="ok", text=f"{cpu_model()}, {default_threads()} usable cores, {names}")
     ram = "not said by this system" if held.total is None else f"{size(held.total)}, {size(held.available or 0)} free"
     lines = [
         Finding(subject="quad", state="ok", text=f"{__version__}, Python {platform.python_version()}, {platform.platform()}"),
@@ -85,11 +86,8 @@ def _engine(engine: EngineState) -> Finding:
 
 
 def _extras() -> dict[str, Finding]:
-    from quad.cli import extras
-
     states = {}
-    for extra, name in _EXTRAS.items():
-        check: Callable[[str], None] = getattr(extras, name)
+    for extra, check in _EXTRAS.items():
         try:
             check(f"extra {extra}")
         except QuadError as error:

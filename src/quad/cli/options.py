@@ -146,14 +146,15 @@ def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
     """
     pairs = []
     for value in values:
-        name, _, weight = _pack_and_weight(value) if is_pack(value) else value.partition(":")
+        pack = is_pack(value)
+        name, _, weight = _pack_and_weight(value) if pack else value.partition(":")
         try:
             number = float(weight or 1)
         except ValueError:
             number = math.nan
-        if not math.isfinite(number) or ("=" in name and not is_pack(value)):
+        if not math.isfinite(number) or ("=" in name and not pack):
             raise UsageError(mismatch(option, "NAME or NAME:WEIGHT", repr(value), f"write {option} ink:0.7"))
-        pairs.append((name if is_pack(value) else _checked_name(option, name), number))
+        pairs.append((name if pack else _checked_name(option, name), number))
     _unique(option, [name for name, _ in pairs])
     return dict(pairs)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -237,9 +236,9 @@ def _save(png: PngOptions, path: Path, made: PipelineOutput) -> None:
 
 
 def _write_png(path: Path, picture: Image) -> None:
-    data = io.BytesIO()
-    picture.save(data, format="PNG")
-    write_bytes(path, data.getvalue())
+    from quad.runtime.provenance.png import plain_png
+
+    write_bytes(path, plain_png(picture))
 
 
 def _json(outputs: Sequence[Path], generated: PipelineOutput) -> dict[str, Any]:

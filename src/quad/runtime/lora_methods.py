@@ -9,6 +9,7 @@ from typing import Any
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest
+from quad.core.storage.pack import MANIFEST_KEY
 from quad.core.storage.reading import is_directory, is_file
 from quad.core.storage.tensor_file import open_header
 from quad.runtime.adapter_switch import AdapterSwitch
@@ -16,7 +17,6 @@ from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.store import StoreMetrics
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
-_PACKED = "quad_adapter"  # stands in the metadata of every pack
 
 
 class LoraMethods:
@@ -143,6 +143,6 @@ def _require_packed(place: Path, given: str) -> None:
             way = "fetch it and pack it: quad adapt BUNDLE NAME=FILE -o NAME.qpack"
             raise InputError(mismatch("load_lora_weights", "a pack for this bundle", f"{given!r}, a hub id or no file", way))
         return
-    if place.suffix == ".safetensors" and _PACKED not in open_header(place).metadata:
+    if place.suffix == ".safetensors" and MANIFEST_KEY not in open_header(place).metadata:
         way = f"pack it where quad[build] is: quad adapt BUNDLE NAME={place.name} -o NAME.qpack"
         raise InputError(mismatch(str(place), "a pack for this bundle", "a LoRA in floats", way))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from quad.core.errors import BackendError
 from quad.core.manifest import BundleManifest
-from quad.runtime.engines.engine import ENGINES, default_threads, open_engine
+from quad.runtime.engines.engine import ENGINES, open_engine
 from quad.runtime.engines.graph import PLANS
 
 # Engine name -> the distribution whose version says what runs.
@@ -92,11 +92,6 @@ def plan_bytes(manifest: BundleManifest) -> Mapping[str, int]:
         plan: sum(sizes.get(name, 0) for name in resident) + max((size for name, size in sizes.items() if name not in resident), default=0)
         for plan, resident in PLANS.items()
     }
-
-
-def threads() -> int:
-    """Cores that this process may use."""
-    return default_threads()
 
 
 def _lack(engine: str) -> str | None:

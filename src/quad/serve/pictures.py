@@ -12,7 +12,7 @@ from PIL import Image
 from quad.runtime.conditioning.picture import PictureSource, open_picture, picture_bytes, to_rgb
 from quad.runtime.conditioning.picture_file import decode_picture
 from quad.runtime.provenance.facts import PictureFacts
-from quad.runtime.provenance.png import PngOptions, encode_png
+from quad.runtime.provenance.png import PngOptions, encode_png, plain_png
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 PNG = "image/png"
@@ -30,9 +30,7 @@ def to_png(picture: Image.Image, facts: PictureFacts | None = None, options: Png
     """The picture's file, with what the options ask to be said in it."""
     if facts is not None and options is not None:
         return encode_png(picture, facts, replace(options, level=_FAST))
-    data = BytesIO()
-    picture.save(data, format="PNG", compress_level=_FAST)
-    return data.getvalue()
+    return plain_png(picture, level=_FAST)
 
 
 def picture_file(source: PictureSource | None, where: str) -> bytes | None:

@@ -11,10 +11,13 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from quad import __version__
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.storage.reading import is_file, reading_from
 from quad.runtime.provenance.facts import PictureFacts
+from quad.runtime.provenance.png import plain_png
 from quad.runtime.provenance.xmp import source_type
 
 _PNG = "image/png"
@@ -164,8 +167,4 @@ def _algorithm(key: Any) -> str:
 
 def _probe() -> bytes:
     """A picture of one pixel, to learn that certificate and key sign before minutes are spent on a picture."""
-    from PIL import Image
-
-    data = BytesIO()
-    Image.new("RGB", (1, 1)).save(data, format="PNG")
-    return data.getvalue()
+    return plain_png(Image.new("RGB", (1, 1)))

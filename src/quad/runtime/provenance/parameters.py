@@ -11,6 +11,7 @@ import json
 from quad import __version__
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.provenance.facts import PictureFacts
+from quad.runtime.samplers.names import KARRAS_ENDING
 
 _DIGITS = 10
 # Kind of sampler -> its name there; one that is not there keeps its own.
@@ -29,7 +30,6 @@ _SAMPLERS = {
     "lcm": "LCM",
     "tcd": "TCD",
 }
-_SCHEDULES = {"karras": "Karras", "exponential": "Exponential"}
 
 
 def parameters_text(facts: PictureFacts) -> str:
@@ -42,14 +42,12 @@ def parameters_text(facts: PictureFacts) -> str:
 
 
 def sampler_fields(sampler: str) -> dict[str, str]:
-    """`KIND[-SCHEDULE][:STEPS]` in the names of that program."""
+    """`KIND[-karras][:STEPS]` in the names of that program."""
     name, _, steps = sampler.partition(":")
-    kind, _, ending = name.rpartition("-")
-    if ending not in _SCHEDULES:
-        kind, ending = name, ""
+    kind = name.removesuffix(KARRAS_ENDING)
     fields = {"Steps": steps} if steps else {}
     fields["Sampler"] = _SAMPLERS.get(kind, kind)
-    return {**fields, "Schedule type": _SCHEDULES[ending]} if ending else fields
+    return fields if kind == name else {**fields, "Schedule type": "Karras"}
 
 
 def _fields(facts: PictureFacts) -> dict[str, str]:

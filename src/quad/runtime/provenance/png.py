@@ -36,6 +36,13 @@ class PngOptions:
     level: int = _LEVEL
 
 
+def plain_png(picture: Image, info: PngInfo | None = None, level: int = _LEVEL) -> bytes:
+    """The file's bytes, with nothing said of the picture but `info`."""
+    data = BytesIO()
+    picture.save(data, format="PNG", pnginfo=info, compress_level=level)
+    return data.getvalue()
+
+
 def encode_png(picture: Image, facts: PictureFacts, options: PngOptions) -> bytes:
     """The file's bytes; the same for the same picture and facts, unless it is signed.
 
@@ -47,6 +54,5 @@ def encode_png(picture: Image, facts: PictureFacts, options: PngOptions) -> byte
         info.add_text(PARAMETERS, parameters_text(facts))
     if options.mark:
         info.add_itxt(XMP, xmp_packet(facts.edited))
-    data = BytesIO()
-    picture.save(data, format="PNG", pnginfo=info, compress_level=options.level)
-    return data.getvalue() if options.sign is None else options.sign(data.getvalue(), facts)
+    data = plain_png(picture, info, options.level)
+    return data if options.sign is None else options.sign(data, facts)
