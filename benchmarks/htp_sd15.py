@@ -37,9 +37,9 @@ from quad.core.encoding import Encoding
 from quad.core.memory import peak_ram_bytes
 from quad.core.ports import Sinusoid
 from quad.evaluate.bench.machine import machine
+from quad.lora.fit.integers import balanced_inputs, integer_slots
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_network
-from quad.quantize.encodings.integers import balanced_inputs, integer_slots
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

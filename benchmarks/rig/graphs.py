@@ -27,12 +27,13 @@ from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.core.precision import eight_bit_percent
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import integer_slots
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
+from quad.model.slots.network import SlottedNetwork, slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites
-from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe

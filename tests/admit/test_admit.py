@@ -24,11 +24,11 @@ from quad.core.errors import CompatibilityError, InputError, QuadError, Unsuppor
 from quad.core.manifest import BUNDLE_FILE, PROBES_FILE, seal
 from quad.core.profile import Profile
 from quad.core.storage.pack import read_pack
+from quad.lora.fit.channel_gains import smooth_adapter
+from quad.lora.fit.integers import quantize_adapter
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.correct.smooth import smooth_adapter
-from quad.quantize.encodings.integers import quantize_adapter
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle

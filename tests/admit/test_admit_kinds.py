@@ -20,11 +20,11 @@ from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, UsageError
 from quad.core.slots import SlotTable
 from quad.core.storage.pack import read_pack
+from quad.lora.fit.integers import dequantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
-from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.teacher_calls import Fidelity
-from quad.quantize.encodings.integers import dequantize_adapter
 from quad.runtime.adapters.buffers import pad, zero_buffers
 from quad.runtime.bundle import open_bundle
 from tests.build.samples import SAMPLES

@@ -23,9 +23,9 @@ from quad.core.manifest import SamplerSpec
 from quad.core.profile import Profile
 from quad.core.progress import StageClock
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import integer_slots, quantize_adapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
-from quad.quantize.encodings.integers import integer_slots, quantize_adapter
 from quad.quantize.observe.calibrate import calibrate, component_networks
 from quad.quantize.observe.probes import Probe, record_probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

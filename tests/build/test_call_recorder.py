@@ -10,8 +10,8 @@ import pytest
 from quad.build.call_recorder import PER_SOURCE, CallRecorder
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.slots import Slot, SlotTable
-from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.integers import balanced_inputs
+from quad.lora.fit.integers import balanced_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.quantize.observe.observers import Feed
 
 TABLE = SlotTable(

@@ -24,11 +24,12 @@ from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import dequantize_adapter, integer_slots, quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
+from quad.model.slots.network import SlottedNetwork, slot_network
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.correct.smooth import recording_channel_maxima
-from quad.quantize.encodings.integers import dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.encodings.rules import keeps_16_bits
 from quad.quantize.observe.observers import Feed, Statistics, observe

@@ -15,10 +15,10 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.graph_specs import text_spec, vae_specs
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.compile.placement.qdq import place_float
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.base.open import text_module, vae_decoder_module, vae_encoder_module
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import slot_inputs
 from quad.runtime.engines.ort import OrtSession, session_options
 
 

@@ -21,11 +21,12 @@ from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.profile import Profile
 from quad.core.slots import TEXT_ENCODER, SlotTable
+from quad.lora.fit.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import SlottedText, slot_inputs, slot_networks
+from quad.model.slots.network import SlottedText, slot_networks
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options

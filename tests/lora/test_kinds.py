@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.errors import InputError
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.low_rank import CONVERTED_ENERGY
 from quad.lora.read import FloatAdapter, LowRank, RankLimits
 from quad.model.adapters import read_adapter
-from quad.model.slots.network import slot_inputs, slot_network
+from quad.model.slots.network import slot_network
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 LINEAR = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -17,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
-from quad.model.slots.network import slot_inputs, slot_network
+from quad.model.slots.network import slot_network
 from tests.model import dialects
 from tests.model.dialects import TARGETS, TEXT_SPELLINGS, UNET_SPELLINGS, Tensors, strong_lora
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.core.sampling import AdapterDefaults
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
-from quad.model.slots.network import slot_inputs, slot_network
+from quad.model.slots.network import slot_network
 
 LoraFile = Callable[..., Path]
 MakeTensors = Callable[..., dict[str, Tensor]]

@@ -21,10 +21,10 @@ from safetensors.numpy import save_file
 from quad.build.request import BuildRequest
 from quad.core.errors import InputError
 from quad.lora.adapter import FloatAdapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.layout import LayerLayout, NetworkLayout
 from quad.lora.read import read_lora
 from quad.model.adapters import read_adapter
-from quad.model.slots.network import slot_inputs
 from quad.model.slots.table import new_table
 from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.weighted_sum import mix_adapters

@@ -16,11 +16,11 @@ from quad.core.manifest import LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec,
 from quad.core.picture_size import square
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balanced_inputs
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import SlottedNetwork, slot_network
-from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

@@ -13,6 +13,7 @@ import torch
 from quad.core.errors import BackendError
 from quad.core.profile import Profile
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
+from quad.lora.fit.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
@@ -20,7 +21,6 @@ from quad.model.slots.network import Slotted, slot_networks
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.distill.distill import TeacherStudent, distill
 from quad.quantize.distill.options import DistillOptions
-from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.observe.calibrate import CalibrationSample, calibrate, component_networks
 from quad.quantize.observe.observers import Statistics
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes

@@ -12,13 +12,13 @@ from quad.admit.with_base import BaseNetworks, measure_fidelity, samples_for
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.slots import UNET
+from quad.lora.fit.integers import quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
-from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
-from quad.quantize.encodings.integers import quantize_adapter
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.bundle import Bundle

@@ -1,7 +1,7 @@
 """Does a new adapter fit the slots of a frozen bundle: rank, ranges and steps, slot by slot.
 
 A slot's encodings were made for other adapters. The new one is cut to the slot's rank, brought into the factors that suit the encodings
-(`quantize.align`), and measured there before anything runs: what is clipped, and how right the product B A comes out.
+(`quad.lora.fit`), and measured there before anything runs: what is clipped, and how right the product B A comes out.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
+from quad.lora.fit.channel_gains import smooth_adapter
+from quad.lora.fit.integers import balance, require_finite
+from quad.lora.fit.rescale import rescale
 from quad.lora.read import FloatAdapter, LowRank, cut, require_slots
-from quad.quantize.correct.smooth import smooth_adapter
-from quad.quantize.encodings.integers import balance, require_finite
-from quad.quantize.encodings.rescale import rescale
 
 # A product that rounding leaves less right than this (noise a third of it) is not the adapter's any more; Toyland's six have 72 dB and more
 # at their worst slot with 16 bits. It counts where the slot holds a share of the adapter's update that can be seen.

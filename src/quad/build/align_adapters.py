@@ -25,9 +25,9 @@ from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
-from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.denoising_examples import denoising_examples
 from quad.quantize.distill.distill import Alignment, Distilled, TeacherStudent, distill
 from quad.quantize.distill.options import DistillOptions

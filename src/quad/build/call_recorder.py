@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from quad.core.component_call import ComponentCall, split_batch
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balanced_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.observers import Feed
 
 PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made

@@ -21,9 +21,9 @@ from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, StageClock, with_progress
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from quad.core.slots import SlotTable
+from quad.lora.fit.channel_gains import smooth_adapter
+from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.slots.network import SlottedNetwork
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites, rank_sites
-from quad.quantize.correct.smooth import ChannelMaxima, smooth, smooth_adapter
-from quad.quantize.encodings.integers import BalancedSlots
+from quad.quantize.correct.smooth import ChannelMaxima, smooth
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Statistics

@@ -14,9 +14,9 @@ from torch import nn
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
-from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.torch_session import bind_slots, torch_sessions
 from quad.runtime.conditioning.condition import Pictures

@@ -21,8 +21,8 @@ from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import Golden
 from quad.core.picture_size import component_of
 from quad.core.slots import UNET, SlotTable
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.model.slots.network import slot_inputs
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.engines.engine import Session, open_engine
 from quad.runtime.golden_outputs import calls_of, golden

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from quad.compile.passes import contract, run_passes
 from quad.compile.passes.contract import ContractReport, ContractTrial, check_contract
 from quad.compile.passes.integers.remove_sites import is_site
-from quad.model.slots.network import slot_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.runtime.engines.ort import OrtSession
 
 SLOT_A, SLOT_B = "fc.lora_A", "fc.lora_B"

@@ -23,11 +23,12 @@ from quad.compile.targets import Target, load_target
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import dequantize_adapter, integer_slots, quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import slot_inputs, slot_network
+from quad.model.slots.network import slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

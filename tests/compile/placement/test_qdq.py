@@ -20,10 +20,10 @@ from quad.compile.targets import check_precision, load_target
 from quad.core.errors import CompatibilityError, UnsupportedError, UsageError
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import dequantize_adapter, integer_slots, quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import slot_inputs
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import dequantize_adapter, integer_slots, quantize_adapter
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options

@@ -26,9 +26,9 @@ from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.progress import StageClock, silent
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balanced_inputs, integer_slots
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.integers import balanced_inputs, integer_slots
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 

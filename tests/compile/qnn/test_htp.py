@@ -23,8 +23,8 @@ from quad.compile.qnn.chips import SOCS, soc_named
 from quad.compile.qnn.htp import compile_htp, place_htp
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
-from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.integers import quantize_adapter
+from quad.lora.fit.integers import quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.runtime.engines.ort import session_options
 from tests.compile.qnn.placed_htp import SOC, TARGET, Placed, fed, lowered
 

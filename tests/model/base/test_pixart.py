@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from quad.core.slots import TEXT_ENCODER, UNET
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base, open_model
-from quad.model.slots.network import Slotted, slot_inputs, slot_networks
+from quad.model.slots.network import Slotted, slot_networks
 from quad.model.slots.sites import collect_sites
 from quad.model.slots.skips import split_skips
 from quad.quantize.encodings.rules import keeps_16_bits

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from quad.core.errors import CompatibilityError
 from quad.core.slots import SlotTable
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.adapters import read_adapter
 from quad.model.base.modules import share_copy
 from quad.model.slots.attention import add_sites
-from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network, slot_networks
+from quad.model.slots.network import SlottedNetwork, slot_network, slot_networks
 from quad.model.slots.table import new_table
 from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.weighted_sum import mix_adapters

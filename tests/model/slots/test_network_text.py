@@ -14,10 +14,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from quad.core.errors import CompatibilityError, InputError
 from quad.core.slots import TEXT_ENCODER, UNET
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.base.modules import TextModule, share_copy
 from quad.model.slots.attention import add_sites
-from quad.model.slots.network import Slotted, slot_inputs, slot_network, slot_networks
+from quad.model.slots.network import Slotted, slot_network, slot_networks
 from tests.model.conftest import random_lora
 
 ATTENTION, MLP = ("q_proj", "k_proj", "v_proj", "out_proj"), ("fc1", "fc2")

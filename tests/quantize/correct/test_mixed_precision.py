@@ -10,9 +10,9 @@ import torch
 
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import InputError
+from quad.lora.fit.integers import balanced_inputs
 from quad.quantize.correct.mixed_precision import SiteDamage, eight_bit_sites, rank_sites
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
-from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.encodings.rules import with_eight_bit
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import dequantize_adapter, quantize_adapter
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import dequantize_adapter, quantize_adapter
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import Rule
 from quad.quantize.observe.observers import Feed, observe

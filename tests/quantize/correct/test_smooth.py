@@ -10,9 +10,11 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from quad.lora.fit.channel_gains import smooth_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
-from quad.model.slots.network import SlottedNetwork, slot_inputs, slot_network
-from quad.quantize.correct.smooth import LARGEST_SCALE, ChannelMaxima, norm_readers, recording_channel_maxima, smooth, smooth_adapter
+from quad.model.slots.network import SlottedNetwork, slot_network
+from quad.quantize.correct.smooth import LARGEST_SCALE, ChannelMaxima, norm_readers, recording_channel_maxima, smooth
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 LAYERS = {f"{BLOCK}.attn1.to_q": (16, 16), f"{BLOCK}.ff.net.0.proj": (16, 128), "mid_block.attentions.0.proj_in": (16, 16)}

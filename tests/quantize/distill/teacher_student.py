@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import integer_slots
 from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import weights_of
 from quad.quantize.distill.distill import Distilled, TeacherStudent, distill
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import TeacherCall
-from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.encodings.rules import RULES, with_eight_bit
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from quad.core.errors import InputError, UsageError
+from quad.lora.fit.integers import quantize_adapter
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import LowRank
-from quad.model.slots.network import slot_inputs
 from quad.quantize.distill.distill import TeacherStudent, distill, split_runs
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
 from quad.quantize.distill.training import size_of
-from quad.quantize.encodings.integers import quantize_adapter
 from tests.quantize.conftest import ATTENTION, Tiny
 from tests.quantize.distill.teacher_student import Watched, make_pair, make_probes, own_inputs, state_of
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from quad.core.errors import InputError
-from quad.model.slots.network import slot_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity, fingerprint
 from tests.quantize.distill.teacher_student import make_probes
 

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from quad.build.fixed_threads import fixed_threads
 from quad.core.errors import QuadError
-from quad.model.slots.network import slot_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.quantize.distill import checkpoint
 from quad.quantize.distill.distill import TeacherStudent
 from quad.quantize.distill.options import DistillOptions

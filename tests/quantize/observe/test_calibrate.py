@@ -12,12 +12,12 @@ import pytest
 
 from quad.core.errors import BackendError, InputError, UsageError
 from quad.core.sampling import AdapterDefaults
+from quad.lora.fit.integers import quantize_adapter
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_network
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import quantize_adapter
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibrate, component_networks, plan_samples
 from quad.quantize.observe.torch_session import torch_sessions
 from quad.quantize.profile.pooled_profile import unify

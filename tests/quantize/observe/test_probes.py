@@ -11,8 +11,8 @@ import torch
 
 from quad.core.errors import InputError
 from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.lora.fit.integers import balanced_inputs
 from quad.model.base.open import Base
-from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, interleave_tasks, record_probes, teacher_outputs
 from quad.runtime.samplers.schedule import alphas_cumprod

@@ -12,8 +12,8 @@ from quad.core.digests import canonical_json
 from quad.core.errors import InputError
 from quad.core.margins import NO_MARGIN, SLOT_B, Margin
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balance
 from quad.model.slots.layers import weights_of
-from quad.quantize.encodings.integers import balance
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import Rule
 from quad.quantize.observe.observers import Feed, Statistics, observe

@@ -19,11 +19,11 @@ from quad.evaluate.ablation.results import CrossTableResult
 from quad.evaluate.figures.identity import adapter_identities, model_identity
 from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
+from quad.lora.fit.integers import integer_slots
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_networks
-from quad.quantize.encodings.integers import integer_slots
 from quad.quantize.observe.calibrate import calibrate, component_networks, with_adapter
 from quad.quantize.observe.probes import record_probes
 from quad.quantize.profile.anchor import CrossTable, cross_table

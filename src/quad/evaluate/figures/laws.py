@@ -16,9 +16,10 @@ from torch import Tensor
 
 from quad.core.manifest import TaskSpec
 from quad.evaluate.figures.reference import Reference
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
-from quad.model.slots.network import slot_inputs, slot_networks
+from quad.model.slots.network import slot_networks
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.pipeline import QuadPipeline
 

@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 from quad.core.tensor_names import lora_mid_name
-from quad.lora.read import FloatAdapter, LowRank
+from quad.lora.read import FloatAdapter
 from quad.model.base.modules import TextModule, share_copy
 from quad.model.base.vector_table import with_vector_table
 from quad.model.slots.attention import add_sites
@@ -215,40 +213,3 @@ def _put_slots(network: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
         layer: Any = network.get_submodule(slot.path)
         slotted = SlottedLinear(layer, slot, feed) if slot.kind == "linear" else SlottedConv2d(layer, slot, feed)
         network.set_submodule(slot.path, slotted)
-
-
-def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    a, b = np.zeros(slot.a_shape, np.float32), np.zeros(slot.b_shape, np.float32)
-    fits = pair.a.shape[1:] == a.shape[1:] and pair.b.shape[0] == b.shape[0] and pair.rank <= slot.rank
-    if not fits:
-        raise CompatibilityError(
-            mismatch(
-                f"adapter {name!r}, slot {slot.path!r}",
-                f"A up to {slot.a_shape}, B up to {slot.b_shape}",
-                f"{pair.a.shape} and {pair.b.shape}",
-                "build the bundle with this adapter",
-            )
-        )
-    a[: pair.rank], b[:, : pair.rank] = pair.a, pair.b
-    return a, b
-
-
-def slot_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
-    """Every slot input of one adapter, zero-padded to the slot's rank; None is the zero adapter.
-
-    Raises:
-        CompatibilityError: the adapter has a target without a slot, or one that does not fit its slot.
-    """
-    weights = {} if adapter is None else adapter.weights
-    name = "" if adapter is None else adapter.name
-    slots = table.by_path()
-    if outside := [path for path in weights if path not in slots]:
-        raise CompatibilityError(
-            mismatch(
-                f"adapter {name!r}", f"targets among the {len(slots)} slots", ", ".join(outside[:8]), "build the bundle with this adapter"
-            )
-        )
-    inputs = {n: np.zeros(shape, np.float32) for n, shape in table.input_shapes().items()}
-    for path, pair in weights.items():
-        inputs[slots[path].a_name], inputs[slots[path].b_name] = _pad(name, slots[path], pair)
-    return inputs

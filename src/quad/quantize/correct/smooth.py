@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.tensor_names import input_name
-from quad.lora.read import FloatAdapter, LowRank
+from quad.lora.fit.channel_gains import SmoothingScales
 from quad.model.slots.layers import Layer, layers_of
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.observe.observers import transforming
@@ -33,7 +33,6 @@ from quad.quantize.observe.observers import transforming
 ALPHA = 0.5
 LARGEST_SCALE = 16.0  # a channel that is all but silent in the probes must not vanish from the lattice
 ChannelMaxima = Mapping[str, NDArray[np.float64]]  # site -> largest magnitude of each channel, (C,)
-SmoothingScales = Mapping[str, Sequence[float] | NDArray[np.float32]]  # layer path -> scale of each input channel
 
 
 @dataclass(frozen=True)
@@ -128,19 +127,6 @@ def fold_scales(network: SlottedNetwork, scales: SmoothingScales) -> None:
             left -= set(scaled)
     if left:
         raise CompatibilityError(mismatch(sorted(left)[0], "a norm before it that takes a gain", "none", "build the bundle again"))
-
-
-def smooth_adapter(adapter: FloatAdapter, scales: SmoothingScales) -> FloatAdapter:
-    """The adapter for the smoothed network: A's input channels times the scales of its layer."""
-
-    def moved(path: str, pair: LowRank) -> LowRank:
-        scale = scales.get(path)
-        if scale is None:
-            return pair
-        by = np.asarray(scale, np.float32).reshape(1, -1, *(1,) * (pair.a.ndim - 2))
-        return replace(pair, a=(pair.a * by).astype(np.float32))
-
-    return replace(adapter, weights={path: moved(path, pair) for path, pair in adapter.weights.items()})
 
 
 def _affine(norm: nn.Module | None) -> bool:

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from quad.core.digests import digest
 from quad.core.profile import Profile
 from quad.core.slots import UNET, Slot, SlotTable
+from quad.lora.fit.integers import balance, dequantize_adapter, quantize_inputs, rescaled_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.model.slots.network import slot_inputs
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.distill.checkpoint import Checkpoint
 from quad.quantize.distill.gradients import TrainingSet
@@ -29,7 +30,6 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity, fingerprint
 from quad.quantize.distill.training import Progress, silent, train
-from quad.quantize.encodings.integers import balance, dequantize_adapter, quantize_inputs, rescaled_inputs
 from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
 from quad.quantize.observe.probes import Probe
 

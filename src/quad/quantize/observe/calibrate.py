@@ -18,11 +18,11 @@ from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base, text_module, vae_decoder_module, vae_encoder_module
 from quad.model.slots.attention import add_sites
 from quad.model.slots.network import SlottedNetwork, SlottedText
-from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.torch_session import CallHook, RecordingSession, bind_slots, torch_sessions
 from quad.runtime.conditioning.condition import Pictures

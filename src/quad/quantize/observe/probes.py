@@ -19,9 +19,9 @@ from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import NoiseSchedule
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
-from quad.quantize.encodings.integers import BalancedSlots
 from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, PlannedRun, TaskRunner, plan_samples
 from quad.quantize.observe.torch_session import RecordingSession, torch_sessions

@@ -18,9 +18,9 @@ from quad.core.margins import NO_MARGIN, SLOT_B, widen
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import weight_name
+from quad.lora.fit.integers import balanced_inputs
 from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density
-from quad.quantize.encodings.integers import balanced_inputs
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
 from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics

@@ -23,9 +23,9 @@ from quad.core.errors import InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import UNET, SlotTable
+from quad.lora.fit.integers import balanced_inputs, dequantize_adapter, quantize_adapter
 from quad.lora.read import FloatAdapter
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.integers import balanced_inputs, dequantize_adapter, quantize_adapter
 from quad.quantize.observe.batched_calls import batched_forward
 from quad.quantize.observe.probes import Probe, teacher_outputs
 from quad.quantize.profile.divergence import MIN_VALUES, histogram_js, paired_gaussian_js, split_half_floor

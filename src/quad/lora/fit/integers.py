@@ -4,7 +4,7 @@
 scale of a slot's A is set by the largest A of any adapter, and the others would use a few levels of it. Balancing gives each adapter the
 factors that round best in ranges of their own, at equal halves `max|A| = max|B|`: with shared ranges R_A, R_B the squared relative step of
 the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`, and `max|A_i| max|B_i|` is given. It looks at one adapter alone, so an adapter
-admitted later is balanced the same way. Rescaling (`quad.quantize.encodings.rescale`) then fits it to the encodings that the profile has
+admitted later is balanced the same way. Rescaling (`quad.lora.fit.rescale`) then fits it to the encodings that the profile has
 frozen.
 """
 
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter
-from quad.model.slots.network import slot_inputs
-from quad.quantize.encodings.rescale import balance_pair, rescale
+from quad.lora.adapter import FloatAdapter
+from quad.lora.fit.rescale import balance_pair, rescale
+from quad.lora.fit.slot_inputs import slot_inputs
 
 
 def integer_slots(table: SlotTable, lora_bits: int, largest: int | msgspec.UnsetType = msgspec.UNSET) -> SlotTable:

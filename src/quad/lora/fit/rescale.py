@@ -30,7 +30,7 @@ from quad.core.encoding import Encoding
 from quad.core.margins import NO_MARGIN, SLOT_B, Margin
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.lora.read import FloatAdapter, LowRank
+from quad.lora.adapter import FloatAdapter, LowRank
 
 Matrix = NDArray[np.float64]
 

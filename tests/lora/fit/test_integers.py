@@ -11,10 +11,10 @@ import pytest
 
 from quad.core.errors import CompatibilityError, InputError
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balance, dequantize_adapter, integer_slots, quantize_adapter
+from quad.lora.fit.rescale import rescale
 from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
-from quad.quantize.encodings.integers import balance, dequantize_adapter, integer_slots, quantize_adapter
-from quad.quantize.encodings.rescale import rescale
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 

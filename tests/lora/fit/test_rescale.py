@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from quad.core.encoding import Encoding, encode_range
 from quad.core.margins import SLOT_B
+from quad.lora.fit.integers import balance
+from quad.lora.fit.rescale import balance_pair, rescale, rescale_pair
 from quad.lora.read import LowRank
-from quad.quantize.encodings.integers import balance
-from quad.quantize.encodings.rescale import balance_pair, rescale, rescale_pair
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 SHAPES = (((12,), (20,)), ((6, 3, 3), (10, 1, 1)))
