@@ -29,6 +29,8 @@ def test_a_name_that_was_built_parses_into_its_parts(path: str, role: Role) -> N
         (tensor_names.lora_a_name, f"{PATH}.lora_A"),
         (tensor_names.lora_b_name, f"{PATH}.lora_B"),
         (tensor_names.lora_mid_name, f"{PATH}.lora_mid"),
+        (tensor_names.lora_scale_name, f"{PATH}.lora_scale"),
+        (tensor_names.lora_scales_name, f"{PATH}.lora_scales"),
         (tensor_names.gain_name, f"{PATH}.gain"),
     ],
 )

@@ -175,4 +175,4 @@ def _is_split(profile: Profile) -> bool:
 def _widened(table: SlotTable, adapter: FloatAdapter) -> SlotTable:
     """The slots with room for the adapter as it is; ranks are no part of a float network."""
     ranks = {path: pair.rank for path, pair in adapter.weights.items()}
-    return SlotTable(tuple(msgspec.structs.replace(slot, rank=max(slot.rank, ranks.get(slot.path, 1))) for slot in table.slots))
+    return table.with_slots(msgspec.structs.replace(slot, rank=max(slot.rank, ranks.get(slot.path, 1))) for slot in table.slots)

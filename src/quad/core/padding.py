@@ -16,8 +16,31 @@ from numpy.typing import NDArray
 from quad.core.slots import Slot, SlotTable
 
 
+def scale_vectors(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[np.float32]]:
+    """The vectors that the graphs' inputs of scales read: of all slots one after the other, zero where an adapter has none.
+
+    Args:
+        tensors: `<path>.lora_scale` -> `(r,)` float32, of any rank up to the slot's; other tensors are passed over.
+
+    Returns:
+        Graph input name -> `(sum of the slots' ranks,)`; empty where slots are not normalised.
+    """
+    vectors: dict[str, NDArray[np.float32]] = {}
+    for name, members in slots.scale_inputs().items():
+        vector, start = np.zeros(sum(slot.rank for slot in members), np.float32), 0
+        for slot in members:
+            if slot.scale_name in tensors:
+                scales = tensors[slot.scale_name]
+                vector[start : start + len(scales)] = scales
+            start += slot.rank
+        vectors[name] = vector
+    return vectors
+
+
 def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
     """The part of an adapter that a file holds: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
+
+    Of normalised slots its scales `(r,)` too.
 
     Args:
         tensors: graph input name -> array of any rank up to the slot's; a slot that is not there is zero.
@@ -30,6 +53,8 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
             if used.size:
                 rank = int(used[-1]) + 1
                 trimmed |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}
+                if slots.normalised:
+                    trimmed[slot.scale_name] = np.ascontiguousarray(tensors[slot.scale_name][:rank])
     return trimmed
 
 

@@ -2,21 +2,29 @@
 
 A slot is a Linear or Conv of the network with two runtime inputs, A `(rank, in, *kernel)` (down) and B `(out, rank)` (up):
 `y = W x + B (A x)`, the adapter's `alpha / r` already multiplied into B. Source: QUAD Eq. 2-3, docs/method.md section 1.
+
+Normalised slots have a third part, a float for each rank channel: `y = W x + B diag(s) (A x)`. The rows of A and the columns of B are
+brought to one size, so that any adapter fits their encodings, and s holds by how much, with `alpha / r` and the adapter's weight in it. The
+s of all slots of a component are one graph input.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Final, Literal
 
 import msgspec
 
 from quad.core.digests import digest
-from quad.core.tensor_names import lora_a_name, lora_b_name
+from quad.core.tensor_names import lora_a_name, lora_b_name, lora_scale_name, lora_scales_name
 
 SlotKind = Literal["linear", "conv"]
 Features = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
 Side = Annotated[int, msgspec.Meta(ge=1, le=64)]
 SlotDtype = Literal["float32", "int16", "int8"]
+SlotMode = Literal["searched", "normalised"]
+SEARCHED: Final = "searched"  # the ranges of A and B are those of the adapters at hand
+NORMALISED: Final = "normalised"
 UNET: Final = "unet"  # the components that may have slots
 TEXT_ENCODER: Final = "text_encoder"
 
@@ -64,6 +72,11 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         return lora_b_name(self.path)
 
     @property
+    def scale_name(self) -> str:
+        """Name of its scales in an adapter's file, `(rank,)` float32; of normalised slots."""
+        return lora_scale_name(self.path)
+
+    @property
     def a_shape(self) -> tuple[int, ...]:
         tail = self.kernel if self.kind == "conv" else ()
         return (self.rank, self.in_features, *tail)
@@ -75,26 +88,56 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SlotTable(msgspec.Struct, frozen=True):
-    """All slots of a bundle, each graph's in the order of its inputs: first the U-Net's, then the text encoder's."""
+    """All slots of a bundle, each graph's in the order of its inputs: first the U-Net's, then the text encoder's.
+
+    Args:
+        mode: UNSET for searched slots, whose tables keep the digest that they had before there was another mode.
+    """
 
     slots: tuple[Slot, ...]
+    mode: Literal["normalised"] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def digest(self) -> str:
         """Identity of the table: adapters packed for another digest do not fit."""
         return digest(self)
 
+    @property
+    def normalised(self) -> bool:
+        """Do its graphs read scales beside A and B."""
+        return self.mode == NORMALISED
+
     def of(self, component: str) -> SlotTable:
         """The slots of one graph."""
-        return SlotTable(tuple(slot for slot in self.slots if slot.component == component))
+        return self.with_slots(slot for slot in self.slots if slot.component == component)
+
+    def with_slots(self, slots: Iterable[Slot]) -> SlotTable:
+        """A table of these slots in the same mode."""
+        return SlotTable(tuple(slots), self.mode)
 
     def by_path(self) -> dict[str, Slot]:
         return {slot.path: slot for slot in self.slots}
 
+    def scale_inputs(self) -> dict[str, tuple[Slot, ...]]:
+        """Graph input of scales -> the slots whose scales it holds, in order; empty where slots are not normalised.
+
+        The scales of a slot of rank r take r places, those of a smaller adapter the first of them.
+        """
+        inputs: dict[str, tuple[Slot, ...]] = {}
+        for slot in self.slots if self.normalised else ():
+            name = lora_scales_name(slot.component)
+            inputs[name] = (*inputs.get(name, ()), slot)
+        return inputs
+
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Graph input name to shape, A before B, in slot order."""
+        """Graph input name to shape: A before B, in slot order, then the scales of each graph.
+
+        A and B have the slots' element type, scales are float32, or as the profile says where it has an encoding of that name.
+        """
         shapes: dict[str, tuple[int, ...]] = {}
         for slot in self.slots:
             shapes[slot.a_name] = slot.a_shape
             shapes[slot.b_name] = slot.b_shape
+        for name, slots in self.scale_inputs().items():
+            shapes[name] = (sum(slot.rank for slot in slots),)
         return shapes

@@ -10,6 +10,8 @@
 | `q`, `k`, `v`, `p` | an attention | operands of its two matmuls; p is what softmax gives |
 | `lora_A`, `lora_B` | a slot | its two graph inputs, down `(rank, in, *kernel)` and up `(out, rank)` |
 | `lora_mid` | a slot | `A x` |
+| `lora_scale` | a slot | in an adapter's file, of normalised slots: the scale of each rank channel `(rank,)` |
+| `lora_scales` | a component | the graph input that holds the scales of all its slots, one after the other |
 | `gain` | a module | smoothing scales of its input channels, in a bundle's corrections file |
 
 In a Q/DQ graph the nodes that quantize tensor T and dequantize it are `T/Q` and `T/DQ`.
@@ -38,11 +40,13 @@ class Role(StrEnum):
     LORA_A = "lora_A"
     LORA_B = "lora_B"
     LORA_MID = "lora_mid"
+    LORA_SCALE = "lora_scale"
+    LORA_SCALES = "lora_scales"
     GAIN = "gain"
 
 
 ATTENTION_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.PROBABILITY)
-CONSTANT_ROLES = (Role.WEIGHT, Role.LORA_A, Role.LORA_B)  # encoded, but no activations
+CONSTANT_ROLES = (Role.WEIGHT, Role.LORA_A, Role.LORA_B, Role.LORA_SCALES)  # encoded, but no activations
 _ROLES = {role.value: role for role in Role}
 
 
@@ -118,6 +122,16 @@ def lora_b_name(path: str) -> str:
 def lora_mid_name(path: str) -> str:
     """`A x` of a slot."""
     return str(TensorName(path, Role.LORA_MID))
+
+
+def lora_scale_name(path: str) -> str:
+    """The scales of a normalised slot's rank channels, in an adapter's file."""
+    return str(TensorName(path, Role.LORA_SCALE))
+
+
+def lora_scales_name(component: str) -> str:
+    """The graph input with the scales of all slots of a component."""
+    return str(TensorName(component, Role.LORA_SCALES))
 
 
 def gain_name(path: str) -> str:

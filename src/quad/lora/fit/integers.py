@@ -34,8 +34,8 @@ def integer_slots(table: SlotTable, lora_bits: int, largest: int | msgspec.Unset
         largest: magnitude that 16-bit integers may have on the target; UNSET for all that the type has.
     """
     if lora_bits == 8:
-        return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int8") for slot in table.slots))
-    return SlotTable(tuple(msgspec.structs.replace(slot, dtype="int16", largest=largest) for slot in table.slots))
+        return table.with_slots(msgspec.structs.replace(slot, dtype="int8") for slot in table.slots)
+    return table.with_slots(msgspec.structs.replace(slot, dtype="int16", largest=largest) for slot in table.slots)
 
 
 def require_finite(adapter: FloatAdapter) -> None:
