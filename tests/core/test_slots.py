@@ -51,7 +51,8 @@ def test_scales_of_smaller_ranks_and_of_absent_slots_are_zeros() -> None:
 def test_a_file_holds_the_scales_of_an_adapters_own_rank() -> None:
     a, b = np.zeros((2, 8), np.int16), np.zeros((8, 2), np.int16)
     a[0], b[:, 0] = 7, 3
-    full = {"mid.to_q.lora_A": a, "mid.to_q.lora_B": b, "mid.to_q.lora_scale": np.array([0.25, 0], np.float32)}
-    trimmed = trim(full, TABLE)
+    vector = np.array([9, 9, 9, 0.25, 0], np.float32)
+    trimmed = trim({"mid.to_q.lora_A": a, "mid.to_q.lora_B": b, "unet.lora_scales": vector}, TABLE)
     assert [*trimmed] == ["mid.to_q.lora_A", "mid.to_q.lora_B", "mid.to_q.lora_scale"]
     assert trimmed["mid.to_q.lora_scale"].tolist() == [0.25]
+    assert scale_vectors(trimmed, TABLE)["unet.lora_scales"].tolist() == [0, 0, 0, 0.25, 0]

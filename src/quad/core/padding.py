@@ -37,15 +37,30 @@ def scale_vectors(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict
     return vectors
 
 
+def slot_scales(vectors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
+    """Slot path -> its part of the vector of scales that its graph reads, `(rank,)`; a view, empty where slots are not normalised.
+
+    Args:
+        vectors: graph input name -> `(sum of the slots' ranks,)`; other tensors are passed over.
+    """
+    parts: dict[str, NDArray[Any]] = {}
+    for name, members in slots.scale_inputs().items():
+        if name in vectors:
+            ends = np.cumsum([slot.rank for slot in members])[:-1]
+            parts |= {slot.path: part for slot, part in zip(members, np.split(vectors[name], ends), strict=True)}
+    return parts
+
+
 def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
     """The part of an adapter that a file holds: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
 
-    Of normalised slots its scales `(r,)` too.
+    Of normalised slots its scales `(r,)` too, from the vectors that the graphs read.
 
     Args:
         tensors: graph input name -> array of any rank up to the slot's; a slot that is not there is zero.
     """
     trimmed: dict[str, NDArray[Any]] = {}
+    scales = slot_scales(tensors, slots)
     for slot in slots.slots:
         if slot.a_name in tensors:
             a, b = tensors[slot.a_name], tensors[slot.b_name]
@@ -54,7 +69,7 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
                 rank = int(used[-1]) + 1
                 trimmed |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}
                 if slots.normalised:
-                    trimmed[slot.scale_name] = np.ascontiguousarray(tensors[slot.scale_name][:rank])
+                    trimmed[slot.scale_name] = np.ascontiguousarray(scales[slot.path][:rank])
     return trimmed
 
 
