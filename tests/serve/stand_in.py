@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from quad.serve.decoding.process import worker_command
+from quad.serve.decoding.fork_server import worker_command
 
 SLEEPS, DIES, IS_KILLED, HAS_NO_MEMORY, TAKES_MEMORY = 21, 22, 23, 24, 25  # pixels wide
 _SETUP = f"""

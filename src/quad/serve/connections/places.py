@@ -11,7 +11,7 @@ from quad.serve.limits import Limits
 
 _LOG = logging.getLogger(__name__)
 
-SPARE_DESCRIPTORS = 16  # for files, and a decoder's process
+SPARE_DESCRIPTORS = 16  # for files, and decoders' processes
 
 
 class Connection(Protocol):

@@ -1,4 +1,4 @@
-"""Turns of pictures at decoders: nobody waits long for somebody else's pictures that take long."""
+"""Pictures that clients send, decoded: nobody waits long for somebody else's pictures that take long."""
 
 from __future__ import annotations
 
@@ -10,10 +10,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from quad.core.errors import BusyError, mismatch
-from quad.serve.decoding.process import DecoderProcess, DecodingJob, TooSlowError, worker_command
+from quad.serve.decoding.fork_server import ForkServer, worker_command
+from quad.serve.decoding.job import DecodingJob, TooSlowError, decode
+from quad.serve.decoding.turns import Turns
 from quad.serve.limits import Limits
 
-QUICK_S = 1.0
+QUICK_PLACES, QUICK_S, SHARE_S = 4, 1.0, 0.1
+SLOW_NICENESS = 10
 IDLE_S = 30.0
 _SLOW_FOR_S, _MOST_SLOW = 600.0, 256
 
@@ -35,14 +38,16 @@ class SentPicture:
 
 
 class Decoder:
-    """Two processes at most, each started when it is needed: one for pictures that take a moment, one for those that take longer.
+    """Processes for pictures, forked in a moment from one that is started when it is needed. None sees pictures of two callers.
 
-    Whoever sent a picture that took longer is served by the second for ten minutes. So a picture waits for a stranger's at most a moment.
+    Four pictures of four callers at once, each for a second, or a tenth of one where others wait. What needs longer takes its turn among
+    those that do, one at a time, and so does for ten minutes whatever its sender sends. So no picture waits long for a stranger's.
     """
 
     def __init__(self, limits: Limits, command: Sequence[str] = ()) -> None:
         self._limits = limits
-        self._quick, self._slow = (_Lane(command or worker_command()) for _ in range(2))
+        self._fork_server = ForkServer(command or worker_command())
+        self._quick, self._slow = Turns(QUICK_PLACES, SHARE_S), Turns(1)
         self._memory = _Memory(limits.max_decoding_bytes)
         self._slow_until: dict[Hashable, float] = {}
         self._is_closed = False
@@ -57,40 +62,50 @@ class Decoder:
         now, longest_s = asyncio.get_running_loop().time(), self._limits.decode_s
         if self._slow_until.get(picture.caller, now) <= now:
             try:
-                return await self._decode(picture, self._quick, min(QUICK_S, longest_s))
+                async with self._quick.turn(picture.caller):
+                    return await self._decode(picture, min(QUICK_S, longest_s), 0)
+            except TimeoutError:
+                pass  # others waited
             except TooSlowError:
                 if longest_s <= QUICK_S:
                     raise
-            self._remember(picture.caller, now)
+                self._remember(picture.caller, now)
         most = max(1, self._limits.max_queue // 2)
         if self._slow.jobs >= most:
             raise BusyError(mismatch("pictures", f"fewer than {most} that take long to decode", str(most), "ask again later"))
-        return await self._decode(picture, self._slow, longest_s)
+        async with self._slow.turn(picture.caller):
+            return await self._decode(picture, longest_s, SLOW_NICENESS)
 
     async def end_idle(self) -> None:
-        """End processes that have had nothing to do for a while."""
-        for lane in (self._quick, self._slow):
-            await lane.end_idle()
+        """End the process that has had nothing to do for a while."""
+        used_at = max(self._quick.used_at, self._slow.used_at)
+        if not self._quick.jobs and not self._slow.jobs and asyncio.get_running_loop().time() - used_at > IDLE_S:
+            await self._fork_server.end()
 
     async def close(self) -> None:
-        """End both, whatever they do, and start none any more."""
+        """End all processes, whatever they do, and start none any more."""
         self._is_closed = True
-        for lane in (self._quick, self._slow):
-            lane.process.close()
-            async with lane.turn():
-                await lane.process.end()
+        await self._fork_server.end()
 
-    async def _decode(self, picture: SentPicture, lane: _Lane, time_s: float) -> Image.Image:
-        async with lane.turn(), self._memory.account() as take:
+    async def _decode(self, picture: SentPicture, time_s: float, niceness: int) -> Image.Image:
+        async with self._memory.account() as take:
 
             async def admit(pixels: int, decoding_bytes: int) -> None:
                 picture.admit(pixels)
                 await take(decoding_bytes)
 
             self._require_open()
-            job = DecodingJob(data=picture.data, where=picture.where, max_pixels=self._limits.max_pixels, time_s=time_s, admit=admit)
+            job = DecodingJob(
+                data=picture.data,
+                where=picture.where,
+                caller=picture.caller,
+                max_pixels=self._limits.max_pixels,
+                time_s=time_s,
+                niceness=niceness,
+                admit=admit,
+            )
             try:
-                return await lane.process.decode(job)
+                return await decode(job, self._fork_server)
             finally:
                 self._require_open()
 
@@ -103,28 +118,6 @@ class Decoder:
         self._slow_until[caller] = now + _SLOW_FOR_S
         while len(self._slow_until) > _MOST_SLOW:
             self._slow_until.pop(next(iter(self._slow_until)))
-
-
-class _Lane:
-    """One process, and those who wait for it in their order."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self.process, self.jobs = DecoderProcess(command), 0
-        self._turn, self._used_at = asyncio.Lock(), 0.0
-
-    @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        self.jobs += 1
-        try:
-            async with self._turn:
-                yield
-        finally:
-            self.jobs -= 1
-            self._used_at = asyncio.get_running_loop().time()
-
-    async def end_idle(self) -> None:
-        if not self.jobs and asyncio.get_running_loop().time() - self._used_at > IDLE_S:
-            await self.process.end()
 
 
 class _Memory:
