@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from benchmarks.rig.report import command_line, write_report
 
-from quad.admit.admit import AdaptRequest, adapt
+from quad.admit.request import AdaptRequest
+from quad.align.adapt import adapt
 from quad.core.slots import UNET
 from quad.evaluate.figures import metrics
 from quad.evaluate.figures.quality import held_out, picture_requests

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from quad.cli.main import app
+from tests.admit.frozen import freeze, write_later_lora
+from tests.runtime.conftest import tiny_bundle as tiny_bundle
 
 ROOT = Path(__file__).parents[1]
 NOT_ON_A_DEVICE = {"torch", "diffusers", "transformers", "peft", "accelerate", "onnx", "onnx_ir", "onnxscript", "openvino", "scipy"}
-DEVICE_ROOMS = ("quad.core", "quad.lora", "quad.runtime", "quad.delivery", "quad.serve")
+DEVICE_ROOMS = ("quad.admit", "quad.core", "quad.lora", "quad.runtime", "quad.delivery", "quad.serve")
 
 
 def _loaded(code: str) -> set[str]:
@@ -34,6 +36,15 @@ def test_device_rooms_load_no_training_framework(room: str) -> None:
 
 def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
     assert not _loaded("import quad\nassert quad.QuadPipeline.from_pretrained") & NOT_ON_A_DEVICE
+
+
+def test_an_admission_loads_no_training_framework(tiny_bundle: Path, tmp_path: Path) -> None:
+    """`quad adapt` without a model, from the file to the pack."""
+    bundle, lora = freeze(tiny_bundle, tmp_path / "phone"), write_later_lora(tmp_path / "ink.safetensors")
+    words = ["adapt", str(bundle), f"ink={lora}", "-o", str(tmp_path / "ink.qpack"), "--json"]
+    loaded = _loaded(f"from quad.cli.main import app\napp({words!r}, standalone_mode=False)")
+    assert not loaded & NOT_ON_A_DEVICE
+    assert (tmp_path / "ink.qpack").is_file()
 
 
 def test_the_command_line_itself_is_light() -> None:

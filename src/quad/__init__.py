@@ -23,7 +23,7 @@ __version__ = "0.2.0"
 _LAZY = {
     "QuadPipeline": "quad.runtime.pipeline",
     "build": "quad.build.build",
-    "adapt": "quad.admit.admit",
+    "adapt": "quad.align.adapt",
 }
 
 

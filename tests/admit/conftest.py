@@ -1,6 +1,14 @@
-"""The small model serves the whole room."""
+"""A frozen bundle of a few kilobytes serves the room."""
 
-from tests.small_model import adapter_files as adapter_files
-from tests.small_model import base as base
-from tests.small_model import model_dir as model_dir
-from tests.small_model import tiny as tiny
+from pathlib import Path
+
+import pytest
+
+from tests.admit.frozen import freeze
+from tests.runtime.conftest import tiny_bundle as tiny_bundle
+
+
+@pytest.fixture(scope="session")
+def frozen(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with stored calls; not to be written to."""
+    return freeze(tiny_bundle, tmp_path_factory.mktemp("frozen") / "phone")

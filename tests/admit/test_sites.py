@@ -5,21 +5,26 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 
-from quad.admit.sites import has_sites, site_uses
+from quad.admit.observed_graph import observed_graph
+from quad.admit.sites import ObservedGraph
 from quad.core.encoding import Encoding
+from quad.core.errors import BackendError
 
 STEP = 0.5
 
 
-def chain(path: Path, sites: int, encoding: Encoding, shape: tuple[int, ...]) -> Path:
-    """`sample` through so many sites of one encoding, one behind the other, and its mean."""
+def chain(path: Path, sites: int, encoding: Encoding, shape: tuple[int, ...], weight: tuple[int, ...] = ()) -> Path:
+    """`sample` through so many sites of one encoding, each with a weight of ones behind it, and its mean."""
     x = ir.Value(name="sample", shape=ir.Shape(shape), type=ir.TensorType(ir.DataType.FLOAT))
-    numbers = {"scale": np.float32(encoding.scale[0]), "zero": encoding.dtype.type(encoding.zero_point[0]), "factor": np.float32(1)}
+    numbers: dict[str, Any] = {"scale": np.float32(encoding.scale[0]), "zero": encoding.dtype.type(encoding.zero_point[0])}
+    numbers["factor"] = np.ones(weight, np.float32)
     scale, zero, factor = (ir.Value(name=name, const_value=ir.tensor(np.array(number), name=name)) for name, number in numbers.items())
     nodes, read = [], x
     for site in range(sites):
@@ -44,12 +49,13 @@ def chain(path: Path, sites: int, encoding: Encoding, shape: tuple[int, ...]) ->
 )
 def test_what_a_range_cuts_off(encoding: Encoding, low: int, high: int, tmp_path: Path) -> None:
     model = chain(tmp_path / "model.onnx", 1, encoding, (1, 4))
-    assert has_sites(model)
+    observed = ObservedGraph(model)
+    assert not observed.unread
     # Half a step beyond either end is rounded to the end: nothing is lost.
     below, above = (low - 0.5) * STEP, (high + 0.5) * STEP
 
     def use(*values: float) -> tuple[float, float]:
-        found = site_uses(model, [{"sample": np.array([values], np.float32)}], [("new", {})])["new"]["site0"]
+        found = observed.uses([{"sample": np.array([values], np.float32)}], {})["site0"]
         return found.lost, found.reach
 
     assert use(below, above, 0.0, 1.0) == (0.0, 1.0)
@@ -64,7 +70,7 @@ def test_the_worst_call_counts_and_the_graph_is_only_read(tmp_path: Path) -> Non
     model = chain(tmp_path / "model.onnx", 2, Encoding(bits=8, signed=True, symmetric=True, scale=(STEP,), zero_point=(0,)), (1, 4))
     before = model.read_bytes()
     quiet, loud = np.ones((1, 4), np.float32), np.array([[1.0, 127.5, 1.0, 1.0]], np.float32)
-    found = site_uses(model, [{"sample": quiet}, {"sample": loud}, {"sample": quiet}], [("new", {})])["new"]
+    found = ObservedGraph(model).uses([{"sample": quiet}, {"sample": loud}, {"sample": quiet}], {})
     assert found["site0"].lost == pytest.approx((127.5 - 63.75) ** 2 / (127.5**2 + 3), rel=1e-5)
     assert found["site1"].lost == 0.0  # what the first has cut off does not reach it
     assert model.read_bytes() == before
@@ -74,13 +80,13 @@ def test_the_worst_call_counts_and_the_graph_is_only_read(tmp_path: Path) -> Non
 MEASURE = """
 import sys
 import numpy as np
-from quad.admit.sites import site_uses
+from quad.admit.sites import ObservedGraph
 from quad.core.memory import reset_peak, peak_ram_bytes
 from pathlib import Path
 call = {"sample": np.ones((1, 2**21), np.float32)}
 reset_peak()
 before = peak_ram_bytes()
-site_uses(Path(sys.argv[1]), [call], [("new", {})])
+ObservedGraph(Path(sys.argv[1])).uses([call], {})
 print(peak_ram_bytes() - before)
 """
 
@@ -93,3 +99,28 @@ def test_no_activation_is_kept(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE, model], check=True, capture_output=True, text=True)
     # A site's own few: x, what is cut off it, and its integers.
     assert int(done.stdout) < sites / 2 * size
+
+
+def test_weights_stay_beside_the_graph_and_all_else_stays_in_it(tmp_path: Path) -> None:
+    """What the numbers added taken away again, the file says what it said before; the weights' file is read where it lies."""
+    encoding = Encoding(bits=8, signed=True, symmetric=True, scale=(STEP,), zero_point=(0,))
+    model = chain(tmp_path / "inline.onnx", 2, encoding, (1, 4), weight=(1, 4))
+    apart = tmp_path / "apart" / "model.onnx"
+    apart.parent.mkdir()
+    ir.save(ir.load(model), apart, external_data="model.onnx.data", size_threshold_bytes=8)
+    assert apart.with_suffix(".onnx.data").stat().st_size == 16
+    data, ranges = observed_graph(apart.read_bytes())
+    assert list(ranges) == ["site0", "site1"]
+    before, after = (onnx.load_model_from_string(text) for text in (apart.read_bytes(), data))
+    del after.graph.output[len(before.graph.output) :], after.graph.initializer[len(before.graph.initializer) :]
+    kept = [node for node in after.graph.node if not any(name.startswith(("site0/", "site1/")) for name in node.output)]
+    del after.graph.node[:]
+    after.graph.node.extend(kept)
+    assert after == before
+    call = [{"sample": np.array([[1.0, 127.5, 1.0, 1.0]], np.float32)}]
+    assert ObservedGraph(apart).uses(call, {}) == ObservedGraph(model).uses(call, {})
+
+
+def test_what_is_no_graph_is_told(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match="an ONNX graph"):
+        observed_graph(b"\xff" * 32)

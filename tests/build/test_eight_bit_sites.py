@@ -17,11 +17,11 @@ import torch
 from quad.build.build import build
 from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.request import BuildRequest
-from quad.build.smoke import relative_error
 from quad.compile.export import export_graph
 from quad.compile.graph_specs import unet_spec
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
+from quad.core.decibels import relative_error
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.fit.integers import dequantize_adapter, integer_slots, quantize_adapter

@@ -11,11 +11,11 @@ import pytest
 
 from quad.build.build import BuildRequest, BuildResult, build
 from quad.build.smoke import SmokeFiles, run_smoke
-from quad.build.write_bundle import PackedAdapter
 from quad.core.component_call import UNET_INPUTS, ComponentCall
 from quad.core.errors import BackendError
 from quad.core.manifest import PROBES_FILE
 from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.ort import OrtEngine, open_engine

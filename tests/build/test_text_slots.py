@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from quad.build.build import BuildRequest, BuildResult, build
-from quad.build.smoke import relative_error
+from quad.core.decibels import relative_error
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.evaluate.figures.metrics import psnr
 from quad.evaluate.figures.reference import PictureRequest, Reference

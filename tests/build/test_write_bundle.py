@@ -16,7 +16,7 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file
 
-from quad.build.write_bundle import BundleParts, PackedAdapter, graph_digest, rom_bytes, write_bundle
+from quad.build.write_bundle import BundleParts, graph_digest, rom_bytes, write_bundle
 from quad.compile import artifact
 from quad.compile.artifact import FileArtifact, OnnxArtifact
 from quad.core.digests import file_digest
@@ -26,6 +26,7 @@ from quad.core.padding import trim
 from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.model.base.open import Base
+from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import COMPONENTS, open_bundle
 

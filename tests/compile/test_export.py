@@ -10,11 +10,11 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from quad.build.smoke import relative_error
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.graph_specs import text_spec, vae_specs
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.compile.placement.qdq import place_float
+from quad.core.decibels import relative_error
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.base.open import text_module, vae_decoder_module, vae_encoder_module
 from quad.model.slots.attention import add_sites

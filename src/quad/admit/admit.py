@@ -1,7 +1,9 @@
 """Admission: a new LoRA for a bundle that is frozen. The graph and the profile are read, never written.
 
-open bundle -> read LoRA for its slots -> cut, rescale, measure slot by slot -> [--base: align, measure against float] -> try on the
-bundle's own graph -> pack, or refuse with the reasons
+open bundle -> read LoRA for its slots -> cut, rescale, measure slot by slot -> [the base at hand: align, measure against float] -> try on
+the bundle's own graph -> pack, or refuse with the reasons
+
+It needs what a device has: NumPy and the bundle's engine. The base comes from the rooms above (`quad.align`), which know torch.
 """
 
 from __future__ import annotations
@@ -11,15 +13,11 @@ import time
 
 import msgspec
 
-from quad.admit.align import Admission, AlignedAdapter, align_with_base, rescale
+from quad.admit.aligned import Admission, AlignedAdapter, OpenBase, rescale
 from quad.admit.report import adapter_quality, checks, task_notes, word_notes
 from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
 from quad.admit.trial import Trial, refuse_unlike, try_adapter
-from quad.admit.with_base import calls_in, open_base
-from quad.build.call_recorder import spread
-from quad.build.fixed_threads import ENGINE_THREADS, fixed_threads
-from quad.build.write_bundle import PackedAdapter, adapter_manifest
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.core.padding import trim
@@ -30,26 +28,25 @@ from quad.core.tensor_names import Role, paths_with
 from quad.lora.layout import bundle_layouts, with_skipped
 from quad.lora.low_rank import CONVERTED_RANK
 from quad.lora.read import FloatAdapter, RankLimits, read_lora
-from quad.model.adapters import read_adapter
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
+from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import Engine, Session, open_engine
+from quad.runtime.fixed_threads import ENGINE_THREADS, fixed_threads
 from quad.runtime.golden_outputs import read_probes
 
-__all__ = ["STAGES", "AdaptRequest", "AdaptResult", "adapt"]
-
 STAGES = ("open", "lora", "slots", "align", "try", "write")
-OBSERVED_CALLS = 4  # of the adapter's own calls, whose activations are observed with the base at hand
 _log = logging.getLogger(__name__)
 
 
 @fixed_threads()
-def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
+def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBase | None = None) -> AdaptResult:
     """Admit one LoRA to a frozen bundle and write it as a pack.
 
     Args:
         progress: called with each stage as it begins, and the share of stages done.
+        open_base: opens the model that the bundle was built from; None admits without it.
 
     Raises:
         CompatibilityError: the adapter does not fit the slots, is clipped, behaves unlike one of this bundle, or base and bundle do not
@@ -60,7 +57,7 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     request.check()
     clock = StageClock(STAGES, progress)
     with clock("open"):
-        admission, engine = _open(request)
+        admission, engine = _open(request, open_base)
     with clock("lora"):
         adapter = _read(admission)
     with clock("slots"):
@@ -68,16 +65,14 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
     with clock("align"):
         with admission.bundle.graph_to_load(UNET) as file:
             session = engine.load(file, ENGINE_THREADS)
-        if admission.base is None:
-            aligned = rescale(admission.bundle, fitted)
-        else:
-            aligned = align_with_base(admission, admission.base, session, adapter, fitted)
+        base = admission.base
+        aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, session, adapter, fitted)
     with clock("try"):
         trial = _try(admission, session, fitted, aligned)
     with clock("write"):
         manifest = _write(admission, adapter, fitted, aligned, trial)
     clock.done()
-    checked, unchecked = checks(admission.bundle, fitted, trial, aligned, OBSERVED_CALLS)
+    checked, unchecked = checks(admission.bundle, fitted, trial, aligned)
     return AdaptResult(
         pack=request.output,
         manifest=manifest,
@@ -87,11 +82,11 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
         checked=checked,
         unchecked=unchecked,
         notes=(*fitted.adapter.notes, *aligned.notes, *task_notes(admission.tasks), *word_notes(adapter)),
-        alignment={} if aligned.alignment is None else aligned.alignment.to_json(),
+        alignment=aligned.alignment,
     )
 
 
-def _open(request: AdaptRequest) -> tuple[Admission, Engine]:
+def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission, Engine]:
     """The bundle, the adapter's task in it, the base where one is given, and the engine that will run the bundle's U-Net.
 
     Raises:
@@ -103,7 +98,7 @@ def _open(request: AdaptRequest) -> tuple[Admission, Engine]:
         raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "slots for adapters", "none", hint))
     tasks = _tasks(request, bundle)
     read_probes(bundle)  # there is nothing to try an adapter on without them
-    base = None if request.base is None else open_base(bundle, request.base)
+    base = None if open_base is None else open_base(bundle)
     engine = open_engine(request.engine, bundle.manifest.engines, bundle.manifest.precision)
     return Admission(request=request, bundle=bundle, tasks=tasks, base=base), engine
 
@@ -133,14 +128,12 @@ def _read(admission: Admission) -> FloatAdapter:
 
 
 def _read_as_it_is(admission: Admission) -> FloatAdapter:
-    request, bundle, base = admission.request, admission.bundle, admission.base
+    request, bundle = admission.request, admission.bundle
     largest = max(slot.rank for slot in bundle.slots.slots)
     # What is lost is judged with what the slots' ranks lose.
     limits = RankLimits(None, 0.0, max(CONVERTED_RANK, largest))
-    if base is not None:
-        return read_adapter(
-            request.name, request.adapter, base.unet, request.allow_unused_keys, text_encoder=base.text_encoder, limits=limits
-        )
+    if admission.base is not None:
+        return admission.base.read(request, limits)
     layers = {component: paths_with(Role.WEIGHT, bundle.profile.component(component)) for component in (UNET, TEXT_ENCODER)}
     unet, text = bundle_layouts(bundle.slots, layers)
     text = None if text is None else with_skipped(text, bundle.manifest.text.skipped_layers)
@@ -168,8 +161,7 @@ def _try(admission: Admission, session: Session, fitted: Fitted, aligned: Aligne
     Raises:
         CompatibilityError: it behaves unlike an adapter of this bundle.
     """
-    calls = [call for teacher_call in aligned.teacher_calls for call in calls_in(teacher_call)]
-    trial = try_adapter(admission.bundle, session, aligned.buffers, spread(calls, OBSERVED_CALLS))
+    trial = try_adapter(admission.bundle, session, aligned.buffers, aligned.own_calls)
     if UNET in fitted.components:
         try:
             refuse_unlike(admission.request.name, trial, admission.bundle.name)

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 
 import msgspec
 
-from quad.admit.align import AlignedAdapter
+from quad.admit.aligned import AlignedAdapter
 from quad.admit.slots import Fitted
 from quad.admit.trial import Trial
-from quad.build.align_adapters import quality_of
 from quad.core.manifest import AdapterQuality, TaskSpec
 from quad.core.slots import TEXT_ENCODER
 from quad.lora.read import FloatAdapter
@@ -19,14 +18,13 @@ from quad.runtime.golden_outputs import read_probes
 
 def adapter_quality(fitted: Fitted, trial: Trial, aligned: AlignedAdapter) -> AdapterQuality:
     """`quality` of the adapter's manifest; what was not measured is left out."""
-    measured = AdapterQuality() if aligned.fidelity is None else quality_of(aligned.fidelity)
     return msgspec.structs.replace(
-        measured,
+        aligned.measured or AdapterQuality(),
         product_db=msgspec.UNSET if fitted.product_db is None or aligned.trained else fitted.product_db,
         energy=fitted.energy,
         effect=trial.effect,
         lost=max(use.lost for use in trial.sites.values()) if trial.sites else msgspec.UNSET,
-        calls=len(aligned.teacher_calls) or msgspec.UNSET,
+        calls=aligned.measured_calls or msgspec.UNSET,
     )
 
 
@@ -44,14 +42,8 @@ def word_notes(adapter: FloatAdapter) -> list[str]:
     return [f"the pack does not hold the words {', '.join(adapter.embeddings)}: load them from the LoRA file, quad run --embedding FILE"]
 
 
-def checks(
-    bundle: Bundle, fitted: Fitted, trial: Trial, aligned: AlignedAdapter, observed_calls: int
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The checks that were made and those that were not, a line each.
-
-    Args:
-        observed_calls: the most of the adapter's own calls whose activations were observed.
-    """
+def checks(bundle: Bundle, fitted: Fitted, trial: Trial, aligned: AlignedAdapter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The checks that were made and those that were not, a line each."""
     calls = len(read_probes(bundle))
     checked, unchecked = [f"effect on {calls} stored calls, by the bundle's own graph"], []
     if fitted.slots:
@@ -59,15 +51,15 @@ def checks(
     else:
         unchecked.append("slots: this bundle quantizes nothing")
     if trial.sites:
-        more = f" and {min(observed_calls, len(aligned.teacher_calls))} of its own" if aligned.teacher_calls else ""
+        more = f" and {len(aligned.own_calls)} of its own" if aligned.own_calls else ""
         checked.append(f"ranges of {len(trial.sites)} activations of the U-Net on {calls} stored calls{more}")
     else:
-        unchecked.append("ranges of activations: the U-Net's graph has none to read")
-    if aligned.fidelity is None:
+        unchecked.append(f"ranges of activations: {trial.unread}")
+    if aligned.measured is None:
         unchecked.append("quality against the full-precision model, and on pictures of its own task: give --base MODEL")
     else:
-        subject = "output" if aligned.fidelity.effect_db is None else "output and effect"
-        checked.append(f"{subject} against the full-precision model on {len(aligned.teacher_calls)} calls")
+        subject = "output" if aligned.measured.effect_db is msgspec.UNSET else "output and effect"
+        checked.append(f"{subject} against the full-precision model on {aligned.measured_calls} calls")
     if TEXT_ENCODER in fitted.components:
         unchecked.append("activations of the text encoder, and their effect on the stored calls, whose words are fixed")
     unchecked.append("whole pictures: quad run, or quad eval on held-out samples")

@@ -11,18 +11,15 @@ from typing import Any
 import msgspec
 
 from quad.admit.slots import SlotFit, worst
-from quad.build.request import DISTILL_STEPS
 from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
-from quad.core.precision import eight_bit_percent
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path, require_file
 from quad.core.storage.reading import is_directory
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
-from quad.quantize.distill.options import DistillOptions
-from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.adapter_defaults import check_defaults
+from quad.runtime.calibration_sample import CalibrationSample
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
@@ -88,13 +85,8 @@ class AdaptRequest:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
         check_defaults("NAME=PATH", self.defaults)
         RankLimits(None, self.min_energy).check()
-        DistillOptions(steps=self.distill_steps or 0).check(False)
-
-    def steps(self, precision: str) -> int:
-        """Of distillation, for a bundle of this precision."""
-        if self.distill_steps is not None:
-            return self.distill_steps
-        return 0 if eight_bit_percent(precision) else DISTILL_STEPS
+        if (self.distill_steps or 0) < 0:
+            raise UsageError(mismatch("--distill-steps", "0 or more", self.distill_steps, "choose a larger one"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.admit.sites import SiteUse, has_sites, site_uses
+from quad.admit.sites import ObservedGraph, SiteUse
 from quad.admit.slots import listed
-from quad.build.smoke import relative_error
 from quad.core.component_call import Inputs
+from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
 from quad.core.slots import UNET
@@ -31,6 +31,7 @@ from quad.runtime.golden_outputs import block_means, distance, golden, read_prob
 # strength slots refuse it.
 MOST_LOST = 0.01
 Array = NDArray[Any]
+Uses = Mapping[str, SiteUse]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,15 +41,18 @@ class Trial:
     Args:
         effect: RMS of what it changes in the output over the RMS of that output, the largest of all calls.
         others: the same of the bundle's own adapters.
-        sites: activations, with the new adapter; empty where the graph cannot be looked into.
-        before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own.
+        unread: why activations could not be looked into; empty where they were.
+        sites: activations, with the new adapter.
+        before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own; where it loses
+            nothing, nobody was asked.
         golden: its golden output, on the call where it differs most from the others.
     """
 
     effect: float
     others: Mapping[str, float]
-    sites: Mapping[str, SiteUse]
-    before: Mapping[str, SiteUse]
+    unread: str
+    sites: Uses
+    before: Uses
     golden: Golden
 
     @property
@@ -91,31 +95,32 @@ def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequen
     if not all(np.isfinite(output).all() for output in adapted):
         where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
         raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
-    sites, before = _sites(bundle, store, buffers, [*probes, *more])
+    unread, sites, before = _sites(bundle, store, buffers, [*probes, *more])
     probe = _most_distinct(adapted, [zero, *bundled.values()])
     effects = {name: _effect(answers, zero) for name, answers in bundled.items()}
     return Trial(
         effect=_effect(adapted, zero),
         others=effects,
+        unread=unread,
         sites=sites,
         before=before,
         golden=golden("golden output", session, probes[probe], probe),
     )
 
 
-def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Inputs]) -> tuple[dict[str, SiteUse], dict[str, SiteUse]]:
-    """`Trial.sites` and `Trial.before`; the bundle's own adapters are asked where it matters alone: each costs as much as the new one."""
-    model = bundle.graph(UNET)
-    if not has_sites(model):
-        return {}, {}
-    uses = site_uses(model, calls, [("base", unet_buffers(bundle, store.zeros)), ("new", unet_buffers(bundle, buffers))])
-    before, new = uses["base"], uses["new"]
-    if store.names and any(use.lost > MOST_LOST for use in new.values()):
-        bundled = site_uses(model, calls, ((name, unet_buffers(bundle, store.buffers(name))) for name in store.names))
-        before = {
-            name: max((use, *(sites[name] for sites in bundled.values())), key=lambda site: site.lost) for name, use in before.items()
-        }
-    return new, before
+def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Inputs]) -> tuple[str, Uses, Uses]:
+    """`Trial.unread`, `Trial.sites` and `Trial.before`; who else uses a range is asked where the new adapter leaves one alone."""
+    with bundle.graph_to_load(UNET) as file:
+        graph = ObservedGraph(file)
+    new = graph.uses(calls, unet_buffers(bundle, buffers))
+    most = max((use.lost for use in new.values()), default=0.0)
+    if most == 0.0:
+        return graph.unread, new, new
+    before = graph.uses(calls, unet_buffers(bundle, store.zeros))
+    for name in store.names if most > MOST_LOST else ():
+        bundled = graph.uses(calls, unet_buffers(bundle, store.buffers(name)))
+        before = {site: max(use, bundled[site], key=lambda either: either.lost) for site, use in before.items()}
+    return graph.unread, new, before
 
 
 def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:

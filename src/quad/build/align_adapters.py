@@ -18,7 +18,6 @@ from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, cache_dir
-from quad.build.write_bundle import PackedAdapter
 from quad.core.manifest import AdapterQuality
 from quad.core.padding import trim
 from quad.core.precision import FLOAT
@@ -35,6 +34,7 @@ from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall
 from quad.quantize.observe.calibrate import CalibrationSample, plan_samples, with_adapter
 from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, interleave_tasks, record_probes
 from quad.quantize.observe.torch_session import torch_sessions
+from quad.runtime.adapters.packed import PackedAdapter
 
 RUNS = 6  # of each adapter; measured with 20 steps: sketch gains 1.0 dB from 3 runs and 2.6 dB from 6
 MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained

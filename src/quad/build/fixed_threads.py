@@ -12,16 +12,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from threadpoolctl import threadpool_limits
 
-ENGINE_THREADS = 1  # of an engine whose answers are stored: golden outputs, measured quality
+from quad.runtime.fixed_threads import fixed_threads as fixed_numpy_threads
 
 
 @contextmanager
 def fixed_threads(threads: int = 1) -> Iterator[None]:
     """While the block runs, torch, NumPy and SciPy deal a sum to so many threads; then to as many as before."""
     before = torch.get_num_threads()
-    with threadpool_limits(limits=threads):
+    with fixed_numpy_threads(threads):
         torch.set_num_threads(threads)
         try:
             yield

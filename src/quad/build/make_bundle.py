@@ -17,7 +17,7 @@ from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
 from quad.build.smoke import SmokeFiles, run_smoke, smoke_cases
-from quad.build.write_bundle import BundleParts, PackedAdapter, write_bundle
+from quad.build.write_bundle import BundleParts, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.compiler import Compiler, emulation_json, placement_json
@@ -30,6 +30,7 @@ from quad.core.precision import FLOAT
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
+from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.bundle import open_bundle
 
 _log = logging.getLogger(__name__)

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.fixed_threads import ENGINE_THREADS
-from quad.build.write_bundle import PackedAdapter
 from quad.compile.export import GraphSpec
 from quad.core.component_call import BASE_SOURCE, ComponentCall
+from quad.core.decibels import relative_error
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import Golden
 from quad.core.picture_size import component_of
@@ -24,7 +23,9 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
+from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.engines.engine import Session, open_engine
+from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.golden_outputs import calls_of, golden
 
 # Relative RMS error of one network call against float torch. Float graphs differ by rounding only; a quantized graph of a sane profile
@@ -84,12 +85,6 @@ def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mappin
         return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in names[reference.component]}
 
     return tuple(replace(reference, slots=bound(reference)) for reference in references)
-
-
-def relative_error(output: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """RMS of the difference over RMS of `expected`."""
-    rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
-    return float(np.sqrt(np.mean(np.square(output - expected, dtype=np.float64)))) / max(rms, 1e-12)
 
 
 def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
-import numpy as np
-from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from quad import __version__
@@ -23,8 +20,6 @@ from quad.core.manifest import (
     PROFILE_FILE,
     SLOTS_FILE,
     TOKENIZER_FILE,
-    AdapterManifest,
-    AdapterQuality,
     BundleManifest,
     Component,
     FileEntry,
@@ -34,37 +29,15 @@ from quad.core.manifest import (
 )
 from quad.core.picture_size import component_of, graph_name
 from quad.core.profile import Profile
-from quad.core.sampling import AdapterDefaults
-from quad.core.slots import SlotDtype, SlotTable
+from quad.core.slots import SlotTable
 from quad.core.storage.directories import new_directory
 from quad.core.storage.files import write_bytes
 from quad.core.storage.reading import files_below
 from quad.model.base.open import Base
-from quad.runtime.adapters.weighted_sum import headroom
+from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 
 # A bundle's directory and its graph files by name of the graph -> golden outputs of its adapters.
 Check = Callable[[Path, Mapping[str, Path]], Mapping[str, Golden]]
-_BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackedAdapter:
-    """An adapter ready to ship.
-
-    Args:
-        tensors: slot inputs in the slot's dtype, at the adapter's own ranks (`padding.trim`); a slot that is not there is zero.
-        rank: its own largest rank.
-        source: digest of the file it came from.
-        quality: as its alignment measured it, where it was aligned.
-        defaults: how it is meant to be run.
-    """
-
-    name: str
-    tensors: Mapping[str, NDArray[np.generic]]
-    rank: int
-    source: str
-    quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
-    defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,30 +128,6 @@ def _write_adapter(
     draft = adapter_manifest(adapter, parts.slots, parents, tasks)
     manifest = msgspec.structs.replace(draft, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
     write_bytes(folder / "adapter.json", canonical_json(manifest))
-
-
-def adapter_manifest(
-    adapter: PackedAdapter, slots: SlotTable, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
-) -> AdapterManifest:
-    """An adapter's manifest before its file is written: size and digest are for the writer to set.
-
-    Args:
-        parents: the bundle's.
-    """
-    room = headroom(adapter.tensors, slots)
-    return AdapterManifest(
-        name=adapter.name,
-        format_version=FORMAT_VERSION,
-        rank=adapter.rank,
-        bits=_BITS[slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
-        size_bytes=0,
-        sha256="",
-        parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
-        tasks=dict(tasks),
-        headroom=room if math.isfinite(room) else msgspec.UNSET,
-        quality=adapter.quality,
-        defaults=adapter.defaults,
-    )
 
 
 def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:

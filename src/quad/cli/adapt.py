@@ -71,9 +71,10 @@ def adapt(
     """Admit a new LoRA to a frozen bundle: check it against every slot, pack it or refuse it."""
     stated = stated_adapters("NAME=PATH", [adapter], ranked=False)
     with stage_bar() as progress, redirect_stdout(sys.stderr):
-        check_build("quad adapt")
-        from quad.admit.admit import adapt as admit
+        if base is not None:
+            check_build("quad adapt --base")
         from quad.admit.request import AdaptRequest
+        from quad.align.adapt import adapt as admit
 
         name, path = next(iter(local_adapters(stated.paths).items()))
         request = AdaptRequest(

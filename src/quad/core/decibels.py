@@ -39,6 +39,12 @@ def floored_sqnr_db(expected: NDArray[np.float64], actual: NDArray[np.float64]) 
     return sqnr_db(max(signal, _LEAST_POWER), max(noise, _LEAST_POWER), math.inf)
 
 
+def relative_error(output: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """RMS of the difference over RMS of `expected`."""
+    rms = float(np.sqrt(np.mean(np.square(expected, dtype=np.float64))))
+    return float(np.sqrt(np.mean(np.square(output - expected, dtype=np.float64)))) / max(rms, 1e-12)
+
+
 @dataclass(frozen=True, kw_only=True)
 class EffectEnergy:
     """Sums over the elements of an adapter's effect; those of several calls add.

@@ -13,13 +13,13 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from quad.build.smoke import relative_error
 from quad.compile.export import export_graph
 from quad.compile.graph_specs import unet_spec
 from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.integers.dequantized import dequantized
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import Target, load_target
+from quad.core.decibels import relative_error
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable

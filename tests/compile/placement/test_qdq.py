@@ -14,9 +14,9 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from quad.build.smoke import relative_error
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import check_precision, load_target
+from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, UnsupportedError, UsageError
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable

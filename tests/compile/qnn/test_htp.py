@@ -14,13 +14,13 @@ import onnxruntime as ort
 import pytest
 
 from quad.build.build import BuildRequest, build
-from quad.build.smoke import relative_error
 from quad.compile.artifact import save_graph
 from quad.compile.passes import unobserved
 from quad.compile.placement.edge_encodings import edge_encodings
 from quad.compile.placement.edge_ranges import float_edges, observe_edges
 from quad.compile.qnn.chips import SOCS, soc_named
 from quad.compile.qnn.htp import compile_htp, place_htp
+from quad.core.decibels import relative_error
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
 from quad.lora.fit.integers import quantize_adapter

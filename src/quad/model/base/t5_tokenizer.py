@@ -65,7 +65,7 @@ def _extra_ids(file: Path, config: Mapping[str, Any]) -> int:
 def _parsed(file: Path) -> Any:
     """SentencePiece's ModelProto."""
     try:
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from google.protobuf.message import DecodeError
         from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_model
     except ImportError as error:
         raise InputError(

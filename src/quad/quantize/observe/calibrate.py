@@ -25,35 +25,13 @@ from quad.model.slots.attention import add_sites
 from quad.model.slots.network import SlottedNetwork, SlottedText
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.torch_session import CallHook, RecordingSession, bind_slots, torch_sessions
+from quad.runtime.calibration_sample import CalibrationSample as CalibrationSample
 from quad.runtime.conditioning.condition import Pictures
 from quad.runtime.conditioning.denoising import RunInputs, draw_noise, plan_run, session_encoders
-from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Session
 from quad.runtime.request import with_steps
 from quad.runtime.samplers import run_sampler
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationSample:
-    """One call of the pipeline that the ranges must hold.
-
-    Args:
-        task: one of the base's tasks.
-        image, mask: what the task reads; PIL, array or path.
-        adapter: None for the task's own; a name, for an adapter that has no task.
-        truth: the picture that should come out, where it is known; only the denoising loss of `quad build --lambda` reads it.
-        steps: of the task's sampler, for a model whose calls cost much; never more than the task's own, which None takes.
-    """
-
-    task: str
-    prompt: str
-    image: PictureSource | None = None
-    mask: PictureSource | None = None
-    adapter: str | None = None
-    truth: PictureSource | None = None
-    steps: int | None = None
-
 
 PlannedRun = tuple[CalibrationSample, TaskSpec, str | None]  # a sample, its task, and the adapter that it runs with
 

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import quad.admit.admit as admission
-from quad.admit import align
-from quad.admit.admit import AdaptRequest, AdaptResult, adapt
+from quad.admit.request import AdaptRequest, AdaptResult
+from quad.align import align
+from quad.align.adapt import adapt
 from quad.build.build import BuildRequest, build
 from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, UsageError

@@ -1,0 +1,153 @@
+"""A Q/DQ graph with four numbers beside each quantizer, made from its protobuf as it lies on disk.
+
+The runtime's install has no library for ONNX graphs, but it has protobuf, which keeps the fields that a description does not name. So the
+few messages that are changed are described here, by ONNX's own numbers, and all else of the file passes through as it is. Weights beside
+the file stay there. Source: the ONNX specification, `onnx.proto` (IR version 3 and later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+import numpy as np
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf.message import DecodeError
+
+from quad.core.errors import BackendError, mismatch
+from quad.core.tensor_names import quantized_tensor
+
+Range = tuple[float, float]
+NUMBERS = ("lost", "all", "min", "max")  # of one site: energy that its range cuts off, energy of all, smallest and largest value
+
+# Message -> field -> (number, type; a capital is another message here, * is repeated).
+_MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
+    "Model": {"graph": (7, "Graph")},
+    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "output": (12, "*ValueInfo")},
+    "Node": {
+        "input": (1, "*string"), "output": (2, "*string"), "name": (3, "string"), "op_type": (4, "string"), "attribute": (5, "*Attribute"),
+        "domain": (7, "string"),
+    },
+    "Attribute": {"name": (1, "string"), "i": (3, "int64"), "type": (20, "int32")},
+    "Tensor": {"dims": (1, "*int64"), "data_type": (2, "int32"), "int32_data": (5, "*int32"), "float_data": (4, "*float"),
+               "name": (8, "string"), "raw_data": (9, "bytes")},
+    "ValueInfo": {"name": (1, "string"), "type": (2, "Type")},
+    "Type": {"tensor_type": (1, "TensorType")},
+    "TensorType": {"elem_type": (1, "int32"), "shape": (2, "Shape")},
+    "Shape": {"dim": (1, "*Dimension")},
+    "Dimension": {},
+}  # fmt: skip
+_FLOAT, _INT_ATTRIBUTE = 1, 2
+_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2"}  # of a scale and of zero points, by ONNX's numbers
+
+
+def observed_graph(data: bytes) -> tuple[bytes, dict[str, Range]]:
+    """The graph with the numbers of each site behind its outputs, in the order of `NUMBERS`.
+
+    Their nodes stand before the site's own, so that an engine that keeps the graph's order frees an activation at once.
+
+    Args:
+        data: an ONNX file's bytes.
+
+    Returns:
+        The new file's bytes, and site -> smallest and largest value that its quantizer can tell apart, in the order of the outputs; empty
+        where the graph has no quantizer of a whole tensor, such as a vendor's binary or a float graph.
+
+    Raises:
+        BackendError: it is no ONNX graph, or a site's zero point is no constant.
+    """
+    model = _parse(data)
+    graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[Any] = []
+    ranges: dict[str, Range] = {}
+    for node in graph.node:
+        site = quantized_tensor(node.name) if node.op_type == "QuantizeLinear" else None
+        if site is not None and _is_scalar(constants.get(node.input[1])):
+            low, high = ranges[site] = _range(node, constants)
+            ends = [_constant(graph, f"{site}/{end}", value) for end, value in (("low", low), ("high", high))]
+            nodes += _numbers(graph, site, node.input[0], ends)
+        nodes.append(node)
+    if not ranges:
+        return data, {}
+    del graph.node[:]  # what was taken out of it stays a message
+    graph.node.extend(nodes)
+    return model.SerializeToString(), ranges
+
+
+def _parse(data: bytes) -> Any:
+    try:
+        return _message("Model").FromString(data)
+    except DecodeError as error:
+        raise BackendError(mismatch("the bundle's U-Net", "an ONNX graph", f"none ({error})", "build the bundle again")) from error
+
+
+def _is_scalar(tensor: Any) -> bool:
+    return tensor is not None and all(size == 1 for size in tensor.dims)
+
+
+def _value(tensor: Any) -> Any:
+    """The one number of a constant that stands in the graph.
+
+    Raises:
+        BackendError: it does not.
+    """
+    dtype, numbers = np.dtype(_DTYPES.get(tensor.data_type, "V")), [*tensor.float_data, *tensor.int32_data]
+    if dtype.kind != "V" and tensor.raw_data:
+        return np.frombuffer(tensor.raw_data, dtype)[0]
+    if dtype.kind == "V" or not numbers:
+        raise BackendError(mismatch(f"constant {tensor.name}", "one number in the graph", "none", "build the bundle again"))
+    return dtype.type(numbers[0])
+
+
+def _range(node: Any, constants: Mapping[str, Any]) -> Range:
+    """Smallest and largest value that a Q node can tell apart."""
+    zero = constants.get(node.input[2]) if len(node.input) > 2 else None
+    if zero is None:
+        raise BackendError(mismatch(f"node {node.name}", "scale and zero point as constants", "none", "build the bundle again"))
+    point, step = _value(zero), float(_value(constants[node.input[1]]))
+    info = np.iinfo(point.dtype)
+    # Half a step beyond its end is still rounded to the end.
+    return (int(info.min) - int(point) - 0.5) * step, (int(info.max) - int(point) + 0.5) * step
+
+
+def _numbers(graph: Any, site: str, x: str, ends: list[str]) -> Iterator[Any]:
+    """The nodes of one site's numbers; their results become outputs of the graph."""
+    clipped, cut = f"{site}/clipped", f"{site}/cut"
+    yield _message("Node")(op_type="Clip", input=[x, *ends], output=[clipped])
+    yield _message("Node")(op_type="Sub", input=[x, clipped], output=[cut])
+    kinds = (("ReduceSumSquare", cut), ("ReduceSumSquare", x), ("ReduceMin", x), ("ReduceMax", x))
+    for number, (kind, of) in zip(NUMBERS, kinds, strict=True):
+        name = f"{site}/{number}"
+        whole = _message("Attribute")(name="keepdims", i=0, type=_INT_ATTRIBUTE)
+        yield _message("Node")(op_type=kind, input=[of], output=[name], attribute=[whole])
+        scalar = _message("TensorType")(elem_type=_FLOAT, shape=_message("Shape")())
+        graph.output.append(_message("ValueInfo")(name=name, type=_message("Type")(tensor_type=scalar)))
+
+
+def _constant(graph: Any, name: str, number: float) -> str:
+    graph.initializer.append(_message("Tensor")(name=name, data_type=_FLOAT, raw_data=np.array(number, "<f4").tobytes()))
+    return name
+
+
+def _message(name: str) -> Any:
+    return _messages()[name]
+
+
+@cache
+def _messages() -> dict[str, Any]:
+    """The classes of `_MESSAGES`, in a pool of their own: another library may know ONNX's by their real names."""
+    file = descriptor_pb2.FileDescriptorProto(name="observed.proto", package="observed", syntax="proto2")
+    kinds = descriptor_pb2.FieldDescriptorProto
+    for name, fields in _MESSAGES.items():
+        message = file.message_type.add(name=name)
+        for field, (number, kind) in fields.items():
+            plain = kind.removeprefix("*")
+            added = message.field.add(name=field, number=number, label=kinds.LABEL_REPEATED if kind != plain else kinds.LABEL_OPTIONAL)
+            if plain in _MESSAGES:
+                added.type, added.type_name = kinds.TYPE_MESSAGE, f".observed.{plain}"
+            else:
+                added.type = kinds.Type.Value(f"TYPE_{plain.upper()}")
+    pool = descriptor_pool.DescriptorPool()
+    pool.Add(file)
+    return {name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"observed.{name}")) for name in _MESSAGES}
