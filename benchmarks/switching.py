@@ -1,6 +1,7 @@
 """The cost of changing the adapter at Stable Diffusion 1.5's size: from memory, from disk, and the other ways to do it, in one run.
 
-    python -m benchmarks.switching [--adapters 100] [--switches 1000] [--repeats 40] [--cache out/switching] [--json FILE]
+    python -m benchmarks.switching [--adapters 100] [--switches 1000] [--repeats 40] [--slots normalised] [--cache out/switching]
+        [--json FILE]
 
 Each side runs in a process of its own, one after the other. A switch from disk and a plain reading of the same file take turns, and
 their ratio is the median over turns, so that a machine whose speed drifts does not decide. "Cold" files are dropped from the page cache
@@ -18,6 +19,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,6 +40,7 @@ from benchmarks.rig.switching_world import (
     write_merged_graph,
 )
 
+from quad.core.slots import NORMALISED, SEARCHED, SlotMode
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.results import CallTimes
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
@@ -54,11 +57,19 @@ COLD, WARM = "cold", "in the page cache"
 SETTLED_SECONDS = 2.1  # a file is known again only when it is this old
 
 
+@dataclass(frozen=True)
+class World:
+    """Where files are kept, and how slots hold an adapter."""
+
+    cache: Path
+    slots: SlotMode
+
+
 class Ours:
     """A store of adapters and a graph with a slot at each attention projection."""
 
-    def __init__(self, cache: Path, adapters: int, budget: int | None) -> None:
-        slots = attention_slots(meta_unet())
+    def __init__(self, world: World, adapters: int, budget: int | None) -> None:
+        cache, slots = world.cache, attention_slots(meta_unet(), world.slots)
         self.bundle: Bundle = write_adapters(cache, slots, adapters)
         write_bound_graph(cache / "bound/model.onnx", slots)
         self._session: SwitchSession = open_engine("ort", (), "float").load(cache / "bound/model.onnx", 1)
@@ -97,17 +108,17 @@ class Ours:
         return [name for name in self.store.names if self.store.manifest(name).rank == rank]
 
 
-def side_warm(cache: Path, repeats: int) -> CallTimes:
+def side_warm(world: World, repeats: int) -> CallTimes:
     """Switches between adapters that are in memory."""
-    ours = Ours(cache, 2 * len(OWN_RANKS), None)
+    ours = Ours(world, 2 * len(OWN_RANKS), None)
     for name in ours.store.names:
         ours.switch(name)
     return median_p95([ms for _ in range(repeats) for name in ours.store.names for ms in milliseconds(partial(ours.switch, name), 1, 0)])
 
 
-def side_disk(cache: Path, repeats: int) -> dict[str, Any]:
+def side_disk(world: World, repeats: int) -> dict[str, Any]:
     """Switches to adapters that are on disk, beside reading their files; the budget holds none but the one that is bound."""
-    ours = Ours(cache, 4 * len(OWN_RANKS), 0)
+    ours = Ours(world, 4 * len(OWN_RANKS), 0)
     _wait(ours)
     turns: dict[str, Any] = {}
     for kind, rank in ((MAPPED, RANK), (PADDED, RANK // 2)):
@@ -140,9 +151,9 @@ def _turns(ours: Ours, names: list[str], cold: bool, first: bool, repeats: int) 
             "least_ratio": min(switches) / min(reads), "size_bytes": ours.file(names[0]).stat().st_size}  # fmt: skip
 
 
-def side_memory(cache: Path, adapters: int, switches: int) -> dict[str, float]:
+def side_memory(world: World, adapters: int, switches: int) -> dict[str, float]:
     """Resident memory over random switches under a budget, above what there was without adapters."""
-    ours = Ours(cache, adapters, BUDGET_ADAPTERS)
+    ours = Ours(world, adapters, BUDGET_ADAPTERS)
     draw = random.Random(0)
     for _ in range(switches // 10):
         ours.switch(draw.choice(ours.store.names))
@@ -233,11 +244,13 @@ def main() -> int:
     graph = options.graph or options.cache / "merged/model.onnx"
     if not graph.is_file():
         write_merged_graph(graph, meta_unet())
+    world = World(options.cache / options.slots, options.slots)
     report = {
+        "slots": options.slots,
         "machine": msgspec.to_builtins(machine("ort", options.threads)),
-        "warm": _apart(side_warm, options.cache, options.repeats),
-        "disk": _apart(side_disk, options.cache, options.repeats),
-        "memory": _apart(side_memory, options.cache, options.adapters, options.switches),
+        "warm": _apart(side_warm, world, options.repeats),
+        "disk": _apart(side_disk, world, options.repeats),
+        "memory": _apart(side_memory, world, options.adapters, options.switches),
         "diffusers": _apart(side_peft, options.repeats),
         "merged": _apart(side_merged, graph, options.threads),
     }
@@ -255,6 +268,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=40, help="turns of each kind")
     parser.add_argument("--threads", type=int, default=2, help="of the merged graph")
     parser.add_argument("--graph", type=Path, help="a merged graph to load instead of one of random weights")
+    parser.add_argument("--slots", choices=(SEARCHED, NORMALISED), default=SEARCHED, help="how slots hold an adapter")
     parser.add_argument("--cache", type=Path, default=Path("out/switching"), help="where files are kept")
     return parser.parse_args()
 

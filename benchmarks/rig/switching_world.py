@@ -23,7 +23,7 @@ from torch import nn
 from quad.core.digests import canonical_json, file_digest
 from quad.core.manifest import AdapterManifest, BundleManifest, FileEntry, LatentSpec, NoiseSchedule, TextSpec
 from quad.core.profile import Profile
-from quad.core.slots import Slot, SlotTable
+from quad.core.slots import NORMALISED, Slot, SlotMode, SlotTable
 from quad.runtime.bundle import Bundle
 
 RANK, DTYPE = 16, "int16"
@@ -39,15 +39,14 @@ def meta_unet() -> UNet2DConditionModel:
         return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
 
 
-def attention_slots(unet: nn.Module) -> SlotTable:
+def attention_slots(unet: nn.Module, mode: SlotMode) -> SlotTable:
     """A slot at each of the 128 attention projections."""
     layers = ((path, layer) for path, layer in unet.named_modules() if path.endswith(_ATTENTION) and isinstance(layer, nn.Linear))
-    return SlotTable(
-        tuple(
-            Slot(path=path, kind="linear", in_features=layer.in_features, out_features=layer.out_features, rank=RANK, dtype=DTYPE)
-            for path, layer in layers
-        )
+    slots = tuple(
+        Slot(path=path, kind="linear", in_features=layer.in_features, out_features=layer.out_features, rank=RANK, dtype=DTYPE)
+        for path, layer in layers
     )
+    return SlotTable(slots, mode) if mode == NORMALISED else SlotTable(slots)
 
 
 def write_adapters(root: Path, slots: SlotTable, count: int) -> Bundle:
@@ -85,6 +84,8 @@ def _write_adapter(folder: Path, name: str, slots: SlotTable, seed: int) -> None
     for slot in slots.slots:
         tensors[slot.a_name] = draw.integers(-4000, 4000, (rank, slot.in_features), DTYPE)
         tensors[slot.b_name] = draw.integers(-4000, 4000, (slot.out_features, rank), DTYPE)
+        if slots.normalised:
+            tensors[slot.scale_name] = draw.integers(1, 4000, rank).astype(np.float32)
     save_file(tensors, file)
     parents = {"slots": slots.digest, "profile": Profile(encodings={}).digest}
     adapter_manifest = AdapterManifest(
@@ -97,12 +98,15 @@ def write_bound_graph(path: Path, slots: SlotTable) -> None:
     """A graph that adds up the first number of every slot input: bound like any other, and done in no time."""
     inputs, nodes, firsts = [], [helper.make_node("Identity", ["sample"], ["x"])], ["x"]
     for name, shape in slots.input_shapes().items():
-        inputs.append(helper.make_tensor_value_info(name, TensorProto.INT16, shape))
-        nodes.append(helper.make_node("Slice", [name, "zeros", "ones"], [f"{name}/first"]))
+        is_scales = name in slots.scale_inputs()
+        inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT if is_scales else TensorProto.INT16, shape))
+        nodes.append(helper.make_node("Slice", [name, "zero", "one"] if is_scales else [name, "zeros", "ones"], [f"{name}/first"]))
         nodes.append(helper.make_node("Cast", [f"{name}/first"], [f"{name}/float"], to=TensorProto.FLOAT))
-        firsts.append(f"{name}/float")
+        nodes.append(helper.make_node("Reshape", [f"{name}/float", "ones"], [f"{name}/added"]))
+        firsts.append(f"{name}/added")
     nodes.append(helper.make_node("Sum", firsts, ["out"]))
-    ends = [helper.make_tensor("zeros", TensorProto.INT64, [2], [0, 0]), helper.make_tensor("ones", TensorProto.INT64, [2], [1, 1])]
+    ends = [helper.make_tensor(name, TensorProto.INT64, [len(values)], values)
+            for name, values in {"zero": [0], "one": [1], "zeros": [0, 0], "ones": [1, 1]}.items()]  # fmt: skip
     sample = helper.make_tensor_value_info("sample", TensorProto.FLOAT, [1, 1])
     out = helper.make_tensor_value_info("out", TensorProto.FLOAT, [1, 1])
     graph = helper.make_graph(nodes, "slots", [sample, *inputs], [out], ends)

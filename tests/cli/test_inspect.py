@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -20,6 +21,8 @@ from quad.core.sampling import AdapterDefaults
 from quad.core.storage.pack import write_pack
 from tests.model.conftest import model_dir as model_dir
 from tests.model.conftest import unet as unet
+from tests.runtime.conftest import normalised_bundle as normalised_bundle
+from tests.runtime.conftest import normalised_manifest, normalised_tensors
 
 RUNNER = CliRunner()
 PATH = "down_blocks.0.attentions.0.to_q"
@@ -144,6 +147,18 @@ def test_the_largest_weight_is_said_and_never_rounded_up(tmp_path: Path) -> None
     assert _inspect(tmp_path / "ink.qpack")["adapters"]["ink"] == {"rank": 3, "bits": 16, "bytes": 128, "headroom": 1.3199}
     done = RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")])
     assert "adapter ink: rank 3, 16 bits, 128 B, weights up to 1.31\n" in done.stdout
+
+
+def test_normalised_slots_are_told_with_the_weights_that_were_tried(normalised_bundle: Path, tmp_path: Path) -> None:
+    facts = _inspect(normalised_bundle)
+    assert facts["details"]["slot_mode"] == "normalised"
+    shown = RUNNER.invoke(app, ["inspect", str(normalised_bundle)]).stdout
+    assert "slots 2, normalised\n" in shown
+    assert ", any weight\n" in shown
+    manifest = msgspec.structs.replace(normalised_manifest("ink", 2), headroom=4.0)
+    write_pack(tmp_path / "ink.qpack", manifest, normalised_tensors(0, 2))
+    assert _inspect(tmp_path / "ink.qpack")["slots"] == 2
+    assert ", weights up to 4.00 tried\n" in RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")]).stdout
 
 
 def _for_base(path: Path, base: Path, *more: str) -> Result:

@@ -38,7 +38,7 @@ from quad.core.profile import Profile
 from quad.runtime import Request, Scheduler, SchedulerOptions
 from tests.runtime.held_pipeline import Clock, HeldPipeline
 from tests.runtime.tiny_htp import save_htp_unet
-from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, save_graph, save_unet, tiny_slots, value
+from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, normalised_slots, save_graph, save_unet, tiny_slots, value
 
 SLOTS = tiny_slots(RANK)
 PROFILE = Profile(encodings={"unet": dict.fromkeys(SLOTS.input_shapes(), LATTICE)})
@@ -90,7 +90,7 @@ def adapter_manifest(name: str, rank: int) -> AdapterManifest:
 def _adapter(folder: Path, manifest: AdapterManifest, tensors: dict[str, NDArray[Any]]) -> None:
     folder.mkdir(parents=True)
     file = folder / "adapter.safetensors"
-    save_file(trim(tensors, SLOTS), file)
+    save_file(tensors, file)
     written = msgspec.structs.replace(manifest, sha256=file_digest(file), size_bytes=file.stat().st_size)
     (folder / "adapter.json").write_bytes(canonical_json(written))
 
@@ -138,10 +138,38 @@ def make_bundle(root: Path) -> Path:
     _vae(root, rng)
     _tokenizer(root / "tokenizer/tokenizer.json")
     for seed, (name, rank) in enumerate({"transform": 2, "removal": 2, "sketch": 4}.items()):
-        _adapter(root / "adapters" / name, adapter_manifest(name, rank), adapter_tensors(seed, rank))
+        _adapter(root / "adapters" / name, adapter_manifest(name, rank), trim(adapter_tensors(seed, rank), SLOTS))
     (root / "slots.json").write_bytes(canonical_json(SLOTS))
     (root / "profile.json").write_bytes(canonical_json(PROFILE))
     write_manifest(root)
+    return root
+
+
+NORMALISED_SLOTS = normalised_slots(RANK)
+
+
+def normalised_tensors(seed: int, rank: int) -> dict[str, NDArray[Any]]:
+    """An adapter of normalised slots, as a file holds it."""
+    tensors = trim(adapter_tensors(seed, rank), SLOTS)
+    scales = np.random.default_rng(seed).uniform(0.05, 1.0, (len(SLOTS.slots), rank)).astype(np.float32)
+    return tensors | {slot.scale_name: each for slot, each in zip(SLOTS.slots, scales, strict=True)}
+
+
+def normalised_manifest(name: str, rank: int) -> AdapterManifest:
+    parents = {"slots": NORMALISED_SLOTS.digest, "profile": PROFILE.digest}
+    return msgspec.structs.replace(adapter_manifest(name, rank), parents=parents)
+
+
+def make_normalised(tiny_bundle: Path, root: Path) -> Path:
+    """The tiny bundle with normalised slots, in a new directory."""
+    shutil.copytree(tiny_bundle, root)
+    shutil.rmtree(root / "unet")
+    save_unet(root / "unet/model.onnx", normalised=True)
+    for seed, (name, rank) in enumerate({"transform": 2, "removal": 2, "sketch": 4}.items()):
+        shutil.rmtree(root / "adapters" / name)
+        _adapter(root / "adapters" / name, normalised_manifest(name, rank), normalised_tensors(seed, rank))
+    (root / "slots.json").write_bytes(canonical_json(NORMALISED_SLOTS))
+    write_manifest(root, parents={"base": "0" * 64, "slots": NORMALISED_SLOTS.digest, "profile": PROFILE.digest})
     return root
 
 
@@ -149,6 +177,12 @@ def make_bundle(root: Path) -> Path:
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole bundle; not to be written to."""
     return make_bundle(tmp_path_factory.mktemp("bundles") / "phone")
+
+
+@pytest.fixture(scope="session")
+def normalised_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with normalised slots; not to be written to."""
+    return make_normalised(tiny_bundle, tmp_path_factory.mktemp("normalised") / "phone")
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import pytest
 
 from quad import QuadPipeline
 from quad.core.errors import VerificationError
-from quad.runtime.adapters import buffers as adapter_file
+from quad.runtime.adapters import file as adapter_file
 from tests.conftest import Spy
 from tests.runtime.conftest import adapter_manifest, adapter_tensors
 from tests.serve.device import install_pack

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from quad.core.encoding import Encoding
-from quad.core.slots import Slot, SlotTable
+from quad.core.padding import slot_scales
+from quad.core.slots import NORMALISED, Slot, SlotTable
 
 SIZE, FACTOR, HIDDEN, LENGTH, RANK = 16, 4, 8, 6, 4
 SIDE = SIZE // FACTOR
 LATTICE = Encoding(bits=16, signed=True, symmetric=True, scale=(1e-4,), zero_point=(0,))
+UNIT = 0.5  # the end of B's encoding at normalised slots, where A's ends at 1
 SITE = Encoding(bits=16, signed=False, symmetric=False, scale=(16 / 65535,), zero_point=(32768,))
 WEIGHT_SCALE = np.float32(1e-3)
 Node = onnx.NodeProto
@@ -28,6 +30,11 @@ def tiny_slots(rank: int) -> SlotTable:
     """Two slots, a convolution and a linear layer."""
     conv = Slot(path="conv_in", kind="conv", in_features=9, out_features=HIDDEN, rank=rank, dtype="int16", kernel=(3, 3))
     return SlotTable((conv, Slot(path="mid.to_q", kind="linear", in_features=HIDDEN, out_features=HIDDEN, rank=rank, dtype="int16")))
+
+
+def normalised_slots(rank: int) -> SlotTable:
+    """The same slots, normalised."""
+    return SlotTable(tiny_slots(rank).slots, NORMALISED)
 
 
 def save_graph(path: Path, name: str, nodes: list[Node], inputs: list[Any], output: Any, constants: dict[str, NDArray[Any]]) -> None:
@@ -87,8 +94,9 @@ def _steps(slotted: bool) -> list[Step]:
     ]
 
 
-def save_unet(path: Path, rank: int = RANK) -> None:
+def save_unet(path: Path, rank: int = RANK, normalised: bool = False) -> None:
     """The graph: int8 weights, int16 slots, one 16-bit activation site; rank 0 leaves the slots out."""
+    slots = normalised_slots(rank) if normalised else tiny_slots(rank)
     constants: dict[str, NDArray[Any]] = unet_weights() | {
         "axis": np.array([1]),
         "thousandth": np.float32(1e-3),
@@ -101,15 +109,33 @@ def save_unet(path: Path, rank: int = RANK) -> None:
         "tokens": np.array([1, HIDDEN, SIDE * SIDE]),
         "grid": np.array([1, 4, SIDE, SIDE]),
     }
-    shapes = tiny_slots(rank).input_shapes() if rank else {}
+    shapes = slots.input_shapes() if rank else {}
     nodes = [helper.make_node("DequantizeLinear", [w, "ws", "wz"], [f"{w}_f"]) for w in ("w1", "w2")]
-    nodes += [helper.make_node("DequantizeLinear", [name, "ls", "lz"], [f"{name}_f"]) for name in shapes]
+    if normalised:
+        constants |= {"ls": np.float32(1 / 32767), "bs": np.float32(UNIT / 32767), "ranks": np.array([rank] * len(slots.slots))}
+        nodes += _scaled(slots)
+    else:
+        nodes += [helper.make_node("DequantizeLinear", [name, "ls", "lz"], [f"{name}_f"]) for name in shapes]
     nodes += [helper.make_node(op, given, [out], **attributes) for op, given, out, attributes in _steps(bool(rank))]
     if not rank:
         del constants["ls"], constants["lz"]
     inputs = [value("sample", [1, 9, SIDE, SIDE]), value("timestep", [1]), value("encoder_hidden_states", [1, LENGTH, HIDDEN])]
-    inputs += [value(name, list(shape), TensorProto.INT16) for name, shape in shapes.items()]
+    kinds = {name: TensorProto.FLOAT if name in slots.scale_inputs() else TensorProto.INT16 for name in shapes}
+    inputs += [value(name, list(shape), kinds[name]) for name, shape in shapes.items()]
     save_graph(path, "unet", nodes, inputs, value("out_sample", [1, 4, SIDE, SIDE]), constants)
+
+
+def _scaled(slots: SlotTable) -> list[Node]:
+    """Dequantized slot inputs, the scales of each slot's rank channels in its B."""
+    (vector,) = slots.scale_inputs()
+    nodes = [helper.make_node("Split", [vector, "ranks"], [slot.scale_name for slot in slots.slots])]
+    for slot in slots.slots:
+        nodes += [
+            helper.make_node("DequantizeLinear", [slot.a_name, "ls", "lz"], [f"{slot.a_name}_f"]),
+            helper.make_node("Mul", [slot.scale_name, "bs"], [f"{slot.b_name}_s"]),
+            helper.make_node("DequantizeLinear", [slot.b_name, f"{slot.b_name}_s"], [f"{slot.b_name}_f"], axis=1),
+        ]
+    return nodes
 
 
 def _conv(x: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
@@ -119,10 +145,19 @@ def _conv(x: NDArray[Any], w: NDArray[Any]) -> NDArray[Any]:
     return result
 
 
+def real_slots(slots: Mapping[str, NDArray[Any]], table: SlotTable) -> dict[str, NDArray[np.float64]]:
+    """A and B as numbers of normalised slots' integers and scales, the scales multiplied into B."""
+    scales, real = slot_scales(slots, table), {}
+    for slot in table.slots:
+        factor = scales[slot.path].astype(np.float64).reshape(1, -1, *[1] * (len(slot.b_shape) - 2))
+        real |= {slot.a_name: slots[slot.a_name] / 32767, slot.b_name: slots[slot.b_name] * factor * UNIT / 32767}
+    return real
+
+
 def float_unet(step: Mapping[str, NDArray[Any]], slots: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-    """The same network in float64, nothing rounded on the way; `slots` as integers, empty for the base."""
+    """The same network in float64, nothing rounded on the way; `slots` as integers, or as numbers, empty for the base."""
     w = unet_weights()
-    real = {name: array * LATTICE.scale[0] for name, array in slots.items()}
+    real = {name: array * LATTICE.scale[0] if array.dtype.kind == "i" else array for name, array in slots.items()}
     x = step["sample"][0].astype(np.float64)
     c = _conv(x, w["w1"] * float(WEIGHT_SCALE))
     if real:

@@ -150,7 +150,7 @@ def measure_fidelity(bundle: Bundle, session: Session, teacher_calls: Sequence[T
         session.bind(unet_buffers(bundle, buffers))
         return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(teacher_call)])) for teacher_call in teacher_calls]
 
-    without = outputs(zero_buffers(bundle.slots))
+    without = outputs(zero_buffers(bundle.slots, bundle.profile))
     return [fidelity(teacher_calls, outputs(form), without) for form in forms]
 
 

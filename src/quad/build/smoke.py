@@ -22,7 +22,7 @@ from quad.core.picture_size import component_of
 from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
+from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.engines.engine import Session, open_engine
 from quad.runtime.fixed_threads import ENGINE_THREADS
@@ -114,7 +114,7 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
     return SmokeResult(errors, goldens)
 
 
-def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) -> float:
+def _error(session: Session, case: ComponentCall, zeros: ZeroBuffers, limit: float) -> float:
     if zeros:
         session.bind(pad(case.slots, zeros))
     where = f"smoke run of {case.component} with {case.source}"
@@ -130,7 +130,7 @@ def _error(session: Session, case: ComponentCall, zeros: Buffers, limit: float) 
     return error
 
 
-def _goldens(probes: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: Buffers) -> dict[str, Golden]:
+def _goldens(probes: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: ZeroBuffers) -> dict[str, Golden]:
     """The golden output of every adapter on the first stored probe; none where nothing is stored."""
     if not probes.is_file():
         return {}

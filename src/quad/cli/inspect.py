@@ -12,6 +12,7 @@ import typer
 from quad.cli.show import Json, result, size
 from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
+from quad.core.slots import NORMALISED, SEARCHED
 from quad.core.tensor_names import Role, role_of
 from quad.lora.quote import quoted
 
@@ -34,7 +35,11 @@ InspectedBase = Annotated[
 
 
 class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter: rank of its own, bits per weight, size on disk, and where known the largest weight never clipped, and its defaults."""
+    """One adapter: rank of its own, bits per weight, size on disk, and where known the largest weight never clipped, and its defaults.
+
+    Args:
+        headroom: of normalised slots, which clip no weight, the largest one that was tried.
+    """
 
     rank: int
     bits: int
@@ -157,6 +162,7 @@ def _bundle_facts(path: Path) -> Facts:
         "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
         "size_bytes": total,
+        "slot_mode": NORMALISED if bundle.slots.normalised else SEARCHED,
         "words": _words(bundle),
     }
     return Facts(
@@ -188,7 +194,8 @@ def _pack_facts(path: Path) -> Facts:
         rank=manifest.rank, bits=manifest.bits, bytes=manifest.size_bytes, headroom=manifest.headroom, defaults=manifest.defaults
     )
     slots = sum(role_of(name) is Role.LORA_A for name in pack.tensors)
-    details = {"tasks": sorted(manifest.tasks), "size_bytes": path.stat().st_size}
+    mode = NORMALISED if any(role_of(name) is Role.LORA_SCALE for name in pack.tensors) else SEARCHED
+    details = {"tasks": sorted(manifest.tasks), "size_bytes": path.stat().st_size, "slot_mode": mode}
     return Facts(
         kind="pack",
         slots=slots,
@@ -200,7 +207,9 @@ def _pack_facts(path: Path) -> Facts:
 
 
 def _lines(path: Path, facts: Facts) -> list[str]:
-    lines = [f"{facts.kind}  {path}", *([] if facts.kind == "embedding" else [f"slots {facts.slots}"])]
+    is_normalised = facts.details.get("slot_mode") == NORMALISED
+    slots = f"slots {facts.slots}{', normalised' if is_normalised else ''}"
+    lines = [f"{facts.kind}  {path}", *([] if facts.kind == "embedding" else [slots])]
     if facts.profile_digest and facts.slots_digest:
         lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
     for key in ("target", "precision"):
@@ -218,7 +227,8 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     for name, adapter in facts.adapters.items():
-        lines.append(f"adapter {name}: rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}{_weights(adapter)}{_meant(adapter)}")
+        facts_of = f"rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}"
+        lines.append(f"adapter {name}: {facts_of}{_weights(adapter, is_normalised)}{_meant(adapter)}")
     if "size_bytes" in facts.details:
         lines.append(f"in all {size(facts.details['size_bytes'])}")
     return lines
@@ -237,10 +247,12 @@ def _lora_lines(details: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _weights(adapter: AdapterFacts) -> str:
+def _weights(adapter: AdapterFacts, is_normalised: bool) -> str:
     from quad.runtime.adapters.weighted_sum import show_headroom
 
-    return "" if adapter.headroom is msgspec.UNSET else f", weights up to {show_headroom(adapter.headroom)}"
+    if adapter.headroom is msgspec.UNSET:
+        return ", any weight" if is_normalised else ""
+    return f", weights up to {show_headroom(adapter.headroom)}{' tried' if is_normalised else ''}"
 
 
 def _meant(adapter: AdapterFacts) -> str:

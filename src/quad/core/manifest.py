@@ -231,7 +231,8 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
         rank: its own rank before padding, the largest over slots.
         bits: 16 or 8; 32 means float32 weights.
         sha256: digest of `adapter.safetensors`.
-        headroom: the largest weight before an entry of its weighted B is clipped; unset where none ever is, and in files of older builds.
+        headroom: the largest weight before an entry of its weighted B is clipped, of normalised slots the largest that its admission tried
+            without any activation being cut off; unset where there is no such bound, and in files of older builds.
         golden, quality: unset in adapters of older builds, and where they were not measured.
         defaults: how it is meant to be run, unset where nothing was said; in tasks of its own it is in their sampler already.
     """

@@ -18,7 +18,7 @@ from quad.core.padding import trim
 from quad.core.storage.pack import write_pack
 from quad.core.storage.tensor_file import TensorFile
 from quad.runtime import AdapterStore, bundle, open_bundle
-from quad.runtime.adapters import buffers as adapter_file
+from quad.runtime.adapters import file as adapter_file
 from quad.runtime.adapters.buffers import AdapterMix, padded_bytes, zero_buffers
 from quad.runtime.engines.engine import open_engine
 from quad.runtime.engines.graph import FairLock, Graph, Slots

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quad.core.padding import own_shapes, trim
 from quad.core.slots import Slot, SlotTable
-from quad.runtime.adapters.buffers import pad
+from quad.runtime.adapters.buffers import pad, zero_buffers
 
 SLOTS = SlotTable(
     (
@@ -28,7 +28,7 @@ SLOTS = SlotTable(
         ),
     )
 )
-ZEROS = {name: np.zeros(shape, np.int16) for name, shape in SLOTS.input_shapes().items()}
+ZEROS = zero_buffers(SLOTS)
 
 
 def padded(ranks: list[int], seed: int = 0) -> dict[str, NDArray[Any]]:

@@ -225,7 +225,7 @@ class _BuildFacts:
 
 def _build_facts(built: Mapping[str, Any], pipe: QuadPipeline) -> _BuildFacts:
     session = open_unet(pipe.bundle, pipe.engine)
-    zeros = {name: buffer for name, buffer in zero_buffers(pipe.bundle.slots).items() if name in session.inputs}
+    zeros = {name: buffer for name, buffer in zero_buffers(pipe.bundle.slots, pipe.bundle.profile).items() if name in session.inputs}
     return _BuildFacts(
         profile=built["profile"],
         alignment=built["alignment"],

@@ -78,7 +78,7 @@ def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) ->
     for component in COMPONENTS:
         with bundle.graph_to_load(component) as file:
             session = opened.load(file, threads)
-        zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots).items() if name in session.inputs}
+        zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots, bundle.profile).items() if name in session.inputs}
         times[component] = median_p95(graph_times(session, zeros, repeats))
     return times
 

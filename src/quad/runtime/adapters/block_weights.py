@@ -16,7 +16,7 @@ from numbers import Real
 from typing import Any, TypeAlias
 
 from quad.core.errors import UsageError, mismatch
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 
 _BLOCK = re.compile(r"block_(0|[1-9][0-9]{0,2})")
 _BLOCK_PATH = re.compile(r"(?:down|up)_blocks\.(?:[0-9]+\.)?|mid_block\.")
@@ -55,6 +55,13 @@ Weight: TypeAlias = float | BlockWeights
 def weight_at(weight: Weight, path: str) -> float:
     """The weight of an adapter at one slot."""
     return weight.at(path) if isinstance(weight, BlockWeights) else weight
+
+
+def largest_weight(weight: Weight, slots: SlotTable) -> float:
+    """The largest magnitude of an adapter's weight at any slot."""
+    if not isinstance(weight, BlockWeights):
+        return abs(weight)
+    return max((abs(weight.at(slot.path)) for slot in slots.slots), default=0.0)
 
 
 def read_weight(value: Any) -> Weight:

@@ -1,20 +1,114 @@
-"""Adapters on disk: a pack, a directory, or one of a bundle's own, and whether they were packed for this bundle."""
+"""Adapters on disk: a pack, a directory, or one of a bundle's own, and whether they were packed for this bundle.
+
+All of a file is hashed the first time that it is read, in a bundle when that is opened. Later it is taken to be the same as long as the
+system says so (`Identity`): a file that was replaced or written to since is hashed again, and so is one that was changed so shortly before
+that the clock could hide another change.
+"""
 
 from __future__ import annotations
 
+import logging
+from dataclasses import dataclass
 from pathlib import Path
+from time import time_ns
 
-from quad.core.errors import CompatibilityError, InputError, mismatch
+from quad.core.errors import CompatibilityError, InputError, VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.pickles import is_pickled
+from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.files import inside
-from quad.core.storage.pack import pack_manifest, parse_adapter_manifest
+from quad.core.storage.pack import check_digest, content_digest, pack_manifest, parse_adapter_manifest
 from quad.core.storage.reading import is_directory, is_file, reading_from
-from quad.core.storage.tensor_file import open_header
-from quad.runtime.adapters.buffers import AdapterFile
+from quad.core.storage.stable_file import Identity
+from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header
+from quad.runtime.adapters.buffers import Buffers, MakeRoom, ZeroBuffers, check_tensors, pad, padded_bytes
 from quad.runtime.bundle import Bundle
 
+_LOG = logging.getLogger(__name__)
+
+TEXT_PREFIX = f"{TEXT_ENCODER}."
 MANIFEST_FILE, TENSORS_FILE = "adapter.json", "adapter.safetensors"
+
+
+@dataclass(kw_only=True)
+class AdapterFile:
+    """Where an adapter lies and what it said of itself when it was found there. The file must stay.
+
+    Args:
+        path: the pack, or the file of tensors beside an `adapter.json`.
+        packed: which of the two.
+        mapped: it is the device's own, to which nobody writes, and is mapped; any other is read into memory.
+        hashed: which file was seen to have the manifest's digest already.
+        fits: its tensors are those of the slots.
+    """
+
+    path: Path
+    manifest: AdapterManifest
+    packed: bool
+    mapped: bool
+    hashed: Identity | None = None
+    fits: bool = False
+
+    def components(self) -> list[str]:
+        """The graphs that its tensors are inputs of."""
+        names = open_header(self.path).entries
+        return [part for part in (UNET, TEXT_ENCODER) if any((part == TEXT_ENCODER) == name.startswith(TEXT_PREFIX) for name in names)]
+
+    def check(self, zeros: ZeroBuffers, verify: bool = True) -> None:
+        """See that it fits, and that it is whole.
+
+        Args:
+            zeros: the zero adapter of the slots.
+            verify: for the latter all of it is read once; False leaves that to `read`.
+
+        Raises:
+            InputError: it cannot be read.
+            VerificationError: it was changed, or is no adapter for these slots.
+        """
+        file = self._open()
+        if verify:
+            self._check(file, zeros)
+        else:
+            check_tensors(self.manifest.name, file.tensors, zeros.slots)
+
+    def read(self, zeros: ZeroBuffers, make_room: MakeRoom) -> Buffers:
+        """Its buffers: the file itself where all of its ranks are the slots', else a padded copy.
+
+        Args:
+            zeros: the zero adapter of the slots; it stands for slots that this one does not have.
+            make_room: called with the bytes that its buffers will take, before they do.
+
+        Raises:
+            InputError, VerificationError: as `check`.
+        """
+        mapped = map_tensors(self.path) if self.mapped else None  # which takes no memory yet
+        make_room(padded_bytes(open_header(self.path).entries if mapped is None else mapped.tensors, zeros))
+        file = copy_tensors(self.path) if mapped is None else mapped
+        self._check(file, zeros)
+        buffers = pad(file.tensors, zeros)
+        if any(buffers[name] is not tensor for name, tensor in file.tensors.items() if name in zeros):
+            _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
+        return buffers
+
+    def _open(self) -> TensorFile:
+        return map_tensors(self.path) if self.mapped else copy_tensors(self.path)
+
+    def _check(self, file: TensorFile, zeros: ZeroBuffers) -> None:
+        if file.identity == self.hashed:
+            file.touch()
+        else:
+            self._hash(file)
+        if not self.fits:
+            check_tensors(self.manifest.name, file.tensors, zeros.slots)
+            self.fits = True  # for good: only the same bytes get here again
+
+    def _hash(self, file: TensorFile) -> None:
+        now_ns = time_ns()
+        if self.packed and pack_manifest(file.where, file.metadata) != self.manifest:
+            raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
+        digest = content_digest(file.tensors) if self.packed else file.sha256()
+        check_digest(file.where, digest, self.manifest.sha256)
+        self.hashed = file.identity if file.identity.settled(now_ns) else None
 
 
 def open_adapter(path: Path, mapped: bool = False) -> AdapterFile:

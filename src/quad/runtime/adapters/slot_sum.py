@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -46,6 +46,10 @@ class Part:
         rows = np.flatnonzero(alive) if weight else np.zeros(0, np.intp)
         return Part(name=name, weight=weight, a=a, b=b, rows=rows)
 
+    def without(self, silent: NDArray[np.bool_]) -> Part:
+        """Without the rank channels that count nothing, `(slot.rank,)`."""
+        return replace(self, rows=self.rows[~silent[self.rows]])
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sum:
@@ -77,8 +81,8 @@ def add(parts: Sequence[Part], slot: Slot) -> Sum:
         return _side_by_side(parts, slot)
     a = np.concatenate([part.a[part.rows].reshape(len(part.rows), -1) for part in parts])
     b = np.concatenate([part.weight * part.b[:, part.rows].reshape(slot.out_features, -1).astype(np.float64) for part in parts], axis=1)
-    if (first := _first_places(a)).max() < slot.rank:
-        return _written(*_gathered(a, b, first), slot)
+    if (first := row_places(a)).max() < slot.rank:
+        return _written(*gathered(a, b, first), slot)
     product = nearest(a.astype(np.float64), b, slot.rank, largest_integer(slot))
     return _written(product.a, product.b, slot, product.energy)
 
@@ -102,13 +106,13 @@ def _side_by_side(parts: Sequence[Part], slot: Slot) -> Sum:
     return Sum(a=a, b=b, clipped=clipped)
 
 
-def _first_places(a: Array) -> NDArray[np.intp]:
+def row_places(a: Array) -> NDArray[np.intp]:
     """The number of every row among the different rows, `(n,)`."""
     places: dict[bytes, int] = {}
     return np.array([places.setdefault(row.tobytes(), len(places)) for row in a])
 
 
-def _gathered(a: Array, b: NDArray[np.float64], places: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def gathered(a: Array, b: NDArray[np.float64], places: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """`B A = (sum of the columns of B that stand at one row of A) (the different rows of A)`, exactly."""
     rows, columns = np.zeros((places.max() + 1, a.shape[1])), np.zeros((places.max() + 1, len(b)))
     rows[places] = a

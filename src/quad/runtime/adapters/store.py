@@ -17,10 +17,10 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.core.sampling import AdapterDefaults
 from quad.runtime.adapters.block_weights import Weight
-from quad.runtime.adapters.buffers import AdapterFile, Buffers, padded_bytes, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, ZeroBuffers, padded_bytes, zero_buffers
 from quad.runtime.adapters.cache import BufferCache
-from quad.runtime.adapters.file import check_parents, open_adapter, open_shipped
-from quad.runtime.adapters.weighted_sum import mix_adapters
+from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_shipped
+from quad.runtime.adapters.weighted_sum import mix_adapters, strength_notes
 from quad.runtime.bundle import Bundle
 
 _LOG = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ class AdapterStore:
         if budget_bytes is not None and budget_bytes < 0:
             raise UsageError(mismatch("adapter budget", "0 bytes or more", budget_bytes, "leave it out for no bound"))
         self._bundle = bundle
-        self._zeros = zero_buffers(bundle.slots)
+        self._zeros = zero_buffers(bundle.slots, bundle.profile)
         self._manifests: dict[str, AdapterManifest] = {}
         self._files: dict[str, AdapterFile] = {}
         self._cache = BufferCache(budget_bytes)
@@ -92,7 +92,7 @@ class AdapterStore:
             return self._changes
 
     @property
-    def zeros(self) -> Buffers:
+    def zeros(self) -> ZeroBuffers:
         """Buffers of the zero adapter; not to be written to."""
         return self._zeros
 
@@ -177,20 +177,21 @@ class AdapterStore:
         """Buffers of a weighted sum of adapters, with notes on what was lost. One adapter of weight 1 is returned as it is.
 
         Raises:
-            UsageError: no adapter has that name.
+            UsageError: no adapter has that name, or a weight is beyond all numbers.
             CompatibilityError: their ranks together exceed a slot's by too much.
         """
-        for name in names:
-            self.manifest(name)
         used = {name: weight for name, weight in zip(names, weights, strict=True) if weight}
+        rooms = {name: self.manifest(name).headroom for name in names}
         parts = {name: self.buffers(name) for name in used}
+        notes = strength_notes(used, rooms, self._bundle.slots)
         if not parts:
             return self._zeros, ()
         if list(used.values()) == [1.0]:
-            return next(iter(parts.values())), ()
-        mixed, notes = mix_adapters(parts, used, self._bundle.slots, self._zeros)
-        self._cache.count(mixed, padded_bytes((name for name in mixed if mixed[name] is not self._zeros[name]), self._zeros))
-        return mixed, notes
+            return next(iter(parts.values())), notes
+        mixed, lost = mix_adapters(parts, used, self._bundle.slots, self._zeros)
+        shared = self._zeros if mixed.source is None else mixed.source
+        self._cache.count(mixed, padded_bytes((name for name in mixed if mixed[name] is not shared[name]), self._zeros))
+        return mixed, (*lost, *notes)
 
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""

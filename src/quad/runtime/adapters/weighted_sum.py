@@ -1,8 +1,8 @@
 """Several adapters at once, with weights: the sum at every slot, and what is to be said of it.
 
-Where the ranks together fit the slot's, and with weights of 1, nothing is rounded. Rows of A that several adapters share take one place
-where places are short, which is exact too; what is still too much becomes the nearest product of the slot's rank, and a note says what
-that keeps. Base plus nothing is the base, bit for bit.
+Where the ranks together fit the slot's, and with weights of 1, nothing is rounded; at normalised slots with any weights. Rows of A that
+several adapters share take one place where places are short, which is exact too; what is still too much becomes the nearest product of the
+slot's rank, and a note says what that keeps. Base plus nothing is the base, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,27 +10,39 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
+import msgspec
+import numpy as np
 from numpy.typing import NDArray
 
-from quad.core.errors import CompatibilityError
+from quad.core.encoding import Encoding
+from quad.core.errors import CompatibilityError, UsageError, mismatch
+from quad.core.padding import scale_vectors, slot_scales
 from quad.core.slots import SlotTable
-from quad.runtime.adapters.block_weights import BlockWeights, Weight, weight_at
-from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.block_weights import BlockWeights, Weight, largest_weight, weight_at
+from quad.runtime.adapters.buffers import Buffers, Vectors, ZeroBuffers
+from quad.runtime.adapters.normalised_sum import ScaledPart, add_scaled
 from quad.runtime.adapters.slot_sum import Part, add, largest_integer
 
 Notes = tuple[str, ...]
+Encodings = Mapping[str, Encoding]
 
 MIN_ENERGY = 0.9  # a sum that keeps less of the parts' energy than this share, at any slot, is refused
 
 
-def headroom(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> float:
-    """The largest weight, of either sign, with which no entry of an adapter's weighted B leaves the lattice; infinite for floats.
+def headroom(tensors: Mapping[str, NDArray[Any]], slots: SlotTable, encodings: Encodings = MappingProxyType({})) -> float:
+    """The largest weight, of either sign, with which nothing of an adapter that is multiplied by it leaves its range.
+
+    That is an entry of B, infinite for floats; of normalised slots a scale, infinite where graphs read scales as floats.
 
     Args:
-        tensors: graph input name -> array of any rank; slots that are not there are zero.
+        tensors: name in an adapter's file -> array of any rank; slots that are not there are zero.
+        encodings: graph input of scales -> its encoding, of those that the graphs read as integers.
     """
+    if slots.normalised:
+        return _scale_room(scale_vectors(tensors, slots), encodings)
     room = math.inf
     for slot in slots.slots:
         if slot.b_name in tensors:
@@ -40,12 +52,34 @@ def headroom(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> float:
     return room
 
 
+def _scale_room(scales: Vectors, encodings: Encodings) -> float:
+    largest = {name: float(np.abs(scales[name]).max(initial=0.0)) for name in encodings}
+    return min((encodings[name].qmax * encodings[name].scale[0] / peak for name, peak in largest.items() if peak), default=math.inf)
+
+
 def show_headroom(room: float) -> str:
     """Two digits, never more than what it is."""
     return f"{math.floor(room * 100) / 100:.2f}"
 
 
-def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: Buffers) -> tuple[Buffers, Notes]:
+def strength_notes(weights: Mapping[str, Weight], rooms: Mapping[str, float | msgspec.UnsetType], slots: SlotTable) -> Notes:
+    """A line for each adapter of normalised slots whose weight is over those that its admission tried.
+
+    Args:
+        rooms: adapter name -> `headroom` of its manifest.
+    """
+    notes = []
+    for name, weight in weights.items() if slots.normalised else ():
+        room = rooms[name]
+        if room is not msgspec.UNSET and largest_weight(weight, slots) > room:
+            tried = f"it was tried up to {show_headroom(room)}, beyond it activations of the network may be cut off"
+            notes.append(f"adapters: {name!r} at weight {weight:g}: {tried}")
+    return tuple(notes)
+
+
+def mix_adapters(
+    parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: ZeroBuffers
+) -> tuple[Buffers, Notes]:
     """Buffers of the weighted sum of adapters.
 
     Args:
@@ -58,7 +92,13 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], sl
 
     Raises:
         CompatibilityError: at some slot the ranks together exceed the slot's, and the nearest sum that fits keeps too little.
+        UsageError: scales times a weight are beyond all numbers.
     """
+    mixed, notes = (_mix_scaled if slots.normalised else _mix_searched)(parts, weights, slots, zeros)
+    return mixed, (*_block_notes(weights, slots), *notes)
+
+
+def _mix_searched(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: Buffers) -> tuple[Buffers, Notes]:
     mixed = Buffers()
     clipped: Counter[str] = Counter()
     cut: dict[str, float] = {}
@@ -73,9 +113,57 @@ def mix_adapters(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], sl
         clipped.update(total.clipped)
         if total.energy is not None:
             cut[slot.path] = total.energy
+    _require_energy(cut, parts, weights, slots)
+    return mixed, (*_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
+
+
+def _mix_scaled(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: ZeroBuffers) -> tuple[Buffers, Notes]:
+    """At normalised slots; of one adapter alone A and B stay the same arrays."""
+    scaled = {name: _times(name, weights[name], buffers, slots) for name, buffers in parts.items()}
+    if len(parts) == 1:
+        ((name, source),) = parts.items()
+        vectors = _vectors(scaled[name], slots)
+        mixed = Buffers({**source, **zeros.encoded(vectors)}, scales=vectors, source=source)
+        return mixed, _scale_notes(mixed, parts, weights, zeros)
+    arrays: dict[str, NDArray[Any]] = {**zeros}
+    totals: dict[str, NDArray[np.float32]] = {}
+    cut: dict[str, float] = {}
+    for slot in slots.slots:
+        candidates = [
+            ScaledPart(part=Part.of(name, 1.0, buffers, slot).without(scaled[name][slot.path] == 0.0), scales=scaled[name][slot.path])
+            for name, buffers in parts.items()
+        ]
+        if used := [each for each in candidates if len(each.part.rows)]:
+            total, totals[slot.path] = add_scaled(used, slot)
+            arrays |= {slot.a_name: total.a, slot.b_name: total.b}
+            if total.energy is not None:
+                cut[slot.path] = total.energy
+    _require_energy(cut, parts, weights, slots)
+    vectors = _vectors(totals, slots)
+    mixed = Buffers(arrays | zeros.encoded(vectors), scales=vectors)
+    return mixed, (*_cut_notes(cut, parts), *_scale_notes(mixed, parts, weights, zeros))
+
+
+def _times(name: str, weight: Weight, buffers: Buffers, slots: SlotTable) -> dict[str, NDArray[np.float64]]:
+    """Slot path -> an adapter's scales times its weight there.
+
+    Raises:
+        UsageError: they are beyond all numbers.
+    """
+    scaled = {path: scales * np.float64(weight_at(weight, path)) for path, scales in slot_scales(buffers.scales, slots).items()}
+    if any(np.abs(scales).max(initial=0.0) > np.finfo(np.float32).max for scales in scaled.values()):
+        raise UsageError(mismatch(f"adapter {name!r}", "a weight that its scales can be multiplied by", f"{weight:g}", "use a smaller one"))
+    return scaled
+
+
+def _vectors(scales: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[np.float32]]:
+    """Slot path -> `(rank,)` as the graphs' inputs of scales."""
+    return scale_vectors({slot.scale_name: scales[slot.path] for slot in slots.slots if slot.path in scales}, slots)
+
+
+def _require_energy(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> None:
     if cut and min(cut.values()) < MIN_ENERGY:
         raise _refusal(cut, parts, weights, slots)
-    return mixed, (*_block_notes(weights, slots), *_cut_notes(cut, parts), *_clip_notes(clipped, parts, weights, slots))
 
 
 def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> CompatibilityError:
@@ -121,3 +209,16 @@ def _clip_notes(clipped: Mapping[str, int], parts: Mapping[str, Buffers], weight
         elif count:
             notes.append(f"adapters: {count} weights of the sum left the profile's range and were clipped; use smaller weights")
     return tuple(notes)
+
+
+def _scale_notes(mixed: Buffers, parts: Mapping[str, Buffers], weights: Mapping[str, Weight], zeros: ZeroBuffers) -> Notes:
+    """A line about scales that lie beyond the end of the graphs' integers."""
+    ends = {name: encoding.scale[0] * (encoding.qmax + 0.5) for name, encoding in zeros.encodings.items()}
+    count = sum(int((np.abs(mixed.scales[name]) > end).sum()) for name, end in ends.items())
+    if not count:
+        return ()
+    if len(parts) > 1:
+        return (f"adapters: {count} scales of the sum left the profile's range and were clipped; use smaller weights",)
+    ((name, source),) = parts.items()
+    room = show_headroom(_scale_room(source.scales, zeros.encodings))
+    return (f"adapters: {name!r} at weight {weights[name]:g}: up to {room} fits the profile; {count} scales were clipped",)

@@ -8,7 +8,7 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -117,6 +117,10 @@ class PreparedInputs:
     owner: weakref.ref[object]
     arrays: Arrays
     values: Mapping[str, Any]
+
+    def updated(self, others: PreparedInputs) -> PreparedInputs:
+        """These and others of the same session; where both have an input, the others'."""
+        return replace(self, arrays={**self.arrays, **others.arrays}, values={**self.values, **others.values})
 
 
 class BoundSession(abc.ABC):

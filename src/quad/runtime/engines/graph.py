@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +32,7 @@ from quad.core.slots import UNET
 from quad.core.storage.reading import reading_from
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
 from quad.runtime.bundle import COMPONENTS, SIZED, Bundle
-from quad.runtime.engines.engine import Arrays, Engine, Shape, SwitchSession
+from quad.runtime.engines.engine import Arrays, Engine, PreparedInputs, Shape, SwitchSession
 from quad.runtime.engines.onnx_inputs import graph_inputs
 
 _LOG = logging.getLogger(__name__)
@@ -220,10 +220,21 @@ def bind_buffers(session: SwitchSession, buffers: Buffers, names: Iterable[str])
     Raises:
         BackendError: they do not fit; what was bound stays bound.
     """
+    session.bind(_prepared(session, buffers, tuple(names)))
+
+
+def _prepared(session: SwitchSession, buffers: Buffers, names: Collection[str]) -> PreparedInputs:
+    """Buffers as a session has checked and wrapped them; of those that share others' arrays only what is theirs is wrapped anew."""
     prepared = buffers.prepared.get(session)
     if prepared is None:
-        prepared = buffers.prepared[session] = session.prepare({name: buffers[name] for name in names})
-    session.bind(prepared)
+        source = buffers.source
+        if source is None:
+            prepared = session.prepare({name: buffers[name] for name in names})
+        else:
+            own = session.prepare({name: buffers[name] for name in names if buffers[name] is not source[name]})
+            prepared = _prepared(session, source, names).updated(own)
+        buffers.prepared[session] = prepared
+    return prepared
 
 
 def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> dict[str, Graph]:
