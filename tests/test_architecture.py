@@ -38,11 +38,14 @@ def test_the_pipeline_by_its_public_name_loads_no_training_framework() -> None:
     assert not _loaded("import quad\nassert quad.QuadPipeline.from_pretrained") & NOT_ON_A_DEVICE
 
 
-def test_an_admission_loads_no_training_framework(tiny_bundle: Path, tmp_path: Path) -> None:
-    """`quad adapt` without a model, from the file to the pack."""
-    bundle, lora = freeze(tiny_bundle, tmp_path / "phone"), write_later_lora(tmp_path / "ink.safetensors")
+def test_an_admission_loads_no_training_framework(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`quad adapt` without a model, from the file to the pack; its path is one that could be a hub id."""
+    monkeypatch.chdir(tmp_path)
+    Path("loras").mkdir()
+    bundle, lora = freeze(tiny_bundle, tmp_path / "phone"), write_later_lora(Path("loras/ink.safetensors"))
     words = ["adapt", str(bundle), f"ink={lora}", "-o", str(tmp_path / "ink.qpack"), "--json"]
-    loaded = _loaded(f"from quad.cli.main import app\napp({words!r}, standalone_mode=False)")
+    loaded = _loaded(f"from quad.cli.main import app\ntry:\n    app({words!r})\nexcept SystemExit as end:\n    assert not end.code")
+    assert "onnxruntime" in loaded
     assert not loaded & NOT_ON_A_DEVICE
     assert (tmp_path / "ink.qpack").is_file()
 

@@ -77,6 +77,7 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
         pack=request.output,
         manifest=manifest,
         slots=fitted.slots,
+        applied=fitted.applied,
         trial=trial.to_json(),
         seconds=time.perf_counter() - start,
         checked=checked,

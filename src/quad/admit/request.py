@@ -96,6 +96,7 @@ class AdaptResult:
     Args:
         manifest: as written into the pack.
         slots: how each slot took the adapter.
+        applied: share of the file's update that the pack holds.
         trial: see `quad.admit.trial.Trial.to_json`.
         alignment: see `Alignment.to_json`; empty without the base.
         checked, unchecked: what was looked at and what was not, a line each.
@@ -105,6 +106,7 @@ class AdaptResult:
     pack: Path
     manifest: AdapterManifest
     slots: tuple[SlotFit, ...]
+    applied: float
     trial: Mapping[str, Any]
     seconds: float
     checked: tuple[str, ...]
@@ -123,6 +125,7 @@ class AdaptResult:
             "bits": manifest.bits,
             "size_bytes": manifest.size_bytes,
             "seconds": self.seconds,
+            "applied": self.applied,
             "headroom": None if manifest.headroom is msgspec.UNSET else manifest.headroom,
             "quality": {} if manifest.quality is msgspec.UNSET else msgspec.to_builtins(manifest.quality),
             "alignment": dict(self.alignment),

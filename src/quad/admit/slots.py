@@ -30,6 +30,17 @@ _LISTED = 6
 Matrix = NDArray[np.float64]
 
 
+class UnfitError(CompatibilityError):
+    """An adapter that is refused for what was measured of it."""
+
+    def __init__(self, message: str, reasons: Mapping[str, str]) -> None:
+        """Args:
+        reasons: slot or activation -> why it does not take the adapter, all of them.
+        """
+        super().__init__(message)
+        self.reasons = dict(reasons)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SlotFit:
     """One slot of the new adapter under the frozen encodings.
@@ -69,7 +80,7 @@ class SlotFit:
         return {**shown, "product_db": self.product_db, "clipped": self.clipped, "room_a": room_a, "room_b": room_b}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Fitted:
     """An adapter that was brought to the slots.
 
@@ -77,11 +88,13 @@ class Fitted:
         adapter: of the slots' ranks and of the profile's channel gains, as the frozen network takes it.
         components: in which its update is not zero.
         slots: how each of its slots takes it; empty where nothing is quantized.
+        applied: share of the whole update's sum of squares that is left after conversion and cutting.
     """
 
     adapter: FloatAdapter
     components: frozenset[str]
     slots: tuple[SlotFit, ...]
+    applied: float
 
     @property
     def product_db(self) -> float | None:
@@ -106,19 +119,19 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     small = with_gains(_cut_to(adapter, slots), profile)
     powers = {path: _power(pair) for path, pair in small.weights.items()}
     components = frozenset(slots[path].component for path, power in powers.items() if power > 0.0)
+    total = sum(powers.values())
+    whole = sum(power / max(small.energy.get(path, 1.0), 1e-30) for path, power in powers.items())
+    applied = total / whole if whole > 0.0 else 1.0
     if not profile.encodings:
-        return Fitted(small, components, ())
+        return Fitted(adapter=small, components=components, slots=(), applied=applied)
     ready = rescale(balance(small), table, profile)
-    total = sum(powers.values()) or 1.0
+    total = total or 1.0
     fits = [_measure(slots[path], pair, profile) for path, pair in ready.weights.items()]
-    return Fitted(
-        small,
-        components,
-        tuple(
-            replace(slot, rank=adapter.weights[slot.path].rank, energy=small.energy.get(slot.path, 1.0), share=powers[slot.path] / total)
-            for slot in fits
-        ),
+    slots_fit = tuple(
+        replace(slot, rank=adapter.weights[slot.path].rank, energy=small.energy.get(slot.path, 1.0), share=powers[slot.path] / total)
+        for slot in fits
     )
+    return Fitted(adapter=small, components=components, slots=slots_fit, applied=applied)
 
 
 def with_gains(adapter: FloatAdapter, profile: Profile) -> FloatAdapter:
@@ -144,7 +157,7 @@ def refuse_unfit(fitted: Fitted, bundle: str, min_energy: float) -> None:
     if reasons:
         hint = "build the bundle again with this adapter"
         expected = f"one that all {len(adapter.weights)} of its slots of bundle {bundle!r} take"
-        raise CompatibilityError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", hint))
+        raise UnfitError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", hint), reasons)
 
 
 def listed(reasons: Mapping[str, str]) -> str:

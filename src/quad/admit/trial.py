@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.admit.sites import ObservedGraph, SiteUse
-from quad.admit.slots import listed
+from quad.admit.slots import UnfitError, listed
 from quad.core.component_call import Inputs
 from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, mismatch
@@ -136,7 +136,7 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
     if clipped:
         expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
         losing = f"{len(clipped)} that lose more: {listed(clipped)}"
-        raise CompatibilityError(mismatch(where, expected, losing, "build the bundle again with this adapter"))
+        raise UnfitError(mismatch(where, expected, losing, "build the bundle again with this adapter"), clipped)
 
 
 def _effect(outputs: Sequence[Array], zero: Sequence[Array]) -> float:

@@ -46,7 +46,7 @@ Pixels = Annotated[int, typer.Option("--max-pixels", help="Width times height of
 Steps = Annotated[int, typer.Option("--max-steps", help="Sampler steps of one request.", metavar="N", min=1)]
 Time = Annotated[float, typer.Option("--time-limit", help="Seconds that one request may run.", metavar="S", min=0.1)]
 Lease = Annotated[float, typer.Option("--lease", help="Seconds that a request lives when nobody asks after it.", metavar="S", min=0.1)]
-Uploads = Annotated[bool, typer.Option("--allow-uploads", help="Let clients send packs.")]
+Uploads = Annotated[bool, typer.Option("--allow-uploads", help="Let clients send packs and LoRA files.")]
 Parameters = Annotated[bool, typer.Option("--parameters", help="Write into each picture's file how it was made, its prompt too.")]
 Document = Annotated[bool, typer.Option("--openapi", help="Print the API's OpenAPI document, and serve nothing.")]
 

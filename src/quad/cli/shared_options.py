@@ -86,11 +86,20 @@ def local_adapters(adapters: Mapping[str, Path]) -> dict[str, Path]:
     Raises:
         InputError: there is none of that id, or the hub is not to be reached.
     """
-    if all(path.is_absolute() or len(path.parts) < 2 for path in adapters.values()):
+    if all(path.is_absolute() or len(path.parts) < 2 or _is_there(path) for path in adapters.values()):
         return dict(adapters)  # none can be an id
-    from quad.model.base.hub_adapters import resolve_adapter
-
+    try:
+        from quad.model.base.hub_adapters import resolve_adapter
+    except ModuleNotFoundError:  # an install that asks no hub: whoever opens the path says that nothing is there
+        return dict(adapters)
     return {name: resolve_adapter(path) for name, path in adapters.items()}
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return True
 
 
 def model_directory(model: str) -> Path:

@@ -21,6 +21,7 @@ from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 
 JSON, PACK = "application/json", "application/octet-stream"
 MOST_STEPS, MOST_ADAPTERS, LONGEST_PROMPT = 1000, 16, 4000
+LONGEST_ADMISSION_S = 600.0  # of a LoRA file, on the slowest machine
 State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "expired")
 Prompt = Annotated[str, Meta(max_length=LONGEST_PROMPT)]
@@ -34,11 +35,16 @@ _KINDS: Mapping[str, type[QuadError]] = {
 }
 
 
-class ErrorBody(msgspec.Struct, frozen=True):
-    """Why not: one line, and the class of `quad.core.errors` that it is, so that a client raises what the pipeline would have raised."""
+class ErrorBody(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why not: one line, and the class of `quad.core.errors` that it is, so that a client raises what the pipeline would have raised.
+
+    Args:
+        reasons: of a LoRA that is refused: slot or activation -> why it does not take it, all of them.
+    """
 
     error: str
     kind: str
+    reasons: dict[str, str] = {}
 
 
 class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -120,6 +126,45 @@ class Tasks(msgspec.Struct, frozen=True):
 
     tasks: dict[str, TaskSpec]
     sizes: tuple[PictureSize, ...] = ()
+
+
+class Verdict(msgspec.Struct, frozen=True, kw_only=True):
+    """The measured figures of a LoRA that a server admitted.
+
+    Args:
+        rank, bits, size_bytes: of the pack that it became.
+        applied: share of the file's update that the pack holds, of its sum of squares; the rest went with ranks and conversions.
+        clipped: the most that any activation loses to its frozen range, a share of its energy; null where activations cannot be read. A
+            LoRA whose weights are clipped is not admitted.
+        effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest of the stored calls.
+        others: the same of the bundle's own adapters.
+        product_db: SQNR of all products B A as integers, dB; null where nothing is quantized.
+        headroom: the largest weight at which nothing is clipped; null where there is no bound.
+        checked, unchecked: what was looked at and what was not, a line each.
+        seconds, peak_ram_bytes: of the process that admitted it.
+    """
+
+    rank: int
+    bits: int
+    size_bytes: int
+    applied: float
+    clipped: float | None
+    effect: float
+    others: dict[str, float]
+    product_db: float | None
+    headroom: float | None
+    notes: tuple[str, ...]
+    checked: tuple[str, ...]
+    unchecked: tuple[str, ...]
+    seconds: float
+    peak_ram_bytes: int
+
+
+class Uploaded(msgspec.Struct, frozen=True):
+    """The adapter that was sent; where it came as a LoRA file, what was measured of it."""
+
+    name: str
+    verdict: Verdict | msgspec.UnsetType = msgspec.UNSET
 
 
 class Named(msgspec.Struct, frozen=True):

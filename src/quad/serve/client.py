@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,20 @@ from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.stages import PipelineOutput
-from quad.serve.api import PACK, Adapters, Health, Named, NewRequest, RequestState, Step, Tasks, as_exception
+from quad.serve.api import (
+    LONGEST_ADMISSION_S,
+    PACK,
+    Adapters,
+    Health,
+    Named,
+    NewRequest,
+    RequestState,
+    Step,
+    Tasks,
+    Uploaded,
+    Verdict,
+    as_exception,
+)
 from quad.serve.http_client import HttpClient
 from quad.serve.pictures import from_png, picture_file
 
@@ -77,12 +91,28 @@ class QuadClient:
         self._chosen = {}
 
     def load_lora_weights(self, path: str | Path, adapter_name: str) -> str:
-        """Send a pack to the server, for all of its apps; the server has to run with `--allow-uploads`."""
+        """Send a pack, or a LoRA file (safetensors), to the server, for all of its apps; the server has to run with `--allow-uploads`."""
+        self._upload(path, adapter_name)
+        return adapter_name
+
+    def admit(self, path: str | Path, adapter_name: str) -> Verdict:
+        """Send a LoRA file (safetensors) and hear what the server measured of it; it is the server's adapter from then on.
+
+        Raises:
+            CompatibilityError: the bundle does not take it, and why. InputError: it is a pack, which nobody measures.
+        """
+        verdict = self._upload(path, adapter_name).verdict
+        if verdict is msgspec.UNSET:
+            raise InputError(mismatch(str(path), "a LoRA file", "a pack, which the server has taken", "use load_lora_weights for it"))
+        return verdict
+
+    def _upload(self, path: str | Path, adapter_name: str) -> Uploaded:
         if not Path(path).is_file():
             raise InputError(mismatch(str(path), "a pack file", "none", "check the path"))
-        with Path(path).open("rb") as pack:
-            self._http.fetch("PUT", f"/v1/adapters/{quote(adapter_name, safe='')}", pack, PACK)
-        return adapter_name
+        patient = replace(self._http, timeout_s=self._http.timeout_s + LONGEST_ADMISSION_S)
+        where = f"/v1/adapters/{quote(adapter_name, safe='')}"
+        with Path(path).open("rb") as file, patient.answer("PUT", where, file, PACK) as answer, patient.reporting():
+            return msgspec.json.decode(answer.read(), type=Uploaded)
 
     def unload(self, adapter_name: str) -> None:
         """Take back a pack that was sent."""

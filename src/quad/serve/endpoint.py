@@ -26,6 +26,7 @@ from pathlib import Path
 from quad.core.errors import BackendError, InputError, UsageError, mismatch
 from quad.core.storage.files import writing_to
 from quad.core.storage.pack import PACK_SUFFIX
+from quad.core.storage.parts import PART
 from quad.serve.lock import LOCK, lock_file, locked
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +38,8 @@ _TOKEN_BYTES, _TOKEN_MARK = 32, "quad-"
 _BACKLOG = 128
 _LONGEST_ADDRESS = 103  # of a socket, on every system
 _UPLOAD_BYTES = 8
-_UPLOAD = re.compile(rf"[0-9a-f]{{{2 * _UPLOAD_BYTES}}}{re.escape(PACK_SUFFIX)}")
+_PACK = rf"[0-9a-f]{{{2 * _UPLOAD_BYTES}}}{re.escape(PACK_SUFFIX)}"
+_UPLOAD = re.compile(rf"{_PACK}|\.{_PACK}\.[0-9a-f]{{16}}\.{PART}")  # one that is being written too
 
 
 @dataclass(frozen=True, kw_only=True)

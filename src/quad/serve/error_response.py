@@ -17,9 +17,14 @@ _STATUS: Mapping[type[QuadError], int] = {InputError: 400, UnsupportedError: 422
 class HttpError(Exception):
     """An error with the HTTP status that it is answered with."""
 
-    def __init__(self, status: int, error: QuadError, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, status: int, error: QuadError, headers: Mapping[str, str] | None = None, *, reasons: Mapping[str, str] | None = None
+    ) -> None:
+        """Args:
+        reasons: see `ErrorBody`.
+        """
         super().__init__(str(error))
-        self.status, self.error, self.headers = status, error, dict(headers or {})
+        self.status, self.error, self.headers, self.reasons = status, error, dict(headers or {}), dict(reasons or {})
 
 
 def http_error(error: QuadError) -> HttpError:
@@ -30,7 +35,8 @@ def http_error(error: QuadError) -> HttpError:
 def error_response(error: HttpError) -> Response:
     """The answer; a client that is told to come again later is told when."""
     headers = {**({"Retry-After": str(RETRY_AFTER_S)} if error.status == 503 else {}), **error.headers}
-    return json_response(error_body(error.error), error.status, headers)
+    body = msgspec.structs.replace(error_body(error.error), reasons=error.reasons)
+    return json_response(body, error.status, headers)
 
 
 def json_response(body: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

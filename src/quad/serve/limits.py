@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from quad.core.errors import BusyError, mismatch
+from quad.serve.api import LONGEST_ADMISSION_S
 from quad.serve.error_response import HttpError
 
 MIB = 2**20
@@ -18,7 +19,9 @@ class Limits:
 
     Args:
         max_body_bytes: of one call, a pack apart.
-        max_upload_bytes, max_uploads: of one pack, and how many.
+        max_upload_bytes, max_uploads: of one pack or LoRA file, and how many.
+        max_admission_bytes: of memory that the admission of a LoRA file takes, the graph's files apart.
+        admission_s: the longest time of one.
         max_pixels: width times height of one picture that is given.
         max_held_bytes: bodies being read and pictures of unfinished requests, all clients together.
         max_decoding_bytes: what decoders take beside that; one picture that takes more is decoded alone.
@@ -38,6 +41,8 @@ class Limits:
     max_body_bytes: int = 32 * MIB
     max_upload_bytes: int = 1024 * MIB
     max_uploads: int = 16
+    max_admission_bytes: int = 1024 * MIB
+    admission_s: float = LONGEST_ADMISSION_S
     max_pixels: int = 16 * MIB
     max_held_bytes: int = 512 * MIB
     max_decoding_bytes: int = 512 * MIB

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from quad.core.memory import peak_ram_bytes
+from quad.serve.admission.admitter import Admitter
 from quad.serve.service import Service
 
 PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -87,11 +88,36 @@ def exposition(service: Service) -> str:
                 samples=_by_name(dict(service.answers)),
                 label="code",
             ),
+            *_admissions(service.admitter),
             Metric(name="quad_peak_ram_bytes", kind="gauge", says="Largest resident size so far.", samples={"": peak_ram_bytes()}),
             *_numbers("quad_scheduler", asdict(service.scheduler.metrics())),
             *_numbers("quad_adapters", asdict(service.pipe.adapter_metrics())),
         ]
     )
+
+
+def _admissions(admitter: Admitter) -> list[Metric]:
+    return [
+        Metric(
+            name="quad_admissions_total",
+            kind="counter",
+            says="LoRA files that were admitted, and that were refused.",
+            samples=_by_name(admitter.outcomes),
+            label="outcome",
+        ),
+        Metric(
+            name="quad_admissions_running",
+            kind="gauge",
+            says="LoRA files that are being admitted, one at most.",
+            samples={"": admitter.running},
+        ),
+        Metric(
+            name="quad_admission_peak_ram_bytes",
+            kind="gauge",
+            says="Largest resident size of a process that admitted a LoRA file.",
+            samples={"": admitter.peak_ram_bytes},
+        ),
+    ]
 
 
 def _by_name(counts: Mapping[Any, int]) -> dict[str, float]:

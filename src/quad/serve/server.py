@@ -94,7 +94,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._service.stop()
-        await self._service.decoder.close()
+        await asyncio.gather(self._service.decoder.close(), self._service.admitter.close())
         asyncio.get_running_loop().call_later(_GRACE_S, self._abort_connections)
         await super().shutdown(sockets)
 

@@ -17,6 +17,7 @@ from quad.runtime.adapters.follow_store import InstalledAdapters
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.provenance.png import PngOptions
 from quad.runtime.queue.scheduler import Scheduler
+from quad.serve.admission.admitter import Admitter
 from quad.serve.connections.fetching import Fetching
 from quad.serve.connections.places import Places
 from quad.serve.decoding.decoder import Decoder
@@ -39,6 +40,7 @@ class Service:
     Args:
         installed: adapters that come through the device's store; None where there is no store.
         uploads: where packs that clients send are kept; None where none are taken.
+        admission_command: of the process that admits a LoRA file; empty for quad's own.
         decoder_command: of the processes that decode pictures; empty for quad's own.
         png: what the files of pictures say of how they were made; None for nothing.
     """
@@ -49,15 +51,17 @@ class Service:
     installed: InstalledAdapters | None = None
     uploads: Path | None = None
     decoder_command: Sequence[str] = ()
+    admission_command: Sequence[str] = ()
     png: PngOptions | None = None
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)
         self.places = Places(self.limits)
         self.decoder = Decoder(self.limits, self.decoder_command)
+        self.admitter = Admitter(self.limits, self.admission_command)
         self.registry = RequestRegistry(self.limits, self.budget)
         self.uploaded: dict[str, Path] = {}
-        self.sending = 0  # packs that are on their way to the disk
+        self.sending = 0  # packs and LoRA files that are on their way
         self.answers: dict[int, int] = {}
         self.streams = 0
         self.stopping = False
@@ -127,6 +131,7 @@ class Service:
         finally:
             looking.cancel()
             await self.decoder.close()
+            await self.admitter.close()
 
     async def _poll_store(self) -> None:
         while True:

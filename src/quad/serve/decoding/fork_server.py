@@ -23,14 +23,15 @@ _START_S, _POLL_S = 60.0, 0.005
 _MOST_IDLE = 2
 
 
-def worker_command(setup: str = "") -> tuple[str, ...]:
-    """The fork server's command: this interpreter, without what a site adds to its start, and with the paths that it has now.
+def worker_command(setup: str = "", module: str = "quad.serve.decoding.worker") -> tuple[str, ...]:
+    """The command of a process: this interpreter, without what a site adds to its start, and with the paths that it has now.
 
     Args:
         setup: statements that run before it, which may speak of the module as `worker`.
+        module: whose `main` it runs; the fork server's by default.
     """
     paths = [str(Path(quad.__file__).parents[1]), *(path for path in sys.path if path)]
-    code = f"import sys\nsys.path[:] = {paths!r}\nfrom quad.serve.decoding import worker\n{setup}\nworker.main()"
+    code = f"import sys\nsys.path[:] = {paths!r}\nimport {module} as worker\n{setup}\nworker.main()"
     return (sys.executable, "-I", "-S", "-B", "-c", code)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import msgspec
+from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
@@ -17,16 +18,21 @@ from quad.core.errors import BusyError, InputError, UnsupportedError, UsageError
 from quad.core.manifest import AdapterName
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import writing_to
-from quad.core.storage.pack import pack_manifest
+from quad.core.storage.header import Malformed
+from quad.core.storage.pack import MANIFEST_KEY, pack_manifest
+from quad.core.storage.stable_file import StableFile
 from quad.core.storage.tensor_file import open_header
-from quad.serve.api import PACK, Adapters, AdapterState, Named
+from quad.serve.admission.messages import AdmissionJob
+from quad.serve.api import PACK, Adapters, AdapterState, Named, Uploaded, Verdict
 from quad.serve.connections.body import chunks, require_type
 from quad.serve.endpoint import upload_name
 from quad.serve.error_response import HttpError, json_response
 from quad.serve.operations.operation import Operation
+from quad.serve.operations.stream import until_gone
 from quad.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
+_LONGEST_HEADER = 16 * 2**20  # as of a pack
 
 
 async def adapters(service: Service, http: HttpRequest) -> Response:
@@ -54,29 +60,68 @@ async def install(service: Service, http: HttpRequest) -> Response:
 
 
 async def upload(service: Service, http: HttpRequest) -> Response:
-    """Admit a pack under a name, or replace one that came the same way."""
+    """Take a pack, or admit a LoRA file (safetensors) and take the pack that it becomes, under a new name or one that came the same way."""
     folder, name = _uploads(service), http.path_params["name"]
     service.require_running()
     require_type(http, PACK)
+    file, pack = folder / upload_name(), folder / upload_name()
     with _sending(service, name):
-        await _receive(service, http, folder, name)
-    return json_response(Named(name))
+        try:
+            with writing_to(folder), file.open("xb") as stream:
+                async for chunk in chunks(http, service.limits.max_upload_bytes, service.limits.body_timeout_s):
+                    stream.write(chunk)
+            if await service.in_thread(partial(_is_lora, file)):
+                body = Uploaded(name, await _admit(service, http, name, (file, pack)))
+            else:
+                file.replace(pack)
+                body = Uploaded(name)
+            await _take(service, name, pack)
+        except BaseException:
+            pack.unlink(missing_ok=True)
+            raise
+        finally:
+            file.unlink(missing_ok=True)
+    return json_response(body)
 
 
-async def _receive(service: Service, http: HttpRequest, folder: Path, name: str) -> None:
-    path = folder / upload_name()
+def _is_lora(file: Path) -> bool:
+    """Is this another safetensors file than a pack; what is none is for the pack's reader to refuse."""
     try:
-        with writing_to(folder), path.open("xb") as stream:
-            async for chunk in chunks(http, service.limits.max_upload_bytes, service.limits.body_timeout_s):
-                stream.write(chunk)
-        async with service.changing:
-            _require_free(service, name)
-            await service.in_thread(partial(_register, service, path, name))
-            old, service.uploaded[name] = service.uploaded.get(name), path
-            _LOG.info("adapter %s: uploaded", name)
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
+        return MANIFEST_KEY not in StableFile.of(file).header(_LONGEST_HEADER).metadata
+    except Malformed:
+        return False
+
+
+async def _admit(service: Service, http: HttpRequest, name: str, files: tuple[Path, Path]) -> Verdict:
+    """Make the pack of a LoRA file, unless the client leaves. Raises: as `Admitter.admit`; HttpError, 409: a task has the name."""
+    if (spec := service.pipe.tasks.get(name)) is not None and spec.adapter != name:
+        raise HttpError(409, UsageError(mismatch("name", "a new one", f"{name!r}, which is a task", "choose another name")))
+    limits, verdicts = service.limits, []
+    job = AdmissionJob(
+        bundle=str(service.pipe.bundle.root.absolute()),
+        lora=str(files[0].absolute()),
+        pack=str(files[1].absolute()),
+        name=name,
+        engine=service.pipe.engine,
+        max_bytes=limits.max_admission_bytes,
+        max_pack_bytes=limits.max_upload_bytes,
+    )
+
+    async def work() -> None:
+        verdicts.append(await service.admitter.admit(job))
+
+    if await until_gone(http.receive, work()):
+        raise ClientDisconnect
+    return verdicts[0]
+
+
+async def _take(service: Service, name: str, pack: Path) -> None:
+    """Register a pack that has come, in place of one that came before."""
+    async with service.changing:
+        _require_free(service, name)
+        await service.in_thread(partial(_register, service, pack, name))
+        old, service.uploaded[name] = service.uploaded.get(name), pack
+        _LOG.info("adapter %s: uploaded", name)
     if old is not None:
         old.unlink(missing_ok=True)
 
@@ -207,9 +252,9 @@ OPERATIONS = (
         method="PUT",
         path=_NAME,
         handle=upload,
-        says="Admit a pack.",
+        says="Take a pack, or admit a LoRA file.",
         status=200,
-        gives=Named,
+        gives=Uploaded,
         reads=PACK,
         error_statuses=(400, 403, 408, 409, 413, 415, 422, 503),
     ),

@@ -1,0 +1,115 @@
+"""The process of one admission: a LoRA file becomes a pack, or is refused. It ends with its job, or with the server's stream."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from pathlib import Path
+
+import msgspec
+
+from quad.admit.admit import admit
+from quad.admit.request import AdaptRequest, AdaptResult
+from quad.admit.slots import UnfitError
+from quad.core.errors import InputError, QuadError, lack_of, mismatch
+from quad.core.memory import peak_ram_bytes
+from quad.core.slots import UNET
+from quad.runtime.bundle import open_bundle
+from quad.serve.admission.messages import LENGTH, AdmissionJob, Admitted, Answer, Refused, message
+from quad.serve.api import Verdict, error_body
+
+_STREAM = 0  # both ways
+_NICENESS = 10  # whoever waits for a picture goes first
+_SLACK_BYTES = 192 * 2**20  # the interpreter's own, the engine's libraries, and stacks of threads
+_STATM = Path("/proc/self/statm")
+
+
+def main() -> None:
+    """Do one job."""
+    os.nice(_NICENESS)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    job = msgspec.json.decode(_read(*LENGTH.unpack(_read(LENGTH.size))), type=AdmissionJob)
+    threading.Thread(target=_end_with_stream, daemon=True).start()
+    _write(message(answer(job)))
+
+
+def answer(job: AdmissionJob) -> Answer:
+    """The outcome of a job; every refusal names the adapter, not the place where the server keeps its file."""
+    try:
+        _limit(job)
+        request = AdaptRequest(Path(job.bundle), job.name, Path(job.lora), output=Path(job.pack), engine=job.engine)
+        return Admitted(verdict(admit(request)))
+    except UnfitError as error:
+        body = error_body(error)
+        return Refused(body.error, body.kind, error.reasons)
+    except Exception as error:
+        if lack_of("admission", error.__cause__ or error) is not None:
+            expected = f"one that is admitted within {job.max_bytes} bytes of memory"
+            hint = "admit it with quad adapt, on a larger machine, and send the pack"
+            body = error_body(InputError(mismatch(f"adapter {job.name!r}", expected, "one that needs more", hint)))
+        elif isinstance(error, QuadError):
+            body = error_body(error)
+        else:
+            raise
+        return Refused(body.error.replace(job.lora, f"adapter {job.name!r}"), body.kind)
+
+
+def verdict(admitted: AdaptResult) -> Verdict:
+    """The figures that a client is told."""
+    manifest, quality = admitted.manifest, admitted.manifest.quality
+
+    def number(value: float | msgspec.UnsetType) -> float | None:
+        return None if value is msgspec.UNSET else value
+
+    return Verdict(
+        rank=manifest.rank,
+        bits=manifest.bits,
+        size_bytes=manifest.size_bytes,
+        applied=admitted.applied,
+        clipped=None if quality is msgspec.UNSET else number(quality.lost),
+        effect=float(admitted.trial["effect"]),
+        others=dict(admitted.trial["others"]),
+        product_db=None if quality is msgspec.UNSET else number(quality.product_db),
+        headroom=number(manifest.headroom),
+        notes=admitted.notes,
+        checked=admitted.checked,
+        unchecked=admitted.unchecked,
+        seconds=admitted.seconds,
+        peak_ram_bytes=peak_ram_bytes(),
+    )
+
+
+def _limit(job: AdmissionJob) -> None:
+    """Bound this process' memory and files, where the system counts the first: a graph's files are mapped twice at most."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (job.max_pack_bytes, job.max_pack_bytes))
+    if _STATM.is_file():
+        bundle = open_bundle(job.bundle, verify=False)
+        part = bundle.manifest.components[UNET]
+        graph_bytes = sum(bundle.manifest.files[name].size_bytes for name in part.files)
+        own_bytes = int(_STATM.read_text(encoding="ascii").split()[5]) * resource.getpagesize()
+        most = own_bytes + _SLACK_BYTES + 2 * graph_bytes + job.max_bytes
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+
+
+def _end_with_stream() -> None:
+    """The server has gone, or does not want the answer any more: nobody does."""
+    while os.read(_STREAM, 1):
+        pass
+    os._exit(1)
+
+
+def _read(n_bytes: int) -> bytes:
+    """So many bytes of the stream; fewer, or none, where it ends."""
+    pieces, missing = [], n_bytes
+    while missing and (piece := os.read(_STREAM, missing)):
+        pieces.append(piece)
+        missing -= len(piece)
+    return b"".join(pieces)
+
+
+def _write(data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(_STREAM, rest) :]
