@@ -23,7 +23,7 @@ from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
 from quad.core.manifest import AdapterManifest, Component, Golden
 from quad.core.padding import trim
-from quad.core.profile import Profile
+from quad.core.profile import GroupRanges, Profile
 from quad.core.slots import Slot, SlotTable
 from quad.model.base.open import Base
 from quad.runtime.adapters.packed import PackedAdapter
@@ -70,6 +70,30 @@ def test_a_written_bundle_opens_and_every_file_is_listed(parts: BundleParts, tmp
     assert manifest.parents["base"] == parts.base.digest
     sizes = rom_bytes(manifest)
     assert sizes["shared"] + sizes["adapters"]["ink"] == sum(entry.size_bytes for entry in manifest.files.values())
+
+
+def test_groups_of_adapters_have_a_graph_each_over_the_same_weights(parts: BundleParts, tmp_path: Path) -> None:
+    profile = Profile(encodings={}, groups=(GroupRanges(encodings={}, mode="anchor"),))
+    artifacts = {**parts.artifacts, "unet.group-2": OnnxArtifact(model=graph(), placement={"nodes": 1})}
+    loud = replace(parts.adapters[0], name="loud", group=1)
+    grouped = replace(parts, profile=profile, artifacts=artifacts, adapters=(*parts.adapters, loud))
+    alone = write_bundle(replace(parts, profile=Profile(encodings={})), tmp_path / "alone")
+    tried: dict[str, Path] = {}
+
+    def check(_: Path, files: Mapping[str, Path]) -> dict[str, Golden]:
+        tried.update(files)
+        return {}
+
+    grouped = replace(grouped, artifacts={name: OnnxArtifact(model=graph(), placement={"nodes": 1}) for name in artifacts})
+    manifest = write_bundle(grouped, tmp_path / "phone", check)
+    assert {name: file.name for name, file in tried.items() if name not in COMPONENTS} == {"unet.group-2": "model.group-2.onnx"}
+    assert manifest.components["unet"].files == ("unet/model.onnx", "unet/model.group-2.onnx", "unet/model.onnx.data")
+    assert manifest.parents["graph"] != alone.parents["graph"]
+    bundle = open_bundle(tmp_path / "phone")
+    manifests = {name: AdapterStore(bundle).manifest(name) for name in ("ink", "loud")}
+    assert [manifest.group for manifest in manifests.values()] == [msgspec.UNSET, 1]
+    added = sum(entry.size_bytes for name, entry in manifest.files.items() if name.startswith("unet/"))
+    assert added < 2 * alone.files["unet/model.onnx"].size_bytes
 
 
 def test_adapters_lie_there_at_their_own_ranks_with_the_weight_they_can_have(parts: BundleParts, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Graphs of several sizes over one file of weights: each still computes what it did, and a weight lies on the disk once."""
+"""Graphs of several sizes and groups over one file of weights: each still computes what it did, and a weight lies on the disk once."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import nn
 from quad.compile.artifact import FileArtifact, OnnxArtifact
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.placement.qdq import place_float
-from quad.compile.shared_weights import WEIGHTS_FILE, write_sizes
+from quad.compile.shared_weights import WEIGHTS_FILE, write_variants
 from quad.core.picture_size import PictureSize
 from quad.runtime.engines.engine import open_engine
 
@@ -22,17 +22,18 @@ SIZES = (PictureSize(8, 8), PictureSize(8, 16), PictureSize(16, 8))
 
 
 class _Network(nn.Module):
-    """A weight, a table that hangs on the size, and shapes that do."""
+    """A weight, a table that hangs on the size, and shapes that do; the gain is one group's."""
 
-    def __init__(self) -> None:
+    def __init__(self, gain: float = 1.0) -> None:
         super().__init__()
+        self.gain = gain
         self.conv, self.linear = nn.Conv2d(3, 32, 3, padding=1), nn.Linear(32, 32)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         rows, columns = image.shape[2:]
         places = torch.arange(rows * columns).reshape(1, 1, rows, columns) / (rows * columns)
         hidden = self.linear((self.conv(image) + places).flatten(2).transpose(1, 2))
-        return hidden.transpose(1, 2).reshape(1, 32, rows, columns).tanh()
+        return (self.gain * hidden).transpose(1, 2).reshape(1, 32, rows, columns).tanh()
 
 
 def _artifact(network: nn.Module, size: PictureSize) -> OnnxArtifact:
@@ -50,8 +51,7 @@ def network() -> nn.Module:
 @pytest.fixture(scope="module")
 def folder(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "vae_encoder"
-    first, *others = (_artifact(network, size) for size in SIZES)
-    component = write_sizes(folder, first, dict(zip(SIZES[1:], others, strict=True)))
+    component = write_variants(folder, {(size, 0): _artifact(network, size or SIZES[0]) for size in (None, *SIZES[1:])})
     assert component.files == (
         "vae_encoder/model.onnx", "vae_encoder/model.8x16.onnx", "vae_encoder/model.16x8.onnx", f"vae_encoder/{WEIGHTS_FILE}"
     )  # fmt: skip
@@ -92,6 +92,26 @@ def test_files_of_an_earlier_run_give_the_same_bytes(network: nn.Module, folder:
     for size in SIZES:
         _artifact(network, size).write(tmp_path / str(size))
         kept.append(FileArtifact(source=tmp_path / str(size), placement={}, agreement_db={}))
-    write_sizes(tmp_path / "again" / "vae_encoder", kept[0], dict(zip(SIZES[1:], kept[1:], strict=True)))
+    write_variants(tmp_path / "again" / "vae_encoder", {(size, 0): files for size, files in zip((None, *SIZES[1:]), kept, strict=True)})
     for path in folder.iterdir():
         assert path.read_bytes() == (tmp_path / "again" / "vae_encoder" / path.name).read_bytes()
+
+
+def test_groups_of_all_sizes_lie_over_the_same_weights(network: nn.Module, folder: Path, tmp_path: Path) -> None:
+    other = _Network(gain=0.5)
+    other.load_state_dict(network.state_dict())
+    networks = {0: network, 1: other.eval().requires_grad_(False)}
+    sizes = (None, SIZES[1])
+    component = write_variants(
+        tmp_path / "unet", {(size, group): _artifact(networks[group], size or SIZES[0]) for size in sizes for group in networks}
+    )
+    assert [component.of(size, group).file for group in networks for size in sizes] == [
+        "unet/model.onnx", "unet/model.8x16.onnx", "unet/model.group-2.onnx", "unet/model.8x16.group-2.onnx"
+    ]  # fmt: skip
+    assert sorted(f"unet/{path.name}" for path in (tmp_path / "unet").iterdir()) == sorted(component.files)
+    assert (tmp_path / "unet" / WEIGHTS_FILE).stat().st_size <= (folder / WEIGHTS_FILE).stat().st_size
+    for (size, group), gain in {(None, 1): 0.5, (SIZES[1], 0): 1.0, (SIZES[1], 1): 0.5}.items():
+        assert networks[group].gain == gain
+        image = torch.randn(1, 3, *(size or SIZES[0]).grid, generator=torch.Generator().manual_seed(1))
+        session = open_engine("ort", (), "float").load(tmp_path / component.of(size, group).file, 1)
+        np.testing.assert_allclose(session.run({"image": image.numpy()}), networks[group](image).numpy(), atol=1e-5)

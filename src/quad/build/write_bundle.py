@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.numpy import save
 
 from quad import __version__
 from quad.compile.artifact import Artifact
-from quad.compile.shared_weights import write_sizes
+from quad.compile.shared_weights import write_variants
 from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.manifest import (
     BUNDLE_FILE,
@@ -96,20 +97,25 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None) ->
 
 def _write_graphs(stage: Path, parts: BundleParts) -> dict[str, Component]:
     """All graphs, those of one component in one folder."""
+    variants = list(product((None, *parts.base.more_sizes), range(parts.profile.group_count)))
     components = {}
     for name, artifact in parts.artifacts.items():
         if name != component_of(name):
             continue
-        others = {size: parts.artifacts[graph] for size in parts.base.more_sizes if (graph := graph_name(name, size)) in parts.artifacts}
-        components[name] = write_sizes(stage / name, artifact, others) if others else artifact.write(stage / name)
+        names = {variant: graph_name(name, *variant) for variant in variants}
+        several = {variant: parts.artifacts[graph] for variant, graph in names.items() if graph in parts.artifacts}
+        components[name] = write_variants(stage / name, several) if len(several) > 1 else artifact.write(stage / name)
     return components
 
 
 def _graph_files(stage: Path, components: Mapping[str, Component]) -> dict[str, Path]:
-    files = {name: component.file for name, component in components.items()}
+    """Each graph's file by its name."""
+    files = {}
     for name, component in components.items():
-        files |= {f"{name}.{size}": graph.file for size, graph in (component.sizes or {}).items()}
-    return {name: stage / file for name, file in files.items()}
+        for number, group in enumerate((component, *(component.groups or ()))):
+            files[graph_name(name, None, number)] = stage / group.file
+            files |= {graph_name(f"{name}.{size}", None, number): stage / graph.file for size, graph in (group.sizes or {}).items()}
+    return files
 
 
 def graph_digest(root: Path, component: Component) -> str:

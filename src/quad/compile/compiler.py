@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -19,6 +19,10 @@ class Compiler:
 
     backend: Backend
     context: CompileContext
+
+    def of_group(self, group: int) -> Compiler:
+        """The same for the graphs of one group of adapters, counted from 0."""
+        return replace(self, context=replace(self.context, profile=self.context.profile.of_group(group)))
 
     def artifact(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> Artifact:
         """Export, rewrite, place and, where the target has a compiler, compile one component.

@@ -1,23 +1,25 @@
-"""The graphs of one component for several picture sizes, over one file of weights.
+"""The graphs of one component for several picture sizes and groups of adapters, over one file of weights.
 
-A weight is the same whatever the size of the pictures: each is written once, by its bytes, and every graph points into that file. What
-differs from size to size, shapes and tables of positions, stays in the graphs. The first size's graph keeps the names and shapes of all
-that is within, by which an adapter to come is looked at; the others are run and never read, and go without.
+A weight is the same whatever the size of the pictures, and whichever activation ranges hold: each is written once, by its bytes, and
+every graph points into that file. What differs, shapes, tables of positions, scales of activations, stays in the graphs. The first graph
+keeps the names and shapes of all that is within. The others are run and never read, and go without; but for the names of what is
+quantized in a group's first size, by which an adapter to come is looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+import msgspec
 import onnx_ir as ir
 
 from quad.compile.artifact import MODEL_FILE, Artifact
-from quad.core.manifest import Component, GraphFiles
-from quad.core.picture_size import PictureSize
+from quad.core.manifest import Component, GraphFiles, SizedGraphs
+from quad.core.picture_size import PictureSize, graph_name
 from quad.core.storage.files import writing_to
 
 WEIGHTS_FILE = f"{MODEL_FILE}.data"
@@ -27,9 +29,9 @@ _SMALLEST = 256
 _PAGE_BYTES, _WORD_BYTES, _LARGE_BYTES = 4096, 64, 2**20
 
 
-def sized_file(size: PictureSize) -> str:
-    """Name of the graph file for a further size."""
-    return f"model.{size}.onnx"
+def graph_file(size: PictureSize | None, group: int = 0) -> str:
+    """Name of the graph file for a further size, None for the first, and a group of adapters, counted from 0."""
+    return f"{graph_name('model', size, group)}.onnx"
 
 
 @dataclass
@@ -51,39 +53,57 @@ class _Weights:
         return self.places[key]
 
 
-def write_sizes(folder: Path, first: Artifact, others: Mapping[PictureSize, Artifact]) -> Component:
-    """Write the graphs of all sizes and their common weights into a new folder.
+# Size, None for the first, and group of adapters, counted from 0.
+Variant = tuple[PictureSize | None, int]
+FIRST: Variant = (None, 0)
+
+
+def write_variants(folder: Path, artifacts: Mapping[Variant, Artifact]) -> Component:
+    """Write the graphs of all sizes and groups and their common weights into a new folder.
 
     Args:
-        first: of the bundle's first size.
-        others: of the further ones.
+        artifacts: each group of adapters has all sizes; `FIRST` is among them.
 
     Returns:
         The component; names are relative to the folder's parent.
     """
     folder.mkdir(parents=True)
-    files = {MODEL_FILE: first, **{sized_file(size): artifact for size, artifact in others.items()}}
     with writing_to(folder / WEIGHTS_FILE), (folder / WEIGHTS_FILE).open("wb") as stream:
         weights = _Weights(stream)
-        for name, artifact in files.items():
+        for variant, artifact in artifacts.items():
             model = artifact.graph()
-            if artifact is not first:
-                _strip(model.graph)
+            if variant != FIRST:
+                _strip(model.graph, keep=("QuantizeLinear",) if variant[0] is None else ())
             _point(model.graph, weights, folder)
-            ir.save(model, folder / name)
-    data = (f"{folder.name}/{WEIGHTS_FILE}",)
-    sizes = {str(size): GraphFiles(f"{folder.name}/{sized_file(size)}", data) for size in others}
-    return Component(f"{folder.name}/{MODEL_FILE}", data, sizes=sizes)
+            ir.save(model, folder / graph_file(*variant))
+    return _component(folder.name, tuple(artifacts))
 
 
-def _strip(graph: ir.Graph) -> None:
-    """Take out what no engine needs: names and shapes of what is within, and where the exporter had it from."""
+def _component(name: str, variants: Sequence[Variant]) -> Component:
+    """The files of all variants."""
+    data = (f"{name}/{WEIGHTS_FILE}",)
+
+    def graphs(group: int) -> SizedGraphs:
+        further = [size for size, number in variants if size is not None and number == group]
+        sizes = {f"{size}": GraphFiles(f"{name}/{graph_file(size, group)}", data) for size in further}
+        return SizedGraphs(f"{name}/{graph_file(None, group)}", data, sizes=sizes or msgspec.UNSET)
+
+    first, *others = (graphs(group) for group in sorted({group for _, group in variants}))
+    return Component(first.file, data, sizes=first.sizes, groups=tuple(others) or msgspec.UNSET)
+
+
+def _strip(graph: ir.Graph, keep: Sequence[str] = ()) -> None:
+    """Take out what no engine needs: names and shapes of what is within, and where the exporter had it from.
+
+    Args:
+        keep: kinds of nodes that keep their names.
+    """
     outside = {id(value) for value in (*graph.inputs, *graph.outputs)}
     weights = {id(value): value for value in graph.initializers.values()}
     graph.initializers.clear()
     count = 0
     for node in graph:
-        node.name, node.doc_string = "", None
+        node.name, node.doc_string = node.name if node.op_type in keep else "", None
         node.metadata_props.clear()
         for value in (*node.inputs, *node.outputs):
             if value is None or id(value) in outside:

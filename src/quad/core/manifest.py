@@ -8,6 +8,7 @@ import msgspec
 
 from quad.core.digests import digest
 from quad.core.picture_size import PictureSize, Pixels, square
+from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import MOST_STEPS as MOST_STEPS
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.core.sampling import OlssTable as OlssTable
@@ -42,28 +43,47 @@ class GraphFiles(msgspec.Struct, frozen=True):
     data_files: tuple[str, ...] = ()
 
 
-class Component(GraphFiles, frozen=True, kw_only=True):
-    """One graph of the pipeline, for one size of pictures or several.
+class SizedGraphs(GraphFiles, frozen=True, kw_only=True):
+    """A graph for one size of pictures or several.
 
     Args:
         file, data_files: its entries among the bundle's files, for the bundle's first size.
-        identity: digest of what its compiler was given, and for which chip, where that does not give the same bytes each time; UNSET where
-            the files themselves are the graph.
         sizes: `WIDTHxHEIGHT` -> the graph for that further size; unset where there is none, or the size does not matter.
     """
 
-    identity: str | msgspec.UnsetType = msgspec.UNSET
     sizes: dict[str, GraphFiles] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def graphs(self) -> tuple[GraphFiles, ...]:
+        """Of all sizes, the first one's first."""
+        return (self, *(self.sizes or {}).values())
+
+
+class Component(SizedGraphs, frozen=True, kw_only=True):
+    """One graph of the pipeline, for one size of pictures or several.
+
+    Args:
+        file, data_files, sizes: of the first group of adapters.
+        identity: digest of what its compiler was given, and for which chip, where that does not give the same bytes each time; UNSET where
+            the files themselves are the graph.
+        groups: the graphs of further groups of adapters, in the order of the profile's; unset where there is one group, or the graph is the
+            same in all.
+    """
+
+    identity: str | msgspec.UnsetType = msgspec.UNSET
+    groups: tuple[SizedGraphs, ...] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def files(self) -> tuple[str, ...]:
         """All of them, each once, graphs before their weights."""
-        graphs: tuple[GraphFiles, ...] = (self, *(self.sizes or {}).values())
+        graphs = [graph for group in (self, *(self.groups or ())) for graph in group.graphs]
         return tuple(dict.fromkeys((*(graph.file for graph in graphs), *(name for graph in graphs for name in graph.data_files))))
 
-    def of(self, size: PictureSize | None) -> GraphFiles:
-        """The graph for a further size, None for the first; a graph that has none for it does not hang on the size."""
-        return self if size is None else (self.sizes or {}).get(str(size), self)
+    def of(self, size: PictureSize | None, group: int = 0) -> GraphFiles:
+        """The graph for a further size, None for the first, and a group of adapters, counted from 0; a graph that has none for it does not
+        hang on it."""
+        graphs: SizedGraphs = self.groups[group - 1] if group and self.groups else self
+        return graphs if size is None else (graphs.sizes or {}).get(str(size), graphs)
 
 
 class NoiseSchedule(msgspec.Struct, frozen=True, kw_only=True):
@@ -235,6 +255,7 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
             without any activation being cut off; unset where there is no such bound, and in files of older builds.
         golden, quality: unset in adapters of older builds, and where they were not measured.
         defaults: how it is meant to be run, unset where nothing was said; in tasks of its own it is in their sampler already.
+        group: whose graph it runs in, of the bundle's groups of adapters, counted from 0; unset for the first.
     """
 
     name: AdapterName
@@ -249,6 +270,12 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
     golden: Golden | msgspec.UnsetType = msgspec.UNSET
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
     defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
+    group: Annotated[int, msgspec.Meta(ge=0, lt=MOST_GROUPS)] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def group_number(self) -> int:
+        """Of its group among the bundle's, counted from 0."""
+        return self.group or 0
 
 
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):

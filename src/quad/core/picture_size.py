@@ -33,9 +33,15 @@ class PictureSize(NamedTuple):
         return self.height, self.width
 
 
-def graph_name(component: str, size: PictureSize | None) -> str:
-    """Name of a graph among all of a bundle: its component, with the size where that is not the bundle's first."""
-    return component if size is None else f"{component}.{size}"
+def graph_name(component: str, size: PictureSize | None, group: int = 0) -> str:
+    """Name of a graph among all of a bundle: its component, with the size where that is not the bundle's first, and with the number of its
+    group of adapters where that is not the first.
+
+    Args:
+        group: counted from 0; in names, which people read, from 1.
+    """
+    parts = [component, *([] if size is None else [f"{size}"]), *([f"group-{group + 1}"] if group else [])]
+    return ".".join(parts)
 
 
 def component_of(graph: str) -> str:

@@ -155,7 +155,7 @@ class AdapterSwitch:
         if latest is not None and latest[0] == changes and latest[1].weights == weights:
             return latest[1]
         buffers, notes = self.store.mix(list(weights), list(weights.values()))
-        mix = AdapterMix(weights=dict(weights), buffers=buffers, notes=notes)
+        mix = AdapterMix(weights=dict(weights), buffers=buffers, notes=notes, group=self.store.group_of(weights))
         # An adapter as it is, and the base, come as the same buffers again.
         if list(weights.values()) not in ([], [1.0]):
             with self._lock:

@@ -24,11 +24,12 @@ from quad.core.errors import InputError, VerificationError, mismatch
 from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
 from quad.core.picture_size import PictureSize
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.core.storage.files import inside
 from quad.core.storage.reading import reading_from
 from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
+from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 SIZED = ("unet", "vae_encoder", "vae_decoder")  # the graphs that hang on the size of the pictures
@@ -90,22 +91,23 @@ class Bundle:
             _check_digest(path, self.manifest.files[name].sha256, hashlib.sha256(data).hexdigest())
         return data
 
-    def graph(self, component: str, size: PictureSize | None = None) -> Path:
-        """The graph file of a component for one of its further sizes; see `path`, which goes for the files beside it too."""
-        part = self.manifest.components[component].of(size)
+    def graph(self, component: str, size: PictureSize | None = None, group: int = 0) -> Path:
+        """The graph file of a component for one of its further sizes and a group of adapters, counted from 0; see `path`, which goes for
+        the files beside it too."""
+        part = self.manifest.components[component].of(size, group)
         return [self.path(name) for name in (*part.data_files, part.file)][-1]
 
     @contextmanager
-    def graph_to_load(self, component: str, size: PictureSize | None = None) -> Iterator[Path]:
+    def graph_to_load(self, component: str, size: PictureSize | None = None, group: int = 0) -> Iterator[Path]:
         """`graph` for a block that reads it: it was the same files before and after.
 
         Raises:
             VerificationError: as `path`, whatever the block raised.
         """
         try:
-            yield self.graph(component, size)
+            yield self.graph(component, size, group)
         finally:
-            self.graph(component, size)
+            self.graph(component, size, group)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
@@ -170,6 +172,7 @@ def _open(root: Path, verify: bool) -> Bundle:
         expected = manifest.parents.get(parent, "none")
         if expected != has:
             raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", has[:8], AGAIN))
+    _check_groups(root / BUNDLE_FILE, manifest, profile)
     return bundle
 
 
@@ -239,10 +242,24 @@ def _check_sizes(where: Path, manifest: BundleManifest) -> None:
         expected = f"sizes of multiples of {factor}, each once, the first {manifest.size} wide"
         raise VerificationError(mismatch(f"{where}", expected, ", ".join(map(str, sizes)), AGAIN))
     for component in SIZED:
-        graphs = manifest.components[component].sizes or {}
-        if sorted(graphs) != sorted(map(str, sizes[1:])):
-            expected = f"a graph of {component} for each of {', '.join(map(str, sizes))}"
-            raise VerificationError(mismatch(f"{where}", expected, ", ".join(sorted(graphs)) or "the first alone", AGAIN))
+        part = manifest.components[component]
+        for graphs in (group.sizes or {} for group in (part, *(part.groups or ()))):
+            if sorted(graphs) != sorted(map(str, sizes[1:])):
+                expected = f"a graph of {component} for each of {', '.join(map(str, sizes))}"
+                raise VerificationError(mismatch(f"{where}", expected, ", ".join(sorted(graphs)) or "the first alone", AGAIN))
+
+
+def _check_groups(where: Path, manifest: BundleManifest, profile: Profile) -> None:
+    """A graph of the U-Net for each group of adapters, and one encoding of every weight and slot in all of them."""
+    for name, part in manifest.components.items():
+        count = 1 + len(part.groups or ())
+        if count != (profile.group_count if name == UNET else 1):
+            expected = f"{profile.group_count} groups of graphs of {UNET}, as the profile has, and of it alone"
+            raise VerificationError(mismatch(f"{where}", expected, f"{count} of {name}", AGAIN))
+    for group in profile.groups or ():
+        names = [name for encodings in group.encodings.values() for name in encodings]
+        if set(group.encodings) - {UNET} or any(role_of(name) in CONSTANT_ROLES for name in names):
+            raise VerificationError(mismatch(f"{where}, a group of adapters", f"ranges of activations of {UNET}", "others", AGAIN))
 
 
 def _require_file(root: Path, name: str) -> Path:

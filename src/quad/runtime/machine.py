@@ -11,7 +11,7 @@ from pathlib import Path
 from quad.core.errors import BackendError
 from quad.core.manifest import BundleManifest
 from quad.runtime.engines.engine import ENGINES, open_engine
-from quad.runtime.engines.graph import PLANS
+from quad.runtime.engines.graph import KEEP_ALL, PLANS
 
 # Engine name -> the distribution whose version says what runs.
 PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "qnn": "onnxruntime-qnn"}
@@ -86,12 +86,20 @@ def graph_bytes(manifest: BundleManifest) -> dict[str, int]:
 
 
 def plan_bytes(manifest: BundleManifest) -> Mapping[str, int]:
-    """Memory plan -> bytes of the graph files that are in memory at once, at most; a process needs a little more."""
+    """Memory plan -> bytes of the graph files that are in memory at once, at most; a process needs a little more.
+
+    Pictures are of one size, and adapters of all groups.
+    """
     sizes = graph_bytes(manifest)
-    return {
-        plan: sum(sizes.get(name, 0) for name in resident) + max((size for name, size in sizes.items() if name not in resident), default=0)
-        for plan, resident in PLANS.items()
-    }
+    groups = {name: 1 + len(part.groups or ()) for name, part in manifest.components.items()}
+
+    def resident_bytes(plan: str, name: str) -> int:
+        return sizes.get(name, 0) * (groups.get(name, 1) if plan == KEEP_ALL else 1)
+
+    def passing_bytes(plan: str) -> int:
+        return max((size for name, size in sizes.items() if name not in PLANS[plan]), default=0)
+
+    return {plan: sum(resident_bytes(plan, name) for name in resident) + passing_bytes(plan) for plan, resident in PLANS.items()}
 
 
 def _lack(engine: str) -> str | None:

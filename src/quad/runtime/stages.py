@@ -122,10 +122,10 @@ class Stages:
     tokenizer: Tokenizer
     embeddings: TextEmbeddings
 
-    def graph(self, component: str, size: PictureSize | None) -> Graph:
-        """The graph of a component for pictures of a size; None for the bundle's first one."""
+    def graph(self, component: str, size: PictureSize | None, group: int = 0) -> Graph:
+        """The graph of a component for pictures of a size, None for the bundle's first one, and a group of adapters, counted from 0."""
         further = None if size in (None, self.manifest.picture_size) else size
-        return self.graphs[graph_name(component, further)]
+        return self.graphs[graph_name(component, further, group)]
 
     def prepare(self, request: Request, resolved: Resolved, mix: AdapterMix, texts: TextMemo | None = None) -> Prepared:
         """Everything before the first step; the U-Net is not touched.
@@ -167,7 +167,7 @@ class Stages:
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet = self.graph(UNET, prepared.resolved.size)
+        unet = self.graph(UNET, prepared.resolved.size, prepared.mix.group)
         with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
             unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
@@ -224,7 +224,7 @@ class Stages:
                 latent: Float = self.graph("vae_encoder", resolved.size).run({"image": image})
             return latent
 
-        return Encoders(unet=self.graph(UNET, resolved.size), texts=texts, picture=picture)
+        return Encoders(unet=self.graph(UNET, resolved.size, mix.group), texts=texts, picture=picture)
 
 
 def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:

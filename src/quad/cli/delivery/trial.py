@@ -19,6 +19,8 @@ def smoke_run(bundle: Path, engine: str) -> Callable[[Path], None]:
     def smoke(pack: Path) -> None:
         import msgspec
 
+        from quad.core.picture_size import graph_name
+        from quad.core.slots import UNET
         from quad.runtime.golden_outputs import check_golden
         from quad.runtime.pipeline import QuadPipeline
 
@@ -29,7 +31,7 @@ def smoke_run(bundle: Path, engine: str) -> Callable[[Path], None]:
         if manifest.golden is msgspec.UNSET:
             _one_step(pipe)
         else:
-            check_golden(pipe.graph("unet"), pipe.bundle, manifest)
+            check_golden(pipe.graph(graph_name(UNET, None, manifest.group_number)), pipe.bundle, manifest)
 
     return smoke
 

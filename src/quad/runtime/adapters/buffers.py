@@ -81,11 +81,13 @@ class AdapterMix:
     Args:
         weights: adapter name -> weight.
         notes: on what of a mix was lost.
+        group: whose graph they run in, of the bundle's groups of adapters, counted from 0.
     """
 
     weights: Mapping[str, Weight]
     buffers: Buffers
     notes: tuple[str, ...] = ()
+    group: int = 0
 
 
 def scale_encodings(slots: SlotTable, profile: Profile) -> dict[str, Encoding]:

@@ -161,7 +161,7 @@ def open_directory(manifest_file: Path, tensors_file: Path, mapped: bool) -> Ada
 
 
 def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
-    """An adapter fits a bundle when slots digest and profile digest are the same; shapes prove nothing.
+    """An adapter fits a bundle when slots digest and profile digest are the same and the bundle has its group; shapes prove nothing.
 
     Raises:
         CompatibilityError: it was packed for another bundle.
@@ -174,3 +174,8 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
                 f"adapter {name!r} was packed for {parent} {packed_for[:8]}, bundle {phone!r} has {has[:8]}: "
                 f"run quad adapt {phone} {name}={name}.safetensors"
             )
+    if manifest.group_number >= bundle.profile.group_count:
+        found = f"number {manifest.group_number + 1}"
+        raise CompatibilityError(
+            mismatch(f"adapter {name!r}", f"one of the {bundle.profile.group_count} groups of bundle {phone!r}", found, "adapt it again")
+        )

@@ -29,6 +29,7 @@ class PackedAdapter:
         source: digest of the file it came from.
         quality: as its alignment measured it, where it was aligned.
         defaults: how it is meant to be run.
+        group: whose graph it runs in, of the bundle's groups of adapters, counted from 0.
     """
 
     name: str
@@ -37,6 +38,7 @@ class PackedAdapter:
     source: str
     quality: AdapterQuality | msgspec.UnsetType = msgspec.UNSET
     defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
+    group: int = 0
 
 
 def adapter_manifest(
@@ -60,4 +62,5 @@ def adapter_manifest(
         headroom=room if math.isfinite(room) else msgspec.UNSET,
         quality=adapter.quality,
         defaults=adapter.defaults,
+        group=adapter.group or msgspec.UNSET,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -192,6 +192,15 @@ class AdapterStore:
         shared = self._zeros if mixed.source is None else mixed.source
         self._cache.count(mixed, padded_bytes((name for name in mixed if mixed[name] is not shared[name]), self._zeros))
         return mixed, (*lost, *notes)
+
+    def group_of(self, weights: Mapping[str, Weight]) -> int:
+        """The group of adapters, counted from 0, whose graph a weighted sum runs in: the last of those of its parts, for groups stand in
+        the order of how wide their ranges are. The base is of the first.
+
+        Raises:
+            UsageError: no adapter has that name.
+        """
+        return max((self.manifest(name).group_number for name, weight in weights.items() if weight), default=0)
 
     def tasks(self) -> dict[str, TaskSpec]:
         """The bundle's tasks; an adapter's own entry goes before the bundle's, because an OLSS table belongs to the adapter."""

@@ -5,8 +5,8 @@
 time. Under one plan a picture is always the same, bit for bit; `keep-all` and `balanced` agree, and `minimal` adds floats in another order
 where an engine would have widened a small graph's weights (a 1e-5 of an output).
 
-Of a bundle with several picture sizes, the graphs of the first are loaded at once and those of another when a picture of that size is
-made. `keep-all` then keeps them too; `balanced` holds one U-Net, that of the latest size.
+Of a bundle with several picture sizes, or several groups of adapters, the graphs of the first are loaded at once and those of another when
+a picture of that size or group is made. `keep-all` then keeps them too; `balanced` holds one U-Net, that of the latest picture.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
 from quad.core.memory import release_memory
-from quad.core.picture_size import PictureSize, graph_name
+from quad.core.picture_size import PictureSize, component_of, graph_name
 from quad.core.slots import UNET
 from quad.core.storage.reading import reading_from
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
@@ -41,6 +41,7 @@ _LOG = logging.getLogger(__name__)
 KEEP_ALL = "keep-all"
 PLANS: Mapping[str, tuple[str, ...]] = {KEEP_ALL: COMPONENTS, "balanced": (UNET,), "minimal": ()}
 _BINDINGS = count(1)
+Place = tuple[str, PictureSize | None, int]  # component, further size, and group of adapters counted from 0
 LEAN = "minimal"  # the plan whose graphs are loaded for memory rather than time
 
 
@@ -252,29 +253,36 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
     if odd := sorted({slot.component for slot in slots.slots} - set(COMPONENTS)):
         raise VerificationError(mismatch("slots", f"slots of {', '.join(COMPONENTS)}", odd[0], "build the bundle again"))
     graphs = {}
-    places = [(name, None) for name in COMPONENTS] + [(name, size) for size in bundle.manifest.picture_sizes[1:] for name in SIZED]
-    for component, size in places:
-        load = partial(_load, engine, bundle, component, size=size, threads=threads, lean=memory == LEAN)
+    for place in _places(bundle):
+        component, size, group = place
+        load = partial(_load, engine, bundle, place, threads=threads, lean=memory == LEAN)
         shapes = slots.of(component).input_shapes()
         graph = Graph(load, Slots(component, shapes), resident=component in resident, budget=budget)
-        graphs[graph_name(component, size)] = graph
-        if component in resident and size is None:
+        graphs[graph_name(component, size, group)] = graph
+        if component in resident and size is None and not group:
             with graph.loaded():
                 pass
         elif component == UNET or shapes:
-            graph.validate(bundle.graph(component, size))
+            graph.validate(bundle.graph(component, size, group))
     if memory != KEEP_ALL:
-        unets = [graphs[graph_name(UNET, size)] for size in (None, *bundle.manifest.picture_sizes[1:])]
+        unets = [graph for name, graph in graphs.items() if component_of(name) == UNET]
         for unet in unets:
             unet.alone_among(unets)
     _LOG.info("memory plan %s: %s stay in memory", memory, ", ".join(resident) or "no graphs")
     return graphs
 
 
-def _load(engine: Engine, bundle: Bundle, component: str, *, size: PictureSize | None, threads: int, lean: bool) -> SwitchSession:
+def _places(bundle: Bundle) -> list[Place]:
+    """Of every graph, those of the first size and group first."""
+    further = bundle.manifest.picture_sizes[1:]
+    places = [(name, None, 0) for name in COMPONENTS] + [(name, size, 0) for size in further for name in SIZED]
+    return places + [(UNET, size, group) for group in range(1, bundle.profile.group_count) for size in (None, *further)]
+
+
+def _load(engine: Engine, bundle: Bundle, place: Place, *, threads: int, lean: bool) -> SwitchSession:
     """A graph of a bundle, as it was when that was opened; where it cannot be loaded, the message says for which chip the bundle is."""
     try:
-        with reading_from(bundle.root), bundle.graph_to_load(component, size) as file:
+        with reading_from(bundle.root), bundle.graph_to_load(*place) as file:
             return engine.load(file, threads, lean)
     except BackendError as error:
         if not bundle.device:
