@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from quad.build.request import BuildRequest
 from quad.core.errors import UsageError
+from quad.core.profile import MOST_GROUPS
+from quad.quantize.profile.groups import DEFAULT_LOSS, GroupLimits
 
 
 @pytest.mark.parametrize(
@@ -40,6 +43,35 @@ def test_what_only_qnn_htp_reads_is_not_passed_over(tmp_path: Path, given: dict[
     """A bundle for a CPU in place of one for the chip that was named."""
     with pytest.raises(UsageError, match=r"a target that compiles for Qualcomm, found cpu; leave it out or choose --target qnn-htp"):
         BuildRequest(tmp_path, {}, tmp_path / "phone", **given).check()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"max_loss": -0.5}, "--max-loss: expected 0 dB or more, found -0.5"),
+        ({"max_loss": float("nan")}, "--max-loss: expected 0 dB or more, found nan"),
+        ({"max_loss": float("inf")}, "--max-loss: expected 0 dB or more, found inf"),
+        ({"max_profiles": 0}, "--max-profiles: expected 1 to 16, found 0"),
+        ({"max_profiles": 17}, "--max-profiles: expected 1 to 16, found 17"),
+        ({"max_profiles": 2, "target": "qnn-htp"}, "--max-profiles: expected one profile for qnn-htp, whose binary has its ranges"),
+        ({"max_loss": 1.0, "target": "qnn-htp"}, "--max-loss: expected one profile for qnn-htp, .* found 1.0; leave it out"),
+    ],
+)
+def test_profiles_that_there_cannot_be(tmp_path: Path, given: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        BuildRequest(tmp_path, {}, tmp_path / "phone", **given).check()
+
+
+def test_how_many_profiles_there_may_be(tmp_path: Path) -> None:
+    def limits(**given: Any) -> GroupLimits | None:
+        request = BuildRequest(tmp_path, {}, tmp_path / "phone", **given)
+        request.check()
+        return request.profile_limits
+
+    assert limits() is None
+    assert limits(max_profiles=2) == GroupLimits(DEFAULT_LOSS, 2)
+    assert limits(max_loss=0.5) == GroupLimits(0.5, MOST_GROUPS)
+    assert limits(max_profiles=1, target="qnn-htp") == GroupLimits(DEFAULT_LOSS, 1)
 
 
 def test_an_unknown_chip_is_wrong_usage(tmp_path: Path) -> None:

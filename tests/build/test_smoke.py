@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quad.build.build import BuildRequest, BuildResult, build
-from quad.build.smoke import SmokeFiles, run_smoke
+from quad.build.smoke import SmokeFiles, of_groups, run_smoke
 from quad.core.component_call import UNET_INPUTS, ComponentCall
 from quad.core.errors import BackendError
 from quad.core.manifest import PROBES_FILE
@@ -52,6 +52,21 @@ def test_every_graph_is_loaded_once_and_goldens_are_taken(made: BuildResult, loa
         assert store.manifest(name).golden is not msgspec.UNSET
         session.bind(unet_buffers(bundle, store.buffers(name)))
         check_golden(session, bundle, store.manifest(name))
+
+
+def test_an_adapter_is_tried_in_its_own_groups_graph_and_the_base_in_each() -> None:
+    graphs = ("unet", "text_encoder", "vae_decoder", "unet.8x16")
+    sources = {graph: ("base",) if graph == "vae_decoder" else ("base", "quiet", "loud") for graph in graphs}
+    calls = [ComponentCall(component=graph, source=source, inputs={}) for graph in graphs for source in sources[graph]]
+    assert of_groups(calls, {"quiet": 0, "loud": 0}, 1) == tuple(calls)
+    grouped = [(call.component, call.source) for call in of_groups(calls, {"quiet": 0, "loud": 1}, 2)]
+    assert grouped == [
+        *(("unet", source) for source in ("base", "quiet")),
+        *(("text_encoder", source) for source in ("base", "quiet", "loud")),
+        ("vae_decoder", "base"),
+        *(("unet.8x16", source) for source in ("base", "quiet")),
+        *((graph, source) for graph in ("unet.group-2", "unet.8x16.group-2") for source in ("base", "loud")),
+    ]
 
 
 def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,8 @@ def align_adapters(
         samples=model.samples,
         probes=lambda: teacher.probes,
     )
-    return AlignedAdapters(*aligner.pack(request, profile.profile, profile.slots, progress, model.cache))
+    packed, alignments = aligner.pack(request, profile.profile, profile.slots, progress, model.cache, profile.group_of)
+    return AlignedAdapters(packed, alignments)
 
 
 def _pack_float(request: BuildRequest, adapter: FloatAdapter, slots: SlotTable) -> PackedAdapter:
@@ -106,12 +107,19 @@ class Aligner:
     probes: Callable[[], Probes]
 
     def pack(
-        self, request: BuildRequest, profile: Profile, slots: SlotTable, progress: Progress = silent, cache: BuildCache | None = None
+        self,
+        request: BuildRequest,
+        profile: Profile,
+        slots: SlotTable,
+        progress: Progress = silent,
+        cache: BuildCache | None = None,
+        group_of: Mapping[str, int] | None = None,
     ) -> tuple[tuple[PackedAdapter, ...], dict[str, Alignment]]:
         """Every adapter as integers of the profile, and what its alignment brought.
 
         Args:
             slots: with the integer types of the graph.
+            group_of: adapter -> number of its group, counted from 0; the first where it is not there.
             progress: told which adapter is at work, and the share of adapters done.
             kept: adapters that an earlier run has aligned are taken from there; None keeps nothing but training's own checkpoints.
 
@@ -125,13 +133,15 @@ class Aligner:
         probes = (
             self._teacher_probes(samples, cache) if request.steps else {name: measured_on(calls) for name, calls in self.probes().items()}
         )
-        pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile)
+        groups = group_of or {}
         packed: list[PackedAdapter] = []
         alignments: dict[str, Alignment] = {}
         for number, adapter in enumerate(self.adapters):
             progress(f"align {adapter.name}", number / len(self.adapters))
+            group = groups.get(adapter.name, 0)
 
-            def make(adapter: FloatAdapter = adapter) -> Distilled:
+            def make(adapter: FloatAdapter = adapter, group: int = group) -> Distilled:
+                pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile.of_group(group))
                 options = DistillOptions(steps=request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
                 examples = self._examples(adapter.name, samples, probes[adapter.name]) if request.lambda_ else []
                 distilled = distill(pair, adapter, probes[adapter.name], options, examples)
@@ -140,7 +150,7 @@ class Aligner:
             distilled = resumable.aligned(cache, adapter.name, make)
             alignment = distilled.alignment
             quality = quality_of(alignment.after_distill or alignment.after_rescale)
-            packed.append(_packed(request, adapter, distilled.integers, quality))
+            packed.append(replace(_packed(request, adapter, distilled.integers, quality), group=group))
             alignments[adapter.name] = alignment
         return tuple(packed), alignments
 

@@ -4,34 +4,36 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 from torch import nn
 
-from quad.build.call_recorder import CallRecorder
+from quad.build.call_recorder import CallRecorder, spread
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
-from quad.build.result import ProfileChoice, ProfileReport
+from quad.build.result import GroupReport, ProfileChoice, ProfileReport
 from quad.build.resume import stages as resumable
 from quad.compile.targets import load_target
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, StageClock, with_progress
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
-from quad.quantize.profile.anchor import choose
+from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping
+from quad.quantize.profile.groups import Grouping
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
-from quad.quantize.profile.shared_ranges import choose_ranges, own_profiles
+from quad.quantize.profile.shared_ranges import own_profiles
 
+GROUP_CALLS = 4  # of each member, that what it loses in a group is measured on
 _log = logging.getLogger(__name__)
 
 
@@ -42,12 +44,14 @@ class ProfileStage:
     Args:
         slots: with the element type of the graph's inputs.
         calls: of the networks while they were calibrated, where the target's backend needs them.
+        group_of: adapter -> number of its group, counted from 0.
     """
 
     profile: Profile
     slots: SlotTable
     report: ProfileReport
     calls: tuple[ComponentCall, ...] = ()
+    group_of: Mapping[str, int] = field(default_factory=dict)
 
 
 def choose_profile(
@@ -83,16 +87,36 @@ def choose_profile(
         scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
         sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
     with clock("unify"):
-        choice = choose(sensitivity, request.anchor)
-        ranges = choose_ranges(pooled, statistics, slots, choice, options)
-        profile, widened = ranges.profile, len(ranges.widened)
-        _log.info("profile: %s, anchor %s, %d sites widened", profile.mode, profile.anchor, widened)
+        chooser = RangeChooser(
+            pooled=pooled, statistics=statistics, table=slots, sensitivity=sensitivity, options=options, anchor=request.anchor
+        )
+        grouped = grouped_profile(chooser, _grouping(request, model, teacher, chooser))
+        profile, widened = grouped.profile, len(grouped.first.widened)
+        _log.info("profile: %s, anchor %s, %d sites widened, %d groups", profile.mode, profile.anchor, widened, profile.group_count)
         if model.mixed_precision.gains:
             profile = msgspec.structs.replace(profile, gains={MIXED_COMPONENT: dict(model.mixed_precision.gains)})
         if request.quality.bias_correction:
             _correct_biases(model.networks, statistics, profile)
-    chosen = ProfileChoice(choice=choice, sensitivity=sensitivity, anchored_sites=ranges.sites - widened, widened_sites=widened)
-    return ProfileStage(profile=profile, slots=slots, report=ProfileReport.of(profile, chosen), calls=calls)
+    chosen = ProfileChoice(
+        choice=grouped.choices[0],
+        sensitivity=sensitivity,
+        anchored_sites=grouped.first.sites - widened,
+        widened_sites=widened,
+        groups=None if request.profile_limits is None else GroupReport.of(grouped, request.profile_limits),
+    )
+    report = ProfileReport.of(profile, chosen)
+    return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
+
+
+def _grouping(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, chooser: RangeChooser) -> Grouping:
+    """The adapters' groups; one where no more are asked for."""
+    if request.profile_limits is None or not model.adapters:
+        return Grouping.single([adapter.name for adapter in model.adapters])
+    limits = request.profile_limits
+    recorded = {**teacher.probes, BASE_SOURCE: model.mixed_precision.probes.get(BASE_SOURCE, ())}
+    probes = {name: spread(calls, GROUP_CALLS) for name, calls in recorded.items() if calls}
+    meter = LossMeter(model.networks[UNET], model.adapters, probes=probes, chooser=chooser)
+    return model.cache.value("groups", lambda: measured_grouping(meter, model.adapters, probes, limits), Grouping)
 
 
 def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,20 @@ from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
-from quad.build.smoke import SmokeFiles, run_smoke, smoke_cases
+from quad.build.smoke import SmokeFiles, of_groups, run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.compiler import Compiler, emulation_json, placement_json
 from quad.compile.dump import dumping, observer_of
+from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import sinusoid_of
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
 from quad.core.manifest import PROBES_FILE, BundleManifest, Golden
+from quad.core.picture_size import graph_name
 from quad.core.precision import FLOAT
+from quad.core.profile import Profile
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
@@ -129,16 +132,33 @@ def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -
     # What a build writes beside its bundle is written by the run that makes the graphs.
     cache = model.cache if request.dump_passes is None and not compiler.backend.directories else BuildCache(None)
     with dumping(request.dump_passes) as dump:
-        return {
-            name: resumable.compiled(cache, name, lambda: compiler.artifact(model.networks[spec.component], spec, observer_of(dump, name)))  # noqa: B023
-            for name, spec in model.specs.items()
-        }
+        artifacts = {}
+        for name, group, spec in _graphs(model.specs, compiler.context.profile):
+            own = compiler.of_group(group)
+            artifacts[name] = resumable.compiled(
+                cache,
+                name,
+                lambda: own.artifact(model.networks[spec.component], spec, observer_of(dump, name)),  # noqa: B023
+            )
+        return artifacts
+
+
+def _graphs(specs: Mapping[str, GraphSpec], profile: Profile) -> Iterator[tuple[str, int, GraphSpec]]:
+    """Name, group of adapters and inputs of every graph: those of the U-Net once for each group, the others once."""
+    for name, spec in specs.items():
+        yield name, 0, spec
+    for group in range(1, profile.group_count):
+        for name, spec in specs.items():
+            if spec.component == UNET:
+                yield graph_name(name, None, group), group, spec
 
 
 def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> WrittenBundle:
     """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
     errors: dict[str, Mapping[str, float]] = {}
-    cases = smoke_cases(model.references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
+    groups = {adapter.name: adapter.group for adapter in parts.adapters}
+    references = of_groups(model.references, groups, parts.profile.group_count)
+    cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
     def check(stage: Path, graphs: Mapping[str, Path]) -> Mapping[str, Golden]:
         try:

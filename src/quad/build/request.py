@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, fields
@@ -17,6 +18,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
+from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -26,6 +28,7 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
+from quad.quantize.profile.groups import DEFAULT_LOSS, GroupLimits
 from quad.runtime.adapter_defaults import check_defaults
 
 _CALIBRATION = "--calibration-size"
@@ -58,6 +61,9 @@ class BuildRequest:
         allow_unused_keys: pass over LoRA keys that match nothing.
         quality: which quality steps are taken.
         anchor: whose activation ranges all adapters get: `auto` (the most sensitive adapter, or several that are equal), `unified`, a name.
+        max_loss: how many dB of the U-Net's output an adapter may lose against a profile of its own, before adapters are grouped into
+            several profiles; None for 3 where `max_profiles` is given, else for one profile whatever it costs.
+        max_profiles: how many there may be at most; None for as many as `max_loss` needs.
         distill_steps: of training each adapter against the float network, 0 for rescaling alone; None for 20, and 0 where activations have
             8 bits.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
@@ -93,6 +99,8 @@ class BuildRequest:
     allow_unused_keys: bool = False
     quality: QualitySteps = field(default_factory=QualitySteps)
     anchor: str = AUTO
+    max_loss: float | None = None
+    max_profiles: int | None = None
     distill_steps: int | None = None
     lambda_: float = 0.0
     literal_shared_scale: bool = False
@@ -132,6 +140,14 @@ class BuildRequest:
     def slot_room(self) -> int:
         """How many adapters at once each slot has rank for."""
         return ROOM if self.room is None else self.room
+
+    @property
+    def profile_limits(self) -> GroupLimits | None:
+        """Bounds of the groups of adapters, None for one group whatever it costs."""
+        if self.max_loss is None and self.max_profiles is None:
+            return None
+        loss, most = self.max_loss, self.max_profiles
+        return GroupLimits(DEFAULT_LOSS if loss is None else loss, MOST_GROUPS if most is None else most)
 
     @property
     def steps(self) -> int:
@@ -193,6 +209,20 @@ class BuildRequest:
         for name, rank in self.adapter_ranks.items():
             RankLimits(rank).check(f"--adapter {name}, rank")
         self._check_room()
+        self._check_profiles()
+
+    def _check_profiles(self) -> None:
+        limits = self.profile_limits
+        if limits is None:
+            return
+        if not limits.loss_db >= 0.0 or math.isinf(limits.loss_db):
+            raise UsageError(mismatch("--max-loss", "0 dB or more", self.max_loss, "choose one"))
+        if not 1 <= limits.groups <= MOST_GROUPS:
+            raise UsageError(mismatch("--max-profiles", f"1 to {MOST_GROUPS}", self.max_profiles, "choose one in that range"))
+        if limits.groups > 1 and self.backend.needs_calls:
+            expected = f"one profile for {self.target}, whose binary has its ranges compiled in"
+            option, given = ("--max-profiles", self.max_profiles) if self.max_profiles is not None else ("--max-loss", self.max_loss)
+            raise UsageError(mismatch(option, expected, given, "leave it out, or build a bundle for each group"))
 
     def _check_text(self) -> None:
         if self.clip_skip < 1:

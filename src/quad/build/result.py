@@ -16,7 +16,57 @@ from quad.core.slots import SlotTable
 from quad.lora.adapter import FloatAdapter
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.profile.anchor import AnchorChoice
+from quad.quantize.profile.grouped_ranges import GroupedProfile
+from quad.quantize.profile.groups import Grouping, GroupLimits
 from quad.quantize.profile.sensitivity import Sensitivity
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupReport:
+    """The groups of adapters that have activation ranges of their own.
+
+    Args:
+        limits: as they were asked for.
+        choices: whose ranges hold in each group.
+    """
+
+    grouping: Grouping
+    limits: GroupLimits
+    choices: tuple[AnchorChoice, ...]
+
+    @staticmethod
+    def of(grouped: GroupedProfile, limits: GroupLimits) -> GroupReport:
+        """Of a finished profile."""
+        return GroupReport(grouping=grouped.grouping, limits=limits, choices=grouped.choices)
+
+    def to_json(self) -> dict[str, Any]:
+        """`groups` of `profile` in `quad build --json`: the limits, a list of groups, and losses in dB."""
+        profiles = [
+            {"adapters": list(group), "mode": choice.mode, "anchor": choice.anchor}
+            for group, choice in zip(self.grouping.groups, self.choices, strict=True)
+        ]
+        return {"max_loss": self.limits.loss_db, "max_profiles": self.limits.groups, "profiles": profiles, **self.grouping.to_json()}
+
+    def lines(self) -> list[str]:
+        """The members of each group with their losses, a line each; and those that lose too much."""
+        grouping, lines = self.grouping, []
+        for number, group in enumerate(grouping.groups, 1):
+            members = ", ".join(f"{name} {grouping.losses[name]:+.1f} dB" for name in group)
+            lines.append(f"profile {number} of {len(grouping.groups)}, loss against a profile of its own: {members}")
+        lines += self._table()
+        poor = [name for name, loss in grouping.losses.items() if loss > self.limits.loss_db]
+        if poor:
+            lines.append(f"more than {self.limits.loss_db:g} dB is lost by {', '.join(poor)}: allow more with --max-profiles")
+        return lines
+
+    def _table(self) -> list[str]:
+        """The N x N table, members of a group side by side; empty where no pair was measured."""
+        pairs, names = self.grouping.pairs, [name for group in self.grouping.groups for name in group]
+        if not pairs:
+            return []
+        wide = max(map(len, names))
+        rows = [f"{i:>{wide}} " + " ".join(f"{pairs[i][j]:6.1f}" if i != j else "     -" for j in names) for i in names]
+        return ["dB that a row's adapter loses in one profile with the column's, in the order of the rows:", *rows]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +74,8 @@ class ProfileChoice:
     """The decision between the adapters' ranges.
 
     Args:
+        choice, anchored_sites, widened_sites: of the first group, where there are several.
+        groups: None where one profile was asked for.
         anchored_sites, widened_sites: sites that have the anchor's range as it is, and those that were widened for others.
     """
 
@@ -31,11 +83,13 @@ class ProfileChoice:
     sensitivity: Sensitivity
     anchored_sites: int
     widened_sites: int
+    groups: GroupReport | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Fields of `profile` in `quad build --json`."""
         counts = {"anchored_sites": self.anchored_sites, "widened_sites": self.widened_sites}
-        return {**self.choice.to_json(), **self.sensitivity.to_json(), **counts}
+        grouped = {} if self.groups is None else {"groups": self.groups.to_json()}
+        return {**self.choice.to_json(), **self.sensitivity.to_json(), **counts, **grouped}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +128,8 @@ class ProfileReport:
             score = self.chosen.sensitivity.scores[name]
             low, high = score.interval
             lines.append(f"sensitivity {rank}. {name}: {score.qss:.2e} bits ({low:.2e} to {high:.2e}), {score.sqnr_db:.1f} dB")
-        return [*lines, f"profile {self.mode}: {self.chosen.choice.reason}"]
+        groups = [] if self.chosen.groups is None else self.chosen.groups.lines()
+        return [*lines, f"profile {self.mode}: {self.chosen.choice.reason}", *groups]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.decibels import relative_error
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import Golden
-from quad.core.picture_size import component_of
+from quad.core.picture_size import component_of, graph_name
 from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
@@ -87,6 +87,24 @@ def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mappin
     return tuple(replace(reference, slots=bound(reference)) for reference in references)
 
 
+def of_groups(references: Sequence[ComponentCall], group_of: Mapping[str, int], groups: int) -> tuple[ComponentCall, ...]:
+    """The same calls for the graphs of several groups of adapters, those of one graph side by side: an adapter's for its own group's U-Net,
+    the base's for each.
+
+    Args:
+        group_of: adapter -> number of its group, counted from 0.
+    """
+    calls: dict[str, list[ComponentCall]] = {}
+    for group in range(groups):
+        for call in references:
+            grouped = component_of(call.component) == UNET and call.source != BASE_SOURCE
+            everywhere = component_of(call.component) == UNET or group == 0
+            if group == group_of.get(call.source, 0) if grouped else everywhere:
+                graph = graph_name(call.component, None, group)
+                calls.setdefault(graph, []).append(replace(call, component=graph))
+    return tuple(call for graph in calls.values() for call in graph)
+
+
 def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
               adapters: Sequence[PackedAdapter] = ()) -> SmokeResult:  # fmt: skip
     """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
@@ -104,7 +122,8 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
     def run(graph: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
         session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), zero_buffers(slots.of(component_of(graph)))
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
-        return errors, _goldens(files.probes, session, adapters, zeros) if graph == UNET else {}
+        own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
+        return errors, _goldens(files.probes, session, own, zeros) if own else {}
 
     errors: dict[str, dict[str, float]] = {}
     goldens: dict[str, Golden] = {}

@@ -53,6 +53,16 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Whose activation ranges all adapters get: a name, unified, or auto by sensitivity.",
                      metavar="NAME|unified|auto", show_default="auto"),
     ] = None  # fmt: skip
+    max_loss: Annotated[
+        float | None,
+        typer.Option(help="Group adapters into several profiles where one costs an adapter more of the U-Net's output than this.",
+                     metavar="DB", show_default="one profile; 3 with --max-profiles"),
+    ] = None  # fmt: skip
+    max_profiles: Annotated[
+        int | None,
+        typer.Option(help="How many profiles there may be; each further one is a graph of the U-Net over the same weights.", metavar="K",
+                     min=1, show_default="1; as many as it takes with --max-loss"),
+    ] = None  # fmt: skip
     distill_steps: Annotated[
         int | None,
         typer.Option(help="Steps of training every adapter against the float model; 0 rescales alone.", metavar="N",

@@ -39,6 +39,7 @@ class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         headroom: of normalised slots, which clip no weight, the largest one that was tried.
+        profile: the number of its own among the bundle's, from 1, where there are several.
     """
 
     rank: int
@@ -46,6 +47,7 @@ class AdapterFacts(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     headroom: float | msgspec.UnsetType = msgspec.UNSET
     defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
+    profile: int | msgspec.UnsetType = msgspec.UNSET
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +153,7 @@ def _bundle_facts(path: Path) -> Facts:
             bytes=tensors.stat().st_size,
             headroom=adapter.headroom,
             defaults=adapter.defaults,
+            profile=adapter.group_number + 1 if bundle.profile.groups else msgspec.UNSET,
         )
     total = sum(entry.size_bytes for entry in manifest.files.values())
     details = {
@@ -164,6 +167,7 @@ def _bundle_facts(path: Path) -> Facts:
         "size_bytes": total,
         "slot_mode": NORMALISED if bundle.slots.normalised else SEARCHED,
         "words": _words(bundle),
+        **({"profiles": bundle.profile.group_count} if bundle.profile.groups else {}),
     }
     return Facts(
         kind="bundle",
@@ -212,6 +216,8 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     lines = [f"{facts.kind}  {path}", *([] if facts.kind == "embedding" else [slots])]
     if facts.profile_digest and facts.slots_digest:
         lines.append(f"profile {facts.profile_digest[:12]}, slots {facts.slots_digest[:12]}")
+    if "profiles" in facts.details:
+        lines.append(f"{facts.details['profiles']} profiles, a graph of the U-Net each over the same weights; the base has profile 1")
     for key in ("target", "precision"):
         if key in facts.details:
             lines.append(f"{key} {facts.details[key]}")
@@ -228,7 +234,7 @@ def _lines(path: Path, facts: Facts) -> list[str]:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     for name, adapter in facts.adapters.items():
         facts_of = f"rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}"
-        lines.append(f"adapter {name}: {facts_of}{_weights(adapter, is_normalised)}{_meant(adapter)}")
+        lines.append(f"adapter {name}: {facts_of}{_extras(adapter, is_normalised)}")
     if "size_bytes" in facts.details:
         lines.append(f"in all {size(facts.details['size_bytes'])}")
     return lines
@@ -245,6 +251,11 @@ def _lora_lines(details: dict[str, Any]) -> list[str]:
         lines.append(f"words with vectors {', '.join(map(quoted, details['words']))}")
     lines += [f"{quoted(word)}: {count} vectors of {width}" for word, (count, width) in details.get("vectors", {}).items()]
     return lines
+
+
+def _extras(adapter: AdapterFacts, is_normalised: bool) -> str:
+    group = "" if adapter.profile is msgspec.UNSET else f", profile {adapter.profile}"
+    return f"{_weights(adapter, is_normalised)}{group}{_meant(adapter)}"
 
 
 def _weights(adapter: AdapterFacts, is_normalised: bool) -> str:

@@ -18,7 +18,7 @@ MOST_GROUPS = 16
 
 
 class GroupRanges(msgspec.Struct, frozen=True, kw_only=True):
-    """What holds for a further group of adapters.
+    """The ranges of a further group of adapters.
 
     Args:
         encodings: component -> tensor name -> encoding, of the activations whose encoding is another than the first group's.
