@@ -5,14 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from safetensors.numpy import save_file
 
 from quad.core.component_call import UNET_INPUTS
-from quad.core.manifest import PROBES_FILE
-from tests.runtime.conftest import PROFILE, SLOTS, write_manifest
-from tests.runtime.tiny_unet import HIDDEN, LENGTH, SIDE
+from quad.core.digests import canonical_json
+from quad.core.manifest import PROBES_FILE, AdapterManifest, Component, SizedGraphs
+from quad.core.profile import GroupRanges
+from quad.core.slots import UNET
+from tests.runtime.conftest import COMPONENTS, PROFILE, SLOTS, write_manifest
+from tests.runtime.tiny_unet import HIDDEN, LENGTH, SIDE, SITE
 
 SHAPES = {"sample": (1, 9, SIDE, SIDE), "timestep": (1,), "encoder_hidden_states": (1, LENGTH, HIDDEN)}
 
@@ -29,6 +34,27 @@ def freeze(bundle: Path, root: Path) -> Path:
             node.name = "mid.to_q.in/Q"
     onnx.save(model, root / "unet/model.onnx")
     write_manifest(root, parents={"base": "0" * 64, "graph": "0" * 64, "slots": SLOTS.digest, "profile": PROFILE.digest})
+    return root
+
+
+def regroup(frozen: Path, root: Path, widened: float) -> Path:
+    """A copy at `root` with a second group of adapters, which has no member yet; its one activation reaches so many times as far."""
+    shutil.copytree(frozen, root)
+    wide = msgspec.structs.replace(SITE, scale=(SITE.scale[0] * widened,))
+    model = onnx.load(root / "unet/model.onnx")
+    for constant in model.graph.initializer:
+        if constant.name == "as":
+            constant.CopyFrom(numpy_helper.from_array(np.float32(wide.scale[0]), "as"))
+    onnx.save(model, root / "unet/wide.onnx")
+    profile = msgspec.structs.replace(PROFILE, groups=(GroupRanges(encodings={UNET: {"mid.to_q.in": wide}}, mode="unified"),))
+    (root / "profile.json").write_bytes(canonical_json(profile))
+    parents = {"base": "0" * 64, "graph": "0" * 64, "slots": SLOTS.digest, "profile": profile.digest}
+    for file in root.glob("adapters/*/adapter.json"):
+        manifest = msgspec.json.decode(file.read_bytes(), type=AdapterManifest)
+        file.write_bytes(canonical_json(msgspec.structs.replace(manifest, parents=parents)))
+    parts = {name: Component(f"{name}/model.onnx") for name in COMPONENTS}
+    parts[UNET] = Component("unet/model.onnx", groups=(SizedGraphs("unet/wide.onnx"),))
+    write_manifest(root, parents=parents, components=parts)
     return root
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -12,13 +14,15 @@ from quad.admit import sites
 from quad.admit.admit import admit
 from quad.admit.request import AdaptRequest
 from quad.core.errors import CompatibilityError
+from quad.core.picture_size import graph_name
+from quad.core.slots import UNET
 from quad.core.storage.pack import read_pack
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.engine import open_engine
 from quad.runtime.golden_outputs import check_golden, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
-from tests.admit.frozen import write_later_lora
+from tests.admit.frozen import regroup, write_later_lora
 from tests.runtime.tiny_unet import LATTICE
 
 
@@ -51,6 +55,24 @@ def test_an_activation_beyond_its_range_refuses_it(frozen: Path, tmp_path: Path)
     loud = write_later_lora(tmp_path / "loud.safetensors", 1.5)
     with pytest.raises(CompatibilityError, match=r"1 that lose more: mid\.to_q\.in \(\S+% of its energy"):
         admit(AdaptRequest(frozen, "ink", loud, output=tmp_path / "ink.qpack"))
+    assert not (tmp_path / "ink.qpack").exists()
+
+
+@pytest.mark.parametrize(("factor", "group"), [(0.3, msgspec.UNSET), (1.5, 1)])
+def test_of_several_groups_it_gets_the_first_that_holds_it(factor: float, group: Any, frozen: Path, tmp_path: Path) -> None:
+    root = regroup(frozen, tmp_path / "grouped", widened=16.0)
+    file = write_later_lora(tmp_path / "ink.safetensors", factor)
+    admitted = admit(AdaptRequest(root, "ink", file, output=tmp_path / "ink.qpack", task="ink", like="transform"))
+    assert (admitted.manifest.group, admitted.manifest.parents["profile"]) == (group, open_bundle(root).manifest.parents["profile"])
+    pipe = QuadPipeline.from_pretrained(root, threads=1)
+    pipe.set_adapters(pipe.load_lora_weights(admitted.pack))
+    check_golden(pipe.graph(graph_name(UNET, None, admitted.manifest.group_number)), pipe.bundle, admitted.manifest)
+
+
+def test_an_adapter_that_no_group_holds_is_refused(frozen: Path, tmp_path: Path) -> None:
+    root = regroup(frozen, tmp_path / "grouped", widened=1.1)
+    with pytest.raises(CompatibilityError, match=r"1 that lose more: mid\.to_q\.in"):
+        admit(AdaptRequest(root, "ink", write_later_lora(tmp_path / "ink.safetensors", 1.5), output=tmp_path / "ink.qpack"))
     assert not (tmp_path / "ink.qpack").exists()
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import msgspec
 
@@ -19,7 +21,7 @@ from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
 from quad.admit.trial import Trial, refuse_unlike, try_adapter
 from quad.core.errors import CompatibilityError, UsageError, mismatch
-from quad.core.manifest import AdapterManifest, TaskSpec
+from quad.core.manifest import AdapterManifest, AdapterQuality, TaskSpec
 from quad.core.padding import trim
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.slots import TEXT_ENCODER, UNET
@@ -62,15 +64,10 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
         adapter = _read(admission)
     with clock("slots"):
         fitted = _fit(admission, adapter)
-    with clock("align"):
-        with admission.bundle.graph_to_load(UNET) as file:
-            session = engine.load(file, ENGINE_THREADS)
-        base = admission.base
-        aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, session, adapter, fitted)
-    with clock("try"):
-        trial = _try(admission, session, fitted, aligned)
+    tried = _in_best_group(admission, lambda own: _in_group(own, engine, adapter, fitted, clock))
+    aligned, trial = tried.aligned, tried.trial
     with clock("write"):
-        manifest = _write(admission, adapter, fitted, aligned, trial)
+        manifest = _write(tried, adapter, fitted)
     clock.done()
     checked, unchecked = checks(admission.bundle, fitted, trial, aligned)
     return AdaptResult(
@@ -85,6 +82,54 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
         notes=(*fitted.adapter.notes, *aligned.notes, *task_notes(admission.tasks), *word_notes(adapter)),
         alignment=aligned.alignment,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TriedAdapter:
+    """The adapter in the numbers of one group of adapters, and how it behaves in that group's graph."""
+
+    admission: Admission
+    aligned: AlignedAdapter
+    trial: Trial
+
+
+def _in_best_group(admission: Admission, in_group: Callable[[Admission], _TriedAdapter]) -> _TriedAdapter:
+    """The group whose graph holds the adapter best: the one that comes nearest to float, or without the base the first that takes it, for
+    groups stand in the order of how wide their ranges are.
+
+    Raises:
+        CompatibilityError: none takes it; what the widest says.
+    """
+    tried: list[_TriedAdapter] = []
+    refusal: CompatibilityError | None = None
+    for group in range(admission.bundle.group_count):
+        try:
+            tried.append(in_group(replace(admission, bundle=admission.bundle.of_group(group))))
+        except CompatibilityError as error:
+            refusal = error
+            continue
+        if admission.base is None:
+            break
+    if not tried:
+        assert refusal is not None
+        raise refusal
+    return max(tried, key=lambda each: (each.aligned.measured or AdapterQuality()).output_db or 0.0)
+
+
+def _in_group(admission: Admission, engine: Engine, adapter: FloatAdapter, fitted: Fitted, clock: StageClock) -> _TriedAdapter:
+    """Aligned to the ranges of the bundle's group, and tried in its graph.
+
+    Raises:
+        CompatibilityError: it does not get through there.
+    """
+    with clock("align"):
+        with admission.bundle.graph_to_load(UNET) as file:
+            session = engine.load(file, ENGINE_THREADS)
+        base = admission.base
+        aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, session, adapter, fitted)
+    with clock("try"):
+        trial = _try(admission, session, fitted, aligned)
+    return _TriedAdapter(admission=admission, aligned=aligned, trial=trial)
 
 
 def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission, Engine]:
@@ -172,12 +217,13 @@ def _try(admission: Admission, session: Session, fitted: Fitted, aligned: Aligne
     return trial
 
 
-def _write(admission: Admission, adapter: FloatAdapter, fitted: Fitted, aligned: AlignedAdapter, trial: Trial) -> AdapterManifest:
+def _write(tried: _TriedAdapter, adapter: FloatAdapter, fitted: Fitted) -> AdapterManifest:
     """The pack on disk.
 
     Raises:
         BackendError: the disk is full or the place cannot be written to.
     """
+    admission, aligned, trial = tried.admission, tried.aligned, tried.trial
     request, bundle = admission.request, admission.bundle
     tensors = trim(aligned.buffers, bundle.slots)
     packed = PackedAdapter(
@@ -186,6 +232,7 @@ def _write(admission: Admission, adapter: FloatAdapter, fitted: Fitted, aligned:
         rank=fitted.adapter.rank,
         source=adapter.digest,
         defaults=adapter.defaults(request.defaults),
+        group=bundle.group,
     )
     draft = adapter_manifest(packed, bundle.slots, bundle.manifest.parents, admission.tasks)
     manifest = msgspec.structs.replace(draft, golden=trial.golden, quality=adapter_quality(fitted, trial, aligned))

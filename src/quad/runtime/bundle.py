@@ -11,8 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time_ns
 from typing import TypeVar
@@ -46,6 +45,7 @@ class Bundle:
         marker: the file `bundle.json` that was read; another bundle has another.
         hashed: name -> the file that was found to have the manifest's digest; None for one that was changed a moment before, so that
             another change would not show.
+        group: of adapters, counted from 0, whose graph and profile these are where nothing else is asked for.
     """
 
     root: Path
@@ -54,6 +54,16 @@ class Bundle:
     profile: Profile
     marker: Identity | None = None
     hashed: dict[str, Identity | None] = field(default_factory=dict)
+    group: int = 0
+
+    @property
+    def group_count(self) -> int:
+        """How many groups of adapters there are."""
+        return 1 + len(self.manifest.components[UNET].groups or ())
+
+    def of_group(self, group: int) -> Bundle:
+        """The same bundle as it is for one group of adapters, counted from 0; to be called on a bundle as it was opened."""
+        return replace(self, profile=self.profile.of_group(group), group=group)
 
     @property
     def name(self) -> str:
@@ -91,14 +101,14 @@ class Bundle:
             _check_digest(path, self.manifest.files[name].sha256, hashlib.sha256(data).hexdigest())
         return data
 
-    def graph(self, component: str, size: PictureSize | None = None, group: int = 0) -> Path:
-        """The graph file of a component for one of its further sizes and a group of adapters, counted from 0; see `path`, which goes for
-        the files beside it too."""
-        part = self.manifest.components[component].of(size, group)
+    def graph(self, component: str, size: PictureSize | None = None, group: int | None = None) -> Path:
+        """The graph file of a component for one of its further sizes and a group of adapters, None for this bundle's; see `path`, which
+        goes for the files beside it too."""
+        part = self.manifest.components[component].of(size, self.group if group is None else group)
         return [self.path(name) for name in (*part.data_files, part.file)][-1]
 
     @contextmanager
-    def graph_to_load(self, component: str, size: PictureSize | None = None, group: int = 0) -> Iterator[Path]:
+    def graph_to_load(self, component: str, size: PictureSize | None = None, group: int | None = None) -> Iterator[Path]:
         """`graph` for a block that reads it: it was the same files before and after.
 
         Raises:
@@ -109,10 +119,10 @@ class Bundle:
         finally:
             self.graph(component, size, group)
 
-    @cached_property
+    @property
     def digests(self) -> Mapping[str, str]:
-        """Digests of slots and profile, which an adapter must have been packed for; computed once, because a profile is large."""
-        return {"slots": self.slots.digest, "profile": self.profile.digest}
+        """Digests of slots and profile, which an adapter must have been packed for; opening the bundle has compared them."""
+        return {name: self.manifest.parents[name] for name in ("slots", "profile")}
 
     def _unchanged(self, name: str) -> Path:
         path = inside(self.root, name)
@@ -168,7 +178,7 @@ def _open(root: Path, verify: bool) -> Bundle:
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
     bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, marker=marker, hashed=hashed)
-    for parent, has in bundle.digests.items():
+    for parent, has in {"slots": slots.digest, "profile": profile.digest}.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:
             raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", has[:8], AGAIN))

@@ -174,8 +174,8 @@ def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:
                 f"adapter {name!r} was packed for {parent} {packed_for[:8]}, bundle {phone!r} has {has[:8]}: "
                 f"run quad adapt {phone} {name}={name}.safetensors"
             )
-    if manifest.group_number >= bundle.profile.group_count:
+    if manifest.group_number >= bundle.group_count:
         found = f"number {manifest.group_number + 1}"
         raise CompatibilityError(
-            mismatch(f"adapter {name!r}", f"one of the {bundle.profile.group_count} groups of bundle {phone!r}", found, "adapt it again")
+            mismatch(f"adapter {name!r}", f"one of the {bundle.group_count} groups of bundle {phone!r}", found, "adapt it again")
         )
