@@ -18,6 +18,7 @@ from torch import Tensor
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.core.sampling import AdapterDefaults
+from quad.lora.file import defaults_of
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
@@ -240,6 +241,19 @@ def test_peft_keys_without_their_config_are_refused(unet: UNet2DConditionModel, 
     refused(InputError, "expected adapter_config.json beside it", tmp_path, unet)
     (tmp_path / "adapter_config.json").write_text("{")
     refused(InputError, "expected the adapter's config in JSON", tmp_path, unet)
+
+
+def test_a_file_says_how_it_is_meant_to_be_run(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    file = tmp_path / "lcm.safetensors"
+    save_file(q_pair(), file, {"quad_sampler": " lcm:4\n", "quad_guidance": "1"})
+    own = AdapterDefaults(sampler="lcm:4", guidance=1.0)
+    assert defaults_of(file) == own
+    assert read_adapter("m", file, unet).defaults(None) == own
+    stated = AdapterDefaults(guidance=2.0, trigger_words="ink")
+    assert stated.over(own) == AdapterDefaults(sampler="lcm:4", guidance=2.0, trigger_words="ink")
+    for number in ("much", "nan"):
+        save_file(q_pair(), file, {"quad_guidance": number})
+        refused(InputError, f"expected a finite number, found '{number}'", file, unet)
 
 
 def test_trigger_words_of_the_trainer_are_kept_unless_others_are_said(unet: UNet2DConditionModel, tmp_path: Path) -> None:

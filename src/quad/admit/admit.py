@@ -142,6 +142,7 @@ def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission,
     if not bundle.slots.slots:
         hint = "build it with one adapter at least"
         raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "slots for adapters", "none", hint))
+    request = request.with_files_defaults()
     tasks = _tasks(request, bundle)
     read_probes(bundle)  # there is nothing to try an adapter on without them
     base = None if open_base is None else open_base(bundle)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from quad.core.manifest import AdapterManifest
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path, require_file
 from quad.core.storage.reading import is_directory
+from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.runtime.adapter_defaults import check_defaults
 from quad.runtime.calibration_sample import CalibrationSample
@@ -87,6 +88,16 @@ class AdaptRequest:
         RankLimits(None, self.min_energy).check()
         if (self.distill_steps or 0) < 0:
             raise UsageError(mismatch("--distill-steps", "0 or more", self.distill_steps, "choose a larger one"))
+
+    def with_files_defaults(self) -> AdaptRequest:
+        """With what the adapter's file says of how it is meant to be run, where nothing else was said.
+
+        Raises:
+            InputError: the file is missing, or no LoRA's. UsageError: it names a sampler that there is not.
+        """
+        defaults = self.defaults.over(defaults_of(self.adapter))
+        check_defaults(f"{self.adapter}", defaults)
+        return replace(self, defaults=defaults)
 
 
 @dataclass(frozen=True, kw_only=True)

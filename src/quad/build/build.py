@@ -48,6 +48,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     backend.require(request.model)
     for directory in request.directories:
         require_replaceable(directory.path, directory.marker, directory.option)
+    request = request.with_files_defaults()
     clock = StageClock(STAGES, progress if is_main() else silent)
     with build_lock(request), fixed_threads(request.threads):
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from quad.core.precision import eight_bit_percent
 from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.files import real_path
+from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
 from quad.model.base.prompt_chunks import MOST_CHUNKS
@@ -122,6 +123,17 @@ class BuildRequest:
         return BaseOptions(
             self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults, vae=self.vae, prediction=self.prediction
         )
+
+    def with_files_defaults(self) -> BuildRequest:
+        """With what each adapter's file says of how it is meant to be run, where nothing else was said.
+
+        Raises:
+            InputError: a file is missing, or no LoRA's. UsageError: it names a sampler that there is not.
+        """
+        joint = {name: self.adapter_defaults.get(name, AdapterDefaults()).over(defaults_of(path)) for name, path in self.adapters.items()}
+        for name, defaults in joint.items():
+            check_defaults(f"{self.adapters[name]}", defaults)
+        return replace(self, adapter_defaults={name: defaults for name, defaults in joint.items() if defaults != AdapterDefaults()})
 
     def rank_limits(self, adapter: str) -> RankLimits:
         """How far an adapter may be reduced."""

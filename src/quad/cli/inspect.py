@@ -117,7 +117,7 @@ def _file_facts(path: Path) -> Facts:
     if header.is_pack:
         return _pack_facts(files[0])
     name = path.name if path.is_dir() else path.stem
-    said = AdapterDefaults(trigger_words=header.trigger_words) if header.trigger_words else msgspec.UNSET
+    said = msgspec.UNSET if header.defaults == AdapterDefaults() else header.defaults
     n_bytes = sum(file.stat().st_size for file in files)
     adapter = AdapterFacts(rank=max(header.ranks.values()), bits=header.bits, bytes=n_bytes, defaults=said)
     return Facts(

@@ -104,3 +104,8 @@ class AdapterDefaults(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=T
     sampler: Annotated[str, msgspec.Meta(max_length=64)] | None = None
     guidance: float | None = None
     trigger_words: Annotated[str, msgspec.Meta(max_length=1000)] | None = None
+
+    def over(self, other: AdapterDefaults) -> AdapterDefaults:
+        """These, and the other's where these say nothing."""
+        said = {name: value for name, value in msgspec.structs.asdict(self).items() if value is not None}
+        return msgspec.structs.replace(other, **said)

@@ -62,7 +62,7 @@ class FloatAdapter:
         trained_on: the base by the trainer's metadata.
         origins: module path to what the file has for it; absent where the adapter is of no file.
         embeddings: words that the file teaches the text encoder -> vectors `(n, width)`.
-        trigger_words: of the file's metadata, "" where it says none.
+        own_defaults: how it is meant to be run, by the file's metadata.
     """
 
     name: str
@@ -74,13 +74,11 @@ class FloatAdapter:
     trained_on: TrainedOn = field(default_factory=TrainedOn)
     origins: Mapping[str, ModuleOrigin] = field(default_factory=dict)
     embeddings: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
-    trigger_words: str = ""
+    own_defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
 
     def defaults(self, stated: AdapterDefaults | None) -> AdapterDefaults | msgspec.UnsetType:
         """How it is meant to be run, as was stated and else as its file says; unset where neither says anything."""
-        stated = stated or AdapterDefaults()
-        words = stated.trigger_words or self.trigger_words or None
-        merged = msgspec.structs.replace(stated, trigger_words=words)
+        merged = (stated or AdapterDefaults()).over(self.own_defaults)
         return msgspec.UNSET if merged == AdapterDefaults() else merged
 
     def for_base(self, prediction: str) -> FloatAdapter:

@@ -9,14 +9,15 @@ from typing import Any
 
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
+from quad.core.sampling import AdapterDefaults
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
 from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, parse_key, refuse_other_kinds
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
+from quad.lora.report.stated_defaults import stated_defaults
 from quad.lora.report.trained_on import TrainedOn
-from quad.lora.report.trigger_words import trigger_words
 from quad.lora.tensors import StoredTensor, read_lora_header, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
@@ -34,7 +35,7 @@ class LoraFile:
         configs: what the metadata says of each model; a model that is absent has no config.
         digest: of everything that was read.
         trained_on: the base by the trainer's metadata.
-        trigger_words: of the trainer's metadata, on one line, "" where it says none.
+        defaults: how it is meant to be run, by its metadata.
     """
 
     path: Path
@@ -42,7 +43,7 @@ class LoraFile:
     configs: Mapping[Component, AdapterConfig] = field(default_factory=dict)
     digest: str = ""
     trained_on: TrainedOn = field(default_factory=TrainedOn)
-    trigger_words: str = ""
+    defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
 
     def config(self, component: Component) -> AdapterConfig:
         """The config of one model; the default one where the metadata has none."""
@@ -93,7 +94,7 @@ class _Part:
     configs: dict[Component, AdapterConfig]
     parents: dict[str, str]
     trained_on: TrainedOn
-    trigger_words: str
+    defaults: AdapterDefaults
 
 
 def _open_part(file: WeightsFile, hashed: bool) -> _Part:
@@ -114,7 +115,7 @@ def _open_part(file: WeightsFile, hashed: bool) -> _Part:
         configs=configs,
         parents=parents,
         trained_on=TrainedOn.of(metadata),
-        trigger_words=trigger_words(metadata),
+        defaults=stated_defaults(str(file.path), metadata),
     )
 
 
@@ -160,6 +161,19 @@ def require_lora(path: Path) -> None:
     _open_parts(path, weights_files(path), hashed=False)
 
 
+def defaults_of(path: Path) -> AdapterDefaults:
+    """How a LoRA is meant to be run, by the metadata of its file; its header alone is read.
+
+    Raises:
+        InputError: it is missing or no safetensors, or its metadata says what no run could take.
+    """
+    file = weights_files(path)[0]
+    try:
+        return stated_defaults(str(file.path), read_lora_header(StableFile.of(file.path)).metadata)
+    except OSError as error:
+        raise InputError(mismatch(f"{path}", "a LoRA file", f"{error.strerror or error}", "check its permissions")) from error
+
+
 def open_lora(path: Path) -> LoraFile:
     """Open a LoRA file or directory, with the scale rule its metadata or `adapter_config.json` gives.
 
@@ -181,5 +195,5 @@ def open_lora(path: Path) -> LoraFile:
         configs=configs,
         digest=next(iter(parents.values())) if len(parents) == 1 else digest(parents),
         trained_on=parts[0].trained_on,
-        trigger_words=parts[0].trigger_words,
+        defaults=parts[0].defaults,
     )

@@ -233,7 +233,7 @@ def _adapter(name: str, matched: _Matched, limits: RankLimits) -> tuple[FloatAda
         embeddings=matched.words,
         trained_on=file.trained_on,
         origins=origins,
-        trigger_words=file.trigger_words,
+        own_defaults=file.defaults,
     )
     return adapter, max(0, *(module.enough for module in converted.values()))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
 from quad.core.pickles import is_pickled
+from quad.core.sampling import AdapterDefaults
 from quad.core.storage.header import BITS
 from quad.core.storage.pack import MANIFEST_KEY
 from quad.core.storage.stable_file import StableFile
@@ -15,8 +16,8 @@ from quad.lora.embeddings import EMBEDDINGS_NAME, bundled_words, is_lone_embeddi
 from quad.lora.keys import dialect_of, parse_key, refuse_other_kinds
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.locate import DIFFUSERS_NAME, PEFT_NAME, WeightsFile, refuse_pickle, weights_files
+from quad.lora.report.stated_defaults import stated_defaults
 from quad.lora.report.trained_on import TrainedOn
-from quad.lora.report.trigger_words import trigger_words
 from quad.lora.tensors import Role, read_lora_header
 
 
@@ -33,7 +34,7 @@ class LoraHeader:
         dialects: how names are spelled -> how many tensors are so.
         words: that an embedding in the file stands for.
         trained_on: the base by the trainer's metadata.
-        trigger_words: by the same; "" where it says none.
+        defaults: how it is meant to be run, by its metadata.
         tensors: how many there are.
     """
 
@@ -45,7 +46,7 @@ class LoraHeader:
     dialects: dict[str, int] = field(default_factory=dict)
     words: tuple[str, ...] = ()
     trained_on: TrainedOn = field(default_factory=TrainedOn)
-    trigger_words: str = ""
+    defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
     tensors: int = 0
 
 
@@ -96,7 +97,7 @@ def read_headers(path: Path) -> LoraHeader:
         dialects=dict(sum((Counter(header.dialects) for header in headers), Counter[str]())),
         words=tuple(word for header in headers for word in header.words),
         trained_on=headers[0].trained_on,
-        trigger_words=headers[0].trigger_words,
+        defaults=headers[0].defaults,
         tensors=sum(header.tensors for header in headers),
     )
 
@@ -137,6 +138,6 @@ def read_header(path: Path, component: str = "") -> LoraHeader:
         dialects=dict(Counter(map(dialect_of, names))),
         words=bundled_words(names),
         trained_on=TrainedOn.of(header.metadata),
-        trigger_words=trigger_words(header.metadata),
+        defaults=stated_defaults(str(path), header.metadata),
         tensors=len(names),
     )
