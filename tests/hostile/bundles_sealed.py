@@ -36,6 +36,10 @@ _FORGED: Mapping[str, dict[str, Any]] = {
     "no unet": {"components": {"unet": None}},
     "a unet of another file": {"components": {"unet": {"file": "/etc/passwd"}}},
     "a unet with data above": {"components": {"unet": {"file": "unet/model.onnx", "data_files": ["../outside"]}}},
+    "a graph of a group that no profile has": {"components": {"unet": {"groups": [{"file": "unet/model.onnx"}]}}},
+    "a graph of a group above": {"components": {"unet": {"groups": [{"file": "../outside"}]}}},
+    "groups of no graph": {"components": {"unet": {"groups": [{}]}}},
+    "groups of another part": {"components": {"vae_decoder": {"groups": [{"file": "vae_decoder/model.onnx"}]}}},
     "a size of nothing": {"size": 0},
     "a size below zero": {"size": -64},
     "a size of a billion": {"size": 64 * 10**9},
@@ -101,6 +105,9 @@ _SLOTS: Mapping[str, dict[str, Any]] = {
 _PROFILES: Mapping[str, Callable[[Any], Any]] = {
     "a profile of a list": lambda _: [],
     "a profile of strings": lambda p: {**p, "encodings": {"unet": {"x": "y"}}},
+    "a profile of a group without a graph": lambda p: {**p, "groups": [{"encodings": {}, "mode": "anchor"}]},
+    "a profile of no groups": lambda p: {**p, "groups": []},
+    "a profile of a thousand groups": lambda p: {**p, "groups": [{"encodings": {}, "mode": "anchor"}] * 1000},
 }
 SLOTS = [
     *(Case(f"slots {name}", signed("slots.json", _slot(**changes)), VerificationError, "expected") for name, changes in _SLOTS.items()),

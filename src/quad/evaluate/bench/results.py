@@ -31,11 +31,16 @@ class ResidentTimes(CallTimes, frozen=True):
 
 
 class SwitchTimes(msgspec.Struct, frozen=True, kw_only=True):
-    """Another adapter instead of the one bound: warm finds it in memory, cold reads and checks its file."""
+    """Another adapter instead of the one bound: warm finds it in memory, cold reads and checks its file.
+
+    Args:
+        graph_ms: the U-Net of another profile loaded, when a picture first needs it; unset where there is one profile.
+    """
 
     warm_ms: float
     cold_ms: float
     warm_p95_ms: float
+    graph_ms: float | msgspec.UnsetType = msgspec.UNSET
 
 
 class Switching(SwitchTimes, frozen=True, kw_only=True):

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import partial
 
+import msgspec
+
+from quad.core.picture_size import graph_name
+from quad.core.slots import UNET
 from quad.evaluate.bench.results import CallTimes, ResidentTimes, SwitchTimes
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
 from quad.runtime.adapters.buffers import largest_bytes
@@ -20,13 +24,25 @@ RESIDENT_BYTES = 4_000_000_000
 def bench_switch(pipe: QuadPipeline, rounds: int = 10) -> SwitchTimes:
     """Ms to bind another adapter: cold reads and checks its file (page cache warm), warm finds it in memory. Medians over adapters.
 
-    `pipe` is as opened: its first touch of each adapter is the cold switch.
+    `pipe` is as opened: its first touch of each adapter is the cold switch. Graphs of all profiles are in memory before.
     """
     if not pipe.adapters:
         return SwitchTimes(warm_ms=0.0, cold_ms=0.0, warm_p95_ms=0.0)
+    graph_ms = _load_groups(pipe)
     cold, warm = _round(pipe, pipe.adapters), [time for _ in range(rounds) for time in _round(pipe, pipe.adapters)]
     times = median_p95(warm)
-    return SwitchTimes(warm_ms=times.median_ms, cold_ms=median(cold), warm_p95_ms=times.p95_ms)
+    return SwitchTimes(warm_ms=times.median_ms, cold_ms=median(cold), warm_p95_ms=times.p95_ms, graph_ms=graph_ms)
+
+
+def _load_groups(pipe: QuadPipeline) -> float | msgspec.UnsetType:
+    """Median ms to load the U-Net of a further group of adapters, which is bound to the base then; unset where there is none."""
+
+    def load(group: int) -> None:
+        with pipe.graph(graph_name(UNET, None, group)).loaded():
+            pass
+
+    loads = [milliseconds(partial(load, group), 1, 0)[0] for group in range(1, pipe.bundle.group_count)]
+    return median(loads) if loads else msgspec.UNSET
 
 
 def bench_resident(pipe: QuadPipeline, counts: Sequence[int] = RESIDENT) -> dict[str, ResidentTimes]:

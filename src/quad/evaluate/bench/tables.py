@@ -85,6 +85,9 @@ def switch_table(measured: BenchResult) -> Table:
         Row(name="cold", cells=cold, note="its file read and its digest compared; page cache warm"),
         Row(name="warm", cells=warm, bar=bar, note="among the bundle's own"),
     ]
+    if switch.graph_ms is not msgspec.UNSET:
+        note = "when a picture first needs it, under keep-all"
+        rows.append(Row(name="the U-Net of another profile", cells=plain(shown_ms(switch.graph_ms), "", ""), note=note))
     for count, times in switch.resident.items():
         median = Cell(shown_ms(times.median_ms), times.median_ms <= SWITCH_MS)
         cells = (median, *plain(shown_ms(times.p95_ms), shown_ms(times.in_turn_ms)))
