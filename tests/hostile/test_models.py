@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from quad.model.base.open import Base, open_model
-from quad.model.base.tokenizer_files import read_tokenizer
+from quad.model.base.text.tokenizer_files import read_tokenizer
 from quad.zoo import calibration
 from tests.hostile.model_configs import ABSURD, MISSING, OTHERS, TEXTS
 from tests.hostile.model_parts import CHANNELS, LINKS, SCHEDULERS, TOKENIZERS, WEIGHTS

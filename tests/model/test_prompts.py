@@ -13,8 +13,8 @@ import transformers
 
 from quad.core.manifest import TextSpec
 from quad.model.base.modules import TextModule, share_copy
-from quad.model.base.tokenizer_files import clip_tokenizer
-from quad.model.base.vector_table import with_vector_table
+from quad.model.base.text.tokenizer_files import clip_tokenizer
+from quad.model.base.text.vector_table import with_vector_table
 from quad.quantize.observe.torch_session import TorchSession
 from quad.runtime.conditioning.embeddings import WordVectors
 from quad.runtime.conditioning.prompt_chunks import read_prompt

@@ -28,10 +28,10 @@ from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, role_of
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.model.base.clip_skip import with_clip_skip
+from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, open_model
-from quad.model.base.prompt_chunks import with_prompt_chunks
+from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slotted_as
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases

@@ -35,9 +35,9 @@ from quad.core.slots import SlotTable
 from quad.lora.file import require_lora
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
-from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import Base, open_model
-from quad.model.base.prompt_chunks import with_prompt_chunks
+from quad.model.base.text.clip_skip import with_clip_skip
+from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.latent_preview import fit_preview

@@ -24,7 +24,7 @@ from quad.core.storage.files import real_path
 from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.model.base.open import BaseOptions
-from quad.model.base.prompt_chunks import MOST_CHUNKS
+from quad.model.base.text.prompt_chunks import MOST_CHUNKS
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample

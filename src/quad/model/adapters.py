@@ -12,7 +12,7 @@ from torch import nn
 from quad.lora.layout import LayerLayout, NetworkLayout, with_skipped
 from quad.lora.low_rank import RankLimits
 from quad.lora.read import FloatAdapter, read_lora
-from quad.model.base.clip_skip import skipped_layers
+from quad.model.base.text.clip_skip import skipped_layers
 
 
 def layout_of(network: nn.Module) -> NetworkLayout:

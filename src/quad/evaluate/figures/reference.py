@@ -19,8 +19,8 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.evaluate.figures.peft_adapters import PeftAdapters
-from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import open_model
+from quad.model.base.text.clip_skip import with_clip_skip
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.denoising import is_guided
 from quad.runtime.conditioning.tokenizer import Tokenizer

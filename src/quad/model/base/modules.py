@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from quad.core.manifest import LatentSpec
-from quad.model.base.vector_table import VectorTable
+from quad.model.base.text.vector_table import VectorTable
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -26,8 +26,8 @@ from quad.model.base.noise_schedule import read_scheduler
 from quad.model.base.parts import ModelParts, directory_parts
 from quad.model.base.stated_samplers import stated_samplers
 from quad.model.base.stored_weights import tensors_digest
+from quad.model.base.text.vector_table import with_vector_table
 from quad.model.base.toyland_file import WORLD_FILE, Toyland, latent_spec, read_toyland
-from quad.model.base.vector_table import with_vector_table
 from quad.model.base.weight_files import files_digest
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.samplers.names import parse_sampler

@@ -13,7 +13,7 @@ from quad.model.base.checkpoint.autoencoder import VAE, VAES
 from quad.model.base.family import FAMILIES, check_family, family_of, index_scheduler, pipeline_class
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, StoredComponent, find_component
 from quad.model.base.noise_schedule import scheduler_class
-from quad.model.base.tokenizer_files import read_tokenizer
+from quad.model.base.text.tokenizer_files import read_tokenizer
 
 _FOLDERS = (*(family.folder for family in FAMILIES), VAE, TEXT_ENCODER, "tokenizer", "scheduler")
 

@@ -16,7 +16,7 @@ from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter
 from quad.model.base.modules import TextModule, share_copy
-from quad.model.base.vector_table import with_vector_table
+from quad.model.base.text.vector_table import with_vector_table
 from quad.model.slots.attention import add_sites
 from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, collect_sites
 from quad.model.slots.table import new_table

@@ -12,7 +12,7 @@ from typing import Any
 
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import TextSpec
-from quad.model.base.tokenizer_files import clip_pairs
+from quad.model.base.text.tokenizer_files import clip_pairs
 
 _PAIRS = Path(__file__).with_name("data") / "clip_merges.txt.gz"
 _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"

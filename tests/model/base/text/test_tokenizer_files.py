@@ -11,7 +11,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from quad.core.errors import InputError, UnsupportedError
-from quad.model.base.tokenizer_files import read_tokenizer
+from quad.model.base.text.tokenizer_files import read_tokenizer
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from tests.model.clip_vocabulary import BEGIN, END, TEXT, write_clip_files
 

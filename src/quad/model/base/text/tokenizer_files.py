@@ -18,7 +18,7 @@ from tokenizers.models import BPE
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.manifest import TextSpec
-from quad.model.base.t5_tokenizer import SPIECE, t5_tokenizer
+from quad.model.base.text.t5_tokenizer import SPIECE, t5_tokenizer
 from quad.model.base.weight_files import read_config
 
 TOKENIZER_NAME = "tokenizer.json"

@@ -15,7 +15,7 @@ from transformers.utils import sentencepiece_model_pb2_new as sentencepiece_mode
 
 from quad.core.errors import InputError, QuadError, UnsupportedError
 from quad.model.base.open import open_model
-from quad.model.base.t5_tokenizer import t5_tokenizer
+from quad.model.base.text.t5_tokenizer import t5_tokenizer
 from tests.pixart import PIECES, save_pixart, tokenizer
 
 SENTINELS = 6

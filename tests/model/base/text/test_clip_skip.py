@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 from quad.core.errors import InputError, UnsupportedError, UsageError
 from quad.model.adapters import read_adapter
-from quad.model.base.clip_skip import with_clip_skip
 from quad.model.base.open import Base, open_model, text_module
+from quad.model.base.text.clip_skip import with_clip_skip
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from tests.evaluate.stable_diffusion import open_pipeline, save_pipeline, scheduler
 from tests.pixart import save_pixart
