@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -210,6 +211,15 @@ def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Pa
             patch.setattr(admit_base, name, lambda _, value=value: value)
             wrong = apart(phone, model_dir, lora)
             assert min(wrong) > 3 * bound, (name, wrong)
+
+
+def test_the_autoencoder_is_the_one_that_was_given(phone: Bundle, model_dir: Path, tmp_path: Path) -> None:
+    assert open_base(phone, model_dir, model_dir / "vae").picture_size == phone.manifest.picture_size
+    other = shutil.copytree(model_dir / "vae", tmp_path / "vae")
+    weights = next(other.glob("*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(CompatibilityError, match="of which the bundle was built"):
+        open_base(phone, model_dir, other)
 
 
 def test_the_teacher_is_the_base(phone: Bundle, model_dir: Path, lora: Path) -> None:

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from quad.cli.doctor import Finding, bundle_findings
 from quad.cli.main import app
 from quad.core.errors import BackendError
+from quad.core.manifest import FileEntry, GraphFiles
 from quad.runtime import machine, open_bundle
 from quad.runtime.engines import engine as engines
 from quad.runtime.machine import EngineState, MachineMemory, cpu_features, cpu_model, engine_states, memory, plan_bytes
@@ -98,6 +99,20 @@ def test_memory_plans_hold_what_they_keep_and_fail_only_where_the_least_does_not
     monkeypatch.setattr(machine, "memory", lambda: MachineMemory(total=10**9, available=sizes["minimal"] - 1))
     states = {name: finding.state for name, finding in _by_subject(bundle_findings(bundle, HERE)).items()}
     assert states["bundle memory minimal"] == "fails"
+
+
+def test_keep_all_holds_the_graphs_of_all_sizes_each_with_its_weights(tiny_bundle: Path) -> None:
+    manifest = open_bundle(tiny_bundle).manifest
+    unet = manifest.components["unet"]
+    further, shared = FileEntry("", 1000), FileEntry("", 50_000)
+    sized = msgspec.structs.replace(
+        unet, data_files=("unet/weights",), sizes={"16x32": GraphFiles("unet/model.16x32.onnx", ("unet/weights",))}
+    )
+    files = {**manifest.files, "unet/weights": shared, "unet/model.16x32.onnx": further}
+    several = msgspec.structs.replace(manifest, files=files, components={**manifest.components, "unet": sized})
+    before, after = plan_bytes(manifest), plan_bytes(several)
+    assert after["keep-all"] - before["keep-all"] == 2 * 50_000 + machine.graph_bytes(manifest)["unet"]
+    assert after["balanced"] - before["balanced"] == 50_000
 
 
 def test_a_chip_and_slow_numbers_are_noted(tiny_bundle: Path) -> None:

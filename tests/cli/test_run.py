@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from quad.cli import run
 from quad.cli.main import app
+from quad.cli.run import _note_unread
 from quad.core.errors import StoppedError
 from quad.core.manifest import LatentPreview
 from quad.core.storage import files
@@ -167,6 +168,16 @@ def test_an_embedding_that_is_none(tiny_bundle: Path, tmp_path: Path, value: str
     done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(tmp_path / "a.png"), "--task", "text-to-image", "--embedding", value])
     assert done.exit_code in (1, 2)
     assert says in done.stderr
+
+
+def test_an_embedding_that_no_prompt_names_is_told_of(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, prompts, told in (
+        (("cat",), ("a (CAT:1.2)", ""), False),
+        (("cat", "my dog"), ("", "a my  dog, red"), False),
+        (("cat",), ("a category", "a tree"), True),
+    ):
+        _note_unread(words, Path("x.safetensors"), prompts)
+        assert ("note: embedding x.safetensors: it stands for 'cat'" in capsys.readouterr().err) is told
 
 
 def test_a_task_brings_its_adapter_and_adapters_can_be_mixed(tiny_bundle: Path, tmp_path: Path, picture: NDArray[np.uint8]) -> None:

@@ -61,6 +61,7 @@ def test_wishes_change_a_task_for_one_call() -> None:
         (Request(strength=0.5), "strength: expected a task that begins at a picture, which text-to-image does not, found 0.5"),
         (Request(image_guidance_scale=2.0), "image_guidance_scale: expected a task with picture guidance, found text-to-image"),
         (Request(guidance_scale=float("inf")), "guidance_scale: expected a finite number, found inf"),
+        (Request(guidance_scale=1e300), "guidance_scale: expected a number from -10000 to 10000, found 1e\\+300"),
     ],
 )
 def test_wishes_that_cannot_be_granted(overrides: Request, says: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +162,20 @@ def test_errors_are_of_the_pipelines_class(serve: Serve, pipe: QuadPipeline, wan
     with pytest.raises(QuadError) as theirs:
         client("x", **wanted)
     assert type(theirs.value) is type(ours.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "way"),
+    [
+        ({"num_images_per_prompt": 2}, "num_images_per_prompt=; a call makes one picture: call again with the next seed"),
+        ({"generator": None}, "generator=; say seed="),
+        ({"eta": 0.5}, "eta=; name a sampler"),
+        ({"colour": "red"}, "colour=; see QuadPipeline"),
+    ],
+)
+def test_what_a_server_does_not_take_is_one_line(tmp_path: Path, words: dict[str, Any], way: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"client(...): expected arguments that it takes, found {way}")):
+        QuadClient(tmp_path / "s")("x", **words)
 
 
 def test_a_wrong_choice_is_told_when_it_is_made(serve: Serve, pipe: QuadPipeline) -> None:

@@ -35,6 +35,7 @@ class AdaptRequest:
         adapter: LoRA file or directory, of any dialect.
         output: the pack to write.
         base: the model that the bundle was built from; None admits without it.
+        vae: the autoencoder's file or directory that the bundle was built with in place of the model's own; read with `base` alone.
         samples: calls to learn from and to measure on; read with `base` alone.
         prompts: in place of the samples' own.
         task: what the adapter is for; None for the task of its name where the bundle has one, else for none.
@@ -52,6 +53,7 @@ class AdaptRequest:
     _: KW_ONLY
     output: Path
     base: Path | None = None
+    vae: Path | None = None
     samples: Sequence[CalibrationSample] = ()
     prompts: Sequence[str] = ()
     task: str | None = None
@@ -81,7 +83,7 @@ class AdaptRequest:
             raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
         if real_path(self.output) == real_path(self.adapter):
             raise UsageError(mismatch("-o", "another file than the LoRA itself", self.output, "choose another place"))
-        for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None)):
+        for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None), ("--vae", self.vae)):
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
         check_defaults("NAME=PATH", self.defaults)

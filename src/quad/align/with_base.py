@@ -28,9 +28,9 @@ from quad.core.slots import SlotTable
 from quad.core.tensor_names import Role, role_of
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
-from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.modules import share_copy
-from quad.model.base.open import Base, open_model
+from quad.model.base.open import Base, BaseOptions, open_model
+from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slotted_as
 from quad.model.slots.skips import split_skips
@@ -104,14 +104,19 @@ class BaseNetworks:
         return call_teacher(self.pair.teacher, slot_inputs(self.adapter, self.table), calls)
 
 
-def open_base(bundle: Bundle, directory: Path) -> Base:
+def open_base(bundle: Bundle, directory: Path, vae: Path | None = None) -> Base:
     """The model that a bundle was built from, with pictures of the bundle's size and its tasks.
+
+    Args:
+        vae: the autoencoder's file or directory, in place of the model's own.
 
     Raises:
         CompatibilityError: it is another model.
     """
     manifest = bundle.manifest
-    base = with_prompt_chunks(with_clip_skip(open_model(directory), manifest.text.skipped_layers + 1), manifest.text.most_chunks)
+    base = with_prompt_chunks(
+        with_clip_skip(open_model(directory, BaseOptions(vae=vae)), manifest.text.skipped_layers + 1), manifest.text.most_chunks
+    )
     expected = manifest.parents.get("base", "none")
     if base.digest_as(expected) != expected:
         where, hint = f"--base {directory}", "give that one"

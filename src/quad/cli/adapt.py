@@ -36,6 +36,11 @@ BaseModel = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Vae = Annotated[
+    Path | None,
+    typer.Option("--vae", help="The autoencoder that the bundle was built with in place of the model's own. Needs --base.",
+                 metavar="FILE|DIR", show_default="the model's own"),
+]  # fmt: skip
 Task = Annotated[str | None, typer.Option(help="What the adapter is for: a task of the bundle, or a new one with --like.", metavar="TASK")]
 Like = Annotated[str | None, typer.Option(help="The task of the bundle that a new task takes its sampler and inputs from.", metavar="TASK")]
 Prompts = Annotated[
@@ -59,6 +64,7 @@ def adapt(
     adapter: Adapter,
     output: Output,
     base: BaseModel = None,
+    vae: Vae = None,
     task: Task = None,
     like: Like = None,
     prompt: Prompts = None,
@@ -79,7 +85,7 @@ def adapt(
         name, path = next(iter(local_adapters(stated.paths).items()))
         request = AdaptRequest(
             bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=bool(allow_unused_keys), engine=engine, defaults=stated.defaults.get(name, AdapterDefaults()),
+            allow_unused_keys=bool(allow_unused_keys), engine=engine, vae=vae, defaults=stated.defaults.get(name, AdapterDefaults()),
         )  # fmt: skip
         request = request if min_energy is None else replace(request, min_energy=min_energy)
         admitted = admit(request if base is None else _with_base(request, base), progress)
@@ -98,7 +104,7 @@ def _with_base(request: AdaptRequest, base: str) -> AdaptRequest:
 
 def _lines(admitted: AdaptResult) -> list[str]:
     manifest, trial = admitted.manifest, admitted.trial
-    tasks = ", ".join(manifest.tasks) or "no task"
+    tasks = ", ".join(manifest.tasks) or "any task, where it is named (--adapter)"
     lines = [f"adapter {manifest.name}: rank {manifest.rank}, {manifest.bits} bits, {size(manifest.size_bytes)}, for {tasks}"]
     lines += [f"note {note}" for note in admitted.notes]
     if admitted.slots:

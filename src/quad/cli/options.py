@@ -18,6 +18,7 @@ from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.pack import PACK_SUFFIX
 from quad.runtime.adapter_defaults import check_defaults
+from quad.runtime.samplers.names import parse_sampler
 
 T = TypeVar("T")
 LARGEST_RECIPE = 2**20
@@ -120,7 +121,7 @@ def _defaults(option: str, values: Mapping[str, str]) -> AdapterDefaults:
     except ValueError as error:  # msgspec's own is one
         raise UsageError(mismatch(option, "a number as guidance, and short words", repr(dict(values)), "write ,guidance=1")) from error
     check_defaults(option, defaults)
-    return defaults
+    return defaults if defaults.sampler is None else msgspec.structs.replace(defaults, sampler=parse_sampler(defaults.sampler).text)
 
 
 def words_of_files(option: str, values: Sequence[str]) -> list[tuple[str | None, Path]]:

@@ -145,7 +145,7 @@ def run(
         for line in pipe.notes:
             note(line)
         for word, path in embeddings:
-            pipe.load_textual_inversion(path, word)
+            _note_unread(pipe.load_textual_inversion(path, word), path, (prompt, negative_prompt))
         if weights:
             names = [pipe.load_lora_weights(name) if is_pack(name) else name for name in weights]
             pipe.set_adapters(names, list(weights.values()))
@@ -155,6 +155,14 @@ def run(
     for line in generated.notes:
         note(line)
     result(_json(outputs, generated), as_json, _lines(outputs, generated))
+
+
+def _note_unread(words: Sequence[str], path: Path, prompts: Sequence[str]) -> None:
+    """A line where no prompt has a word of a textual inversion that was given for this picture."""
+    from quad.runtime.conditioning.embeddings import stands_in
+
+    if not any(stands_in(word, prompt) for word in words for prompt in prompts):
+        note(f"embedding {path}: it stands for {', '.join(map(repr, words))}, of which the prompt has nothing")
 
 
 def _generate(
@@ -264,4 +272,5 @@ def _lines(outputs: Sequence[Path], generated: PipelineOutput) -> list[str]:
     used = " + ".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in generated.adapters.items()) or "the base"
     shown = str(outputs[0]) if len(outputs) == 1 else f"{outputs[0]} to {outputs[-1].name}"
     how = f"{generated.sampler}, guidance {generated.guidance:g}, " if generated.guidance is not None else ""
-    return [f"{shown}  {generated.task} by {used}, {how}seed {generated.seed}, {generated.timings_ms['total']:.0f} ms"]
+    seeds = f"seeds {generated.seeds[0]} to {generated.seeds[-1]}" if len(generated.seeds) > 1 else f"seed {generated.seed}"
+    return [f"{shown}  {generated.task} by {used}, {how}{seeds}, {generated.timings_ms['total']:.0f} ms"]

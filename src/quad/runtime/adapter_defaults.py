@@ -17,9 +17,9 @@ from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.runtime.adapters.block_weights import Weight
-from quad.runtime.samplers.names import DISTILLED, SAMPLER_NAMES, named_sampler, parse_sampler
+from quad.runtime.samplers.names import DISTILLED, is_sampler, named_sampler, parse_sampler
 
-DISTILLED_GUIDANCE = 1.0
+DISTILLED_GUIDANCE, MOST_GUIDANCE = 1.0, 10_000.0
 Wish = TypeVar("Wish", str, float)
 
 
@@ -63,7 +63,7 @@ def _first(caller: Wish | None, wishes: Mapping[str, Wish | None], what: str, no
     if caller is not None or not stated:
         return caller
     first, chosen = stated[0]
-    if isinstance(chosen, str) and chosen.partition(":")[0] not in SAMPLER_NAMES:
+    if isinstance(chosen, str) and not is_sampler(chosen):
         way = "name another sampler, or update quad"
         raise CompatibilityError(mismatch(f"adapter {first!r}", "a sampler that this version has", repr(chosen), way))
     notes.append(f"{what} {_shown(chosen)}: adapter {first!r} brings it")
@@ -101,12 +101,25 @@ def check_defaults(option: str, defaults: AdapterDefaults) -> None:
     """Refuse what no run could take.
 
     Raises:
-        UsageError: an unknown sampler, or a guidance that is no finite number.
+        UsageError: an unknown sampler, or a guidance out of range.
     """
     if defaults.sampler is not None:
         parse_sampler(defaults.sampler)
-    if defaults.guidance is not None and not math.isfinite(defaults.guidance):
-        raise UsageError(mismatch(option, "a finite guidance", defaults.guidance, "choose another"))
+    if defaults.guidance is not None:
+        if not math.isfinite(defaults.guidance):
+            raise UsageError(mismatch(option, "a finite guidance", defaults.guidance, "choose another"))
+        check_guidance(f"{option}, guidance", defaults.guidance)
+
+
+def check_guidance(name: str, scale: float) -> None:
+    """Refuse a guidance that leaves nothing of a picture, or of its numbers.
+
+    Raises:
+        UsageError: it is beyond `MOST_GUIDANCE` either way.
+    """
+    if abs(scale) > MOST_GUIDANCE:
+        expected = f"a number from -{MOST_GUIDANCE:g} to {MOST_GUIDANCE:g}"
+        raise UsageError(mismatch(name, expected, f"{scale:g}", "choose another, most models want 1 to 15"))
 
 
 def reachable_strength(spec: TaskSpec) -> TaskSpec:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from quad.core.errors import BackendError
-from quad.core.manifest import BundleManifest
+from quad.core.manifest import BundleManifest, Component, GraphFiles
 from quad.runtime.engines.engine import ENGINES, open_engine
 from quad.runtime.engines.graph import KEEP_ALL, PLANS
 
@@ -79,27 +79,33 @@ def package_version(package: str) -> str | None:
 
 
 def graph_bytes(manifest: BundleManifest) -> dict[str, int]:
-    """Component -> bytes of its files."""
+    """Component -> bytes of one graph of it with its weights, that of the size and group that take most."""
     return {
-        name: sum(manifest.files[file].size_bytes for file in (part.file, *part.data_files)) for name, part in manifest.components.items()
+        name: max(sum(manifest.files[file].size_bytes for file in (graph.file, *graph.data_files)) for graph in _graphs(part))
+        for name, part in manifest.components.items()
     }
 
 
 def plan_bytes(manifest: BundleManifest) -> Mapping[str, int]:
     """Memory plan -> bytes of the graph files that are in memory at once, at most; a process needs a little more.
 
-    Pictures are of one size, and adapters of all groups.
+    `keep-all` comes to hold the graphs of all picture sizes and groups of adapters, each with its weights: engines copy most of them, also
+    out of a file that graphs share.
     """
     sizes = graph_bytes(manifest)
-    groups = {name: 1 + len(part.groups or ()) for name, part in manifest.components.items()}
-
-    def resident_bytes(plan: str, name: str) -> int:
-        return sizes.get(name, 0) * (groups.get(name, 1) if plan == KEEP_ALL else 1)
 
     def passing_bytes(plan: str) -> int:
         return max((size for name, size in sizes.items() if name not in PLANS[plan]), default=0)
 
-    return {plan: sum(resident_bytes(plan, name) for name in resident) + passing_bytes(plan) for plan, resident in PLANS.items()}
+    plans = {plan: sum(sizes.get(name, 0) for name in resident) + passing_bytes(plan) for plan, resident in PLANS.items()}
+    graphs = {name: sum(1 for _ in _graphs(part)) for name, part in manifest.components.items()}
+    return {**plans, KEEP_ALL: sum(size * graphs[name] for name, size in sizes.items())}
+
+
+def _graphs(part: Component) -> Iterator[GraphFiles]:
+    """Of all groups of adapters and picture sizes."""
+    for group in (part, *(part.groups or ())):
+        yield from group.graphs
 
 
 def _lack(engine: str) -> str | None:

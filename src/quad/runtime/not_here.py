@@ -16,6 +16,7 @@ _SAFETY = "leave it out: the bundle holds no safety checker"
 _WEIGHTS = 'pipe.set_adapters(name, weights=...), also by block: {"unet": {"down": 0.5}}'
 _TEXT = "give the words: pipe(prompt)"
 
+CLIENT_CALL = "client(...)"
 _CALLBACK = "callback_on_step_end(pipe, step, timestep, tensors)"
 _ON_DISK = "leave it out: a bundle is a directory on disk"
 
@@ -71,6 +72,13 @@ _OPENING: Mapping[str, str] = {
     "scheduler": _SAMPLER,
     **dict.fromkeys(("use_safetensors", "local_files_only", "cache_dir", "low_cpu_mem_usage"), _ON_DISK),
 }
+# Argument of a call of `QuadClient` that the pipeline takes -> what to do.
+_CLIENT: Mapping[str, str] = {
+    "num_images_per_prompt": "a call makes one picture: call again with the next seed",
+    "generator": "say seed=",
+    "latents": "say seed=: the noise is drawn on the server",
+    "output_type": "take .images[0], a PIL picture",
+}
 
 
 class NotHereError(UsageError, AttributeError):
@@ -95,6 +103,6 @@ def refuse_arguments(names: Iterable[str], call: str = "pipe(...)") -> None:
     Raises:
         UsageError: the first, and what to do instead.
     """
-    known = _OPENING if call == "from_pretrained" else _ARGUMENTS
+    known = {"from_pretrained": _OPENING, CLIENT_CALL: {**_ARGUMENTS, **_CLIENT}}.get(call, _ARGUMENTS)
     for name in names:
         raise UsageError(mismatch(call, "arguments that it takes", f"{name}=", known.get(name, "see QuadPipeline")))

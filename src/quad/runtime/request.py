@@ -16,7 +16,15 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
 from quad.core.picture_size import PictureSize
 from quad.core.sampling import AdapterDefaults, SamplerKind
-from quad.runtime.adapter_defaults import Presets, joint_defaults, reachable_strength, sampler_text, trigger_notes, with_defaults
+from quad.runtime.adapter_defaults import (
+    Presets,
+    check_guidance,
+    joint_defaults,
+    reachable_strength,
+    sampler_text,
+    trigger_notes,
+    with_defaults,
+)
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
@@ -175,12 +183,12 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
         if not 0.0 < share <= 1.0:
             raise UsageError(mismatch("strength", "more than 0, at most 1", strength, "choose one in that range"))
     if request.guidance_scale is not None:
-        changes["guidance"] = _finite("guidance_scale", request.guidance_scale)
+        changes["guidance"] = _guidance("guidance_scale", request.guidance_scale)
     if (scale := request.image_guidance_scale) is not None:
         if spec.image_guidance is msgspec.UNSET:
             reason = f"{task}, which has none"
             raise UsageError(mismatch("image_guidance_scale", "a task with picture guidance", reason, "leave it out"))
-        changes["image_guidance"] = _finite("image_guidance_scale", scale)
+        changes["image_guidance"] = _guidance("image_guidance_scale", scale)
     changed = msgspec.structs.replace(spec, **changes)
     return changed if request.strength is not None else reachable_strength(changed)
 
@@ -197,10 +205,11 @@ def whole_number(name: str, value: Any) -> int:
         raise UsageError(mismatch(name, "a whole number", repr(value), "give one")) from None
 
 
-def _finite(name: str, value: Any) -> float:
+def _guidance(name: str, value: Any) -> float:
     number = _number(value)
     if not math.isfinite(number):
         raise UsageError(mismatch(name, "a finite number", value, "choose another"))
+    check_guidance(name, number)
     return number
 
 

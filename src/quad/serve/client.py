@@ -18,6 +18,7 @@ from quad.runtime.adapters.block_weights import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.not_here import CLIENT_CALL, refuse_arguments
 from quad.runtime.stages import PipelineOutput
 from quad.serve.api import (
     LONGEST_ADMISSION_S,
@@ -148,12 +149,17 @@ class QuadClient:
         height: int | None = None,
         priority: int = 0,
         deadline_s: float | None = None,
+        **others: object,
     ) -> PipelineOutput:
         """Make one picture, the same as the pipeline's, bit for bit. Leaving early, by an exception too, frees the server's work.
+
+        Args:
+            others: words of the pipeline that a server does not take, which are refused with the way.
 
         Raises:
             QuadError: as the pipeline. BackendError: no server there. BusyError: no room now. StoppedError: it was stopped.
         """
+        refuse_arguments(others, CLIENT_CALL)
         request = NewRequest(
             prompt=prompt,
             task=task,

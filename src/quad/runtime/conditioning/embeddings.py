@@ -44,6 +44,11 @@ class WordVectors:
         return [piece for piece in (*pieces, text[end:]) if not isinstance(piece, str) or piece]
 
 
+def stands_in(word: str, text: str) -> bool:
+    """Whether the text has the word, as `WordVectors.split` finds it."""
+    return re.search(_alone(word), text, re.IGNORECASE) is not None
+
+
 def _alone(word: str) -> str:
     """A pattern for the word where no letter goes on before or behind it."""
     before, behind = (r"(?<![^\W\d_])" if word[0].isalpha() else ""), (r"(?![^\W\d_])" if word[-1].isalpha() else "")

@@ -11,25 +11,9 @@ import json
 from quad import __version__
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.provenance.facts import PictureFacts
-from quad.runtime.samplers.names import KARRAS_ENDING
+from quad.runtime.samplers.names import KARRAS_ENDING, a1111_name
 
 _DIGITS = 10
-# Kind of sampler -> its name there; one that is not there keeps its own.
-_SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "pndm": "PLMS",
-    "euler": "Euler",
-    "euler-ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "dpmsolver++": "DPM++ 2M",
-    "sde-dpmsolver++": "DPM++ 2M SDE",
-    "dpmsolver-sde": "DPM++ SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-    "tcd": "TCD",
-}
 
 
 def parameters_text(facts: PictureFacts) -> str:
@@ -46,7 +30,7 @@ def sampler_fields(sampler: str) -> dict[str, str]:
     name, _, steps = sampler.partition(":")
     kind = name.removesuffix(KARRAS_ENDING)
     fields = {"Steps": steps} if steps else {}
-    fields["Sampler"] = _SAMPLERS.get(kind, kind)
+    fields["Sampler"] = a1111_name(kind)
     return fields if kind == name else {**fields, "Schedule type": "Karras"}
 
 

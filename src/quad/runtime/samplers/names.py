@@ -16,8 +16,25 @@ from quad.core.manifest import MOST_STEPS, SamplerSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
 
 KARRAS_ENDING = "-karras"  # what stands before it is the kind
+# Kind -> its name in A1111's web UI, which is read too, in any case, and with ` Karras` behind it; one that is not here has its own there.
+_A1111_NAMES: Mapping[SamplerKind, str] = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "pndm": "PLMS",
+    "euler": "Euler",
+    "euler-ancestral": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "dpmsolver++": "DPM++ 2M",
+    "sde-dpmsolver++": "DPM++ 2M SDE",
+    "dpmsolver-sde": "DPM++ SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+    "tcd": "TCD",
+}
 # Their guidance is distilled into the weights that they are made for.
 DISTILLED: tuple[SamplerKind, ...] = ("lcm", "tcd")
+_KARRAS_WORD = " karras"
 _DIGITS = 9  # Python itself refuses to read thousands
 _LEADING = SamplerSettings(timestep_spacing="leading")
 _LINSPACE = SamplerSettings(timestep_spacing="linspace")
@@ -64,6 +81,11 @@ class SamplerChoice:
     steps: int
     stated: bool = False
 
+    @property
+    def text(self) -> str:
+        """As `parse_sampler` reads it, with steps where they were given."""
+        return f"{self.name}:{self.steps}" if self.stated else self.name
+
 
 def _named() -> dict[str, SamplerChoice]:
     names: dict[str, SamplerChoice] = {}
@@ -77,21 +99,42 @@ def _named() -> dict[str, SamplerChoice]:
 
 _NAMES: Mapping[str, SamplerChoice] = _named()
 SAMPLER_NAMES = tuple(_NAMES)
+_KINDS_OF_A1111: Mapping[str, SamplerKind] = {name.lower(): kind for kind, name in _A1111_NAMES.items()}
+
+
+def a1111_name(kind: str) -> str:
+    """A kind's name in A1111's web UI; its own where it has none there."""
+    return next((name for own, name in _A1111_NAMES.items() if own == kind), kind)
 
 
 def parse_sampler(text: str) -> SamplerChoice:
-    """Read `KIND` or `KIND:STEPS`.
+    """Read `KIND` or `KIND:STEPS`; A1111's names of them (`DPM++ 2M Karras`) are read too.
 
     Raises:
         UsageError: an unknown kind (the message lists those there are), or steps that are no whole number of 1 or more.
     """
-    name, colon, count = text.partition(":")
+    given, colon, count = text.partition(":")
+    name = _own_name(given)
     if name not in _NAMES:
         raise UsageError(mismatch("sampler", f"one of {', '.join(SAMPLER_NAMES)}, and :STEPS", repr(text), "choose one of these"))
     if colon and not (count.isascii() and count.isdigit() and len(count) <= _DIGITS and 1 <= int(count) <= MOST_STEPS):
         expected = f"a number of steps after the colon, up to {MOST_STEPS}"
         raise UsageError(mismatch(f"sampler {name!r}", expected, repr(count), f"write {name}:20"))
     return replace(_NAMES[name], steps=int(count), stated=True) if colon else _NAMES[name]
+
+
+def is_sampler(text: str) -> bool:
+    """Whether `parse_sampler` knows the kind."""
+    return _own_name(text.partition(":")[0]) in _NAMES
+
+
+def _own_name(given: str) -> str:
+    """A name of A1111's in the words of this module; any other text as it is."""
+    words = " ".join(given.lower().split())
+    kind = words.removesuffix(_KARRAS_WORD)
+    if kind not in _KINDS_OF_A1111:
+        return given
+    return _KINDS_OF_A1111[kind] + (KARRAS_ENDING if kind != words else "")
 
 
 def named_sampler(text: str, own: SamplerSpec, stored: Mapping[str, SamplerSettings]) -> SamplerSpec:
