@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
+
+import onnx_ir as ir
+from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
 from quad.build.choose_profile import ProfileStage
@@ -24,12 +28,12 @@ from quad.compile.compiler import Compiler, emulation_json, placement_json
 from quad.compile.dump import dumping, observer_of
 from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import sinusoid_of
+from quad.compile.passes import Observer
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
 from quad.core.manifest import PROBES_FILE, BundleManifest, Golden
 from quad.core.picture_size import graph_name
 from quad.core.precision import FLOAT
-from quad.core.profile import Profile
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
@@ -132,25 +136,43 @@ def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -
     # What a build writes beside its bundle is written by the run that makes the graphs.
     cache = model.cache if request.dump_passes is None and not compiler.backend.directories else BuildCache(None)
     with dumping(request.dump_passes) as dump:
-        artifacts = {}
-        for name, group, spec in _graphs(model.specs, compiler.context.profile):
-            own = compiler.of_group(group)
-            artifacts[name] = resumable.compiled(
-                cache,
-                name,
-                lambda: own.artifact(model.networks[spec.component], spec, observer_of(dump, name)),  # noqa: B023
-            )
+        artifacts: dict[str, Artifact] = {}
+        for name, spec in model.specs.items():
+            network = model.networks[spec.component]
+            graphs = _GroupGraphs(compiler=compiler, network=network, spec=spec, observer=observer_of(dump, name))
+            artifacts[name] = resumable.compiled(cache, name, graphs.first)
+            for group in graphs.further:
+                named = graph_name(name, None, group)
+                artifacts[named] = resumable.compiled(cache, named, partial(graphs.of_group, group, observer_of(dump, named)))
         return artifacts
 
 
-def _graphs(specs: Mapping[str, GraphSpec], profile: Profile) -> Iterator[tuple[str, int, GraphSpec]]:
-    """Name, group of adapters and inputs of every graph: those of the U-Net once for each group, the others once."""
-    for name, spec in specs.items():
-        yield name, 0, spec
-    for group in range(1, profile.group_count):
-        for name, spec in specs.items():
-            if spec.component == UNET:
-                yield graph_name(name, None, group), group, spec
+@dataclass(frozen=True, kw_only=True)
+class _GroupGraphs:
+    """One graph for every group of adapters, exported once, when it is first asked for."""
+
+    compiler: Compiler
+    network: nn.Module
+    spec: GraphSpec
+    observer: Observer
+
+    @property
+    def further(self) -> range:
+        """Numbers of the groups behind the first that have a graph of their own: of the U-Net all."""
+        return range(1, self.compiler.context.profile.group_count if self.spec.component == UNET else 1)
+
+    @cached_property
+    def _exported(self) -> ir.Model:
+        return self.compiler.exported(self.network, self.spec, self.observer)
+
+    def first(self) -> Artifact:
+        """The files of the first group's graph."""
+        return self.of_group(0, self.observer)
+
+    def of_group(self, group: int, observer: Observer) -> Artifact:
+        """The files of one group's graph."""
+        model = self._exported.clone() if self.further else self._exported
+        return self.compiler.of_group(group).placed(model, self.spec, observer)
 
 
 def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> WrittenBundle:

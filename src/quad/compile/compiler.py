@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import onnx_ir as ir
 from torch import nn
 
 from quad.compile.artifact import Artifact
@@ -24,17 +25,35 @@ class Compiler:
         """The same for the graphs of one group of adapters, counted from 0."""
         return replace(self, context=replace(self.context, profile=self.context.profile.of_group(group)))
 
-    def artifact(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> Artifact:
-        """Export, rewrite, place and, where the target has a compiler, compile one component.
+    def exported(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> ir.Model:
+        """One component exported and rewritten, as it is for all groups of adapters.
 
         Raises:
-            UnsupportedError: the network cannot be exported, or the target cannot run it whole. BackendError: the compiler is missing.
+            UnsupportedError: the network cannot be exported.
         """
         clock = self.context.clock
         with clock("export"):
             model = export_graph(network, spec, observer)
         with clock("place"):
-            model = run_passes(model, passes_before(self.context.target.passes), observer)
+            return run_passes(model, passes_before(self.context.target.passes), observer)
+
+    def artifact(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> Artifact:
+        """Export, rewrite, place and, where the target has a compiler, compile one component.
+
+        Raises:
+            UnsupportedError: as `exported` and `placed`. BackendError: the compiler is missing.
+        """
+        return self.placed(self.exported(network, spec, observer), spec, observer)
+
+    def placed(self, model: ir.Model, spec: GraphSpec, observer: Observer) -> Artifact:
+        """Place and, where the target has a compiler, compile one component.
+
+        Args:
+            model: of `exported` with the same spec; may be changed in place.
+
+        Raises:
+            UnsupportedError: the target cannot run it whole. BackendError: the compiler is missing.
+        """
         return self.backend.artifact(model, spec.component, self.context, observer)
 
 
