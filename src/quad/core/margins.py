@@ -59,6 +59,11 @@ LORA_MID = {16: Margin(7.0, mirrored=True), 8: Margin(3.0, mirrored=True)}
 SLOT_B = {16: Margin(1.05), 8: NO_MARGIN}
 
 
+# Scales of normalised slots as integers: those of a build's own adapters are 1 at most, so an adapter may be this much stronger, or have
+# this weight. A step is then 0.00024 of the largest.
+SCALES_END = 8.0
+
+
 def widen(bounds: Bounds, margin: Margin) -> Bounds:
     """The range with its margin."""
     low, high = bounds

@@ -5,23 +5,25 @@ scale of a slot's A is set by the largest A of any adapter, and the others would
 factors that round best in ranges of their own, at equal halves `max|A| = max|B|`: with shared ranges R_A, R_B the squared relative step of
 the product is `(R_A / max|A_i|)^2 + (R_B / max|B_i|)^2`, and `max|A_i| max|B_i|` is given. It looks at one adapter alone, so an adapter
 admitted later is balanced the same way. Rescaling (`quad.lora.fit.rescale`) then fits it to the encodings that the profile has
-frozen.
+frozen. Adapters of normalised slots are normalised (`normalise`) in place of both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import final
+from typing import Any, final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.adapter import FloatAdapter
+from quad.lora.fit.normalise import normalised_inputs, profile_units
 from quad.lora.fit.rescale import balance_pair, rescale
 from quad.lora.fit.slot_inputs import slot_inputs
 
@@ -61,38 +63,46 @@ def balance(adapter: FloatAdapter) -> FloatAdapter:
 
 
 def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
-    """Float slot inputs of the balanced adapter, zero-padded; None is the base."""
+    """Float slot inputs of the balanced adapter, zero-padded, or of the normalised one where the table says so; None is the base."""
+    if adapter is not None and table.normalised:
+        require_finite(adapter)
+        return normalised_inputs(adapter, table)
     return slot_inputs(None if adapter is None else balance(adapter), table)
 
 
 @final
 class BalancedSlots(Mapping[str, dict[str, NDArray[np.float32]]]):
-    """Adapter name -> float slot inputs of the balanced adapter, zero-padded when asked for.
+    """Adapter name -> `balanced_inputs`, made when asked for.
 
     Ten adapters of rank 4 to 128 take 0.4 GB as they are, and ten times that side by side in slots of rank 128.
     """
 
     def __init__(self, adapters: Sequence[FloatAdapter], table: SlotTable) -> None:
-        self._balanced = {adapter.name: balance(adapter) for adapter in adapters}
+        self._adapters = {adapter.name: adapter for adapter in adapters}
         self._table = table
+        for adapter in adapters:
+            require_finite(adapter)
 
     def __getitem__(self, name: str) -> dict[str, NDArray[np.float32]]:
-        return slot_inputs(self._balanced[name], self._table)
+        return balanced_inputs(self._adapters[name], self._table)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._balanced)
+        return iter(self._adapters)
 
     def __len__(self) -> int:
-        return len(self._balanced)
+        return len(self._adapters)
 
 
 def rescaled_inputs(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
-    """Float slot inputs of the adapter balanced and rescaled to the profile, zero-padded; None is the base."""
+    """Float slot inputs of the adapter balanced and rescaled to the profile, or normalised to it, zero-padded; None is the base."""
+    if adapter is not None and table.normalised:
+        require_finite(adapter)
+        return normalised_inputs(adapter, table, profile_units(table, profile))
     return slot_inputs(None if adapter is None else rescale(balance(adapter), table, profile), table)
 
 
-def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[np.integer]]:
-    """The integers to bind: every slot input in the profile's encoding, zero-padded to the slot's rank.
+def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Profile) -> dict[str, NDArray[Any]]:
+    """The arrays to bind: every slot input in the profile's encoding, zero-padded to the slot's rank; scales stay float32.
 
     Args:
         adapter: any adapter whose slots are in the table, smoothed by the profile's gains (`smooth_adapter`) where it has any; None gives
@@ -105,33 +115,50 @@ def quantize_adapter(adapter: FloatAdapter | None, table: SlotTable, profile: Pr
     return quantize_inputs("base" if adapter is None else adapter.name, rescaled_inputs(adapter, table, profile), table, profile)
 
 
-def quantize_inputs(
-    name: str, inputs: Mapping[str, NDArray[np.float32]], table: SlotTable, profile: Profile
-) -> dict[str, NDArray[np.integer]]:
-    """Float slot inputs as they stand, as integers of the profile; `name` is the adapter's.
+def quantize_inputs(name: str, inputs: Mapping[str, NDArray[np.float32]], table: SlotTable, profile: Profile) -> dict[str, NDArray[Any]]:
+    """Float slot inputs as they stand, as integers of the profile; `name` is the adapter's. Scales stay float32.
 
     Raises:
         CompatibilityError: a slot input has no encoding, or its values do not fit into its range.
     """
-    component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
-    integers: dict[str, NDArray[np.integer]] = {}
+    encodings, scales = _encodings(table, profile), table.scale_inputs()
+    integers: dict[str, NDArray[Any]] = {}
     for graph_input, values in inputs.items():
-        encoding = profile.component(component_of[graph_input]).get(graph_input)
-        if encoding is None:
+        encoding = encodings.get(graph_input)
+        if encoding is None and graph_input not in scales:
             next_step = "build the profile for these slots"
             raise CompatibilityError(mismatch(f"adapter {name!r}", f"an encoding of {graph_input}", "none", next_step))
-        scale = encoding.scale[0]
-        largest, limit = float(np.abs(values).max(initial=0.0)), scale * encoding.qmax
-        if largest > limit + 0.5 * scale:
-            next_step = "clipping would weaken it, so build the bundle again with this adapter"
-            raise CompatibilityError(
-                mismatch(f"adapter {name!r}, {graph_input}", f"weights within {limit:.4g}", f"{largest:.4g}", next_step)
-            )
-        integers[graph_input] = encoding.quantize(values)
+        if encoding is not None:
+            _require_within(name, graph_input, values, encoding)
+        integers[graph_input] = values if encoding is None or graph_input in scales else encoding.quantize(values)
     return integers
 
 
-def dequantize_adapter(integers: dict[str, NDArray[np.integer]], table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
-    """The float slot inputs of the simulated network: integers as the graph's DequantizeLinear reads them."""
+def _encodings(table: SlotTable, profile: Profile) -> dict[str, Encoding]:
+    """Encoding of every slot input that has one."""
     component_of = {graph_input: slot.component for slot in table.slots for graph_input in (slot.a_name, slot.b_name)}
-    return {name: profile.component(component_of[name])[name].dequantize(values) for name, values in integers.items()}
+    component_of |= {graph_input: slots[0].component for graph_input, slots in table.scale_inputs().items()}
+    encodings = {name: profile.component(component).get(name) for name, component in component_of.items()}
+    return {name: encoding for name, encoding in encodings.items() if encoding is not None}
+
+
+def _require_within(name: str, graph_input: str, values: NDArray[np.float32], encoding: Encoding) -> None:
+    scale = encoding.scale[0]
+    largest, limit = float(np.abs(values).max(initial=0.0)), scale * encoding.qmax
+    if largest > limit + 0.5 * scale:
+        next_step = "clipping would weaken it, so build the bundle again with this adapter"
+        raise CompatibilityError(mismatch(f"adapter {name!r}, {graph_input}", f"weights within {limit:.4g}", f"{largest:.4g}", next_step))
+
+
+def dequantize_adapter(integers: Mapping[str, NDArray[Any]], table: SlotTable, profile: Profile) -> dict[str, NDArray[np.float32]]:
+    """The float slot inputs of the simulated network: integers as the graph's DequantizeLinear reads them, scales as they are bound."""
+    encodings, scales = _encodings(table, profile), table.scale_inputs()
+    values: dict[str, NDArray[np.float32]] = {}
+    for name, array in integers.items():
+        if name not in scales:
+            values[name] = encodings[name].dequantize(array)
+        elif name in encodings:
+            values[name] = encodings[name].dequantize(encodings[name].quantize(array))
+        else:
+            values[name] = array
+    return values

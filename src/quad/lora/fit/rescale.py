@@ -24,15 +24,13 @@ from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quad.core.encoding import Encoding
 from quad.core.margins import NO_MARGIN, SLOT_B, Margin
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.adapter import FloatAdapter, LowRank
-
-Matrix = NDArray[np.float64]
+from quad.lora.fit.forms import Form, Matrix, form_of, pair_of, rotate
 
 _SAME = 1e-4  # a factor this near to one is left alone, so that balancing twice is balancing once
 _WORTH = 0.99  # another form must be better by this
@@ -44,39 +42,6 @@ _MID_GROWTH = 2.0**0.5
 
 # Pair -> its balanced form, None for one that is balanced itself: a value that held its own key would never be let go.
 _BALANCED: WeakKeyDictionary[LowRank, LowRank | None] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class _Form:
-    """One pair of factors of a product, as matrices."""
-
-    a: Matrix
-    b: Matrix
-
-    @property
-    def peaks(self) -> tuple[Matrix, Matrix]:
-        """Largest magnitude of every row of A and column of B, `(r,)` each."""
-        return np.abs(self.a).max(axis=1, initial=0.0), np.abs(self.b).max(axis=0, initial=0.0)
-
-    def scaled(self, gains: Matrix | float) -> _Form:
-        """`(B G^-1)(G A)` for a diagonal G."""
-        g = np.broadcast_to(np.asarray(gains, np.float64), (len(self.a),))
-        return _Form(self.a * g[:, None], self.b / g)
-
-    def own_error(self) -> float:
-        """The expected cost of rounding where this pair alone sets both ranges, up to a constant factor."""
-        (peak_a, peak_b), (inputs, outputs) = self.peaks, (self.a.shape[1], len(self.b))
-        largest_a, largest_b = float(peak_a.max(initial=0.0)), float(peak_b.max(initial=0.0))
-        return float(outputs * largest_b**2 * np.square(self.a).sum() + inputs * largest_a**2 * np.square(self.b).sum())
-
-    def error(self, scales: _Scales) -> float:
-        """`|B^ A^ - B A|^2`, computed on the integers.
-
-        Never as a matrix `(out, in)`: the difference is `[B^ - B | B] [A^; A^ - A]`, whose square is that of two small Gram matrices.
-        """
-        a, b = scales.a(self.a), scales.b(self.b)
-        right, left = np.concatenate([a, a - self.a]), np.concatenate([b - self.b, self.b], axis=1)
-        return float(((left.T @ left) * (right @ right.T)).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +59,27 @@ class _Scales:
     def b(self, values: Matrix) -> Matrix:
         return np.rint(np.clip(values, -self.limit_b, self.limit_b) / self.step_b) * self.step_b
 
-    def hold(self, form: _Form) -> bool:
+    def hold(self, form: Form) -> bool:
         """Does the pair fit without clipping."""
         peak_a, peak_b = form.peaks
         return bool(peak_a.max(initial=0.0) <= self.limit_a * (1 + 1e-6) and peak_b.max(initial=0.0) <= self.limit_b * (1 + 1e-6))
+
+
+def _own_error(form: Form) -> float:
+    """The expected cost of rounding where this pair alone sets both ranges, up to a constant factor."""
+    (peak_a, peak_b), (inputs, outputs) = form.peaks, (form.a.shape[1], len(form.b))
+    largest_a, largest_b = float(peak_a.max(initial=0.0)), float(peak_b.max(initial=0.0))
+    return float(outputs * largest_b**2 * np.square(form.a).sum() + inputs * largest_a**2 * np.square(form.b).sum())
+
+
+def _error(form: Form, scales: _Scales) -> float:
+    """`|B^ A^ - B A|^2`, computed on the integers.
+
+    Never as a matrix `(out, in)`: the difference is `[B^ - B | B] [A^; A^ - A]`, whose square is that of two small Gram matrices.
+    """
+    a, b = scales.a(form.a), scales.b(form.b)
+    right, left = np.concatenate([a, a - form.a]), np.concatenate([b - form.b, form.b], axis=1)
+    return float(((left.T @ left) * (right @ right.T)).sum())
 
 
 def balance_pair(pair: LowRank) -> LowRank:
@@ -114,17 +96,16 @@ def balance_pair(pair: LowRank) -> LowRank:
 
 
 def _balance_pair(pair: LowRank) -> LowRank:
-    form = _form(pair)
-    alive = _alive(form)
-    if not alive.any():
+    form = form_of(pair)
+    if not form.alive.any():
         return replace(pair, a=np.zeros_like(pair.a), b=np.zeros_like(pair.b))
-    best, start = _balance_whole(form), form if alive.all() else _Form(form.a * alive[:, None], form.b * alive)
-    rotated = _rotated(start)
+    best, start = _balance_whole(form), form.alive_only()
+    rotated = rotate(start)
     for other in (_balance_channels(start), rotated, _balance_channels(rotated)):
-        if other.own_error() < _WORTH * best.own_error():
+        if _own_error(other) < _WORTH * _own_error(best):
             best = other
     balanced = _balance_whole(best)
-    return pair if balanced is form else _pair(balanced, pair)
+    return pair if balanced is form else pair_of(balanced, pair)
 
 
 def rescale_pair(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> LowRank:
@@ -134,17 +115,17 @@ def rescale_pair(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> L
         pair: in its balanced form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
             margin of B's range for weights over 1 (`margins.SLOT_B`) is used only by a pair that does not fit without.
     """
-    scales, best = _scales(encoding_a, encoding_b), _form(pair)
-    if not _alive(best).any():
+    scales, best = _scales(encoding_a, encoding_b), form_of(pair)
+    if not best.alive.any():
         return pair
-    form, rotated, longest = best, _rotated(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_GROWTH
+    form, rotated, longest = best, rotate(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_GROWTH
     for margin in (SLOT_B[encoding_b.bits], NO_MARGIN):
         narrow = _scales(encoding_a, encoding_b, margin)
         candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
-        best = min(candidates, key=lambda candidate: (not scales.hold(candidate), candidate.error(scales)))
+        best = min(candidates, key=lambda candidate: (not scales.hold(candidate), _error(candidate, scales)))
         if scales.hold(best):
             break
-    return pair if best is form else _pair(best, pair)
+    return pair if best is form else pair_of(best, pair)
 
 
 def _scales(encoding_a: Encoding, encoding_b: Encoding, margin: Margin = NO_MARGIN) -> _Scales:
@@ -168,61 +149,22 @@ def rescale(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> FloatA
     return replace(adapter, weights=weights)
 
 
-def _form(pair: LowRank) -> _Form:
-    return _Form(pair.a.reshape(len(pair.a), -1).astype(np.float64), pair.b.reshape(len(pair.b), -1).astype(np.float64))
-
-
-def _pair(form: _Form, like: LowRank) -> LowRank:
-    return LowRank(form.a.reshape(like.a.shape).astype(np.float32), form.b.reshape(like.b.shape).astype(np.float32))
-
-
-def _alive(form: _Form) -> NDArray[np.bool_]:
-    """Channels whose part of the product is not zero, `(r,)`."""
-    peak_a, peak_b = form.peaks
-    return np.asarray((peak_a > 0.0) & (peak_b > 0.0))
-
-
-def _balance_whole(form: _Form) -> _Form:
+def _balance_whole(form: Form) -> Form:
     """`max|A| = max|B|` by one number."""
     largest_a, largest_b = (float(peak.max()) for peak in form.peaks)
     gain = float(np.sqrt(largest_b / largest_a)) if largest_a > 0.0 and largest_b > 0.0 else 1.0
     return form if abs(gain - 1.0) < _SAME else form.scaled(gain)
 
 
-def _balance_channels(form: _Form) -> _Form:
+def _balance_channels(form: Form) -> Form:
     """`max|a_k| = max|b_k|` in every channel."""
     peak_a, peak_b = form.peaks
-    return form.scaled(np.sqrt(np.where(_alive(form), peak_b, 1.0) / np.where(_alive(form), peak_a, 1.0)))
+    return form.scaled(np.sqrt(np.where(form.alive, peak_b, 1.0) / np.where(form.alive, peak_a, 1.0)))
 
 
-def _rotated(form: _Form) -> _Form:
-    """The balanced singular value decomposition, its energy spread evenly over the channels."""
-    orthogonal_a, triangle_a = np.linalg.qr(form.a.T)
-    orthogonal_b, triangle_b = np.linalg.qr(form.b)
-    left, values, right = np.linalg.svd(triangle_b @ triangle_a.T, full_matrices=False)
-    # A decomposition leaves the signs open; fixed ones make the form a function of the product.
-    signs = np.where(right.sum(axis=1) < 0.0, -1.0, 1.0)
-    half, spread = np.sqrt(values), _spread(len(form.a))[:, : len(values)]
-    down = (half * signs)[:, None] * (right @ orthogonal_a.T)
-    return _Form(spread @ down, (orthogonal_b @ left) * (half * signs) @ spread.T)
-
-
-def _spread(rank: int) -> Matrix:
-    """An orthogonal matrix `(r, r)` of entries near `1/sqrt(r)`: Hadamard's where the rank is a power of two, else the cosine transform."""
-    if rank & (rank - 1) == 0:
-        matrix = np.ones((1, 1))
-        while len(matrix) < rank:
-            matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-        return np.asarray(matrix / np.sqrt(rank))
-    k, j = np.arange(rank)[None, :], np.arange(rank)[:, None]
-    cosines = np.sqrt(2.0 / rank) * np.cos(np.pi * (2 * j + 1) * k / (2 * rank))
-    cosines[:, 0] /= np.sqrt(2.0)
-    return np.asarray(cosines)
-
-
-def _fitted(form: _Form, scales: _Scales, longest: float) -> _Form:
+def _fitted(form: Form, scales: _Scales, longest: float) -> Form:
     """The form under the diagonal G of least error: the closed form, then a short search on the integers."""
-    alive, (peak_a, peak_b) = _alive(form), form.peaks
+    alive, (peak_a, peak_b) = form.alive, form.peaks
     length_a, length_b = (np.where(alive, np.linalg.norm(x, axis=axis), 1.0) for x, axis in ((form.a, 1), (form.b, 0)))
     lowest = np.where(alive, peak_b / scales.limit_b, 1.0)
     highest = np.where(alive, np.minimum(scales.limit_a / np.where(alive, peak_a, 1.0), longest / length_a), 1.0)
@@ -233,8 +175,8 @@ def _fitted(form: _Form, scales: _Scales, longest: float) -> _Form:
     return form.scaled(np.where(alive, tried[errors.argmin(axis=0), np.arange(len(alive))], 1.0))
 
 
-def _channel_errors(true: _Form, form: _Form, scales: _Scales) -> Matrix:
+def _channel_errors(true: Form, form: Form, scales: _Scales) -> Matrix:
     """`|b_k^ a_k^ - b_k a_k|^2` of every channel, `(r,)`."""
     a, b = scales.a(form.a), scales.b(form.b)
-    rounded, exact = (np.square(x.a).sum(axis=1) * np.square(x.b).sum(axis=0) for x in (_Form(a, b), true))
+    rounded, exact = (np.square(x.a).sum(axis=1) * np.square(x.b).sum(axis=0) for x in (Form(a, b), true))
     return np.asarray(rounded + exact - 2.0 * (a * true.a).sum(axis=1) * (b * true.b).sum(axis=0))

@@ -6,12 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import CompatibilityError, mismatch
+from quad.core.padding import scale_vectors
 from quad.core.slots import Slot, SlotTable
 from quad.lora.adapter import FloatAdapter, LowRank
 
 
 def slot_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDArray[np.float32]]:
-    """Every slot input of one adapter, zero-padded to the slot's rank; None is the zero adapter.
+    """Every slot input of one adapter, zero-padded to the slot's rank; None is the zero adapter. Scales of normalised slots are 1.
 
     Raises:
         CompatibilityError: the adapter has a target without a slot, or one that does not fit its slot.
@@ -28,7 +29,8 @@ def slot_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDA
     inputs = {n: np.zeros(shape, np.float32) for n, shape in table.input_shapes().items()}
     for path, pair in weights.items():
         inputs[slots[path].a_name], inputs[slots[path].b_name] = _pad(name, slots[path], pair)
-    return inputs
+    ones = {slots[path].scale_name: np.ones(pair.rank, np.float32) for path, pair in weights.items()}
+    return {**inputs, **scale_vectors(ones, table)}
 
 
 def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

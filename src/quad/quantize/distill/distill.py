@@ -3,8 +3,8 @@
 Source: QUAD, alignment step; docs/method.md sections 1 and 3.
 
 Teacher: the float network with the original adapter. Student: the simulated network with the adapter in its slots' frozen encodings,
-first rescaled, then, where steps are asked for, trained (`training`). No data is needed: the calls to learn from are those of the
-teacher's own runs. Only the adapter's weights change.
+first rescaled (or normalised), then, where steps are asked for, trained (`training`). No data is needed: the calls to learn from are those
+of the teacher's own runs. Only the adapter's A and B change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -80,9 +79,9 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Distilled:
-    """An aligned adapter: its integers, ready to bind, and how it got there."""
+    """An aligned adapter: its integers, ready to bind, with the scales of normalised slots beside them, and how it got there."""
 
-    integers: dict[str, NDArray[np.integer]]
+    integers: dict[str, NDArray[Any]]
     alignment: Alignment
 
 
@@ -167,8 +166,10 @@ def _measured(pair: TeacherStudent, with_bases: Sequence[tuple[TeacherCall, Tens
 
 
 def _plain(adapter: FloatAdapter, pair: TeacherStudent) -> SlotArrays:
-    """The balanced adapter in the profile's encodings, clipped where it must be."""
-    encodings = pair.profile.component(UNET)
-    inputs = slot_inputs(balance(adapter), pair.table)
-    names = pair.table.of(UNET).input_shapes()
-    return {name: encodings[name].dequantize(encodings[name].quantize(inputs[name])) for name in names}
+    """The balanced adapter in the profile's encodings, clipped where it must be; a normalised one fits them as it is."""
+    table = pair.table.of(UNET)
+    if table.normalised:
+        inputs = rescaled_inputs(adapter, pair.table, pair.profile)
+        return dequantize_adapter(quantize_inputs(adapter.name, inputs, pair.table, pair.profile), pair.table, pair.profile)
+    encodings, inputs = pair.profile.component(UNET), slot_inputs(balance(adapter), pair.table)
+    return {name: encodings[name].dequantize(encodings[name].quantize(inputs[name])) for name in table.input_shapes()}

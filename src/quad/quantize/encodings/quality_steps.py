@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from quad.quantize.encodings.ranges import RangeOptions
 
+MID_WIDENING = 1.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySteps:
@@ -17,6 +19,7 @@ class QualitySteps:
         equalize: step 4, SmoothQuant smoothing, folded into norms. For 8-bit sites alone, likewise.
         bias_correction: step 5.
         rank_sites: step 7, the least damaging sites first; off: in the network's own order, which is what ranking has to beat.
+        mid_widening: of normalised slots, how many times as wide the ranges of A x are as those of searched slots.
     """
 
     search_ranges: bool = True
@@ -24,6 +27,7 @@ class QualitySteps:
     equalize: bool = True
     bias_correction: bool = True
     rank_sites: bool = True
+    mid_widening: float = MID_WIDENING
 
     @property
     def ranges(self) -> RangeOptions:

@@ -7,7 +7,7 @@ B has a margin (`quad.core.margins.SLOT_B`).
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
@@ -87,6 +87,16 @@ def keeps_16_bits(name: str) -> bool:
 def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES) -> tuple[Rule, ...]:
     """The rules with these activation sites of the U-Net at 8 bits."""
     return (*(_eight_bit(name) for name in sites), *rules)
+
+
+def with_wider_mid(factor: float, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules with the ranges of A x that many times as wide."""
+
+    def wider(rule: Rule) -> Rule:
+        margin = Margin(rule.margin.factor * factor - 1.0, rule.margin.mirrored)
+        return replace(rule, margin=margin) if rule.margin in LORA_MID.values() else rule
+
+    return tuple(map(wider, rules))
 
 
 def _eight_bit(name: str) -> Rule:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import InputError, mismatch
-from quad.core.margins import NO_MARGIN, SLOT_B, widen
+from quad.core.margins import NO_MARGIN, SCALES_END, SLOT_B, widen
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import weight_name
 from quad.lora.fit.integers import balanced_inputs
+from quad.lora.fit.normalise import slot_units
 from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
@@ -39,6 +40,7 @@ class UnifyOptions:
         parents: digests of what goes in, kept in the profile.
         literal_shared_scale: one scale for a layer's W and the A and B of all its adapters, as the paper may be read; to compare with.
         int16_largest: magnitude that 16-bit weights may have as integers on the target; UNSET for all that the type has.
+        integer_scales: the target takes no floats: scales of normalised slots have an encoding too.
     """
 
     lora_bits: int = 16
@@ -47,6 +49,7 @@ class UnifyOptions:
     parents: Mapping[str, str] = field(default_factory=dict)
     literal_shared_scale: bool = False
     int16_largest: int | msgspec.UnsetType = msgspec.UNSET
+    integer_scales: bool = False
 
 
 def unify(
@@ -131,7 +134,12 @@ def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
 
 
 def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
-    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with a margin."""
+    """One symmetric encoding per slot input: the largest magnitude over all adapters, so that none is clipped; B with a margin.
+
+    Of normalised slots A ends at 1 and B at the slot's unit, and scales have an encoding where the target takes no floats.
+    """
+    if table.normalised:
+        return _normalised_encodings(table, adapters, options)
     largest: dict[str, float] = {}
     for adapter in adapters:
         for name, values in balanced_inputs(adapter, table).items():
@@ -143,4 +151,16 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
             low, high = widen((-bound, bound), margin)
             encoding = encode_range(low, high, bits=options.lora_bits, signed=True, symmetric=True)
             encodings.append((slot.component, name, encoding.within(slot.largest)))
+    return encodings
+
+
+def _normalised_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
+    units, encodings = slot_units(adapters, table), []
+    for slot in table.slots:
+        for name, end in ((slot.a_name, 1.0), (slot.b_name, units[slot.path])):
+            encoding = encode_range(-end, end, bits=options.lora_bits, signed=True, symmetric=True)
+            encodings.append((slot.component, name, encoding.within(slot.largest)))
+    for name, slots in table.scale_inputs().items() if options.integer_scales else ():
+        encoding = encode_range(-SCALES_END, SCALES_END, bits=16, signed=True, symmetric=True)
+        encodings.append((slots[0].component, name, encoding.within(options.int16_largest)))
     return encodings
