@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.errors import CompatibilityError, mismatch
-from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
+from quad.core.slots import SEARCHED, TEXT_ENCODER, UNET, Slot, SlotMode, SlotTable
 from quad.core.tensor_names import lora_mid_name
 from quad.lora.read import FloatAdapter
 from quad.model.base.modules import TextModule, share_copy
@@ -30,13 +30,13 @@ class SlotFeed(threading.local):
 
     tensors: Mapping[str, Tensor]
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, table: SlotTable) -> None:
         self.tensors = {}
-        self._names = tuple(names)
+        self._table, self._names = table, tuple(table.input_shapes())
 
-    def __reduce__(self) -> tuple[type[SlotFeed], tuple[Sequence[str]]]:
+    def __reduce__(self) -> tuple[type[SlotFeed], tuple[SlotTable]]:
         """A copy of a network has a feed of its own, with nothing bound."""
-        return SlotFeed, (self._names,)
+        return SlotFeed, (self._table,)
 
     @contextmanager
     def bound_to(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -47,16 +47,24 @@ class SlotFeed(threading.local):
         """
         if slots and (missing := [name for name in self._names if name not in slots]):
             raise CompatibilityError(mismatch("slots", f"{len(self._names)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
-        self.tensors = slots or {}
+        self.tensors = {**slots, **self._scales(slots)} if slots else {}
         try:
             yield
         finally:
             # Nothing of an adapter outlives its call: A -> B -> A leaves no trace.
             self.tensors = {}
 
+    def _scales(self, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`<path>.lora_scale` -> `(rank,)`, cut from the vectors that hold all of them."""
+        parts: dict[str, Tensor] = {}
+        for name, members in self._table.scale_inputs().items():
+            cut = slots[name].split([slot.rank for slot in members])
+            parts |= {slot.scale_name: part for slot, part in zip(members, cut, strict=True)}
+        return parts
+
 
 class SlottedLinear(SitedLinear):
-    """A Linear with a slot; W and A read the same Site, `A x` passes `<path>.lora_mid`."""
+    """A Linear with a slot; W and A read the same Site, `A x` passes `<path>.lora_mid`, and a normalised slot then scales it."""
 
     def __init__(self, layer: nn.Linear, slot: Slot, feed: SlotFeed) -> None:
         super().__init__(layer, slot.path)
@@ -69,7 +77,9 @@ class SlottedLinear(SitedLinear):
         if not self.feed.tensors:
             return y
         down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
-        return y + functional.linear(self.mid_site(functional.linear(x, down)), up)
+        mid = self.mid_site(functional.linear(x, down))
+        scale = self.feed.tensors.get(self.slot.scale_name)
+        return y + functional.linear(mid if scale is None else mid * scale, up)
 
 
 class SlottedConv2d(SitedConv2d):
@@ -86,7 +96,9 @@ class SlottedConv2d(SitedConv2d):
         if not self.feed.tensors:
             return y
         down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
-        return y + functional.conv2d(self.mid_site(self._conv_forward(x, down, None)), up)
+        mid = self.mid_site(self._conv_forward(x, down, None))
+        scale = self.feed.tensors.get(self.slot.scale_name)
+        return y + functional.conv2d(mid if scale is None else mid * scale.reshape(-1, 1, 1), up)
 
 
 class SlottedNetwork(nn.Module):
@@ -110,7 +122,7 @@ class SlottedNetwork(nn.Module):
             sample: `(batch, channels, h, w)`.
             timestep: `(1,)` or `(batch,)`.
             encoder_hidden_states: `(batch, tokens, hidden)`.
-            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
+            slots: every slot input by graph input name; empty or None for the base without LoRA branches.
 
         Raises:
             CompatibilityError: a slot's input is not there.
@@ -139,7 +151,7 @@ class SlottedText(TextModule):
         Args:
             input_ids: `(1, L)` int64.
             embeddings: `(1, L, D)`, see `VectorTable`.
-            slots: every A and B by graph input name; empty or None for the base without LoRA branches.
+            slots: every slot input by graph input name; empty or None for the base without LoRA branches.
 
         Raises:
             CompatibilityError: a slot's input is not there.
@@ -162,25 +174,29 @@ class Slotted:
     table: SlotTable
 
 
-def slot_network(unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None) -> tuple[SlottedNetwork, SlotTable]:
+def slot_network(
+    unet: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None, mode: SlotMode = SEARCHED
+) -> tuple[SlottedNetwork, SlotTable]:
     """A U-Net with slots for all `adapters`; the caller's stays as it is, the weights are shared.
 
     Raises:
         InputError, UnsupportedError: as `new_table` and `add_sites`; an adapter that reaches a text encoder is for `slot_networks`.
     """
-    table = new_table({UNET: unet}, adapters, max_rank)
+    table = new_table({UNET: unet}, adapters, max_rank, mode=mode)
     return _slotted_unet(unet, table), table
 
 
 def slot_networks(
-    unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1
-) -> Slotted:
+    unet: nn.Module, text_encoder: nn.Module, adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1,
+    mode: SlotMode = SEARCHED,
+) -> Slotted:  # fmt: skip
     """The networks with slots for all `adapters`, for `room` of them at once; the caller's stay as they are, the weights are shared.
 
     Raises:
         InputError, UnsupportedError: as `new_table` and `add_sites`.
     """
-    return slotted_as(unet, text_encoder, new_table({UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}, adapters, max_rank, room))
+    networks = {UNET: unet, TEXT_ENCODER: TextModule(text_encoder)}
+    return slotted_as(unet, text_encoder, new_table(networks, adapters, max_rank, room, mode))
 
 
 def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Slotted:
@@ -194,13 +210,13 @@ def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Sl
 
 
 def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
-    copied, feed = share_copy(unet), SlotFeed([*table.input_shapes()])
+    copied, feed = share_copy(unet), SlotFeed(table)
     _put_slots(copied, table, feed)
     return SlottedNetwork(copied, table, feed)
 
 
 def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
-    feed = SlotFeed([*table.input_shapes()])
+    feed = SlotFeed(table)
     module = SlottedText(with_vector_table(share_copy(text_encoder)), table, feed)
     _put_slots(module, table, feed)
     return module

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.core.slots import Slot, SlotTable
+from quad.core.slots import NORMALISED, SEARCHED, Slot, SlotMode, SlotTable
 from quad.lora.read import FloatAdapter
 
 
@@ -36,7 +36,8 @@ def _new_slot(path: str, layer: nn.Module, rank: int, component: str) -> Slot:
     )
 
 
-def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1) -> SlotTable:
+def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter], max_rank: int | None = None, room: int = 1,
+              mode: SlotMode = SEARCHED) -> SlotTable:  # fmt: skip
     """The union of the adapters' targets, in the order of components and then of modules.
 
     Args:
@@ -58,4 +59,5 @@ def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter
         for path, pair in adapter.weights.items():
             ranks.setdefault(path, []).append(pair.rank)
     sums = {path: max(max_rank, *of_slot) if max_rank else sum(sorted(of_slot, reverse=True)[:room]) for path, of_slot in ranks.items()}
-    return SlotTable(tuple(_new_slot(path, layer, sums[path], component) for path, (layer, component) in layers.items() if path in sums))
+    slots = tuple(_new_slot(path, layer, sums[path], component) for path, (layer, component) in layers.items() if path in sums)
+    return SlotTable(slots) if mode == SEARCHED else SlotTable(slots, NORMALISED)
