@@ -33,6 +33,7 @@ from quad.compile.passes.operators.layer_norm import DecomposeLayerNorm
 from quad.compile.passes.operators.narrow_ids import NarrowIds
 from quad.compile.passes.operators.silu import FlattenSmallSilu
 from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
+from quad.compile.passes.slots.fold_slot_scales import FoldSlotScales
 from quad.compile.passes.slots.fuse_slots import FuseSlots
 from quad.compile.passes.slots.slot_gemm import SlotGemm
 from quad.core.errors import UsageError, mismatch
@@ -75,6 +76,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "fold_constants": NamedPass(FoldConstants),
         "fold_qdq": NamedPass(FoldQdq, placed=True),
         "fold_scales": NamedPass(FoldScales, placed=True),
+        "fold_slot_scales": NamedPass(FoldSlotScales, placed=True),
         "fuse_gelu": NamedPass(FuseGelu),
         "fuse_slots": NamedPass(FuseSlots, placed=True),
         "host_timestep": NamedPass(HostTimestep),

@@ -4,6 +4,7 @@
   rounded twice.
 - A class takes the profile's encoding of a Site that reads it, where that encoding holds all values of the class; else a 16-bit one from
   the observed range, with the same margin that Sites have.
+- What a normalised slot's scales have been multiplied with gets the margin of `A x`: an adapter's weight is in it.
 - Softmax and sigmoid give [0, 1], tanh [-1, 1]: Qualcomm's kernels write scale 1/65536 and 1/32768 whatever they are told, so these are
   their encodings.
 """
@@ -18,7 +19,8 @@ from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.placement.edge_ranges import Range, float_edges, is_float
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import CompatibilityError, mismatch
-from quad.core.margins import ACTIVATION, widen
+from quad.core.margins import ACTIVATION, LORA_MID, widen
+from quad.core.tensor_names import Role, role_of
 
 SAME_VALUES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Resize", "Identity", "Expand")
 UNIT = Encoding(bits=16, signed=False, symmetric=False, scale=(1.0 / 65536.0,), zero_point=(0,))
@@ -84,7 +86,21 @@ def _of_class(members: list[ir.Value], profile: Mapping[str, Encoding], ranges: 
         if encoding is not None and encoding.bits == 16 and _holds(encoding, low, high):
             return encoding
     low, high = widen((low, high), ACTIVATION)
+    if first is not None and _reads_scales(first):
+        low, high = widen((low, high), LORA_MID[16])
     return encode_range(low, high, bits=16, signed=False, symmetric=False)
+
+
+def _reads_scales(node: ir.Node) -> bool:
+    """Is it the product with a normalised slot's scales, which come from a graph input."""
+    for value in node.inputs if node.op_type == "Mul" else ():
+        maker = None if value is None else value.producer()
+        while value is not None and maker is not None and maker.op_type in SAME_VALUES:
+            value = maker.inputs[0]
+            maker = None if value is None else value.producer()
+        if value is not None and value.is_graph_input() and role_of(str(value.name)) is Role.LORA_SCALES:
+            return True
+    return False
 
 
 def _range(value: ir.Value, ranges: Mapping[str, Range]) -> Range:

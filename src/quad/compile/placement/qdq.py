@@ -1,7 +1,7 @@
 """Placement: the profile's encodings become QuantizeLinear/DequantizeLinear nodes of the graph.
 
 1. Site with an encoding      x -> Q -> DQ          2. Site without one        x
-3. weight with an encoding    int W -> DQ (per channel)    4. slot input       int input -> DQ
+3. weight with an encoding    int W -> DQ (per channel)    4. slot input       int input -> DQ, scales stay float32
    token table                int table -> Gather -> DQ
 5. on a target with integer kernels, and 8-bit activations in the profile: a Site's 8-bit readers read Q -> DQ, all others x
 Biases stay float. One pass over the graph, no execution: seconds for the largest U-Net.
@@ -65,8 +65,10 @@ def place_qdq(
         UnsupportedError: the target has no scheme for an encoding.
     """
     placer = _Placer(model.graph, encodings, target)
+    scales = slots.scale_inputs()
     for name, shape in slots.input_shapes().items():
-        placer.place_slot(name, shape)
+        if name not in scales:
+            placer.place_slot(name, shape)
     for weight in list(model.graph.initializers.values()):
         placer.place_weight(weight)
     sites = [node for node in model.graph if is_site(node)]
