@@ -24,6 +24,7 @@ from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
+from quad.lora.fit.integers import balanced_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
@@ -73,7 +74,8 @@ def align_adapters(
 
 
 def _pack_float(request: BuildRequest, adapter: FloatAdapter, slots: SlotTable) -> PackedAdapter:
-    return _packed(request, adapter, trim(slot_inputs(adapter, slots), slots))
+    inputs = balanced_inputs(adapter, slots) if slots.normalised else slot_inputs(adapter, slots)
+    return _packed(request, adapter, trim(inputs, slots))
 
 
 def _packed(

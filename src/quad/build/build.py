@@ -77,6 +77,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         manifest=bundle.manifest,
         seconds=time.perf_counter() - start,
         profile=profile.report,
+        slots=request.slots,
         room=SlotRoom.of(profile.slots, model.adapters, request.slot_room if request.max_rank is None else None),
         stages=clock.seconds,
         smoke=bundle.smoke,

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.component_call import ComponentCall, split_batch
+from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.lora.fit.integers import balanced_inputs
+from quad.lora.fit.integers import balanced_inputs, rescaled_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.quantize.observe.observers import Feed
@@ -63,6 +65,21 @@ class CallRecorder:
                 ComponentCall(component=component, source=source, inputs=inputs, slots=slots) for inputs in spread(recorded, per_source)
             ]
         return calls
+
+
+def fitted_calls(
+    calls: Sequence[ComponentCall], adapters: Sequence[FloatAdapter], table: SlotTable, profile: Profile
+) -> tuple[ComponentCall, ...]:
+    """The calls with normalised adapters in the units of the profile; others fit it as they are."""
+    if not table.normalised:
+        return tuple(calls)
+    inputs = {adapter.name: rescaled_inputs(adapter, table, profile) for adapter in adapters}
+
+    def fitted(call: ComponentCall) -> ComponentCall:
+        of_source = inputs.get(call.source)
+        return call if of_source is None else replace(call, slots={name: of_source[name] for name in call.slots})
+
+    return tuple(map(fitted, calls))
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from torch import nn
 
-from quad.build.call_recorder import CallRecorder, spread
+from quad.build.call_recorder import CallRecorder, fitted_calls, spread
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
@@ -24,7 +24,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule
+from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, with_wider_mid
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping
@@ -79,8 +79,11 @@ def choose_profile(
             parents={**parents, "slots": slots.digest},
             literal_shared_scale=request.literal_shared_scale,
             int16_largest=int16_largest,
+            integer_scales="float32" not in load_target(request.target).slot_dtypes,
         )
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
+        if slots.normalised:
+            rules = with_wider_mid(request.quality.mid_widening, rules)
         options = replace(options, rules=rules)
         weights = {name: weights_of(network) for name, network in model.networks.items()}
         pooled = unify(statistics, weights, slots, model.adapters, options)
@@ -105,6 +108,7 @@ def choose_profile(
         groups=None if request.profile_limits is None else GroupReport.of(grouped, request.profile_limits),
     )
     report = ProfileReport.of(profile, chosen)
+    calls = fitted_calls(calls, model.adapters, slots, profile)
     return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
 
 

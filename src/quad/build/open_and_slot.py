@@ -150,7 +150,9 @@ def _of_built_tasks(request: BuildRequest, base: Base, adapters: tuple[FloatAdap
 
 def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     """Sites and slots; the base's U-Net becomes the slotted one's, so that nobody holds the weights which equalization folds away."""
-    slotted = slot_networks(sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room)
+    slotted = slot_networks(
+        sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room, request.slots
+    )
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.precision) or 0.0
     mixed_precision = MixedPrecision(network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent)

@@ -20,6 +20,7 @@ from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
 from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import AdapterDefaults
+from quad.core.slots import NORMALISED, SEARCHED, SlotMode
 from quad.core.storage.files import real_path
 from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -58,6 +59,8 @@ class BuildRequest:
         max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot what `room` says.
         adapter_ranks: adapter -> the most that a module of it gets, in place of `max_rank`.
         room: how many adapters at once each slot has rank for, those of largest rank there; None for 2.
+        slots: `searched`, A and B in ranges of the adapters at hand, or `normalised`, in one range for any adapter, with a scale for each
+            rank channel.
         min_energy: an adapter that keeps less of a module's update when it is reduced or converted is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         quality: which quality steps are taken.
@@ -96,6 +99,7 @@ class BuildRequest:
     max_rank: int | None = None
     adapter_ranks: Mapping[str, int] = field(default_factory=dict)
     room: int | None = None
+    slots: SlotMode = SEARCHED
     min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
     quality: QualitySteps = field(default_factory=QualitySteps)
@@ -216,6 +220,7 @@ class BuildRequest:
         self._check_text()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
+        self._check_slots()
         DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
         RankLimits(self.max_rank, self.min_energy).check()
         for name, rank in self.adapter_ranks.items():
@@ -235,6 +240,13 @@ class BuildRequest:
             expected = f"one profile for {self.target}, whose binary has its ranges compiled in"
             option, given = ("--max-profiles", self.max_profiles) if self.max_profiles is not None else ("--max-loss", self.max_loss)
             raise UsageError(mismatch(option, expected, given, "leave it out, or build a bundle for each group"))
+
+    def _check_slots(self) -> None:
+        if self.slots not in (SEARCHED, NORMALISED):
+            raise UsageError(mismatch("--slots", f"{SEARCHED} or {NORMALISED}", self.slots, "choose one of these"))
+        if self.slots == NORMALISED and self.literal_shared_scale:
+            expected = f"--slots {SEARCHED}, since normalised slots have ranges of their own"
+            raise UsageError(mismatch("--literal-shared-scale", expected, self.slots, "leave one of them out"))
 
     def _check_text(self) -> None:
         if self.clip_skip < 1:

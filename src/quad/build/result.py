@@ -12,7 +12,7 @@ from quad.build.write_bundle import rom_bytes
 from quad.core.manifest import BundleManifest
 from quad.core.memory import peak_ram_bytes
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import SlotMode, SlotTable
 from quad.lora.adapter import FloatAdapter
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.profile.anchor import AnchorChoice
@@ -153,8 +153,14 @@ class SlotRoom:
         Args:
             adapters: that they were made for.
         """
-        least = sum(slot.channel_bytes * max(a.weights[slot.path].rank for a in adapters if slot.path in a.weights) for slot in slots.slots)
-        return SlotRoom(adapters=count, input_bytes=sum(slot.rank * slot.channel_bytes for slot in slots.slots), least_bytes=least)
+        scale = 4 if slots.normalised else 0  # float32
+        least = sum(
+            (slot.channel_bytes + scale) * max(a.weights[slot.path].rank for a in adapters if slot.path in a.weights)
+            for slot in slots.slots
+        )
+        return SlotRoom(
+            adapters=count, input_bytes=sum(slot.rank * (slot.channel_bytes + scale) for slot in slots.slots), least_bytes=least
+        )
 
     def to_json(self) -> dict[str, int | None]:
         """`room` in `quad build --json`."""
@@ -187,6 +193,7 @@ class BuildResult:
         resumed: pieces that an earlier run of the same build had made before it was killed.
         lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
         notes: what was read of the model otherwise than one of its files says, a line each.
+        slots: searched or normalised.
         room: for several adapters at once.
     """
 
@@ -194,6 +201,7 @@ class BuildResult:
     manifest: BundleManifest
     seconds: float
     profile: ProfileReport
+    slots: SlotMode
     room: SlotRoom
     stages: Mapping[str, float]
     smoke: Mapping[str, Mapping[str, float]]
@@ -218,6 +226,7 @@ class BuildResult:
             "resumed": list(self.resumed),
             "lora": dict(self.lora),
             "notes": list(self.notes),
+            "slots": self.slots,
             "room": self.room.to_json(),
             "stages": dict(self.stages),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},

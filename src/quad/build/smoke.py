@@ -79,7 +79,8 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
 def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
                 ) -> tuple[ComponentCall, ...]:  # fmt: skip
     """The same calls for the shipped graphs: slot inputs in the graph's dtype, at the adapter's own ranks; absent ones are zero."""
-    names = {graph: slots.of(component_of(graph)).input_shapes() for graph in {reference.component for reference in references}}
+    tables = {graph: slots.of(component_of(graph)) for graph in {reference.component for reference in references}}
+    names = {graph: {*table.input_shapes(), *(slot.scale_name for slot in table.slots)} for graph, table in tables.items()}
 
     def bound(reference: ComponentCall) -> dict[str, NDArray[np.generic]]:
         return {name: tensor for name, tensor in packed.get(reference.source, {}).items() if name in names[reference.component]}

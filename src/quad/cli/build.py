@@ -42,6 +42,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Adapters at once that every slot has rank for, those of largest rank there.", metavar="N", min=1,
                      show_default="2"),
     ] = None  # fmt: skip
+    slots: Annotated[
+        str | None,
+        typer.Option(help="Ranges of the adapters at hand, or one for any adapter, with a scale for each rank channel.",
+                     metavar="searched|normalised", show_default="searched"),
+    ] = None  # fmt: skip
     min_energy: Annotated[
         float | None,
         typer.Option(help="Refuse an adapter that keeps less of a module where its rank or kind does not fit.", metavar="E",
