@@ -184,7 +184,7 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
 
     def check(stage: Path, graphs: Mapping[str, Path]) -> Mapping[str, Golden]:
         try:
-            files = SmokeFiles(graphs, stage / PROBES_FILE)
+            files = SmokeFiles(graphs, stage / PROBES_FILE, parts.profile)
             smoke = run_smoke(files, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
         except BackendError:
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again

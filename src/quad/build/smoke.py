@@ -19,6 +19,7 @@ from quad.core.decibels import relative_error
 from quad.core.errors import BackendError, VerificationError, mismatch
 from quad.core.manifest import Golden
 from quad.core.picture_size import component_of, graph_name
+from quad.core.profile import Profile
 from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
@@ -36,10 +37,11 @@ QUANTIZED_LIMIT = 0.3
 
 @dataclass(frozen=True)
 class SmokeFiles:
-    """The files of a bundle that is tried: its graphs by name, and its stored calls, which need not be there."""
+    """The files of a bundle that is tried: its graphs by name, its stored calls, which need not be there, and its profile."""
 
     graphs: Mapping[str, Path]
     probes: Path
+    profile: Profile | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
     def run(graph: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
-        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), zero_buffers(slots.of(component_of(graph)))
+        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), zero_buffers(slots.of(component_of(graph)), files.profile)
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
         own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
         return errors, _goldens(files.probes, session, own, zeros) if own else {}
