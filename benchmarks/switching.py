@@ -87,6 +87,10 @@ class Ours:
         """Bind an adapter."""
         self._bind(self.store.buffers(name))
 
+    def weigh(self, name: str, weight: float) -> None:
+        """Bind an adapter at a weight."""
+        self._bind(self.store.mix([name], [weight])[0])
+
     def rest(self) -> None:
         """Bound to the base, nothing in memory."""
         self._bind(self.store.zeros)
@@ -114,6 +118,13 @@ def side_warm(world: World, repeats: int) -> CallTimes:
     for name in ours.store.names:
         ours.switch(name)
     return median_p95([ms for _ in range(repeats) for name in ours.store.names for ms in milliseconds(partial(ours.switch, name), 1, 0)])
+
+
+def side_weights(world: World, repeats: int) -> CallTimes:
+    """Another weight of an adapter that is in memory."""
+    ours = Ours(world, len(OWN_RANKS), None)
+    name = ours.store.names[0]
+    return median_p95([ms for turn in range(repeats) for ms in milliseconds(partial(ours.weigh, name, 0.1 + turn / repeats), 1, 0)])
 
 
 def side_disk(world: World, repeats: int) -> dict[str, Any]:
@@ -249,6 +260,7 @@ def main() -> int:
         "slots": options.slots,
         "machine": msgspec.to_builtins(machine("ort", options.threads)),
         "warm": _apart(side_warm, world, options.repeats),
+        "weights": _apart(side_weights, world, options.repeats),
         "disk": _apart(side_disk, world, options.repeats),
         "memory": _apart(side_memory, world, options.adapters, options.switches),
         "diffusers": _apart(side_peft, options.repeats),

@@ -21,9 +21,9 @@ from safetensors.numpy import save_file
 from torch import nn
 
 from quad.core.digests import canonical_json, file_digest
-from quad.core.manifest import AdapterManifest, BundleManifest, FileEntry, LatentSpec, NoiseSchedule, TextSpec
+from quad.core.manifest import AdapterManifest, BundleManifest, Component, FileEntry, LatentSpec, NoiseSchedule, TextSpec
 from quad.core.profile import Profile
-from quad.core.slots import NORMALISED, Slot, SlotMode, SlotTable
+from quad.core.slots import NORMALISED, UNET, Slot, SlotMode, SlotTable
 from quad.runtime.bundle import Bundle
 
 RANK, DTYPE = 16, "int16"
@@ -62,15 +62,15 @@ def write_adapters(root: Path, slots: SlotTable, count: int) -> Bundle:
         target="cpu",
         precision="w8a16",
         size=512,
-        components={},
+        components={UNET: Component("bound/model.onnx")},
         files=files,
         adapters=names,
         tasks={},
         schedule=NoiseSchedule(),
         latent=LatentSpec(channels=4, factor=8, scale=(), shift=()),
-        text=TextSpec(77, 0, 768),
+        text=TextSpec(length=77, pad_id=0, hidden=768),
         engines=("ort",),
-        parents={},
+        parents={"slots": slots.digest, "profile": profile.digest},
         quad_version="",
     )
     return Bundle(root=root, manifest=manifest, slots=slots, profile=profile)

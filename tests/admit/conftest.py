@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.admit.frozen import freeze
+from tests.runtime.conftest import normalised_bundle as normalised_bundle
 from tests.runtime.conftest import tiny_bundle as tiny_bundle
 
 

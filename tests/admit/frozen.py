@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import onnx
-from onnx import numpy_helper
+from onnx import helper, numpy_helper
 from safetensors.numpy import save_file
 
 from quad.core.component_call import UNET_INPUTS
@@ -16,14 +16,19 @@ from quad.core.digests import canonical_json
 from quad.core.manifest import PROBES_FILE, AdapterManifest, Component, SizedGraphs
 from quad.core.profile import GroupRanges
 from quad.core.slots import UNET
+from quad.runtime.bundle import open_bundle
 from tests.runtime.conftest import COMPONENTS, PROFILE, SLOTS, write_manifest
 from tests.runtime.tiny_unet import HIDDEN, LENGTH, SIDE, SITE
 
 SHAPES = {"sample": (1, 9, SIDE, SIDE), "timestep": (1,), "encoder_hidden_states": (1, LENGTH, HIDDEN)}
 
 
-def freeze(bundle: Path, root: Path) -> Path:
-    """A copy of the bundle at `root` to which adapters can be admitted."""
+def freeze(bundle: Path, root: Path, mid_end: float = 0.0) -> Path:
+    """A copy of the bundle at `root` to which adapters can be admitted.
+
+    Args:
+        mid_end: where the range of the linear slot's `A x` ends, 0 for no such site.
+    """
     shutil.copytree(bundle, root)
     rng = np.random.default_rng(1)
     calls = {f"{i}/{name}": rng.standard_normal(SHAPES[name]).astype(np.float32) for i in range(2) for name in UNET_INPUTS}
@@ -32,8 +37,10 @@ def freeze(bundle: Path, root: Path) -> Path:
     for node in model.graph.node:
         if node.op_type == "QuantizeLinear":
             node.name = "mid.to_q.in/Q"
+    if mid_end:
+        _add_mid_site(model.graph, mid_end)
     onnx.save(model, root / "unet/model.onnx")
-    write_manifest(root, parents={"base": "0" * 64, "graph": "0" * 64, "slots": SLOTS.digest, "profile": PROFILE.digest})
+    write_manifest(root, parents={"base": "0" * 64, "graph": "0" * 64, **open_bundle(bundle).digests})
     return root
 
 
@@ -56,6 +63,16 @@ def regroup(frozen: Path, root: Path, widened: float) -> Path:
     parts[UNET] = Component("unet/model.onnx", groups=(SizedGraphs("unet/wide.onnx"),))
     write_manifest(root, parents=parents, components=parts)
     return root
+
+
+def _add_mid_site(graph: onnx.GraphProto, end: float) -> None:
+    """Q and DQ of the linear slot's `A x`."""
+    constants = {"ms": np.float32(end / 32767), "mz": np.uint16(32768)}
+    graph.initializer.extend(numpy_helper.from_array(np.array(array), name) for name, array in constants.items())
+    place = next(index for index, node in enumerate(graph.node) if "q_mid" in node.output)
+    graph.node[place].output[0] = "q_mid_x"
+    graph.node.insert(place + 1, helper.make_node("QuantizeLinear", ["q_mid_x", "ms", "mz"], ["q_mid_q"], name="mid.to_q.lora_mid/Q"))
+    graph.node.insert(place + 2, helper.make_node("DequantizeLinear", ["q_mid_q", "ms", "mz"], ["q_mid"]))
 
 
 def write_later_lora(file: Path, factor: float = 0.3, rank: int = 2) -> Path:

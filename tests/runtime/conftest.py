@@ -38,7 +38,20 @@ from quad.core.profile import Profile
 from quad.runtime import Request, Scheduler, SchedulerOptions
 from tests.runtime.held_pipeline import Clock, HeldPipeline
 from tests.runtime.tiny_htp import save_htp_unet
-from tests.runtime.tiny_unet import FACTOR, HIDDEN, LATTICE, LENGTH, RANK, SIZE, normalised_slots, save_graph, save_unet, tiny_slots, value
+from tests.runtime.tiny_unet import (
+    FACTOR,
+    HIDDEN,
+    LATTICE,
+    LENGTH,
+    RANK,
+    SIZE,
+    UNIT,
+    normalised_slots,
+    save_graph,
+    save_unet,
+    tiny_slots,
+    value,
+)
 
 SLOTS = tiny_slots(RANK)
 PROFILE = Profile(encodings={"unet": dict.fromkeys(SLOTS.input_shapes(), LATTICE)})
@@ -146,6 +159,15 @@ def make_bundle(root: Path) -> Path:
 
 
 NORMALISED_SLOTS = normalised_slots(RANK)
+NORMALISED_PROFILE = Profile(
+    encodings={
+        "unet": {
+            name: msgspec.structs.replace(LATTICE, scale=((1.0 if name == slot.a_name else UNIT) / 32767,))
+            for slot in NORMALISED_SLOTS.slots
+            for name in (slot.a_name, slot.b_name)
+        }
+    }
+)
 
 
 def normalised_tensors(seed: int, rank: int) -> dict[str, NDArray[Any]]:
@@ -156,7 +178,7 @@ def normalised_tensors(seed: int, rank: int) -> dict[str, NDArray[Any]]:
 
 
 def normalised_manifest(name: str, rank: int) -> AdapterManifest:
-    parents = {"slots": NORMALISED_SLOTS.digest, "profile": PROFILE.digest}
+    parents = {"slots": NORMALISED_SLOTS.digest, "profile": NORMALISED_PROFILE.digest}
     return msgspec.structs.replace(adapter_manifest(name, rank), parents=parents)
 
 
@@ -169,7 +191,8 @@ def make_normalised(tiny_bundle: Path, root: Path) -> Path:
         shutil.rmtree(root / "adapters" / name)
         _adapter(root / "adapters" / name, normalised_manifest(name, rank), normalised_tensors(seed, rank))
     (root / "slots.json").write_bytes(canonical_json(NORMALISED_SLOTS))
-    write_manifest(root, parents={"base": "0" * 64, "slots": NORMALISED_SLOTS.digest, "profile": PROFILE.digest})
+    (root / "profile.json").write_bytes(canonical_json(NORMALISED_PROFILE))
+    write_manifest(root, parents={"base": "0" * 64, "slots": NORMALISED_SLOTS.digest, "profile": NORMALISED_PROFILE.digest})
     return root
 
 

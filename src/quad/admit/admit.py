@@ -9,6 +9,7 @@ It needs what a device has: NumPy and the bundle's engine. The base comes from t
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,8 @@ from quad.admit.aligned import Admission, AlignedAdapter, OpenBase, rescale
 from quad.admit.report import adapter_quality, checks, task_notes, word_notes
 from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
-from quad.admit.trial import Trial, refuse_unlike, try_adapter
+from quad.admit.trial import StoredCalls, Trial, refuse_unlike
+from quad.admit.weights import TriedWeights, long_mids, shrunk, try_weights
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest, AdapterQuality, TaskSpec
 from quad.core.padding import trim
@@ -65,17 +67,17 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
     with clock("slots"):
         fitted = _fit(admission, adapter)
     tried = _in_best_group(admission, lambda own: _in_group(own, engine, adapter, fitted, clock))
-    aligned, trial = tried.aligned, tried.trial
+    aligned, trial, weights = tried.aligned, tried.trial, tried.weights
     with clock("write"):
         manifest = _write(tried, adapter, fitted)
     clock.done()
-    checked, unchecked = checks(admission.bundle, fitted, trial, aligned)
+    checked, unchecked = checks(admission.bundle, fitted, trial, aligned, weights)
     return AdaptResult(
         pack=request.output,
         manifest=manifest,
         slots=fitted.slots,
         applied=fitted.applied,
-        trial=trial.to_json(),
+        trial=trial.to_json() if weights is None else {**trial.to_json(), "weights": weights.to_json()},
         seconds=time.perf_counter() - start,
         checked=checked,
         unchecked=unchecked,
@@ -86,16 +88,31 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
 
 @dataclass(frozen=True, kw_only=True)
 class _TriedAdapter:
-    """The adapter in the numbers of one group of adapters, and how it behaves in that group's graph."""
+    """The adapter in the numbers of one group of adapters, and how it behaves in that group's graph.
+
+    Args:
+        weights: that were tried, at normalised slots.
+    """
 
     admission: Admission
     aligned: AlignedAdapter
     trial: Trial
+    weights: TriedWeights | None
+
+    @property
+    def takes_whole(self) -> bool:
+        """With weight 1."""
+        return self.weights is None or (self.weights.most or 0.0) >= 1.0
+
+    @property
+    def fidelity(self) -> tuple[float, float]:
+        """By which groups are compared: how near to float it comes, where that was measured, then the largest weight."""
+        return (self.aligned.measured or AdapterQuality()).output_db or 0.0, (self.weights and self.weights.most) or 0.0
 
 
 def _in_best_group(admission: Admission, in_group: Callable[[Admission], _TriedAdapter]) -> _TriedAdapter:
-    """The group whose graph holds the adapter best: the one that comes nearest to float, or without the base the first that takes it, for
-    groups stand in the order of how wide their ranges are.
+    """The group whose graph holds the adapter best: the one that comes nearest to float, or without the base the first that takes it whole,
+    for groups stand in the order of how wide their ranges are.
 
     Raises:
         CompatibilityError: none takes it; what the widest says.
@@ -108,12 +125,12 @@ def _in_best_group(admission: Admission, in_group: Callable[[Admission], _TriedA
         except CompatibilityError as error:
             refusal = error
             continue
-        if admission.base is None:
+        if admission.base is None and tried[-1].takes_whole:
             break
     if not tried:
         assert refusal is not None
         raise refusal
-    return max(tried, key=lambda each: (each.aligned.measured or AdapterQuality()).output_db or 0.0)
+    return max(tried, key=lambda each: each.fidelity)
 
 
 def _in_group(admission: Admission, engine: Engine, adapter: FloatAdapter, fitted: Fitted, clock: StageClock) -> _TriedAdapter:
@@ -128,8 +145,7 @@ def _in_group(admission: Admission, engine: Engine, adapter: FloatAdapter, fitte
         base = admission.base
         aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, session, adapter, fitted)
     with clock("try"):
-        trial = _try(admission, session, fitted, aligned)
-    return _TriedAdapter(admission=admission, aligned=aligned, trial=trial)
+        return _try(admission, session, fitted, aligned)
 
 
 def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission, Engine]:
@@ -202,20 +218,30 @@ def _fit(admission: Admission, adapter: FloatAdapter) -> Fitted:
     return fitted
 
 
-def _try(admission: Admission, session: Session, fitted: Fitted, aligned: AlignedAdapter) -> Trial:
-    """The adapter on the stored calls, and on a few of its own where the base gave some.
+def _try(admission: Admission, session: Session, fitted: Fitted, aligned: AlignedAdapter) -> _TriedAdapter:
+    """The adapter on the stored calls, and on a few of its own where the base gave some; at normalised slots with other weights too.
+
+    There its rows of A are shorter where `A x` left its range.
 
     Raises:
         CompatibilityError: it behaves unlike an adapter of this bundle.
     """
-    trial = try_adapter(admission.bundle, session, aligned.buffers, aligned.own_calls)
-    if UNET in fitted.components:
+    name, bundle = admission.request.name, admission.bundle
+    calls, weights = StoredCalls(bundle, session, aligned.own_calls), None
+    trial = calls.run(aligned.buffers)
+    if bundle.slots.normalised and (reaches := long_mids(trial, bundle.slots)):
+        note = f"A x left its range in {len(reaches)} slots, up to {max(reaches.values()):.2f} of it: rows of A are shorter, scales larger"
+        aligned = replace(aligned, buffers=shrunk(aligned.buffers, reaches, calls.zeros), notes=(*aligned.notes, note))
+        trial = calls.run(aligned.buffers)
+    if bundle.slots.normalised and trial.sites:
+        weights = try_weights(name, calls, trial, aligned.buffers)
+    if UNET in fitted.components and (weights is None or weights.most is None or trial.effect == 0.0):
         try:
-            refuse_unlike(admission.request.name, trial, admission.bundle.name)
+            refuse_unlike(name, trial, bundle.name)
         except CompatibilityError as error:
             _log.info("refused on stored calls: %s", error)
             raise
-    return trial
+    return _TriedAdapter(admission=admission, aligned=aligned, trial=trial, weights=weights)
 
 
 def _write(tried: _TriedAdapter, adapter: FloatAdapter, fitted: Fitted) -> AdapterManifest:
@@ -224,9 +250,9 @@ def _write(tried: _TriedAdapter, adapter: FloatAdapter, fitted: Fitted) -> Adapt
     Raises:
         BackendError: the disk is full or the place cannot be written to.
     """
-    admission, aligned, trial = tried.admission, tried.aligned, tried.trial
+    admission, aligned, trial, weights = tried.admission, tried.aligned, tried.trial, tried.weights
     request, bundle = admission.request, admission.bundle
-    tensors = trim(aligned.buffers, bundle.slots)
+    tensors = trim({**aligned.buffers, **aligned.buffers.scales}, bundle.slots)
     packed = PackedAdapter(
         name=request.name,
         tensors=tensors,
@@ -235,8 +261,11 @@ def _write(tried: _TriedAdapter, adapter: FloatAdapter, fitted: Fitted) -> Adapt
         defaults=adapter.defaults(request.defaults),
         group=bundle.group,
     )
-    draft = adapter_manifest(packed, bundle.slots, bundle.manifest.parents, admission.tasks)
+    draft = adapter_manifest(packed, bundle.slots, bundle.profile, bundle.manifest.parents, admission.tasks)
     manifest = msgspec.structs.replace(draft, golden=trial.golden, quality=adapter_quality(fitted, trial, aligned))
+    if weights is not None and weights.most is not None:
+        room = math.inf if draft.headroom is msgspec.UNSET else draft.headroom
+        manifest = msgspec.structs.replace(manifest, headroom=min(weights.most, room))
     written = write_pack(request.output, manifest, packed.tensors)
     _log.info("adapter %s admitted to bundle %s: rank %d, %d bytes", request.name, bundle.name, written.rank, written.size_bytes)
     return written

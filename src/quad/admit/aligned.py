@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from numpy.typing import NDArray
+
 from quad.admit.request import AdaptRequest
 from quad.admit.slots import Fitted
 from quad.core.component_call import Inputs
@@ -13,7 +15,7 @@ from quad.core.manifest import AdapterQuality, TaskSpec
 from quad.lora.fit.integers import quantize_adapter
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, RankLimits
-from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.buffers import Buffers, whole_buffers, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
 
@@ -84,7 +86,9 @@ OpenBase = Callable[[Bundle], BaseModel]
 
 
 def rescale(bundle: Bundle, fitted: Fitted) -> AlignedAdapter:
-    """Rescaled to the frozen encodings; in a float bundle as it is."""
+    """Rescaled to the frozen encodings, or normalised; in a float bundle as it is."""
     if not bundle.profile.encodings:
-        return AlignedAdapter(buffers=Buffers(slot_inputs(fitted.adapter, bundle.slots)))
-    return AlignedAdapter(buffers=Buffers(quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)))
+        inputs: Mapping[str, NDArray[Any]] = slot_inputs(fitted.adapter, bundle.slots)
+    else:
+        inputs = quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)
+    return AlignedAdapter(buffers=whole_buffers(inputs, zero_buffers(bundle.slots, bundle.profile)))

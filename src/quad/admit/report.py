@@ -9,6 +9,7 @@ import msgspec
 from quad.admit.aligned import AlignedAdapter
 from quad.admit.slots import Fitted
 from quad.admit.trial import Trial
+from quad.admit.weights import TriedWeights
 from quad.core.manifest import AdapterQuality, TaskSpec
 from quad.core.slots import TEXT_ENCODER
 from quad.lora.read import FloatAdapter
@@ -42,7 +43,9 @@ def word_notes(adapter: FloatAdapter) -> list[str]:
     return [f"the pack does not hold the words {', '.join(adapter.embeddings)}: load them from the LoRA file, quad run --embedding FILE"]
 
 
-def checks(bundle: Bundle, fitted: Fitted, trial: Trial, aligned: AlignedAdapter) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def checks(
+    bundle: Bundle, fitted: Fitted, trial: Trial, aligned: AlignedAdapter, weights: TriedWeights | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The checks that were made and those that were not, a line each."""
     calls = len(read_probes(bundle))
     checked, unchecked = [f"effect on {calls} stored calls, by the bundle's own graph"], []
@@ -55,6 +58,8 @@ def checks(bundle: Bundle, fitted: Fitted, trial: Trial, aligned: AlignedAdapter
         checked.append(f"ranges of {len(trial.sites)} activations of the U-Net on {calls} stored calls{more}")
     else:
         unchecked.append(f"ranges of activations: {trial.unread}")
+    if weights is not None:
+        checked.append(f"weights up to {max(weights.uses):g}: {weights}")
     if aligned.measured is None:
         unchecked.append("quality against the full-precision model, and on pictures of its own task: give --base MODEL")
     else:

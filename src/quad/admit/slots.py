@@ -20,6 +20,7 @@ from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.lora.fit.channel_gains import smooth_adapter
 from quad.lora.fit.integers import balance, require_finite
+from quad.lora.fit.normalise import normalise_pair, profile_units
 from quad.lora.fit.rescale import rescale
 from quad.lora.read import FloatAdapter, LowRank, cut, require_slots
 
@@ -28,6 +29,7 @@ from quad.lora.read import FloatAdapter, LowRank, cut, require_slots
 LEAST_DB, SEEN_SHARE = 10.0, 0.01
 _LISTED = 6
 Matrix = NDArray[np.float64]
+Scales = NDArray[np.float32]
 
 
 class UnfitError(CompatibilityError):
@@ -124,14 +126,25 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     applied = total / whole if whole > 0.0 else 1.0
     if not profile.encodings:
         return Fitted(adapter=small, components=components, slots=(), applied=applied)
-    ready = rescale(balance(small), table, profile)
     total = total or 1.0
-    fits = [_measure(slots[path], pair, profile) for path, pair in ready.weights.items()]
+    fits = [_measure(slots[path], pair, scales, profile) for path, (pair, scales) in _ready(small, table, profile).items()]
     slots_fit = tuple(
         replace(slot, rank=adapter.weights[slot.path].rank, energy=small.energy.get(slot.path, 1.0), share=powers[slot.path] / total)
         for slot in fits
     )
     return Fitted(adapter=small, components=components, slots=slots_fit, applied=applied)
+
+
+def _ready(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> dict[str, tuple[LowRank, Scales | None]]:
+    """Slot path -> the factors that are rounded, and of normalised slots the scales of their rank channels."""
+    if not table.normalised:
+        return {path: (pair, None) for path, pair in rescale(balance(adapter), table, profile).weights.items()}
+    ready: dict[str, tuple[LowRank, Scales | None]] = {}
+    units = profile_units(table, profile)
+    for path, pair in adapter.weights.items():
+        normalised, unit = normalise_pair(pair), np.float32(units.get(path, 1.0))
+        ready[path] = LowRank(normalised.pair.a, normalised.pair.b * unit), normalised.scales / unit
+    return ready
 
 
 def with_gains(adapter: FloatAdapter, profile: Profile) -> FloatAdapter:
@@ -181,7 +194,7 @@ def _cut_to(adapter: FloatAdapter, slots: Mapping[str, Slot]) -> FloatAdapter:
     return replace(adapter, weights=weights, rank=max(pair.rank for pair in weights.values()), energy=energy, notes=(*adapter.notes, note))
 
 
-def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
+def _measure(slot: Slot, pair: LowRank, scales: Scales | None, profile: Profile) -> SlotFit:
     """Of an aligned pair; what is the whole adapter's is left for the caller."""
     encodings, rounded, outside, room = profile.component(slot.component), [], 0, []
     parts = ((slot.a_name, pair.a), (slot.b_name, pair.b))
@@ -195,8 +208,8 @@ def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
         room.append(limit / largest if largest > 0.0 else math.inf)
         rounded.append(encodings[name].dequantize(encodings[name].quantize(values)))
     clipped = outside / sum(values.size for _, values in parts)
-    error = _difference(pair, LowRank(rounded[0], rounded[1]))
-    right = sqnr_db(_power(pair), error)
+    true, held = _scaled(pair, scales), _scaled(LowRank(rounded[0], rounded[1]), scales)
+    right = sqnr_db(_power(true), _difference(true, held))
     return SlotFit(
         path=slot.path,
         rank=pair.rank,
@@ -207,6 +220,11 @@ def _measure(slot: Slot, pair: LowRank, profile: Profile) -> SlotFit:
         clipped=clipped,
         room=(min(room[0], 1e9), min(room[1], 1e9)),
     )
+
+
+def _scaled(pair: LowRank, scales: Scales | None) -> LowRank:
+    """With the scales in B."""
+    return pair if scales is None else LowRank(pair.a, pair.b * scales.reshape(1, -1, *[1] * (pair.b.ndim - 2)))
 
 
 def _flat(pair: LowRank) -> tuple[Matrix, Matrix]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,7 @@ from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
 from quad.core.slots import UNET
-from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.buffers import Buffers, ZeroBuffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
@@ -46,6 +47,7 @@ class Trial:
         before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own; where it loses
             nothing, nobody was asked.
         golden: its golden output, on the call where it differs most from the others.
+        loudest: the number of the stored call whose output it changes most.
     """
 
     effect: float
@@ -54,6 +56,7 @@ class Trial:
     sites: Uses
     before: Uses
     golden: Golden
+    loudest: int
 
     @property
     def lossy(self) -> dict[str, SiteUse]:
@@ -72,55 +75,101 @@ class Trial:
         return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "lossy": shown}
 
 
-def try_adapter(bundle: Bundle, session: Session, buffers: Buffers, more: Sequence[Inputs] = ()) -> Trial:
-    """Run the stored calls with the base, the new adapter and the bundle's own.
+@final
+class StoredCalls:
+    """The bundle's stored calls, by its own graph: with the base, the bundle's adapters and one form of the new adapter after the other."""
 
-    Args:
-        session: the bundle's U-Net; its slot inputs are bound anew.
-        buffers: of the new adapter, padded.
-        more: the adapter's own calls, whose activations are looked at too.
+    def __init__(self, bundle: Bundle, session: Session, more: Sequence[Inputs] = ()) -> None:
+        """Args:
+            session: the bundle's U-Net; its slot inputs are bound anew.
+            more: the adapter's own calls, whose activations are looked at too.
 
-    Raises:
-        CompatibilityError: the bundle has no stored calls, or the new adapter's answer holds NaN or Inf.
-    """
-    probes, store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time, however many there are
+        Raises:
+            CompatibilityError: the bundle has no stored calls.
+        """
+        self._bundle, self._session, self._more = bundle, session, more
+        self._probes, self._store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time
+        self._base_uses: dict[int, Uses] = {}
 
-    def outputs(slots: Buffers) -> list[Array]:
-        session.bind(unet_buffers(bundle, slots))
-        return [session.run(call) for call in probes]
+    def run(self, buffers: Buffers) -> Trial:
+        """Try the new adapter.
 
-    zero = outputs(store.zeros)
-    bundled = {name: outputs(store.buffers(name)) for name in store.names}
-    adapted = outputs(buffers)
-    if not all(np.isfinite(output).all() for output in adapted):
-        where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
-        raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
-    unread, sites, before = _sites(bundle, store, buffers, [*probes, *more])
-    probe = _most_distinct(adapted, [zero, *bundled.values()])
-    effects = {name: _effect(answers, zero) for name, answers in bundled.items()}
-    return Trial(
-        effect=_effect(adapted, zero),
-        others=effects,
-        unread=unread,
-        sites=sites,
-        before=before,
-        golden=golden("golden output", session, probes[probe], probe),
-    )
+        Args:
+            buffers: padded.
 
+        Raises:
+            CompatibilityError: its answer holds NaN or Inf.
+        """
+        zero, bundled, adapted = self._zero, self._bundled, self._outputs(buffers)
+        if not all(np.isfinite(output).all() for output in adapted):
+            where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
+            raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
+        sites, before = self._sites(buffers)
+        probe = _most_distinct(adapted, [zero, *bundled.values()])
+        return Trial(
+            effect=_effect(adapted, zero),
+            others={name: _effect(answers, zero) for name, answers in bundled.items()},
+            unread=self._graph.unread,
+            sites=sites,
+            before=before,
+            golden=golden("golden output", self._session, self._probes[probe], probe),
+            loudest=max(range(len(adapted)), key=lambda index: relative_error(adapted[index], zero[index])),
+        )
 
-def _sites(bundle: Bundle, store: AdapterStore, buffers: Buffers, calls: Sequence[Inputs]) -> tuple[str, Uses, Uses]:
-    """`Trial.unread`, `Trial.sites` and `Trial.before`; who else uses a range is asked where the new adapter leaves one alone."""
-    with bundle.graph_to_load(UNET) as file:
-        graph = ObservedGraph(file)
-    new = graph.uses(calls, unet_buffers(bundle, buffers))
-    most = max((use.lost for use in new.values()), default=0.0)
-    if most == 0.0:
-        return graph.unread, new, new
-    before = graph.uses(calls, unet_buffers(bundle, store.zeros))
-    for name in store.names if most > MOST_LOST else ():
-        bundled = graph.uses(calls, unet_buffers(bundle, store.buffers(name)))
-        before = {site: max(use, bundled[site], key=lambda either: either.lost) for site, use in before.items()}
-    return graph.unread, new, before
+    def uses(self, buffers: Buffers, probe: int) -> Uses:
+        """How activations use their ranges on one stored call."""
+        return self._graph.uses([self._probes[probe]], unet_buffers(self._bundle, buffers))
+
+    def base_uses(self, probe: int) -> Uses:
+        """The same of the base."""
+        if probe not in self._base_uses:
+            self._base_uses[probe] = self.uses(self.zeros, probe)
+        return self._base_uses[probe]
+
+    @property
+    def zeros(self) -> ZeroBuffers:
+        """The base."""
+        return self._store.zeros
+
+    def _outputs(self, buffers: Buffers) -> list[Array]:
+        self._session.bind(unet_buffers(self._bundle, buffers))
+        return [self._session.run(call) for call in self._probes]
+
+    @cached_property
+    def _zero(self) -> list[Array]:
+        return self._outputs(self._store.zeros)
+
+    @cached_property
+    def _bundled(self) -> dict[str, list[Array]]:
+        return {name: self._outputs(self._store.buffers(name)) for name in self._store.names}
+
+    @cached_property
+    def _graph(self) -> ObservedGraph:
+        with self._bundle.graph_to_load(UNET) as file:
+            return ObservedGraph(file)
+
+    def _sites(self, buffers: Buffers) -> tuple[Uses, Uses]:
+        """`Trial.sites` and `Trial.before`; who else uses a range is asked where the new adapter leaves one alone."""
+        new = self._all_uses(buffers)
+        most = max((use.lost for use in new.values()), default=0.0)
+        if most == 0.0:
+            return new, new
+        return new, self._others_use if most > MOST_LOST else self._base_use
+
+    def _all_uses(self, buffers: Buffers) -> Uses:
+        return self._graph.uses([*self._probes, *self._more], unet_buffers(self._bundle, buffers))
+
+    @cached_property
+    def _base_use(self) -> Uses:
+        return self._all_uses(self._store.zeros)
+
+    @cached_property
+    def _others_use(self) -> Uses:
+        most = self._base_use
+        for name in self._store.names:
+            bundled = self._all_uses(self._store.buffers(name))
+            most = {site: max(use, bundled[site], key=lambda either: either.lost) for site, use in most.items()}
+        return most
 
 
 def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:

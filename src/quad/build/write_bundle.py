@@ -131,7 +131,7 @@ def _write_adapter(
     data = save(dict(adapter.tensors))
     write_bytes(folder / "adapter.safetensors", data)
     tasks = {name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name}
-    draft = adapter_manifest(adapter, parts.slots, parents, tasks)
+    draft = adapter_manifest(adapter, parts.slots, parts.profile, parents, tasks)
     manifest = msgspec.structs.replace(draft, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
     write_bytes(folder / "adapter.json", canonical_json(manifest))
 

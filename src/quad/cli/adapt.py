@@ -110,7 +110,7 @@ def _lines(admitted: AdaptResult) -> list[str]:
     if admitted.slots:
         weakest = min(admitted.slots, key=lambda slot: slot.product_db)
         right = f"B A right to {weakest.product_db:.1f} dB at worst ({weakest.path})"
-        lines.append(f"slots {len(admitted.slots)}: rescaled, {right}, nothing clipped")
+        lines.append(f"slots {len(admitted.slots)}: {'normalised' if 'weights' in trial else 'rescaled'}, {right}, nothing clipped")
     effects = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
     lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({effects})")
     for name, use in list(trial["lossy"].items())[:3]:

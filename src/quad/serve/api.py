@@ -139,7 +139,8 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest of the stored calls.
         others: the same of the bundle's own adapters.
         product_db: SQNR of all products B A as integers, dB; null where nothing is quantized.
-        headroom: the largest weight at which nothing is clipped; null where there is no bound.
+        headroom: the largest weight at which nothing is clipped, at normalised slots the largest that was tried with no activation cut
+            off; null where there is no bound.
         checked, unchecked: what was looked at and what was not, a line each.
         seconds, peak_ram_bytes: of the process that admitted it.
     """

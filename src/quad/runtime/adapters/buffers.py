@@ -199,6 +199,16 @@ def pad(tensors: Mapping[str, NDArray[Any]], zeros: ZeroBuffers) -> Buffers:
     return Buffers({**zeros, **arrays, **zeros.encoded(scales)}, scales=scales)
 
 
+def whole_buffers(inputs: Mapping[str, NDArray[Any]], zeros: ZeroBuffers) -> Buffers:
+    """Buffers of every graph input at the slot's rank.
+
+    Args:
+        inputs: graph input name -> array in the slot's dtype; scales are floats.
+    """
+    scales = {name: inputs[name] for name in zeros.scales}
+    return Buffers({**inputs, **zeros.encoded(scales)}, scales=scales)
+
+
 def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
     """Copies of these shapes, side by side in one block."""
     places: dict[str, int] = {}

@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.manifest import FORMAT_VERSION, AdapterManifest, AdapterQuality, TaskSpec
+from quad.core.profile import Profile
 from quad.core.sampling import AdapterDefaults
 from quad.core.slots import SlotDtype, SlotTable
+from quad.runtime.adapters.buffers import scale_encodings
 from quad.runtime.adapters.weighted_sum import headroom
 
 _BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
@@ -42,14 +44,14 @@ class PackedAdapter:
 
 
 def adapter_manifest(
-    adapter: PackedAdapter, slots: SlotTable, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
+    adapter: PackedAdapter, slots: SlotTable, profile: Profile, parents: Mapping[str, str], tasks: Mapping[str, TaskSpec]
 ) -> AdapterManifest:
     """An adapter's manifest before its file is written: size and digest are for the writer to set.
 
     Args:
-        parents: the bundle's.
+        slots, profile, parents: the bundle's.
     """
-    room = headroom(adapter.tensors, slots)
+    room = headroom(adapter.tensors, slots, scale_encodings(slots, profile))
     return AdapterManifest(
         name=adapter.name,
         format_version=FORMAT_VERSION,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.padding import scale_vectors, slot_scales
-from quad.core.slots import SlotTable
+from quad.core.slots import Slot, SlotTable
 from quad.runtime.adapters.block_weights import BlockWeights, Weight, largest_weight, weight_at
 from quad.runtime.adapters.buffers import Buffers, Vectors, ZeroBuffers
 from quad.runtime.adapters.normalised_sum import ScaledPart, add_scaled
@@ -119,12 +119,13 @@ def _mix_searched(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], s
 
 def _mix_scaled(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: ZeroBuffers) -> tuple[Buffers, Notes]:
     """At normalised slots; of one adapter alone A and B stay the same arrays."""
-    scaled = {name: _times(name, weights[name], buffers, slots) for name, buffers in parts.items()}
+    weighted = {name: _times(name, weights[name], buffers.scales, slots) for name, buffers in parts.items()}
     if len(parts) == 1:
         ((name, source),) = parts.items()
-        vectors = _vectors(scaled[name], slots)
+        vectors = {graph_input: vector.astype(np.float32) for graph_input, vector in weighted[name].items()}
         mixed = Buffers({**source, **zeros.encoded(vectors)}, scales=vectors, source=source)
         return mixed, _scale_notes(mixed, parts, weights, zeros)
+    scaled = {name: slot_scales(vectors, slots) for name, vectors in weighted.items()}
     arrays: dict[str, NDArray[Any]] = {**zeros}
     totals: dict[str, NDArray[np.float32]] = {}
     cut: dict[str, float] = {}
@@ -134,31 +135,35 @@ def _mix_scaled(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slo
             for name, buffers in parts.items()
         ]
         if used := [each for each in candidates if len(each.part.rows)]:
-            total, totals[slot.path] = add_scaled(used, slot)
+            total, totals[slot.scale_name] = add_scaled(used, slot)
             arrays |= {slot.a_name: total.a, slot.b_name: total.b}
             if total.energy is not None:
                 cut[slot.path] = total.energy
     _require_energy(cut, parts, weights, slots)
-    vectors = _vectors(totals, slots)
+    vectors = scale_vectors(totals, slots)
     mixed = Buffers(arrays | zeros.encoded(vectors), scales=vectors)
     return mixed, (*_cut_notes(cut, parts), *_scale_notes(mixed, parts, weights, zeros))
 
 
-def _times(name: str, weight: Weight, buffers: Buffers, slots: SlotTable) -> dict[str, NDArray[np.float64]]:
-    """Slot path -> an adapter's scales times its weight there.
+def _times(adapter: str, weight: Weight, scales: Vectors, slots: SlotTable) -> dict[str, NDArray[np.float64]]:
+    """An adapter's scales times its weight at their slots, by graph input.
 
     Raises:
         UsageError: they are beyond all numbers.
     """
-    scaled = {path: scales * np.float64(weight_at(weight, path)) for path, scales in slot_scales(buffers.scales, slots).items()}
-    if any(np.abs(scales).max(initial=0.0) > np.finfo(np.float32).max for scales in scaled.values()):
-        raise UsageError(mismatch(f"adapter {name!r}", "a weight that its scales can be multiplied by", f"{weight:g}", "use a smaller one"))
-    return scaled
+    weighted = {name: scales[name].astype(np.float64) * _factor(weight, members) for name, members in slots.scale_inputs().items()}
+    if any(np.abs(vector).max(initial=0.0) > np.finfo(np.float32).max for vector in weighted.values()):
+        raise UsageError(
+            mismatch(f"adapter {adapter!r}", "a weight that its scales can be multiplied by", f"{weight:g}", "use a smaller one")
+        )
+    return weighted
 
 
-def _vectors(scales: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[np.float32]]:
-    """Slot path -> `(rank,)` as the graphs' inputs of scales."""
-    return scale_vectors({slot.scale_name: scales[slot.path] for slot in slots.slots if slot.path in scales}, slots)
+def _factor(weight: Weight, slots: Sequence[Slot]) -> NDArray[np.float64]:
+    """The weight of each rank channel of these slots, or the one of all of them."""
+    if not isinstance(weight, BlockWeights):
+        return np.array(weight, np.float64)
+    return np.repeat([weight.at(slot.path) for slot in slots], [slot.rank for slot in slots])
 
 
 def _require_energy(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable) -> None:
