@@ -11,7 +11,6 @@ from quad.build.build import STAGES
 from quad.build.choose_profile import _feeds
 from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
-from quad.core.errors import UsageError
 from quad.core.picture_size import PictureSize
 from quad.core.progress import StageClock, silent
 from quad.quantize.observe.calibrate import CalibrationOptions, calibrate
@@ -52,10 +51,3 @@ def test_ranges_hold_every_size(model: SlottedModel) -> None:
                 assert seen.histogram.high == max(histogram.high for histogram in alone)
                 compared += 1
     assert compared > 50
-
-
-def test_a_chip_has_one_size_a_bundle(tmp_path: Path) -> None:
-    request = BuildRequest(tmp_path, {}, tmp_path / "phone", samples=SAMPLES, target="qnn-htp", size="64,64x128")
-    says = "--size: expected one size for qnn-htp, whose binary is compiled for it, found 64,64x128; build a bundle for each size"
-    with pytest.raises(UsageError, match=says):
-        request.check()

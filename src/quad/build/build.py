@@ -85,6 +85,6 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         emulation=bundle.emulation,
         alignment=aligned.alignments,
         resumed=tuple(model.cache.resumed),
-        notes=model.base.notes,
+        notes=(*model.base.notes, *bundle.notes),
         lora={adapter.name: adapter.to_json() for adapter in model.adapters},
     )

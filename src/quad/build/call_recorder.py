@@ -19,6 +19,7 @@ from quad.quantize.observe.observers import Feed
 
 PER_SOURCE = 12  # calls of one component that are kept of each adapter and of the base, spread over all that were made
 Item = TypeVar("Item")
+_Shapes = tuple[tuple[int, ...], ...]
 
 
 @final
@@ -42,7 +43,7 @@ class CallRecorder:
         self._slots, self._zeros = slots, zeros
         self._table = table
         self._source = ""
-        self._recorded: dict[tuple[str, str], list[dict[str, NDArray[Any]]]] = {}
+        self._recorded: dict[tuple[str, str, _Shapes], list[dict[str, NDArray[Any]]]] = {}
 
     def follow(self, feeds: Iterable[Feed]) -> Iterator[Feed]:
         """The same feeds; what is recorded belongs to the one that was taken last."""
@@ -53,12 +54,13 @@ class CallRecorder:
     def record(self, component: str, inputs: Mapping[str, NDArray[Any]]) -> None:
         """Keep a copy of one call; a batch becomes calls of one."""
         for row in split_batch(inputs):
-            self._recorded.setdefault((component, self._source), []).append({name: np.array(array) for name, array in row.items()})
+            call = {name: np.array(array) for name, array in row.items()}
+            self._recorded.setdefault((component, self._source, tuple(array.shape for array in call.values())), []).append(call)
 
     def calls(self, per_source: int = PER_SOURCE) -> list[ComponentCall]:
-        """Of every component and source at most `per_source`, evenly spread, first and last among them."""
+        """Of every component, source and picture size at most `per_source`, evenly spread, first and last among them."""
         calls = []
-        for (component, source), recorded in self._recorded.items():
+        for (component, source, _), recorded in self._recorded.items():
             every_slot = self._slots.get(source, self._zeros)
             slots = {name: every_slot[name] for name in self._table.of(component).input_shapes()}
             calls += [

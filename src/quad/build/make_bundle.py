@@ -21,7 +21,7 @@ from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
 from quad.build.smoke import SmokeFiles, of_groups, run_smoke, smoke_cases
-from quad.build.write_bundle import BundleParts, write_bundle
+from quad.build.write_bundle import BundleParts, size_notes, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.compiler import Compiler, emulation_json, placement_json
@@ -64,12 +64,14 @@ class WrittenBundle:
     Args:
         smoke: component -> case -> relative error of its graph.
         placement, emulation: see `BuildResult`.
+        notes: what is worth knowing of its files, a line each.
     """
 
     manifest: BundleManifest
     smoke: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     placement: Mapping[str, Any] = field(default_factory=dict)
     emulation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def read_bundle(directory: Path) -> WrittenBundle:
@@ -195,5 +197,9 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
     manifest = write_bundle(parts, request.output, check)
     _log.info("bundle %s: %s, %d adapters", parts.name, parts.target, len(parts.adapters))
     return WrittenBundle(
-        manifest=manifest, smoke=errors, placement=placement_json(parts.artifacts), emulation=emulation_json(parts.artifacts)
+        manifest=manifest,
+        smoke=errors,
+        placement=placement_json(parts.artifacts),
+        emulation=emulation_json(parts.artifacts),
+        notes=size_notes(manifest),
     )

@@ -259,9 +259,6 @@ class BuildRequest:
     def _check_calibration(self) -> None:
         if self.measured_sizes and self.backend.needs_calls:
             raise UsageError(mismatch(_CALIBRATION, "a target that measures Sites alone", self.target, "leave it out"))
-        if len(self.base_options.asked_sizes()) > 1 and self.backend.needs_calls:
-            expected = f"one size for {self.target}, whose binary is compiled for it"
-            raise UsageError(mismatch("--size", expected, self.size, "build a bundle for each size"))
 
     def _check_room(self) -> None:
         if self.room is not None and self.room < 1:

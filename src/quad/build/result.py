@@ -192,7 +192,7 @@ class BuildResult:
         alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
         resumed: pieces that an earlier run of the same build had made before it was killed.
         lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.
-        notes: what was read of the model otherwise than one of its files says, a line each.
+        notes: what was read of the model otherwise than one of its files says, and what sizes cost, a line each.
         slots: searched or normalised.
         room: for several adapters at once.
     """

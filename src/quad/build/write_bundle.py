@@ -28,7 +28,7 @@ from quad.core.manifest import (
     TaskSpec,
     seal,
 )
-from quad.core.picture_size import component_of, graph_name
+from quad.core.picture_size import PictureSize, component_of, graph_name
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.core.storage.directories import new_directory
@@ -162,6 +162,21 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
             quad_version=__version__,
         )
     )
+
+
+def size_notes(manifest: BundleManifest) -> tuple[str, ...]:
+    """A line on the bytes of every picture size where a vendor's binaries hold the weights of each; none where sizes share them."""
+    apart = [part for part in manifest.components.values() if part.sizes and part.identity is not msgspec.UNSET]
+    if not apart:
+        return ()
+
+    def n_bytes(size: PictureSize | None) -> int:
+        graphs = [part.of(size) for part in apart]
+        return sum(manifest.files[name].size_bytes for graph in graphs for name in (graph.file, *graph.data_files))
+
+    sizes = [(manifest.picture_sizes[0], n_bytes(None)), *((size, n_bytes(size)) for size in manifest.picture_sizes[1:])]
+    each = ", ".join(f"{size} {count / 1e6:.1f} MB" for size, count in sizes)
+    return (f"{manifest.target}: one binary a size, each with its own weights: {each}",)
 
 
 def rom_bytes(manifest: BundleManifest) -> dict[str, Any]:

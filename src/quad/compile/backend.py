@@ -85,7 +85,7 @@ class Backend(Protocol):
 
     @property
     def needs_calls(self) -> bool:
-        """Whether calls of the float networks are read, at the bundle's own size, beside the profile."""
+        """Whether calls of the float networks are read, at the bundle's own sizes, beside the profile."""
         ...
 
     @property
@@ -122,11 +122,12 @@ class Backend(Protocol):
         """
         ...
 
-    def artifact(self, model: ir.Model, component: str, context: CompileContext, observer: Observer) -> Artifact:
+    def artifact(self, model: ir.Model, graph: str, context: CompileContext, observer: Observer) -> Artifact:
         """Place and, where the vendor has a compiler, compile one component and prove the result against the placed graph.
 
         Args:
             model: float, with Sites, after the target's passes before placement; may be changed in place.
+            graph: its name, the component's with the size where that is not the bundle's first.
             observer: sees the graph after each pass.
 
         Raises:

@@ -54,7 +54,7 @@ class Compiler:
         Raises:
             UnsupportedError: the target cannot run it whole. BackendError: the compiler is missing.
         """
-        return self.backend.artifact(model, spec.component, self.context, observer)
+        return self.backend.artifact(model, spec.graph, self.context, observer)
 
 
 def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

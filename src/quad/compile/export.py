@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
+from quad.core.picture_size import PictureSize, graph_name
 from quad.core.tensor_names import Role, TensorName, weight_name
 from quad.model.slots.layers import layers_of, tables_of
 from quad.model.slots.sites import SITE_OP, exporting
@@ -34,6 +35,7 @@ class GraphSpec:
 
     Args:
         component: `unet`, `text_encoder`, `vae_encoder` or `vae_decoder`.
+        size: of its pictures, where that is not the bundle's first.
         inputs: example inputs by graph name, in the order of `forward`; their shapes become the graph's.
         slots: example slot inputs by graph name, in slot order; passed to `forward` as the dict `slots` unless empty.
         output: name of the one output.
@@ -43,6 +45,12 @@ class GraphSpec:
     inputs: Mapping[str, Tensor]
     output: str
     slots: Mapping[str, Tensor] = field(default_factory=dict)
+    size: PictureSize | None = None
+
+    @property
+    def graph(self) -> str:
+        """Its name among all graphs of a bundle."""
+        return graph_name(self.component, self.size)
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -35,7 +36,7 @@ def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTa
     specs = {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
     for size in base.more_sizes:
         sized = {"unet": unet_spec(base.at(size), table, hidden), **vae_specs(base.at(size))}
-        specs |= {graph_name(component, size): spec for component, spec in sized.items()}
+        specs |= {graph_name(component, size): replace(spec, size=size) for component, spec in sized.items()}
     return specs
 
 

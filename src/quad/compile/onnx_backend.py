@@ -13,6 +13,7 @@ from quad.compile.artifact import Artifact, OnnxArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.passes import Observer
 from quad.compile.placement.qdq import place_float, place_qdq
+from quad.core.picture_size import component_of
 from quad.core.precision import FLOAT
 
 
@@ -35,9 +36,9 @@ class OnnxBackend:
         """Nothing is written beside the bundle."""
         yield self
 
-    def artifact(self, model: ir.Model, component: str, context: CompileContext, observer: Observer) -> Artifact:
+    def artifact(self, model: ir.Model, graph: str, context: CompileContext, observer: Observer) -> Artifact:
         """The graph with this profile's Q and DQ, or without its Sites where it stays float."""
-        target, profile = context.target, context.profile
+        target, profile, component = context.target, context.profile, component_of(graph)
         with context.clock("place"):
             if profile.mode == FLOAT:
                 placed = place_float(model, target.passes, observer)

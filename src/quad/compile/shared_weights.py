@@ -1,9 +1,11 @@
-"""The graphs of one component for several picture sizes and groups of adapters, over one file of weights.
+"""The graphs of one component for several picture sizes and groups of adapters, over one file of weights where they are ONNX.
 
 A weight is the same whatever the size of the pictures, and whichever activation ranges hold: each is written once, by its bytes, and
 every graph points into that file. What differs, shapes, tables of positions, scales of activations, stays in the graphs. The first graph
 keeps the names and shapes of all that is within. The others are run and never read, and go without; but for the names of what is
 quantized in a group's first size, by which an adapter to come is looked at.
+
+A vendor's binaries hold their weights themselves: each further size has a folder of its own (docs/adr/0029-sizes.md).
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import msgspec
 import onnx_ir as ir
 
 from quad.compile.artifact import MODEL_FILE, Artifact
+from quad.core.digests import digest
 from quad.core.manifest import Component, GraphFiles, SizedGraphs
 from quad.core.picture_size import PictureSize, graph_name
 from quad.core.storage.files import writing_to
@@ -67,6 +70,8 @@ def write_variants(folder: Path, artifacts: Mapping[Variant, Artifact]) -> Compo
     Returns:
         The component; names are relative to the folder's parent.
     """
+    if artifacts[FIRST].identity is not msgspec.UNSET:
+        return _write_apart(folder, artifacts)
     folder.mkdir(parents=True)
     with writing_to(folder / WEIGHTS_FILE), (folder / WEIGHTS_FILE).open("wb") as stream:
         weights = _Weights(stream)
@@ -90,6 +95,17 @@ def _component(name: str, variants: Sequence[Variant]) -> Component:
 
     first, *others = (graphs(group) for group in sorted({group for _, group in variants}))
     return Component(first.file, data, sizes=first.sizes, groups=tuple(others) or msgspec.UNSET)
+
+
+def _write_apart(folder: Path, artifacts: Mapping[Variant, Artifact]) -> Component:
+    """Write each size with its own weights; such graphs have one group of adapters."""
+    component, sizes = artifacts[FIRST].write(folder), {}
+    for (size, _), artifact in artifacts.items():
+        if size is not None:
+            files = artifact.write(folder / f"{size}")
+            sizes[f"{size}"] = GraphFiles(f"{folder.name}/{files.file}", tuple(f"{folder.name}/{name}" for name in files.data_files))
+    identity = digest([artifact.identity for artifact in artifacts.values()])
+    return msgspec.structs.replace(component, identity=identity, sizes=sizes)
 
 
 def _strip(graph: ir.Graph, keep: Sequence[str] = ()) -> None:

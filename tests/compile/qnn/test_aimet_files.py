@@ -26,7 +26,7 @@ def test_encodings_mean_the_same_in_both_formats(placed: Placed, tmp_path: Path)
             np.array(entry["scale"]) * entry["offset"], np.array(encoding.scale) * (lowest - np.array(encoding.zero_point))
         )
         assert (entry["enc_type"] == "PER_CHANNEL") == (encoding.axis is not None) == (len(entry["scale"]) > 1)
-    write_float(placed.floats, tmp_path)
+    write_float(placed.floats, "unet", tmp_path)
     write_encodings("unet", placed.graph.edges, placed.graph.constants, tmp_path)
     names = {value.name for value in ir.load(tmp_path / "unet.onnx").graph.initializers.values()}
     graph = ir.load(tmp_path / "unet.onnx").graph

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from quad.compile.export import GraphSpec
 from quad.compile.passes import unobserved
+from quad.compile.shared_weights import write_variants
 from quad.core.component_call import ComponentCall
 from quad.core.manifest import LatentSpec
+from quad.core.picture_size import PictureSize
 from quad.core.slots import SlotTable
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.slots.attention import add_sites
@@ -97,3 +99,46 @@ def test_a_component_is_whole_on_the_chip_and_near_the_float_network(network: nn
     session = open_engine("w8a16").load(tmp_path / component / "model.onnx", 1)
     found = [session.run({name: one.numpy()}) for one in examples]
     assert min(array_sqnr_db(e, f) for e, f in zip(expected, found, strict=True)) > 34.0
+
+
+class Sharpen(nn.Module):
+    """A decoder that is soon compiled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Conv2d(LATENT.channels, 8, 3, padding=1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        inner: Tensor = self.inner(latent)
+        return latent[:, :3] + self.outer(inner)
+
+
+def test_each_size_has_a_binary_of_its_own_and_both_run(tmp_path: Path) -> None:
+    from quad.core.decibels import array_sqnr_db
+    from quad.runtime.engines.qnn import open_engine
+
+    network, component = Sharpen().eval(), "vae_decoder"
+    add_sites(network)
+    sizes = {None: (8, 8), PictureSize(48, 32): (8, 12)}
+    generator = torch.Generator().manual_seed(1)
+    examples = {size: [torch.randn(1, LATENT.channels, *grid, generator=generator) for _ in range(CALLS)] for size, grid in sizes.items()}
+    specs = {
+        size: GraphSpec(component=component, inputs={"latent": given[0]}, output="image", size=size) for size, given in examples.items()
+    }
+    with torch.no_grad():
+        feeds = [Feed("base", lambda one=one: network(one)) for given in examples.values() for one in given]
+        profile = unify(observe({component: network}, feeds), {component: weights_of(network)}, NO_SLOTS, (), UnifyOptions())
+    calls = [
+        ComponentCall(component=component, source="base", inputs={"latent": one.numpy()}) for given in examples.values() for one in given
+    ]
+    compiler = htp_compiler(profile, NO_SLOTS, calls, tmp_path / "scratch")
+    artifacts = {size: compiler.artifact(network, spec, unobserved) for size, spec in specs.items()}
+    written = write_variants(tmp_path / component, {(size, 0): artifact for size, artifact in artifacts.items()})
+    assert len(set(written.files)) == 6
+    assert len({written.identity, *(artifact.identity for artifact in artifacts.values())}) == 3
+    for size, given in examples.items():
+        session = open_engine("w8a16").load(tmp_path / written.of(size).file, 1)
+        for one in given:
+            with torch.no_grad():
+                assert array_sqnr_db(network(one).numpy(), session.run({"latent": one.numpy()})) > 34.0, size

@@ -1,8 +1,8 @@
 """The same quantization for Qualcomm's own converter: float graphs, and encodings of their tensors in AIMET's two formats.
 
-DIR/COMPONENT.onnx                       float, after this target's passes; its tensors' names are those of the encodings
-DIR/COMPONENT.encodings-1.0.0.json       activation and parameter encodings as lists; `offset` is minus the zero point of unsigned integers
-DIR/COMPONENT.encodings-2.0.0.json       one list, in the words of ONNX's QuantizeLinear
+DIR/GRAPH.onnx                       float, after this target's passes; its tensors' names are those of the encodings
+DIR/GRAPH.encodings-1.0.0.json       activation and parameter encodings as lists; `offset` is minus the zero point of unsigned integers
+DIR/GRAPH.encodings-2.0.0.json       one list, in the words of ONNX's QuantizeLinear
 
 Source: AIMET's encoding format specification, versions 1.0.0 and 2.0.0.
 """
@@ -27,16 +27,16 @@ ENCODINGS_OPTION = "--encodings"
 Json = dict[str, Any]
 
 
-def write_float(model: ir.Model, folder: Path) -> None:
-    """The graph that the encodings speak of; the model stays as it is."""
+def write_float(model: ir.Model, graph: str, folder: Path) -> None:
+    """The graph that the encodings speak of, under this name; the model stays as it is."""
     with writing_to(folder):
-        save_graph(clean(RemoveSites()(model.clone()).model), folder / f"{model.graph.name}.onnx")
+        save_graph(clean(RemoveSites()(model.clone()).model), folder / f"{graph}.onnx")
 
 
-def write_encodings(component: str, edges: Mapping[str, Encoding], constants: Mapping[str, Encoding], folder: Path) -> None:
-    """Both files of one component."""
+def write_encodings(graph: str, edges: Mapping[str, Encoding], constants: Mapping[str, Encoding], folder: Path) -> None:
+    """Both files of one graph."""
     for version, content in ((VERSION_1, version_1(edges, constants)), (VERSION_2, version_2({**edges, **constants}))):
-        write_bytes(folder / f"{component}.encodings-{version}.json", (json.dumps(content, indent=1) + "\n").encode())
+        write_bytes(folder / f"{graph}.encodings-{version}.json", (json.dumps(content, indent=1) + "\n").encode())
 
 
 def version_1(edges: Mapping[str, Encoding], constants: Mapping[str, Encoding]) -> Json:

@@ -15,8 +15,9 @@ from quad.compile.backend import Backend, BackendRequest, CompileContext, Output
 from quad.compile.passes import Observer
 from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, write_encodings, write_float
 from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
-from quad.compile.qnn.htp import compile_htp, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
+from quad.compile.qnn.htp import compile_htp, fitting, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
 from quad.core.component_call import of_component
+from quad.core.picture_size import component_of
 from quad.core.storage.directories import new_directory
 from quad.core.storage.files import real_path
 from quad.model.base.family import require_unet
@@ -73,26 +74,27 @@ class QnnBackend:
         with new_directory(self.encodings, ENCODINGS_FILE, ENCODINGS_OPTION) as stage:
             yield replace(self, stage=stage)
 
-    def artifact(self, model: ir.Model, component: str, context: CompileContext, observer: Observer) -> Artifact:
+    def artifact(self, model: ir.Model, graph: str, context: CompileContext, observer: Observer) -> Artifact:
         """See `Backend.artifact`: an encoding for every edge, the binary, and its agreement with the CPU in emulation."""
         from quad.compile.qnn.emulate import check_agreement, limit_of  # imports a vendor's package, an extra
 
+        component = component_of(graph)
         profile = context.profile.component(component)
-        calls = host_inputs(of_component(context.calls, component), context.sinusoid)
+        calls = fitting(model.graph, host_inputs(of_component(context.calls, component), context.sinusoid))
         with context.clock("place"):
             model = lower(model, profile, observer)
             if self.stage is not None:
-                write_float(model, self.stage)
-            graph = with_sinusoid(place_htp(model, profile, calls, context.target, observer), context.sinusoid)
+                write_float(model, graph, self.stage)
+            placed = with_sinusoid(place_htp(model, profile, calls, context.target, observer), context.sinusoid)
             if self.stage is not None:
-                write_encodings(component, graph.edges, graph.constants, self.stage)
-        folder = context.scratch / component
+                write_encodings(graph, placed.edges, placed.constants, self.stage)
+        folder = context.scratch / graph
         with context.clock("compile"):
-            compiled = compile_htp(graph, folder, self.soc)
+            compiled = compile_htp(placed, folder, self.soc)
         with context.clock("emulate"):
-            agreement_db = check_agreement(graph, folder / MODEL_FILE, self.soc, integer_feeds(graph, calls, profile), limit_of(profile))
+            agreement_db = check_agreement(placed, folder / MODEL_FILE, self.soc, integer_feeds(placed, calls, profile), limit_of(profile))
         worst = min(agreement_db.values(), default=float("inf"))
-        _log.info("%s compiled for %s: %d operators, %.1f dB in emulation", component, self.soc.name, compiled.placement["nodes"], worst)
+        _log.info("%s compiled for %s: %d operators, %.1f dB in emulation", graph, self.soc.name, compiled.placement["nodes"], worst)
         return FileArtifact(source=folder, placement=compiled.placement, agreement_db=agreement_db, identity=compiled.identity)
 
 

@@ -139,6 +139,12 @@ def host_inputs(calls: Sequence[ComponentCall], sinusoid: Sinusoid) -> list[Comp
     return host_calls
 
 
+def fitting(graph: ir.Graph, calls: Sequence[ComponentCall]) -> list[ComponentCall]:
+    """The calls whose inputs have the graph's shapes, which are those of one picture size. Calls are as of `host_inputs`."""
+    shapes = {value.name: tuple(value.shape or ()) for value in graph.inputs}
+    return [call for call in calls if all(shapes[name] == array.shape for name, array in call.inputs.items())]
+
+
 def integer_feeds(graph: HtpGraph, calls: Sequence[ComponentCall], profile: Mapping[str, Encoding]) -> dict[str, dict[str, NDArray[Any]]]:
     """The first call of every source as the graph takes it: source -> graph input -> integers. Calls are as of `host_inputs`."""
     feeds: dict[str, dict[str, NDArray[Any]]] = {}
