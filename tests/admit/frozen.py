@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -44,8 +45,8 @@ def freeze(bundle: Path, root: Path, mid_end: float = 0.0) -> Path:
     return root
 
 
-def regroup(frozen: Path, root: Path, widened: float) -> Path:
-    """A copy at `root` with a second group of adapters, which has no member yet; its one activation reaches so many times as far."""
+def regroup(frozen: Path, root: Path, widened: float, members: Sequence[str] = ()) -> Path:
+    """A copy at `root` with a second group of adapters; its one activation reaches so many times as far."""
     shutil.copytree(frozen, root)
     wide = msgspec.structs.replace(SITE, scale=(SITE.scale[0] * widened,))
     model = onnx.load(root / "unet/model.onnx")
@@ -58,7 +59,8 @@ def regroup(frozen: Path, root: Path, widened: float) -> Path:
     parents = {"base": "0" * 64, "graph": "0" * 64, "slots": SLOTS.digest, "profile": profile.digest}
     for file in root.glob("adapters/*/adapter.json"):
         manifest = msgspec.json.decode(file.read_bytes(), type=AdapterManifest)
-        file.write_bytes(canonical_json(msgspec.structs.replace(manifest, parents=parents)))
+        group = 1 if manifest.name in members else msgspec.UNSET
+        file.write_bytes(canonical_json(msgspec.structs.replace(manifest, parents=parents, group=group)))
     parts = {name: Component(f"{name}/model.onnx") for name in COMPONENTS}
     parts[UNET] = Component("unet/model.onnx", groups=(SizedGraphs("unet/wide.onnx"),))
     write_manifest(root, parents=parents, components=parts)

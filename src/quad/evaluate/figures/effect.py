@@ -150,8 +150,13 @@ def bundle_effects(
     pipe: QuadPipeline, reference: Reference, model: Path, adapters: Mapping[str, Path], runs: int = PROBE_RUNS
 ) -> dict[str, Effect | None]:
     """Task -> its adapter's effect at the U-Net's output, measured from nothing but a bundle and its model."""
-    true = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs))
-    return network_effects(open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle), true)
+    true, store = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs)), AdapterStore(pipe.bundle)
+    effects: dict[str, Effect | None] = {}
+    for group in range(pipe.bundle.group_count):  # each adapter in its own group's graph
+        own = [each for each in true if each.probe.source in store.names and store.group_of({each.probe.source: 1.0}) == group]
+        if own:
+            effects |= network_effects(open_unet(pipe.bundle.of_group(group), pipe.engine), store, own)
+    return effects
 
 
 def picture_effect(fp: Array, fp_zero: Array, quantized: Array, quantized_zero: Array) -> Effect | None:
