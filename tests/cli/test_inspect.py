@@ -161,6 +161,11 @@ def test_normalised_slots_are_told_with_the_weights_that_were_tried(normalised_b
     assert ", weights up to 4.00 tried\n" in RUNNER.invoke(app, ["inspect", str(tmp_path / "ink.qpack")]).stdout
 
 
+def test_an_autoencoder_needs_a_base(tmp_path: Path) -> None:
+    done = RUNNER.invoke(app, ["inspect", str(tmp_path / "a.safetensors"), "--vae", str(tmp_path)])
+    assert (done.exit_code, "name it: --base MODEL" in done.stderr) == (2, True)
+
+
 def _for_base(path: Path, base: Path, *more: str) -> Result:
     return RUNNER.invoke(app, ["inspect", str(path), "--base", str(base), *more])
 

@@ -12,7 +12,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import stated_adapters
-from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, local_adapters, model_directory
+from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, Vae, local_adapters, model_directory
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
@@ -35,11 +35,6 @@ BaseModel = Annotated[
         "--base", metavar="MODEL", help="The model the bundle was built from; the adapter is aligned with it and measured against it.",
         show_default=False,
     ),
-]  # fmt: skip
-Vae = Annotated[
-    Path | None,
-    typer.Option("--vae", help="The autoencoder that the bundle was built with in place of the model's own. Needs --base.",
-                 metavar="FILE|DIR", show_default="the model's own"),
 ]  # fmt: skip
 Task = Annotated[str | None, typer.Option(help="What the adapter is for: a task of the bundle, or a new one with --like.", metavar="TASK")]
 Like = Annotated[str | None, typer.Option(help="The task of the bundle that a new task takes its sampler and inputs from.", metavar="TASK")]

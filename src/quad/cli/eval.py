@@ -11,7 +11,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import BundleDir, EngineName, Samples, check_report_dir, local_adapters, model_directory
+from quad.cli.shared_options import BundleDir, EngineName, Samples, Vae, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ def eval(
     n: Samples = 64,
     output: ReportDir = None,
     adapter: Adapters = None,
+    vae: Vae = None,
     engine: EngineName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -54,7 +55,8 @@ def eval(
         check_build("quad eval")
         from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result
 
-        request = EvaluationRequest(bundle=bundle, model=model_directory(model), adapters=local_adapters(adapters), n=n, engine=engine)
+        files = local_adapters(adapters)
+        request = EvaluationRequest(bundle=bundle, model=model_directory(model), vae=vae, adapters=files, n=n, engine=engine)
         evaluated = evaluate_bundle(request, progress)
         if output is not None:
             write_result(evaluated, output)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import msgspec
 import typer
 
+from quad.cli.shared_options import Vae
 from quad.cli.show import Json, result, size
 from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
@@ -61,15 +62,17 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     details: dict[str, Any] = {}
 
 
-def inspect(path: InspectedPath, base: InspectedBase = None, as_json: Json = False) -> None:
+def inspect(path: InspectedPath, base: InspectedBase = None, vae: Vae = None, as_json: Json = False) -> None:
     """Show what a bundle, a pack or a LoRA file holds; every digest is checked."""
+    if vae is not None and base is None:
+        raise UsageError(mismatch("--vae", "a model to read the file for", "none", "name it: --base MODEL"))
     facts, lines = _facts(path), list[str]()
     if base is not None:
-        facts, lines = _for_base(path, base, facts)
+        facts, lines = _for_base(path, base, vae, facts)
     result(facts, as_json, [*_lines(path, facts), *lines])
 
 
-def _for_base(path: Path, base: str, facts: Facts) -> tuple[Facts, list[str]]:
+def _for_base(path: Path, base: str, vae: Path | None, facts: Facts) -> tuple[Facts, list[str]]:
     """With what each model of a base gets of a LoRA file, and the same for people.
 
     Raises:
@@ -87,7 +90,7 @@ def _for_base(path: Path, base: str, facts: Facts) -> tuple[Facts, list[str]]:
             )
         )
     (name,) = facts.adapters
-    details, lines = for_base(name, path, base)
+    details, lines = for_base(name, path, base, vae)
     return msgspec.structs.replace(facts, details={**facts.details, **details}), lines
 
 

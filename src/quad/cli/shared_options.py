@@ -50,6 +50,11 @@ Embeddings = Annotated[
         show_default=False,
     ),
 ]  # fmt: skip
+Vae = Annotated[
+    Path | None,
+    typer.Option("--vae", help="The autoencoder in place of the model's own, as quad build was told.", metavar="FILE|DIR",
+                 show_default="the model's own"),
+]  # fmt: skip
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
 MemoryPlan = Annotated[
     str,

@@ -38,6 +38,7 @@ class EvaluationRequest:
 
     Args:
         model: the diffusers directory of the full-precision model.
+        vae: the autoencoder's file or directory that the bundle was built with in place of the model's own.
         adapters: name -> LoRA file; of those that are not named here, the model directory's own.
         n: held-out samples a task.
         engine: `auto`, or a name.
@@ -46,6 +47,7 @@ class EvaluationRequest:
     bundle: Path
     model: Path
     adapters: Mapping[str, Path]
+    vae: Path | None = None
     n: int = 64
     engine: str = "auto"
 
@@ -128,7 +130,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     progress("open", 0.0)
     pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine)
     adapters = _adapters(request, pipe.bundle)
-    reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1)
+    reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae)
     model_digest = reference.digest_as(pipe.bundle.manifest.parents.get("base", "none"))
     check_parents(pipe.bundle, request.model, model_digest, adapters)
     _check_size(pipe.bundle, reference)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from quad.core.errors import UsageError
 from quad.evaluate.figures.quality import held_out, picture_requests
@@ -56,3 +58,12 @@ def test_removal_keeps_what_is_far_from_the_mask(reference: Reference) -> None:
 def test_an_unknown_task_lists_the_known(reference: Reference) -> None:
     with pytest.raises(UsageError, match=r"expected one of text-to-image, transform.*found dance"):
         reference.pictures("dance", picture_requests(held_out("sketch", 1)))
+
+
+def test_the_autoencoder_is_the_one_that_was_given(model_dir: Path, tmp_path: Path) -> None:
+    own = Reference(model_dir, {})
+    assert Reference(model_dir, {}, vae=model_dir / "vae").digest_as(own.digest) == own.digest
+    other = shutil.copytree(model_dir / "vae", tmp_path / "vae")
+    weights = next(other.glob("*.safetensors"))
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    assert Reference(model_dir, {}, vae=other).digest_as(own.digest) != own.digest

@@ -13,11 +13,11 @@ from quad.cli.shared_options import model_directory
 from quad.core.errors import QuadError
 
 
-def for_base(name: str, path: Path, base_name: str) -> tuple[dict[str, Any], list[str]]:
+def for_base(name: str, path: Path, base_name: str, vae: Path | None = None) -> tuple[dict[str, Any], list[str]]:
     """Fields of `details` in `quad inspect --base --json`, and the same for people.
 
     Args:
-        base_name: a model as `quad build` takes it.
+        base_name, vae: a model, and an autoencoder in place of its own, as `quad build` takes them.
 
     Raises:
         InputError, UnsupportedError: the LoRA is for another base even where anything may be left out, or the base cannot be opened.
@@ -27,9 +27,9 @@ def for_base(name: str, path: Path, base_name: str) -> tuple[dict[str, Any], lis
         from quad.lora.low_rank import RankLimits
         from quad.lora.report.parts import parts_of
         from quad.model.adapters import layout_of, read_adapter
-        from quad.model.base.open import open_model
+        from quad.model.base.open import BaseOptions, open_model
 
-        base = open_model(model_directory(base_name))
+        base = open_model(model_directory(base_name), BaseOptions(vae=vae))
         read = partial(read_adapter, name, path, base.unet, text_encoder=base.text_encoder)
         refusal = None
         try:

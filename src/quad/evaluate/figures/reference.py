@@ -19,7 +19,7 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.evaluate.figures.peft_adapters import PeftAdapters
-from quad.model.base.open import open_model
+from quad.model.base.open import BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.denoising import is_guided
@@ -54,15 +54,15 @@ class SeedRows:
 class Reference:
     """A model directory of diffusers' layout, float32, with its adapters loaded by PEFT."""
 
-    def __init__(self, directory: Path, adapters: dict[str, Path], clip_skip: int = 1) -> None:
+    def __init__(self, directory: Path, adapters: dict[str, Path], clip_skip: int = 1, *, vae: Path | None = None) -> None:
         """Open the modules and load every adapter.
 
         Args:
             directory: the diffusers directory.
             adapters: name -> LoRA file.
-            clip_skip: as a bundle was built with.
+            clip_skip, vae: as a bundle was built with.
         """
-        base = with_clip_skip(open_model(directory), clip_skip)
+        base = with_clip_skip(open_model(directory, BaseOptions(vae=vae)), clip_skip)
         self.schedule: NoiseSchedule = base.schedule
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text
