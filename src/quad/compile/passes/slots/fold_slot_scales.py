@@ -1,7 +1,8 @@
 """(m * s) DQ(B, step)  ->  m DQ(B, s * step): a normalised slot's scales go where its B becomes floats anyway.
 
 The scales of all slots come as one vector, which a Split hands out. It is multiplied with the steps of all B once, before the Split, so
-that no slot has a node more than one of searched ranges. Where a branch has a float B nothing is done. Equal to float rounding.
+that no linear slot has a node more than one of searched ranges. A float B is left alone, and so is a convolution: OpenVINO 2026.4 does not
+load a 1x1 convolution whose weight is scaled by a computed value. Equal to float rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Branch:
 
 
 class FoldSlotScales(ir.passes.InPlacePass):
-    """Fold the scales of every vector whose slots all have an integer B."""
+    """Fold the scales of every linear slot that has an integer B."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         folded = [_fold(node) for node in list(model.graph) if is_op(node, "Split")]
@@ -47,13 +48,12 @@ class FoldSlotScales(ir.passes.InPlacePass):
 
 def _fold(split: ir.Node) -> bool:
     branches = [_branch(part) for part in split.outputs]
-    source = split.inputs[0]
-    if source is None or not source.is_graph_input() or any(branch is None for branch in branches):
+    source, slots = split.inputs[0], [branch for branch in branches if branch is not None]
+    if source is None or not source.is_graph_input() or not slots:
         return False
-    slots = [branch for branch in branches if branch is not None]
-    ranks = [(static_shape(branch.scales) or (0,))[0] for branch in slots]
+    ranks = [(static_shape(part) or (0,))[0] for part in split.outputs]
     writer = Writer(split, f"{source.name}/steps")
-    steps = writer.constant("steps", np.repeat([branch.step for branch in slots], ranks).astype(np.float32))
+    steps = writer.constant("steps", np.repeat([1.0 if branch is None else branch.step for branch in branches], ranks).astype(np.float32))
     split.replace_input_with(0, writer.value("Mul", [source, steps], (sum(ranks),)))
     for branch in slots:
         _rewrite(branch)
@@ -62,15 +62,12 @@ def _fold(split: ir.Node) -> bool:
 
 def _branch(scales: ir.Value) -> _Branch | None:
     """The one branch that reads these scales; None where it is not of this form."""
-    reader, factor = sole_reader(scales), scales
-    if reader is not None and is_op(reader, "Reshape"):
-        factor = reader.outputs[0]
-        reader = sole_reader(factor)
+    reader = sole_reader(scales)
     if reader is None or not is_op(reader, "Mul"):
         return None
-    mid = next((value for value in reader.inputs if value is not None and value is not factor), None)
+    mid = next((value for value in reader.inputs if value is not None and value is not scales), None)
     product = sole_reader(reader.outputs[0])
-    if mid is None or product is None or not is_op(product, "MatMul", "Gemm", "Conv") or product.inputs[0] is not reader.outputs[0]:
+    if mid is None or product is None or not is_op(product, "MatMul", "Gemm") or product.inputs[0] is not reader.outputs[0]:
         return None
     up = product.inputs[1]
     turn = producer(up, "Transpose")
