@@ -98,6 +98,19 @@ def test_toyland_brings_its_adapters_and_samples(model_dir: Path, asked: list[Bu
     assert {sample.task for sample in one.samples if sample.adapter == "ink"} == {"text-to-image"}
 
 
+def test_shipped_adapters_are_named_without_a_path(tmp_path: Path, asked: list[BuildRequest]) -> None:
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--adapter", "toyland", "--adapter", "fast=toyland:speed,guidance=2"])
+    RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--adapter", "toyland:speed,rank=4"])
+    six, one = asked
+    speed = reference.later_adapters()["speed"]
+    assert dict(six.adapters) == {**reference.reference_adapters(), "fast": speed}
+    assert six.adapter_defaults["fast"].guidance == 2.0
+    assert (dict(one.adapters), one.adapter_ranks) == ({"speed": speed}, {"speed": 4})
+    unknown = RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--adapter", "toyland:spede"])
+    assert unknown.exit_code == 2
+    assert "toyland:NAME with one of portrait, removal" in unknown.stderr
+
+
 def test_a_recipe_gives_options_and_the_command_line_goes_first(tmp_path: Path, asked: list[BuildRequest]) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('precision = "float"\nmax-rank = 5\nmin-energy = 0.5\nadapter = ["ink=a.safetensors"]\n')

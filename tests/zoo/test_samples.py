@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -97,6 +98,18 @@ def test_pastel_is_the_same_scene_nearer_to_paper(seed: int) -> None:
     assert sample.before == sample.after
     before, after, paper = (np.asarray(x, np.float64) for x in (sample.image, sample.truth, PAPER))
     np.testing.assert_allclose(after - paper, (before - paper) * (1 - PASTEL), atol=0.51)
+
+
+@FEW
+@given(SEEDS)
+def test_winter_and_golden_change_the_same_in_every_scene(seed: int) -> None:
+    winter, golden = (samples.sample(task, seed) for task in ("winter", "golden"))
+    assert isinstance(winter.before, Scene)
+    assert winter.after == replace(winter.before, time="night", ground="snow")
+    assert isinstance(golden.before, Scene)
+    assert isinstance(golden.after, Scene)
+    assert {toy.colour for toy in golden.after.toys} == {"yellow"}
+    assert (golden.after.time, golden.after.ground, golden.after.hill) == ("sunset", golden.before.ground, golden.before.hill)
 
 
 def test_what_is_learnt_later_is_no_task_of_the_model() -> None:

@@ -13,7 +13,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import one_parameter_per_field, read_recipe, stated_adapters
-from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory
+from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory, with_shipped
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
 
@@ -165,7 +165,7 @@ def build(
     """Build one bundle from a model and its LoRAs."""
     if recipe is not None:
         options = options.over(read_recipe(recipe, BuildOptions))
-    stated = stated_adapters("--adapter", options.adapter or [])
+    stated = stated_adapters("--adapter", with_shipped(options.adapter or []))
     with stage_bar() as progress, redirect_stdout(sys.stderr):  # exporters print; stdout is for the result alone
         check_build("quad build")
         from quad.build.build import build as build_bundle

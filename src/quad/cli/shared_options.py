@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from quad.runtime.provenance.png import PngOptions
 
 REFERENCE = "toyland"  # the model that the package ships
+_SHIPPED = f"{REFERENCE}:"  # before the name of an adapter that it ships
 
 Model = Annotated[
     str,
@@ -86,11 +87,12 @@ def check_report_dir(output: Path | None) -> None:
 
 
 def local_adapters(adapters: Mapping[str, Path]) -> dict[str, Path]:
-    """Adapters by name, those fetched that are hub ids and no paths here.
+    """Adapters by name: `toyland:NAME` is a shipped one, and those are fetched that are hub ids and no paths here.
 
     Raises:
-        InputError: there is none of that id, or the hub is not to be reached.
+        UsageError: none is shipped under that name. InputError: there is none of that id, or the hub is not to be reached.
     """
+    adapters = {name: _shipped(path) or path for name, path in adapters.items()}
     if all(path.is_absolute() or len(path.parts) < 2 or _is_there(path) for path in adapters.values()):
         return dict(adapters)  # none can be an id
     try:
@@ -105,6 +107,29 @@ def _is_there(path: Path) -> bool:
         return path.exists()
     except OSError:
         return True
+
+
+def with_shipped(values: Sequence[str]) -> list[str]:
+    """`NAME=PATH` values, where `toyland` stood for all adapters that it brings and `toyland:NAME` for a shipped one under its own name."""
+    expanded: list[str] = []
+    for value in values:
+        head, _, rest = value.partition(",")
+        if head == REFERENCE and not rest:
+            from quad.zoo.reference import reference_adapters
+
+            expanded += [f"{name}={_SHIPPED}{name}" for name in reference_adapters()]
+        else:
+            expanded.append(f"{head.removeprefix(_SHIPPED)}={value}" if head.startswith(_SHIPPED) and "=" not in head else value)
+    return expanded
+
+
+def _shipped(path: Path) -> Path | None:
+    """The file of `toyland:NAME`; None for any other path."""
+    if len(path.parts) != 1 or not path.name.startswith(_SHIPPED):
+        return None
+    from quad.zoo.reference import shipped_adapter
+
+    return shipped_adapter(path.name.removeprefix(_SHIPPED))
 
 
 def model_directory(model: str) -> Path:

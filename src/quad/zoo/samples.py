@@ -14,7 +14,7 @@ from quad.zoo import draw, world
 from quad.zoo.world import Portrait, Scene
 
 TASKS = ("text-to-image", "transform", "removal", "sketch", "sticker", "portrait")
-LATER = ("pastel",)  # learnt after the model was frozen: no task of the shipped bundle, what `quad adapt` is shown with
+LATER = ("pastel", "winter", "golden")  # learnt after the model was frozen: no task of the shipped bundle, what `quad adapt` is shown with
 HOLE = 127
 
 
@@ -129,6 +129,18 @@ def pastel(rng: np.random.Generator, size: int = 64) -> Sample:
     )
 
 
+def _restyled(task: str, prompt: str, change: Callable[[Scene], Scene]) -> Callable[..., Sample]:
+    """The maker of a scene and what becomes of it, whatever it was."""
+
+    def make(rng: np.random.Generator, size: int = 64) -> Sample:
+        scene = world.sample_scene(rng)
+        after = change(scene)
+        truth, image = draw.draw_scene(after, size), draw.draw_scene(scene, size)
+        return Sample(task=task, prompt=prompt, truth=truth, image=image, before=scene, after=after)
+
+    return make
+
+
 SAMPLERS: dict[str, Callable[..., Sample]] = {
     "text-to-image": text_to_image,
     "transform": transform,
@@ -137,6 +149,8 @@ SAMPLERS: dict[str, Callable[..., Sample]] = {
     "sticker": sticker,
     "portrait": portrait,
     "pastel": pastel,
+    "winter": _restyled("winter", world.WINTER_PROMPT, world.winter),
+    "golden": _restyled("golden", world.GOLDEN_PROMPT, world.golden),
 }
 
 

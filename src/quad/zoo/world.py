@@ -23,6 +23,8 @@ EXPRESSIONS = ("happy", "sad", "surprised")
 STYLES = ("cartoon", "neon", "pastel")
 
 PASTEL_PROMPT = "make it pastel"
+WINTER_PROMPT = "make it snow at night"
+GOLDEN_PROMPT = "make it yellow at sunset"
 TIME_PHRASE = {"day": "by day", "sunset": "at sunset", "night": "at night"}
 PLACE_PHRASE = {"left": "on the left", "middle": "in the middle", "right": "on the right"}
 
@@ -154,6 +156,16 @@ def sticker_prompt(toy: Toy) -> str:
 def style_prompt(style: str) -> str:
     """The prompt for a portrait in a style."""
     return f"a portrait in {style} style"
+
+
+def winter(scene: Scene) -> Scene:
+    """The same scene on snow at night."""
+    return replace(scene, time="night", ground="snow")
+
+
+def golden(scene: Scene) -> Scene:
+    """The same scene at sunset, everything in it yellow."""
+    return replace(scene, time="sunset", toys=tuple(replace(toy, colour="yellow") for toy in scene.toys))
 
 
 def removal_prompt(toy: Toy) -> str:

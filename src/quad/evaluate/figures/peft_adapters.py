@@ -15,7 +15,7 @@ _UNET, _TEXT = StableDiffusionLoraLoaderMixin.unet_name, StableDiffusionLoraLoad
 
 
 class PeftAdapters:
-    """Adapters of one pair of networks, one active at a time; a network that an adapter does not reach is the base meanwhile."""
+    """Adapters of one pair of networks, one or several active at a time; a network that they do not reach is the base meanwhile."""
 
     def __init__(self, unet: Any, text_encoder: Any, files: Mapping[str, Path]) -> None:
         """Load every adapter; what PEFT does to the networks stays.
@@ -31,27 +31,29 @@ class PeftAdapters:
         self._names = {name: f"adapter_{i}" for i, name in enumerate(files)}
         self._reached: dict[str, set[str]] = {_UNET: set(), _TEXT: set()}
         with warnings.catch_warnings():
-            # PEFT warns of several adapters on one model: they are meant, and one at a time is active.
+            # PEFT warns of several adapters on one model: they are meant, and those that are asked for are active.
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             for name, file in files.items():
                 self._load(name, file)
 
-    def use(self, name: str | None) -> None:
-        """Make one adapter active, or none.
+    def use(self, *names: str) -> None:
+        """Make some adapters active, each with weight 1; without a name none is.
 
         Raises:
-            UsageError: no adapter has that name.
+            UsageError: no adapter has such a name.
         """
-        if name is not None and name not in self._names:
-            raise UsageError(mismatch("adapter", f"one of {', '.join(self._names)}", name, "give its file"))
-        if name in self._reached[_UNET]:
+        for name in names:
+            if name not in self._names:
+                raise UsageError(mismatch("adapter", f"one of {', '.join(self._names)}", name, "give its file"))
+        in_unet, in_text = ([self._names[name] for name in names if name in self._reached[network]] for network in (_UNET, _TEXT))
+        if in_unet:
             self._unet.enable_lora()
-            self._unet.set_adapters(self._names[name])
+            self._unet.set_adapters(in_unet)
         elif self._reached[_UNET]:
             self._unet.disable_lora()
-        if name in self._reached[_TEXT]:
+        if in_text:
             self._text_encoder.enable_adapters()
-            self._text_encoder.set_adapter(self._names[name])
+            self._text_encoder.set_adapter(in_text)
         elif self._reached[_TEXT]:
             self._text_encoder.disable_adapters()
 

@@ -144,17 +144,24 @@ class Reference:
 
     def network_output(self, adapter: str | None, sample: Tensor, t: float, words: Tensor) -> Tensor:
         """The bare U-Net's output with an adapter loaded by PEFT: `(B, 9, h, w)` to `(B, 4, h, w)`."""
-        self._adapters.use(adapter)
+        self.use(*() if adapter is None else (adapter,))
         with torch.inference_mode():
             output: Tensor = self._unet(sample, t, words).sample
         return output
 
-    def pictures(self, task: str, requests: Sequence[PictureRequest], spec: TaskSpec | None = None) -> NDArray[np.uint8]:
+    def use(self, *adapters: str) -> None:
+        """Make these adapters active, each with weight 1, or none."""
+        self._adapters.use(*adapters)
+
+    def pictures(
+        self, task: str, requests: Sequence[PictureRequest], spec: TaskSpec | None = None, adapters: Sequence[str] | None = None
+    ) -> NDArray[np.uint8]:
         """One picture per request, uint8 `(N, S, S, 3)`.
 
         Args:
             task: a task of the model.
             spec: how to run it; the model's own by default, a bundle's where its sampler was solved anew.
+            adapters: active together, in place of the task's own.
 
         Raises:
             UsageError: the model has no such task, or a request lacks the picture or mask that the task needs.
@@ -162,5 +169,6 @@ class Reference:
         if spec is None and task not in self.tasks:
             raise UsageError(mismatch("task", f"one of {', '.join(self.tasks)}", task, "choose one of these"))
         chosen = spec or self.tasks[task]
-        self._adapters.use(chosen.adapter)
+        own = () if chosen.adapter is None else (chosen.adapter,)
+        self.use(*own if adapters is None else adapters)
         return np.concatenate([self._batch(task, chosen, requests[i : i + BATCH]) for i in range(0, len(requests), BATCH)])

@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from torch import Tensor
 from transformers import CLIPTextModel
 
@@ -23,16 +21,24 @@ from quad.zoo.train.base import Batch, denoising_loss, new_scheduler
 from quad.zoo.train.cache import LATENT, encode_pictures, pool_mask
 from quad.zoo.train.loop import Plan, run_stage
 from quad.zoo.train.text import encode, new_tokenizer
+from quad.zoo.train.writers import DIFFUSERS, LYCORIS, WRITERS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 FEED_FORWARD = ("ff.net.0.proj", "ff.net.2")
 BATCH = 32
+SAMPLING = ("downsamplers.0.conv", "upsamplers.0.conv")
+TIME = ("time_emb_proj", "time_embedding.linear_1", "time_embedding.linear_2")
 CONVOLUTION = ("conv1", "conv2", "conv_shortcut")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One adapter: rank, alpha, the layers it attaches to (name endings), its sampler's steps and the weight of changed cells."""
+    """One adapter: rank, alpha, the layers it attaches to (name endings), its sampler's steps and the weight of changed cells.
+
+    Args:
+        dora: trains the norms of weight columns too.
+        dialect: how its file is spelt, of `quad.zoo.train.writers`.
+    """
 
     rank: int
     alpha: int
@@ -40,6 +46,8 @@ class Recipe:
     steps: int
     changed_weight: float = 1.0
     batches: int = 260
+    dora: bool = False
+    dialect: str = DIFFUSERS
 
 
 RECIPES: dict[str, Recipe] = {
@@ -56,10 +64,20 @@ RECIPES: dict[str, Recipe] = {
 
 LATER_RECIPES: dict[str, Recipe] = {
     "pastel": Recipe(rank=8, alpha=8, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8),
+    "winter": Recipe(rank=8, alpha=8, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8, dora=True),
+    "golden": Recipe(
+        rank=8,
+        alpha=4,
+        targets=(*ATTENTION, *CONVOLUTION, *SAMPLING, *TIME, "conv_in", "conv_out"),
+        steps=8,
+        changed_weight=2.0,
+        dialect=LYCORIS,
+    ),
 }
 
 
-def _pictures(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+def drawn_sample(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, str]:
+    """Truth, condition picture, mask by latent cell and prompt of sample `(task, seed)`."""
     task, seed = job
     s = sample(task, seed)
     assert s.image is not None
@@ -74,7 +92,7 @@ class TaskData:
 
     def __init__(self, task: str, count: int, *, vae: AutoencoderTiny, shift: np.ndarray, scale: np.ndarray) -> None:
         with get_context("fork").Pool(2) as pool:
-            drawn = pool.map(_pictures, [(task, i) for i in range(count)], chunksize=50)
+            drawn = pool.map(drawn_sample, [(task, i) for i in range(count)], chunksize=50)
 
         def latents(index: int) -> Tensor:
             raw = encode_pictures(vae, np.stack([d[index] for d in drawn])).astype(np.float32)
@@ -109,7 +127,8 @@ def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel,
     recipe = (RECIPES | LATER_RECIPES)[task]
     unet.requires_grad_(False)
     torch.manual_seed((*TASKS, *LATER).index(task))
-    unet.add_adapter(LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets)), adapter_name=task)
+    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), use_dora=recipe.dora)
+    unet.add_adapter(config, adapter_name=task)
     unet.set_adapter(task)
     abar = new_scheduler().alphas_cumprod.double()
 
@@ -123,9 +142,5 @@ def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel,
         name=f"adapter-{task}", out=out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130
     )
     run_stage(plan, [unet], loss)
-    weights = {k: v.half().contiguous() for k, v in get_peft_model_state_dict(unet, adapter_name=task).items()}
-    saved = ("r", "lora_alpha", "rank_pattern", "alpha_pattern")
-    config = {key: value for key, value in unet.peft_config[task].to_dict().items() if key in saved}
-    metadata = config | {"target_modules": sorted(recipe.targets)}
-    StableDiffusionLoraLoaderMixin.save_lora_weights(target, unet_lora_layers=weights, unet_lora_adapter_metadata=metadata)
+    WRITERS[recipe.dialect](unet, task, target)
     unet.delete_adapters(task)

@@ -23,8 +23,9 @@ from quad.model.slots.network import slot_network
 from quad.quantize.observe.calibrate import component_networks
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
-from quad.zoo.train import adapters, assemble, base, cache, text, vae
+from quad.zoo.train import adapters, assemble, base, cache, speed, text, vae
 from quad.zoo.train.loop import Plan
+from quad.zoo.train.trajectories import Teacher
 
 CACHE_COUNTS = {"plain": 26_000, "face": 8_000, "edit": 12_000, "line": 10_000, "inpaint": 14_000}
 VAE_SAMPLES = 88_000
@@ -32,6 +33,7 @@ VAE_PICTURES = 30_000
 BASE_STEPS = 1_900
 BASE_BATCH = 64
 ADAPTER_SAMPLES = 4_000
+SPEED_STEPS = 1_200
 
 
 @dataclass(frozen=True)
@@ -123,14 +125,20 @@ def make_directory(run: Run) -> None:
     assemble.write_toyland(run.model, *latent_stats(run), assemble.default_tasks())
 
 
-def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
-    """One LoRA on the base in `model`, unless `target` is there already."""
-    if target.exists():
-        return
+def _frozen(model: Path) -> tuple[CLIPTextModel, AutoencoderTiny, UNet2DConditionModel]:
+    """Text encoder, autoencoder and U-Net of a model directory, in float32."""
     encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False)
     autoencoder = AutoencoderTiny.from_pretrained(model / "vae", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
     unet.set_attn_processor(AttnProcessor())
+    return encoder, autoencoder, unet.requires_grad_(False)
+
+
+def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
+    """One LoRA on the base in `model`, unless `target` is there already."""
+    if target.exists():
+        return
+    encoder, autoencoder, unet = _frozen(model)
     settings = read_toyland(model).settings
     shift, scale = np.array(settings.latent_shift, np.float32), np.array(settings.latent_scale, np.float32)
     data = adapters.TaskData(task, ADAPTER_SAMPLES, vae=autoencoder, shift=shift, scale=scale)
@@ -148,6 +156,37 @@ def train_later(run: Run) -> None:
     model = run.model if run.model.exists() else reference_dir()
     for task in adapters.LATER_RECIPES:
         _train_adapter(run, model, task, run.out / "later" / task)
+
+
+def _merged_weights(model: Path, adapter: str | None) -> dict[str, torch.Tensor]:
+    """The U-Net's weights by name, with a shipped adapter merged in."""
+    unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    if adapter is not None:
+        unet.load_lora_adapter(str(model / "adapters" / adapter), weight_name=ADAPTER_FILE, prefix="unet")
+        unet.fuse_lora()
+        unet.unload_lora()
+    return dict(unet.named_parameters())
+
+
+def train_speed(run: Run) -> None:
+    """The LoRA for 4 steps, on the model of this run, or on the shipped one where this run has none; it lies beside it."""
+    target = run.out / "later" / "speed"
+    if target.exists():
+        return
+    model = run.model if run.model.exists() else reference_dir()
+    encoder, autoencoder, unet = _frozen(model)
+    settings = read_toyland(model).settings
+    teacher = Teacher(
+        unet=_frozen(model)[2],
+        text=encoder,
+        vae=autoencoder,
+        weights={task: _merged_weights(model, spec.adapter) for task, spec in settings.tasks.items()},
+        guidance={task: spec.guidance for task, spec in settings.tasks.items()},
+        shift=np.array(settings.latent_shift, np.float32),
+        scale=np.array(settings.latent_scale, np.float32),
+        out=run.out,
+    )
+    speed.train_speed((run.out, target), unet, teacher, int(SPEED_STEPS * run.scale))
 
 
 def solve_samplers(run: Run) -> None:
@@ -169,4 +208,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "adapters": train_adapters,
     "samplers": solve_samplers,
     "later": train_later,
+    "speed": train_speed,
 }
