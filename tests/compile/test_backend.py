@@ -7,9 +7,14 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from quad.compile.backend import BackendRequest, open_backend
+from quad.compile.backend import BackendRequest, CompileContext, open_backend
 from quad.compile.targets import check_options, load_target, target_names
+from quad.core.component_call import ComponentCall
+from quad.core.encoding import Encoding
 from quad.core.errors import UsageError
+from quad.core.profile import GroupRanges, Profile
+from quad.core.progress import StageClock, silent
+from quad.core.slots import SlotTable
 
 
 @pytest.mark.parametrize("name", target_names())
@@ -24,6 +29,27 @@ def test_the_backend_of_every_target_opens_without_its_vendors_package(name: str
 def test_a_table_that_names_no_backend_has_that_of_graphs_which_engines_read(tmp_path: Path) -> None:
     backend = open_backend(BackendRequest(load_target("cpu"), tmp_path))
     assert (backend.needs_calls, dict(backend.requires), backend.directories) == (False, {}, ())
+
+
+def test_a_group_has_its_profile_and_the_calls_that_its_graph_may_see(tmp_path: Path) -> None:
+    first = Encoding(bits=16, signed=False, symmetric=False, scale=(1.0,), zero_point=(0,))
+    second = replace(first, scale=(4.0,))
+    profile = Profile(encodings={"unet": {"conv.in": first}}, groups=(GroupRanges(encodings={"unet": {"conv.in": second}}, mode="anchor"),))
+    calls = [ComponentCall(component=part, source=source, inputs={}) for part in ("unet", "text_encoder") for source in ("base", "a", "b")]
+    context = CompileContext(
+        target=load_target("qnn-htp"),
+        profile=profile,
+        slots=SlotTable(()),
+        clock=StageClock((), silent),
+        scratch=tmp_path,
+        calls=calls,
+        group_of={"a": 0, "b": 1},
+    )
+    for group, (encoding, sources) in enumerate([(first, ["base", "a"]), (second, ["base", "a", "b"])]):
+        own = context.of_group(group)
+        assert own.profile.component("unet") == {"conv.in": encoding}
+        assert [call.source for call in own.calls if call.component == "unet"] == sources
+        assert [call.source for call in own.calls if call.component == "text_encoder"] == ["base", "a", "b"]
 
 
 def test_an_unknown_backend_is_named(tmp_path: Path) -> None:

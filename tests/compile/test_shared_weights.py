@@ -97,6 +97,24 @@ def test_files_of_an_earlier_run_give_the_same_bytes(network: nn.Module, folder:
         assert path.read_bytes() == (tmp_path / "again" / "vae_encoder" / path.name).read_bytes()
 
 
+def test_binaries_lie_apart_each_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    def binary(name: str) -> FileArtifact:
+        source = tmp_path / "made" / name
+        source.mkdir(parents=True)
+        for file in ("model.onnx", "model_qnn.bin"):
+            (source / file).write_text(f"{name}/{file}")
+        return FileArtifact(source=source, placement={}, agreement_db={}, identity=name)
+
+    variants = [(size, group) for size in (None, SIZES[1]) for group in range(3)]
+    component = write_variants(tmp_path / "unet", {variant: binary(str(number)) for number, variant in enumerate(variants)})
+    folders = ["unet", "unet/group-2", "unet/group-3", "unet/8x16", "unet/8x16.group-2", "unet/8x16.group-3"]
+    for number, (variant, folder) in enumerate(zip(variants, folders, strict=True)):
+        files = component.of(*variant)
+        assert (files.file, files.data_files) == (f"{folder}/model.onnx", (f"{folder}/model_qnn.bin",))
+        assert (tmp_path / files.file).read_text() == f"{number}/model.onnx"
+    assert len(set(component.files)) == 12
+
+
 def test_groups_of_all_sizes_lie_over_the_same_weights(network: nn.Module, folder: Path, tmp_path: Path) -> None:
     other = _Network(gain=0.5)
     other.load_state_dict(network.state_dict())

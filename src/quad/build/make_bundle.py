@@ -21,7 +21,7 @@ from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
 from quad.build.smoke import SmokeFiles, of_groups, run_smoke, smoke_cases
-from quad.build.write_bundle import BundleParts, size_notes, write_bundle
+from quad.build.write_bundle import BundleParts, binary_notes, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.compiler import Compiler, emulation_json, placement_json
@@ -100,6 +100,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             clock=clock,
             scratch=scratch,
             calls=stages.profile.calls,
+            group_of=stages.profile.group_of,
             sinusoid=sinusoid_of(model.base),
         )
         parts = BundleParts(
@@ -201,5 +202,5 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
         smoke=errors,
         placement=placement_json(parts.artifacts),
         emulation=emulation_json(parts.artifacts),
-        notes=size_notes(manifest),
+        notes=binary_notes(manifest),
     )

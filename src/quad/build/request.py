@@ -236,10 +236,6 @@ class BuildRequest:
             raise UsageError(mismatch("--max-loss", "0 dB or more", self.max_loss, "choose one"))
         if not 1 <= limits.groups <= MOST_GROUPS:
             raise UsageError(mismatch("--max-profiles", f"1 to {MOST_GROUPS}", self.max_profiles, "choose one in that range"))
-        if limits.groups > 1 and self.backend.needs_calls:
-            expected = f"one profile for {self.target}, whose binary has its ranges compiled in"
-            option, given = ("--max-profiles", self.max_profiles) if self.max_profiles is not None else ("--max-loss", self.max_loss)
-            raise UsageError(mismatch(option, expected, given, "leave it out, or build a bundle for each group"))
 
     def _check_slots(self) -> None:
         if self.slots not in (SEARCHED, NORMALISED):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -25,12 +25,13 @@ from quad.core.manifest import (
     Component,
     FileEntry,
     Golden,
+    GraphFiles,
     TaskSpec,
     seal,
 )
-from quad.core.picture_size import PictureSize, component_of, graph_name
+from quad.core.picture_size import component_of, graph_name
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.core.storage.directories import new_directory
 from quad.core.storage.files import write_bytes
 from quad.core.storage.reading import files_below
@@ -164,19 +165,28 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
     )
 
 
-def size_notes(manifest: BundleManifest) -> tuple[str, ...]:
-    """A line on the bytes of every picture size where a vendor's binaries hold the weights of each; none where sizes share them."""
-    apart = [part for part in manifest.components.values() if part.sizes and part.identity is not msgspec.UNSET]
-    if not apart:
-        return ()
+def binary_notes(manifest: BundleManifest) -> tuple[str, ...]:
+    """A line on the bytes of every picture size, and one of every profile, where a vendor's binaries hold the weights of each; none where
+    graphs share them."""
+    apart = [part for part in manifest.components.values() if part.identity is not msgspec.UNSET]
+    sized, unet = [part for part in apart if part.sizes], manifest.components[UNET]
 
-    def n_bytes(size: PictureSize | None) -> int:
-        graphs = [part.of(size) for part in apart]
-        return sum(manifest.files[name].size_bytes for graph in graphs for name in (graph.file, *graph.data_files))
+    def line(what: str, named: Mapping[str, Sequence[GraphFiles]]) -> str:
+        counts = {
+            name: sum(manifest.files[file].size_bytes for graph in graphs for file in (graph.file, *graph.data_files))
+            for name, graphs in named.items()
+        }
+        each = ", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in counts.items())
+        return f"{manifest.target}: one binary a {what}, each with its own weights: {each}"
 
-    sizes = [(manifest.picture_sizes[0], n_bytes(None)), *((size, n_bytes(size)) for size in manifest.picture_sizes[1:])]
-    each = ", ".join(f"{size} {count / 1e6:.1f} MB" for size, count in sizes)
-    return (f"{manifest.target}: one binary a size, each with its own weights: {each}",)
+    notes = []
+    if sized:
+        further = manifest.picture_sizes[1:]
+        sizes = {manifest.picture_sizes[0]: None, **{size: size for size in further}}
+        notes.append(line("size", {f"{name}": [part.of(size) for part in sized] for name, size in sizes.items()}))
+    if unet in apart and unet.groups:
+        notes.append(line("profile", {f"{number + 1}": [unet.of(None, number)] for number in range(1 + len(unet.groups))}))
+    return tuple(notes)
 
 
 def rom_bytes(manifest: BundleManifest) -> dict[str, Any]:

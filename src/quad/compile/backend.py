@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,12 +18,12 @@ import onnx_ir as ir
 from quad.compile.artifact import Artifact
 from quad.compile.passes import Observer
 from quad.compile.targets import Target
-from quad.core.component_call import ComponentCall
+from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.errors import UsageError, mismatch
 from quad.core.ports import Sinusoid
 from quad.core.profile import Profile
 from quad.core.progress import StageClock
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 
 # Backend name -> module with `open_backend(request) -> Backend`. Opening one imports no vendor's package: `require` and `artifact` do.
 BACKENDS = {"onnx": "quad.compile.onnx_backend", "qnn": "quad.compile.qnn.backend"}
@@ -66,6 +66,7 @@ class CompileContext:
         scratch: a directory for binaries until they are in the bundle.
         calls: of the float networks, where the backend needs them.
         sinusoid: of the timestep's embedding.
+        group_of: adapter -> number of its group, counted from 0; the first where it is not there.
     """
 
     target: Target
@@ -75,6 +76,16 @@ class CompileContext:
     scratch: Path
     calls: Sequence[ComponentCall] = ()
     sinusoid: Sinusoid = field(default_factory=lambda: Sinusoid(channels=2))
+    group_of: Mapping[str, int] = field(default_factory=dict)
+
+    def of_group(self, group: int) -> CompileContext:
+        """The same with the profile of one group of adapters, counted from 0, and of the U-Net's calls those that may run in its graph: the
+        base's, its members', and those of narrower groups, which sums bring. A backend may take ranges of what it adds from them."""
+
+        def counts(call: ComponentCall) -> bool:
+            return call.component != UNET or call.source == BASE_SOURCE or self.group_of.get(call.source, 0) <= group
+
+        return replace(self, profile=self.profile.of_group(group), calls=tuple(filter(counts, self.calls)))
 
 
 class Backend(Protocol):

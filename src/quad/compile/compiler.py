@@ -12,18 +12,24 @@ from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import Observer, passes_before, run_passes
+from quad.core.picture_size import graph_name
 
 
 @dataclass(frozen=True)
 class Compiler:
-    """From a network to its files, with what all components of one build share."""
+    """From a network to its files, with what all components of one build share.
+
+    Args:
+        group: of adapters, counted from 0, that graphs are made for.
+    """
 
     backend: Backend
     context: CompileContext
+    group: int = 0
 
     def of_group(self, group: int) -> Compiler:
         """The same for the graphs of one group of adapters, counted from 0."""
-        return replace(self, context=replace(self.context, profile=self.context.profile.of_group(group)))
+        return replace(self, context=self.context.of_group(group), group=group)
 
     def exported(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> ir.Model:
         """One component exported and rewritten, as it is for all groups of adapters.
@@ -54,7 +60,7 @@ class Compiler:
         Raises:
             UnsupportedError: the target cannot run it whole. BackendError: the compiler is missing.
         """
-        return self.backend.artifact(model, spec.graph, self.context, observer)
+        return self.backend.artifact(model, graph_name(spec.graph, None, self.group), self.context, observer)
 
 
 def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

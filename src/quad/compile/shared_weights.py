@@ -98,14 +98,21 @@ def _component(name: str, variants: Sequence[Variant]) -> Component:
 
 
 def _write_apart(folder: Path, artifacts: Mapping[Variant, Artifact]) -> Component:
-    """Write each size with its own weights; such graphs have one group of adapters."""
-    component, sizes = artifacts[FIRST].write(folder), {}
-    for (size, _), artifact in artifacts.items():
-        if size is not None:
-            files = artifact.write(folder / f"{size}")
-            sizes[f"{size}"] = GraphFiles(f"{folder.name}/{files.file}", tuple(f"{folder.name}/{name}" for name in files.data_files))
+    """Write each size and group with its own weights, all but the first in a folder of its own within."""
+    component = artifacts[FIRST].write(folder)
+    written: dict[Variant, GraphFiles] = {FIRST: component}
+    for variant, artifact in artifacts.items():
+        if variant != FIRST:
+            files = artifact.write(folder / graph_name("", *variant).removeprefix("."))
+            written[variant] = GraphFiles(f"{folder.name}/{files.file}", tuple(f"{folder.name}/{name}" for name in files.data_files))
+
+    def sizes(group: int) -> dict[str, GraphFiles] | msgspec.UnsetType:
+        return {f"{size}": files for (size, number), files in written.items() if size is not None and number == group} or msgspec.UNSET
+
+    further = sorted({group for _, group in written} - {0})
+    groups = tuple(SizedGraphs(written[None, group].file, written[None, group].data_files, sizes=sizes(group)) for group in further)
     identity = digest([artifact.identity for artifact in artifacts.values()])
-    return msgspec.structs.replace(component, identity=identity, sizes=sizes)
+    return msgspec.structs.replace(component, identity=identity, sizes=sizes(0), groups=groups or msgspec.UNSET)
 
 
 def _strip(graph: ir.Graph, keep: Sequence[str] = ()) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from msgspec.structs import replace
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ from quad.compile.shared_weights import write_variants
 from quad.core.component_call import ComponentCall
 from quad.core.manifest import LatentSpec
 from quad.core.picture_size import PictureSize
+from quad.core.profile import GroupRanges
 from quad.core.slots import SlotTable
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.slots.attention import add_sites
@@ -114,7 +116,7 @@ class Sharpen(nn.Module):
         return latent[:, :3] + self.outer(inner)
 
 
-def test_each_size_has_a_binary_of_its_own_and_both_run(tmp_path: Path) -> None:
+def test_each_size_and_group_has_a_binary_of_its_own_and_all_run(tmp_path: Path) -> None:
     from quad.core.decibels import array_sqnr_db
     from quad.runtime.engines.qnn import open_engine
 
@@ -132,13 +134,16 @@ def test_each_size_has_a_binary_of_its_own_and_both_run(tmp_path: Path) -> None:
     calls = [
         ComponentCall(component=component, source="base", inputs={"latent": one.numpy()}) for given in examples.values() for one in given
     ]
+    wider = {name: replace(each, scale=(2 * each.scale[0],)) for name, each in profile.component(component).items() if not each.symmetric}
+    profile = replace(profile, groups=(GroupRanges(encodings={component: wider}, mode="unified"),))
     compiler = htp_compiler(profile, NO_SLOTS, calls, tmp_path / "scratch")
-    artifacts = {size: compiler.artifact(network, spec, unobserved) for size, spec in specs.items()}
-    written = write_variants(tmp_path / component, {(size, 0): artifact for size, artifact in artifacts.items()})
-    assert len(set(written.files)) == 6
-    assert len({written.identity, *(artifact.identity for artifact in artifacts.values())}) == 3
-    for size, given in examples.items():
-        session = open_engine("w8a16").load(tmp_path / written.of(size).file, 1)
-        for one in given:
+    variants = ((None, 0), (PictureSize(48, 32), 0), (None, 1))
+    artifacts = {(size, group): compiler.of_group(group).artifact(network, specs[size], unobserved) for size, group in variants}
+    written = write_variants(tmp_path / component, artifacts)
+    assert len(set(written.files)) == 9
+    assert len({written.identity, *(artifact.identity for artifact in artifacts.values())}) == 4
+    for size, group in variants:
+        session = open_engine("w8a16").load(tmp_path / written.of(size, group).file, 1)
+        for one in examples[size]:
             with torch.no_grad():
-                assert array_sqnr_db(network(one).numpy(), session.run({"latent": one.numpy()})) > 34.0, size
+                assert array_sqnr_db(network(one).numpy(), session.run({"latent": one.numpy()})) > 34.0, (size, group)
