@@ -172,11 +172,11 @@ def test_a_server_looks_by_itself_and_tells_what_it_could_not_take(serve: Serve,
     served = serve(real=True)
     service = served.service
     service.installed = InstalledAdapters(tmp_path, service.scheduler.register, service.pipe.switch.unregister)
-    install_pack(tmp_path, "ink", ink, 1)
+    install_pack(tmp_path, "ink", (msgspec.structs.replace(ink[0], headroom=2.0), ink[1]), 1)
     while "ink" not in served.client().adapters:
         pass
     (state,) = (one for one in served.call("GET", "/v1/adapters")[1]["adapters"] if one["name"] == "ink")
-    assert (state["source"], state["rank"], state["bits"]) == ("installed", 2, 16)
+    assert (state["source"], state["rank"], state["bits"], state["headroom"]) == ("installed", 2, 16, 2.0)
     pointer_path(tmp_path, "ghost").write_text("{}")
     while not served.client().health.notes:
         pass

@@ -233,7 +233,7 @@ def _try(admission: Admission, session: Session, fitted: Fitted, aligned: Aligne
         note = f"A x left its range in {len(reaches)} slots, up to {max(reaches.values()):.2f} of it: rows of A are shorter, scales larger"
         aligned = replace(aligned, buffers=shrunk(aligned.buffers, reaches, calls.zeros), notes=(*aligned.notes, note))
         trial = calls.run(aligned.buffers)
-    if bundle.slots.normalised and trial.sites:
+    if bundle.slots.normalised and trial.sites and UNET in fitted.components:
         weights = try_weights(name, calls, trial, aligned.buffers)
     if UNET in fitted.components and (weights is None or weights.most is None or trial.effect == 0.0):
         try:

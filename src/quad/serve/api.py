@@ -104,7 +104,11 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
-    """One adapter: tasks, rank before padding, bits of a weight, bytes on disk, where it comes from, and how it is meant to be run."""
+    """One adapter: tasks, rank before padding, bits of a weight, bytes on disk, where it comes from, and how it is meant to be run.
+
+    Args:
+        headroom: as in `Verdict`.
+    """
 
     name: str
     tasks: tuple[str, ...]
@@ -113,6 +117,7 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     size_bytes: int
     source: Literal["bundle", "installed", "uploaded"]
     defaults: AdapterDefaults = AdapterDefaults()
+    headroom: float | None = None
 
 
 class Adapters(msgspec.Struct, frozen=True):

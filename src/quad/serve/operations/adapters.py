@@ -164,6 +164,7 @@ def _adapter(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterStat
         size_bytes=manifest.size_bytes,
         source=source,
         defaults=AdapterDefaults() if manifest.defaults is msgspec.UNSET else manifest.defaults,
+        headroom=None if manifest.headroom is msgspec.UNSET else manifest.headroom,
     )
 
 
