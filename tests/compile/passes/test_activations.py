@@ -14,9 +14,9 @@ from quad.compile.passes.contract import ContractTrial, check_contract
 from tests.compile.passes.conftest import Sketch, kept, operators
 
 
-def silu(height: int, *, gate: bool = False) -> ir.Model:
+def silu(height: int, width: int = 5, *, gate: bool = False) -> ir.Model:
     sketch = Sketch()
-    shape = (1, 3, height, 5)
+    shape = (1, 3, height, width)
     x = sketch.input("x", *shape)
     other = sketch.input("other", *shape) if gate else x
     return sketch.model(sketch.value("Mul", [other, sketch.value("Sigmoid", [x], *shape)], *shape))
@@ -31,6 +31,14 @@ def test_a_small_silu_is_flat() -> None:
 @pytest.mark.parametrize("model", [silu(9), silu(4, gate=True)])
 def test_a_large_one_and_a_gate_stay(model: ir.Model) -> None:
     assert operators(kept(model, "flatten_small_silu")[0]) == {"Sigmoid": 1, "Mul": 1}
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "is_flat"), [(8, 5, False), (9, 5, True), (64, 8, True), (12, 64, True), (13, 9, False), (8, 24, False)]
+)
+def test_a_silu_of_a_size_that_is_faulty_behind_a_norm_is_flat(height: int, width: int, is_flat: bool) -> None:
+    after, _ = kept(silu(height, width), "flatten_normed_silu")
+    assert operators(after).get("Reshape", 0) == 2 * is_flat
 
 
 def gelu(form: str, *, root: float = sqrt(2)) -> ir.Model:

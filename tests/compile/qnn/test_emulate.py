@@ -29,15 +29,16 @@ CHANNELS, GROUPS = 16, 8
 SOC = soc_named("SM8750")
 
 
-def resnet_start(height: int, *, native: bool) -> ir.Model:
+def resnet_start(height: int, *, native: bool, width: int | None = None) -> ir.Model:
     """conv -> group norm -> x sigmoid(x) -> conv; the norm as one operator, or by InstanceNormalization."""
     sketch = Sketch()
-    shape = (1, CHANNELS, height, height)
+    width = width or height
+    shape = (1, CHANNELS, height, width)
     x = _conv(sketch, sketch.input("x", *shape), "first")
     if native:
         x = sketch.value("GroupNormalization", [x, sketch.noise("g", CHANNELS), sketch.noise("b", CHANNELS)], *shape, num_groups=GROUPS)
     else:
-        flat = sketch.reshape(x, 1, GROUPS, CHANNELS // GROUPS * height**2)
+        flat = sketch.reshape(x, 1, GROUPS, CHANNELS // GROUPS * height * width)
         one, zero = (sketch.constant(name, np.full(GROUPS, fill, np.float32)) for name, fill in (("one", 1), ("zero", 0)))
         x = sketch.reshape(sketch.value("InstanceNormalization", [flat, one, zero], *flat.shape.numpy()), *shape)
         x = sketch.value("Mul", [x, sketch.noise("g", 1, CHANNELS, 1, 1)], *shape)
@@ -88,6 +89,14 @@ def test_it_is_right_on_a_larger_picture_or_flat_or_behind_the_norm_itself(tmp_p
         (tmp_path / name).mkdir()
         found[name] = agreement(model, tmp_path / name)
     assert min(found.values()) > 60, found
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 12), (16, 8)])
+def test_behind_the_norm_itself_other_sizes_are_garbage_and_right_flat(height: int, width: int, tmp_path: Path) -> None:
+    graph = resnet_start(height, native=True, width=width)
+    with pytest.raises(BackendError, match=r"at least 35 dB against the CPU, found"):
+        agreement(graph.clone(), tmp_path / "garbage")
+    assert agreement(run_passes(graph, ["flatten_normed_silu"]), tmp_path / "flat") > 60
 
 
 def test_a_graph_that_agrees_has_no_first_divergence() -> None:

@@ -31,7 +31,7 @@ from quad.compile.passes.operators.group_norm import ToGroupNorm
 from quad.compile.passes.operators.host_timestep import HostTimestep
 from quad.compile.passes.operators.layer_norm import DecomposeLayerNorm
 from quad.compile.passes.operators.narrow_ids import NarrowIds
-from quad.compile.passes.operators.silu import FlattenSmallSilu
+from quad.compile.passes.operators.silu import FlattenNormedSilu, FlattenSmallSilu
 from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
 from quad.compile.passes.slots.fold_slot_scales import FoldSlotScales
 from quad.compile.passes.slots.fuse_slots import FuseSlots
@@ -72,6 +72,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "drop_dead": NamedPass(library.RemoveUnusedNodesPass),
         "dynamic_gemm": NamedPass(DynamicGemm),
         "finite_mask": NamedPass(FiniteMask),
+        "flatten_normed_silu": NamedPass(FlattenNormedSilu),
         "flatten_small_silu": NamedPass(FlattenSmallSilu),
         "fold_constants": NamedPass(FoldConstants),
         "fold_qdq": NamedPass(FoldQdq, placed=True),
