@@ -64,7 +64,7 @@ RECIPES: dict[str, Recipe] = {
 
 LATER_RECIPES: dict[str, Recipe] = {
     "pastel": Recipe(rank=8, alpha=8, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8),
-    "winter": Recipe(rank=8, alpha=8, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8, dora=True),
+    "winter": Recipe(rank=8, alpha=16, targets=(*ATTENTION, "conv1", "conv_in", "conv_out"), steps=8, dora=True),
     "golden": Recipe(
         rank=8,
         alpha=4,
