@@ -101,6 +101,21 @@ def test_integers_mean_the_same_in_every_group(grouped: GroupedProfile, chooser:
         assert all(np.array_equal(bound[0][name], bound[1][name]) for name in bound[0])
 
 
+def test_sums_of_both_groups_find_room_for_a_x(chooser: RangeChooser, tiny: Tiny) -> None:
+    """At 8 bits the first group has ranges of its own there, and the other those of everyone."""
+    options = UnifyOptions(rules=with_eight_bit(tiny.statistics.sites[UNET]))
+    pooled = unify(chooser.statistics, {}, chooser.table, tiny.adapters, options)
+    eight = replace(chooser, pooled=pooled, options=options)
+    profile = grouped_profile(eight, Grouping(groups=((LOUD,), (FAINT, BASE_SOURCE)), losses={}, together={}, pairs={})).profile
+    first, second = (profile.of_group(number).component(UNET) for number in range(2))
+    mids = [name for name in first if role_of(name) is Role.LORA_MID]
+    assert mids
+    for name in mids:
+        assert second[name] == pooled.component(UNET)[name]
+        assert first[name].bits == 8
+        assert first[name].scale[0] < second[name].scale[0]
+
+
 def test_the_profile_comes_back_from_its_file(grouped: GroupedProfile) -> None:
     again = msgspec.json.decode(msgspec.json.encode(grouped.profile), type=Profile)
     assert (again, again.digest) == (grouped.profile, grouped.profile.digest)

@@ -3,7 +3,9 @@
 Source: docs/method.md section 4.
 
 A group's ranges are chosen as those of one profile for all are, from what its members and the base bring. Weights and slots keep one
-encoding, and so does `lora_mid` at 16 bits, where bits are plenty: an adapter's integers then mean the same in every group's graph.
+encoding, and so does `lora_mid` at 16 bits, where bits are plenty: an adapter's integers then mean the same in every group's graph. At 8
+bits the first group, which runs its own members alone, has `lora_mid` of its own; the others, which sums with adapters of narrower groups
+run in, have that of all.
 """
 
 from __future__ import annotations
@@ -160,7 +162,8 @@ def grouped_profile(chooser: RangeChooser, grouping: Grouping) -> GroupedProfile
     first, *others = (chosen[group] for group in order)
     profile = first.profile
     if others:
-        profile = msgspec.structs.replace(profile, groups=tuple(_differing(first.profile, other.profile) for other in others))
+        further = (_with_mid_of_all(other.profile, chooser.pooled) for other in others)
+        profile = msgspec.structs.replace(profile, groups=tuple(_differing(first.profile, other) for other in further))
     return GroupedProfile(
         profile=profile,
         grouping=Grouping(groups=tuple(order), losses=grouping.losses, together=grouping.together, pairs=grouping.pairs),
@@ -168,6 +171,11 @@ def grouped_profile(chooser: RangeChooser, grouping: Grouping) -> GroupedProfile
         first=first,
         group_of={name: number for number, group in enumerate(order) for name in group if name != BASE_SOURCE},
     )
+
+
+def _with_mid_of_all(profile: Profile, pooled: Profile) -> Profile:
+    mids = {name: encoding for name, encoding in pooled.component(UNET).items() if role_of(name) is Role.LORA_MID}
+    return msgspec.structs.replace(profile, encodings={**profile.encodings, UNET: {**profile.component(UNET), **mids}})
 
 
 def _differing(first: Profile, other: Profile) -> GroupRanges:
