@@ -16,9 +16,9 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file
 
-from quad.build.write_bundle import BundleParts, graph_digest, rom_bytes, write_bundle
+from quad.build.write_bundle import BundleParts, rom_bytes, write_bundle
 from quad.compile import artifact
-from quad.compile.artifact import FileArtifact, OnnxArtifact
+from quad.compile.artifact import FileArtifact, OnnxArtifact, graph_digest
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
 from quad.core.manifest import AdapterManifest, Component, Golden

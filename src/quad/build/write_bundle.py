@@ -12,9 +12,9 @@ import msgspec
 from safetensors.numpy import save
 
 from quad import __version__
-from quad.compile.artifact import Artifact
+from quad.compile.artifact import Artifact, graph_digest
 from quad.compile.shared_weights import write_variants
-from quad.core.digests import canonical_json, digest, file_digest
+from quad.core.digests import canonical_json, file_digest
 from quad.core.manifest import (
     BUNDLE_FILE,
     FORMAT_VERSION,
@@ -117,13 +117,6 @@ def _graph_files(stage: Path, components: Mapping[str, Component]) -> dict[str, 
             files[graph_name(name, None, number)] = stage / group.file
             files |= {graph_name(f"{name}.{size}", None, number): stage / graph.file for size, graph in (group.sizes or {}).items()}
     return files
-
-
-def graph_digest(root: Path, component: Component) -> str:
-    """Identity of a graph: its compiler's where it has one, else the digest over its files' digests."""
-    if component.identity is not msgspec.UNSET:
-        return component.identity
-    return digest([file_digest(root / name) for name in component.files])
 
 
 def _write_adapter(

@@ -167,6 +167,7 @@ def _bundle_facts(path: Path) -> Facts:
         "engines": manifest.engines,
         "requires": dict(manifest.requires or {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
+        "merged": {adapter.name: adapter.weight for adapter in manifest.merged or ()},
         "size_bytes": total,
         "slot_mode": NORMALISED if bundle.slots.normalised else SEARCHED,
         "words": _words(bundle),
@@ -235,6 +236,8 @@ def _lines(path: Path, facts: Facts) -> list[str]:
         lines.append("needs " + ", ".join(f"{key} {value}" for key, value in facts.details["requires"].items()))
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
+    if facts.details.get("merged"):
+        lines.append("in its weights " + ", ".join(f"{name}:{weight:g}" for name, weight in facts.details["merged"].items()))
     for name, adapter in facts.adapters.items():
         facts_of = f"rank {adapter.rank}, {adapter.bits} bits, {size(adapter.bytes)}"
         lines.append(f"adapter {name}: {facts_of}{_extras(adapter, is_normalised)}")

@@ -12,6 +12,7 @@ from typing import Protocol
 import msgspec
 import onnx_ir as ir
 
+from quad.core.digests import digest, file_digest
 from quad.core.manifest import Component
 
 MODEL_FILE = "model.onnx"
@@ -107,3 +108,10 @@ def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
     data = f"{path.name}.data"
     ir.save(model, path, external_data=data)
     return (data,)
+
+
+def graph_digest(root: Path, component: Component) -> str:
+    """Identity of a graph: its compiler's where it has one, else the digest over its files' digests."""
+    if component.identity is not msgspec.UNSET:
+        return component.identity
+    return digest([file_digest(root / name) for name in component.files])

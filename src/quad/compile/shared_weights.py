@@ -38,7 +38,7 @@ def graph_file(size: PictureSize | None, group: int = 0) -> str:
 
 
 @dataclass
-class _Weights:
+class SharedWeights:
     """A file of weights as it is written; equal ones lie in it once."""
 
     stream: BinaryIO
@@ -74,12 +74,12 @@ def write_variants(folder: Path, artifacts: Mapping[Variant, Artifact]) -> Compo
         return _write_apart(folder, artifacts)
     folder.mkdir(parents=True)
     with writing_to(folder / WEIGHTS_FILE), (folder / WEIGHTS_FILE).open("wb") as stream:
-        weights = _Weights(stream)
+        weights = SharedWeights(stream)
         for variant, artifact in artifacts.items():
             model = artifact.graph()
             if variant != FIRST:
                 _strip(model.graph, keep=("QuantizeLinear",) if variant[0] is None else ())
-            _point(model.graph, weights, folder)
+            point_into(model.graph, weights, folder / WEIGHTS_FILE)
             ir.save(model, folder / graph_file(*variant))
     return _component(folder.name, tuple(artifacts))
 
@@ -140,13 +140,17 @@ def _strip(graph: ir.Graph, keep: Sequence[str] = ()) -> None:
         graph.register_initializer(value)
 
 
-def _point(graph: ir.Graph, weights: _Weights, folder: Path) -> None:
-    """Make the graph's weights places in the file of weights, which lies in the folder."""
+def point_into(graph: ir.Graph, weights: SharedWeights, file: Path) -> None:
+    """Make the graph's weights places in the file of weights; those that are such places already stay."""
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _SMALLEST:
+        if tensor is None or tensor.nbytes < _SMALLEST or _lies_in(tensor, file):
             continue
         content, shape = tensor.tobytes(), ir.Shape(tensor.shape.numpy())
         value.const_value = ir.ExternalTensor(
-            WEIGHTS_FILE, weights.place(content), len(content), tensor.dtype, shape=shape, name=str(value.name), base_dir=folder
+            file.name, weights.place(content), len(content), tensor.dtype, shape=shape, name=str(value.name), base_dir=file.parent
         )
+
+
+def _lies_in(tensor: ir.TensorProtocol, file: Path) -> bool:
+    return isinstance(tensor, ir.ExternalTensor) and Path(tensor.path) == file

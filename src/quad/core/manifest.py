@@ -278,6 +278,22 @@ class AdapterManifest(msgspec.Struct, frozen=True, kw_only=True):
         return self.group or 0
 
 
+class MergedAdapter(msgspec.Struct, frozen=True, kw_only=True):
+    """An adapter that is in a bundle's weights.
+
+    Args:
+        sha256: digest of its tensors, as its own manifest had it.
+        parents: as its own manifest had them.
+        defaults: how it is meant to be run; sampler and guidance are in the bundle's tasks already.
+    """
+
+    name: AdapterName
+    weight: float
+    sha256: str
+    parents: dict[str, str]
+    defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
+
+
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """`bundle.json`.
 
@@ -287,7 +303,9 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
         files: every shipped file but `bundle.json`, by path inside the bundle.
         engines: engines that can run it, best first.
         requires: what a device must be: `soc` and `htp_arch` where the graphs are a chip's binaries.
-        parents: digests of the base model and of the graph's own inputs: `base`, `slots`, `profile`, `graph`.
+        parents: digests of the base model and of the graph's own inputs: `base`, `slots`, `profile`, `graph`; and of the `bundle` whose
+            adapters were merged, its seal.
+        merged: adapters that are in the weights; unset where none is.
         preview: colours of a latent on its way; unset in older bundles, and where the build saw no picture.
         samplers: settings by sampler name, where the model's config states others than follow from its own sampler.
         sha256: the seal, see `seal`; written last.
@@ -313,6 +331,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     sizes: Annotated[tuple[PictureSize, ...], msgspec.Meta(min_length=1, max_length=MOST_SIZES)] | msgspec.UnsetType = msgspec.UNSET
     samplers: dict[str, SamplerSettings] | msgspec.UnsetType = msgspec.UNSET
     preview: LatentPreview | msgspec.UnsetType = msgspec.UNSET
+    merged: tuple[MergedAdapter, ...] | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
 
     @property

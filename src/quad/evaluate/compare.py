@@ -104,6 +104,16 @@ def _check_size(bundle: Bundle, reference: Reference) -> None:
         raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", expected, size, "compare a bundle built without --size"))
 
 
+def _check_slots(bundle: Bundle) -> None:
+    """Raises:
+    CompatibilityError: adapters are in its weights, for which the full-precision side has no counterpart.
+    """
+    if merged := [adapter.name for adapter in bundle.manifest.merged or ()]:
+        found = f"{', '.join(merged)} in its weights"
+        hint = "compare the bundle that it was baked from; quad bake tells how near the two are"
+        raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "adapters that are bound", found, hint))
+
+
 def _adapters(request: EvaluationRequest, bundle: Bundle) -> dict[str, Path]:
     """The LoRA file of every adapter that the bundle ships."""
     files = {**find_adapters(request.model), **request.adapters}
@@ -129,6 +139,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     request.check()
     progress("open", 0.0)
     pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine)
+    _check_slots(pipe.bundle)
     adapters = _adapters(request, pipe.bundle)
     reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae)
     model_digest = reference.digest_as(pipe.bundle.manifest.parents.get("base", "none"))

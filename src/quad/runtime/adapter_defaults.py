@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from quad.core.errors import CompatibilityError, UsageError, mismatch
-from quad.core.manifest import SamplerSpec, TaskSpec
+from quad.core.manifest import BundleManifest, SamplerSpec, TaskSpec
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.samplers.names import DISTILLED, is_sampler, named_sampler, parse_sampler
@@ -30,10 +30,17 @@ class Presets:
     Args:
         adapters: name -> how it is meant to be run; those that say nothing may be absent.
         samplers: see `BundleManifest.samplers`.
+        merged: as `adapters`, of those in the bundle's weights; of them the trigger words alone are read.
     """
 
     adapters: Mapping[str, AdapterDefaults] = field(default_factory=dict)
     samplers: Mapping[str, SamplerSettings] = field(default_factory=dict)
+    merged: Mapping[str, AdapterDefaults] = field(default_factory=dict)
+
+
+def merged_defaults(manifest: BundleManifest) -> dict[str, AdapterDefaults]:
+    """Name -> how it is meant to be run, of the adapters in a bundle's weights that say so."""
+    return {adapter.name: adapter.defaults for adapter in manifest.merged or () if isinstance(adapter.defaults, AdapterDefaults)}
 
 
 def joint_defaults(
@@ -136,11 +143,12 @@ def sampler_text(sampler: SamplerSpec) -> str:
 
 
 def trigger_notes(weights: Mapping[str, Weight], presets: Presets, prompt: str) -> tuple[str, ...]:
-    """A line for each active adapter none of whose trigger words the prompt has."""
+    """A line for each adapter, active or in the weights, none of whose trigger words the prompt has."""
     notes = []
-    for name, weight in weights.items():
-        words = presets.adapters.get(name, AdapterDefaults()).trigger_words
+    active = {name: presets.adapters[name] for name, weight in weights.items() if weight and name in presets.adapters}
+    for name, defaults in {**presets.merged, **active}.items():
+        words = defaults.trigger_words
         phrases = [phrase.strip().lower() for phrase in (words or "").split(",") if phrase.strip()]
-        if weight and phrases and not any(phrase in prompt.lower() for phrase in phrases):
+        if phrases and not any(phrase in prompt.lower() for phrase in phrases):
             notes.append(f"adapter {name!r} listens to {words!r}, of which the prompt has nothing")
     return tuple(notes)

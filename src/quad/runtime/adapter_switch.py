@@ -12,7 +12,7 @@ from typing import Any
 
 from quad.core.picture_size import component_of
 from quad.core.slots import UNET
-from quad.runtime.adapter_defaults import Presets
+from quad.runtime.adapter_defaults import Presets, merged_defaults
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.adapters.store import AdapterStore
@@ -106,7 +106,7 @@ class AdapterSwitch:
             UsageError: an unknown task or adapter, a size that there is no graph for, or a number out of its range.
         """
         manifest = self._bundle.manifest
-        presets = Presets(self.store.defaults(), manifest.samplers or {})
+        presets = Presets(self.store.defaults(), manifest.samplers or {}, merged_defaults(manifest))
         size = choose_size(manifest.picture_sizes, request.width, request.height)
         resolved = replace(resolve(request, self.store.tasks(), manifest.schedule, presets), size=size)
         for name in resolved.weights:

@@ -9,7 +9,7 @@ from quad.core.errors import UsageError, mismatch
 _LEAVE_OUT = "leave the call out: the graph is compiled as it is"
 _MEMORY = 'say it when the bundle is opened: from_pretrained(path, memory="minimal")'
 _ENGINE = "say it when the bundle is opened: from_pretrained(path, engine=...)"
-_FUSE = "leave the call out: set_adapters costs no more than a LoRA that is fused"
+_FUSE = "pipe.set_adapters(names, weights): the graph reads them beside its own weights; or a bundle with them in its weights: quad bake"
 _GRAPH = "the networks are graphs of an engine: pipe.graph(component)"
 _SAMPLER = 'name a sampler: pipe(..., sampler="euler:20")'
 _SAFETY = "leave it out: the bundle holds no safety checker"
