@@ -24,6 +24,7 @@ _LAZY = {
     "QuadPipeline": "quad.runtime.pipeline",
     "build": "quad.build.build",
     "adapt": "quad.align.adapt",
+    "bake": "quad.export.bake.bake",
 }
 
 

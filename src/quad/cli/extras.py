@@ -17,6 +17,19 @@ def check_build(verb: str) -> None:
         raise _missing(verb, "build", error) from error
 
 
+def check_export(verb: str) -> None:
+    """As `check_build`, of what edits graphs alone: no torch.
+
+    Raises:
+        UnsupportedError: `quad[build]` is not installed.
+    """
+    try:
+        import onnx_ir  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise _missing(verb, "build", error) from error
+
+
 def check_delivery(verb: str) -> None:
     """Raises:
     UnsupportedError: `quad[delivery]` is not installed.

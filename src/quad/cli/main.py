@@ -15,6 +15,7 @@ from typer.exceptions import Abort, TyperException
 from quad import __version__
 from quad.cli.ablate import ablate
 from quad.cli.adapt import adapt
+from quad.cli.bake import bake
 from quad.cli.bench import bench
 from quad.cli.build import build
 from quad.cli.delivery.fetch import fetch
@@ -24,6 +25,7 @@ from quad.cli.delivery.publish import app as publish
 from quad.cli.delivery.rollback import rollback
 from quad.cli.doctor import doctor
 from quad.cli.eval import eval
+from quad.cli.export import export
 from quad.cli.inspect import inspect
 from quad.cli.run import run
 from quad.cli.serve import serve
@@ -124,6 +126,8 @@ def _verbs(
 
 app.command()(build)
 app.command()(adapt)
+app.command()(bake)
+app.command()(export)
 app.command()(run)
 app.command()(inspect)
 app.command()(eval)

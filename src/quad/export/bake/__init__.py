@@ -1,0 +1,1 @@
+"""Adapters merged into the weights of a bundle's graphs: no slots, no cost at a step."""

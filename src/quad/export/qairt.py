@@ -1,0 +1,146 @@
+"""A bundle for Qualcomm's own LoRA tools, in the mode without updatable quantization: all adapters share the encodings.
+
+    OUT/COMPONENT.onnx                          float; slots are constants under their names, as the first adapter that has them says
+    OUT/COMPONENT.encodings-1.0.0.json, -2.0.0  one file for all adapters; slots are parameters in the former
+    OUT/COMPONENT.lora_weight_list.txt          names of the constants that an adapter replaces, one a line
+    OUT/NAME.COMPONENT.safetensors              the constants of one adapter, float32, every slot: the numbers that its integers stand for
+    OUT/COMPONENT.lora_config.yaml              the adapters as use cases, with these files
+
+Made of the float graphs and encodings that a build for `qnn-htp` writes beside its bundle (`quad.compile.qnn.aimet_files`).
+Source: the files that AIMET's LoRA export (aimet_onnx, experimental) writes for QAIRT, and Qualcomm's LoRA v3 pages. Neither the converter
+nor the importer was at hand: checked is what the files hold, not that the tools take them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from quad.compile.artifact import save_graph
+from quad.compile.qnn.aimet_files import VERSION_1, VERSION_2
+from quad.core.digests import canonical_json
+from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.progress import Progress, silent
+from quad.core.slots import SlotTable
+from quad.core.storage.directories import new_directory
+from quad.core.storage.files import real_path, write_bytes, writing_to
+from quad.export.bundle_graph import require_slots
+from quad.export.ort_adapters import EXPORT_FILE
+from quad.runtime.adapters.store import AdapterStore
+from quad.runtime.bundle import Bundle, open_bundle
+
+FORMAT = "qairt"
+Floats = NDArray[np.float32]
+
+
+def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, progress: Progress = silent) -> dict[str, Any]:
+    """Write graphs, encodings and adapters; the bundle is only read.
+
+    Args:
+        encodings: the directory that the build wrote beside the bundle; `BUNDLE.qairt` by default.
+
+    Returns:
+        The content of `export.json`.
+
+    Raises:
+        UnsupportedError: the bundle is of another target, or its slots have scales beside A and B.
+        InputError: the directory is not there, or of another build. BackendError: the disk is full.
+    """
+    opened = open_bundle(bundle)
+    if opened.manifest.target != "qnn-htp":
+        raise UnsupportedError(
+            mismatch(f"bundle {opened.name!r}", "a bundle for qnn-htp", opened.manifest.target, "build it for that target")
+        )
+    require_slots(opened)
+    if opened.slots.normalised:
+        hint = "build with --slots searched"
+        raise UnsupportedError(mismatch(f"bundle {opened.name!r}", "slots of A and B alone", "normalised slots, with scales", hint))
+    source = encodings or Path(f"{real_path(bundle)}.qairt")
+    store = AdapterStore(opened)
+    adapters = {name: adapter_floats(opened, store, name) for name in store.names}
+    components = dict.fromkeys(slot.component for slot in opened.slots.slots)
+    with new_directory(output, EXPORT_FILE) as stage:
+        for index, component in enumerate(components):
+            progress(component, index / len(components))
+            _write_component(opened.slots.of(component), adapters, source, stage)
+        described = {"format": FORMAT, "bundle": opened.manifest.sha256, "adapters": list(adapters), "components": list(components)}
+        write_bytes(stage / EXPORT_FILE, canonical_json(described))
+    return described
+
+
+def adapter_floats(bundle: Bundle, store: AdapterStore, name: str) -> dict[str, Floats]:
+    """Every slot input of an adapter as the numbers that its integers stand for; zeros where it has no slot."""
+    buffers = store.buffers(name)
+    floats: dict[str, Floats] = {}
+    for slot in bundle.slots.slots:
+        encodings = bundle.profile.component(slot.component)
+        floats |= {key: encodings[key].dequantize(buffers[key]) for key in (slot.a_name, slot.b_name)}
+    return floats
+
+
+def _write_component(slots: SlotTable, adapters: Mapping[str, Mapping[str, Floats]], source: Path, stage: Path) -> None:
+    component, names = slots.slots[0].component, list(slots.input_shapes())
+    encodings = [f"{component}.encodings-{version}.json" for version in (VERSION_1, VERSION_2)]
+    for needed in (f"{component}.onnx", *encodings):
+        if not (source / needed).is_file():
+            hint = "name the directory that the build wrote beside the bundle: --encodings DIR"
+            raise InputError(mismatch(str(source), f"a file {needed}", "none", hint))
+    model = ir.load(source / f"{component}.onnx")
+    first = {name: next((tensors[name] for tensors in adapters.values() if tensors[name].any()), None) for name in names}
+    slots_to_constants(model, slots, first)
+    with writing_to(stage):
+        save_graph(model, stage / f"{component}.onnx")
+    old = json.loads((source / encodings[0]).read_bytes())
+    write_bytes(stage / encodings[0], (json.dumps(_as_parameters(old, set(names)), indent=1) + "\n").encode())
+    write_bytes(stage / encodings[1], (source / encodings[1]).read_bytes())
+    write_bytes(stage / f"{component}.lora_weight_list.txt", "".join(f"{name}\n" for name in names).encode())
+    for adapter, tensors in adapters.items():
+        write_bytes(stage / f"{adapter}.{component}.safetensors", save({name: tensors[name] for name in names}))
+    write_bytes(stage / f"{component}.lora_config.yaml", _use_cases(component, adapters, encodings[0]).encode())
+
+
+def slots_to_constants(model: ir.Model, slots: SlotTable, values: Mapping[str, Floats | None]) -> None:
+    """Make constants of a graph's slot inputs, in place; what has no value becomes zeros.
+
+    Raises:
+        InputError: the graph has other slots.
+    """
+    inputs = {str(value.name): value for value in model.graph.inputs}
+    for name, shape in slots.input_shapes().items():
+        if name not in inputs or tuple(inputs[name].shape or ()) != shape:
+            hint = "name the directory that was written with this bundle: --encodings DIR"
+            raise InputError(mismatch(f"graph {model.graph.name}", f"an input {name} {shape}", "none", hint))
+        given = values[name]
+        inputs[name].const_value = ir.tensor(np.zeros(shape, np.float32) if given is None else given, name=name)
+        model.graph.register_initializer(inputs[name])
+        model.graph.inputs.remove(inputs[name])
+
+
+def _as_parameters(encodings: dict[str, Any], names: set[str]) -> dict[str, Any]:
+    """Format 1.0.0 with the slots among the parameters."""
+    activations = encodings["activation_encodings"]
+    moved = [entry for entry in activations if entry["name"] in names]
+    left = [entry for entry in activations if entry["name"] not in names]
+    parameters = sorted([*encodings["param_encodings"], *moved], key=lambda entry: str(entry["name"]))
+    return {**encodings, "activation_encodings": left, "param_encodings": parameters}
+
+
+def _use_cases(component: str, adapters: Iterable[str], encodings: str) -> str:
+    """YAML of plain strings; names of adapters have no quotes in them."""
+    lines = ["use_case:"]
+    for adapter in adapters:
+        lines += [
+            f'  - name: "{adapter}"',
+            f'    model_name: "{component}.onnx"',
+            f'    lora_weights: "{adapter}.{component}.safetensors"',
+            f'    quant_overrides: "{encodings}"',
+            '    output_path: "output"',
+        ]
+    return "\n".join(lines) + "\n"
