@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 from quad.admit import sites
 from quad.admit.admit import admit
 from quad.admit.request import AdaptRequest
+from quad.admit.trial import _most_distinct
 from quad.core.errors import CompatibilityError
 from quad.core.picture_size import graph_name
 from quad.core.slots import UNET
@@ -20,7 +21,7 @@ from quad.core.storage.pack import read_pack
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.engine import open_engine
-from quad.runtime.golden_outputs import check_golden, unet_buffers
+from quad.runtime.golden_outputs import block_means, check_golden, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
 from tests.admit.frozen import regroup, write_later_lora
 from tests.runtime.tiny_unet import LATTICE
@@ -82,3 +83,26 @@ def test_without_the_library_that_reads_ranges_that_is_said(frozen: Path, tmp_pa
     admitted = admit(AdaptRequest(frozen, "ink", file, output=tmp_path / "ink.qpack"))
     assert "ranges of activations: they are read by ONNX Runtime, which is not installed" in admitted.unchecked
     assert admitted.trial["sites"] == 0
+
+
+def test_the_golden_call_is_the_one_that_all_runs_would_tell() -> None:
+    """Calls that cannot be the farthest from all others are not run with the bundle's adapters; the choice is the same."""
+    runs = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        zero, adapted, *others = (list(rng.standard_normal((4, 1, 2, 4, 4)).round(int(rng.integers(0, 3)))) for _ in range(5))
+
+        def bundled(probe: int, others: list[list[Any]] = others) -> dict[str, Any]:
+            nonlocal runs
+            runs += 1
+            return {str(place): outputs[probe] for place, outputs in enumerate(others)}
+
+        def gap(index: int, zero: Any = zero, adapted: Any = adapted, others: Any = others) -> float:
+            means = block_means(adapted[index])
+            nearest = min(np.abs(means - block_means(outputs[index])).max() for outputs in (zero, *others))
+            return float(nearest / np.sqrt(np.square(means).mean()))
+
+        chosen, answers = _most_distinct(adapted, zero, bundled)
+        assert chosen == max(range(4), key=gap)
+        assert answers["1"] is others[1][chosen]
+    assert runs < 4 * 50

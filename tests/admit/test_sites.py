@@ -76,6 +76,29 @@ def test_the_worst_call_counts_and_the_graph_is_only_read(tmp_path: Path) -> Non
     assert model.read_bytes() == before
 
 
+def deep(path: Path, layers: int, size: int) -> Path:
+    """`sample` through layers of a site, a weight of 8 bits that becomes floats at the graph's beginning, and an operator that the engine
+    replaces by others at its end.
+    """
+    x = ir.Value(name="sample", shape=ir.Shape((1, size)), type=ir.TensorType(ir.DataType.FLOAT))
+    numbers = {"scale": np.float32(STEP), "zero": np.uint16(1000), "step": np.float32(1), "weight": np.ones((1, size), np.int8)}
+    constants = [ir.Value(name=name, const_value=ir.tensor(np.array(number), name=name)) for name, number in numbers.items()]
+    scale, zero, step, weight = constants
+    floats = [ir.node("DequantizeLinear", [weight, step]) for _ in range(layers)]
+    nodes, read = [*floats], x
+    for layer in range(layers):
+        nodes.append(ir.node("QuantizeLinear", [read, scale, zero], name=f"site{layer}/Q"))
+        nodes.append(ir.node("DequantizeLinear", [nodes[-1].outputs[0], scale, zero]))
+        nodes.append(ir.node("HardSwish", [nodes[-1].outputs[0]]))
+        nodes.append(ir.node("Mul", [nodes[-1].outputs[0], floats[layer].outputs[0]]))
+        read = nodes[-1].outputs[0]
+    nodes.append(ir.node("ReduceMean", [read], {"keepdims": 0}))
+    out = nodes[-1].outputs[0]
+    out.name, out.dtype, out.shape = "out", ir.DataType.FLOAT, ir.Shape([])
+    ir.save(ir.Model(ir.Graph([x], [out], nodes=nodes, initializers=constants, opset_imports={"": 21}), ir_version=10), path)
+    return path
+
+
 # In a process of its own: the peak of a process never falls.
 MEASURE = """
 import sys
@@ -99,6 +122,14 @@ def test_no_activation_is_kept(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE, model], check=True, capture_output=True, text=True)
     # A site's own few: x, what is cut off it, and its integers.
     assert int(done.stdout) < sites / 2 * size
+
+
+def test_no_weight_is_kept_as_floats(tmp_path: Path) -> None:
+    layers, size = 24, 2**21 * 4
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, deep(tmp_path / "model.onnx", layers, 2**21)], check=True, capture_output=True, text=True
+    )
+    assert int(done.stdout) < layers / 2 * size
 
 
 def test_weights_stay_beside_the_graph_and_all_else_stays_in_it(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle, open_bundle
-from quad.runtime.engines.engine import Engine, Session, open_engine
-from quad.runtime.fixed_threads import ENGINE_THREADS, fixed_threads
+from quad.runtime.engines.engine import open_engine
+from quad.runtime.fixed_threads import fixed_threads
 from quad.runtime.golden_outputs import read_probes
 
 STAGES = ("open", "lora", "slots", "align", "try", "write")
@@ -61,12 +61,12 @@ def admit(request: AdaptRequest, progress: Progress = silent, open_base: OpenBas
     request.check()
     clock = StageClock(STAGES, progress)
     with clock("open"):
-        admission, engine = _open(request, open_base)
+        admission = _open(request, open_base)
     with clock("lora"):
         adapter = _read(admission)
     with clock("slots"):
         fitted = _fit(admission, adapter)
-    tried = _in_best_group(admission, lambda own: _in_group(own, engine, adapter, fitted, clock))
+    tried = _in_best_group(admission, lambda own: _in_group(own, adapter, fitted, clock))
     aligned, trial, weights = tried.aligned, tried.trial, tried.weights
     with clock("write"):
         manifest = _write(tried, adapter, fitted)
@@ -133,22 +133,20 @@ def _in_best_group(admission: Admission, in_group: Callable[[Admission], _TriedA
     return max(tried, key=lambda each: each.fidelity)
 
 
-def _in_group(admission: Admission, engine: Engine, adapter: FloatAdapter, fitted: Fitted, clock: StageClock) -> _TriedAdapter:
+def _in_group(admission: Admission, adapter: FloatAdapter, fitted: Fitted, clock: StageClock) -> _TriedAdapter:
     """Aligned to the ranges of the bundle's group, and tried in its graph.
 
     Raises:
         CompatibilityError: it does not get through there.
     """
     with clock("align"):
-        with admission.bundle.graph_to_load(UNET) as file:
-            session = engine.load(file, ENGINE_THREADS)
         base = admission.base
-        aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, session, adapter, fitted)
+        aligned = rescale(admission.bundle, fitted) if base is None else base.align(admission, adapter, fitted)
     with clock("try"):
-        return _try(admission, session, fitted, aligned)
+        return _try(admission, fitted, aligned)
 
 
-def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission, Engine]:
+def _open(request: AdaptRequest, open_base: OpenBase | None) -> Admission:
     """The bundle, the adapter's task in it, the base where one is given, and the engine that will run the bundle's U-Net.
 
     Raises:
@@ -163,7 +161,7 @@ def _open(request: AdaptRequest, open_base: OpenBase | None) -> tuple[Admission,
     read_probes(bundle)  # there is nothing to try an adapter on without them
     base = None if open_base is None else open_base(bundle)
     engine = open_engine(request.engine, bundle.manifest.engines, bundle.manifest.precision)
-    return Admission(request=request, bundle=bundle, tasks=tasks, base=base), engine
+    return Admission(request=request, bundle=bundle, tasks=tasks, base=base, engine=engine)
 
 
 def _tasks(request: AdaptRequest, bundle: Bundle) -> dict[str, TaskSpec]:
@@ -218,7 +216,7 @@ def _fit(admission: Admission, adapter: FloatAdapter) -> Fitted:
     return fitted
 
 
-def _try(admission: Admission, session: Session, fitted: Fitted, aligned: AlignedAdapter) -> _TriedAdapter:
+def _try(admission: Admission, fitted: Fitted, aligned: AlignedAdapter) -> _TriedAdapter:
     """The adapter on the stored calls, and on a few of its own where the base gave some; at normalised slots with other weights too.
 
     There its rows of A are shorter where `A x` left its range.
@@ -227,7 +225,7 @@ def _try(admission: Admission, session: Session, fitted: Fitted, aligned: Aligne
         CompatibilityError: it behaves unlike an adapter of this bundle.
     """
     name, bundle = admission.request.name, admission.bundle
-    calls, weights = StoredCalls(bundle, session, aligned.own_calls), None
+    calls, weights = StoredCalls(bundle, admission.load_unet, aligned.own_calls), None
     trial = calls.run(aligned.buffers)
     if bundle.slots.normalised and (reaches := long_mids(trial, bundle.slots)):
         note = f"A x left its range in {len(reaches)} slots, up to {max(reaches.values()):.2f} of it: rows of A are shorter, scales larger"

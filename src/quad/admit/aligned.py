@@ -12,12 +12,14 @@ from quad.admit.request import AdaptRequest
 from quad.admit.slots import Fitted
 from quad.core.component_call import Inputs
 from quad.core.manifest import AdapterQuality, TaskSpec
+from quad.core.slots import UNET
 from quad.lora.fit.integers import quantize_adapter
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, RankLimits
 from quad.runtime.adapters.buffers import Buffers, whole_buffers, zero_buffers
 from quad.runtime.bundle import Bundle
-from quad.runtime.engines.engine import Session
+from quad.runtime.engines.engine import Engine, Session
+from quad.runtime.fixed_threads import ENGINE_THREADS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +29,23 @@ class Admission:
     Args:
         tasks: the adapter's task and how it runs; empty for an adapter that has none.
         base: the model that the bundle was built from, where it is at hand.
+        engine: that runs the bundle's U-Net.
     """
 
     request: AdaptRequest
     bundle: Bundle
     tasks: Mapping[str, TaskSpec]
     base: BaseModel | None
+    engine: Engine
+
+    def load_unet(self) -> Session:
+        """The bundle's U-Net, loaded; it is in memory for as long as the session lives.
+
+        Raises:
+            BackendError: the engine cannot load it. VerificationError: the bundle was changed.
+        """
+        with self.bundle.graph_to_load(UNET) as file:
+            return self.engine.load(file, ENGINE_THREADS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +82,7 @@ class BaseModel(Protocol):
         """
         ...
 
-    def align(self, admission: Admission, session: Session, adapter: FloatAdapter, fitted: Fitted) -> AlignedAdapter:
+    def align(self, admission: Admission, adapter: FloatAdapter, fitted: Fitted) -> AlignedAdapter:
         """Rescaled or trained, whichever comes nearer to float by the bundle's own graph.
 
         Args:

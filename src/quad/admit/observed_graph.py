@@ -7,7 +7,7 @@ the file stay there. Source: the ONNX specification, `onnx.proto` (IR version 3 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from quad.core.component_call import UNET_INPUTS
 from quad.core.errors import BackendError, mismatch
 from quad.core.tensor_names import quantized_tensor
 
@@ -45,7 +46,8 @@ _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2"}  # of a scale and of 
 def observed_graph(data: bytes) -> tuple[bytes, dict[str, Range]]:
     """The graph with the numbers of each site behind its outputs, in the order of `NUMBERS`.
 
-    Their nodes stand before the site's own, so that an engine that keeps the graph's order frees an activation at once.
+    For an engine that keeps the graph's order: the numbers stand before the site's own node, so that an activation is freed at once, and a
+    weight becomes floats when whoever reads it is due. A graph has all of these at its beginning: of Stable Diffusion 1.5's U-Net 3.4 GB.
 
     Args:
         data: an ONNX file's bytes.
@@ -61,7 +63,7 @@ def observed_graph(data: bytes) -> tuple[bytes, dict[str, Range]]:
     graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
     nodes: list[Any] = []
     ranges: dict[str, Range] = {}
-    for node in graph.node:
+    for node in _late(graph.node):
         site = quantized_tensor(node.name) if node.op_type == "QuantizeLinear" else None
         if site is not None and _is_scalar(constants.get(node.input[1])):
             low, high = ranges[site] = _range(node, constants)
@@ -73,6 +75,53 @@ def observed_graph(data: bytes) -> tuple[bytes, dict[str, Range]]:
     del graph.node[:]  # what was taken out of it stays a message
     graph.node.extend(nodes)
     return model.SerializeToString(), ranges
+
+
+def _late(nodes: Sequence[Any]) -> Iterator[Any]:
+    """The nodes in their order, but what depends on no call's inputs stands before its first reader, and is made when that one is due."""
+    of_call: set[str] = set(UNET_INPUTS)
+    waiting: dict[str, Any] = {}
+
+    def needed(node: Any, activation: str) -> Iterator[Any]:
+        for name in node.input:
+            if (before := waiting.get(name)) is not None:
+                for output in before.output:
+                    del waiting[output]
+                yield from needed(before, activation)
+        if node.op_type == "DequantizeLinear" and of_call.isdisjoint(node.input):
+            yield from _wait_for(activation, node)
+        else:
+            yield node
+
+    for node in nodes:
+        activation = next((name for name in node.input if name in of_call), None)
+        if activation is None:
+            waiting |= dict.fromkeys(node.output, node)
+        else:
+            of_call.update(node.output)
+            yield from needed(node, activation)
+    yield from {node.output[0]: node for node in waiting.values()}.values()  # what nobody reads, or the graph gives as it is
+
+
+def _wait_for(activation: str, node: Any) -> Iterator[Any]:
+    """A DequantizeLinear to whose scale a zero is added that is counted from an activation: the same floats, but not before it.
+
+    The engine takes nodes in their order as far as they can run. Where it has to wait, for a normalization that it has replaced by many
+    nodes at the end, it would go on with what can always run: all weights.
+    """
+    output, scale = node.output[0], node.input[1]
+    size, count, zero, late = (f"{output}/{part}" for part in ("size", "count", "zero", "late"))
+    yield _message("Node")(op_type="Size", input=[activation], output=[size])
+    yield _message("Node")(op_type="Cast", input=[size], output=[count], attribute=[_whole("to", _FLOAT)])
+    yield _message("Node")(op_type="Sub", input=[count, count], output=[zero])
+    yield _message("Node")(op_type="Add", input=[scale, zero], output=[late])
+    node.input[1] = late
+    yield node
+
+
+def _whole(name: str, number: int) -> Any:
+    """An attribute that is a whole number."""
+    return _message("Attribute")(name=name, i=number, type=_INT_ATTRIBUTE)
 
 
 def _parse(data: bytes) -> Any:
@@ -119,8 +168,7 @@ def _numbers(graph: Any, site: str, x: str, ends: list[str]) -> Iterator[Any]:
     kinds = (("ReduceSumSquare", cut), ("ReduceSumSquare", x), ("ReduceMin", x), ("ReduceMax", x))
     for number, (kind, of) in zip(NUMBERS, kinds, strict=True):
         name = f"{site}/{number}"
-        whole = _message("Attribute")(name="keepdims", i=0, type=_INT_ATTRIBUTE)
-        yield _message("Node")(op_type=kind, input=[of], output=[name], attribute=[whole])
+        yield _message("Node")(op_type=kind, input=[of], output=[name], attribute=[_whole("keepdims", 0)])
         scalar = _message("TensorType")(elem_type=_FLOAT, shape=_message("Shape")())
         graph.output.append(_message("ValueInfo")(name=name, type=_message("Type")(tensor_type=scalar)))
 

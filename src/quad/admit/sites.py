@@ -60,7 +60,7 @@ class ObservedGraph:
             return
         data, self.ranges = observed_graph(model_file.read_bytes())
         if self.ranges:
-            self._session = _load(data, model_file.parent)
+            self._session = _load(data, model_file)
         else:
             self.unread = "the U-Net's graph has none to read"
 
@@ -73,24 +73,28 @@ class ObservedGraph:
         if self._session is None:
             return {}
         count = len(NUMBERS) * len(self.ranges)
-        energies = []
-        for call in calls:
+
+        def energies(call: Inputs) -> NDArray[np.float64]:
             outputs = self._session.run(None, {**call, **buffers})
-            energies.append(np.array([float(value) for value in outputs[-count:]]).reshape(-1, len(NUMBERS)))
-        values = np.stack(energies)
+            return np.array([float(value) for value in outputs[-count:]]).reshape(-1, len(NUMBERS))
+
+        values = np.stack([energies(call) for call in calls])
         return {name: _use(name, values[:, i], limits) for i, (name, limits) in enumerate(self.ranges.items())}
 
 
-def _load(data: bytes, folder: Path) -> Any:
+def _load(data: bytes, model_file: Path) -> Any:
     """As written, so that every site is there, and in that order: the library's own has everything wait for the last output."""
     import onnxruntime as ort
 
-    from quad.runtime.engines.ort import AS_WRITTEN, session_options
+    from quad.runtime.engines.ort import AS_WRITTEN, is_large, session_options
 
     options = session_options(AS_WRITTEN, ENGINE_THREADS)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.absolute()))
+    options.enable_cpu_mem_arena = False
+    if is_large(model_file, AS_WRITTEN):  # as the engine runs it
+        options.enable_mem_pattern = options.enable_mem_reuse = False
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent.absolute()))
     where = "the bundle's U-Net with its ranges read"
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])

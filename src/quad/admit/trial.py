@@ -6,7 +6,7 @@ leaves the range that was frozen for others.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, final
@@ -20,12 +20,13 @@ from quad.core.component_call import Inputs
 from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
+from quad.core.memory import release_memory
 from quad.core.slots import UNET
 from quad.runtime.adapters.buffers import Buffers, ZeroBuffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
-from quad.runtime.golden_outputs import block_means, distance, golden, read_probes, unet_buffers
+from quad.runtime.golden_outputs import block_means, distance, golden_of, read_probes, unet_buffers
 
 # Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
 # Toyland with 16-bit activations: none of six adapters loses anything; one made half as strong again loses 0.0024, and at twice its
@@ -41,7 +42,7 @@ class Trial:
 
     Args:
         effect: RMS of what it changes in the output over the RMS of that output, the largest of all calls.
-        others: the same of the bundle's own adapters.
+        golden_effect, others: the same on the golden output's call alone, of it and of the bundle's own adapters.
         unread: why activations could not be looked into; empty where they were.
         sites: activations, with the new adapter.
         before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own; where it loses
@@ -51,6 +52,7 @@ class Trial:
     """
 
     effect: float
+    golden_effect: float
     others: Mapping[str, float]
     unread: str
     sites: Uses
@@ -70,26 +72,33 @@ class Trial:
         return {name: use for name, use in self.lossy.items() if use.lost - self.before[name].lost > MOST_LOST}
 
     def to_json(self) -> dict[str, Any]:
-        """`effect`, `others`, how many `sites` were looked at, and those that are `lossy`."""
+        """`effect`, `golden_effect`, `others`, how many `sites` were looked at, and those that are `lossy`."""
         shown = {name: {"lost": use.lost, "reach": min(use.reach, 1e9)} for name, use in self.lossy.items()}
-        return {"effect": self.effect, "others": dict(self.others), "sites": len(self.sites), "lossy": shown}
+        effects = {"effect": self.effect, "golden_effect": self.golden_effect, "others": dict(self.others)}
+        return {**effects, "sites": len(self.sites), "lossy": shown}
 
 
 @final
 class StoredCalls:
-    """The bundle's stored calls, by its own graph: with the base, the bundle's adapters and one form of the new adapter after the other."""
+    """The bundle's stored calls, by its own graph: with the base, the bundle's adapters and one form of the new adapter after the other.
 
-    def __init__(self, bundle: Bundle, session: Session, more: Sequence[Inputs] = ()) -> None:
+    Of the graph as the engine runs it and the one whose activations are read, one is in memory at a time.
+    """
+
+    def __init__(self, bundle: Bundle, load_unet: Callable[[], Session], more: Sequence[Inputs] = ()) -> None:
         """Args:
-            session: the bundle's U-Net; its slot inputs are bound anew.
+            load_unet: loads the bundle's U-Net.
             more: the adapter's own calls, whose activations are looked at too.
 
         Raises:
             CompatibilityError: the bundle has no stored calls.
         """
-        self._bundle, self._session, self._more = bundle, session, more
+        self._bundle, self._load_unet, self._more = bundle, load_unet, more
+        self._session: Session | None = None
+        self._observed: ObservedGraph | None = None
         self._probes, self._store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time
         self._base_uses: dict[int, Uses] = {}
+        self._bundled_answers: dict[int, dict[str, Array]] = {}
 
     def run(self, buffers: Buffers) -> Trial:
         """Try the new adapter.
@@ -100,19 +109,21 @@ class StoredCalls:
         Raises:
             CompatibilityError: its answer holds NaN or Inf.
         """
-        zero, bundled, adapted = self._zero, self._bundled, self._outputs(buffers)
+        sites, before = self._sites(buffers)
+        unread = self._graph.unread
+        zero, adapted = self._zero, self._outputs(buffers, self._probes)
         if not all(np.isfinite(output).all() for output in adapted):
             where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
             raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
-        sites, before = self._sites(buffers)
-        probe = _most_distinct(adapted, [zero, *bundled.values()])
+        probe, others = _most_distinct(adapted, zero, self._bundled)
         return Trial(
-            effect=_effect(adapted, zero),
-            others={name: _effect(answers, zero) for name, answers in bundled.items()},
-            unread=self._graph.unread,
+            effect=max(relative_error(answer, base) for answer, base in zip(adapted, zero, strict=True)),
+            golden_effect=relative_error(adapted[probe], zero[probe]),
+            others={name: relative_error(answer, zero[probe]) for name, answer in others.items()},
+            unread=unread,
             sites=sites,
             before=before,
-            golden=golden("golden output", self._session, self._probes[probe], probe),
+            golden=golden_of(adapted[probe], probe),
             loudest=max(range(len(adapted)), key=lambda index: relative_error(adapted[index], zero[index])),
         )
 
@@ -131,22 +142,38 @@ class StoredCalls:
         """The base."""
         return self._store.zeros
 
-    def _outputs(self, buffers: Buffers) -> list[Array]:
-        self._session.bind(unet_buffers(self._bundle, buffers))
-        return [self._session.run(call) for call in self._probes]
+    def _outputs(self, buffers: Buffers, calls: Sequence[Inputs]) -> list[Array]:
+        session = self._unet
+        session.bind(unet_buffers(self._bundle, buffers))
+        return [session.run(call) for call in calls]
 
     @cached_property
     def _zero(self) -> list[Array]:
-        return self._outputs(self._store.zeros)
+        return self._outputs(self._store.zeros, self._probes)
 
-    @cached_property
-    def _bundled(self) -> dict[str, list[Array]]:
-        return {name: self._outputs(self._store.buffers(name)) for name in self._store.names}
+    def _bundled(self, probe: int) -> dict[str, Array]:
+        """The answers of the bundle's own adapters to one stored call."""
+        if probe not in self._bundled_answers:
+            call = [self._probes[probe]]
+            self._bundled_answers[probe] = {name: self._outputs(self._store.buffers(name), call)[0] for name in self._store.names}
+        return self._bundled_answers[probe]
 
-    @cached_property
+    @property
+    def _unet(self) -> Session:
+        if self._session is None:
+            self._observed = None
+            release_memory()
+            self._session = self._load_unet()
+        return self._session
+
+    @property
     def _graph(self) -> ObservedGraph:
-        with self._bundle.graph_to_load(UNET) as file:
-            return ObservedGraph(file)
+        if self._observed is None:
+            self._session = None
+            release_memory()
+            with self._bundle.graph_to_load(UNET) as file:
+                self._observed = ObservedGraph(file)
+        return self._observed
 
     def _sites(self, buffers: Buffers) -> tuple[Uses, Uses]:
         """`Trial.sites` and `Trial.before`; who else uses a range is asked where the new adapter leaves one alone."""
@@ -188,20 +215,36 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
         raise UnfitError(mismatch(where, expected, losing, "build the bundle again with this adapter"), clipped)
 
 
-def _effect(outputs: Sequence[Array], zero: Sequence[Array]) -> float:
-    return max(relative_error(a, b) for a, b in zip(outputs, zero, strict=True))
-
-
 def _rms(x: Array) -> float:
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
 
 
-def _most_distinct(adapted: Sequence[Array], bundled: Sequence[Sequence[Array]]) -> int:
-    """The number of the call on which the new adapter's block means are farthest from the nearest of the others', in their own RMS."""
+def _most_distinct(
+    adapted: Sequence[Array], zero: Sequence[Array], bundled: Callable[[int], dict[str, Array]]
+) -> tuple[int, dict[str, Array]]:
+    """The number of the call on which the new adapter's block means are farthest from the nearest of the others', in their own RMS.
 
-    def gap(index: int) -> float:
-        means = block_means(adapted[index])
-        candidate = Golden(index, tuple(map(float, means)), 0.0)
-        return min(distance(candidate, block_means(outputs[index])) for outputs in bundled) / max(_rms(means), 1e-12)
+    The others are the base and the bundle's own adapters. These are asked call by call, the one farthest from the base first: no call is
+    farther from all others than from the base, so the rest are not run once one is farther than they can be.
 
-    return max(range(len(adapted)), key=gap)
+    Args:
+        bundled: runs the bundle's own adapters on a call.
+
+    Returns:
+        The number, and the answers of the bundle's own adapters there.
+    """
+    means = [block_means(output) for output in adapted]
+
+    def gap(index: int, outputs: Iterable[Array]) -> float:
+        candidate = Golden(index, tuple(map(float, means[index])), 0.0)
+        return min(distance(candidate, block_means(output)) for output in outputs) / max(_rms(means[index]), 1e-12)
+
+    bounds = [gap(index, [output]) for index, output in enumerate(zero)]
+    best, answers = (-1.0, 0), dict[str, Array]()
+    for index in sorted(range(len(adapted)), key=lambda each: (-bounds[each], each)):
+        if (bounds[index], -index) < best:
+            break
+        others = bundled(index)
+        if (candidate := (gap(index, [zero[index], *others.values()]), -index)) > best:
+            best, answers = candidate, others
+    return -best[1], answers

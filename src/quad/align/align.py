@@ -25,7 +25,6 @@ from quad.quantize.distill.teacher_calls import Fidelity
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.buffers import pad, zero_buffers
 from quad.runtime.bundle import Bundle
-from quad.runtime.engines.engine import Session
 from quad.runtime.request import TEXT_TO_IMAGE
 
 OBSERVED_CALLS = 4  # of the adapter's own calls, whose activations are observed
@@ -46,7 +45,7 @@ class OpenedBase:
         unet, text_encoder = self.model.unet, self.model.text_encoder
         return read_adapter(request.name, request.adapter, unet, request.allow_unused_keys, text_encoder=text_encoder, limits=limits)
 
-    def align(self, admission: Admission, session: Session, adapter: FloatAdapter, fitted: Fitted) -> AlignedAdapter:
+    def align(self, admission: Admission, adapter: FloatAdapter, fitted: Fitted) -> AlignedAdapter:
         """See `BaseModel.align`: what was trained is kept where it is nearer on the bundle's own graph."""
         request, bundle = admission.request, admission.bundle
         task, spec = _measured_task(admission, self.model)
@@ -64,7 +63,7 @@ class OpenedBase:
 
         # The nearest to float on calls that nothing was trained on.
         teacher_calls = networks.held_out(probes)
-        fidelities = measure_fidelity(bundle, session, teacher_calls, forms)
+        fidelities = measure_fidelity(bundle, admission.load_unet(), teacher_calls, forms)
         best = max(range(len(forms)), key=lambda index: fidelities[index].output_db)
         if UNET in fitted.components:
             _refuse_poor(request.name, fidelities[best])

@@ -107,7 +107,8 @@ def _lines(admitted: AdaptResult) -> list[str]:
         right = f"B A right to {weakest.product_db:.1f} dB at worst ({weakest.path})"
         lines.append(f"slots {len(admitted.slots)}: {'normalised' if 'weights' in trial else 'rescaled'}, {right}, nothing clipped")
     effects = ", ".join(f"{name} {effect:.3f}" for name, effect in trial["others"].items())
-    lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output ({effects})")
+    beside = f", on one of them {trial['golden_effect']:.3f}, the bundle's own there: {effects}" if effects else ""
+    lines.append(f"effect on the stored calls {trial['effect']:.3f} of the output{beside}")
     for name, use in list(trial["lossy"].items())[:3]:
         lines.append(f"activation {name}: its range cuts off {use['lost']:.2%} of its energy, values reach {use['reach']:.2f} of it")
     lines += [f"quality {line}" for line in _quality(admitted)]

@@ -76,7 +76,15 @@ def golden(where: str, network: Runnable, call: Inputs, probe: int) -> Golden:
     Raises:
         VerificationError: with NaN or Inf; the message begins with `where`.
     """
-    means = _answer(where, network, call)
+    return _golden(_answer(where, network, call), probe)
+
+
+def golden_of(output: NDArray[Any], probe: int) -> Golden:
+    """The U-Net's finite answer to probe number `probe`, as it is stored."""
+    return _golden(block_means(output), probe)
+
+
+def _golden(means: NDArray[np.float64], probe: int) -> Golden:
     return Golden(probe, tuple(float(np.float32(mean)) for mean in means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
 
 

@@ -142,7 +142,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         clipped: the most that any activation loses to its frozen range, a share of its energy; null where activations cannot be read. A
             LoRA whose weights are clipped is not admitted.
         effect: RMS of what it changes in the U-Net's output over the RMS of that output, the largest of the stored calls.
-        others: the same of the bundle's own adapters.
+        golden_effect, others: the same on the golden output's call alone, of it and of the bundle's own adapters.
         product_db: SQNR of all products B A as integers, dB; null where nothing is quantized.
         headroom: the largest weight at which nothing is clipped, at normalised slots the largest that was tried with no activation cut
             off; null where there is no bound.
@@ -156,6 +156,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     applied: float
     clipped: float | None
     effect: float
+    golden_effect: float
     others: dict[str, float]
     product_db: float | None
     headroom: float | None

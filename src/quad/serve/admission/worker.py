@@ -69,6 +69,7 @@ def verdict(admitted: AdaptResult) -> Verdict:
         applied=admitted.applied,
         clipped=None if quality is msgspec.UNSET else number(quality.lost),
         effect=float(admitted.trial["effect"]),
+        golden_effect=float(admitted.trial["golden_effect"]),
         others=dict(admitted.trial["others"]),
         product_db=None if quality is msgspec.UNSET else number(quality.product_db),
         headroom=number(manifest.headroom),
@@ -81,14 +82,14 @@ def verdict(admitted: AdaptResult) -> Verdict:
 
 
 def _limit(job: AdmissionJob) -> None:
-    """Bound this process' memory and files, where the system counts the first: a graph's files are mapped twice at most."""
+    """Bound this process' files, and where the system counts it its memory: of graphs one is loaded at a time, with its files."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (job.max_pack_bytes, job.max_pack_bytes))
     if _STATM.is_file():
         bundle = open_bundle(job.bundle, verify=False)
         part = bundle.manifest.components[UNET]
         graph_bytes = sum(bundle.manifest.files[name].size_bytes for name in part.files)
         own_bytes = int(_STATM.read_text(encoding="ascii").split()[5]) * resource.getpagesize()
-        most = own_bytes + _SLACK_BYTES + 2 * graph_bytes + job.max_bytes
+        most = own_bytes + _SLACK_BYTES + graph_bytes + job.max_bytes
         _, hard = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
 
