@@ -144,7 +144,12 @@ class Aligner:
 
             def make(adapter: FloatAdapter = adapter, group: int = group) -> Distilled:
                 pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile.of_group(group))
-                options = DistillOptions(steps=request.steps, lambda_=request.lambda_, checkpoint=checkpoint_file(request, adapter.name))
+                options = DistillOptions(
+                    steps=request.steps,
+                    effect_weight=request.quality.effect_weight,
+                    lambda_=request.lambda_,
+                    checkpoint=checkpoint_file(request, adapter.name),
+                )
                 examples = self._examples(adapter.name, samples, probes[adapter.name]) if request.lambda_ else []
                 distilled = distill(pair, adapter, probes[adapter.name], options, examples)
                 return replace(distilled, integers=trim(distilled.integers, slots))

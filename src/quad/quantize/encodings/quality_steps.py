@@ -1,12 +1,10 @@
-"""The quality steps of docs/method.md section 5 as switches; each is a row of the ablation."""
+"""The quality steps of docs/method.md section 5 as switches, each a row of the ablation, and two numbers that it may try."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from quad.quantize.encodings.ranges import RangeOptions
-
-MID_WIDENING = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +17,7 @@ class QualitySteps:
         equalize: step 4, SmoothQuant smoothing, folded into norms. For 8-bit sites alone, likewise.
         bias_correction: step 5.
         rank_sites: step 7, the least damaging sites first; off: in the network's own order, which is what ranking has to beat.
+        effect_weight: step 6, weight of the adapter's effect beside the output in what training minds.
         mid_widening: of normalised slots, how many times as wide the ranges of A x are as those of searched slots.
     """
 
@@ -27,7 +26,8 @@ class QualitySteps:
     equalize: bool = True
     bias_correction: bool = True
     rank_sites: bool = True
-    mid_widening: float = MID_WIDENING
+    effect_weight: float = 1.0
+    mid_widening: float = 1.0
 
     @property
     def ranges(self) -> RangeOptions:
