@@ -199,8 +199,11 @@ class StoredCalls:
         return most
 
 
-def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
+def refuse_unlike(name: str, trial: Trial, bundle: str, tried: str = "") -> None:
     """Raise where the adapter does not behave like one of this bundle.
+
+    Args:
+        tried: what else was tried, before the way out.
 
     Raises:
         CompatibilityError: no effect, or activations that are cut off, by name.
@@ -212,7 +215,7 @@ def refuse_unlike(name: str, trial: Trial, bundle: str) -> None:
     if clipped:
         expected = f"activations that lose at most {MOST_LOST:.0%} of their energy more than with others to their frozen ranges"
         losing = f"{len(clipped)} that lose more: {listed(clipped)}"
-        raise UnfitError(mismatch(where, expected, losing, "build the bundle again with this adapter"), clipped)
+        raise UnfitError(mismatch(where, expected, losing, f"{tried}build the bundle again with this adapter"), clipped)
 
 
 def _rms(x: Array) -> float:
