@@ -12,6 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from time import time_ns
 from typing import TypeVar
@@ -59,11 +60,14 @@ class Bundle:
     @property
     def group_count(self) -> int:
         """How many groups of adapters there are."""
-        return 1 + len(self.manifest.components[UNET].groups or ())
+        unet = self.manifest.components.get(UNET)
+        return 1 if unet is None else 1 + len(unet.groups or ())
 
     def of_group(self, group: int) -> Bundle:
         """The same bundle as it is for one group of adapters, counted from 0; to be called on a bundle as it was opened."""
-        return replace(self, profile=self.profile.of_group(group), group=group)
+        own = replace(self, profile=self.profile.of_group(group), group=group)
+        vars(own)["digests"] = self.digests  # adapters are packed for the profile of all groups
+        return own
 
     @property
     def name(self) -> str:
@@ -119,10 +123,10 @@ class Bundle:
         finally:
             self.graph(component, size, group)
 
-    @property
+    @cached_property
     def digests(self) -> Mapping[str, str]:
-        """Digests of slots and profile, which an adapter must have been packed for; opening the bundle has compared them."""
-        return {name: self.manifest.parents[name] for name in ("slots", "profile")}
+        """Digests of slots and profile, which an adapter must have been packed for; computed once, because a profile is large."""
+        return {"slots": self.slots.digest, "profile": self.profile.digest}
 
     def _unchanged(self, name: str) -> Path:
         path = inside(self.root, name)
@@ -178,7 +182,7 @@ def _open(root: Path, verify: bool) -> Bundle:
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
     bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, marker=marker, hashed=hashed)
-    for parent, has in {"slots": slots.digest, "profile": profile.digest}.items():
+    for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")
         if expected != has:
             raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"{parent} digest {expected[:8]}", has[:8], AGAIN))
