@@ -9,6 +9,7 @@ hundred times a second: what is its own (RssAnon; the graph's files, mapped, are
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -60,12 +61,14 @@ def _admission(options: Any) -> dict[str, Any]:
                 resident, own = (max(pair) for pair in zip((resident, own), _status(str(process.pid)), strict=True))
                 time.sleep(LOOK_S)
             seconds = time.perf_counter() - begin
+            spent = resource.getrusage(resource.RUSAGE_CHILDREN)
             assert process.stdout is not None
             lines = process.stdout.read().splitlines()
     if process.returncode:
         raise SystemExit("admission_cost: it was refused, see above")
     answer, loaded = json.loads("\n".join(lines[:-1])), json.loads(lines[-1])
-    return {"seconds": seconds, "peak_bytes": resident, "own_bytes": own, "loaded": [n for n in loaded if n in NOT_ON_A_DEVICE], **answer}
+    costs = {"wall_seconds": seconds, "cpu_seconds": spent.ru_utime + spent.ru_stime, "peak_bytes": resident, "own_bytes": own}
+    return {**costs, "loaded": [name for name in loaded if name in NOT_ON_A_DEVICE], **answer}
 
 
 def _status(process: str) -> tuple[int, int]:
@@ -81,7 +84,8 @@ def _status(process: str) -> tuple[int, int]:
 def _figures(report: dict[str, Any]) -> list[Figure]:
     admission = report["admission"]
     return [
-        Figure(name="admission", value=admission["seconds"], bar=60.0, unit="s"),
+        Figure(name="admission", value=admission["wall_seconds"], bar=60.0, unit="s"),
+        Figure(name="of it on the processor, one thread", value=admission["cpu_seconds"], bar=60.0, unit="s"),
         Figure(name="memory of its own, beside the pipeline", value=admission["own_bytes"] / MB, bar=1000.0, unit="MB"),
         Figure(name="its process, with the files it shares", value=admission["peak_bytes"] / MB, bar=2000.0, unit="MB"),
         Figure(name="packages of the build that it loads", value=len(admission["loaded"]), bar=0),
