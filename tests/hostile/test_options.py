@@ -34,7 +34,7 @@ def plain_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
                 "ddim:",
                 "ddim:1:2",
                 "ddim:9999999999",
-                "DDIM",
+                "DDIMS",
                 ":5",
                 "olss",
                 "ddim:\u0663",
