@@ -17,8 +17,12 @@ import pytest
 from quad.build.build import STAGES, BuildRequest, BuildResult, build
 from quad.build.smoke import SmokeResult
 from quad.compile.artifact import OnnxArtifact
+from quad.compile.placement.stored_weights import stored_weights
 from quad.core.errors import InputError, UsageError
 from quad.core.sampling import AdapterDefaults
+from quad.model.base.open import Base
+from quad.model.slots.layers import weights_of
+from quad.model.slots.network import slotted_as
 from quad.runtime.bundle import open_bundle
 from quad.runtime.pipeline import QuadPipeline
 from tests.build.samples import SAMPLES, run
@@ -82,6 +86,18 @@ def test_the_bundle_opens_verified_and_knows_its_parents(built: BuildResult) -> 
             key: bundle.manifest.parents[key] for key in ("slots", "profile", "graph")}  # fmt: skip
     assert bundle.manifest.tasks["removal"].sampler.olss is not None
     assert len(bundle.manifest.tasks["removal"].sampler.olss.timesteps) == 2
+
+
+def test_its_weights_are_rounded_with_compensation(built: BuildResult, base: Base) -> None:
+    """Not each to the nearest integer, and none far from it; 16 bits as they were. Nothing else of the profile knows."""
+    bundle, weights = open_bundle(built.bundle), weights_of(slotted_as(base.unet, base.text_encoder, open_bundle(built.bundle).slots).unet)
+    stored = stored_weights(ir.load(bundle.graph("unet")), {name: weight.shape for name, weight in weights.items()})
+    assert stored.keys() == weights.keys()
+    for name, encoding in bundle.profile.component("unet").items():
+        if name in weights:
+            steps = np.abs(stored[name].astype(int) - encoding.quantize(weights[name]).astype(int))
+            assert (steps.max() > 0) == (encoding.bits == 8), name
+            assert np.mean(steps > 2) < 0.02, name
 
 
 def test_there_and_back_through_the_pipeline(pipe: QuadPipeline) -> None:

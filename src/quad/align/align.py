@@ -54,7 +54,10 @@ class OpenedBase:
 
         # The forms to choose from: rescaled, and trained where training was asked for and took place.
         forms, alignment = [rescale(bundle, fitted).buffers], None
-        if bundle.profile.encodings:
+        notes: list[str] = []
+        if bundle.profile.encodings and not networks.is_exact:
+            notes.append("not trained: the rounded weights of this bundle cannot be read out of its graph")
+        elif bundle.profile.encodings:
             options = DistillOptions(steps=_steps(request, bundle))
             distilled = networks.align(fitted.adapter, probes, options)
             alignment = distilled.alignment
@@ -67,7 +70,7 @@ class OpenedBase:
         best = max(range(len(forms)), key=lambda index: fidelities[index].output_db)
         if UNET in fitted.components:
             _refuse_poor(request.name, fidelities[best])
-        notes = () if best == len(forms) - 1 else (_worsened(fidelities),)
+        notes += [] if best == len(forms) - 1 else [_worsened(fidelities)]
         _log.info("adapter %s: %s, output right to %s", request.name, ("rescaled", "trained")[best], _db(fidelities[best]))
         return AlignedAdapter(
             buffers=forms[best],
@@ -76,7 +79,7 @@ class OpenedBase:
             measured_calls=len(teacher_calls),
             own_calls=spread([call for teacher_call in teacher_calls for call in calls_in(teacher_call)], OBSERVED_CALLS),
             trained=best > 0,
-            notes=notes,
+            notes=tuple(notes),
         )
 
 

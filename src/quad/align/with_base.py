@@ -1,7 +1,8 @@
 """Admission with the base model at hand: the adapter aligned as a build would have, and measured against the float model it was trained on.
 
 The float network is the base with the slots of the bundle. The simulated one is made of it by what the bundle has kept: the profile,
-corrected biases, the gains of equalized norms, split skips. Quality is then measured on the bundle's own graph by its own engine.
+corrected biases, the gains of equalized norms, split skips, and the weights of its graph where they are rounded with compensation.
+Quality is then measured on the bundle's own graph by its own engine.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -20,18 +22,20 @@ from quad.admit.request import AdaptRequest
 from quad.build.admission_data import Corrections
 from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
 from quad.build.call_recorder import spread
+from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
-from quad.core.tensor_names import Role, role_of
+from quad.core.slots import UNET, SlotTable
+from quad.core.tensor_names import Role, role_of, weight_name
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
+from quad.model.slots.layers import apply_weight, layers_of
 from quad.model.slots.network import slotted_as
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
@@ -56,6 +60,7 @@ class BaseNetworks:
         adapter: as it was trained, for the networks as they are here.
         networks: float, by component.
         pair: float U-Net and simulated one.
+        is_exact: the simulated one is the bundle's; not where its rounded weights lie in a chip's binary.
         table: slots that hold the adapter at its own ranks.
     """
 
@@ -63,6 +68,7 @@ class BaseNetworks:
     adapter: FloatAdapter
     networks: Mapping[str, nn.Module]
     pair: TeacherStudent
+    is_exact: bool
     table: SlotTable
 
     @staticmethod
@@ -83,10 +89,16 @@ class BaseNetworks:
             split_skips(slotted.unet)
         student = share_copy(slotted.unet)
         apply_biases(student, dict(corrections.biases))
+        is_exact = _apply_stored_weights(student, bundle, corrections.compensated)
         networks = component_networks(base, slotted.unet, slotted.text_encoder)
         pair = TeacherStudent(teacher=slotted.unet, student=student, table=bundle.slots, profile=bundle.profile)
         return BaseNetworks(
-            base=replace(base, tasks=dict(tasks)), adapter=adapter, networks=networks, pair=pair, table=_widened(bundle.slots, adapter)
+            base=replace(base, tasks=dict(tasks)),
+            adapter=adapter,
+            networks=networks,
+            pair=pair,
+            is_exact=is_exact,
+            table=_widened(bundle.slots, adapter),
         )
 
     def probes(self, samples: Sequence[CalibrationSample]) -> list[Probe]:
@@ -171,6 +183,21 @@ def _corrections(bundle: Bundle) -> Corrections:
         where, expected = f"bundle {bundle.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
         raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
     return Corrections.read(bundle.read(CORRECTIONS_FILE))
+
+
+def _apply_stored_weights(student: nn.Module, bundle: Bundle, paths: Sequence[str]) -> bool:
+    """Give these layers of the student the weights of the bundle's graph; False, and nothing is done, where it does not tell them."""
+    if not paths:
+        return True
+    layers, encodings = layers_of(student), bundle.profile.component(UNET)
+    with bundle.graph_to_load(UNET) as file:
+        stored = stored_weights(ir.load(file), {weight_name(path): tuple(layers[path].weight.shape) for path in paths})
+    if len(stored) < len(paths):
+        return False
+    for path in paths:
+        name = weight_name(path)
+        apply_weight(layers[path], encodings[name].dequantize(stored[name]))
+    return True
 
 
 def _is_split(profile: Profile) -> bool:

@@ -18,7 +18,7 @@ from quad.build.call_recorder import spread
 from quad.core.component_call import UNET_INPUTS, Inputs
 from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
 from quad.core.slots import SlotTable
-from quad.core.tensor_names import Role, bias_name, gain_name, paths_with, role_of
+from quad.core.tensor_names import Role, bias_name, gain_name, paths_with, role_of, rounding_name
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import layers_of
@@ -30,32 +30,42 @@ STORED = 4
 
 @dataclass(frozen=True)
 class Corrections:
-    """Of the U-Net: `<module path>.bias` -> corrected bias `(out,)`, and layer path -> gain of each input channel `(in,)`."""
+    """Of the U-Net.
+
+    Args:
+        biases: `<module path>.bias` -> corrected bias `(out,)`.
+        gains: layer path -> gain of each input channel `(in,)`.
+        compensated: paths of layers whose weights are rounded with compensation: what they are, only the graph knows.
+    """
 
     biases: Mapping[str, NDArray[np.float32]]
     gains: Mapping[str, NDArray[np.float32]]
+    compensated: tuple[str, ...] = ()
 
     @staticmethod
     def between(teacher: nn.Module, student: nn.Module, gains: Mapping[str, Sequence[float]]) -> Corrections:
-        """Biases that are the student's own; two networks of shared weights otherwise."""
-        before = layers_of(teacher)
+        """Biases and weights that are the student's own; two networks of shared weights otherwise."""
+        before, layers = layers_of(teacher), layers_of(student)
         biases = {
             bias_name(path): layer.bias.detach().float().numpy()
-            for path, layer in layers_of(student).items()
+            for path, layer in layers.items()
             if layer.bias is not None and layer.bias is not before[path].bias
         }
-        return Corrections(biases, {path: np.asarray(gain, np.float32) for path, gain in gains.items()})
+        compensated = tuple(path for path, layer in layers.items() if layer.weight is not before[path].weight)
+        return Corrections(biases, {path: np.asarray(gain, np.float32) for path, gain in gains.items()}, compensated)
 
     @staticmethod
     def read(data: bytes) -> Corrections:
         """Of the bytes of a file whose digest was compared."""
         arrays = load(data)
         biases = {name: array for name, array in arrays.items() if role_of(name) is Role.BIAS}
-        return Corrections(biases, {path: arrays[gain_name(path)] for path in paths_with(Role.GAIN, arrays)})
+        gains = {path: arrays[gain_name(path)] for path in paths_with(Role.GAIN, arrays)}
+        return Corrections(biases, gains, tuple(paths_with(Role.ROUNDING, arrays)))
 
     def to_bytes(self) -> bytes:
         """The file's bytes."""
-        return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}})
+        rounding = {rounding_name(path): np.ones(1, np.uint8) for path in self.compensated}
+        return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}, **rounding})
 
 
 def admission_files(probes: Sequence[Inputs], corrections: Corrections | None) -> dict[str, bytes]:

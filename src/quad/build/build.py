@@ -12,7 +12,7 @@ from quad.build.align_adapters import align_adapters
 from quad.build.choose_profile import choose_profile
 from quad.build.fixed_threads import fixed_threads
 from quad.build.float_teacher import FloatTeacher
-from quad.build.make_bundle import BuildStages, make_bundle, read_bundle
+from quad.build.make_bundle import BuildStages, make_bundle, read_bundle, stored_files
 from quad.build.open_and_slot import open_and_slot
 from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest
@@ -27,7 +27,8 @@ from quad.core.storage.directories import require_replaceable
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
 STAGES = (
-    "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "align", "export", "place", "compile", "emulate", "write",
+    "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "round",
+    "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
 
 
@@ -68,7 +69,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     profile = choose_profile(request, model, teacher, clock, needs_calls=backend.needs_calls)
     with clock("align"):
         aligned = align_adapters(request, model, teacher, profile, clock.within("align"))
-    stages = BuildStages(model=model, teacher=teacher, profile=profile, adapters=aligned.packed)
+    stages = BuildStages(model=model, profile=profile, adapters=aligned.packed, stored=stored_files(request, model, teacher))
+    del teacher  # it holds the weights as they were before they were rounded
     bundle = once(lambda: make_bundle(request, backend, stages, clock), lambda: read_bundle(request.output))
     clear_cache(request)
     clock.done()

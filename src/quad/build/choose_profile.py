@@ -12,9 +12,10 @@ from torch import nn
 from quad.build.call_recorder import CallRecorder, fitted_calls, spread
 from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
-from quad.build.request import BuildRequest
+from quad.build.request import COMPENSATED, BuildRequest
 from quad.build.result import GroupReport, ProfileChoice, ProfileReport
 from quad.build.resume import stages as resumable
+from quad.build.round_weights import round_weights
 from quad.compile.targets import load_target
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.precision import FLOAT
@@ -57,9 +58,9 @@ class ProfileStage:
 def choose_profile(
     request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, needs_calls: bool
 ) -> ProfileStage:
-    """The stages calibrate, score and unify; with `--precision float` an empty profile.
+    """The stages calibrate, score, unify and round; with `--precision float` an empty profile.
 
-    Corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
+    Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
 
     Raises:
         InputError, UsageError: as `quad.build.build.build`.
@@ -98,7 +99,10 @@ def choose_profile(
         _log.info("profile: %s, anchor %s, %d sites widened, %d groups", profile.mode, profile.anchor, widened, profile.group_count)
         if model.mixed_precision.gains:
             profile = msgspec.structs.replace(profile, gains={MIXED_COMPONENT: dict(model.mixed_precision.gains)})
-        if request.quality.bias_correction:
+    with clock("round"):
+        if request.rounding == COMPENSATED:
+            round_weights(model, profile, correct_biases=request.quality.bias_correction, progress=clock.within("round"))
+        if request.quality.bias_correction:  # of the other layers: a weight that lies on its lattice has no error
             _correct_biases(model.networks, statistics, profile)
     chosen = ProfileChoice(
         choice=grouped.choices[0],

@@ -49,12 +49,13 @@ class BuildStages:
 
     Args:
         adapters: as they ship.
+        stored: files for adapters to come.
     """
 
     model: SlottedModel
-    teacher: FloatTeacher
     profile: ProfileStage
     adapters: tuple[PackedAdapter, ...]
+    stored: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +92,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
         its network does.
     """
     model = stages.model
-    files = {**_admission_files(request, stages), **embedding_files(model.adapters, model.base)}
+    files = {**stages.stored, **embedding_files(model.adapters, model.base)}
     with backend.writing() as writer, scratch_directory() as scratch:
         context = CompileContext(
             target=load_target(request.target),
@@ -121,9 +122,8 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             return _write(request, parts, model)
 
 
-def _admission_files(request: BuildRequest, stages: BuildStages) -> dict[str, bytes]:
+def stored_files(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher) -> dict[str, bytes]:
     """For adapters to come; without an adapter the bundle has no slot for any."""
-    model, teacher = stages.model, stages.teacher
     if not model.adapters:
         return {}
     grid = model.base.latent.grid(model.base.picture_size)

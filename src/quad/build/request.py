@@ -33,6 +33,8 @@ from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
 from quad.quantize.profile.groups import DEFAULT_LOSS, GroupLimits
 from quad.runtime.adapter_defaults import check_defaults
 
+COMPENSATED, NEAREST = "compensated", "nearest"
+ROUNDINGS = (COMPENSATED, NEAREST)
 _CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 # Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
@@ -74,6 +76,7 @@ class BuildRequest:
         dump_passes: a directory for the graphs after each pass and their census; None for none.
         soc: the chip that a vendor's compiler makes binaries for; None for its default.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
+        rounding: of weights to int8: `compensated`, so that errors cancel on the inputs that samples bring, or `nearest`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
         size: of the pictures, `WIDTHxHEIGHT` in pixels, multiples of 64, or one number for both, or several with commas
             between; None for the model's own.
@@ -108,6 +111,7 @@ class BuildRequest:
     max_profiles: int | None = None
     distill_steps: int | None = None
     lambda_: float = 0.0
+    rounding: str = COMPENSATED
     literal_shared_scale: bool = False
     dump_passes: Path | None = None
     soc: str | None = field(default=None, metadata=_BACKEND_OPTION)
@@ -227,6 +231,8 @@ class BuildRequest:
             RankLimits(rank).check(f"--adapter {name}, rank")
         self._check_room()
         self._check_profiles()
+        if self.rounding not in ROUNDINGS:
+            raise UsageError(mismatch("--rounding", " or ".join(ROUNDINGS), repr(self.rounding), "choose one of these"))
 
     def _check_profiles(self) -> None:
         limits = self.profile_limits

@@ -78,6 +78,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option("--lambda", help="Weight of the denoising loss in that training; only where true pictures are known.", metavar="L",
                      show_default="0"),
     ] = msgspec.field(default=None, name="lambda")  # fmt: skip
+    rounding: Annotated[
+        str | None,
+        typer.Option(help="How weights become int8: with errors that cancel on calibration inputs, or each to the nearest integer.",
+                     metavar="compensated|nearest", show_default="compensated"),
+    ] = None  # fmt: skip
     literal_shared_scale: Annotated[
         bool | None,
         typer.Option("--literal-shared-scale", help="One scale for a layer's weight and all its LoRA weights, to compare with."),

@@ -13,6 +13,7 @@
 | `lora_scale` | a slot | in an adapter's file, of normalised slots: the scale of each rank channel `(rank,)` |
 | `lora_scales` | a component | the graph input that holds the scales of all its slots, one after the other |
 | `gain` | a module | smoothing scales of its input channels, in a bundle's corrections file |
+| `rounding` | a module | 1 where its weight is rounded with compensation, in a bundle's corrections file |
 
 In a Q/DQ graph the nodes that quantize tensor T and dequantize it are `T/Q` and `T/DQ`.
 """
@@ -43,6 +44,7 @@ class Role(StrEnum):
     LORA_SCALE = "lora_scale"
     LORA_SCALES = "lora_scales"
     GAIN = "gain"
+    ROUNDING = "rounding"
 
 
 ATTENTION_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.PROBABILITY)
@@ -137,6 +139,11 @@ def lora_scales_name(component: str) -> str:
 def gain_name(path: str) -> str:
     """Smoothing scales of a module's input channels."""
     return str(TensorName(path, Role.GAIN))
+
+
+def rounding_name(path: str) -> str:
+    """How a module's weight is rounded."""
+    return str(TensorName(path, Role.ROUNDING))
 
 
 def quantize_node(tensor: str) -> str:

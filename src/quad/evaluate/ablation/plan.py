@@ -13,7 +13,7 @@ from quad.core.precision import eight_bit_percent
 BASELINE = "w8a16"
 MOST_SENSITIVE = "most-sensitive"  # as `anchor`: the adapter of highest QSS in the first row's build
 STEPS_AT = "mixed:80"  # 16 bits forgive what a step mends: the steps are judged where most sites have 8
-GROUPS = ("precision", "lora", "profile", "hard", "steps")
+GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +77,10 @@ ROWS = (
     AblationRow(name="hard-mixed-80", group="hard", build={"precision": STEPS_AT}, baseline="mixed-80", synthetic=True),
     AblationRow(
         name="hard-unified-mixed-80", group="hard", build={"precision": STEPS_AT, "anchor": "unified"}, baseline="mixed-80", synthetic=True
+    ),
+    AblationRow(name="nearest-rounding", group="rounding", build={"rounding": "nearest"}),
+    AblationRow(
+        name="nearest-rounding-mixed-80", group="rounding", build={"precision": STEPS_AT, "rounding": "nearest"}, baseline="mixed-80"
     ),
     _without("without-range-search", "search_ranges"),
     _without("without-split-skips", "split_skips"),

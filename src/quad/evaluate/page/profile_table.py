@@ -8,7 +8,7 @@ from typing import Any
 from quad.evaluate.page.table import Cell, Row, Table, plain
 
 QUAD_SECONDS = 180.0
-QUAD_STAGES = ("calibrate", "score", "unify", "align")
+QUAD_STAGES = ("calibrate", "score", "unify", "round", "align")
 COLUMNS = ("QSS, bits", "95 %", "own encodings", "shared", "rescaled", "distilled", "effect gain")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
@@ -23,6 +24,11 @@ def layers_of(network: nn.Module) -> dict[str, Layer]:
                 if isinstance(child, Site | SplitSite) and role_of(child.name) is Role.INPUT:
                     layers[parse(child.name).path] = module
     return layers
+
+
+def apply_weight(layer: Layer, values: NDArray[np.float32]) -> None:
+    """Write a weight `(out, in, *kernel)` into a layer, for good; another layer that shares the one before does not see it."""
+    layer.weight = nn.Parameter(torch.from_numpy(values).to(layer.weight.device, layer.weight.dtype), requires_grad=False)
 
 
 def input_sites(path: str, layer: Layer) -> tuple[str, ...]:

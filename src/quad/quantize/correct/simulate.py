@@ -48,7 +48,9 @@ def simulated(
         for path, owner in owners.items():
             weight = encodings.get(weight_name(path))
             if weight is not None:
-                put(owner, "weight", fake_quantize(owner.weight.detach(), weight), owner.weight)
+                values = fake_quantize(owner.weight.detach(), weight)
+                if not torch.equal(values, owner.weight):  # of one that lies on its lattice no second copy is held
+                    put(owner, "weight", values, owner.weight)
         for path, layer in layers.items():
             bias = (biases or {}).get(bias_name(path))
             if bias is not None:

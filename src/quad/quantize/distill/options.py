@@ -28,7 +28,7 @@ class DistillOptions:
     steps: int = 0
     rate: float = 0.0008
     batch: int = 4
-    effect_weight: float = 1.0
+    effect_weight: float = 4.0
     lambda_: float = 0.0
     every: int = 10
     patience: int = 5

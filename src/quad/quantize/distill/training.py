@@ -10,8 +10,9 @@
 | v | the exact answer of an example, where there are examples |
 
 The two first terms part company: a student whose output is the teacher's has also mended errors of the base, and these count as errors
-of its effect. Measured on the reference model at w8a16, gain over rescaling alone in PSNR of pictures, and effect SQNR ("output alone": 32
-pictures a task, longer steps; "both": 64, as it is now):
+of its effect. Measured on the reference model at w8a16 with each weight rounded to the nearest, gain over rescaling alone in PSNR of
+pictures, and effect SQNR ("output alone": 32 pictures a task, longer steps; "both": 64). With compensated rounding there is less to mend,
+and w is 4 (docs/adr/0037-compensated-rounding.md):
 
 | adapter | output alone | both, w = 1 | rescaling alone |
 |---|---|---|---|

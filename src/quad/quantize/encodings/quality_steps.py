@@ -26,7 +26,7 @@ class QualitySteps:
     equalize: bool = True
     bias_correction: bool = True
     rank_sites: bool = True
-    effect_weight: float = 1.0
+    effect_weight: float = 4.0
     mid_widening: float = 1.0
 
     @property

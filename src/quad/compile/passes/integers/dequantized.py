@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ import numpy as np
 import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, constant, producer, static_shape
+
+PART = "quad.part"  # of a constant that was cut: the name of the whole, the number of this part, and the axis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,9 @@ def cut(writer: Writer, value: ir.Value, axis: int, sizes: Sequence[int]) -> lis
     parts = [writer.constant("part", np.ascontiguousarray(part)) for part in np.split(array, places, axis=axis)]
     if encoded is None:
         return list(parts)
+    for index, part in enumerate(parts):
+        part.metadata_props.update(encoded.integers.metadata_props)
+        part.metadata_props[PART] = json.dumps([encoded.integers.name, index, axis])
     if encoded.axis != axis:
         return [
             write_dequantized(writer, Dequantized(integers=part, scale=encoded.scale, zero=encoded.zero, axis=encoded.axis))

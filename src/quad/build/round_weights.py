@@ -1,0 +1,119 @@
+"""The stage `round`: weights on their lattices, rounded so that their errors cancel on real inputs, in the networks themselves.
+
+The exporter and the simulated network round them again, to the nearest: to themselves. So nothing of it passes through the profile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.build.call_recorder import spread
+from quad.build.open_and_slot import SlottedModel
+from quad.core.profile import Profile
+from quad.core.progress import Progress, silent, with_progress
+from quad.core.tensor_names import Role, bias_name, paths_with, weight_name
+from quad.lora.read import FloatAdapter
+from quad.model.slots.layers import Layer, apply_weight, layers_of
+from quad.quantize.correct.rounding import compensated_integers
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
+from quad.quantize.observe.input_grams import InputGram, gathering
+from quad.quantize.observe.side_by_side import side_by_side
+
+RUNS = 8  # pictures that are made to see inputs by
+SEED = 30_000  # other noise than calibration, sensitivity and alignment draw
+_BITS = 8  # of weights that are compensated: at 16 there is nothing to gain
+_PIECE = "rounded"
+Key = tuple[str, str]  # component, and path of a layer in it
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RoundedLayer:
+    """A weight `(out, in, *kernel)` as integers, and the mean of its error in the layer's output `(out,)` on the inputs seen."""
+
+    integers: NDArray[np.integer]
+    shift: NDArray[np.float32]
+
+
+def round_weights(model: SlottedModel, profile: Profile, *, correct_biases: bool, progress: Progress = silent) -> None:
+    """Write compensated weights, and their biases, into the networks of `model`; others that share theirs do not see it.
+
+    Args:
+        correct_biases: the mean error of each layer is taken out of its bias.
+    """
+    piece = model.cache.read(_PIECE)
+    rounded = _of_arrays(piece[1]) if piece is not None else _rounded(model, profile, progress)
+    if piece is None:
+        model.cache.write(_PIECE, None, _arrays(rounded))
+    layers = {component: layers_of(network) for component, network in model.networks.items()}
+    for (component, path), result in rounded.items():
+        layer, encoding = layers[component][path], profile.component(component)[weight_name(path)]
+        apply_weight(layer, encoding.dequantize(result.integers))
+        if correct_biases and layer.bias is not None:
+            layer.bias = nn.Parameter(layer.bias - torch.from_numpy(result.shift), requires_grad=False)
+    _log.info("weights of %d layers rounded with compensation", len(rounded))
+
+
+def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[Key, RoundedLayer]:
+    """Every layer with a weight of 8 bits that the samples reach."""
+
+    def compensated(component: str, path: str) -> bool:
+        encoding = profile.component(component).get(weight_name(path))
+        return encoding is not None and encoding.bits == _BITS and encoding.symmetric
+
+    samples = few_samples(model)
+    feeds = calibration_feeds(model.measured, model.networks, model.table, _named(model, samples), samples, CalibrationOptions(seed=SEED))
+    with torch.no_grad(), gathering(model.networks, compensated) as grams:
+        for feed in with_progress(feeds, len(samples), "round", progress):
+            feed.run()
+    layers = {component: layers_of(network) for component, network in model.networks.items()}
+    work = [(key, layers[key[0]][key[1]], gram) for key, gram in grams.items()]
+    results = side_by_side(lambda item: _round(item[0], item[1], item[2], profile), work)
+    return {key: result for (key, _, _), result in zip(work, results, strict=True)}
+
+
+def _round(key: Key, layer: Layer, gram: InputGram, profile: Profile) -> RoundedLayer:
+    encoding = profile.component(key[0])[weight_name(key[1])]
+    weight = layer.weight.detach().float().cpu().numpy()
+    integers = compensated_integers(weight, encoding, gram.grams)
+    error = (encoding.dequantize(integers) - weight).reshape(len(weight), -1).astype(np.float64)
+    return RoundedLayer(integers, (error @ gram.mean.numpy()).astype(np.float32))
+
+
+def few_samples(model: SlottedModel) -> list[CalibrationSample]:
+    """One sample of each task and adapter, `RUNS` at most."""
+    first: dict[tuple[str, str | None], CalibrationSample] = {}
+    for sample in model.samples:
+        first.setdefault((sample.task, sample.adapter), sample)
+    return spread(list(first.values()), RUNS)
+
+
+def _named(model: SlottedModel, samples: Sequence[CalibrationSample]) -> list[FloatAdapter]:
+    """The adapters that these samples run with."""
+    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in samples}
+    return [adapter for adapter in model.adapters if adapter.name in names]
+
+
+def _arrays(rounded: Mapping[Key, RoundedLayer]) -> dict[str, NDArray[Any]]:
+    """All results by name, to keep."""
+    weights = {f"{component}/{weight_name(path)}": result.integers for (component, path), result in rounded.items()}
+    shifts = {f"{component}/{bias_name(path)}": result.shift for (component, path), result in rounded.items()}
+    return {**weights, **shifts}
+
+
+def _of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[Key, RoundedLayer]:
+    """The results of `_arrays`."""
+    rounded: dict[Key, RoundedLayer] = {}
+    for full_name, integers in arrays.items():
+        component, _, name = full_name.partition("/")
+        for path in paths_with(Role.WEIGHT, [name]):
+            rounded[component, path] = RoundedLayer(integers, arrays[f"{component}/{bias_name(path)}"])
+    return rounded

@@ -1,0 +1,72 @@
+"""Rounding weights to integers so that their errors cancel on real inputs: each column makes up for those before it.
+
+Rounding each weight to the nearest integer is best for weights, not for outputs: inputs are correlated, so an error in one column can be
+taken back in another. The least `|(W - W_hat) X|^2` over integers is a nearest point of a lattice. Babai's nearest plane comes near it:
+column by column, with what is left of the columns before counted into the next one.
+
+Source: Babai 1986; Frantar et al. 2022 (GPTQ), which is the same rule by another factor (Chen et al. 2025, arXiv 2507.18553);
+docs/method.md section 5, step 1.
+
+    H = X X^T + damping I = L L^T,  |(W - W_hat) X|^2 ~ |D L|^2,  D = W - W_hat
+    (D L)_j = L_jj (d_j + sum_{i>j} d_i L_ij / L_jj),  so, the last column first,  q_j = round( w_j + sum_{i>j} d_i L_ij / L_jj )
+
+| symbol | here |
+|---|---|
+| H | `gram`, of a layer's inputs, the taps of a convolution side by side |
+| L | `factor`, Cholesky's, lower |
+| w_j, q_j, d_j | column j of the weight in steps, its integers, their difference |
+
+Columns of much input are the last in order, and rounded first: what those after them cannot take back is small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quad.core.encoding import Encoding
+
+DAMPING = 0.01  # of the mean energy of a column: inputs that calibration has not seen are not zero
+_WIDTH = 64  # columns that are rounded between two matrix products
+
+
+def compensated_integers(weight: NDArray[np.float32], encoding: Encoding, grams: Sequence[Tensor]) -> NDArray[np.integer]:
+    """Integers `(out, in, *kernel)` of a weight, in the encoding's own type.
+
+    Args:
+        weight: `(out, in, *kernel)`.
+        encoding: signed and symmetric, one scale for each output channel, or one for all.
+        grams: sums of `x x^T` over inputs, one for each run of columns in their order; runs do not make up for each other.
+    """
+    flat, scale = weight.reshape(len(weight), -1), np.asarray(encoding.scale, np.float32).astype(np.float64)
+    integers, first = np.empty(flat.shape, encoding.dtype), 0
+    for gram in grams:
+        run = slice(first, first + len(gram))
+        columns = torch.from_numpy(np.ascontiguousarray((flat[:, run] / scale[:, None]).T))
+        integers[:, run] = _rounded(columns, gram, encoding.qmax).numpy().T
+        first = run.stop
+    return integers.reshape(weight.shape)
+
+
+def _rounded(columns: Tensor, gram: Tensor, largest: int) -> Tensor:
+    """Integers of some columns `(k, out)`, given in steps, by the Gram matrix `(k, k)` of their inputs."""
+    order = torch.argsort(gram.diagonal(), stable=True)
+    damped = gram[order[:, None], order].double()
+    mean = float(damped.diagonal().mean())
+    damped.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
+    factor = torch.linalg.cholesky(damped)
+    factor /= factor.diagonal().clone()
+    ordered = columns[order]
+    integers, left = torch.zeros_like(ordered), torch.zeros_like(ordered)
+    for last in range(len(ordered), 0, -_WIDTH):
+        first = max(last - _WIDTH, 0)
+        targets = ordered[first:last] + factor[last:, first:last].T @ left[last:]
+        for j in range(last - 1, first - 1, -1):
+            target = targets[j - first] + factor[j + 1 : last, j] @ left[j + 1 : last]
+            integers[j] = target.round().clamp(-largest, largest)
+            left[j] = ordered[j] - integers[j]
+    return integers[torch.argsort(order)]

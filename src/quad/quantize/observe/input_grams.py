@@ -1,0 +1,128 @@
+"""Gram matrices of layers' inputs: for each layer the sum of `x x^T` over real calls, by which its weight is rounded.
+
+A layer of n inputs has a matrix of n x n, which for the largest convolutions of Stable Diffusion is 2 GB. So each is cut into equal runs
+of channels, each with all its taps: between two runs nothing is known. Runs have `LONGEST` inputs, or as many fewer as `GRAM_BYTES` allow
+for all layers together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quad.model.slots.layers import Layer, layers_of
+
+GRAM_BYTES = 1_000_000_000
+LONGEST = 1152  # inputs: 128 channels of a 3x3 convolution
+POSITIONS = 256  # of each picture, spread at random: neighbours say much the same
+_SHRINK = 0.9  # how much shorter runs are tried than those that took too many bytes
+
+
+@final
+class InputGram:
+    """Sums over the inputs of one layer, the taps of a convolution as inputs of their own.
+
+    Args:
+        layer: a Linear, or a Conv2d of one group.
+        longest: inputs in one run of channels, as near as whole channels come.
+    """
+
+    def __init__(self, layer: Layer, longest: int) -> None:
+        self._layer = layer
+        lengths = run_lengths(layer, longest)
+        self.grams = [torch.zeros(length, length) for length in lengths]
+        self._sum, self._count = torch.zeros(sum(lengths), dtype=torch.float64), 0
+
+    def add(self, inputs: Tensor) -> None:
+        """Count what one call gave the layer, `(batch, ..., in)` or `(batch, in, height, width)`."""
+        seen = _columns(self._layer, inputs.detach().float())
+        for gram, part in zip(self.grams, seen.split([len(gram) for gram in self.grams]), strict=True):
+            gram.addmm_(part, part.T)
+        self._sum += seen.sum(dim=1, dtype=torch.float64)
+        self._count += seen.shape[1]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each input, `(inputs,)`; at a convolution's border zeros are counted as they are read."""
+        return self._sum / self._count
+
+
+def run_lengths(layer: Layer, longest: int) -> list[int]:
+    """Inputs of each run: whole channels, in runs of equal length but for one channel."""
+    channels, taps = layer.weight.shape[1], math.prod(layer.weight.shape[2:])
+    runs = -(-channels // max(1, longest // taps))
+    bounds = [channels * run // runs for run in range(runs + 1)]
+    return [(last - first) * taps for first, last in pairwise(bounds)]
+
+
+def longest_run(layers: list[Layer], budget: int = GRAM_BYTES) -> int:
+    """The longest runs of inputs with which the matrices of all these layers take no more than `budget` bytes."""
+    longest = LONGEST
+    while longest > 1 and sum(4 * length**2 for layer in layers for length in run_lengths(layer, longest)) > budget:
+        longest = int(longest * _SHRINK)
+    return longest
+
+
+@contextmanager
+def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bool]) -> Iterator[dict[tuple[str, str], InputGram]]:
+    """Count the inputs of layers in every call that the networks answer while the block runs.
+
+    Args:
+        networks: component name -> float network with Sites.
+        chosen: says of a component and the path of a layer in it whether its inputs are counted.
+
+    Yields:
+        Component and path -> what was counted, of layers that a call has reached.
+    """
+    layers = {
+        (component, path): layer
+        for component, network in networks.items()
+        for path, layer in layers_of(network).items()
+        if chosen(component, path) and (isinstance(layer, nn.Linear) or (layer.groups == 1 and not isinstance(layer.padding, str)))
+    }
+    longest, grams = longest_run(list(layers.values())), dict[tuple[str, str], InputGram]()
+
+    def counter(key: tuple[str, str], layer: Layer) -> Callable[[nn.Module, Any], None]:
+        def count(module: nn.Module, arguments: Any) -> None:
+            if key not in grams:
+                grams[key] = InputGram(layer, longest)
+            grams[key].add(arguments[0])
+
+        return count
+
+    hooks = [layer.register_forward_pre_hook(counter(key, layer)) for key, layer in layers.items()]
+    try:
+        yield grams
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _columns(layer: Layer, x: Tensor) -> Tensor:
+    """`(inputs, calls)`: what each output that is looked at was made of."""
+    if isinstance(layer, nn.Linear):
+        tokens = x.reshape(len(x), -1, x.shape[-1])
+        return tokens[:, _positions(tokens.shape[1])].reshape(-1, x.shape[-1]).T
+    (down, right), (rows, columns) = layer.stride, layer.kernel_size
+    above, before = (int(pad) for pad in layer.padding)
+    padded = functional.pad(x, (before, before, above, above))
+    reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip((rows, columns), layer.dilation, strict=True)]
+    height, width = (padded.shape[2] - reach[0]) // down + 1, (padded.shape[3] - reach[1]) // right + 1
+    tops, lefts = np.divmod(_positions(height * width), width)
+    at_rows = torch.from_numpy(tops * down)[:, None, None] + torch.arange(rows)[None, :, None] * layer.dilation[0]
+    at_columns = torch.from_numpy(lefts * right)[:, None, None] + torch.arange(columns)[None, None, :] * layer.dilation[1]
+    patches = padded[:, :, at_rows, at_columns]  # (batch, channels, positions, rows, columns)
+    return patches.permute(1, 3, 4, 0, 2).reshape(-1, patches.shape[0] * patches.shape[2])
+
+
+def _positions(count: int) -> np.ndarray:
+    """Places in a picture that are looked at, all of a small one; the same ones at every call."""
+    return np.arange(count) if count <= POSITIONS else np.sort(np.random.default_rng(count).choice(count, POSITIONS, replace=False))

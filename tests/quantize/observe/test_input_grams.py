@@ -1,0 +1,76 @@
+"""Gram matrices of layers' inputs, against torch's own unfolding; what cutting them into runs leaves, and what they may take."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quad.model.slots.attention import add_sites
+from quad.model.slots.layers import Layer, layers_of
+from quad.quantize.observe import input_grams
+from quad.quantize.observe.input_grams import LONGEST, InputGram, gathering, longest_run, run_lengths
+
+GEOMETRIES = ({"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "stride": 2}, {"kernel_size": (3, 1), "padding": (1, 0), "dilation": 2})
+
+
+def unfolded(layer: Layer, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return x.reshape(-1, x.shape[-1]).T
+    columns = functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return columns.transpose(0, 1).flatten(1)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), *(nn.Conv2d(6, 4, **geometry) for geometry in GEOMETRIES)])
+def test_sums_over_all_that_a_layer_reads(layer: Layer) -> None:
+    torch.manual_seed(0)
+    calls = [torch.randn(2, 5, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 9, 8) for _ in range(2)]
+    gram = InputGram(layer, 1000)
+    for call in calls:
+        gram.add(call)
+    seen = torch.cat([unfolded(layer, call) for call in calls], dim=1)
+    assert len(gram.grams) == 1
+    torch.testing.assert_close(gram.grams[0], seen @ seen.T, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(gram.mean.float(), seen.mean(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_of_a_large_picture_some_places_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(input_grams, "POSITIONS", 40)
+    layer, x = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 16, 16)
+    first, second, whole = InputGram(layer, 1000), InputGram(layer, 1000), unfolded(layer, x)
+    first.add(x)
+    second.add(x)
+    assert torch.equal(first.grams[0], second.grams[0])
+    energy, all_energy = float(first.grams[0].trace()) / 40, float(whole.square().sum()) / whole.shape[1]
+    assert abs(energy / all_energy - 1) < 0.3
+
+
+def test_runs_are_diagonal_blocks_of_whole_channels() -> None:
+    layer, x = nn.Conv2d(10, 4, 3), torch.randn(1, 10, 6, 6)
+    whole, cut = InputGram(layer, 1000), InputGram(layer, 30)
+    whole.add(x)
+    cut.add(x)
+    assert run_lengths(layer, 30) == [18, 27, 18, 27]
+    start = 0
+    for gram in cut.grams:
+        torch.testing.assert_close(gram, whole.grams[0][start : start + len(gram), start : start + len(gram)])
+        start += len(gram)
+
+
+def test_all_of_them_take_what_is_allowed() -> None:
+    layers: list[Layer] = [nn.Conv2d(2560, 8, 3), nn.Conv2d(320, 8, 3), nn.Linear(768, 8), nn.Linear(5120, 8)]
+    for budget in (10_000_000, 100_000_000):
+        longest = longest_run(layers, budget)
+        taken = sum(4 * length**2 for layer in layers for length in run_lengths(layer, longest))
+        assert 0.5 * budget < taken <= budget
+    assert longest_run([nn.Linear(64, 8)]) == LONGEST
+
+
+def test_chosen_layers_are_counted_and_let_go() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, groups=2))
+    add_sites(network)
+    with torch.no_grad(), gathering({"net": network}, lambda component, path: path != "0") as grams:
+        network(torch.randn(1, 3, 5, 5))
+    assert list(grams) == [("net", "1")]
+    assert all(not layer._forward_pre_hooks for layer in layers_of(network).values())
