@@ -33,9 +33,28 @@ Rows = Annotated[
 ]
 
 
-def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = None, n: Samples = 16, as_json: Json = False) -> None:
+Later = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--later",
+        help="An adapter that no profile is made for, admitted to the bundles of the rows `slots`; again for each. toyland brings its own.",
+        metavar="NAME=PATH",
+        show_default=False,
+    ),
+]
+
+
+def ablate(
+    model: Model,
+    output: Output,
+    adapter: Adapters = None,
+    later: Later = None,
+    rows: Rows = None,
+    n: Samples = 16,
+    as_json: Json = False,
+) -> None:
     """Build and measure one bundle for each choice."""
-    adapters = named_paths("--adapter", adapter or [])
+    adapters, later_files = named_paths("--adapter", adapter or []), named_paths("--later", later or [])
     check_report_dir(output)
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
     with stage_bar() as progress, redirect_stdout(sys.stderr):
@@ -44,22 +63,24 @@ def ablate(model: Model, output: Output, adapter: Adapters = None, rows: Rows = 
         from quad.evaluate.ablation.cross_table import cross
         from quad.evaluate.ablation.page import ablation_of, write_ablation
 
-        request = _request(model, adapters, output, names, n)
+        request = _request(model, adapters, later_files, output, names, n)
         measured = measure(request, progress)
         cross_tables = cross(request, progress)
         write_ablation(request, measured, cross_tables)
     result(ablation_of(request, measured, cross_tables), as_json, [*(_line(row) for row in measured), str(output / "report.html")])
 
 
-def _request(model: str, adapters: dict[str, Path], output: Path, names: list[str], n: int) -> AblationRequest:
+def _request(model: str, adapters: dict[str, Path], later: dict[str, Path], output: Path, names: list[str], n: int) -> AblationRequest:
     """The rows that are asked for; a model directory brings its own adapters where none is named."""
     from quad.evaluate.ablation.ablate import AblationRequest
     from quad.evaluate.ablation.plan import plan
     from quad.evaluate.figures.quality import find_adapters
+    from quad.zoo.reference import later_adapters, reference_dir
 
     directory = model_directory(model)
     adapters = local_adapters(adapters) or find_adapters(directory)
-    return AblationRequest(model=directory, adapters=adapters, out=output, rows=plan(names), n=n)
+    later = local_adapters(later) or (later_adapters() if directory == reference_dir() else {})
+    return AblationRequest(model=directory, adapters=adapters, out=output, rows=plan(names), n=n, later=later)
 
 
 def _line(row: AblationResult) -> str:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import msgspec
 import numpy as np
 
 from quad.build.build import build
+from quad.build.call_recorder import spread
 from quad.build.request import BuildRequest
 from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.progress import Progress
+from quad.evaluate.ablation.later import STRENGTHS, LaterAdapters
 from quad.evaluate.ablation.pictures import keep_pictures
 from quad.evaluate.ablation.plan import BASELINE, MOST_SENSITIVE, AblationRow
 from quad.evaluate.ablation.reference_side import ReferenceSide
-from quad.evaluate.ablation.results import AblatedTask, AblationResult, StoredRow, StoredRows
+from quad.evaluate.ablation.results import AblatedTask, AblationResult, LaterTable, StoredRow, StoredRows
 from quad.evaluate.bench.bench import graph_times, use_adapter
 from quad.evaluate.bench.footprint import rom_bytes
 from quad.evaluate.figures.effect import network_effects, open_unet
+from quad.evaluate.figures.identity import adapter_identities
 from quad.evaluate.figures.metrics import psnr
 from quad.evaluate.figures.paired import extract, pair_figures
 from quad.evaluate.figures.quality import check_world
@@ -36,6 +39,7 @@ from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.observe.probes import Probe
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.pipeline import QuadPipeline
@@ -45,6 +49,7 @@ from quad.zoo.synthetic_adapter import SYNTHETIC, write_amplified
 
 ROWS_FILE = "rows.json"
 REPEATS = 15
+LATER_CALLS = 8  # of all tasks together, that later adapters are measured on
 BUNDLE_PREFIX = ".bundle-"
 MEANS = ("psnr", "ssim", "lpips_toy", "fd_toy", "effect_gain", "effect_sqnr_db")
 
@@ -57,6 +62,7 @@ class AblationRequest:
         adapters: name -> LoRA file or directory.
         out: the directory to write: `rows.json`, `pictures/`, `fp32/`, later `ablate.json` and `report.html`.
         n: held-out samples a task.
+        later: name -> LoRA file of later adapters, for the rows that admit some.
     """
 
     model: Path
@@ -65,6 +71,7 @@ class AblationRequest:
     rows: Sequence[AblationRow]
     n: int = 16
     target: str = "cpu"
+    later: Mapping[str, Path] = field(default_factory=dict)
 
     @property
     def synthetic_dir(self) -> Path:
@@ -97,7 +104,8 @@ def ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]
         QuadError: as `AblationRequest.check`, `build` and the engine raise; rows measured before stay.
     """
     request.check()
-    request = replace(request, adapters={name: find_lora(path) for name, path in request.adapters.items()})
+    adapters, later_files = ({name: find_lora(path) for name, path in named.items()} for named in (request.adapters, request.later))
+    request = replace(request, adapters=adapters, later=later_files)
     if any(row.synthetic for row in request.rows):
         write_amplified(request.adapters[min(request.adapters)], request.synthetic_dir)
     for stale in request.out.glob(f"{BUNDLE_PREFIX}*"):
@@ -105,6 +113,7 @@ def ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]
     progress("open", 0.0)
     reference = ReferenceSide(request.model, adapters=request.adapters, n=request.n, cache=request.out / "fp32")
     stored = _read_rows(request.out / ROWS_FILE)
+    later = _later(request, reference)
     measured: dict[str, StoredRow] = {}
     tasks = _measured_tasks(request, reference)
     rows = [row for row in request.rows if _row_builds(request, row, tasks)]
@@ -113,7 +122,7 @@ def ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]
         row = _resolved(row, measured)
         key = _key(request, reference, row)
         if row.name not in stored or stored[row.name].key != key:
-            stored[row.name] = StoredRow(**msgspec.structs.asdict(_measure(request, reference, row)), key=key)
+            stored[row.name] = StoredRow(**msgspec.structs.asdict(_measure(request, reference, row, later)), key=key)
             write_json(request.out / ROWS_FILE, msgspec.to_builtins(StoredRows(list(stored.values()))))
         measured[row.name] = stored[row.name]
     progress("done", 1.0)
@@ -142,8 +151,19 @@ def _key(request: AblationRequest, reference: ReferenceSide, row: AblationRow) -
         "own": row.per_adapter,
         "made": row.synthetic,
         "target": request.target,
+        **({"later": adapter_identities(request.later), "strengths": STRENGTHS} if row.later else {}),
     }
     return digest({"model": reference.digest, "adapters": reference.adapter_digests, "n": request.n, "row": options})
+
+
+def _later(request: AblationRequest, reference: ReferenceSide) -> LaterAdapters:
+    """The later adapters, on calls of all tasks that have an adapter."""
+
+    def probes() -> list[Probe]:
+        own = {task: spec for task, spec in reference.tasks.items() if spec.adapter in request.adapters}
+        return [true.probe for true in spread(reference.effects(own), LATER_CALLS)]
+
+    return LaterAdapters(request.model, request.later, probes=probes, directory=request.out / "later")
 
 
 def _resolved(row: AblationRow, measured: Mapping[str, AblationResult]) -> AblationRow:
@@ -181,12 +201,13 @@ def _measured_tasks(request: AblationRequest, reference: ReferenceSide) -> dict[
     return {task: spec.adapter for task, spec in reference.tasks.items() if spec.adapter is None or spec.adapter in request.adapters}
 
 
-def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRow) -> AblationResult:
+def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRow, later: LaterAdapters) -> AblationResult:
     """Build a row in a directory that is gone afterwards, and measure it."""
     start = time.perf_counter()
     tasks = _measured_tasks(request, reference)
     entries: dict[str, AblatedTask] = {}
     builds: list[_BuildFacts] = []
+    later_figures: LaterTable = {}
     for single in _row_builds(request, row, tasks):
         samples = calibration_samples(request.model, single.adapters)
         if row.per_adapter:
@@ -197,6 +218,8 @@ def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRo
             pipe = QuadPipeline.from_pretrained(Path(place) / "bundle")
             entries.update(_measure_tasks(request, reference, row.name, pipe, single.tasks))
             builds.append(_build_facts(built, pipe))
+            if row.later:
+                later_figures |= later.measure(pipe.bundle, pipe.engine)
     return AblationResult(
         name=row.name,
         group=row.group,
@@ -210,6 +233,7 @@ def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRo
         alignment={name: alignment for single in builds for name, alignment in single.alignment.items()},
         tasks={task: entries[task] for task in TASKS if task in entries},
         seconds=time.perf_counter() - start,
+        later=later_figures,
     )
 
 

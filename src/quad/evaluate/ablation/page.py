@@ -12,9 +12,10 @@ from PIL import Image
 from quad.core.storage.files import write_bytes
 from quad.evaluate.ablation.ablate import AblationRequest
 from quad.evaluate.ablation.cross_table import CrossTables
+from quad.evaluate.ablation.later import STRENGTHS
 from quad.evaluate.ablation.pictures import KEPT_PICTURES, picture_file
 from quad.evaluate.ablation.results import Ablation, AblationResult
-from quad.evaluate.ablation.tables import PSNR_BARS, Rows, by_name, paired_tables, rows_table
+from quad.evaluate.ablation.tables import PSNR_BARS, Rows, by_name, later_table, paired_tables, rows_table
 from quad.evaluate.figures import metrics
 from quad.evaluate.figures.quality import held_out
 from quad.evaluate.page.output import write_json
@@ -82,6 +83,23 @@ def cross_plots(tables: CrossTables) -> list[Plots]:
     return plots
 
 
+def later_plots(rows: Rows) -> Plots | None:
+    """The effect of later adapters against their strength, a line for each row; None where no row admits any."""
+    admitting = [row for row in rows if row.later]
+    if not admitting:
+        return None
+    svgs = []
+    for name in admitting[0].later:
+        series = []
+        for row in admitting:
+            values = {float(strength): figures.effect_sqnr_db for strength, figures in row.later.get(name, {}).items()}
+            series.append(Series(row.name, [(strength, value) for strength, value in values.items() if value is not None]))
+        x = Axis("strength", 0.0, max(STRENGTHS))
+        svgs.append(line_chart(f"SQNR of the effect of {name}", x, Axis("SQNR, dB"), [line for line in series if line.points]))
+    lead = "Adapters that no profile was made for, admitted by the bundle alone. A line that ends early was refused beyond."
+    return Plots("Later adapters, at several strengths", lead, svgs)
+
+
 def _read(file: Path) -> NDArray[np.uint8] | None:
     if not file.is_file():
         return None
@@ -116,12 +134,14 @@ def make_page(request: AblationRequest, rows: Rows, cross_tables: CrossTables) -
     """
     measured = by_name(rows)
     plots = [group for group in (precision_plots(rows), effect_plots(rows[0])) if group is not None] + cross_plots(cross_tables)
+    plots += [later] if (later := later_plots(rows)) is not None else []
     facts = [(f"{name}, mean of tasks", f"{measured[name].psnr:.1f} dB") for name in PSNR_BARS if name in measured]
     facts += [("rows", str(len(rows))), ("samples a task", str(request.n))]
     lead = "What each choice costs: precision of activations, bits of LoRA weights, one profile or many, and each quality step left out."
     footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are 64x64 pixels, three times enlarged.",)
     chapters = [chapter(request.out, row) for row in rows]
     tables = (rows_table(rows, {row.name: row.baseline for row in request.rows}), *paired_tables(rows))
+    tables += (table,) if (table := later_table(rows)) is not None else ()
     return Report(title="quad ablate", lead=lead, facts=facts, tables=tables, chapters=chapters, footer=footer, plots=plots)
 
 

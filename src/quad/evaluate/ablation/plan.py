@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from quad.compile.targets import check_precision, load_target
@@ -13,7 +13,7 @@ from quad.core.precision import eight_bit_percent
 BASELINE = "w8a16"
 MOST_SENSITIVE = "most-sensitive"  # as `anchor`: the adapter of highest QSS in the first row's build
 STEPS_AT = "mixed:80"  # 16 bits forgive what a step mends: the steps are judged where most sites have 8
-GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps")
+GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps", "slots")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,15 +27,17 @@ class AblationRow:
         baseline: the row it is to be compared with.
         per_adapter: every adapter is built alone, on its own samples.
         synthetic: an adapter made on purpose joins the others (`quad.zoo.synthetic_adapter`); it has no task, so it is not measured itself.
+        later: later adapters are admitted to the bundle, at several strengths.
     """
 
     name: str
     group: str
     build: Mapping[str, Any] = field(default_factory=dict)
-    quality: Mapping[str, bool] = field(default_factory=dict)
+    quality: Mapping[str, Any] = field(default_factory=dict)
     baseline: str = BASELINE
     per_adapter: bool = False
     synthetic: bool = False
+    later: bool = False
 
     @property
     def a8_fraction(self) -> float:
@@ -59,6 +61,37 @@ def _mixed(percent: int) -> AblationRow:
 
 def _without(name: str, step: str) -> AblationRow:
     return AblationRow(name=name, group="steps", build={"precision": STEPS_AT}, quality={step: False}, baseline="mixed-80")
+
+
+def _slots(name: str, *, precision: str = BASELINE, baseline: str = "slots-searched", synthetic: bool = False, **build: Any) -> AblationRow:
+    """Nothing is trained, so that slots are compared and not what training makes of them."""
+    settings = {"precision": precision, "distill_steps": 0, **build}
+    return AblationRow(name=name, group="slots", build=settings, baseline=baseline, synthetic=synthetic, later=True)
+
+
+def _wider(factor: int) -> AblationRow:
+    """Normalised slots with a range of `A x` that is this many times as wide."""
+    row = _slots(f"slots-normalised-x{factor}", baseline="slots-normalised", slots="normalised")
+    return replace(row, quality={"mid_widening": float(factor)})
+
+
+def _slot_rows() -> tuple[AblationRow, ...]:
+    """Searched and normalised slots, at each precision and with LoRA weights of 8 bits."""
+    rows = [
+        _slots("slots-searched"),
+        _slots("slots-searched-pooled", anchor="unified"),
+        _slots("slots-normalised", slots="normalised"),
+        *(_wider(factor) for factor in (2, 4, 8)),
+    ]
+    for name, precision, bits in (("lora-8", BASELINE, 8), ("mixed-80", "mixed:80", 16), ("w8a8", "w8a8", 16)):
+        searched = f"slots-searched-{name}"
+        rows.append(_slots(searched, precision=precision, lora_bits=bits))
+        rows.append(_slots(f"slots-normalised-{name}", precision=precision, baseline=searched, lora_bits=bits, slots="normalised"))
+    for name, precision in (("hard", BASELINE), ("hard-mixed-80", "mixed:80")):
+        searched = f"slots-searched-{name}"
+        rows.append(_slots(searched, precision=precision, synthetic=True))
+        rows.append(_slots(f"slots-normalised-{name}", precision=precision, baseline=searched, synthetic=True, slots="normalised"))
+    return tuple(rows)
 
 
 ROWS = (
@@ -89,6 +122,7 @@ ROWS = (
     _without("without-ranking", "rank_sites"),
     AblationRow(name="without-distillation", group="steps", build={"distill_steps": 0}),
     AblationRow(name="distillation-mixed-80", group="steps", build={"precision": STEPS_AT, "distill_steps": 20}, baseline="mixed-80"),
+    *_slot_rows(),
 )
 
 

@@ -23,6 +23,26 @@ class AblatedTask(PairFigures, frozen=True, kw_only=True):
     effect_sqnr_db: float | None
 
 
+class LaterFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A later adapter at one strength, by single U-Net calls.
+
+    Args:
+        admitted: by `quad adapt` without the base.
+        reason: of a refusal.
+        output_db: SQNR of the output with the adapter, dB.
+        effect_gain, effect_sqnr_db: of what the adapter changes.
+    """
+
+    admitted: bool
+    reason: str = ""
+    output_db: float | None = None
+    effect_gain: float | None = None
+    effect_sqnr_db: float | None = None
+
+
+LaterTable = dict[str, dict[str, LaterFigures]]  # adapter -> strength -> figures
+
+
 class AblationResult(msgspec.Struct, frozen=True, kw_only=True):
     """One row, measured; figures are means over tasks.
 
@@ -34,6 +54,7 @@ class AblationResult(msgspec.Struct, frozen=True, kw_only=True):
         profile, alignment: as `quad build --json` has them; of a row of many builds `{"mode": "own"}` and all alignments.
         tasks: those of one build for each adapter only where a task names an adapter.
         seconds: that the row took.
+        later: later adapters -> strength -> their figures; empty where the row asks for none.
     """
 
     name: str
@@ -53,6 +74,7 @@ class AblationResult(msgspec.Struct, frozen=True, kw_only=True):
     alignment: dict[str, Any]
     tasks: dict[str, AblatedTask]
     seconds: float
+    later: LaterTable = {}
 
 
 class StoredRow(AblationResult, frozen=True, kw_only=True):

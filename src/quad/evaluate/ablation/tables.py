@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quad.evaluate.ablation.results import AblationResult
+from quad.evaluate.ablation.results import AblationResult, LaterFigures
 from quad.evaluate.page.table import Cell, Row, Table, plain
 
 PSNR_BARS = {"w8a16": 38.0, "mixed-80": 33.0, "w8a8": 25.0}
 LORA_LOSS_DB = 0.5
 RESAMPLES = 2000
+LATER_GAIN = (0.98, 1.02)
 Rows = Sequence[AblationResult]
 
 
@@ -71,6 +72,34 @@ def rows_table(rows: Rows, baselines: Mapping[str, str]) -> Table:
     )
     columns = ("PSNR", "SSIM", "LPIPS-toy", "FD-toy", "gain", "effect SQNR", "LoRA ROM", "U-Net")
     return Table(title="Every row", lead=lead, columns=columns, rows=lines)
+
+
+def later_table(rows: Rows) -> Table | None:
+    """Later adapters at each strength, row by row; None where no row admits any."""
+    admitting = [row for row in rows if row.later]
+    if not admitting:
+        return None
+    keys = [(name, strength) for name, strengths in admitting[0].later.items() for strength in strengths]
+    lines = [
+        Row(name=f"{name} at {strength}", cells=tuple(later_cell(row.later.get(name, {}).get(strength)) for row in admitting))
+        for name, strength in keys
+    ]
+    lead = (
+        "Admitted by the bundle alone at that strength: gain of its effect (1 is right), SQNR of the effect and of the output, on single "
+        f"U-Net calls. Bar: admitted, gain within {LATER_GAIN[0]} and {LATER_GAIN[1]}."
+    )
+    return Table(title="Later adapters", lead=lead, columns=tuple(row.name for row in admitting), rows=lines)
+
+
+def later_cell(figures: LaterFigures | None) -> Cell:
+    """One adapter at one strength; refused, or of another strength than it should have, it missed its bar."""
+    if figures is None:
+        return Cell("")
+    if not figures.admitted or figures.effect_gain is None:
+        return Cell("refused", passed=False)
+    low, high = LATER_GAIN
+    text = f"{figures.effect_gain:.3f}, {figures.effect_sqnr_db:.1f} / {figures.output_db:.1f} dB"
+    return Cell(text, low <= figures.effect_gain <= high)
 
 
 @dataclass(frozen=True, kw_only=True)
