@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quad.build.call_recorder import PER_SOURCE, CallRecorder
+from quad.build.calls.call_recorder import PER_SOURCE, CallRecorder
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.slots import Slot, SlotTable
 from quad.lora.fit.integers import balanced_inputs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quad.build.short_samples import PER_ADAPTER, UNET_CALLS
+from quad.build.calls.short_samples import PER_ADAPTER, UNET_CALLS
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.zoo.calibration import calibration_samples
 

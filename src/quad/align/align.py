@@ -11,7 +11,7 @@ from quad.admit.request import AdaptRequest
 from quad.admit.slots import Fitted, with_gains
 from quad.align.with_base import BaseNetworks, calls_in, measure_fidelity, samples_for
 from quad.build.align_adapters import quality_of
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
 from quad.build.request import DISTILL_STEPS
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import TaskSpec

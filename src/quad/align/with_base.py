@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from quad.admit.request import AdaptRequest
 from quad.build.admission_data import Corrections
 from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
 from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
 from quad.core.errors import CompatibilityError, InputError, mismatch

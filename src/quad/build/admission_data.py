@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load, save
 from torch import nn
 
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
 from quad.core.component_call import UNET_INPUTS, Inputs
 from quad.core.manifest import CORRECTIONS_FILE, PROBES_FILE
 from quad.core.slots import SlotTable

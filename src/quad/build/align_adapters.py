@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
+from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import ProfileStage
-from quad.build.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable

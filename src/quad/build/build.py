@@ -9,9 +9,9 @@ from __future__ import annotations
 import time
 
 from quad.build.align_adapters import align_adapters
+from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import choose_profile
 from quad.build.fixed_threads import fixed_threads
-from quad.build.float_teacher import FloatTeacher
 from quad.build.make_bundle import BuildStages, make_bundle, read_bundle, stored_files
 from quad.build.open_and_slot import open_and_slot
 from quad.build.processes import is_main, once

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 import msgspec
 from torch import nn
 
-from quad.build.call_recorder import CallRecorder, fitted_calls, spread
-from quad.build.float_teacher import FloatTeacher
+from quad.build.calls.call_recorder import CallRecorder, fitted_calls, spread
+from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
 from quad.build.result import GroupReport, ProfileChoice, ProfileReport

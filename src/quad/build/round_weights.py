@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
 from quad.build.open_and_slot import SlottedModel
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent, with_progress

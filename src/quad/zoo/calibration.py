@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.build.short_samples import PER_ADAPTER, short_samples
+from quad.build.calls.short_samples import PER_ADAPTER, short_samples
 from quad.core.errors import QuadError
 from quad.model.base.default_tasks import tasks_of
 from quad.model.base.open import WORLD_FILE

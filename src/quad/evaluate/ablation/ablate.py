@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from quad.build.build import build
-from quad.build.call_recorder import spread
+from quad.build.calls.call_recorder import spread
 from quad.build.request import BuildRequest
 from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
