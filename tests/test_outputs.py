@@ -30,7 +30,12 @@ ALLOWED = {
     "delivery/publisher/keys.py": ({"open", "replace"}, "a key is never replaced, so it is made under its own name, with O_EXCL"),
     "serve/lock.py": ({"open"}, "the lock of a server, O_NOFOLLOW, empty"),
     "serve/endpoint.py": ({"open", "replace"}, "the token, with O_EXCL, in a directory of the user's own"),
-    "serve/operations/adapters.py": ({"open"}, "an upload, with O_EXCL under a name that is drawn, in a directory of the server's own"),
+    "serve/operations/adapters.py": (
+        {"open", "replace"},
+        "an upload, with O_EXCL under a name that is drawn, in a directory of the server's own, in which an admitted one is renamed",
+    ),
+    "export/bake/files.py": ({"copyfile"}, "files of a bundle into the hidden directory that is renamed into place"),
+    "export/ort_adapters.py": ({"open", "save"}, "graphs and adapters, into the hidden directory that is renamed into place"),
     "zoo/train/assemble.py": ({"save_pretrained"}, "diffusers' own layout, of a training that is run by hand"),
     "zoo/train/loop.py": ({"open"}, "the log of a training that is run by hand"),
 }

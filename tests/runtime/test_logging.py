@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,21 @@ def test_engine_plan_and_adapters_are_logged(tiny_bundle: Path, tmp_path: Path, 
     assert not any(word in log.text for word in PROMPT.split() if len(word) > 1)
 
 
-def test_the_ends_of_requests_are_logged(tiny_bundle: Path, log: pytest.LogCaptureFixture) -> None:
+def test_the_ends_of_requests_are_logged(tiny_bundle: Path, log: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = QuadPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1)
     with Scheduler(pipe, SchedulerOptions(max_queue=0)) as scheduler, pytest.raises(BusyError):
         scheduler.submit(Request(prompt=PROMPT))
+    finish, cancelled = pipe.finish, threading.Event()
+
+    def finish_later(*arguments: Any) -> Any:
+        assert cancelled.wait(60)
+        return finish(*arguments)
+
+    monkeypatch.setattr(pipe, "finish", finish_later)
     with Scheduler(pipe) as scheduler:
         first, second = scheduler.submit(Request(prompt=PROMPT)), scheduler.submit(Request(prompt=PROMPT))
         second.cancel()
+        cancelled.set()
         first.result(60)
     assert "scheduler: a request refused, 0 are waiting" in log.text
     assert "request 0: done" in log.text

@@ -175,5 +175,5 @@ def test_never_two_copies(dtype: torch.dtype, memory: dict[torch.dtype, list[int
     before, peak, module_bytes, largest = memory[dtype]
     stored = module_bytes * dtype.itemsize // 4
     assert module_bytes > 80e6
-    # The slack is what the libraries load lazily; a second copy of the file would not fit into it.
-    assert peak - before < module_bytes + largest + 20e6 < module_bytes + stored
+    # The slack is what the libraries load lazily, 10 to 20 MB: half of what a second copy would take.
+    assert peak - before < module_bytes + largest + stored / 2 < module_bytes + stored
