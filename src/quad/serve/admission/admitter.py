@@ -14,11 +14,12 @@ from typing import NoReturn
 import msgspec
 
 from quad.core.errors import BackendError, BusyError, InputError, lack_of, mismatch
-from quad.serve.admission.messages import LENGTH, LONGEST_MESSAGE, AdmissionJob, Admitted, Answer, message
+from quad.serve.admission.messages import LONGEST_MESSAGE, AdmissionJob, Admitted, Answer, message
 from quad.serve.api import ErrorBody, Verdict, as_exception
 from quad.serve.decoding.fork_server import worker_command
 from quad.serve.error_response import HttpError, http_error
 from quad.serve.limits import Limits
+from quad.serve.worker_stream import LENGTH
 
 _POLL_S = 0.01
 WORKER = "quad.serve.admission.worker"

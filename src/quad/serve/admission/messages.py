@@ -8,13 +8,11 @@ A message is its length in 4 bytes, and JSON. Where the stream ends, the process
 
 from __future__ import annotations
 
-import struct
-
 import msgspec
 
 from quad.serve.api import Verdict
+from quad.serve.worker_stream import framed
 
-LENGTH = struct.Struct(">I")
 LONGEST_MESSAGE = 2**24
 
 
@@ -61,5 +59,4 @@ Answer = Admitted | Refused
 
 
 def message(body: msgspec.Struct) -> bytes:
-    data = msgspec.json.encode(body)
-    return LENGTH.pack(len(data)) + data
+    return framed(msgspec.json.encode(body))

@@ -16,10 +16,10 @@ from quad.core.errors import InputError, QuadError, lack_of, mismatch
 from quad.core.memory import peak_ram_bytes
 from quad.core.slots import UNET
 from quad.runtime.bundle import open_bundle
-from quad.serve.admission.messages import LENGTH, AdmissionJob, Admitted, Answer, Refused, message
+from quad.serve.admission.messages import AdmissionJob, Admitted, Answer, Refused, message
 from quad.serve.api import Verdict, error_body
+from quad.serve.worker_stream import LENGTH, STREAM, read_exactly, write_all
 
-_STREAM = 0  # both ways
 _NICENESS = 10  # whoever waits for a picture goes first
 _SLACK_BYTES = 192 * 2**20  # the interpreter's own, the engine's libraries, and stacks of threads
 _STATM = Path("/proc/self/statm")
@@ -29,9 +29,9 @@ def main() -> None:
     """Do one job."""
     os.nice(_NICENESS)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    job = msgspec.json.decode(_read(*LENGTH.unpack(_read(LENGTH.size))), type=AdmissionJob)
+    job = msgspec.json.decode(read_exactly(*LENGTH.unpack(read_exactly(LENGTH.size))), type=AdmissionJob)
     threading.Thread(target=_end_with_stream, daemon=True).start()
-    _write(message(answer(job)))
+    write_all(message(answer(job)))
 
 
 def answer(job: AdmissionJob) -> Answer:
@@ -96,21 +96,6 @@ def _limit(job: AdmissionJob) -> None:
 
 def _end_with_stream() -> None:
     """The server has gone, or does not want the answer any more: nobody does."""
-    while os.read(_STREAM, 1):
+    while os.read(STREAM, 1):
         pass
     os._exit(1)
-
-
-def _read(n_bytes: int) -> bytes:
-    """So many bytes of the stream; fewer, or none, where it ends."""
-    pieces, missing = [], n_bytes
-    while missing and (piece := os.read(_STREAM, missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def _write(data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(_STREAM, rest) :]

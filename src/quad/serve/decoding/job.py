@@ -18,7 +18,8 @@ from quad.core.errors import InputError, mismatch
 from quad.runtime.conditioning.picture_file import band_edges, no_memory
 from quad.serve.api import ErrorBody, as_exception
 from quad.serve.decoding.fork_server import Ended, ForkServer, no_process
-from quad.serve.decoding.messages import BYTES_PER_PIXEL, GO, LENGTH, message
+from quad.serve.decoding.messages import BYTES_PER_PIXEL, GO, message
+from quad.serve.worker_stream import LENGTH
 
 _END_S = 5.0
 _LONGEST_MESSAGE = 2**14

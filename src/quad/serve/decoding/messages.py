@@ -22,12 +22,12 @@ import json
 import struct
 from typing import Any
 
+from quad.serve.worker_stream import framed
+
 ORDER, ENDED, READY = struct.Struct(">I"), struct.Struct(">Iii"), 0
-LENGTH = struct.Struct(">I")
 GO = b"\1"
 BYTES_PER_PIXEL = {"L": 1, "RGB": 3, "RGBA": 4}  # as they are sent
 
 
 def message(**facts: Any) -> bytes:
-    data = json.dumps(facts).encode()
-    return LENGTH.pack(len(data)) + data
+    return framed(json.dumps(facts).encode())

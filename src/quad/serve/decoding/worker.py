@@ -20,10 +20,10 @@ from PIL import WebPImagePlugin as WebPImagePlugin  # known from now on: Pillow 
 
 from quad.core.errors import QuadError
 from quad.runtime.conditioning.picture_file import bands, decoding_bytes, open_file, to_eight_bits, upright
-from quad.serve.decoding.messages import ENDED, GO, LENGTH, ORDER, READY, message
+from quad.serve.decoding.messages import ENDED, GO, ORDER, READY, message
+from quad.serve.worker_stream import LENGTH, STREAM, read_exactly, write_all
 
 FORMATS = ("PNG", "JPEG", "WEBP")
-_STREAM = 0  # both ways
 _HEADER_BYTES_PER_PIXEL = 8  # WebP's canvases, which are there when its header is read
 _SLACK_BYTES = 64 * 2**20  # the interpreter's own, and libraries that are loaded when they are first needed
 
@@ -55,7 +55,7 @@ def main() -> None:
     memory = Memory()
     gc.freeze()  # what is there is shared by all decoders as long as none touches it
     decoders: dict[int, int] = {}
-    with socket.socket(fileno=_STREAM) as orders:
+    with socket.socket(fileno=STREAM) as orders:
         orders.sendall(ENDED.pack(READY, 0, 0))
         while True:
             order, streams, _, _ = socket.recv_fds(orders, ORDER.size, 1)
@@ -80,7 +80,7 @@ def _fork(stream: int, memory: Memory) -> int:
     if decoder:
         return decoder
     try:
-        os.dup2(stream, _STREAM)  # its own, in place of the orders
+        os.dup2(stream, STREAM)  # its own, in place of the orders
         os.close(stream)
         _decode_all(memory)
         os._exit(0)
@@ -98,46 +98,31 @@ def _end(decoder: int) -> tuple[int, int]:
 
 def _decode_all(memory: Memory) -> None:
     """Decode what comes until the stream ends; where a picture takes more than its time, a signal ends the process."""
-    while length := _read(LENGTH.size):
-        job = json.loads(_read(*LENGTH.unpack(length)))
+    while length := read_exactly(LENGTH.size):
+        job = json.loads(read_exactly(*LENGTH.unpack(length)))
         os.nice(job["niceness"])
         memory.limit(3 * job["n_bytes"] + _HEADER_BYTES_PER_PIXEL * job["max_pixels"])
         signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         try:
-            _answer(_read(job["n_bytes"]), job, memory)
+            _answer(read_exactly(job["n_bytes"]), job, memory)
         except QuadError as error:
-            _write(message(error=str(error), kind=type(error).__name__))
+            write_all(message(error=str(error), kind=type(error).__name__))
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def _answer(data: bytes, job: dict[str, Any], memory: Memory) -> None:
     with open_file(data, job["where"], job["max_pixels"], FORMATS) as picture:
         needed = decoding_bytes(picture)
-        _write(message(pixels=picture.width * picture.height, decoding_bytes=needed))
-        if _read(len(GO)) != GO:
+        write_all(message(pixels=picture.width * picture.height, decoding_bytes=needed))
+        if read_exactly(len(GO)) != GO:
             return
         memory.limit(3 * len(data) + needed)
         pixels = decode(picture)
-    _write(message(mode=pixels.mode, width=pixels.width, height=pixels.height))
+    write_all(message(mode=pixels.mode, width=pixels.width, height=pixels.height))
     for _, band in bands(pixels):
-        _write(band.tobytes())
+        write_all(band.tobytes())
 
 
 def decode(picture: Image.Image) -> Image.Image:
     """An opened file's pixels, upright, as L, RGB or RGBA."""
     return to_eight_bits(upright(picture))
-
-
-def _read(n_bytes: int) -> bytes:
-    """So many bytes of the stream; fewer, or none, where it ends."""
-    pieces, missing = [], n_bytes
-    while missing and (piece := os.read(_STREAM, missing)):
-        pieces.append(piece)
-        missing -= len(piece)
-    return b"".join(pieces)
-
-
-def _write(data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(_STREAM, rest) :]
