@@ -13,7 +13,7 @@ install: $(STAMP)
 # Every package by version and hash: what is not in requirements/ is not installed, and another file under a version's name is refused.
 LOCKED := -m pip install --quiet --require-hashes --no-deps -r
 
-$(STAMP): pyproject.toml requirements/install.txt requirements/qnn.txt
+$(STAMP): pyproject.toml requirements/install.txt requirements/qnn.txt requirements/litert.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "make: $(PYTHON) is older than Python 3.11; call make PYTHON=python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@# torch for CPUs, where the machine or its index has it; else the index's own, which may need CUDA's libraries beside.
@@ -23,6 +23,7 @@ $(STAMP): pyproject.toml requirements/install.txt requirements/qnn.txt
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
 	$(BIN)/python -m pip check
 	$(BIN)/python $(LOCKED) requirements/qnn.txt || echo "make: Qualcomm's compiler is not for this platform, qnn-htp is left out" >&2
+	$(BIN)/python $(LOCKED) requirements/litert.txt || echo "make: LiteRT is not for this platform, litert is left out" >&2
 	@touch $@
 
 demo: install

@@ -20,8 +20,8 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 # File -> the extras of pyproject.toml that it locks; BASE has the base install with them.
-LOCKS = {"install": ("build", "openvino", "delivery", "serve", "c2pa", "dev"), "qnn": ("qnn",), "docs": ("docs",)}
-BASE, BESIDE = "install", "qnn"  # the second goes where the first is, and holds what that has not
+LOCKS = {"install": ("build", "openvino", "delivery", "serve", "c2pa", "dev"), "qnn": ("qnn",), "litert": ("litert",), "docs": ("docs",)}
+BASE, BESIDE = "install", ("qnn", "litert")  # the others go where the first is, and hold what that has not
 PYTHON = {"docs": "3.11.5"}  # the oldest that a file is for, where it is not 3.11
 # What torch for CUDA needs beside, in a file of its own: its build for CPUs, which many machines bring, is complete without.
 CUDA, CUDA_NAMES = "cuda", ("cuda-", "nvidia-", "triton")
@@ -107,7 +107,7 @@ def lock(name: str, upgrade: bool) -> list[Pin]:
     Raises:
         SystemExit: uv says why.
     """
-    others = [file_of(other) for other in (name, BASE, CUDA) if not upgrade or (name, other) == (BESIDE, BASE)]
+    others = [file_of(other) for other in (name, BASE, CUDA) if not upgrade or (name in BESIDE and other == BASE)]
     before = [word for other in others if other.is_file() for word in ("--constraint", str(other))]
     command = [
         "uv", "pip", "compile", "--no-config", "--quiet", "--universal", "--python-version", PYTHON.get(name, "3.11"), "--generate-hashes",
@@ -139,7 +139,7 @@ def main(words: list[str]) -> int:
         if name == BASE:
             write(CPU, [build for pin in locked for build in cpu_build(pin)])
             write(CUDA, [pin for pin in locked if pin.requirement.name.startswith(CUDA_NAMES)])
-        shared = {pin.requirement.name for pin in pins(file_of(BASE).read_text())} if name == BESIDE else set()
+        shared = {pin.requirement.name for pin in pins(file_of(BASE).read_text())} if name in BESIDE else set()
         write(name, [pin for pin in locked if not pin.requirement.name.startswith(CUDA_NAMES) and pin.requirement.name not in shared])
     return 0
 
