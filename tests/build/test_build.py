@@ -24,6 +24,7 @@ from quad.model.base.open import Base
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slotted_as
 from quad.runtime.bundle import open_bundle
+from quad.runtime.conformance import read_vectors, verify
 from quad.runtime.pipeline import QuadPipeline
 from tests.build.samples import SAMPLES, run
 
@@ -86,6 +87,12 @@ def test_the_bundle_opens_verified_and_knows_its_parents(built: BuildResult) -> 
             key: bundle.manifest.parents[key] for key in ("slots", "profile", "graph")}  # fmt: skip
     assert bundle.manifest.tasks["removal"].sampler.olss is not None
     assert len(bundle.manifest.tasks["removal"].sampler.olss.timesteps) == 2
+
+
+def test_its_conformance_vectors_are_what_it_computes(built: BuildResult, pipe: QuadPipeline) -> None:
+    conformance = read_vectors(open_bundle(built.bundle))
+    assert {picture.task for picture in conformance.vectors.pictures} == pipe.tasks.keys()
+    assert [check for check in verify(pipe, conformance) if not check.passes] == []
 
 
 def test_its_weights_are_rounded_with_compensation(built: BuildResult, base: Base) -> None:

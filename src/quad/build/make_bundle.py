@@ -39,6 +39,9 @@ from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.bundle import open_bundle
+from quad.runtime.conformance import record_vectors
+from quad.runtime.fixed_threads import ENGINE_THREADS
+from quad.runtime.pipeline import QuadPipeline
 
 _log = logging.getLogger(__name__)
 
@@ -195,7 +198,11 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
         errors.update(smoke.errors)
         return smoke.goldens
 
-    manifest = write_bundle(parts, request.output, check)
+    def vectors(stage: Path) -> Mapping[str, bytes]:
+        pipe = QuadPipeline.from_pretrained(stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False, memory="balanced")
+        return record_vectors(pipe, model.samples).files()
+
+    manifest = write_bundle(parts, request.output, check, vectors)
     _log.info("bundle %s: %s, %d adapters", parts.name, parts.target, len(parts.adapters))
     return WrittenBundle(
         manifest=manifest,

@@ -40,6 +40,8 @@ from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 
 # A bundle's directory and its graph files by name of the graph -> golden outputs of its adapters.
 Check = Callable[[Path, Mapping[str, Path]], Mapping[str, Golden]]
+# The directory of a whole bundle -> files to add to it.
+Vectors = Callable[[Path], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,13 @@ class BundleParts:
     stored: Mapping[str, bytes] = field(default_factory=dict)
 
 
-def write_bundle(parts: BundleParts, final: Path, check: Check | None = None) -> BundleManifest:
+def write_bundle(parts: BundleParts, final: Path, check: Check | None = None, vectors: Vectors | None = None) -> BundleManifest:
     """Write the bundle to `final`, wholly or not at all.
 
     Args:
         check: called with the directory, and its graph files by name of the graph, once they and stored calls are there, and before it
             gets its final name; gives the golden outputs of adapters, by name. If it raises, nothing is left.
+        vectors: called with the directory when all else is in it and it opens as a bundle; if it raises, nothing is left.
 
     Raises:
         InputError: `final` exists and is no bundle.
@@ -93,6 +96,18 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None) ->
             _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, goldens.get(adapter.name, msgspec.UNSET))
         manifest = _manifest(stage, parts, components, parents)
         write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
+        if vectors is not None:
+            manifest = _with_files(stage, manifest, vectors(stage))
+    return manifest
+
+
+def _with_files(stage: Path, manifest: BundleManifest, files: Mapping[str, bytes]) -> BundleManifest:
+    """Write more files and the manifest that names them."""
+    for name, content in files.items():
+        write_bytes(stage / name, content)
+    entries = {name: FileEntry(file_digest(stage / name), len(content)) for name, content in files.items()}
+    manifest = seal(msgspec.structs.replace(manifest, files=manifest.files | entries))
+    write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
     return manifest
 
 

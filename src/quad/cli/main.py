@@ -32,6 +32,7 @@ from quad.cli.serve import serve
 from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_missing_descriptors
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
+from quad.cli.verify import verify
 from quad.core.errors import InputError, QuadError, lack_of, mismatch
 
 DEBUG = "--debug"
@@ -139,6 +140,7 @@ app.command()(install)
 app.command()(rollback)
 app.command()(list_adapters)
 app.command()(serve)
+app.command()(verify)
 app.command()(doctor)
 
 

@@ -27,6 +27,9 @@ PROBES_FILE = "probes.safetensors"
 CORRECTIONS_FILE = "corrections.safetensors"
 # Textual inversions that came with the adapters: word -> float32 (n, hidden); absent where none did.
 EMBEDDINGS_FILE = "embeddings.safetensors"
+# Inputs and answers that any runtime can be compared with, and the tensors that they name.
+CONFORMANCE_FILE = "conformance.json"
+CONFORMANCE_TENSORS_FILE = "conformance.safetensors"
 
 
 class FileEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -58,9 +58,10 @@ def calls_of(file: Path) -> tuple[Inputs, ...]:
     return tuple({name: tensors[f"{index}/{name}"] for name in UNET_INPUTS} for index in range(len(tensors) // len(UNET_INPUTS)))
 
 
-def block_means(output: NDArray[Any]) -> NDArray[np.float64]:
-    """Means `(C * blocks,)` of an output `(1, C, h, w)` over a grid of `GRID` by `GRID` blocks, fewer where it has fewer pixels."""
-    rows, columns = (np.array_split(np.arange(size), min(GRID, size)) for size in output.shape[2:])
+def block_means(output: NDArray[Any], grid: int = GRID) -> NDArray[np.float64]:
+    """Means `(C * blocks,)` of an output `(1, C, h, w)` over `grid` by `grid` blocks, fewer where it has fewer pixels; the axes are split
+    as `numpy.array_split` does."""
+    rows, columns = (np.array_split(np.arange(size), min(grid, size)) for size in output.shape[2:])
     means = [[output[0, :, r[0] : r[-1] + 1, c[0] : c[-1] + 1].mean(axis=(1, 2), dtype=np.float64) for c in columns] for r in rows]
     return np.stack([np.stack(row, axis=1) for row in means], axis=1).ravel()
 

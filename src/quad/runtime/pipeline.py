@@ -64,7 +64,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         self.embeddings = TextEmbeddings(tokenizer.text, tokenizer.room)
         if EMBEDDINGS_FILE in bundle.manifest.files:
             self.embeddings.add(f"{bundle.root}", parse_embeddings(f"{bundle.root}", bundle.read(EMBEDDINGS_FILE)))
-        self._stages = Stages(manifest=bundle.manifest, graphs=graphs, tokenizer=tokenizer, embeddings=self.embeddings)
+        self.stages = Stages(manifest=bundle.manifest, graphs=graphs, tokenizer=tokenizer, embeddings=self.embeddings)
         beside_of(graphs["unet"], bundle.manifest.latent)
 
     @classmethod
@@ -188,7 +188,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         Raises:
             UsageError, InputError: as a call. CompatibilityError: the adapters' ranks together exceed a slot's.
         """
-        return self._stages.prepare(request, *self.switch.resolve_mix(request), texts)
+        return self.stages.prepare(request, *self.switch.resolve_mix(request), texts)
 
     def finish(
         self, prepared: Prepared, callback_on_step_end: StepCallback | None = None, output_type: OutputType = "pil"
@@ -202,8 +202,8 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             def on_step(index: int, timestep: float, x: NDArray[Any]) -> None:
                 callback_on_step_end(self, index, timestep, {"latents": x, "denoised": estimate()})
 
-        x0 = self._stages.denoise(prepared, on_step)
-        return self._stages.decode(prepared, x0, output_type)
+        x0 = self.stages.denoise(prepared, on_step)
+        return self.stages.decode(prepared, x0, output_type)
 
     def preview(self, latents: Float) -> Image:
         """A coarse picture of latents `(1, c, h, w)`, in no time: best of `denoised`, which the callback of a call gets.

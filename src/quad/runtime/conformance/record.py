@@ -1,0 +1,217 @@
+"""Vectors of a bundle as it is, recorded by the engine that it was proven with.
+
+Tolerances were measured between the engines, numbers of threads and memory plans that there are: docs/results.md, "Conformance".
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from quad.core.component_call import UNET_INPUTS
+from quad.core.errors import QuadError, UnsupportedError, UsageError
+from quad.core.manifest import PROBES_FILE, SamplerSpec, TaskSpec
+from quad.core.picture_size import graph_name
+from quad.core.slots import UNET
+from quad.runtime.calibration_sample import CalibrationSample
+from quad.runtime.conditioning.mask import read_mask
+from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
+from quad.runtime.conformance import answer
+from quad.runtime.conformance.vectors import (
+    CallVector,
+    ConformanceVectors,
+    NoiseVector,
+    PictureVector,
+    SamplerVector,
+    TextVector,
+    Vectors,
+    rounded,
+)
+from quad.runtime.golden_outputs import read_probes
+from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.samplers.names import SAMPLER_NAMES, named_sampler
+
+_LOG = logging.getLogger(__name__)
+
+# Of the RMS of the block means.
+TEXT_TOLERANCE = 0.01
+CALL_TOLERANCE = 0.01
+PICTURE_TOLERANCE = 0.02
+SAMPLER_TOLERANCE = 1e-5
+SEEDS = (0, 1, 2**32 + 1)
+SIDE = 2  # of a sampler's small latent
+STEPS = 4
+PICTURE_STEPS = 2  # a call of a large U-Net takes seconds
+EMULATED = ("qnn",)  # seconds a call: no whole pictures
+_OUTPUT_SEED = 10_000
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """Vectors while they are recorded.
+
+    Args:
+        tensors: what they name so far.
+    """
+
+    pipe: QuadPipeline
+    tensors: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+    @property
+    def so_far(self) -> ConformanceVectors:
+        return ConformanceVectors(Vectors(), self.tensors)
+
+    def call(self, graph: str, inputs: Mapping[str, NDArray[Any]], adapter: str | None = None) -> CallVector:
+        """One call of a graph; inputs of equal calls are stored once."""
+        names = {name: f"calls/{graph.partition('.')[0]}/{name}" for name in inputs}
+        self.tensors.update({names[name]: array for name, array in inputs.items()})
+        draft = CallVector(
+            graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(), tolerance=CALL_TOLERANCE,
+        )  # fmt: skip
+        return msgspec.structs.replace(draft, values=rounded(answer.call_means(self.pipe, draft, self.so_far)))
+
+
+def record_vectors(pipe: QuadPipeline, samples: Sequence[CalibrationSample] = ()) -> ConformanceVectors:
+    """All vectors of a bundle's first size.
+
+    Args:
+        samples: whose prompts and pictures are used, of each task the first; a task without one gets a drawn picture.
+    """
+    recording = _Recording(pipe)
+    vectors = Vectors(
+        noise=tuple(_noise(pipe)),
+        texts=tuple(_texts(pipe, samples)),
+        calls=tuple(_calls(recording)),
+        samplers=tuple(_samplers(recording)),
+        pictures=() if pipe.engine in EMULATED else tuple(_pictures(recording, samples)),
+    )
+    return replace(recording.so_far, vectors=vectors)
+
+
+def _noise(pipe: QuadPipeline) -> Iterable[NoiseVector]:
+    for seed in SEEDS:
+        draft = NoiseVector(seed=seed, shape=_latent_shape(pipe), sha256="", first=())
+        values = answer.noise(draft)
+        yield msgspec.structs.replace(draft, sha256=answer.noise_digest(values), first=rounded(values.ravel()[:8]))
+
+
+def _texts(pipe: QuadPipeline, samples: Sequence[CalibrationSample]) -> Iterable[TextVector]:
+    words = next((sample.prompt for sample in samples if sample.prompt), "a picture")
+    for prompt, syntax in (("", "plain"), (words, "plain"), (f"({words}:1.3), [{words}] BREAK {words}", "a1111")):
+        draft = TextVector(prompt=prompt, prompt_syntax=syntax, ids=(), weights=(), values=(), tolerance=TEXT_TOLERANCE)
+        chunks = answer.tokens(pipe, draft).chunks
+        yield msgspec.structs.replace(
+            draft,
+            ids=tuple(tuple(map(int, chunk.ids[0])) for chunk in chunks),
+            weights=tuple(tuple(map(float, chunk.weights)) for chunk in chunks),
+            values=rounded(answer.text_means(pipe, draft)),
+        )
+
+
+def _calls(recording: _Recording) -> Iterable[CallVector]:
+    pipe = recording.pipe
+    image, latent = pipe.graph("vae_encoder").inputs["image"], _latent_shape(pipe)
+    yield recording.call("vae_encoder", {"image": _drawn(image[2] or 1, image[3] or 1).transpose(2, 0, 1)[None] / np.float32(127.5) - 1})
+    yield recording.call("vae_decoder", {"latent": np.random.default_rng(0).standard_normal(latent).astype(np.float32)})
+    unet = _unet_inputs(pipe)
+    yield recording.call(UNET, unet)
+    for adapter in pipe.bundle.manifest.adapters:
+        yield recording.call(graph_name(UNET, None, pipe.switch.store.group_of({adapter: 1.0})), unet, adapter)
+
+
+def _unet_inputs(pipe: QuadPipeline) -> dict[str, NDArray[Any]]:
+    """The first stored call; noise where the bundle has none."""
+    if PROBES_FILE in pipe.bundle.manifest.files:
+        return {name: np.array(array) for name, array in read_probes(pipe.bundle)[0].items()}
+    rng = np.random.default_rng(0)
+    shapes = {name: [axis or 1 for axis in pipe.graph(UNET).inputs[name]] for name in UNET_INPUTS}
+    inputs: dict[str, NDArray[Any]] = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    return inputs | {"timestep": np.full(shapes["timestep"], 500, np.float32)}
+
+
+def _samplers(recording: _Recording) -> Iterable[SamplerVector]:
+    manifest = recording.pipe.bundle.manifest
+    shape = (1, manifest.latent.channels, SIDE, SIDE)
+    own = next(iter(manifest.tasks.values())).sampler
+    specs: dict[str, SamplerSpec] = {f"task {task}": spec.sampler for task, spec in manifest.tasks.items()}
+    specs |= {name: named_sampler(f"{name}:{STEPS}", own, manifest.samplers or {}) for name in SAMPLER_NAMES}
+    for number, (name, spec) in enumerate(specs.items()):
+        draft = SamplerVector(
+            name=name, spec=spec, shape=shape, seed=number, output_seed=_OUTPUT_SEED + number, timesteps=(),
+            states=f"samplers/{name}", tolerance=SAMPLER_TOLERANCE,
+        )  # fmt: skip
+        try:
+            timesteps, states = answer.sampler_states(draft, manifest.schedule)
+        except (UnsupportedError, UsageError):  # not with this schedule, and the pipeline says so as well
+            continue
+        recording.tensors[draft.states] = states
+        yield msgspec.structs.replace(draft, timesteps=timesteps)
+
+
+def _pictures(recording: _Recording, samples: Sequence[CalibrationSample]) -> Iterable[PictureVector]:
+    pipe = recording.pipe
+    for task, spec in pipe.bundle.manifest.tasks.items():
+        example = next(
+            (sample for sample in samples if sample.task == task and sample.adapter is None), CalibrationSample(task=task, prompt="")
+        )
+        steps = spec.sampler.steps if spec.sampler.kind == "olss" else min(PICTURE_STEPS, spec.sampler.steps)
+        image, mask = _stored_pictures(recording, task, spec, example)
+        draft = PictureVector(
+            task=task, prompt=example.prompt, seed=0, steps=steps, image=image, mask=mask, values=(), tolerance=PICTURE_TOLERANCE,
+        )  # fmt: skip
+        try:
+            yield msgspec.structs.replace(draft, values=rounded(answer.picture_means(pipe, draft, recording.so_far)))
+        except QuadError as error:
+            _LOG.warning("conformance: no picture of task %s, %s", task, error)
+
+
+def _stored_pictures(
+    recording: _Recording, task: str, spec: TaskSpec, sample: CalibrationSample
+) -> tuple[str | msgspec.UnsetType, str | msgspec.UnsetType]:
+    """Names of a task's picture and mask among the tensors, at the bundle's size."""
+    if not spec.reads_picture:
+        return msgspec.UNSET, msgspec.UNSET
+    size = recording.pipe.bundle.manifest.picture_size
+    image, mask = f"pictures/{task}/image", f"pictures/{task}/mask"
+    if sample.image is None:
+        pixels, hole = _drawn(*size.grid), _disc(*size.grid)
+    else:
+        pixels = np.asarray(Image.fromarray(to_rgb(open_picture(sample.image))[0]).resize((size.width, size.height)))
+        whole = _disc(*size.grid) if sample.mask is None else read_mask(sample.mask, *reversed(_extent(sample.image)))[0]
+        hole = np.asarray(Image.fromarray(whole).resize((size.width, size.height), Image.Resampling.NEAREST))
+    recording.tensors[image] = pixels.astype(np.uint8)
+    if spec.mask != "input":
+        return image, msgspec.UNSET
+    recording.tensors[mask] = np.where(hole, np.uint8(255), np.uint8(0))
+    return image, mask
+
+
+def _extent(image: PictureSource) -> tuple[int, int]:
+    """Rows and columns."""
+    rows, columns = to_rgb(open_picture(image))[0].shape[:2]
+    return rows, columns
+
+
+def _drawn(rows: int, columns: int) -> NDArray[np.uint8]:
+    """A picture `(rows, columns, 3)`: red grows to the right, green downwards, and a blue disc in the middle."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    channels = (255 * x // max(columns - 1, 1), 255 * y // max(rows - 1, 1), 255 * _disc(rows, columns))
+    return np.stack(channels, axis=-1).astype(np.uint8)
+
+
+def _disc(rows: int, columns: int) -> NDArray[np.bool_]:
+    """The middle quarter of a plane."""
+    y, x = np.mgrid[0:rows, 0:columns]
+    return np.asarray(np.hypot(y / rows - 0.5, x / columns - 0.5) < 0.25)
+
+
+def _latent_shape(pipe: QuadPipeline) -> tuple[int, ...]:
+    manifest = pipe.bundle.manifest
+    return (1, manifest.latent.channels, *manifest.latent.grid(manifest.picture_size))
