@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from quad.compile import artifact
 from quad.compile.artifact import FileArtifact, OnnxArtifact
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.placement.qdq import place_float
@@ -133,3 +134,26 @@ def test_groups_of_all_sizes_lie_over_the_same_weights(network: nn.Module, folde
         image = torch.randn(1, 3, *(size or SIZES[0]).grid, generator=torch.Generator().manual_seed(1))
         session = open_engine("ort", (), "float").load(tmp_path / component.of(size, group).file, 1)
         np.testing.assert_allclose(session.run({"image": image.numpy()}), networks[group](image).numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_sizes_that_a_split_reads_stay_in_the_graph(shared: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines infer shapes by them before they read another file; normalised slots have an entry for each slot."""
+    count = 40
+    parts = [f"part{i}" for i in range(count)]
+    nodes = [
+        onnx.helper.make_node("Mul", ["x", "weight"], ["scaled"]),
+        onnx.helper.make_node("Split", ["scaled", "sizes"], parts),
+        onnx.helper.make_node("Concat", parts[::-1], ["y"], axis=0),
+    ]
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [4 * count]) for name in "xy")
+    constants = {"weight": np.arange(4 * count, dtype=np.float32), "sizes": np.full(count, 4, np.int64)}
+    graph = onnx.helper.make_graph(nodes, "g", [x], [y], [onnx.numpy_helper.from_array(array, name) for name, array in constants.items()])
+    model = ir.from_proto(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10))
+    monkeypatch.setattr(artifact, "EXTERNAL_DATA_BYTES", 0)
+    places = [(None, 0), (None, 1)] if shared else [(None, 0)]
+    write_variants(tmp_path / "unet", {place: OnnxArtifact(model=model.clone(), placement={}) for place in places})
+    expected = constants["weight"].reshape(count, 4)[::-1].ravel()
+    for file in (tmp_path / "unet").glob("*.onnx"):
+        actual = open_engine("ort", (), "float").load(file, 1).run({"x": np.ones(4 * count, np.float32)})
+        assert np.array_equal(actual, expected)

@@ -16,6 +16,7 @@ from quad.core.digests import digest, file_digest
 from quad.core.manifest import Component
 
 MODEL_FILE = "model.onnx"
+_INLINE_BYTES = 256  # of a tensor that is not worth a place in another file
 EXTERNAL_DATA_BYTES = 32_000_000  # engines map a file of weights into memory; a protobuf they read, copy, and hold twice while loading
 
 
@@ -106,8 +107,17 @@ def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:
         ir.save(model, path)
         return ()
     data = f"{path.name}.data"
-    ir.save(model, path, external_data=data)
+    ir.save(model, path, external_data=data, size_threshold_bytes=max(_INLINE_BYTES, split_bytes(model.graph)))
     return (data,)
+
+
+def split_bytes(graph: ir.Graph) -> int:
+    """Bytes of the longest list of sizes that a Split reads; that of normalised slots has an entry for each slot.
+
+    It stays in the graph's own file: engines infer shapes before they read another.
+    """
+    sizes = [node.inputs[1] for node in graph if node.op_type == "Split" and len(node.inputs) > 1]
+    return max((size.const_value.nbytes for size in sizes if size is not None and size.const_value is not None), default=0)
 
 
 def graph_digest(root: Path, component: Component) -> str:

@@ -19,7 +19,7 @@ from typing import BinaryIO
 import msgspec
 import onnx_ir as ir
 
-from quad.compile.artifact import MODEL_FILE, Artifact
+from quad.compile.artifact import MODEL_FILE, Artifact, split_bytes
 from quad.core.digests import digest
 from quad.core.manifest import Component, GraphFiles, SizedGraphs
 from quad.core.picture_size import PictureSize, graph_name
@@ -142,9 +142,10 @@ def _strip(graph: ir.Graph, keep: Sequence[str] = ()) -> None:
 
 def point_into(graph: ir.Graph, weights: SharedWeights, file: Path) -> None:
     """Make the graph's weights places in the file of weights; those that are such places already stay."""
+    smallest = max(_SMALLEST, split_bytes(graph) + 1)
     for value in graph.initializers.values():
         tensor = value.const_value
-        if tensor is None or tensor.nbytes < _SMALLEST or _lies_in(tensor, file):
+        if tensor is None or tensor.nbytes < smallest or _lies_in(tensor, file):
             continue
         content, shape = tensor.tobytes(), ir.Shape(tensor.shape.numpy())
         value.const_value = ir.ExternalTensor(
