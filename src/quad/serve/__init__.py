@@ -6,10 +6,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from quad.serve.admission.options import AdmissionOptions as AdmissionOptions
     from quad.serve.client import QuadClient as QuadClient
     from quad.serve.limits import Limits as Limits
 
-_LAZY = {"QuadClient": "quad.serve.client", "Limits": "quad.serve.limits"}
+_LAZY = {
+    "AdmissionOptions": "quad.serve.admission.options",
+    "QuadClient": "quad.serve.client",
+    "Limits": "quad.serve.limits",
+}
 
 
 def __getattr__(name: str) -> Any:

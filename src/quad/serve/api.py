@@ -137,6 +137,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     """The measured figures of a LoRA that a server admitted.
 
     Args:
+        tasks: that came with it.
         rank, bits, size_bytes: of the pack that it became.
         applied: share of the file's update that the pack holds, of its sum of squares; the rest went with ranks and conversions.
         clipped: the most that any activation loses to its frozen range, a share of its energy; null where activations cannot be read. A
@@ -150,6 +151,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         seconds, peak_ram_bytes: of the process that admitted it.
     """
 
+    tasks: tuple[str, ...] = ()
     rank: int
     bits: int
     size_bytes: int

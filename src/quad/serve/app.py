@@ -23,13 +23,14 @@ from quad.serve.guard import Credentials, Guard
 from quad.serve.operations import about as about_calls
 from quad.serve.operations import adapters as adapter_calls
 from quad.serve.operations import requests as request_calls
+from quad.serve.operations import uploads as upload_calls
 from quad.serve.operations.openapi import document
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
 
 _LOG = logging.getLogger(__name__)
 
-OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *about_calls.OPERATIONS)
+OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *upload_calls.OPERATIONS, *about_calls.OPERATIONS)
 DOCUMENT_PATH = "/openapi.json"
 _GONE = 499  # nobody reads it
 

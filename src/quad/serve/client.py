@@ -8,7 +8,7 @@ from dataclasses import replace
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 import msgspec
 
@@ -20,6 +20,7 @@ from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.not_here import CLIENT_CALL, refuse_arguments
 from quad.runtime.stages import PipelineOutput
+from quad.serve.admission.options import AdmissionOptions
 from quad.serve.api import (
     LONGEST_ADMISSION_S,
     PACK,
@@ -96,22 +97,27 @@ class QuadClient:
         self._upload(path, adapter_name)
         return adapter_name
 
-    def admit(self, path: str | Path, adapter_name: str) -> Verdict:
+    def admit(self, path: str | Path, adapter_name: str, options: AdmissionOptions = AdmissionOptions()) -> Verdict:  # noqa: B008 - frozen
         """Send a LoRA file (safetensors) and hear what the server measured of it; it is the server's adapter from then on.
+
+        Args:
+            options: as `quad adapt` has them: its task, what that is like, and how it is meant to be run.
 
         Raises:
             CompatibilityError: the bundle does not take it, and why. InputError: it is a pack, which nobody measures.
         """
-        verdict = self._upload(path, adapter_name).verdict
+        verdict = self._upload(path, adapter_name, options).verdict
         if verdict is msgspec.UNSET:
             raise InputError(mismatch(str(path), "a LoRA file", "a pack, which the server has taken", "use load_lora_weights for it"))
         return verdict
 
-    def _upload(self, path: str | Path, adapter_name: str) -> Uploaded:
+    def _upload(self, path: str | Path, adapter_name: str, options: AdmissionOptions | None = None) -> Uploaded:
         if not Path(path).is_file():
             raise InputError(mismatch(str(path), "a pack file", "none", "check the path"))
         patient = replace(self._http, timeout_s=self._http.timeout_s + LONGEST_ADMISSION_S)
         where = f"/v1/adapters/{quote(adapter_name, safe='')}"
+        if query := {} if options is None else msgspec.to_builtins(options):
+            where += f"?{urlencode(query)}"
         with Path(path).open("rb") as file, patient.answer("PUT", where, file, PACK) as answer, patient.reporting():
             return msgspec.json.decode(answer.read(), type=Uploaded)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from quad.core.errors import BusyError, CompatibilityError, InputError, QuadErro
 from quad.core.storage.pack import write_pack
 from quad.serve.admission import worker
 from quad.serve.admission.messages import AdmissionJob, Refused
+from quad.serve.admission.options import AdmissionOptions
 from quad.serve.limits import Limits
 from tests.admit.frozen import freeze, write_later_lora
 from tests.serve.conftest import Served, _served, same
@@ -74,6 +76,45 @@ def test_a_lora_becomes_an_adapter_and_its_sender_hears_what_was_measured(
     same(client, pipe, "car")
 
 
+def test_its_task_and_how_it_is_run_are_what_its_sender_says(
+    served: Served, frozen: Path, lora: Path, uploads: Path, tmp_path: Path
+) -> None:
+    client = served.client()
+    options = AdmissionOptions(task="drawing", like="text-to-image", sampler="ddim:3", guidance=2.0, trigger="in ink", min_energy=0.5)
+    verdict = client.admit(lora, "ink", options)
+    request = AdaptRequest(
+        frozen, "ink", lora, output=tmp_path / "ink.qpack", task="drawing", like="text-to-image", defaults=options.defaults, min_energy=0.5
+    )
+    assert [file.read_bytes() for file in uploads.iterdir()] == [admit(request).pack.read_bytes()]
+    assert verdict.tasks == ("drawing",)
+    assert (client.tasks["drawing"].sampler.steps, client.tasks["drawing"].guidance) == (3, 2.0)
+    assert served.call("GET", "/v1/adapters")[1]["adapters"][-1]["defaults"]["trigger_words"] == "in ink"
+    assert client("car", task="drawing").adapters == {"ink": 1.0}
+    again = served.call("PUT", "/v1/adapters/ink?like=text-to-image&allow_unused_keys=true", lora.read_bytes(), "application/octet-stream")
+    assert again[1]["verdict"]["tasks"] == ["ink"]  # its own name's, where none is told
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "says"),
+    [
+        ("task=a/b", 400, "matching regex"),
+        ("tasks=a", 400, "unknown field `tasks`"),
+        ("task=a&task=b", 400, "each name once, found one twice"),
+        ("min_energy=nan", 400, r"min_energy"),
+        ("guidance=null", 400, "a value of guidance"),
+        ("sampler=fast", 400, "sampler"),
+        ("task=text-to-image", 409, "task: expected a new one"),
+        ("task=drawing", 400, "^task: expected a task of the bundle"),
+        ("like=drawing", 400, "^like: expected a task of the bundle"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(query: str, status: int, says: str, served: Served, lora: Path, uploads: Path) -> None:
+    actual, body = served.call("PUT", f"/v1/adapters/ink?{query}", lora.read_bytes(), "application/octet-stream")
+    assert (actual, body["kind"]) == (status, "UsageError")
+    assert re.search(says, body["error"])
+    assert not list(uploads.iterdir())
+
+
 def test_one_that_does_not_fit_is_refused_with_the_reasons_and_nothing_is_left(served: Served, uploads: Path, tmp_path: Path) -> None:
     loud = write_later_lora(tmp_path / "loud.safetensors", 1.5)
     status, body = served.call("PUT", "/v1/adapters/ink", loud.read_bytes(), "application/octet-stream")
@@ -97,6 +138,8 @@ def test_a_pack_is_taken_as_before_and_has_no_verdict(served: Served, lora: Path
     assert (status, body) == (200, {"name": "ink"})
     with pytest.raises(InputError, match="a pack, which the server has taken"):
         served.client().admit(pack, "pen")
+    with pytest.raises(UsageError, match="a pack, which says how it is run"):
+        served.client().admit(pack, "brush", AdmissionOptions(guidance=2.0))
     with pytest.raises(UsageError, match="'text-to-image', which is a task"):
         served.client().load_lora_weights(lora, "text-to-image")
 

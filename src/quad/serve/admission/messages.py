@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import msgspec
 
+from quad.serve.admission.options import AdmissionOptions
 from quad.serve.api import Verdict
 from quad.serve.worker_stream import framed
 
@@ -23,6 +24,7 @@ class AdmissionJob(msgspec.Struct, frozen=True, kw_only=True):
         bundle, lora, pack: paths; the last is written.
         name: what the adapter will be called.
         engine: that runs the bundle's U-Net.
+        options: as its sender chose them.
         max_bytes: of memory, beside the process itself and the graph's files.
         max_pack_bytes: of a file that it writes.
     """
@@ -32,6 +34,7 @@ class AdmissionJob(msgspec.Struct, frozen=True, kw_only=True):
     pack: str
     name: str
     engine: str
+    options: AdmissionOptions = AdmissionOptions()
     max_bytes: int
     max_pack_bytes: int
 

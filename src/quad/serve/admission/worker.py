@@ -38,8 +38,7 @@ def answer(job: AdmissionJob) -> Answer:
     """The outcome of a job; every refusal names the adapter, not the place where the server keeps its file."""
     try:
         _limit(job)
-        request = AdaptRequest(Path(job.bundle), job.name, Path(job.lora), output=Path(job.pack), engine=job.engine)
-        return Admitted(verdict(admit(request)))
+        return Admitted(verdict(admit(_request(job))))
     except UnfitError as error:
         body = error_body(error)
         return Refused(body.error, body.kind, error.reasons)
@@ -52,7 +51,30 @@ def answer(job: AdmissionJob) -> Answer:
             body = error_body(error)
         else:
             raise
-        return Refused(body.error.replace(job.lora, f"adapter {job.name!r}"), body.kind)
+        return Refused(_in_their_words(body.error, job), body.kind)
+
+
+def _request(job: AdmissionJob) -> AdaptRequest:
+    options = job.options
+    return AdaptRequest(
+        Path(job.bundle),
+        job.name,
+        Path(job.lora),
+        output=Path(job.pack),
+        task=options.task,
+        like=options.like,
+        min_energy=options.min_energy,
+        allow_unused_keys=options.allow_unused_keys,
+        defaults=options.defaults,
+        engine=job.engine,
+    )
+
+
+def _in_their_words(error: str, job: AdmissionJob) -> str:
+    """A message of `quad adapt` for whoever sent the file: by the adapter's name, and the options as a query has them."""
+    for name in job.options.__struct_fields__:
+        error = error.replace(f"--{name.replace('_', '-')}", name)
+    return error.replace(job.lora, f"adapter {job.name!r}")
 
 
 def verdict(admitted: AdaptResult) -> Verdict:
@@ -63,6 +85,7 @@ def verdict(admitted: AdaptResult) -> Verdict:
         return None if value is msgspec.UNSET else value
 
     return Verdict(
+        tasks=tuple(sorted(manifest.tasks)),
         rank=manifest.rank,
         bits=manifest.bits,
         size_bytes=manifest.size_bytes,

@@ -87,7 +87,7 @@ def _path_parameter(part: str) -> dict[str, Any]:
 
 
 def _query(query: Query) -> dict[str, Any]:
-    return {"name": query.name, "in": "query", "description": query.says, "schema": {"type": "number", "minimum": 0, "maximum": query.most}}
+    return {"name": query.name, "in": "query", "description": query.says, "schema": _plain(dict(query.schema))}
 
 
 def _plain(schema: Any) -> Any:

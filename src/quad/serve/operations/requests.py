@@ -180,7 +180,7 @@ OPERATIONS = (
         says="The finished picture.",
         status=200,
         gives=PNG,
-        query=(Query("wait", LONGEST_WAIT_S, "Seconds to wait for it."),),
+        query=(Query("wait", {"type": "number", "minimum": 0, "maximum": LONGEST_WAIT_S}, "Seconds to wait for it."),),
         error_statuses=(400, 404, 409, 503),
     ),
     Operation(
