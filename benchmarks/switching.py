@@ -5,7 +5,7 @@
 
 Each side runs in a process of its own, one after the other. A switch from disk and a plain reading of the same file take turns, and
 their ratio is the median over turns, so that a machine whose speed drifts does not decide. "Cold" files are dropped from the page cache
-before (`POSIX_FADV_DONTNEED`). A switch ends when the graph is bound and every page of the adapter is in memory. Takes 0.7 GB of disk for
+before (`POSIX_FADV_DONTNEED`). A switch ends when the graph is bound and every page of the adapter is in memory. Takes 1.4 GB of disk for
 100 adapters, 0.9 GB for the merged graph, and at most 2 GB of memory.
 """
 
@@ -118,6 +118,24 @@ def side_warm(world: World, repeats: int) -> CallTimes:
     for name in ours.store.names:
         ours.switch(name)
     return median_p95([ms for _ in range(repeats) for name in ours.store.names for ms in milliseconds(partial(ours.switch, name), 1, 0)])
+
+
+def side_kinds(cache: Path, adapters: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Switches in memory with both kinds of slots, few and many adapters there, all in turns: kinds -> by few and many, medians in ms."""
+    few = len(OWN_RANKS)
+    sides = {
+        (kind, count): Ours(World(cache / f"{kind}-{count}", kind), count, None)
+        for kind in (SEARCHED, NORMALISED)
+        for count in (few, adapters)
+    }
+    times: dict[tuple[SlotMode, int], list[float]] = {side: [] for side in sides}
+    for turn in range(-1, repeats):
+        for side, ours in sides.items() if turn % 2 else reversed(sides.items()):
+            # As many of each, spread over all: what the processor's own memory holds differs, and is part of the cost.
+            names = ours.store.names if turn < 0 else ours.store.names[turn % max(1, side[1] // few) :: max(1, side[1] // few)]
+            taken = [ms for name in names for ms in milliseconds(partial(ours.switch, name), 1, 0)]
+            times[side] += taken if turn >= 0 else []
+    return {kind: {"few_ms": median(times[kind, few]), "many_ms": median(times[kind, adapters])} for kind in (SEARCHED, NORMALISED)}
 
 
 def side_weights(world: World, repeats: int) -> CallTimes:
@@ -260,6 +278,7 @@ def main() -> int:
         "slots": options.slots,
         "machine": msgspec.to_builtins(machine("ort", options.threads)),
         "warm": _apart(side_warm, world, options.repeats),
+        "kinds": _apart(side_kinds, options.cache, options.adapters, options.repeats),
         "weights": _apart(side_weights, world, options.repeats),
         "disk": _apart(side_disk, world, options.repeats),
         "memory": _apart(side_memory, world, options.adapters, options.switches),
@@ -287,6 +306,8 @@ def _options() -> argparse.Namespace:
 
 def _print(report: Mapping[str, Any]) -> None:
     print(f"switch in memory {report['warm']['median_ms']:.2f} ms (p95 {report['warm']['p95_ms']:.2f})")
+    for kind, times in report["kinds"].items():
+        print(f"  {kind} slots, in turns: {times['few_ms']:.3f} ms, {times['many_ms']:.3f} ms with many adapters in memory")
     for name, turn in report["disk"].items():
         least = f"least over least {turn['least_ratio']:.2f}"
         print(f"  {name}: {turn['switch_ms']:.2f} ms, reading {turn['size_bytes'] / 1e6:.1f} MB {turn['read_ms']:.2f} ms: "

@@ -12,7 +12,7 @@ FLOAT_MERGED, FLOAT_SHARED = "FP32, merged", "FP32, one for all"
 INT_MERGED, INT_SHARED = "quantized, merged", "quantized, one for all"
 SIDES = (FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED)
 SWITCH_MS, FLAT, ROM, PLACE_SECONDS, PLACE_BYTES = 2.0, 1.3, 8.0, 180.0, 12e9
-COLD_SWITCH, RESIDENT, GROWTH = 1.5, 1.05, 0.01
+COLD_SWITCH, RESIDENT, GROWTH, NO_SLOWER = 1.5, 1.05, 0.01, 1.02
 LORA_COST = {"quantized": 1.05, "FP32": 1.08}
 SPEED = {"openvino": (2.3, 3.5), "ort": (1.7, 2.3)}
 _HALF = 2
@@ -105,6 +105,7 @@ def rom_figures(rows: Sequence[Mapping[str, float]]) -> list[Figure]:
 def switching_figures(measured: Mapping[str, Any]) -> list[Figure]:
     """Switching from memory and from disk, what it takes of memory, and how much dearer the other ways are."""
     disk = {name: turn["ratio"] for name, turn in measured["disk"].items()}
+    kinds = measured["kinds"]
     warm, memory, slowest = (
         measured["warm"]["median_ms"],
         measured["memory"],
@@ -112,6 +113,18 @@ def switching_figures(measured: Mapping[str, Any]) -> list[Figure]:
     )
     return [
         Figure(name="switch from memory", value=warm, bar=SWITCH_MS, unit="ms"),
+        Figure(
+            name="the same with normalised slots over searched ones, in turns",
+            value=kinds["normalised"]["few_ms"] / kinds["searched"]["few_ms"],
+            bar=NO_SLOWER,
+            unit="x",
+        ),
+        Figure(
+            name="with many adapters in memory over a few",
+            value=kinds["normalised"]["many_ms"] / kinds["normalised"]["few_ms"],
+            bar=FLAT,
+            unit="x",
+        ),
         Figure(
             name="switch from a cold disk over reading the file", value=disk["later, cold, of the slots' rank"], bar=COLD_SWITCH, unit="x"
         ),
