@@ -219,9 +219,9 @@ def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
             return _filled(*_read(path.read_bytes()), module)
         with _one_registry():
             model = trace(module, spec)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_bytes(_written(model, _places(module, model)))
+        part, content = path.with_suffix(f".{os.getpid()}"), _written(model, _places(module, model))
+        part.write_bytes(content)
         part.replace(path)
-        return model
+        return _filled(*_read(content), module)  # as all others get it: a fresh graph counts on where it gives names to new nodes
 
     return traced

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import onnx_ir as ir
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -24,6 +25,7 @@ from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import CompatibilityError, InputError, QuadError, UnsupportedError, UsageError, VerificationError
 from quad.core.manifest import BUNDLE_FILE, PROBES_FILE, seal
 from quad.core.profile import Profile
+from quad.core.slots import NORMALISED, SEARCHED, SlotMode
 from quad.core.storage.pack import read_pack
 from quad.lora.fit.channel_gains import smooth_adapter
 from quad.lora.fit.integers import quantize_adapter
@@ -42,6 +44,7 @@ from tests.small_model import write_lora
 
 QUIET = 0.3
 LOUDER = (1.0, 1.25, 1.5)  # at twice it, the slots clip
+SLOTS: dict[str, SlotMode] = {"w8a16": NORMALISED, "mixed:60": SEARCHED}
 ENDINGS = ("attn1.to_q", "conv_in", "attn2.to_v")
 
 
@@ -49,9 +52,9 @@ ENDINGS = ("attn1.to_q", "conv_in", "attn2.to_v")
 def phone(
     model_dir: Path, adapter_files: dict[str, Path], request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Bundle:
-    """A frozen bundle; with 8-bit sites its norms are equalized and its skips split."""
-    place = tmp_path_factory.mktemp("frozen") / "phone"
-    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, precision=request.param, distill_steps=0))
+    """A frozen bundle, of either kind of slots; with 8-bit sites its norms are equalized and its skips split."""
+    place, slots = tmp_path_factory.mktemp("frozen") / "phone", SLOTS[request.param]
+    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, precision=request.param, slots=slots, distill_steps=0))
     return open_bundle(place)
 
 
@@ -175,18 +178,29 @@ def test_with_the_base_its_quality_is_measured(asked: AdaptRequest, model_dir: P
     assert not any("--base" in line for line in trained.unchecked)
 
 
-def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
+def without_sixteen_bit_activations(phone: Bundle, place: Path) -> Path:
+    """The frozen graph with nothing rounded but weights and what has 8 bits: 16-bit steps are so fine that float sums cross them."""
+    model = ir.load(phone.graph("unet"))
+    for node in list(model.graph):
+        if node.op_type == "QuantizeLinear" and "16" in str(node.inputs[2].dtype):
+            for reader in list(node.outputs[0].consumers()):
+                reader.outputs[0].replace_all_uses_with(node.inputs[0], replace_graph_outputs=True)
+    ir.save(model, place)
+    return place
+
+
+def apart(phone: Bundle, graph: Path, model_dir: Path, lora: Path) -> list[float]:
     """How far the network made again is from the frozen graph, without an adapter: on each stored call, and with other noise in it.
 
-    A CPU rounds what has 8 bits and a kernel, and where any has nothing else: so is the network here.
+    A CPU rounds of activations what has 8 bits and a kernel: so is the network here.
     """
     base, encodings = open_base(phone, model_dir), phone.profile.component("unet")
     student = BaseNetworks.of(phone, base, {}, read_adapter("ink", lora, base.unet)).pair.student
     kept = {
         name: one for name, one in encodings.items()
-        if phone.manifest.precision == "w8a16" or name.endswith(".weight") or (one.bits == 8 and name.endswith((".in", ".in_skip")))
+        if name.endswith(".weight") or (one.bits == 8 and name.endswith((".in", ".in_skip")))
     }  # fmt: skip
-    session: OrtSession = unet(phone)
+    session: OrtSession = open_engine("ort", (), phone.manifest.precision).load(graph, 1)
     session.bind(unet_buffers(phone, zero_buffers(phone.slots)))
     rng, found = np.random.default_rng(0), []
     for call in [call for call in read_probes(phone) for _ in range(4)]:
@@ -197,20 +211,25 @@ def apart(phone: Bundle, model_dir: Path, lora: Path) -> list[float]:
     return found
 
 
-def test_the_student_is_the_network_that_was_frozen(phone: Bundle, model_dir: Path, lora: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_student_is_the_network_that_was_frozen(
+    phone: Bundle, model_dir: Path, lora: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Corrected biases, gains, split skips and compensated weights are all taken up again; with any of them left out it would show."""
-    bound = 1e-3  # of the best call: on others a value crosses a rounding edge, which this small network shows as 1 % and more
-    right, given = apart(phone, model_dir, lora), admit_base._corrections(phone)
+    bound = 3e-6  # of the best call, the order of float sums: on others a value crosses a rounding edge of 8 bits
+    graph = without_sixteen_bit_activations(phone, tmp_path / "model.onnx")
+    right, given = apart(phone, graph, model_dir, lora), admit_base._corrections(phone)
     assert min(right) < bound, right
     left_out = [("_corrections", Corrections({}, given.gains, given.compensated)), ("_corrections", Corrections(given.biases, given.gains))]
-    if phone.manifest.precision != "w8a16":
+    if phone.manifest.precision == "w8a16":
+        assert max(right) < bound, right  # there are no such edges
+    else:
         assert given.gains
         left_out += [("_corrections", Corrections(given.biases, {}, given.compensated)), ("_is_split", False)]
     for name, value in left_out:
         with monkeypatch.context() as patch:
             patch.setattr(admit_base, name, lambda _, value=value: value)
-            wrong = apart(phone, model_dir, lora)
-            assert min(wrong) > 5 * min(right), (name, wrong, right)
+            wrong = apart(phone, graph, model_dir, lora)
+            assert min(wrong) > 200 * bound, (name, wrong)  # on every call; least without biases, which find little to mend by now
 
 
 def test_the_autoencoder_is_the_one_that_was_given(phone: Bundle, model_dir: Path, tmp_path: Path) -> None:
@@ -257,7 +276,9 @@ def test_a_rank_over_the_slots_is_cut_and_told(asked: AdaptRequest, base: Base, 
     assert not (tmp_path / "none.qpack").exists()
 
 
-def test_each_unfit_slot_is_named_with_its_reason(asked: AdaptRequest, tmp_path: Path) -> None:
+def test_each_unfit_slot_is_named_with_its_reason(asked: AdaptRequest, phone: Bundle, tmp_path: Path) -> None:
+    if phone.slots.normalised:
+        pytest.skip("no adapter is too loud or too fine for such slots: tests/admit/test_normalised.py")
     loud = changed(asked.adapter, tmp_path / "loud.safetensors", 1e4)
     with pytest.raises(CompatibilityError, match=r"conv_in \(\S+% of its weights clipped, [AB] is \S+ times the frozen range\)"):
         adapt(replace(asked, adapter=loud))

@@ -19,6 +19,7 @@ from quad.align.adapt import adapt
 from quad.build.build import BuildRequest, build
 from quad.core.decibels import sqnr_db
 from quad.core.errors import CompatibilityError, UsageError
+from quad.core.padding import slot_scales
 from quad.core.slots import SlotTable
 from quad.core.storage.pack import read_pack
 from quad.lora.fit.integers import dequantize_adapter
@@ -137,7 +138,8 @@ def test_a_packs_product_is_that_of_its_own_integers(
 
     def products(inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         flat = {name: np.asarray(array, np.float64).reshape(len(array), -1) for name, array in inputs.items()}
-        return [flat[slot.b_name] @ flat[slot.a_name] for slot in bundle.slots.slots]
+        scales = slot_scales(inputs, bundle.slots)
+        return [flat[slot.b_name] * scales[slot.path] @ flat[slot.a_name] for slot in bundle.slots.slots]
 
     pairs = list(zip(products(meant), products(found), strict=True))
     assert said == pytest.approx(sqnr_db(sum((a**2).sum() for a, _ in pairs), sum(((a - b) ** 2).sum() for a, b in pairs)), abs=0.1)

@@ -177,22 +177,22 @@ def normalised_tensors(seed: int, rank: int) -> dict[str, NDArray[Any]]:
     return tensors | {slot.scale_name: each for slot, each in zip(SLOTS.slots, scales, strict=True)}
 
 
-def normalised_manifest(name: str, rank: int) -> AdapterManifest:
-    parents = {"slots": NORMALISED_SLOTS.digest, "profile": NORMALISED_PROFILE.digest}
+def normalised_manifest(name: str, rank: int, profile: Profile = NORMALISED_PROFILE) -> AdapterManifest:
+    parents = {"slots": NORMALISED_SLOTS.digest, "profile": profile.digest}
     return msgspec.structs.replace(adapter_manifest(name, rank), parents=parents)
 
 
-def make_normalised(tiny_bundle: Path, root: Path) -> Path:
+def make_normalised(tiny_bundle: Path, root: Path, profile: Profile = NORMALISED_PROFILE) -> Path:
     """The tiny bundle with normalised slots, in a new directory."""
     shutil.copytree(tiny_bundle, root)
     shutil.rmtree(root / "unet")
     save_unet(root / "unet/model.onnx", normalised=True)
     for seed, (name, rank) in enumerate({"transform": 2, "removal": 2, "sketch": 4}.items()):
         shutil.rmtree(root / "adapters" / name)
-        _adapter(root / "adapters" / name, normalised_manifest(name, rank), normalised_tensors(seed, rank))
+        _adapter(root / "adapters" / name, normalised_manifest(name, rank, profile), normalised_tensors(seed, rank))
     (root / "slots.json").write_bytes(canonical_json(NORMALISED_SLOTS))
-    (root / "profile.json").write_bytes(canonical_json(NORMALISED_PROFILE))
-    write_manifest(root, parents={"base": "0" * 64, "slots": NORMALISED_SLOTS.digest, "profile": NORMALISED_PROFILE.digest})
+    (root / "profile.json").write_bytes(canonical_json(profile))
+    write_manifest(root, parents={"base": "0" * 64, "slots": NORMALISED_SLOTS.digest, "profile": profile.digest})
     return root
 
 

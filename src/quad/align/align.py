@@ -23,7 +23,7 @@ from quad.model.base.open import Base
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
-from quad.runtime.adapters.buffers import pad, zero_buffers
+from quad.runtime.adapters.buffers import whole_buffers, zero_buffers
 from quad.runtime.bundle import Bundle
 from quad.runtime.request import TEXT_TO_IMAGE
 
@@ -62,7 +62,7 @@ class OpenedBase:
             distilled = networks.align(fitted.adapter, probes, options)
             alignment = distilled.alignment
             if alignment.steps:
-                forms.append(pad(distilled.integers, zero_buffers(bundle.slots, bundle.profile)))
+                forms.append(whole_buffers(distilled.integers, zero_buffers(bundle.slots, bundle.profile)))
 
         # The nearest to float on calls that nothing was trained on.
         teacher_calls = networks.held_out(probes)

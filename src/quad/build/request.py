@@ -61,8 +61,8 @@ class BuildRequest:
         max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot what `room` says.
         adapter_ranks: adapter -> the most that a module of it gets, in place of `max_rank`.
         room: how many adapters at once each slot has rank for, those of largest rank there; None for 2.
-        slots: `searched`, A and B in ranges of the adapters at hand, or `normalised`, in one range for any adapter, with a scale for each
-            rank channel.
+        slots: `normalised`, A and B in one range for any adapter, with a scale for each rank channel, or `searched`, in ranges of the
+            adapters at hand.
         min_energy: an adapter that keeps less of a module's update when it is reduced or converted is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         quality: which quality steps are taken.
@@ -102,7 +102,7 @@ class BuildRequest:
     max_rank: int | None = None
     adapter_ranks: Mapping[str, int] = field(default_factory=dict)
     room: int | None = None
-    slots: SlotMode = SEARCHED
+    slots: SlotMode = NORMALISED
     min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
     quality: QualitySteps = field(default_factory=QualitySteps)
@@ -248,7 +248,7 @@ class BuildRequest:
             raise UsageError(mismatch("--slots", f"{SEARCHED} or {NORMALISED}", self.slots, "choose one of these"))
         if self.slots == NORMALISED and self.literal_shared_scale:
             expected = f"--slots {SEARCHED}, since normalised slots have ranges of their own"
-            raise UsageError(mismatch("--literal-shared-scale", expected, self.slots, "leave one of them out"))
+            raise UsageError(mismatch("--literal-shared-scale", expected, self.slots, "choose that, or leave it out"))
 
     def _check_text(self) -> None:
         if self.clip_skip < 1:

@@ -44,8 +44,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     ] = None  # fmt: skip
     slots: Annotated[
         str | None,
-        typer.Option(help="Ranges of the adapters at hand, or one for any adapter, with a scale for each rank channel.",
-                     metavar="searched|normalised", show_default="searched"),
+        typer.Option(help="One range for any adapter, with a scale for each rank channel, or ranges of the adapters at hand.",
+                     metavar="normalised|searched", show_default="normalised"),
     ] = None  # fmt: skip
     min_energy: Annotated[
         float | None,

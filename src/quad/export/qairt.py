@@ -6,6 +6,9 @@
     OUT/NAME.COMPONENT.safetensors              the constants of one adapter, float32, every slot: the numbers that its integers stand for
     OUT/COMPONENT.lora_config.yaml              the adapters as use cases, with these files
 
+Of normalised slots the one input of scales and its Split become a constant for each slot, `PATH.lora_scale` (rank,), under the encoding of
+that input: a converter would fold a Split of a constant, and with it the name that an adapter replaces.
+
 Made of the float graphs and encodings that a build for `qnn-htp` writes beside its bundle (`quad.compile.qnn.aimet_files`).
 Source: the files that AIMET's LoRA export (aimet_onnx, experimental) writes for QAIRT, and Qualcomm's LoRA v3 pages. Neither the converter
 nor the importer was at hand: checked is what the files hold, not that the tools take them.
@@ -27,6 +30,7 @@ from quad.compile.artifact import save_graph
 from quad.compile.qnn.aimet_files import VERSION_1, VERSION_2
 from quad.core.digests import canonical_json
 from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.padding import slot_scales
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
 from quad.core.storage.directories import new_directory
@@ -50,7 +54,7 @@ def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, prog
         The content of `export.json`.
 
     Raises:
-        UnsupportedError: the bundle is of another target, or its slots have scales beside A and B.
+        UnsupportedError: the bundle is of another target.
         InputError: the directory is not there, or of another build. BackendError: the disk is full.
     """
     opened = open_bundle(bundle)
@@ -59,9 +63,6 @@ def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, prog
             mismatch(f"bundle {opened.name!r}", "a bundle for qnn-htp", opened.manifest.target, "build it for that target")
         )
     require_slots(opened)
-    if opened.slots.normalised:
-        hint = "build with --slots searched"
-        raise UnsupportedError(mismatch(f"bundle {opened.name!r}", "slots of A and B alone", "normalised slots, with scales", hint))
     source = encodings or Path(f"{real_path(bundle)}.qairt")
     store = AdapterStore(opened)
     adapters = {name: adapter_floats(opened, store, name) for name in store.names}
@@ -76,17 +77,29 @@ def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, prog
 
 
 def adapter_floats(bundle: Bundle, store: AdapterStore, name: str) -> dict[str, Floats]:
-    """Every slot input of an adapter as the numbers that its integers stand for; zeros where it has no slot."""
-    buffers = store.buffers(name)
+    """Every constant of an adapter as the numbers that its integers stand for; zeros where it has no slot."""
+    buffers, slots = store.buffers(name), bundle.slots
     floats: dict[str, Floats] = {}
-    for slot in bundle.slots.slots:
-        encodings = bundle.profile.component(slot.component)
-        floats |= {key: encodings[key].dequantize(buffers[key]) for key in (slot.a_name, slot.b_name)}
-    return floats
+    for component in dict.fromkeys(slot.component for slot in slots.slots):
+        encodings = bundle.profile.component(component)
+        inputs = slots.of(component).input_shapes()
+        floats |= {key: encodings[key].dequantize(buffers[key]) for key in inputs}
+    scales = slot_scales(floats, slots)
+    return floats | {slot.scale_name: scales[slot.path] for slot in slots.slots if slot.path in scales}
+
+
+def constant_shapes(slots: SlotTable) -> dict[str, tuple[int, ...]]:
+    """Shapes of the constants that an adapter replaces, in slot order: A, B, and of normalised slots the scales `(rank,)`."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for slot in slots.slots:
+        shapes |= {slot.a_name: slot.a_shape, slot.b_name: slot.b_shape}
+        if slots.normalised:
+            shapes[slot.scale_name] = (slot.rank,)
+    return shapes
 
 
 def _write_component(slots: SlotTable, adapters: Mapping[str, Mapping[str, Floats]], source: Path, stage: Path) -> None:
-    component, names = slots.slots[0].component, list(slots.input_shapes())
+    component, names = slots.slots[0].component, list(constant_shapes(slots))
     encodings = [f"{component}.encodings-{version}.json" for version in (VERSION_1, VERSION_2)]
     for needed in (f"{component}.onnx", *encodings):
         if not (source / needed).is_file():
@@ -94,12 +107,13 @@ def _write_component(slots: SlotTable, adapters: Mapping[str, Mapping[str, Float
             raise InputError(mismatch(str(source), f"a file {needed}", "none", hint))
     model = ir.load(source / f"{component}.onnx")
     first = {name: next((tensors[name] for tensors in adapters.values() if tensors[name].any()), None) for name in names}
+    parts = scale_for_each_slot(model, slots)
     slots_to_constants(model, slots, first)
     with writing_to(stage):
         save_graph(model, stage / f"{component}.onnx")
-    old = json.loads((source / encodings[0]).read_bytes())
-    write_bytes(stage / encodings[0], (json.dumps(_as_parameters(old, set(names)), indent=1) + "\n").encode())
-    write_bytes(stage / encodings[1], (source / encodings[1]).read_bytes())
+    for file in encodings:
+        content = _as_parameters(_for_each_slot(json.loads((source / file).read_bytes()), parts), set(names))
+        write_bytes(stage / file, (json.dumps(content, indent=1) + "\n").encode())
     write_bytes(stage / f"{component}.lora_weight_list.txt", "".join(f"{name}\n" for name in names).encode())
     for adapter, tensors in adapters.items():
         write_bytes(stage / f"{adapter}.{component}.safetensors", save({name: tensors[name] for name in names}))
@@ -113,7 +127,7 @@ def slots_to_constants(model: ir.Model, slots: SlotTable, values: Mapping[str, F
         InputError: the graph has other slots.
     """
     inputs = {str(value.name): value for value in model.graph.inputs}
-    for name, shape in slots.input_shapes().items():
+    for name, shape in constant_shapes(slots).items():
         if name not in inputs or tuple(inputs[name].shape or ()) != shape:
             hint = "name the directory that was written with this bundle: --encodings DIR"
             raise InputError(mismatch(f"graph {model.graph.name}", f"an input {name} {shape}", "none", hint))
@@ -123,8 +137,51 @@ def slots_to_constants(model: ir.Model, slots: SlotTable, values: Mapping[str, F
         model.graph.inputs.remove(inputs[name])
 
 
+def scale_for_each_slot(model: ir.Model, slots: SlotTable) -> dict[str, dict[str, str]]:
+    """Give a graph of normalised slots an input of scales for each slot in place of the one for all, in place.
+
+    Returns:
+        Name of the input that is gone -> part of it, as the graph called it -> the input of that slot.
+
+    Raises:
+        InputError: the graph has other slots.
+    """
+    inputs, parts = {str(value.name): value for value in model.graph.inputs}, {}
+    for name, members in slots.scale_inputs().items():
+        readers = inputs[name].consumers() if name in inputs else ()
+        if len(readers) != 1 or readers[0].op_type != "Split" or len(readers[0].outputs) != len(members):
+            hint = "name the directory that was written with this bundle: --encodings DIR"
+            raise InputError(mismatch(f"graph {model.graph.name}", f"an input {name}, split for {len(members)} slots", "none", hint))
+        parts[name] = {str(part.name): slot.scale_name for slot, part in zip(members, readers[0].outputs, strict=True)}
+        for slot, part in zip(members, readers[0].outputs, strict=True):
+            value = ir.val(slot.scale_name, ir.DataType.FLOAT, (slot.rank,))
+            part.replace_all_uses_with(value)
+            model.graph.inputs.append(value)
+        model.graph.remove(readers[0], safe=True)
+        model.graph.inputs.remove(inputs[name])
+    return parts
+
+
+def _for_each_slot(encodings: dict[str, Any], parts: Mapping[str, Mapping[str, str]]) -> dict[str, Any]:
+    """Either format with the encoding of an input of scales for each slot's own constant, in place of those of its parts."""
+    gone = {part for of in parts.values() for part in of}
+
+    def expanded(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        result = []
+        for entry in entries:
+            if entry["name"] in parts:
+                result += [{**entry, "name": name} for name in parts[entry["name"]].values()]
+            elif entry["name"] not in gone:
+                result.append(entry)
+        return sorted(result, key=lambda entry: str(entry["name"]))
+
+    return {key: expanded(value) if key.endswith("encodings") else value for key, value in encodings.items()}
+
+
 def _as_parameters(encodings: dict[str, Any], names: set[str]) -> dict[str, Any]:
-    """Format 1.0.0 with the slots among the parameters."""
+    """Format 1.0.0 with the slots among the parameters; the other has one list for all."""
+    if encodings["version"] != VERSION_1:
+        return encodings
     activations = encodings["activation_encodings"]
     moved = [entry for entry in activations if entry["name"] in names]
     left = [entry for entry in activations if entry["name"] not in names]

@@ -64,6 +64,16 @@ def test_a_weight_in_the_scales_is_the_weight_of_diffusers(
         assert torch.equal(network(*inputs, bound(slot_inputs(None, table), 1.0)), base)
 
 
+def test_one_network_takes_adapters_of_other_ranks(unet: UNet2DConditionModel, lora_file: Callable[..., Path], inputs: Inputs) -> None:
+    """Float ones: an admission measures a larger adapter than a bundle's slots hold."""
+    small, large = (read_adapter(name, lora_file("convolutions", ranks, 5), unet) for name, ranks in (("s", (4, 7)), ("l", (9, 11))))
+    network, _ = slot_network(unet, [small], None, NORMALISED)
+    other, table = slot_network(unet, [large], None, NORMALISED)
+    given = bound(balanced_inputs(large, table), 1.0)
+    with torch.no_grad():
+        assert torch.equal(network(*inputs, given), other(*inputs, given))
+
+
 def test_padding_changes_nothing(unet: UNet2DConditionModel, lora_file: Callable[..., Path], inputs: Inputs) -> None:
     adapter = read_adapter("a", lora_file("convolutions", (4, 7), 5), unet)
     outputs = []

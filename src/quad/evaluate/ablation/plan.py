@@ -78,18 +78,18 @@ def _wider(factor: int) -> AblationRow:
 def _slot_rows() -> tuple[AblationRow, ...]:
     """Searched and normalised slots, at each precision and with LoRA weights of 8 bits."""
     rows = [
-        _slots("slots-searched"),
-        _slots("slots-searched-pooled", anchor="unified"),
+        _slots("slots-searched", slots="searched"),
+        _slots("slots-searched-pooled", anchor="unified", slots="searched"),
         _slots("slots-normalised", slots="normalised"),
         *(_wider(factor) for factor in (2, 4, 8)),
     ]
     for name, precision, bits in (("lora-8", BASELINE, 8), ("mixed-80", "mixed:80", 16), ("w8a8", "w8a8", 16)):
         searched = f"slots-searched-{name}"
-        rows.append(_slots(searched, precision=precision, lora_bits=bits))
+        rows.append(_slots(searched, precision=precision, lora_bits=bits, slots="searched"))
         rows.append(_slots(f"slots-normalised-{name}", precision=precision, baseline=searched, lora_bits=bits, slots="normalised"))
     for name, precision in (("hard", BASELINE), ("hard-mixed-80", "mixed:80")):
         searched = f"slots-searched-{name}"
-        rows.append(_slots(searched, precision=precision, synthetic=True))
+        rows.append(_slots(searched, precision=precision, synthetic=True, slots="searched"))
         rows.append(_slots(f"slots-normalised-{name}", precision=precision, baseline=searched, synthetic=True, slots="normalised"))
     return tuple(rows)
 
@@ -103,7 +103,7 @@ ROWS = (
     AblationRow(name="profile-anchor", group="profile", build={"anchor": MOST_SENSITIVE}),
     AblationRow(name="profile-unified", group="profile", build={"anchor": "unified"}),
     AblationRow(name="profile-own", group="profile", build={}, per_adapter=True),
-    AblationRow(name="literal-shared-scale", group="profile", build={"literal_shared_scale": True}),
+    AblationRow(name="literal-shared-scale", group="profile", build={"literal_shared_scale": True, "slots": "searched"}),
     AblationRow(name="profile-unified-mixed-80", group="profile", build={"precision": STEPS_AT, "anchor": "unified"}, baseline="mixed-80"),
     AblationRow(name="profile-own-mixed-80", group="profile", build={"precision": STEPS_AT}, baseline="mixed-80", per_adapter=True),
     AblationRow(name="hard-w8a16", group="hard", synthetic=True),

@@ -55,10 +55,10 @@ class SlotFeed(threading.local):
             self.tensors = {}
 
     def _scales(self, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`<path>.lora_scale` -> `(rank,)`, cut from the vectors that hold all of them."""
+        """`<path>.lora_scale` -> `(rank,)`, cut from the vectors that hold all of them; an adapter's A may have other ranks."""
         parts: dict[str, Tensor] = {}
         for name, members in self._table.scale_inputs().items():
-            cut = slots[name].split([slot.rank for slot in members])
+            cut = slots[name].split([slots[slot.a_name].shape[0] for slot in members])
             parts |= {slot.scale_name: part for slot, part in zip(members, cut, strict=True)}
         return parts
 
