@@ -73,5 +73,5 @@ def test_how_many_profiles_there_may_be(tmp_path: Path) -> None:
 
 
 def test_an_unknown_chip_is_wrong_usage(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"--soc: expected SM8550 .* found SM1; choose one of these"):
+    with pytest.raises(UsageError, match=r"--soc: expected SM8350 .* found SM1; choose one of these"):
         BuildRequest(tmp_path, {}, tmp_path / "phone", target="qnn-htp", soc="SM1").check()

@@ -137,7 +137,7 @@ def test_eight_bit_sites_are_computed_in_eight_bits(tiny: Any, placed: Placed) -
 def test_chips_are_known_by_name() -> None:
     assert (soc_named("sm8650").model, soc_named("SM8650").arch) == (57, 75)
     assert len({soc.arch for soc in SOCS.values()}) == len(SOCS)
-    with pytest.raises(UsageError, match="--soc: expected SM8550"):
+    with pytest.raises(UsageError, match="--soc: expected SM8350"):
         soc_named("SM1")
 
 

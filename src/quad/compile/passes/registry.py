@@ -32,9 +32,11 @@ from quad.compile.passes.operators.host_timestep import HostTimestep
 from quad.compile.passes.operators.layer_norm import DecomposeLayerNorm
 from quad.compile.passes.operators.narrow_ids import NarrowIds
 from quad.compile.passes.operators.silu import FlattenNormedSilu, FlattenSmallSilu
+from quad.compile.passes.slots.dynamic_conv import DynamicConv
 from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
 from quad.compile.passes.slots.fold_slot_scales import FoldSlotScales
 from quad.compile.passes.slots.fuse_slots import FuseSlots
+from quad.compile.passes.slots.left_operands import LeftOperands
 from quad.compile.passes.slots.slot_gemm import SlotGemm
 from quad.core.errors import UsageError, mismatch
 
@@ -70,6 +72,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "cancel_transposes": NamedPass(CancelTransposes),
         "decompose_layer_norm": NamedPass(DecomposeLayerNorm),
         "drop_dead": NamedPass(library.RemoveUnusedNodesPass),
+        "dynamic_conv": NamedPass(DynamicConv),
         "dynamic_gemm": NamedPass(DynamicGemm),
         "finite_mask": NamedPass(FiniteMask),
         "flatten_normed_silu": NamedPass(FlattenNormedSilu),
@@ -83,6 +86,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "host_timestep": NamedPass(HostTimestep),
         "integer_conv": NamedPass(IntegerConv, placed=True),
         "integer_matmul": NamedPass(IntegerMatMul, placed=True),
+        "left_operands": NamedPass(LeftOperands),
         "linear_to_conv": NamedPass(LinearToConv),
         "merge_equal": NamedPass(library.CommonSubexpressionEliminationPass),
         "narrow_ids": NamedPass(NarrowIds),

@@ -2,7 +2,8 @@
 
     producer -> Q -> DQ -> reader          input (integers) -> DQ -> reader          producer -> Q -> output (integers)
 
-1. The second operand of a matmul or convolution that is no constant is signed and symmetric, 16 bits (docs/targets.md, dynamic MatMul).
+1. The second operand of a matmul or convolution that is no constant is signed and symmetric, 16 bits (docs/targets.md, dynamic MatMul); on
+   a target whose `int16_operand` is the first, that of a matmul of two computed values.
 2. A Site that the profile gives 8 bits converts: the edge keeps its 16 for all other readers. A layer that has a kernel of 8 bits reads
    them, and gives 8: its output is converted to 16 at once. Any other reader gets the 8-bit values in 16.
 3. Constants are stored as integers: weights as the profile says, biases int32 at `s_x s_w`, norms and others as the target's table says.
@@ -17,6 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quad.compile.passes.integers.remove_sites import is_site, site_name
+from quad.compile.passes.integers.split_weight import half_encodings
 from quad.compile.placement.constants import ConstantPlacer
 from quad.compile.placement.edge_encodings import source_of
 from quad.compile.placement.edge_ranges import is_float
@@ -92,8 +94,8 @@ class _EdgePlacer:
 
     def __init__(self, graph: ir.Graph, *, profile: Mapping[str, Encoding], edges: Mapping[str, Encoding], target: Target) -> None:
         self._graph, self._profile, self._edges = graph, profile, edges
-        self._constants = ConstantPlacer(graph, profile, target)
-        self._byte_kernels, self._int16_largest = target.integer, target.int16_largest
+        self._constants = ConstantPlacer(graph, {**profile, **half_encodings(profile)}, target)
+        self._byte_kernels, self._int16_largest, self._int16_operand = target.integer, target.int16_largest, target.int16_operand
         self._byte_nodes: set[ir.Node] = set()  # those that read 8 bits, and so give 8
         self._integers: dict[str, ir.Value] = {}  # edge name -> its value between Q and DQ
 
@@ -133,9 +135,14 @@ class _EdgePlacer:
         if site is not None and site.bits == 8:
             steps += [site] if self._has_byte_kernel(node, index) else [site, refined(site)]
             last = steps[-1]
-        if index == _SECOND and node.op_type in _WEIGHTED and (symmetric := symmetric16(last, self._int16_largest)) != last:
+        if self._is_int16_operand(node, index) and (symmetric := symmetric16(last, self._int16_largest)) != last:
             steps.append(symmetric)
         return steps
+
+    def _is_int16_operand(self, node: ir.Node, index: int) -> bool:
+        """Of a product of two computed values, that which the target wants signed; a layer's first operand is an activation."""
+        second = node.inputs[_SECOND] if node.op_type in _WEIGHTED else None
+        return second is not None and second.const_value is None and index == self._int16_operand
 
     def _has_byte_kernel(self, node: ir.Node, index: int) -> bool:
         """A layer with a constant weight of 8 bits; its input is the first operand."""

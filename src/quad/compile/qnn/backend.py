@@ -14,7 +14,7 @@ from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.passes import Observer
 from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, write_encodings, write_float
-from quad.compile.qnn.chips import DEFAULT_SOC, Soc, soc_named
+from quad.compile.qnn.chips import DEFAULT_SOC, Soc, generation_of, soc_named
 from quad.compile.qnn.htp import compile_htp, fitting, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
 from quad.core.component_call import of_component
 from quad.core.picture_size import component_of
@@ -82,10 +82,11 @@ class QnnBackend:
         profile = context.profile.component(component)
         calls = fitting(model.graph, host_inputs(of_component(context.calls, component), context.sinusoid))
         with context.clock("place"):
-            model = lower(model, profile, observer)
+            generation = generation_of(self.soc)
+            model = lower(model, profile, observer, generation)
             if self.stage is not None:
                 write_float(model, graph, self.stage)
-            placed = with_sinusoid(place_htp(model, profile, calls, context.target, observer), context.sinusoid)
+            placed = with_sinusoid(place_htp(model, profile, calls, generation.table(context.target), observer), context.sinusoid)
             if self.stage is not None:
                 write_encodings(graph, placed.edges, placed.constants, self.stage)
         folder = context.scratch / graph

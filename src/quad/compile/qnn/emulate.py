@@ -1,8 +1,7 @@
 """A compiled HTP graph against the same Q/DQ graph on the CPU: accepted by the compiler does not mean computed right (docs/targets.md).
 
-Where they part, the first edge at which they do is found by compiling the graph again with some edges as further outputs: sixteen at a
-time, then the sixteen between the last that agreed and the first that did not. An output is not fused with what reads it, so that looking
-can mend a fault; where sixteen edges agree and the graph does not, the search goes on by halves, one edge at a time.
+Where they part, the first edge at which they do is found by compiling the graph again with some edges as further outputs, see
+`quad.compile.first_divergence`.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quad.compile.artifact import save_graph
+from quad.compile.first_divergence import first_under
 from quad.compile.qnn.chips import Soc
 from quad.compile.qnn.htp import HtpGraph, compiler_options
 from quad.compile.targets import is_eight_bit_site
@@ -32,7 +31,6 @@ Arrays = Mapping[str, NDArray[Any]]
 # Where HTP and CPU differ by rounding edges alone. Measured on the reference model: 59 dB and more with 16-bit activations, 30 dB where a
 # rounding edge is a step of 8 bits (whose own noise is 24 dB); compiler faults gave 15 dB and less.
 AGREE_DB, BYTE_AGREE_DB = 35.0, 20.0
-_AT_ONCE = 16
 _AS_WRITTEN = "w8a16"
 
 
@@ -95,30 +93,11 @@ def _message(component: str, feed: str, first: Divergence | None, sqnr_db: float
 def first_divergence(graph: HtpGraph, soc: Soc, feed: Arrays, limit_db: float = AGREE_DB) -> Divergence | None:
     """The first edge, in the order of the graph, that is under `limit_db`; None where the graph agrees when it is compiled anew."""
     edges = _quantized(graph.model.graph)
-    low, high = 0, len(edges)
-    places = [high - 1]  # the output
-    first: Divergence | None = None
-    alone = False
-    while low < high:
-        agreed = _compare(graph.model, [edges[place] for place in places], soc, feed)
-        bad = next((index for index, value in enumerate(agreed) if value < limit_db), None)
-        if bad is not None:
-            name, operator, _ = edges[places[bad]]
-            first = Divergence(name, operator, agreed[bad])
-            low, high = (places[bad - 1] + 1 if bad else low), places[bad]
-        elif first is None:
-            return None
-        elif alone:
-            low = places[0] + 1
-        else:
-            alone = True
-        places = [(low + high) // 2] if alone else _spread(low, high)
-    return first
-
-
-def _spread(low: int, high: int) -> list[int]:
-    """Places from `low` to `high - 1`, both among them, as many as are looked at together."""
-    return sorted({round(place) for place in np.linspace(low, high - 1, min(_AT_ONCE, max(high - low, 0)))})
+    first = first_under(len(edges), lambda places: _compare(graph.model, [edges[place] for place in places], soc, feed), limit_db)
+    if first is None:
+        return None
+    name, operator, _ = edges[first[0]]
+    return Divergence(name, operator, first[1])
 
 
 def _quantized(graph: ir.Graph) -> list[tuple[str, str, Encoding]]:

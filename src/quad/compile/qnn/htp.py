@@ -17,13 +17,14 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quad.compile.artifact import MODEL_FILE, save_graph
-from quad.compile.passes import Observer, RemoveSites, clean
+from quad.compile.passes import Observer, RemoveSites, clean, run_passes
 from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.passes.integers.split_bias import SplitBias
+from quad.compile.passes.integers.split_weight import SplitWeight
 from quad.compile.placement.edge_encodings import edge_encodings
 from quad.compile.placement.edge_ranges import observe_edges
 from quad.compile.placement.every_edge import place_edges
-from quad.compile.qnn.chips import Soc
+from quad.compile.qnn.chips import NEWER, Generation, Soc
 from quad.compile.targets import Target
 from quad.core.component_call import ComponentCall
 from quad.core.digests import canonical_json, digest, file_digest
@@ -62,8 +63,8 @@ class HtpGraph:
         return sum(1 for node in self.model.graph if node.op_type not in _QDQ)
 
 
-def lower(model: ir.Model, profile: Mapping[str, Encoding], observer: Observer) -> ir.Model:
-    """The float graph as the profile allows it: layers with 16-bit weights without their biases.
+def lower(model: ir.Model, profile: Mapping[str, Encoding], observer: Observer, generation: Generation = NEWER) -> ir.Model:
+    """The float graph as profile and chip allow it: layers with 16-bit weights without their biases, or as two of 8 bits.
 
     Args:
         model: after the target's passes.
@@ -72,9 +73,13 @@ def lower(model: ir.Model, profile: Mapping[str, Encoding], observer: Observer) 
         CompatibilityError: the profile names a tensor that the graph has not.
     """
     _require_same_graph(model.graph, profile)
-    fine = [name for name, encoding in profile.items() if encoding.bits == 16 and role_of(name) is Role.WEIGHT]
+    fine = {name: encoding for name, encoding in profile.items() if encoding.bits == 16 and role_of(name) is Role.WEIGHT}
     model = SplitBias(fine)(model).model
     observer("split_bias", model)
+    model = run_passes(model, generation.passes, observer)
+    if any(encoding.dtype.name not in generation.weight_dtypes for encoding in fine.values()):
+        model = SplitWeight(fine)(model).model
+        observer("split_weight", model)
     return model
 
 

@@ -42,6 +42,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
         bias: element type of biases.
         int16_largest: magnitude of signed 16-bit integers, where the chip counts fewer than the type has.
+        int16_operand: which operand of a product of two computed values is signed and symmetric, 16 bits: 0 or 1.
         weights: operator type -> scheme of its weight; an operator that is not named keeps float weights.
         constants: where every value of a graph is an integer: operator type -> operand index -> `weight` (the profile's), `bias` (int32 at
             s_x s_w), or an element type whose range is the constant's own; `*` stands for all others. Empty where floats may stay.
@@ -63,6 +64,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     activation_dtypes: tuple[str, ...]
     bias: str
     int16_largest: int | msgspec.UnsetType = msgspec.UNSET
+    int16_operand: int = 1
     weights: dict[str, WeightScheme]
     constants: dict[str, dict[str, str]] = {}
     integer: tuple[str, ...] = ()

@@ -1,0 +1,83 @@
+"""A layer with a 16-bit weight -> two layers with 8-bit weights and a sum: W = 256 H + L, exactly.
+
+For chips that read constant weights of 8 bits alone. H and L are constants of their own, `NAME/high` and `NAME/low`, each with an encoding
+that holds its integers as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir as ir
+from msgspec.structs import replace as replaced
+
+from quad.compile.passes.edit import Writer, constant, is_op, new_constant, replace, static_shape
+from quad.compile.passes.layout.fold_transpose import weight_permutation
+from quad.core.encoding import Encoding
+
+_BYTE, _WEIGHT = 256, 1
+
+
+def half_encodings(encodings: Mapping[str, Encoding]) -> dict[str, Encoding]:
+    """Name of each half -> its encoding, of every signed 16-bit encoding.
+
+    Args:
+        encodings: tensor's name -> encoding.
+    """
+    halves: dict[str, Encoding] = {}
+    for name, encoding in encodings.items():
+        if encoding.bits == 16 and encoding.signed:
+            # The low half has all 256 integers, so it is not symmetric in the sense of `Encoding`.
+            low = Encoding(
+                bits=8, signed=True, symmetric=False, scale=encoding.scale, zero_point=encoding.zero_point, axis=encoding.axis
+            )  # fmt: skip
+            high = replaced(low, scale=tuple(float(np.float32(step * _BYTE)) for step in encoding.scale))
+            halves |= {f"{name}/high": high, f"{name}/low": low}
+    return halves
+
+
+class SplitWeight(ir.passes.InPlacePass):
+    """Split the layers with these weights; they have no bias (see `SplitBias`).
+
+    Args:
+        encodings: name of a constant -> its 16-bit encoding, along the parameter's own axes.
+    """
+
+    def __init__(self, encodings: Mapping[str, Encoding]) -> None:
+        self._encodings = encodings
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        layers = [node for node in model.graph if self._concerns(node)]
+        for node in layers:
+            self._split(node)
+        return ir.passes.PassResult(model, bool(layers))
+
+    def _concerns(self, node: ir.Node) -> bool:
+        weight = node.inputs[_WEIGHT] if is_op(node, "Conv", "Gemm", "MatMul") else None
+        return weight is not None and constant(weight) is not None and weight.name in self._encodings
+
+    def _split(self, node: ir.Node) -> None:
+        x, weight, *bias = node.inputs
+        array, shape = constant(weight), static_shape(node.outputs[0])
+        if weight is None or array is None or shape is None or any(value is not None for value in bias):
+            raise ir.passes.PassError(f"{node.name}: a layer with a bias")
+        writer = Writer(node, str(node.outputs[0].name))
+        products = [writer.like(node, [x, half], shape).outputs[0] for half in self._halves(node, weight)]
+        replace(node.outputs[0], writer.value("Add", products, shape))
+
+    def _halves(self, node: ir.Node, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
+        graph, name, array = node.graph, str(weight.name), constant(weight)
+        if graph is None or array is None:
+            raise ir.passes.PassError(f"{node.name}: a node outside a graph")
+        if f"{name}/high" not in graph.initializers:
+            encoding, permutation = self._encodings[name], weight_permutation(weight)
+            if encoding.axis is not None and permutation is not None:
+                encoding = replaced(encoding, axis=permutation.index(encoding.axis))
+            integers = encoding.quantize(array).astype(np.int32)
+            high = (integers + _BYTE // 2) // _BYTE
+            scale, _ = encoding.broadcast(array.ndim)
+            for half, values in (("high", high * _BYTE), ("low", integers - high * _BYTE)):
+                value = new_constant(graph, f"{name}/{half}", (values * scale).astype(np.float32))
+                value.metadata_props.update(weight.metadata_props)
+        return graph.initializers[f"{name}/high"], graph.initializers[f"{name}/low"]
