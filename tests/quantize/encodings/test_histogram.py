@@ -28,6 +28,16 @@ def test_growing_is_the_same_as_counting_at_once(chunks: list[np.ndarray]) -> No
     assert (histogram.low, histogram.high, histogram.total) == (everything.min(), everything.max(), everything.size)
 
 
+@settings(max_examples=60, deadline=None)
+@given(CHUNKS, st.integers(0, 6))
+def test_parts_that_are_merged_are_the_whole(chunks: list[np.ndarray], cut: int) -> None:
+    histogram, everything = filled(*chunks[:cut]), np.concatenate(chunks).astype(np.float64)
+    histogram.merge(filled(*chunks[cut:]))
+    expected = np.bincount((np.floor(everything / 2.0**histogram.exponent) - histogram.origin).astype(int), minlength=histogram.bins)
+    np.testing.assert_array_equal(histogram.counts, expected)
+    assert (histogram.low, histogram.high, histogram.total) == (everything.min(), everything.max(), everything.size)
+
+
 @settings(max_examples=40, deadline=None)
 @given(CHUNKS)
 def test_a_pool_of_parts_of_equal_size_is_the_pool_of_the_whole(chunks: list[np.ndarray]) -> None:
