@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from torch import nn
 
 from quad.build.calls.call_recorder import spread
 from quad.build.open_and_slot import SlottedModel
+from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent, with_progress
 from quad.core.tensor_names import Role, bias_name, paths_with, weight_name
@@ -24,14 +26,13 @@ from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import Layer, apply_weight, layers_of
 from quad.quantize.correct.rounding import compensated_integers
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
-from quad.quantize.observe.input_grams import InputGram, gathering
+from quad.quantize.observe.input_grams import InputGram, Key, gathering
 from quad.quantize.observe.side_by_side import side_by_side
 
 RUNS = 8  # pictures that are made to see inputs by
 SEED = 30_000  # other noise than calibration, sensitivity and alignment draw
 _BITS = 8  # of weights that are compensated: at 16 there is nothing to gain
 _PIECE = "rounded"
-Key = tuple[str, str]  # component, and path of a layer in it
 _log = logging.getLogger(__name__)
 
 
@@ -75,17 +76,33 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
         for feed in with_progress(feeds, len(samples), "round", progress):
             feed.run()
     layers = {component: layers_of(network) for component, network in model.networks.items()}
-    work = [(key, layers[key[0]][key[1]], gram) for key, gram in grams.items()]
-    results = side_by_side(lambda item: _round(item[0], item[1], item[2], profile), work)
-    return {key: result for (key, _, _), result in zip(work, results, strict=True)}
+    sharing: dict[int, list[Key]] = {}  # layers by the matrix that they share
+    for key, gram in grams.items():
+        sharing.setdefault(id(gram), []).append(key)
+    results = side_by_side(
+        lambda keys: _round([(layers[component][path], _encoding(profile, (component, path))) for component, path in keys], grams[keys[0]]),
+        sharing.values(),
+    )
+    rounded = {key: result for keys, group in zip(sharing.values(), results, strict=True) for key, result in zip(keys, group, strict=True)}
+    return {key: rounded[key] for key in grams}
 
 
-def _round(key: Key, layer: Layer, gram: InputGram, profile: Profile) -> RoundedLayer:
-    encoding = profile.component(key[0])[weight_name(key[1])]
-    weight = layer.weight.detach().float().cpu().numpy()
-    integers = compensated_integers(weight, encoding, gram.grams)
-    error = (encoding.dequantize(integers) - weight).reshape(len(weight), -1).astype(np.float64)
-    return RoundedLayer(integers, (error @ gram.mean.numpy()).astype(np.float32))
+def _encoding(profile: Profile, key: Key) -> Encoding:
+    return profile.component(key[0])[weight_name(key[1])]
+
+
+def _round(layers: Sequence[tuple[Layer, Encoding]], gram: InputGram) -> list[RoundedLayer]:
+    """The weights of layers with the same inputs, rounded as one that has all their outputs."""
+    weights = [layer.weight.detach().float().cpu().numpy() for layer, _ in layers]
+    scales = [np.broadcast_to(encoding.scale, len(weight)) for weight, (_, encoding) in zip(weights, layers, strict=True)]
+    every = msgspec.structs.replace(layers[0][1], scale=tuple(map(float, np.concatenate(scales))), axis=0)
+    integers = compensated_integers(np.concatenate(weights), every, gram.grams)
+    parts = np.split(integers, np.cumsum([len(weight) for weight in weights])[:-1])
+    rounded, mean = [], gram.mean.numpy()
+    for weight, (_, encoding), part in zip(weights, layers, parts, strict=True):
+        error = (encoding.dequantize(part) - weight).reshape(len(weight), -1).astype(np.float64)
+        rounded.append(RoundedLayer(part, (error @ mean).astype(np.float32)))
+    return rounded
 
 
 def few_samples(model: SlottedModel) -> list[CalibrationSample]:

@@ -74,3 +74,31 @@ def test_chosen_layers_are_counted_and_let_go() -> None:
         network(torch.randn(1, 3, 5, 5))
     assert list(grams) == [("net", "1")]
     assert all(not layer._forward_pre_hooks for layer in layers_of(network).values())
+
+
+class Attention(nn.Module):
+    """Its q, k and v read one tensor, or k and v another one than q."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: torch.Tensor, text: torch.Tensor | None = None) -> torch.Tensor:
+        seen = x if text is None else text
+        return self.to_out(self.to_q(x) + self.to_k(seen) + self.to_v(seen))
+
+
+def test_layers_with_one_input_share_what_is_counted() -> None:
+    network = Attention()
+    add_sites(network)
+    x, text = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    with torch.no_grad(), gathering({"net": network}, lambda component, path: True) as grams:
+        for _ in range(2):
+            network(x)
+        q, k, v, out = (grams["net", path] for path in ("to_q", "to_k", "to_v", "to_out"))
+        assert q is k is v is not out
+        torch.testing.assert_close(q.grams[0], 2 * x.flatten(0, 1).T @ x.flatten(0, 1))
+        network(x, text)  # they part company
+        k, v = grams["net", "to_k"], grams["net", "to_v"]
+    assert q is not k
+    torch.testing.assert_close(k.grams[0], v.grams[0])

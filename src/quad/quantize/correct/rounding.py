@@ -65,8 +65,20 @@ def _rounded(columns: Tensor, gram: Tensor, largest: int) -> Tensor:
     for last in range(len(ordered), 0, -_WIDTH):
         first = max(last - _WIDTH, 0)
         targets = ordered[first:last] + factor[last:, first:last].T @ left[last:]
-        for j in range(last - 1, first - 1, -1):
-            target = targets[j - first] + factor[j + 1 : last, j] @ left[j + 1 : last]
-            integers[j] = target.round().clamp(-largest, largest)
-            left[j] = ordered[j] - integers[j]
+        block = slice(first, last)
+        integers[block] = _round_block(targets, factor[block, block], ordered[block], left[block], largest)
     return integers[torch.argsort(order)]
+
+
+def _round_block(targets: Tensor, factor: Tensor, ordered: Tensor, left: Tensor, largest: int) -> Tensor:
+    """Integers of the columns of one block, the last one first; what is left of each goes into `left`.
+
+    NumPy on the same memory: it takes a third of torch's time for so small steps.
+    """
+    wanted, coupling, values, rest = targets.numpy(), factor.numpy(), ordered.numpy(), left.numpy()
+    integers = np.empty_like(wanted)
+    for j in range(len(wanted) - 1, -1, -1):
+        np.rint(wanted[j] + coupling[j + 1 :, j] @ rest[j + 1 :], out=integers[j])
+        np.clip(integers[j], -largest, largest, out=integers[j])
+        np.subtract(values[j], integers[j], out=rest[j])
+    return torch.from_numpy(integers)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any, final
 
@@ -22,6 +23,7 @@ from quad.model.slots.layers import Layer, layers_of
 
 GRAM_BYTES = 1_000_000_000
 LONGEST = 1152  # inputs: 128 channels of a 3x3 convolution
+Key = tuple[str, str]  # component, and path of a layer in it
 POSITIONS = 256  # of each picture, spread at random: neighbours say much the same
 _SHRINK = 0.9  # how much shorter runs are tried than those that took too many bytes
 
@@ -72,8 +74,10 @@ def longest_run(layers: list[Layer], budget: int = GRAM_BYTES) -> int:
 
 
 @contextmanager
-def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bool]) -> Iterator[dict[tuple[str, str], InputGram]]:
-    """Count the inputs of layers in every call that the networks answer while the block runs.
+def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bool]) -> Iterator[dict[Key, InputGram]]:
+    """Count the inputs of layers in every call that the networks answer while the block runs, one call after the other.
+
+    Linears that are given one and the same tensor, as q, k and v of an attention are, have one `InputGram`.
 
     Args:
         networks: component name -> float network with Sites.
@@ -88,22 +92,42 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
         for path, layer in layers_of(network).items()
         if chosen(component, path) and (isinstance(layer, nn.Linear) or (layer.groups == 1 and not isinstance(layer.padding, str)))
     }
-    longest, grams = longest_run(list(layers.values())), dict[tuple[str, str], InputGram]()
-
-    def counter(key: tuple[str, str], layer: Layer) -> Callable[[nn.Module, Any], None]:
-        def count(module: nn.Module, arguments: Any) -> None:
-            if key not in grams:
-                grams[key] = InputGram(layer, longest)
-            grams[key].add(arguments[0])
-
-        return count
-
-    hooks = [layer.register_forward_pre_hook(counter(key, layer)) for key, layer in layers.items()]
+    counter = _Counter(longest_run(list(layers.values())))
+    grams = counter.grams
+    hooks = [layer.register_forward_pre_hook(counter.hook(key, layer)) for key, layer in layers.items()]
     try:
         yield grams
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@final
+class _Counter:
+    """Counts what layers are given, each tensor once."""
+
+    def __init__(self, longest: int) -> None:
+        self._longest = longest
+        self.grams: dict[Key, InputGram] = {}
+        self._sharing: set[Key] = set()  # layers whose inputs another one counts
+        self._last: tuple[Tensor, InputGram] | None = None  # what a Linear was given last
+
+    def hook(self, key: Key, layer: Layer) -> Callable[[nn.Module, Any], None]:
+        """For the forward calls of a layer."""
+        return lambda module, arguments: self._count(key, layer, arguments[0])
+
+    def _count(self, key: Key, layer: Layer, inputs: Tensor) -> None:
+        counted = self._last[1] if self._last is not None and self._last[0] is inputs and isinstance(layer, nn.Linear) else None
+        if key not in self.grams:
+            self.grams[key] = counted or InputGram(layer, self._longest)
+            if counted is not None:
+                self._sharing.add(key)
+        if key in self._sharing and counted is not self.grams[key]:  # the two part company
+            self.grams[key] = deepcopy(self.grams[key])
+            self._sharing.remove(key)
+        if key not in self._sharing:
+            self.grams[key].add(inputs)
+        self._last = (inputs, self.grams[key]) if isinstance(layer, nn.Linear) else None
 
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:
