@@ -121,8 +121,9 @@ def distill(
         training_set = TrainingSet(
             with_bases[len(held_out) :] or with_bases, with_bases[: len(held_out)], examples if options.lambda_ else ()
         )
-        before = _measured(pair, training_set.held_out, _plain(adapter, pair))
         after = _measured(pair, training_set.held_out, dequantize_adapter(integers, pair.table, pair.profile))
+        # A normalised adapter fits as it is: there is nothing to rescale.
+        before = after if pair.table.normalised else _measured(pair, training_set.held_out, _plain(adapter, pair))
         if options.steps == 0 or not _trainable(pair, adapter):
             return Distilled(integers, Alignment(before=before, after_rescale=after))
         # 3. train
@@ -166,10 +167,6 @@ def _measured(pair: TeacherStudent, with_bases: Sequence[tuple[TeacherCall, Tens
 
 
 def _plain(adapter: FloatAdapter, pair: TeacherStudent) -> SlotArrays:
-    """The balanced adapter in the profile's encodings, clipped where it must be; a normalised one fits them as it is."""
-    table = pair.table.of(UNET)
-    if table.normalised:
-        inputs = rescaled_inputs(adapter, pair.table, pair.profile)
-        return dequantize_adapter(quantize_inputs(adapter.name, inputs, pair.table, pair.profile), pair.table, pair.profile)
+    """The balanced adapter in the profile's encodings, clipped where it must be."""
     encodings, inputs = pair.profile.component(UNET), slot_inputs(balance(adapter), pair.table)
-    return {name: encodings[name].dequantize(encodings[name].quantize(inputs[name])) for name in table.input_shapes()}
+    return {name: encodings[name].dequantize(encodings[name].quantize(inputs[name])) for name in pair.table.of(UNET).input_shapes()}
