@@ -65,6 +65,7 @@ def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: li
     assert set(fields["stages"]) == {*STAGES} - {"compile", "emulate"}  # those are of targets with a compiler
     assert [stage for stage, _ in seen if stage == "done"] == ["done"]
     assert fields["rom_bytes"]["shared"] > 0
+    assert [note.partition(",")[0] for note in fields["notes"] if "mixed:80" in note] == ["w8a16 on cpu computes what a chip does"]
     assert fields["room"]["adapters"] == 2
     slots = open_bundle(built.bundle).slots
     assert fields["slots"] == "normalised"  # the default
@@ -125,6 +126,7 @@ def test_float_precision(request_: BuildRequest, tmp_path: Path) -> None:
     result = build(replace(request_, output=tmp_path / "float", **options))
     assert max(error for cases in result.smoke.values() for error in cases.values()) <= 1e-4
     assert result.profile.mode == "float"
+    assert not any("mixed:80" in note for note in result.notes)
     said = result.to_json()["lora"]["transform"]  # of rank 4, reduced
     assert said["rank"] == 2
     assert all(0.1 < kept < 1 for kept in said["energy"].values())
