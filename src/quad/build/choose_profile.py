@@ -134,7 +134,7 @@ def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tu
         recorder = CallRecorder.of(model.adapters, model.table)
         options = CalibrationOptions(call_hook=lambda component, inputs, _: recorder.record(component, inputs))
         feeds = _feeds(model, options)
-        statistics = observe(model.networks, recorder.follow(with_progress(feeds, total, "calibrate", progress)))
+        statistics = observe(model.networks, recorder.follow(with_progress(feeds, total, "calibrate", progress)), together=False)
         return statistics, tuple(recorder.calls())
     feeds = _feeds(model, CalibrationOptions())
     sources = (*(adapter.name for adapter in model.adapters), BASE_SOURCE)

@@ -12,6 +12,7 @@ from torch import nn
 
 from quad.core.errors import InputError
 from quad.model.slots.attention import add_sites
+from quad.quantize.observe import side_by_side
 from quad.quantize.observe.observers import Feed, observe
 
 
@@ -66,6 +67,26 @@ def test_values_that_are_not_finite_name_the_adapter_and_the_site() -> None:
     network = sited()
     with pytest.raises(InputError, match=r"^calibration of net with 'ink', 0.in: expected finite values, found NaN or Inf; [^\n]+$"):
         observe({"net": network}, [Feed("ink", partial(network, torch.full((1, 3, 4, 4), torch.nan)))])
+
+
+def test_feeds_side_by_side_give_what_one_after_the_other_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, threads = sited(), torch.get_num_threads()
+    batches = [torch.randn(1, 3, 4, 4) * 10.0**k for k in range(-3, 3)]
+    feeds = [Feed("even" if index % 2 else "odd", partial(network, batch)) for index, batch in enumerate(batches)]
+    alone, order = observe({"net": network}, feeds, together=False), []
+    monkeypatch.setattr(side_by_side, "default_threads", lambda: 3)
+    torch.set_num_threads(1)
+    try:
+        together = observe({"net": network}, feeds, done=order.append)
+    finally:
+        torch.set_num_threads(threads)
+    assert order == feeds
+    for name in ("0.in", "3.in"):
+        for source in ("even", "odd"):
+            one, other = alone.sites["net"][name][source], together.sites["net"][name][source]
+            assert one.histogram.fields == other.histogram.fields
+            assert (one.histogram.counts == other.histogram.counts).all()
+            np.testing.assert_array_equal(one.channel_mean(), other.channel_mean())
 
 
 def test_observing_changes_no_output(tiny: Any) -> None:

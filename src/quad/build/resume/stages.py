@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,20 @@ def observed(cache: BuildCache, networks: Mapping[str, nn.Module], feeds: Iterab
     left = {source: int(value["feeds"]) for source, (value, _) in pieces.items()}
     latest = max((int(value["number"]) for value, _ in pieces.values()), default=0)
 
+    at_work: deque[tuple[int, int]] = deque()  # of the feeds that were asked for and are not counted yet: number of its source, and of all
+
     def following() -> Iterator[Feed]:
         run: Counter[str] = Counter()
         for number, feed in enumerate(feeds, 1):
             run[feed.source] += 1
             if run[feed.source] > left.get(feed.source, 0):
-                yield feed  # it is run before the next one is asked for
-                piece = source_piece(statistics, feed.source, run[feed.source], max(number, latest))
-                cache.write(f"{_STATISTICS}.{feed.source}", *piece)
+                at_work.append((run[feed.source], max(number, latest)))
+                yield feed
 
-    return observe(networks, following(), statistics)
+    def write(feed: Feed) -> None:
+        cache.write(f"{_STATISTICS}.{feed.source}", *source_piece(statistics, feed.source, *at_work.popleft()))
+
+    return observe(networks, following(), statistics, write)
 
 
 def probes(cache: BuildCache, name: str, make: Callable[[], Probes]) -> Probes:

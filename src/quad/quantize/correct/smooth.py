@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -69,12 +70,14 @@ def recording_channel_maxima(network: SlottedNetwork) -> Iterator[ChannelMaxima]
     """The largest magnitudes that `smooth` needs of full-precision runs, complete when the block ends: it records runs that others make."""
     sites = {input_name(reader.layers[0]) for reader in norm_readers(network.unet)}
     largest: dict[str, NDArray[np.float64]] = {}
+    alone = Lock()  # runs may be side by side
 
     def recorder(name: str) -> Callable[[Tensor], Tensor] | None:
         def record(x: Tensor) -> Tensor:
             channel = 1 if x.ndim == 4 else x.ndim - 1
             peaks = x.detach().abs().amax(dim=[axis for axis in range(x.ndim) if axis != channel]).double().numpy()
-            largest[name] = np.maximum(largest.get(name, 0.0), peaks)
+            with alone:
+                largest[name] = np.maximum(largest.get(name, 0.0), peaks)
             return x
 
         return record if name in sites else None

@@ -81,7 +81,7 @@ def calibration_feeds(
     samples: Sequence[CalibrationSample],
     options: CalibrationOptions | None = None,
 ) -> Iterator[Feed]:  # fmt: skip
-    """One feed per sample: text encoder, VAE encoder, the task's sampler on the U-Net, VAE decoder.
+    """One feed per sample: text encoder, VAE encoder, the task's sampler on the U-Net, VAE decoder. Feeds may run side by side.
 
     Adapters are balanced first, as `quantize_adapter` does, so that `lora_mid` has the range it will have.
 
@@ -95,12 +95,18 @@ def calibration_feeds(
     plan = plan_samples(base, samples, adapters)
     slots = BalancedSlots(adapters, table)
     options = options or CalibrationOptions()
-    sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))
-    if options.call_hook is not None:
-        sessions = {name: RecordingSession(session, name, options.call_hook) for name, session in sessions.items()}
-    runner = TaskRunner(base=base, sessions=sessions, tokenizer=Tokenizer(base.tokenizer, base.text), options=options)
-    for index, (sample, spec, name) in enumerate(plan):
-        yield Feed(name or BASE_SOURCE, partial(runner.run, sample, spec, slots.get(name or "", {}), index))
+    tokenizer = Tokenizer(base.tokenizer, base.text)
+
+    def run(index: int) -> None:
+        sample, spec, name = plan[index]
+        sessions: dict[str, Session] = dict(torch_sessions(base, networks, table))  # its own: they hold what is bound
+        if options.call_hook is not None:
+            sessions = {name: RecordingSession(session, name, options.call_hook) for name, session in sessions.items()}
+        runner = TaskRunner(base=base, sessions=sessions, tokenizer=tokenizer, options=options)
+        runner.run(sample, spec, slots.get(name or "", {}), index)
+
+    for index, (_, _, name) in enumerate(plan):
+        yield Feed(name or BASE_SOURCE, partial(run, index))
 
 
 def plan_samples(base: Base, samples: Sequence[CalibrationSample], adapters: Sequence[FloatAdapter]) -> list[PlannedRun]:

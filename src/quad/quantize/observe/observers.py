@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import final
@@ -19,6 +20,9 @@ from torch import Tensor, nn
 from quad.core.errors import InputError, mismatch
 from quad.model.slots.sites import collect_sites
 from quad.quantize.encodings.histogram import Density, Histogram, pool
+from quad.quantize.observe.side_by_side import in_order
+
+_AT_WORK: ContextVar[tuple[str, Statistics]] = ContextVar("quad_at_work")  # source and statistics of the feed that runs in this thread
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,13 @@ class SiteStatistics:
         self.channel_sum = sums if self.channel_sum is None else self.channel_sum + sums
         self.per_channel += values.size // values.shape[channel]
 
+    def merge(self, other: SiteStatistics) -> None:
+        """Count what another one has counted."""
+        self.histogram.merge(other.histogram)
+        sums = [part for part in (self.channel_sum, other.channel_sum) if part is not None]
+        self.channel_sum = sum(sums[1:], sums[0]) if sums else None
+        self.per_channel += other.per_channel
+
     def channel_mean(self) -> NDArray[np.float64]:
         """Mean of each channel, `(C,)`."""
         return np.zeros(0) if self.channel_sum is None else self.channel_sum / self.per_channel
@@ -83,6 +94,13 @@ class Statistics:
         except ValueError as error:
             where = f"calibration of {component} with {source!r}, {name}"
             raise InputError(mismatch(where, "finite values", "NaN or Inf", "check the weights of model and adapter")) from error
+
+    def merge(self, other: Statistics) -> None:
+        """Add what was observed elsewhere."""
+        for component, sites in other.sites.items():
+            for name, by_source in sites.items():
+                for source, statistics in by_source.items():
+                    self.sites.setdefault(component, {}).setdefault(name, {}).setdefault(source, SiteStatistics()).merge(statistics)
 
     def density(self, component: str, name: str, sources: Iterable[str] | None = None) -> Density:
         """The equal-weight mixture over `sources`, all of them by default."""
@@ -109,35 +127,58 @@ def transforming(network: nn.Module, transform_of: Callable[[str], Callable[[Ten
             site.transform = transform
 
 
-def observe(networks: Mapping[str, nn.Module], feeds: Iterable[Feed], before: Statistics | None = None) -> Statistics:
+def observe(
+    networks: Mapping[str, nn.Module],
+    feeds: Iterable[Feed],
+    before: Statistics | None = None,
+    done: Callable[[Feed], None] = lambda feed: None,
+    *,
+    together: bool = True,
+) -> Statistics:
     """Run every feed once and gather the statistics of all sites that it passes.
+
+    Each feed is counted by itself and added in its order, so it does not matter how many run at once.
 
     Args:
         networks: component name -> float network with Sites.
-        feeds: the work; each is run without gradients, and has been when the next one is asked for.
+        feeds: the work; each is run without gradients.
         before: what was observed so far; it is added to.
+        done: called with each feed in order, once it is counted.
+        together: feeds may run side by side; else each has been run when the next one is asked for.
 
     Raises:
         InputError: there is no feed, the networks have no sites that were reached, or a value is NaN or infinite.
     """
-    statistics = before or Statistics()
-    current: list[str] = []
-
-    def recorder(component: str, name: str) -> Callable[[Tensor], Tensor]:
-        def record(tensor: Tensor) -> Tensor:
-            statistics.record(component, name, current[-1], tensor.detach().float().cpu().numpy())
-            return tensor
-
-        return record
-
+    statistics, feeds_run = before or Statistics(), 0
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
         for component, network in networks.items():
-            stack.enter_context(transforming(network, partial(recorder, component)))
-        for feed in feeds:
-            current.append(feed.source)
-            feed.run()
+            stack.enter_context(transforming(network, partial(_recorder, component)))
+        for feed, counted in in_order(_counted, feeds) if together else map(_counted, feeds):
+            statistics.merge(counted)
+            feeds_run += 1
+            done(feed)
     if not statistics.sites:
-        feeds_run = "none" if not current else f"{len(current)} that reached no site"
-        raise InputError(mismatch("calibration", "at least one sample", feeds_run, "give calibration samples for the tasks of this build"))
+        what_ran = "none" if not feeds_run else f"{feeds_run} that reached no site"
+        raise InputError(mismatch("calibration", "at least one sample", what_ran, "give calibration samples for the tasks of this build"))
     return statistics
+
+
+def _counted(feed: Feed) -> tuple[Feed, Statistics]:
+    """A feed and the statistics of its run; gradients are switched by thread."""
+    statistics = Statistics()
+    token = _AT_WORK.set((feed.source, statistics))
+    try:
+        with torch.no_grad():
+            feed.run()
+    finally:
+        _AT_WORK.reset(token)
+    return feed, statistics
+
+
+def _recorder(component: str, name: str) -> Callable[[Tensor], Tensor]:
+    def record(tensor: Tensor) -> Tensor:
+        source, statistics = _AT_WORK.get()
+        statistics.record(component, name, source, tensor.detach().float().cpu().numpy())
+        return tensor
+
+    return record

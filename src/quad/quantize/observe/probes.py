@@ -18,12 +18,13 @@ from torch import Tensor, nn
 from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import NoiseSchedule
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, PlannedRun, TaskRunner, plan_samples
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.quantize.observe.torch_session import RecordingSession, torch_sessions
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
@@ -101,34 +102,47 @@ def record_probes(
     """
     if not samples:
         raise InputError(mismatch("probes", "at least one calibration sample", "none", "give samples for the tasks of this build"))
-    options = options or ProbeOptions()
-    plan = interleave_tasks(plan_samples(base, samples, adapters))
-    slots = BalancedSlots(adapters, table)
-    sessions: dict[str, Any] = dict(torch_sessions(base, networks, table))
-    run_options = CalibrationOptions(options.seed, options.negative_prompt)
-    recorder = _Recorder()
-    runner = TaskRunner(
-        base=base,
-        sessions={**sessions, "unet": RecordingSession(sessions["unet"], "unet", recorder.record)},
-        tokenizer=Tokenizer(base.tokenizer, base.text),
-        options=run_options,
-    )
-    probes: dict[str, list[Probe]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
-    runs: dict[str, int] = dict.fromkeys(probes, 0)
-    per_picture = base.latent.channels * math.prod(base.latent.grid(base.picture_size))
-    for sample, spec, name in plan:
-        source = name or BASE_SOURCE
-        run = runs[source]
-        values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes[source])
-        if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
-            continue
-        runs[source] += 1
-        runner.denoise(sample, spec, slots.get(name or "", {}), run)
-        probes[source] += [
-            Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
-            for inputs, output in recorder.take()
-        ]
-    return {name: calls for name, calls in probes.items() if calls}
+    plan, slots = interleave_tasks(plan_samples(base, samples, adapters)), BalancedSlots(adapters, table)
+    planned: dict[str, list[PlannedRun]] = {name: [] for name in [*(a.name for a in adapters), BASE_SOURCE]}
+    for run in plan:
+        planned[run[2] or BASE_SOURCE].append(run)
+    prober = _Prober(base=base, networks=networks, table=table, slots=slots, options=options or ProbeOptions())
+    probes = side_by_side(lambda source: prober.along(source, planned[source]), planned)
+    return {source: calls for source, calls in zip(planned, probes, strict=True) if calls}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prober:
+    """Records the probes of one source after the other, or of several at once."""
+
+    base: Base
+    networks: Mapping[str, nn.Module]
+    table: SlotTable
+    slots: BalancedSlots
+    options: ProbeOptions
+
+    def along(self, source: str, plan: Sequence[PlannedRun]) -> list[Probe]:
+        """The probes of one source's runs, in their order."""
+        base, options, recorder = self.base, self.options, _Recorder()
+        sessions: dict[str, Any] = dict(torch_sessions(base, self.networks, self.table))
+        runner = TaskRunner(
+            base=base,
+            sessions={**sessions, UNET: RecordingSession(sessions[UNET], UNET, recorder.record)},
+            tokenizer=Tokenizer(base.tokenizer, base.text),
+            options=CalibrationOptions(options.seed, options.negative_prompt),
+        )
+        probes: list[Probe] = []
+        per_picture = base.latent.channels * math.prod(base.latent.grid(base.picture_size))
+        for run, (sample, spec, name) in enumerate(plan):
+            values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes)
+            if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
+                break
+            runner.denoise(sample, spec, self.slots.get(name or "", {}), run)
+            probes += [
+                Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
+                for inputs, output in recorder.take()
+            ]
+        return probes
 
 
 def interleave_tasks(plan: Sequence[PlannedRun]) -> list[PlannedRun]:

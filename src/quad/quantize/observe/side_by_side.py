@@ -5,8 +5,9 @@ A sum that a library deals to several threads depends on how many there are. Pie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
@@ -27,8 +28,28 @@ def side_by_side(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) ->
         compute: reads what pieces share and changes none of it; gradients are switched on or off inside, as torch keeps that by thread.
     """
     work = list(pieces)
-    workers = min(len(work), default_threads()) if torch.get_num_threads() == 1 else 1
+    workers = min(len(work), _workers())
     if workers <= 1:
         return [compute(piece) for piece in work]
     with ThreadPoolExecutor(workers, "quad-compute") as pool:
         return list(pool.map(compute, work))
+
+
+def in_order(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
+    """`side_by_side` over pieces that are taken as their turn comes, each result once it and those before it are there."""
+    workers = _workers()
+    if workers <= 1:
+        yield from map(compute, pieces)
+        return
+    running: deque[Future[Result]] = deque()
+    with ThreadPoolExecutor(workers, "quad-compute") as pool:
+        for piece in pieces:
+            running.append(pool.submit(compute, piece))
+            if len(running) > workers:  # one waits, so that nobody idles while the first is still at work
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+
+
+def _workers() -> int:
+    return default_threads() if torch.get_num_threads() == 1 else 1
