@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from quad.admit import sites
+from quad.admit import sites, unet_forms
 from quad.admit.admit import admit
 from quad.admit.request import AdaptRequest
 from quad.admit.trial import _most_distinct
@@ -83,6 +83,15 @@ def test_without_the_library_that_reads_ranges_that_is_said(frozen: Path, tmp_pa
     admitted = admit(AdaptRequest(frozen, "ink", file, output=tmp_path / "ink.qpack"))
     assert "ranges of activations: they are read by ONNX Runtime, which is not installed" in admitted.unchecked
     assert admitted.trial["sites"] == 0
+
+
+def test_how_many_calls_run_at_once_changes_no_byte(frozen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unet_forms, "_WORTH_LOADING_TWICE_BYTES", 0)
+    lora, packs = write_later_lora(tmp_path / "ink.safetensors"), []
+    for at_once in (1, 2):
+        output = tmp_path / f"{at_once}.qpack"
+        packs.append(admit(AdaptRequest(frozen, "ink", lora, output=output, at_once=at_once)).pack.read_bytes())
+    assert packs[0] == packs[1]
 
 
 def test_the_golden_call_is_the_one_that_all_runs_would_tell() -> None:

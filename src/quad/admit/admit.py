@@ -225,12 +225,11 @@ def _try(admission: Admission, fitted: Fitted, aligned: AlignedAdapter) -> _Trie
         CompatibilityError: it behaves unlike an adapter of this bundle.
     """
     name, bundle = admission.request.name, admission.bundle
-    calls, weights = StoredCalls(bundle, admission.load_unet, aligned.own_calls), None
-    trial = calls.run(aligned.buffers)
-    if bundle.slots.normalised and (reaches := long_mids(trial, bundle.slots)):
+    calls, weights = StoredCalls(bundle, admission.load_unet, more=aligned.own_calls, at_once=admission.request.at_once), None
+    if bundle.slots.normalised and (reaches := long_mids(calls.all_uses(aligned.buffers), bundle.slots)):
         note = f"A x left its range in {len(reaches)} slots, up to {max(reaches.values()):.2f} of it: rows of A are shorter, scales larger"
         aligned = replace(aligned, buffers=shrunk(aligned.buffers, reaches, calls.zeros), notes=(*aligned.notes, note))
-        trial = calls.run(aligned.buffers)
+    trial = calls.run(aligned.buffers)
     if bundle.slots.normalised and trial.sites and UNET in fitted.components:
         weights = try_weights(name, calls, trial, aligned.buffers)
     if UNET in fitted.components and (weights is None or weights.most is None or trial.effect == 0.0):

@@ -21,7 +21,9 @@ from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
 from quad.runtime.adapter_defaults import check_defaults
 from quad.runtime.calibration_sample import CalibrationSample
+from quad.runtime.engines.engine import default_threads
 
+MOST_AT_ONCE = 2  # each holds activations of its own
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -45,6 +47,7 @@ class AdaptRequest:
         allow_unused_keys: pass over LoRA keys that match nothing.
         defaults: how the adapter is meant to be run, as far as it is known.
         engine: what runs the bundle's U-Net; `auto` takes its first that is installed.
+        at_once: how many stored calls run at once, each on one thread; the pack does not depend on it.
     """
 
     bundle: Path
@@ -63,6 +66,7 @@ class AdaptRequest:
     allow_unused_keys: bool = False
     defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
     engine: str = "auto"
+    at_once: int = field(default_factory=lambda: min(MOST_AT_ONCE, default_threads()))
 
     def check(self) -> None:
         """Refuse values outside their range before anything is loaded.

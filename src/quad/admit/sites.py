@@ -8,6 +8,7 @@ activation is kept for them, whatever the size of the network; the copy is in me
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -64,11 +65,12 @@ class ObservedGraph:
         else:
             self.unread = "the U-Net's graph has none to read"
 
-    def uses(self, calls: Sequence[Inputs], buffers: Buffers) -> dict[str, SiteUse]:
+    def uses(self, calls: Sequence[Inputs], buffers: Buffers, at_once: int = 1) -> dict[str, SiteUse]:
         """Site -> its use over the calls; empty where the graph has no sites that can be read.
 
         Args:
             buffers: all slot inputs of the graph, of one adapter.
+            at_once: how many calls run at once, each on one thread.
         """
         if self._session is None:
             return {}
@@ -78,7 +80,8 @@ class ObservedGraph:
             outputs = self._session.run(None, {**call, **buffers})
             return np.array([float(value) for value in outputs[-count:]]).reshape(-1, len(NUMBERS))
 
-        values = np.stack([energies(call) for call in calls])
+        with ThreadPoolExecutor(at_once) as pool:
+            values = np.stack(list(pool.map(energies, calls)))
         return {name: _use(name, values[:, i], limits) for i, (name, limits) in enumerate(self.ranges.items())}
 
 
@@ -86,14 +89,15 @@ def _load(data: bytes, model_file: Path) -> Any:
     """As written, so that every site is there, and in that order: the library's own has everything wait for the last output."""
     import onnxruntime as ort
 
-    from quad.runtime.engines.ort import AS_WRITTEN, is_large, session_options
+    from quad.runtime.engines.ort import AS_WRITTEN, session_options
 
     options = session_options(AS_WRITTEN, ENGINE_THREADS)
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
-    options.enable_cpu_mem_arena = False
-    if is_large(model_file, AS_WRITTEN):  # as the engine runs it
-        options.enable_mem_pattern = options.enable_mem_reuse = False
+    # A plan to reuse buffers is made at load, over all of these nodes: 1.3 s for the reference model's graph, 0.4 s without. The arena
+    # takes its place, and spares new pages for each weight that becomes floats.
+    options.enable_cpu_mem_arena = True
+    options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent.absolute()))
     where = "the bundle's U-Net with its ranges read"
     try:

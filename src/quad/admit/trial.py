@@ -8,25 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.admit.sites import ObservedGraph, SiteUse
+from quad.admit.sites import SiteUse
 from quad.admit.slots import UnfitError, listed
+from quad.admit.unet_forms import UnetForms
 from quad.core.component_call import Inputs
 from quad.core.decibels import relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
-from quad.core.memory import release_memory
-from quad.core.slots import UNET
 from quad.runtime.adapters.buffers import Buffers, ZeroBuffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
-from quad.runtime.golden_outputs import block_means, distance, golden_of, read_probes, unet_buffers
+from quad.runtime.golden_outputs import block_means, distance, golden_of, read_probes
 
 # Share of one activation's energy that its range may cut off beyond what it does with the base and the bundle's own adapters.
 # Toyland with 16-bit activations: none of six adapters loses anything; one made half as strong again loses 0.0024, and at twice its
@@ -80,23 +79,20 @@ class Trial:
 
 @final
 class StoredCalls:
-    """The bundle's stored calls, by its own graph: with the base, the bundle's adapters and one form of the new adapter after the other.
+    """The bundle's stored calls, by its own graph: with the base, the bundle's adapters and one form of the new adapter after the other."""
 
-    Of the graph as the engine runs it and the one whose activations are read, one is in memory at a time.
-    """
-
-    def __init__(self, bundle: Bundle, load_unet: Callable[[], Session], more: Sequence[Inputs] = ()) -> None:
+    def __init__(self, bundle: Bundle, load_unet: Callable[[], Session], *, more: Sequence[Inputs] = (), at_once: int = 1) -> None:
         """Args:
             load_unet: loads the bundle's U-Net.
             more: the adapter's own calls, whose activations are looked at too.
+            at_once: how many calls run at once; the answers do not depend on it.
 
         Raises:
             CompatibilityError: the bundle has no stored calls.
         """
-        self._bundle, self._load_unet, self._more = bundle, load_unet, more
-        self._session: Session | None = None
-        self._observed: ObservedGraph | None = None
+        self._forms, self._more = UnetForms(bundle, load_unet, at_once), more
         self._probes, self._store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time
+        self._latest: tuple[Buffers, Uses] | None = None
         self._base_uses: dict[int, Uses] = {}
         self._bundled_answers: dict[int, dict[str, Array]] = {}
 
@@ -110,8 +106,8 @@ class StoredCalls:
             CompatibilityError: its answer holds NaN or Inf.
         """
         sites, before = self._sites(buffers)
-        unread = self._graph.unread
-        zero, adapted = self._zero, self._outputs(buffers, self._probes)
+        unread = self._forms.unread
+        zero, adapted = self._zero, self._forms.outputs([(lambda: buffers, call) for call in self._probes])
         if not all(np.isfinite(output).all() for output in adapted):
             where, hint = "U-Net with the new adapter, stored calls", "give another checkpoint"
             raise CompatibilityError(mismatch(where, "answers of finite numbers", "NaN or Inf", hint))
@@ -129,7 +125,7 @@ class StoredCalls:
 
     def uses(self, buffers: Buffers, probe: int) -> Uses:
         """How activations use their ranges on one stored call."""
-        return self._graph.uses([self._probes[probe]], unet_buffers(self._bundle, buffers))
+        return self._forms.uses(buffers, [self._probes[probe]])
 
     def base_uses(self, probe: int) -> Uses:
         """The same of the base."""
@@ -142,59 +138,41 @@ class StoredCalls:
         """The base."""
         return self._store.zeros
 
-    def _outputs(self, buffers: Buffers, calls: Sequence[Inputs]) -> list[Array]:
-        session = self._unet
-        session.bind(unet_buffers(self._bundle, buffers))
-        return [session.run(call) for call in calls]
-
     @cached_property
     def _zero(self) -> list[Array]:
-        return self._outputs(self._store.zeros, self._probes)
+        return self._forms.outputs([(lambda: self._store.zeros, call) for call in self._probes])
 
     def _bundled(self, probe: int) -> dict[str, Array]:
         """The answers of the bundle's own adapters to one stored call."""
         if probe not in self._bundled_answers:
-            call = [self._probes[probe]]
-            self._bundled_answers[probe] = {name: self._outputs(self._store.buffers(name), call)[0] for name in self._store.names}
+            names, call = self._store.names, self._probes[probe]
+            outputs = self._forms.outputs([(partial(self._store.buffers, name), call) for name in names]) if names else []
+            self._bundled_answers[probe] = dict(zip(names, outputs, strict=True))
         return self._bundled_answers[probe]
-
-    @property
-    def _unet(self) -> Session:
-        if self._session is None:
-            self._observed = None
-            release_memory()
-            self._session = self._load_unet()
-        return self._session
-
-    @property
-    def _graph(self) -> ObservedGraph:
-        if self._observed is None:
-            self._session = None
-            release_memory()
-            with self._bundle.graph_to_load(UNET) as file:
-                self._observed = ObservedGraph(file)
-        return self._observed
 
     def _sites(self, buffers: Buffers) -> tuple[Uses, Uses]:
         """`Trial.sites` and `Trial.before`; who else uses a range is asked where the new adapter leaves one alone."""
-        new = self._all_uses(buffers)
+        new = self.all_uses(buffers)
         most = max((use.lost for use in new.values()), default=0.0)
         if most == 0.0:
             return new, new
         return new, self._others_use if most > MOST_LOST else self._base_use
 
-    def _all_uses(self, buffers: Buffers) -> Uses:
-        return self._graph.uses([*self._probes, *self._more], unet_buffers(self._bundle, buffers))
+    def all_uses(self, buffers: Buffers) -> Uses:
+        """How activations use their ranges over all calls; the latest answer is remembered."""
+        if self._latest is None or self._latest[0] is not buffers:
+            self._latest = (buffers, self._forms.uses(buffers, [*self._probes, *self._more]))
+        return self._latest[1]
 
     @cached_property
     def _base_use(self) -> Uses:
-        return self._all_uses(self._store.zeros)
+        return self.all_uses(self._store.zeros)
 
     @cached_property
     def _others_use(self) -> Uses:
         most = self._base_use
         for name in self._store.names:
-            bundled = self._all_uses(self._store.buffers(name))
+            bundled = self.all_uses(self._store.buffers(name))
             most = {site: max(use, bundled[site], key=lambda either: either.lost) for site, use in most.items()}
         return most
 

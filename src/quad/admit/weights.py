@@ -58,9 +58,13 @@ class TriedWeights:
         return f"activations lose at most {lost} of their energy"
 
 
-def long_mids(trial: Trial, slots: SlotTable) -> dict[str, float]:
-    """Slot path -> how far `A x` goes beyond its range, of those where it does."""
-    reaches = {slot.path: trial.sites[name].reach for slot in slots.slots if (name := lora_mid_name(slot.path)) in trial.sites}
+def long_mids(uses: Uses, slots: SlotTable) -> dict[str, float]:
+    """Slot path -> how far `A x` goes beyond its range, of those where it does.
+
+    Args:
+        uses: of all activations, with the adapter.
+    """
+    reaches = {slot.path: uses[name].reach for slot in slots.slots if (name := lora_mid_name(slot.path)) in uses}
     return {path: reach for path, reach in reaches.items() if reach > 1.0}
 
 

@@ -67,6 +67,7 @@ def _request(job: AdmissionJob) -> AdaptRequest:
         allow_unused_keys=options.allow_unused_keys,
         defaults=options.defaults,
         engine=job.engine,
+        at_once=1,  # beside pictures that somebody waits for
     )
 
 
