@@ -1,7 +1,7 @@
 """`python -m quad.zoo.train`: train the reference model again, stage by stage, resumable.
 
-Stages: vae -> cache -> text -> base -> assemble -> adapters -> samplers -> later -> speed. Each reads what the ones before it left in
-`--out`, and goes on where a killed run stopped. The recipe here is the one the shipped weights were made with, on two cores in
+Stages: vae -> cache -> text -> base -> assemble -> adapters -> samplers -> later -> speed -> kinds. Each reads what the ones before
+it left in `--out`, and goes on where a killed run stopped. The recipe here is the one the shipped weights were made with, on two cores in
 bf16; `--scale 8` multiplies the samples of vae and base for a bigger machine.
 """
 

@@ -5,6 +5,7 @@ The five of `RECIPES` ship inside the model and are built into its bundle; those
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -121,6 +122,26 @@ def own_timesteps(steps: int, size: int) -> Tensor:
     return t
 
 
+def adapter_loss(
+    unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData, *, batch: int, steps: int, changed_weight: float
+) -> Callable[[int], Tensor]:
+    """The loss of a training step by its number; what of the networks is trained, their parameters say.
+
+    Args:
+        batch: samples a step.
+        steps: of the sampler that the adapter will be run with.
+        changed_weight: weight of cells that the task changes.
+    """
+    abar = new_scheduler().alphas_cumprod.double()
+
+    def loss(step: int) -> Tensor:
+        b = data.batch(step, batch)
+        hidden = text(b.ids).last_hidden_state
+        return denoising_loss(unet, hidden, b, 1 + (changed_weight - 1) * b.focus, abar, own_timesteps(steps, batch))
+
+    return loss
+
+
 def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
     """Train one LoRA and write it in diffusers' format; `run` is where checkpoints go and the directory of the file."""
     out, target = run
@@ -130,17 +151,9 @@ def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel,
     config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), use_dora=recipe.dora)
     unet.add_adapter(config, adapter_name=task)
     unet.set_adapter(task)
-    abar = new_scheduler().alphas_cumprod.double()
-
-    def loss(step: int) -> Tensor:
-        b = data.batch(step, BATCH)
-        with torch.no_grad():
-            hidden = text(b.ids).last_hidden_state
-        return denoising_loss(unet, hidden, b, 1 + (recipe.changed_weight - 1) * b.focus, abar, own_timesteps(recipe.steps, BATCH))
-
     plan = Plan(
         name=f"adapter-{task}", out=out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130
     )
-    run_stage(plan, [unet], loss)
+    run_stage(plan, [unet], adapter_loss(unet, text, data, batch=BATCH, steps=recipe.steps, changed_weight=recipe.changed_weight))
     WRITERS[recipe.dialect](unet, task, target)
     unet.delete_adapters(task)

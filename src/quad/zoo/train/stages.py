@@ -23,7 +23,7 @@ from quad.model.slots.network import slot_network
 from quad.quantize.observe.calibrate import component_networks
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
-from quad.zoo.train import adapters, assemble, base, cache, speed, text, vae
+from quad.zoo.train import adapters, assemble, base, cache, kinds, speed, text, vae
 from quad.zoo.train.loop import Plan
 from quad.zoo.train.trajectories import Teacher
 
@@ -33,6 +33,7 @@ VAE_PICTURES = 30_000
 BASE_STEPS = 1_900
 BASE_BATCH = 64
 ADAPTER_SAMPLES = 4_000
+KIND_SAMPLES = 400
 SPEED_STEPS = 1_200
 
 
@@ -134,14 +135,18 @@ def _frozen(model: Path) -> tuple[CLIPTextModel, AutoencoderTiny, UNet2DConditio
     return encoder, autoencoder, unet.requires_grad_(False)
 
 
+def _task_data(model: Path, task: str, count: int, autoencoder: AutoencoderTiny) -> adapters.TaskData:
+    settings = read_toyland(model).settings
+    shift, scale = np.array(settings.latent_shift, np.float32), np.array(settings.latent_scale, np.float32)
+    return adapters.TaskData(task, count, vae=autoencoder, shift=shift, scale=scale)
+
+
 def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
     """One LoRA on the base in `model`, unless `target` is there already."""
     if target.exists():
         return
     encoder, autoencoder, unet = _frozen(model)
-    settings = read_toyland(model).settings
-    shift, scale = np.array(settings.latent_shift, np.float32), np.array(settings.latent_scale, np.float32)
-    data = adapters.TaskData(task, ADAPTER_SAMPLES, vae=autoencoder, shift=shift, scale=scale)
+    data = _task_data(model, task, ADAPTER_SAMPLES, autoencoder)
     adapters.train_adapter(task, (run.out, target), unet, encoder, data)
 
 
@@ -156,6 +161,17 @@ def train_later(run: Run) -> None:
     model = run.model if run.model.exists() else reference_dir()
     for task in adapters.LATER_RECIPES:
         _train_adapter(run, model, task, run.out / "later" / task)
+
+
+def train_kinds(run: Run, names: tuple[str, ...] = tuple(kinds.KIND_RECIPES)) -> None:
+    """Later adapters of further kinds, on the model of this run, or on the shipped one where this run has none; they lie beside it."""
+    model = run.model if run.model.exists() else reference_dir()
+    for name in names:
+        if (target := run.out / "kinds" / name).exists():
+            continue
+        encoder, autoencoder, unet = _frozen(model)
+        data = _task_data(model, kinds.KIND_RECIPES[name].task, KIND_SAMPLES, autoencoder)
+        kinds.train_kind(name, (run.out, target), unet, encoder, data)
 
 
 def _merged_weights(model: Path, adapter: str | None) -> dict[str, torch.Tensor]:
@@ -209,4 +225,5 @@ STAGES: dict[str, Callable[[Run], None]] = {
     "samplers": solve_samplers,
     "later": train_later,
     "speed": train_speed,
+    "kinds": train_kinds,
 }
