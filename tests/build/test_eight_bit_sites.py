@@ -104,6 +104,15 @@ def test_the_share_is_kept_and_the_careful_sites_wait(case: Case) -> None:
         assert all(map(keeps_16_bits, sixteen))
 
 
+def test_the_text_can_stay_at_16_bits(case: Case) -> None:
+    """At 8 bits everywhere else; an ablation of what handling the first token apart could bring."""
+    kept = replace(case.mixed, quality=QualitySteps(text_at_16=True), percent=100.0)
+    eight = {rule.name for rule in kept.rules(case.statistics, UnifyOptions()) if rule.bits == 8 and rule.component == "unet"}
+    text = {name for name in case.statistics.sites["unet"] if name.endswith((".attn2.to_k.in", ".attn2.to_v.in"))}
+    assert text
+    assert eight == set(case.statistics.sites["unet"]) - text
+
+
 def test_the_graph_is_the_simulated_network(case: Case) -> None:
     for adapter in (None, *case.mixed.adapters):
         integers = quantize_adapter(adapter, case.table, case.profile)

@@ -17,7 +17,7 @@ from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites, rank_sites
 from quad.quantize.correct.smooth import ChannelMaxima, smooth
 from quad.quantize.encodings.quality_steps import QualitySteps
-from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, with_eight_bit
+from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, reads_text, with_eight_bit
 from quad.quantize.observe.observers import Statistics
 from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
@@ -76,9 +76,10 @@ class MixedPrecision:
         """
         if self.percent == 0.0:
             return RULES
-        names = sorted(statistics.sites[MIXED_COMPONENT], key=keeps_16_bits)
+        sites = statistics.sites[MIXED_COMPONENT]
+        names = sorted((name for name in sites if not (self.quality.text_at_16 and reads_text(name))), key=keeps_16_bits)
         if self.quality.rank_sites and self.percent < 100.0:
-            unet = Statistics({MIXED_COMPONENT: statistics.sites[MIXED_COMPONENT]})
+            unet = Statistics({MIXED_COMPONENT: sites})
             trial = unify(unet, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names)))
             encodings = trial.component(MIXED_COMPONENT)
             ranked = rank_sites(self.network, {name: encodings[name] for name in names}, self.probes, self._slots())

@@ -25,6 +25,8 @@ def test_the_papers_shares_are_there() -> None:
 def test_a_row_brings_what_it_is_compared_with() -> None:
     assert [row.name for row in plan(["without-split-skips"])] == [BASELINE, "mixed-80", "without-split-skips"]
     assert [row.name for row in plan(["lora-8"])] == [BASELINE, "lora-8"]
+    assert [row.name for row in plan(["begin-of-text"])] == ["w8a8", "begin-of-text"]
+    assert [row.name for row in plan(["slots-normalised-w8a8"])] == ["slots-searched-w8a8", "slots-normalised-w8a8"]
 
 
 def test_each_row_left_out_a_step_differs_from_its_neighbour_in_that_step_alone() -> None:

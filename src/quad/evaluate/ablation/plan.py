@@ -13,7 +13,8 @@ from quad.core.precision import eight_bit_percent
 BASELINE = "w8a16"
 MOST_SENSITIVE = "most-sensitive"  # as `anchor`: the adapter of highest QSS in the first row's build
 STEPS_AT = "mixed:80"  # 16 bits forgive what a step mends: the steps are judged where most sites have 8
-GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps", "slots")
+GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps", "text", "slots")
+ALONE = ("text", "slots")  # groups that are compared within themselves and with the rows they name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +123,7 @@ ROWS = (
     _without("without-ranking", "rank_sites"),
     AblationRow(name="without-distillation", group="steps", build={"distill_steps": 0}),
     AblationRow(name="distillation-mixed-80", group="steps", build={"precision": STEPS_AT, "distill_steps": 20}, baseline="mixed-80"),
+    AblationRow(name="begin-of-text", group="text", build={"precision": "w8a8"}, quality={"text_at_16": True}, baseline="w8a8"),
     *_slot_rows(),
 )
 
@@ -149,6 +151,8 @@ def plan(selection: Sequence[str] = (), target: str = "cpu") -> tuple[AblationRo
     if strange := [name for name in selection if name not in valid]:
         names = ", ".join([*GROUPS, *(row.name for row in offered)])
         raise UsageError(mismatch("--rows", f"some of {names}", repr(strange[0]), "choose among these"))
-    chosen = {row.name: row.baseline for row in offered if not selection or row.name in selection or row.group in selection}
-    needed = {BASELINE, *chosen, *chosen.values()}
+    chosen = [row for row in offered if not selection or row.name in selection or row.group in selection]
+    needed = {row.name for row in chosen} | {row.baseline for row in chosen}
+    if any(row.group not in ALONE for row in chosen):
+        needed.add(BASELINE)
     return tuple(row for row in offered if row.name in needed)

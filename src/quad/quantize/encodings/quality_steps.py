@@ -1,4 +1,4 @@
-"""The quality steps of docs/method.md section 5 as switches, each a row of the ablation, and two numbers that it may try."""
+"""The quality steps of docs/method.md section 5 as switches, each a row of the ablation, and what else it may try."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ class QualitySteps:
         bias_correction: step 5.
         rank_sites: step 7, the least damaging sites first; off: in the network's own order, which is what ranking has to beat.
         effect_weight: step 6, weight of the adapter's effect beside the output in what training minds.
+        text_at_16: what cross-attention reads of the text stays at 16 bits: no worse than its first token apart could be.
         mid_widening: of normalised slots, how many times as wide the ranges of A x are as those of searched slots.
     """
 
@@ -26,6 +27,7 @@ class QualitySteps:
     equalize: bool = True
     bias_correction: bool = True
     rank_sites: bool = True
+    text_at_16: bool = False
     effect_weight: float = 4.0
     mid_widening: float = 1.0
 

@@ -78,6 +78,14 @@ KEEP_16_BITS = (
     lora_mid_name("*"),
 )
 
+# What cross-attention reads of the text.
+TEXT_SITES = tuple(input_name(f"*.attn2.{layer}") for layer in ("to_k", "to_v"))
+
+
+def reads_text(name: str) -> bool:
+    """Is the site the text features, begin-of-text token and all."""
+    return any(fnmatchcase(name, pattern) for pattern in TEXT_SITES)
+
 
 def keeps_16_bits(name: str) -> bool:
     """Is the site one that only a share beyond all others takes to 8 bits."""
