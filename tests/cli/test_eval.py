@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
@@ -16,7 +17,11 @@ from quad.build.request import BuildRequest
 from quad.cli.main import app
 from quad.evaluate.ablation import ablate as ablation
 from quad.evaluate.ablation import cross_table as cross
+from quad.evaluate.ablation import later
+from quad.evaluate.ablation.later_truth import LaterCall
+from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.anchor import CrossTable
+from quad.runtime.bundle import open_bundle
 from quad.zoo.samples import TASKS
 from tests.evaluate.conftest import model_dir as model_dir
 
@@ -116,6 +121,44 @@ def test_a_call_that_cannot_be_done_is_one_line(bundle: Path, model_dir: Path, t
     assert not (tmp_path / "a").exists()
     (tmp_path / "file").write_text("x")
     _refused(2, "-o: expected a directory", "ablate", model_dir, "-o", tmp_path / "file")
+
+
+def test_a_later_adapter_is_the_same_in_another_kind(
+    bundle: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pair of matrices as a LoHa whose second product is ones: diffusers measures the one, the kind's formula the other."""
+    pair = model_dir / "adapters" / "sketch" / "pytorch_lora_weights.safetensors"
+    save_file(_as_loha(load_file(pair)), loha := tmp_path / "loha.safetensors")
+    monkeypatch.setattr(later, "STRENGTHS", (0.5, 400.0))
+    rng = np.random.default_rng(0)
+    inputs = {
+        "sample": rng.normal(size=(1, 9, 16, 16)),
+        "timestep": np.array([500.0]),
+        "encoder_hidden_states": rng.normal(size=(1, 32, 32)),
+    }
+    floats = {name: value.astype(np.float32) for name, value in inputs.items()}
+    call = LaterCall(Probe(source="base", task="transform", run=0, inputs=floats, sigma_t=0.5), ("make it night",))
+    adapters = later.LaterAdapters(model_dir, {"pair": pair, "loha": loha}, calls=lambda: [call], directory=tmp_path / "later")
+    table = adapters.measure(open_bundle(bundle), "ort")
+    for strengths in table.values():
+        assert strengths["0.5"].effect_gain == pytest.approx(1.0, abs=0.05)
+        assert strengths["0.5"].applied == pytest.approx(1.0, abs=2e-3)
+        assert not strengths["400"].admitted
+        assert "clipped" in strengths["400"].reason
+    assert table["loha"]["0.5"].output_db == pytest.approx(table["pair"]["0.5"].output_db, abs=1.0)
+
+
+def _as_loha(pairs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    tensors: dict[str, np.ndarray] = {}
+    for key, down in pairs.items():
+        if ".lora_A." in key:
+            up = pairs[key.replace("lora_A", "lora_B")]
+            name = "lora_unet_" + key.removeprefix("unet.").removesuffix(".lora_A.weight").replace(".", "_")
+            ones_a, ones_b = np.zeros_like(up), np.ones_like(down)
+            ones_a[:, 0] = 1.0
+            roles = {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": ones_a, "hada_w2_b": ones_b, "alpha": np.float32(2 * len(down))}
+            tensors |= {f"{name}.{role}": np.asarray(value) for role, value in roles.items()}
+    return tensors
 
 
 @dataclass

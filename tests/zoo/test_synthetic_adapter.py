@@ -1,4 +1,4 @@
-"""The adapter made on purpose is the same adapter, so many times as strong, in either layout."""
+"""The adapter made on purpose is the same adapter, so many times as strong, in either layout and of any kind."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import save_file
 from torch import nn
 
+from quad.lora.low_rank import WHOLE
 from quad.model.adapters import read_adapter
 from quad.zoo.synthetic_adapter import write_amplified
 
@@ -36,3 +37,22 @@ def test_every_update_is_so_many_times_as_large(layout: str, tmp_path: Path) -> 
     write_amplified(source, tmp_path / "made", 4.0)
     plain, amplified = (read_adapter("ink", directory, network).weights["layer"] for directory in (source, tmp_path / "made"))
     np.testing.assert_allclose(amplified.b @ amplified.a, 4.0 * (plain.b @ plain.a), rtol=1e-6)
+
+
+KINDS = {
+    "LoHa": {"hada_w1_a": (6, 2), "hada_w1_b": (2, 4), "hada_w2_a": (6, 2), "hada_w2_b": (2, 4)},
+    "LoKr": {"lokr_w1": (2, 2), "lokr_w2_a": (3, 1), "lokr_w2_b": (1, 2)},
+    "LoKr, both products": {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 2), "lokr_w2": (3, 2)},
+    "full": {"diff": (6, 4)},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_and_of_any_kind(kind: str, tmp_path: Path) -> None:
+    network, rng = nn.ModuleDict({"layer": nn.Linear(4, 6)}), np.random.default_rng(0)
+    tensors = {f"lora_unet_layer.{role}": rng.normal(size=shape).astype(np.float32) for role, shape in KINDS[kind].items()}
+    save_file(tensors, tmp_path / "ink.safetensors")
+    write_amplified(tmp_path / "ink.safetensors", tmp_path / "made", 0.5)
+    files = (tmp_path / "ink.safetensors", tmp_path / "made" / "ink.safetensors")
+    plain, amplified = (read_adapter("ink", file, network, limits=WHOLE).weights["layer"] for file in files)
+    np.testing.assert_allclose(amplified.b @ amplified.a, 0.5 * (plain.b @ plain.a), rtol=1e-4, atol=1e-6)

@@ -21,7 +21,7 @@ from quad.lora.adapter import LowRank
 from quad.lora.config import AdapterConfig
 from quad.lora.kinds import WITH_DORA, Kind, has_magnitude, is_ambiguous, kinds_of
 from quad.lora.layout import LayerLayout
-from quad.lora.low_rank import CONVERTED_ENERGY, Product, RankLimits, Update
+from quad.lora.low_rank import Product, RankLimits, Update
 from quad.lora.target import TargetLayer, Tensors
 from quad.lora.updates.dora import dora_update
 
@@ -67,7 +67,7 @@ def convert(target: TargetLayer, tensors: Tensors, config: AdapterConfig, limits
         update = _in_double(target, update)
     if decomposed:
         update = dora_update(target, tensors, update)
-    cut = update.cut(limits.max_rank or limits.converted_rank, CONVERTED_ENERGY)
+    cut = update.cut(limits.max_rank or limits.converted_rank, limits.converted_energy)
     pair = LowRank(cut.a.astype(np.float32), cut.b.astype(np.float32))
     return Converted(pair=_finite(target, shaped(pair, target.layer.shape)), kind=name, energy=cut.energy, enough=cut.enough)
 

@@ -32,11 +32,13 @@ class RankLimits:
         max_rank: no module gets a larger one; None leaves LoRA as it is.
         min_energy: an adapter with a module that keeps less is refused.
         converted_rank: the largest of a converted module where `max_rank` is None.
+        converted_energy: share of its energy that a converted module keeps, where its rank is enough.
     """
 
     max_rank: int | None = None
     min_energy: float = MIN_ENERGY
     converted_rank: int = CONVERTED_RANK
+    converted_energy: float = CONVERTED_ENERGY
 
     def check(self, option: str = "--max-rank") -> None:
         """Refuse values outside their range.
@@ -51,6 +53,9 @@ class RankLimits:
             raise UsageError(mismatch(option, f"1 to {MOST_RANK}", self.max_rank, "choose one between"))
         if not 0 <= self.min_energy <= 1:
             raise UsageError(mismatch("--min-energy", "0 to 1", self.min_energy, "choose one between"))
+
+
+WHOLE = RankLimits(converted_rank=MOST_RANK, converted_energy=1.0)  # nothing is lost
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,20 @@ from quad.lora.keys import parse_key
 
 SYNTHETIC = "made-loud"
 FACTOR = 4.0
+_FACTORS = ("up", "diff", "hada_w1_a", "lokr_w1", "lokr_w1_a")  # one of them is a factor of the update, whatever the kind
 
 
-def write_amplified(source: Path, directory: Path, factor: float = FACTOR) -> None:
-    """A copy of a LoRA with every up-projection, hence every update `B A`, `factor` times as large.
+def write_amplified(source: Path, directory: Path, factor: float = FACTOR) -> Path:
+    """A copy of a LoRA with every up-projection, hence every update `B A`, `factor` times as large; other kinds have their own factor.
+
+    Of a DoRA it is the update that comes before the norms, as a weight of PEFT's is.
 
     Args:
         source: a LoRA file or directory.
         directory: gets the file, and the config beside it where there is one: alpha may be in it.
+
+    Returns:
+        The file.
 
     Raises:
         InputError: as `open_lora`. BackendError: the place cannot be written to.
@@ -37,8 +43,9 @@ def write_amplified(source: Path, directory: Path, factor: float = FACTOR) -> No
     roles = {name: key.role for name in lora.tensors if (key := parse_key(name)) is not None}
     tensors: dict[str, NDArray[np.float32]] = {name: tensor.values().astype(np.float32) for name, tensor in lora.tensors.items()}
     for name, role in roles.items():
-        if role == "up":
+        if role in _FACTORS:
             tensors[name] *= np.float32(factor)
-    write_bytes(directory / lora.path.name, save(tensors, metadata))
+    write_bytes(file := directory / lora.path.name, save(tensors, metadata))
     if is_file(config := lora.path.with_name("adapter_config.json")):
         write_bytes(directory / config.name, config.read_bytes())
+    return file

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from quad.evaluate.ablation.later import STRENGTHS, TrueOutputs, figures_of
+from quad.evaluate.ablation.later import STRENGTHS, figures_of
+from quad.evaluate.ablation.later_truth import TrueOutputs
 from quad.evaluate.ablation.plan import ROWS, AblationRow
 from quad.evaluate.ablation.results import LaterFigures
 from quad.evaluate.ablation.tables import later_cell
@@ -36,6 +37,11 @@ def test_refused_and_weak_are_marked() -> None:
     assert later_cell(LaterFigures(admitted=False, reason="clipped")).passed is False
     assert later_cell(LaterFigures(admitted=True, output_db=40.0, effect_gain=0.9, effect_sqnr_db=20.0)).passed is False
     assert later_cell(LaterFigures(admitted=True, output_db=40.0, effect_gain=1.01, effect_sqnr_db=30.0)).passed is True
+
+
+def test_what_an_admission_cuts_off_and_what_it_grants_is_told() -> None:
+    figures = LaterFigures(admitted=True, output_db=40.0, effect_gain=1.0, effect_sqnr_db=30.0, lost=0.004, headroom=0.5)
+    assert later_cell(figures).text == "1.000, 30.0 / 40.0 dB, 0.4% cut off, to 0.5"
 
 
 def test_each_row_of_normalised_slots_has_a_searched_one_that_differs_in_nothing_else() -> None:

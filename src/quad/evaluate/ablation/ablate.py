@@ -23,6 +23,7 @@ from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.progress import Progress
 from quad.evaluate.ablation.later import STRENGTHS, LaterAdapters
+from quad.evaluate.ablation.later_truth import LaterCall, call_of
 from quad.evaluate.ablation.pictures import keep_pictures
 from quad.evaluate.ablation.plan import BASELINE, MOST_SENSITIVE, AblationRow
 from quad.evaluate.ablation.reference_side import ReferenceSide
@@ -39,7 +40,6 @@ from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
-from quad.quantize.observe.probes import Probe
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.pipeline import QuadPipeline
@@ -159,11 +159,11 @@ def _key(request: AblationRequest, reference: ReferenceSide, row: AblationRow) -
 def _later(request: AblationRequest, reference: ReferenceSide) -> LaterAdapters:
     """The later adapters, on calls of all tasks that have an adapter."""
 
-    def probes() -> list[Probe]:
+    def calls() -> list[LaterCall]:
         own = {task: spec for task, spec in reference.tasks.items() if spec.adapter in request.adapters}
-        return [true.probe for true in spread(reference.effects(own), LATER_CALLS)]
+        return [call_of(true.probe) for true in spread(reference.effects(own), LATER_CALLS)]
 
-    return LaterAdapters(request.model, request.later, probes=probes, directory=request.out / "later")
+    return LaterAdapters(request.model, request.later, calls=calls, directory=request.out / "later")
 
 
 def _resolved(row: AblationRow, measured: Mapping[str, AblationResult]) -> AblationRow:

@@ -1,123 +1,116 @@
-"""Later adapters on a row's bundle: each at several strengths is admitted or refused, and what it does compared with diffusers and PEFT.
+"""Later adapters on a row's bundle: each at several strengths is admitted or refused, and what it does compared with full precision.
 
-A strength is a factor of every up-projection, so the file is another adapter and admission judges it as one. The calls are those of the
+A strength is a factor of the file's update, so the file is another adapter and admission judges it as one. The calls are those of the
 model's own tasks: what an adapter changes in them is well defined, whatever it was trained for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.admit.request import AdaptRequest
+from quad.admit.request import AdaptRequest, AdaptResult
 from quad.align.adapt import adapt
 from quad.core.decibels import sqnr_db
-from quad.core.errors import CompatibilityError, UnsupportedError
+from quad.core.errors import CompatibilityError, InputError, UnsupportedError
+from quad.core.manifest import TOKENIZER_FILE
+from quad.core.slots import TEXT_ENCODER, UNET
+from quad.evaluate.ablation.later_truth import LaterCall, LaterTruth, TrueOutputs, copy_name
 from quad.evaluate.ablation.results import LaterFigures, LaterTable
-from quad.evaluate.figures.effect import Effect, effect_of, open_unet, unet_output
+from quad.evaluate.figures.effect import Effect, effect_of, open_graph, unet_output
 from quad.evaluate.figures.metrics import PSNR_CAP_DB
-from quad.evaluate.figures.reference import Reference
-from quad.lora.file import find_lora
-from quad.quantize.observe.probes import Probe
+from quad.runtime.adapters.buffers import Buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
-from quad.zoo.synthetic_adapter import write_amplified
+from quad.runtime.conditioning.prompt_chunks import read_prompt
+from quad.runtime.conditioning.text_features import text_features
+from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.engines.engine import Session
+from quad.zoo.calibration import calibration_samples
 
 STRENGTHS = (0.5, 1.0, 2.0, 4.0)
 Array = NDArray[Any]
-
-
-@dataclass(frozen=True)
-class TrueOutputs:
-    """The float network's outputs `(B, 4, h, w)` on all calls, with an adapter and with none."""
-
-    full: Sequence[Array]
-    zero: Sequence[Array]
 
 
 @final
 class LaterAdapters:
     """Later adapters at each strength, and their true outputs, made once for all rows."""
 
-    def __init__(self, model: Path, files: Mapping[str, Path], *, probes: Callable[[], Sequence[Probe]], directory: Path) -> None:
+    def __init__(self, model: Path, files: Mapping[str, Path], *, calls: Callable[[], Sequence[LaterCall]], directory: Path) -> None:
         """Args:
         files: name -> LoRA file.
-        probes: gives the calls that outputs are compared on.
+        calls: gives the calls that outputs are compared on.
         directory: gets a copy of each adapter at each strength.
         """
-        self._model, self._files, self._make_probes, self._directory = model, files, probes, directory
+        self._model, self._files, self._make_calls, self._directory = model, files, calls, directory
 
     def measure(self, bundle: Bundle, engine: str) -> LaterTable:
         """Adapter -> strength as text -> its figures on a bundle."""
-        session = open_unet(bundle, engine)
-        zero = self._outputs(bundle, session, None)
-        later: LaterTable = {}
-        for name in self._files:
-            for strength in STRENGTHS:
-                try:
-                    pack = self._admit(bundle, engine, name, strength)
-                except (CompatibilityError, UnsupportedError) as error:
-                    figures = LaterFigures(admitted=False, reason=str(error))
-                else:
-                    full = self._outputs(bundle, session, pack)
-                    figures = figures_of(self._true[self._copy(name, strength)], full, zero)
-                later.setdefault(name, {})[f"{strength:g}"] = figures
-        return later
+        graphs = _Graphs(bundle, engine)
+        return {name: {f"{strength:g}": self._figures(graphs, name, strength) for strength in STRENGTHS} for name in self._files}
+
+    def _figures(self, graphs: _Graphs, name: str, strength: float) -> LaterFigures:
+        truth, copy = self._truth, copy_name(name, strength)
+        output = self._directory / f"{copy}.qpack"
+        request = AdaptRequest(bundle=graphs.bundle.root, name="later", adapter=truth.files[copy], output=output, engine=graphs.engine)
+        if truth.needs_base(name):
+            request = replace(request, base=self._model, samples=calibration_samples(self._model, ()), distill_steps=0)
+        try:
+            admitted = adapt(request)
+        except (CompatibilityError, InputError, UnsupportedError) as error:
+            return LaterFigures(admitted=False, reason=str(error))
+        full, zero = (graphs.outputs(truth.calls, pack, truth.reaches_text(name)) for pack in (admitted.pack, None))
+        return _with_admission(figures_of(truth.outputs(copy), full, zero), admitted)
 
     @cached_property
-    def _probes(self) -> Sequence[Probe]:
-        return self._make_probes()
+    def _truth(self) -> LaterTruth:
+        return LaterTruth(self._model, self._files, strengths=STRENGTHS, calls=self._make_calls(), directory=self._directory)
 
-    def _copy(self, name: str, strength: float) -> str:
-        return f"{name}-{strength:g}"
 
-    def _admit(self, bundle: Bundle, engine: str, name: str, strength: float) -> Path:
-        """The pack of one admission.
+class _Graphs:
+    """A bundle's U-Net and text encoder, opened once; answers without an adapter are remembered."""
 
-        Raises:
-            CompatibilityError, UnsupportedError: it is refused.
+    def __init__(self, bundle: Bundle, engine: str) -> None:
+        self.bundle, self.engine = bundle, engine
+        self._unet = open_graph(bundle, engine, UNET)
+        self._zero: dict[bool, list[Array]] = {}
+
+    def outputs(self, calls: Sequence[LaterCall], pack: Path | None, reads_text: bool) -> list[Array]:
+        """The U-Net's answers with an adapter, or with none.
+
+        Args:
+            reads_text: the words are those of the bundle's text encoder with that adapter, not the calls' own.
         """
-        copy = self._copy(name, strength)
-        pack = self._directory / f"{copy}.qpack"
-        adapt(AdaptRequest(bundle=bundle.root, name="later", adapter=self._copies[copy], output=pack, engine=engine))
-        return pack
-
-    def _outputs(self, bundle: Bundle, session: Any, pack: Path | None) -> list[Array]:
-        store = AdapterStore(bundle)
+        if pack is None and reads_text in self._zero:
+            return self._zero[reads_text]
+        store = AdapterStore(self.bundle)
         names = [] if pack is None else [store.register(pack)]
         buffers = store.mix(names, [1.0] * len(names))[0]
-        return [unet_output(session, buffers, probe) for probe in self._probes]
+        answers = [unet_output(self._unet, buffers, self._with_words(call, buffers) if reads_text else call.probe) for call in calls]
+        if pack is None:
+            self._zero[reads_text] = answers
+        return answers
+
+    def _with_words(self, call: LaterCall, buffers: Buffers) -> Any:
+        encoder, tokenizer = self._encoder, self._tokenizer
+        encoder.bind({name: buffer for name, buffer in buffers.items() if name in encoder.inputs})
+        words = [text_features(encoder, read_prompt(tokenizer, prompt), tokenizer.text.context) for prompt in call.prompts]
+        return replace(call.probe, inputs={**call.probe.inputs, "encoder_hidden_states": np.concatenate(words)})
 
     @cached_property
-    def _copies(self) -> dict[str, Path]:
-        """Name and strength -> the file of the adapter at that strength."""
-        copies = {}
-        for name, file in self._files.items():
-            for strength in STRENGTHS:
-                copy = self._copy(name, strength)
-                write_amplified(file, self._directory / copy, strength)
-                copies[copy] = find_lora(self._directory / copy)
-        return copies
+    def _encoder(self) -> Session:
+        return open_graph(self.bundle, self.engine, TEXT_ENCODER)
 
     @cached_property
-    def _true(self) -> dict[str, TrueOutputs]:
-        reference = Reference(self._model, self._copies)
-
-        def outputs(adapter: str | None) -> list[Array]:
-            calls = (probe.tensors() for probe in self._probes)
-            return [
-                reference.network_output(adapter, sample, probe.timestep, words).numpy()
-                for probe, (sample, _, words) in zip(self._probes, calls, strict=True)
-            ]
-
-        zero = outputs(None)
-        return {copy: TrueOutputs(outputs(copy), zero) for copy in self._copies}
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.bundle.read(TOKENIZER_FILE), self.bundle.manifest.text)
 
 
 def figures_of(true: TrueOutputs, full: Sequence[Array], zero: Sequence[Array]) -> LaterFigures:
@@ -130,6 +123,18 @@ def figures_of(true: TrueOutputs, full: Sequence[Array], zero: Sequence[Array]) 
     noise = sum(float(np.square(a - b, dtype=np.float64).sum()) for a, b in zip(full, true.full, strict=True))
     effect = effect_of(_differences(true.full, true.zero), _differences(full, zero)) or Effect(1.0, PSNR_CAP_DB)
     return LaterFigures(admitted=True, output_db=sqnr_db(signal, noise), effect_gain=effect.gain, effect_sqnr_db=effect.capped_db)
+
+
+def _with_admission(figures: LaterFigures, admitted: AdaptResult) -> LaterFigures:
+    """The figures with what the admission says: what is kept of the update, what is cut off of activations, and the room above."""
+    quality, headroom = admitted.manifest.quality, admitted.manifest.headroom
+    lost = msgspec.UNSET if quality is msgspec.UNSET else quality.lost
+    return msgspec.structs.replace(
+        figures,
+        applied=admitted.applied,
+        lost=None if lost is msgspec.UNSET else lost,
+        headroom=None if headroom is msgspec.UNSET else headroom,
+    )
 
 
 def _differences(full: Sequence[Array], zero: Sequence[Array]) -> list[Array]:

@@ -27,10 +27,13 @@ class LaterFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     """A later adapter at one strength, by single U-Net calls.
 
     Args:
-        admitted: by `quad adapt` without the base.
+        admitted: by `quad adapt`, with the base where the adapter needs it.
         reason: of a refusal.
         output_db: SQNR of the output with the adapter, dB.
         effect_gain, effect_sqnr_db: of what the adapter changes.
+        applied: share of the file's update that its conversion and the slots' ranks keep.
+        lost: largest share of an activation's energy that its range cuts off, in the admission's calls.
+        headroom: largest weight that the admission grants.
     """
 
     admitted: bool
@@ -38,6 +41,9 @@ class LaterFigures(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True
     output_db: float | None = None
     effect_gain: float | None = None
     effect_sqnr_db: float | None = None
+    applied: float | None = None
+    lost: float | None = None
+    headroom: float | None = None
 
 
 LaterTable = dict[str, dict[str, LaterFigures]]  # adapter -> strength -> figures

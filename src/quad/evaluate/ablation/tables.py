@@ -14,6 +14,7 @@ PSNR_BARS = {"w8a16": 38.0, "mixed-80": 33.0, "w8a8": 25.0}
 LORA_LOSS_DB = 0.5
 RESAMPLES = 2000
 LATER_GAIN = (0.98, 1.02)
+SEEN_LOSS = 1e-3
 Rows = Sequence[AblationResult]
 
 
@@ -81,12 +82,21 @@ def later_table(rows: Rows) -> Table | None:
         return None
     keys = [(name, strength) for name, strengths in admitting[0].later.items() for strength in strengths]
     lines = [
-        Row(name=f"{name} at {strength}", cells=tuple(later_cell(row.later.get(name, {}).get(strength)) for row in admitting))
+        Row(
+            name=f"{name} at {strength}",
+            cells=tuple(later_cell(row.later.get(name, {}).get(strength)) for row in admitting),
+            note="; ".join(
+                f"{row.name}: {figures.reason}"
+                for row in admitting
+                if (figures := row.later.get(name, {}).get(strength)) and figures.reason
+            ),
+        )
         for name, strength in keys
     ]
     lead = (
-        "Admitted by the bundle alone at that strength: gain of its effect (1 is right), SQNR of the effect and of the output, on single "
-        f"U-Net calls. Bar: admitted, gain within {LATER_GAIN[0]} and {LATER_GAIN[1]}."
+        "Admitted at that strength, with the model at hand where it is a DoRA: gain of its effect (1 is right), SQNR of the effect "
+        "and of the output, on single U-Net calls; how much of an activation is cut off, and the largest weight granted if under 1. "
+        f"Bar: admitted, gain within {LATER_GAIN[0]} and {LATER_GAIN[1]}."
     )
     return Table(title="Later adapters", lead=lead, columns=tuple(row.name for row in admitting), rows=lines)
 
@@ -99,6 +109,8 @@ def later_cell(figures: LaterFigures | None) -> Cell:
         return Cell("refused", passed=False)
     low, high = LATER_GAIN
     text = f"{figures.effect_gain:.3f}, {figures.effect_sqnr_db:.1f} / {figures.output_db:.1f} dB"
+    text += "" if (figures.lost or 0.0) < SEEN_LOSS else f", {figures.lost:.1%} cut off"
+    text += "" if (figures.headroom or 1.0) >= 1.0 else f", to {figures.headroom:g}"
     return Cell(text, low <= figures.effect_gain <= high)
 
 

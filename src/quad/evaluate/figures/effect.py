@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from quad.core.component_call import split_batch
 from quad.core.decibels import EffectEnergy
 from quad.core.manifest import TaskSpec
+from quad.core.slots import UNET
 from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
 from quad.evaluate.figures.quality import held_out
 from quad.evaluate.figures.reference import Reference
@@ -141,8 +142,13 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
 
 def open_unet(bundle: Bundle, engine: str) -> Session:
     """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
+    return open_graph(bundle, engine, UNET)
+
+
+def open_graph(bundle: Bundle, engine: str, component: str) -> Session:
+    """One of the bundle's graphs in a session of its own."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-    with bundle.graph_to_load("unet") as file:
+    with bundle.graph_to_load(component) as file:
         return opened.load(file, default_threads())
 
 

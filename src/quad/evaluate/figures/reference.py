@@ -5,9 +5,10 @@ It shares with the runtime only what makes pairs pairs: samplers, tokenizer, con
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
+from quad.evaluate.figures.merged_adapters import MergedAdapters
 from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.open import BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
@@ -54,12 +56,16 @@ class SeedRows:
 class Reference:
     """A model directory of diffusers' layout, float32, with its adapters loaded by PEFT."""
 
-    def __init__(self, directory: Path, adapters: dict[str, Path], clip_skip: int = 1, *, vae: Path | None = None) -> None:
+    def __init__(
+        self, directory: Path, adapters: Mapping[str, Path], clip_skip: int = 1, *, vae: Path | None = None,
+        merged: Mapping[str, Path] = MappingProxyType({}),
+    ) -> None:  # fmt: skip
         """Open the modules and load every adapter.
 
         Args:
             directory: the diffusers directory.
             adapters: name -> LoRA file.
+            merged: the same of kinds that diffusers does not load.
             clip_skip, vae: as a bundle was built with.
         """
         base = with_clip_skip(open_model(directory, BaseOptions(vae=vae)), clip_skip)
@@ -73,6 +79,7 @@ class Reference:
         self._tokenizer = Tokenizer(base.tokenizer, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.
         self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
+        self._merged = MergedAdapters(self._unet, self._text_encoder, merged)  # before PEFT wraps the layers
         self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
 
     def _shift_scale(self) -> tuple[Tensor, Tensor]:
@@ -150,8 +157,9 @@ class Reference:
         return output
 
     def use(self, *adapters: str) -> None:
-        """Make these adapters active, each with weight 1, or none."""
-        self._adapters.use(*adapters)
+        """Make these adapters active, each with weight 1, or none; of merged ones one at a time."""
+        self._merged.use(next((name for name in adapters if name in self._merged), None))
+        self._adapters.use(*(name for name in adapters if name not in self._merged))
 
     def pictures(
         self, task: str, requests: Sequence[PictureRequest], spec: TaskSpec | None = None, adapters: Sequence[str] | None = None
