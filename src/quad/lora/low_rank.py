@@ -8,7 +8,7 @@ its two factors, whose singular values multiply.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
 import numpy as np
@@ -38,6 +38,7 @@ class RankLimits:
     max_rank: int | None = None
     min_energy: float = MIN_ENERGY
     converted_rank: int = CONVERTED_RANK
+    _: KW_ONLY
     converted_energy: float = CONVERTED_ENERGY
 
     def check(self, option: str = "--max-rank") -> None:

@@ -1,4 +1,4 @@
-"""What later adapters do in full precision, at each strength: by diffusers and PEFT where they load it, else by the kind's formula."""
+"""Outputs of later adapters in full precision, at each strength: by diffusers and PEFT where they load it, else by the kind's formula."""
 
 from __future__ import annotations
 

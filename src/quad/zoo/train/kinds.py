@@ -30,7 +30,7 @@ Named = dict[str, Tensor]
 
 
 class Delta(nn.Module):
-    """What is added to a weight; its parameters are the file's tensors."""
+    """The difference that is added to a weight; its parameters are the tensors of the file."""
 
     def forward(self, weight: Tensor) -> Tensor:
         """The changed weight."""
