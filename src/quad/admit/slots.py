@@ -161,14 +161,14 @@ def refuse_unfit(fitted: Fitted, bundle: str, min_energy: float) -> None:
     adapter, where = fitted.adapter, f"adapter {fitted.adapter.name!r}"
     if not fitted.components:
         raise CompatibilityError(mismatch(where, "an update of the network", "zeros alone", "is it trained?"))
-    reasons = {
+    cut_off = {
         path: f"keeps {energy:.3f} of its update at rank {adapter.weights[path].rank}, {min_energy:g} is asked for"
         for path, energy in sorted(adapter.energy.items(), key=lambda item: item[1])
         if energy < min_energy
     }
-    reasons |= {slot.path: slot.reason for slot in worst(fitted.slots) if slot.reason and slot.path not in reasons}
-    if reasons:
-        hint = "build the bundle again with this adapter"
+    unfit = {slot.path: slot.reason for slot in worst(fitted.slots) if slot.reason and slot.path not in cut_off}
+    if reasons := {**cut_off, **unfit}:
+        hint = "build the bundle again with this adapter" + ("" if unfit else ", or ask for less: --min-energy")
         expected = f"one that all {len(adapter.weights)} of its slots of bundle {bundle!r} take"
         raise UnfitError(mismatch(where, expected, f"{len(reasons)} that do not: {listed(reasons)}", hint), reasons)
 

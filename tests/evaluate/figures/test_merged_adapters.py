@@ -59,3 +59,10 @@ def test_nothing_of_a_difference_is_cut_and_the_base_comes_back(unet: UNet2DCond
     torch.testing.assert_close(layer.weight, weight + difference, rtol=1e-5, atol=1e-6)
     adapters.use(None)
     assert torch.equal(layer.weight, weight)
+
+
+def test_a_weight_is_a_factor_of_the_update(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    network, weight = copy.deepcopy(unet), unet.get_submodule(LAYER).weight.detach()
+    file = save(tmp_path / "full.safetensors", {"diff": noisy(*weight.shape, seed=3)})
+    MergedAdapters(network, torch.nn.Identity(), {"full": file}, weights={"full": -2.0}).use("full")
+    torch.testing.assert_close(network.get_submodule(LAYER).weight, weight - 2.0 * noisy(*weight.shape, seed=3), rtol=1e-5, atol=1e-6)

@@ -1,7 +1,8 @@
 """Later adapters on a row's bundle: each at several strengths is admitted or refused, and what it does compared with full precision.
 
-A strength is a factor of the file's update, so the file is another adapter and admission judges it as one. The calls are those of the
-model's own tasks: what an adapter changes in them is well defined, whatever it was trained for.
+A strength is a factor of the file's update, so the file is another adapter and admission judges it as one; a DoRA's norms leave its file no
+such factor, so it is admitted as it is and runs with that weight. The calls are those of the model's own tasks: what an adapter changes
+in them is well defined, whatever it was trained for.
 """
 
 from __future__ import annotations
@@ -58,16 +59,21 @@ class LaterAdapters:
 
     def _figures(self, graphs: _Graphs, name: str, strength: float) -> LaterFigures:
         truth, copy = self._truth, copy_name(name, strength)
-        output = self._directory / f"{copy}.qpack"
-        request = AdaptRequest(bundle=graphs.bundle.root, name="later", adapter=truth.files[copy], output=output, engine=graphs.engine)
-        if truth.needs_base(name):
-            request = replace(request, base=self._model, samples=calibration_samples(self._model, ()), distill_steps=0)
         try:
-            admitted = adapt(request)
+            admitted = graphs.admitted(self._request(graphs, name, truth.files[copy]))
         except (CompatibilityError, InputError, UnsupportedError) as error:
             return LaterFigures(admitted=False, reason=str(error))
-        full, zero = (graphs.outputs(truth.calls, pack, truth.reaches_text(name)) for pack in (admitted.pack, None))
+        reads_text = truth.reaches_text(name)
+        full = graphs.outputs(truth.calls, {admitted.pack: truth.weights[copy]}, reads_text)
+        zero = graphs.outputs(truth.calls, {}, reads_text)
         return _with_admission(figures_of(truth.outputs(copy), full, zero), admitted)
+
+    def _request(self, graphs: _Graphs, name: str, file: Path) -> AdaptRequest:
+        output = self._directory / f"{file.parent.name}.qpack"
+        request = AdaptRequest(bundle=graphs.bundle.root, name="later", adapter=file, output=output, engine=graphs.engine)
+        if not self._truth.needs_base(name):
+            return request
+        return replace(request, base=self._model, samples=calibration_samples(self._model, ()), distill_steps=0)
 
     @cached_property
     def _truth(self) -> LaterTruth:
@@ -81,20 +87,31 @@ class _Graphs:
         self.bundle, self.engine = bundle, engine
         self._unet = open_graph(bundle, engine, UNET)
         self._zero: dict[bool, list[Array]] = {}
+        self._admitted: dict[Path, AdaptResult] = {}
 
-    def outputs(self, calls: Sequence[LaterCall], pack: Path | None, reads_text: bool) -> list[Array]:
+    def admitted(self, request: AdaptRequest) -> AdaptResult:
+        """The admission of a file, made once.
+
+        Raises:
+            CompatibilityError, InputError, UnsupportedError: it is refused.
+        """
+        if request.adapter not in self._admitted:
+            self._admitted[request.adapter] = adapt(request)
+        return self._admitted[request.adapter]
+
+    def outputs(self, calls: Sequence[LaterCall], weights: Mapping[Path, float], reads_text: bool) -> list[Array]:
         """The U-Net's answers with an adapter, or with none.
 
         Args:
+            weights: pack -> weight.
             reads_text: the words are those of the bundle's text encoder with that adapter, not the calls' own.
         """
-        if pack is None and reads_text in self._zero:
+        if not weights and reads_text in self._zero:
             return self._zero[reads_text]
         store = AdapterStore(self.bundle)
-        names = [] if pack is None else [store.register(pack)]
-        buffers = store.mix(names, [1.0] * len(names))[0]
+        buffers = store.mix([store.register(pack) for pack in weights], list(weights.values()))[0]
         answers = [unet_output(self._unet, buffers, self._with_words(call, buffers) if reads_text else call.probe) for call in calls]
-        if pack is None:
+        if not weights:
             self._zero[reads_text] = answers
         return answers
 

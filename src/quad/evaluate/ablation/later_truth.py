@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any, final
 
@@ -56,15 +57,21 @@ class LaterTruth:
     ) -> None:
         """Args:
         files: name -> LoRA file.
-        directory: gets a copy of each adapter at each strength.
+        directory: gets a copy of each adapter at each strength; of a DoRA one copy, whose update is weighted when it runs.
         """
-        self.calls, self.files = calls, _copies(files, strengths, directory)
-        self._model, self._names = model, tuple(files)
         base = open_model(model)
         self._adapters: dict[str, FloatAdapter] = {
             name: read_adapter(name, file, base.unet, text_encoder=base.text_encoder, limits=WHOLE) for name, file in files.items()
         }
-        self._by_copy = {copy_name(name, strength): name for name in files for strength in strengths}
+        self.calls, self._model = calls, model
+        self._by_copy: dict[str, str] = {}
+        self.weights: dict[str, float] = {}
+        self.files: dict[str, Path] = {}
+        for name, strength in product(files, strengths):
+            copy = copy_name(name, strength)
+            weight = strength if self.needs_base(name) else 1.0
+            self._by_copy[copy], self.weights[copy] = name, weight
+            self.files[copy] = write_amplified(files[name], directory / copy_name(name, strength / weight), strength / weight)
         self._known: dict[str, TrueOutputs] = {}
 
     def needs_base(self, name: str) -> bool:
@@ -87,9 +94,13 @@ class LaterTruth:
 
     @cached_property
     def _reference(self) -> Reference:
-        merged = {copy for copy, name in self._by_copy.items() if not _is_by_diffusers(self._adapters[name])}
-        loaded = {copy: file for copy, file in self.files.items() if copy not in merged}
-        return Reference(self._model, loaded, merged={copy: self.files[copy] for copy in merged})
+        loaded = {
+            copy: self.files[copy]
+            for copy, name in self._by_copy.items()
+            if _is_by_diffusers(self._adapters[name]) and self.weights[copy] == 1.0
+        }
+        merged = {copy: file for copy, file in self.files.items() if copy not in loaded}
+        return Reference(self._model, loaded, merged=merged, merged_weights=self.weights)
 
     def _outputs(self, copy: str | None) -> list[Array]:
         reads_text = copy is not None and self.reaches_text(self._by_copy[copy])
@@ -106,16 +117,6 @@ class LaterTruth:
 def copy_name(name: str, strength: float) -> str:
     """The name of an adapter's copy at a strength."""
     return f"{name}-{strength:g}"
-
-
-def _copies(files: Mapping[str, Path], strengths: Sequence[float], directory: Path) -> dict[str, Path]:
-    """Name of the copy -> the file of the adapter at that strength."""
-    copies = {}
-    for name, file in files.items():
-        for strength in strengths:
-            copy = copy_name(name, strength)
-            copies[copy] = write_amplified(file, directory / copy, strength)
-    return copies
 
 
 def _is_by_diffusers(adapter: FloatAdapter) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -18,11 +19,14 @@ from quad.model.adapters import read_adapter
 class MergedAdapters:
     """Adapters of one pair of networks, at most one active; the layers are held themselves, whatever wraps them later."""
 
-    def __init__(self, unet: nn.Module, text_encoder: nn.Module, files: Mapping[str, Path]) -> None:
+    def __init__(
+        self, unet: nn.Module, text_encoder: nn.Module, files: Mapping[str, Path], *, weights: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
         """Read every adapter.
 
         Args:
             files: name -> LoRA file.
+            weights: factors of their updates, where they are not 1.
 
         Raises:
             InputError, UnsupportedError: as `read_adapter`.
@@ -34,6 +38,7 @@ class MergedAdapters:
                 network = text_encoder if path.startswith(TEXT_PREFIX) else unet
                 self._layers[path] = network.get_submodule(path.removeprefix(TEXT_PREFIX))
         self._own: dict[str, Tensor] = {}
+        self._weights = weights
 
     def __contains__(self, name: object) -> bool:
         """Whether an adapter is one of these."""
@@ -45,14 +50,14 @@ class MergedAdapters:
             _weight(self._layers[path]).copy_(weight)
         self._own = {}
         if name is not None:
-            self._merge(self._adapters[name])
+            self._merge(self._adapters[name], self._weights.get(name, 1.0))
 
-    def _merge(self, adapter: FloatAdapter) -> None:
+    def _merge(self, adapter: FloatAdapter, factor: float) -> None:
         for path, pair in adapter.weights.items():
             weight = _weight(self._layers[path])
             self._own[path] = weight.clone()
             b, a = (part.reshape(len(part), -1).astype(np.float64) for part in (pair.b, pair.a))
-            weight.copy_(weight.double() + torch.from_numpy(b @ a).reshape(weight.shape))
+            weight.copy_(weight.double() + factor * torch.from_numpy(b @ a).reshape(weight.shape))
 
 
 def _weight(layer: nn.Module) -> Tensor:

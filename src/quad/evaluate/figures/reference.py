@@ -58,7 +58,7 @@ class Reference:
 
     def __init__(
         self, directory: Path, adapters: Mapping[str, Path], clip_skip: int = 1, *, vae: Path | None = None,
-        merged: Mapping[str, Path] = MappingProxyType({}),
+        merged: Mapping[str, Path] = MappingProxyType({}), merged_weights: Mapping[str, float] = MappingProxyType({}),
     ) -> None:  # fmt: skip
         """Open the modules and load every adapter.
 
@@ -66,6 +66,7 @@ class Reference:
             directory: the diffusers directory.
             adapters: name -> LoRA file.
             merged: the same of kinds that diffusers does not load.
+            merged_weights: factors of their updates, where they are not 1.
             clip_skip, vae: as a bundle was built with.
         """
         base = with_clip_skip(open_model(directory, BaseOptions(vae=vae)), clip_skip)
@@ -79,7 +80,7 @@ class Reference:
         self._tokenizer = Tokenizer(base.tokenizer, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.
         self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
-        self._merged = MergedAdapters(self._unet, self._text_encoder, merged)  # before PEFT wraps the layers
+        self._merged = MergedAdapters(self._unet, self._text_encoder, merged, weights=merged_weights)  # before PEFT wraps the layers
         self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
 
     def _shift_scale(self) -> tuple[Tensor, Tensor]:
