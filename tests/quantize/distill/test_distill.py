@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 import torch
 
 from quad.core.errors import InputError, UsageError
-from quad.lora.fit.integers import quantize_adapter
+from quad.lora.fit.integers import quantize_adapter, rescaled_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import LowRank
+from quad.quantize.correct.simulate import simulated
+from quad.quantize.distill import gradients
 from quad.quantize.distill.distill import TeacherStudent, distill, split_runs
 from quad.quantize.distill.options import DistillOptions
+from quad.quantize.distill.student import Student
 from quad.quantize.distill.teacher_calls import TeacherCall, call_teacher
 from quad.quantize.distill.training import size_of
 from tests.quantize.conftest import ATTENTION, Tiny
@@ -185,3 +189,20 @@ def test_nan_and_no_calls_are_one_line(pair: TeacherStudent, tiny: Tiny) -> None
         Watched(pair, broken, SHORT)
     with pytest.raises(InputError, match=r"^alignment: expected at least one probe of the adapter, found none; [^\n]+$"):
         distill(pair, loud, [], SHORT)
+
+
+def test_gradients_of_pairs_add_up_to_those_of_single_calls(
+    pair: TeacherStudent, tiny: Tiny, examples: tuple[TeacherCall, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, options, adapter = SimpleNamespace(process_index=0, num_processes=1), replace(SHORT, lambda_=0.5), tiny.adapters[1]
+    start = rescaled_inputs(adapter, pair.table, pair.profile)
+    names = sorted(own_inputs(adapter, tiny.table))
+    calls = [(call, call.without, example) for call, example in zip(examples[:3], examples[3:6], strict=True)]
+    with simulated(pair.student, pair.profile, "unet"):
+        student = Student(pair.student, encodings=pair.profile.component("unet"), start=start, names=names)
+        pairs = gradients.gradients(alone, student, calls, options)
+        monkeypatch.setattr(gradients, "TOGETHER", 1)
+        single = gradients.gradients(alone, student, calls, options)
+    assert (len(pairs), len(single)) == (2, 3)
+    assert (pairs[0] - single[:2].sum(0)).norm() <= 1e-3 * single[:2].sum(0).norm()
+    assert (pairs[1] - single[2]).norm() <= 1e-3 * single[2].norm()

@@ -1,4 +1,4 @@
-"""The loss of the distillation, and the gradient of a step: one call after the other, added up in their order. See `training`."""
+"""The loss of the distillation, and the gradient of a step: two calls at a time, added up in their order. See `training`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from quad.quantize.distill.teacher_calls import TeacherCall
 from quad.quantize.observe.batched_calls import concatenate
 from quad.quantize.observe.side_by_side import side_by_side
 
+TOGETHER = 2  # calls in one batch: a small network spends much of a single call on other things than its sums
+_VALUES = 2**13  # of latents in such a batch: of larger ones the memory counts
 _TINY = 1e-12
 
 
@@ -46,36 +48,39 @@ def step_calls(training_set: TrainingSet, options: DistillOptions, step: int) ->
 
 
 def gradients(accelerator: Any, student: Student, calls: Sequence[StepCall], options: DistillOptions) -> Tensor:
-    """The gradient of every call's loss, `(calls, parameters)`; each process computes its own and is given all.
+    """The gradients of the summed losses of every two calls, or of each, `(parts, parameters)`; a process computes its own and gets all.
 
     What another process computes is zero here, so that adding up over processes rounds nothing, in whatever order it is done.
     """
-    mine = range(accelerator.process_index, len(calls), accelerator.num_processes)
-    computed = side_by_side(lambda k: _gradient(student, calls[k], options), mine)
-    gradients = torch.zeros(len(calls), sum(weight.numel() for weight in student.weights))
+    together = TOGETHER if TOGETHER * max(call.inputs[0].numel() for call, _, _ in calls) <= _VALUES else 1
+    parts = [calls[first : first + together] for first in range(0, len(calls), together)]
+    mine = range(accelerator.process_index, len(parts), accelerator.num_processes)
+    computed = side_by_side(lambda k: _gradient(student, parts[k], options), mine)
+    gradients = torch.zeros(len(parts), sum(weight.numel() for weight in student.weights))
     gradients[list(mine)] = torch.stack(computed)
     return gradients if accelerator.num_processes == 1 else accelerator.reduce(gradients, "sum")
 
 
-def _gradient(student: Student, step_call: StepCall, options: DistillOptions) -> Tensor:
-    """The gradient of one call's loss with respect to all weights, `(parameters,)`."""
-    call, base, example = step_call
-    inputs = [call.inputs] if example is None else [call.inputs, example.inputs]
+def _gradient(student: Student, part: Sequence[StepCall], options: DistillOptions) -> Tensor:
+    """The gradient of the summed losses of some calls with respect to all weights, `(parameters,)`."""
+    examples = [example for _, _, example in part if example is not None]
+    inputs = [*(call.inputs for call, _, _ in part), *(example.inputs for example in examples)]
     with torch.enable_grad():
         outputs = student(*concatenate(inputs)).split([len(sample) for sample, _, _ in inputs])
-        loss = call_loss(outputs[0], call, base, options)
-        if example is not None:
-            loss = loss + options.lambda_ * _relative(outputs[1] - example.target, example.target)
+        losses = [call_loss(output, call, base, options) for output, (call, base, _) in zip(outputs, part, strict=False)]
+        for output, example in zip(outputs[len(part) :], examples, strict=True):
+            losses.append(options.lambda_ * _relative(output - example.target, example.target))
+        loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(student.weights), allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def set_gradients(student: Student, gradients: Tensor) -> None:
-    """Give every weight the mean over the calls, added up in their order."""
+def set_gradients(student: Student, gradients: Tensor, calls: int) -> None:
+    """Give every weight the mean over so many calls, their parts added up in order."""
     mean = torch.zeros_like(gradients[0])
     for gradient in gradients:
         mean += gradient
-    mean /= len(gradients)
+    mean /= calls
     parts = mean.split([weight.numel() for weight in student.weights])
     for weight, part in zip(student.weights, parts, strict=True):
         weight.grad = part.view_as(weight).clone()

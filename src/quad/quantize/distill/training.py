@@ -20,7 +20,7 @@ and w is 4 (docs/adr/0037-compensated-rounding.md):
 | removal | +0.15 dB, 21.1 dB | +0.21 dB, 26.7 dB | 36.7 dB |
 | portrait | -0.77 dB, 40.9 dB | +0.28 dB, 43.4 dB | 42.1 dB |
 
-A step takes the gradient of each of its calls by itself and adds them up in the order of the calls. So calls may run side by side, and
+A step takes the gradients of two of its calls at a time and adds them up in the order of the calls. So pairs may run side by side, and
 under `accelerate launch` be dealt to processes: the sum is the same, bit for bit. The main process alone writes, and its held-out loss is
 everyone's, so that all stop at the same step.
 """
@@ -38,11 +38,10 @@ from torch import Tensor
 
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
-from quad.quantize.distill.gradients import TrainingSet, call_loss, gradients, set_gradients, step_calls
+from quad.quantize.distill.gradients import TOGETHER, TrainingSet, call_loss, gradients, set_gradients, step_calls
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
-from quad.quantize.distill.teacher_calls import TeacherCall
-from quad.quantize.observe.side_by_side import side_by_side
+from quad.quantize.observe.batched_calls import batched
 
 Progress = Callable[[int, float], None]  # steps done, held-out loss of the best weights
 
@@ -62,13 +61,14 @@ def train(student: Student, training_set: TrainingSet, options: DistillOptions, 
         The weights of least held-out loss, the start's among them, and the steps taken.
 
     Raises:
-        UsageError: there are more processes than calls in a batch. InputError: not every process sees the checkpoint.
+        UsageError: there are more processes than parts of a step. InputError: not every process sees the checkpoint.
     """
     from accelerate import Accelerator
 
     accelerator = Accelerator(cpu=True, mixed_precision="no")  # whatever the launcher was told: quantsim is float32 on the CPU
-    if accelerator.num_processes > options.batch:
-        raise UsageError(mismatch("accelerate", f"at most {options.batch} processes", accelerator.num_processes, "start fewer"))
+    parts = -(-options.batch // TOGETHER)
+    if accelerator.num_processes > parts:
+        raise UsageError(mismatch("accelerate", f"at most {parts} processes", accelerator.num_processes, "start fewer"))
     groups = [{"params": [weight], "scale": size_of(weight.detach())} for weight in student.weights]
     optimizer = torch.optim.Adam(groups, lr=options.rate, betas=_BETAS, eps=1e-12)
     weights, best = list(student.weights), [weight.detach().clone() for weight in student.weights]
@@ -76,7 +76,8 @@ def train(student: Student, training_set: TrainingSet, options: DistillOptions, 
     _require_one_start(accelerator, state)
     while state.step < options.steps and state.stale < options.patience:
         _set_rate(optimizer, options, state.step)
-        set_gradients(student, gradients(accelerator, student, step_calls(training_set, options, state.step), options))
+        calls = step_calls(training_set, options, state.step)
+        set_gradients(student, gradients(accelerator, student, calls, options), len(calls))
         optimizer.step()
         student.clip()
         state = TrainingState(state.step + 1, state.best, state.stale)
@@ -123,9 +124,7 @@ def _set_rate(optimizer: torch.optim.Optimizer, options: DistillOptions, step: i
 
 
 def _held_out_loss(student: Student, training_set: TrainingSet, options: DistillOptions) -> float:
-    def loss(held_out: tuple[TeacherCall, Tensor]) -> float:
-        call, base = held_out
-        with torch.no_grad():
-            return float(call_loss(student(*call.inputs), call, base, options))
-
-    return float(np.mean(side_by_side(loss, training_set.held_out)))
+    held_out = training_set.held_out
+    outputs = batched(student, [call.inputs for call, _ in held_out])
+    losses = [float(call_loss(output, call, base, options)) for output, (call, base) in zip(outputs, held_out, strict=True)]
+    return float(np.mean(losses))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -20,11 +20,20 @@ _VALUES = 2**14  # of latents that run as one: beyond that a batch costs memory 
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call; no gradients."""
     tensors = {name: torch.tensor(values) for name, values in slots.items()}
+    return batched(lambda *batch: network(*batch, tensors), inputs)
+
+
+def batched(compute: Callable[..., Tensor], inputs: Sequence[TensorInputs]) -> list[Tensor]:
+    """Its result `(B, c, h, w)` for every call; no gradients.
+
+    Args:
+        compute: takes sample, timestep and text of several calls, see `TensorInputs`.
+    """
     together = max(1, _VALUES // max((sample.numel() for sample, _, _ in inputs), default=1))
 
     def outputs(batch: Sequence[TensorInputs]) -> list[Tensor]:
         with torch.no_grad():
-            return list(network(*concatenate(batch), tensors).split([len(sample) for sample, _, _ in batch]))
+            return list(compute(*concatenate(batch)).split([len(sample) for sample, _, _ in batch]))
 
     batches = [inputs[first : first + together] for first in range(0, len(inputs), together)]
     return [output for batch in side_by_side(outputs, batches) for output in batch]
