@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from quad.build.build import BuildRequest, BuildResult, build
 from quad.core.decibels import relative_error
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import NORMALISED, SEARCHED, TEXT_ENCODER, UNET
 from quad.evaluate.figures.metrics import psnr
 from quad.evaluate.figures.reference import PictureRequest, Reference
 from quad.runtime.adapters.store import AdapterStore
@@ -40,7 +41,8 @@ def made(text_request: BuildRequest) -> Callable[[str, str], BuildResult]:
             pytest.importorskip("openvino")
         if (target, precision) not in found:
             name = f"{target}-{precision.replace(':', '')}"
-            found[target, precision] = build(to(text_request, name, target, precision))
+            slots = SEARCHED if precision == "w8a16" else NORMALISED  # that one with normalised slots: test_normalised.py
+            found[target, precision] = build(replace(to(text_request, name, target, precision), slots=slots))
         return found[target, precision]
 
     return make

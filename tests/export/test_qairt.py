@@ -120,6 +120,7 @@ def test_scales_are_a_constant_for_each_slot(normalised_phone: Path, tmp_path: P
     onnx.checker.check_model(graph, full_check=True)
     assert [given.name for given in graph.graph.input] == ["sample"]
     assert "Split" not in {node.op_type for node in graph.graph.node}
+    assert {tensor.name for tensor in graph.graph.initializer} == {"rows", "wide", *listed}
     encodings = NORMALISED_PROFILE.component("unet")
     for name, (seed, rank) in RANKS.items():
         constants = load_file(tmp_path / f"out/{name}.unet.safetensors")

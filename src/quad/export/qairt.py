@@ -157,8 +157,12 @@ def scale_for_each_slot(model: ir.Model, slots: SlotTable) -> dict[str, dict[str
             value = ir.val(slot.scale_name, ir.DataType.FLOAT, (slot.rank,))
             part.replace_all_uses_with(value)
             model.graph.inputs.append(value)
+        sizes = readers[0].inputs[1:]
         model.graph.remove(readers[0], safe=True)
         model.graph.inputs.remove(inputs[name])
+        for size in sizes:
+            if size is not None and size.is_initializer() and not size.uses():
+                del model.graph.initializers[str(size.name)]
     return parts
 
 
