@@ -231,11 +231,8 @@ def test_a_place_that_holds_something_else_is_refused_before_any_work(request_: 
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-@pytest.mark.parametrize(("precision", "steps"), [("w8a16", 20), ("mixed:0", 20), ("mixed:80", 0), ("w8a8", 0)])
-def test_distillation_is_for_sixteen_bit_activations_unless_asked_for(request_: BuildRequest, precision: str, steps: int) -> None:
-    asked = replace(request_, precision=precision, distill_steps=None)
-    assert asked.steps == steps
-    assert replace(asked, distill_steps=7).steps == 7
+def test_nothing_is_trained_unless_asked_for(built: BuildResult) -> None:
+    assert {alignment.steps for alignment in built.alignment.values()} == {0}
 
 
 def test_a_process_that_is_not_the_main_one_compiles_nothing(

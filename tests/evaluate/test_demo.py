@@ -22,10 +22,8 @@ N = 2
 def done(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[DemoResult, Path, list[tuple[str, float]]]:
     out = tmp_path_factory.mktemp("demo") / "out"
     seen: list[tuple[str, float]] = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("quad.build.request.DISTILL_STEPS", 2)  # of each adapter: 20 take 20 s, and random weights gain nothing
-        paths = DemoPaths(model_dir, find_adapters(model_dir), out)
-        measured = demo(paths, N, lambda stage, _, share: seen.append((stage, share)))
+    paths = DemoPaths(model_dir, find_adapters(model_dir), out)
+    measured = demo(paths, N, lambda stage, _, share: seen.append((stage, share)))
     return measured, out, seen
 
 

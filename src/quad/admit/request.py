@@ -42,7 +42,7 @@ class AdaptRequest:
         prompts: in place of the samples' own.
         task: what the adapter is for; None for the task of its name where the bundle has one, else for none.
         like: a task of the bundle whose way (conditioning, sampler) a new task takes.
-        distill_steps: with `base`; None for a build's own number, 0 for rescaling alone.
+        distill_steps: of training, with `base`; None and 0 for none.
         min_energy: an adapter that keeps less of an update where it is converted or cut is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         defaults: how the adapter is meant to be run, as far as it is known.

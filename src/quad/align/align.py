@@ -12,10 +12,8 @@ from quad.admit.slots import Fitted, with_gains
 from quad.align.with_base import BaseNetworks, calls_in, measure_fidelity, samples_for
 from quad.build.align_adapters import quality_of
 from quad.build.calls.call_recorder import spread
-from quad.build.request import DISTILL_STEPS
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import TaskSpec
-from quad.core.precision import eight_bit_percent
 from quad.core.slots import UNET
 from quad.lora.read import FloatAdapter, RankLimits
 from quad.model.adapters import read_adapter
@@ -24,7 +22,6 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
 from quad.runtime.adapters.buffers import whole_buffers, zero_buffers
-from quad.runtime.bundle import Bundle
 from quad.runtime.request import TEXT_TO_IMAGE
 
 OBSERVED_CALLS = 4  # of the adapter's own calls, whose activations are observed
@@ -58,7 +55,7 @@ class OpenedBase:
         if bundle.profile.encodings and not networks.is_exact:
             notes.append("not trained: the rounded weights of this bundle cannot be read out of its graph")
         elif bundle.profile.encodings:
-            options = DistillOptions(steps=_steps(request, bundle))
+            options = DistillOptions(steps=request.distill_steps or 0)
             distilled = networks.align(fitted.adapter, probes, options)
             alignment = distilled.alignment
             if alignment.steps:
@@ -81,13 +78,6 @@ class OpenedBase:
             trained=best > 0,
             notes=tuple(notes),
         )
-
-
-def _steps(request: AdaptRequest, bundle: Bundle) -> int:
-    """Of training: those that were asked for, else a build's own number."""
-    if request.distill_steps is not None:
-        return request.distill_steps
-    return 0 if eight_bit_percent(bundle.manifest.precision) else DISTILL_STEPS
 
 
 def _measured_task(admission: Admission, base: Base) -> tuple[str, TaskSpec]:

@@ -133,7 +133,9 @@ class Aligner:
         cache = cache or BuildCache(None)
         samples = with_adapter(self.base, self.samples)
         probes = (
-            self._teacher_probes(samples, cache) if request.steps else {name: measured_on(calls) for name, calls in self.probes().items()}
+            self._teacher_probes(samples, cache)
+            if request.distill_steps
+            else {name: measured_on(calls) for name, calls in self.probes().items()}
         )
         groups = group_of or {}
         packed: list[PackedAdapter] = []
@@ -145,7 +147,7 @@ class Aligner:
             def make(adapter: FloatAdapter = adapter, group: int = group) -> Distilled:
                 pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile.of_group(group))
                 options = DistillOptions(
-                    steps=request.steps,
+                    steps=request.distill_steps,
                     effect_weight=request.quality.effect_weight,
                     lambda_=request.lambda_,
                     checkpoint=checkpoint_file(request, adapter.name),

@@ -17,7 +17,6 @@ from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
-from quad.core.precision import eight_bit_percent
 from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import AdapterDefaults
 from quad.core.slots import NORMALISED, SEARCHED, SlotMode
@@ -37,9 +36,6 @@ COMPENSATED, NEAREST = "compensated", "nearest"
 ROUNDINGS = (COMPENSATED, NEAREST)
 _CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
-# Measured on the reference model, 64 pictures a task: at w8a16 all five adapters gain from 20 steps (0.06 to 0.28 dB). With 80 % of the
-# activations at 8 bits their noise is not to be learned away: 20 steps bring +0.1 dB to one adapter and cost another 0.6 dB.
-DISTILL_STEPS = 20
 ROOM = 2  # adapters at once: one that speeds up or repairs, and a style
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BACKEND_OPTION = {"reader": "backend"}  # of a field: what only some targets read, see `Target.options`
@@ -70,8 +66,7 @@ class BuildRequest:
         max_loss: how many dB of the U-Net's output an adapter may lose against a profile of its own, before adapters are grouped into
             several profiles; None for 3 where `max_profiles` is given, else for one profile whatever it costs.
         max_profiles: how many there may be at most; None for as many as `max_loss` needs.
-        distill_steps: of training each adapter against the float network, 0 for rescaling alone; None for 20, and 0 where activations have
-            8 bits.
+        distill_steps: of training each adapter against the float network, 0 for none: it gives to the output and takes from the effect.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
         dump_passes: a directory for the graphs after each pass and their census; None for none.
         soc: the chip that a vendor's compiler makes binaries for; None for its default.
@@ -109,7 +104,7 @@ class BuildRequest:
     anchor: str = AUTO
     max_loss: float | None = None
     max_profiles: int | None = None
-    distill_steps: int | None = None
+    distill_steps: int = 0
     lambda_: float = 0.0
     rounding: str = COMPENSATED
     literal_shared_scale: bool = False
@@ -170,13 +165,6 @@ class BuildRequest:
         return GroupLimits(DEFAULT_LOSS if loss is None else loss, MOST_GROUPS if most is None else most)
 
     @property
-    def steps(self) -> int:
-        """Of distillation."""
-        if self.distill_steps is not None:
-            return self.distill_steps
-        return 0 if eight_bit_percent(self.precision) else DISTILL_STEPS
-
-    @property
     def backend_options(self) -> dict[str, Any]:
         """Options of some targets alone, as far as they were given."""
         names = [option.name for option in fields(self) if option.metadata == _BACKEND_OPTION]
@@ -225,7 +213,7 @@ class BuildRequest:
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         self._check_slots()
-        DistillOptions(steps=self.steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
+        DistillOptions(steps=self.distill_steps, lambda_=self.lambda_).check(any(sample.truth is not None for sample in self.samples))
         RankLimits(self.max_rank, self.min_energy).check()
         for name, rank in self.adapter_ranks.items():
             RankLimits(rank).check(f"--adapter {name}, rank")

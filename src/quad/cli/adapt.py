@@ -44,8 +44,7 @@ Prompts = Annotated[
 ]
 DistillSteps = Annotated[
     int | None,
-    typer.Option("--distill-steps", help="Steps of training against the float model; 0 rescales alone. Needs --base.", metavar="N",
-                 show_default="20, and 0 where activations have 8 bits"),
+    typer.Option("--distill-steps", help="Steps of training against the float model. Needs --base.", metavar="N", show_default="0"),
 ]  # fmt: skip
 MinEnergy = Annotated[
     float | None,

@@ -70,8 +70,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     ] = None  # fmt: skip
     distill_steps: Annotated[
         int | None,
-        typer.Option(help="Steps of training every adapter against the float model; 0 rescales alone.", metavar="N",
-                     show_default="20, and 0 where activations have 8 bits"),
+        typer.Option(help="Steps of training every adapter against the float model.", metavar="N", show_default="0"),
     ] = None  # fmt: skip
     lambda_: Annotated[
         float | None,

@@ -66,7 +66,7 @@ def _without(name: str, step: str) -> AblationRow:
 
 def _slots(name: str, *, precision: str = BASELINE, baseline: str = "slots-searched", synthetic: bool = False, **build: Any) -> AblationRow:
     """Nothing is trained, so that slots are compared and not what training makes of them."""
-    settings = {"precision": precision, "distill_steps": 0, **build}
+    settings = {"precision": precision, **build}
     return AblationRow(name=name, group="slots", build=settings, baseline=baseline, synthetic=synthetic, later=True)
 
 
@@ -104,7 +104,9 @@ ROWS = (
     AblationRow(name="profile-anchor", group="profile", build={"anchor": MOST_SENSITIVE}),
     AblationRow(name="profile-unified", group="profile", build={"anchor": "unified"}),
     AblationRow(name="profile-own", group="profile", build={}, per_adapter=True),
-    AblationRow(name="literal-shared-scale", group="profile", build={"literal_shared_scale": True, "slots": "searched"}),
+    AblationRow(
+        name="literal-shared-scale", group="profile", build={"literal_shared_scale": True, "slots": "searched"}, baseline="slots-searched"
+    ),
     AblationRow(name="profile-unified-mixed-80", group="profile", build={"precision": STEPS_AT, "anchor": "unified"}, baseline="mixed-80"),
     AblationRow(name="profile-own-mixed-80", group="profile", build={"precision": STEPS_AT}, baseline="mixed-80", per_adapter=True),
     AblationRow(name="hard-w8a16", group="hard", synthetic=True),
@@ -121,7 +123,7 @@ ROWS = (
     _without("without-equalization", "equalize"),
     _without("without-bias-correction", "bias_correction"),
     _without("without-ranking", "rank_sites"),
-    AblationRow(name="without-distillation", group="steps", build={"distill_steps": 0}),
+    AblationRow(name="distillation", group="steps", build={"distill_steps": 20}),
     AblationRow(name="distillation-mixed-80", group="steps", build={"precision": STEPS_AT, "distill_steps": 20}, baseline="mixed-80"),
     AblationRow(name="begin-of-text", group="text", build={"precision": "w8a8"}, quality={"text_at_16": True}, baseline="w8a8"),
     *_slot_rows(),
