@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import onnx
 from onnx import helper, numpy_helper
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from quad.core.component_call import UNET_INPUTS
-from quad.core.digests import canonical_json
+from quad.core.digests import canonical_json, file_digest
 from quad.core.manifest import PROBES_FILE, AdapterManifest, Component, SizedGraphs
 from quad.core.profile import GroupRanges
 from quad.core.slots import UNET
@@ -45,8 +45,13 @@ def freeze(bundle: Path, root: Path, mid_end: float = 0.0) -> Path:
     return root
 
 
-def regroup(frozen: Path, root: Path, widened: float, members: Sequence[str] = ()) -> Path:
-    """A copy at `root` with a second group of adapters; its one activation reaches so many times as far."""
+def regroup(frozen: Path, root: Path, widened: float, members: Sequence[str] = (), louder: int = 1) -> Path:
+    """A copy at `root` with a second group of adapters; its one activation reaches so many times as far.
+
+    Args:
+        members: of that group.
+        louder: how many times as large its members' integers are.
+    """
     shutil.copytree(frozen, root)
     wide = msgspec.structs.replace(SITE, scale=(SITE.scale[0] * widened,))
     model = onnx.load(root / "unet/model.onnx")
@@ -59,8 +64,12 @@ def regroup(frozen: Path, root: Path, widened: float, members: Sequence[str] = (
     parents = {"base": "0" * 64, "graph": "0" * 64, "slots": SLOTS.digest, "profile": profile.digest}
     for file in root.glob("adapters/*/adapter.json"):
         manifest = msgspec.json.decode(file.read_bytes(), type=AdapterManifest)
-        group = 1 if manifest.name in members else msgspec.UNSET
-        file.write_bytes(canonical_json(msgspec.structs.replace(manifest, parents=parents, group=group)))
+        manifest = msgspec.structs.replace(manifest, parents=parents)
+        if manifest.name in members:
+            tensors = file.with_name("adapter.safetensors")
+            save_file({name: array * np.int16(louder) for name, array in load_file(tensors).items()}, tensors)
+            manifest = msgspec.structs.replace(manifest, group=1, sha256=file_digest(tensors))
+        file.write_bytes(canonical_json(manifest))
     parts = {name: Component(f"{name}/model.onnx") for name in COMPONENTS}
     parts[UNET] = Component("unet/model.onnx", groups=(SizedGraphs("unet/wide.onnx"),))
     write_manifest(root, parents=parents, components=parts)

@@ -19,9 +19,10 @@ from quad.core.picture_size import graph_name
 from quad.core.slots import UNET
 from quad.core.storage.pack import read_pack
 from quad.runtime.adapters.buffers import Buffers, pad, zero_buffers
+from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import open_bundle
 from quad.runtime.engines.engine import open_engine
-from quad.runtime.golden_outputs import block_means, check_golden, unet_buffers
+from quad.runtime.golden_outputs import block_means, check_golden, read_probes, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
 from tests.admit.frozen import regroup, write_later_lora
 from tests.runtime.tiny_unet import LATTICE
@@ -68,6 +69,17 @@ def test_of_several_groups_it_gets_the_first_that_holds_it(factor: float, group:
     pipe = QuadPipeline.from_pretrained(root, threads=1)
     pipe.set_adapters(pipe.load_lora_weights(admitted.pack))
     check_golden(pipe.graph(graph_name(UNET, None, admitted.manifest.group_number)), pipe.bundle, admitted.manifest)
+
+
+def test_what_a_louder_groups_members_lose_in_this_one_excuses_nobody(frozen: Path, tmp_path: Path) -> None:
+    """They never run in its graph."""
+    root = regroup(frozen, tmp_path / "grouped", widened=16.0, members=("sketch",), louder=10)
+    bundle = open_bundle(root).of_group(0)
+    with bundle.graph_to_load(UNET) as graph:
+        buffers = unet_buffers(bundle, AdapterStore(bundle).buffers("sketch"))
+        assert max(use.lost for use in sites.ObservedGraph(graph).uses(read_probes(bundle), buffers).values()) > 0.5
+    file = write_later_lora(tmp_path / "ink.safetensors", 1.5)
+    assert admit(AdaptRequest(root, "ink", file, output=tmp_path / "ink.qpack")).manifest.group == 1
 
 
 def test_an_adapter_that_no_group_holds_is_refused(frozen: Path, tmp_path: Path) -> None:

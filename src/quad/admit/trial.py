@@ -44,8 +44,8 @@ class Trial:
         golden_effect, others: the same on the golden output's call alone, of it and of the bundle's own adapters.
         unread: why activations could not be looked into; empty where they were.
         sites: activations, with the new adapter.
-        before: the same of the base; where the new adapter loses much, the most of the base and of all of the bundle's own; where it loses
-            nothing, nobody was asked.
+        before: the same of the base; where the new adapter loses much, the most of the base and of those of the bundle's own that run in
+            this graph; where it loses nothing, nobody was asked.
         golden: its golden output, on the call where it differs most from the others.
         loudest: the number of the stored call whose output it changes most.
     """
@@ -91,6 +91,7 @@ class StoredCalls:
             CompatibilityError: the bundle has no stored calls.
         """
         self._forms, self._more = UnetForms(bundle, load_unet, at_once), more
+        self._group = bundle.group
         self._probes, self._store = read_probes(bundle), AdapterStore(bundle, budget_bytes=0)  # one adapter at a time
         self._latest: tuple[Buffers, Uses] | None = None
         self._base_uses: dict[int, Uses] = {}
@@ -171,7 +172,8 @@ class StoredCalls:
     @cached_property
     def _others_use(self) -> Uses:
         most = self._base_use
-        for name in self._store.names:
+        # Adapters of a wider group never run in this graph: what they lose here excuses nobody.
+        for name in (name for name in self._store.names if self._store.manifest(name).group_number <= self._group):
             bundled = self.all_uses(self._store.buffers(name))
             most = {site: max(use, bundled[site], key=lambda either: either.lost) for site, use in most.items()}
         return most

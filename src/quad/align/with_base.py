@@ -190,7 +190,7 @@ def _apply_stored_weights(student: nn.Module, bundle: Bundle, paths: Sequence[st
     if not paths:
         return True
     layers, encodings = layers_of(student), bundle.profile.component(UNET)
-    with bundle.graph_to_load(UNET) as file:
+    with bundle.graph_to_load(UNET, group=0) as file:  # the weights are those of all groups, and the first has them by name
         stored = stored_weights(ir.load(file), {weight_name(path): tuple(layers[path].weight.shape) for path in paths})
     if len(stored) < len(paths):
         return False
