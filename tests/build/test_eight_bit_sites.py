@@ -23,17 +23,19 @@ from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.decibels import relative_error
 from quad.core.profile import Profile
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import dequantize_adapter, integer_slots, quantize_adapter
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.model.slots.network import SlottedNetwork, slot_network
+from quad.model.slots.network import SlottedNetwork, slot_network, slotted_as
+from quad.model.slots.table import new_table
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.correct.smooth import recording_channel_maxima
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.encodings.rules import keeps_16_bits
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probe
+from quad.quantize.profile.grouped_ranges import of_sources
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options
 from quad.runtime.pipeline import QuadPipeline
@@ -68,7 +70,8 @@ def sites_at(profile: Profile, bits: int) -> set[str]:
 
 @pytest.fixture(scope="module", params=[60.0, 100.0])
 def case(tiny: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    network, table = slot_network(tiny.base.unet, tiny.adapters)
+    table = new_table({UNET: tiny.base.unet}, tiny.adapters, room=2)  # as a build has it, whose trace then serves
+    network = slotted_as(tiny.base.unet, tiny.base.text_encoder, table).unet
     probes = {adapter.name: [Probe(source=adapter.name, task="task", run=0, inputs=tiny.inputs, sigma_t=0.5)] for adapter in tiny.adapters}
     mixed = MixedPrecision(
         network=network, table=table, adapters=tiny.adapters, quality=QualitySteps(), percent=request.param, probes=probes
@@ -111,6 +114,16 @@ def test_the_text_can_stay_at_16_bits(case: Case) -> None:
     text = {name for name in case.statistics.sites["unet"] if name.endswith((".attn2.to_k.in", ".attn2.to_v.in"))}
     assert text
     assert eight == set(case.statistics.sites["unet"]) - text
+
+
+def test_for_some_adapters_they_are_those_of_a_build_without_the_others(case: Case) -> None:
+    some, (name, *_) = UnifyOptions(), (adapter.name for adapter in case.mixed.adapters)
+    (alone,) = (adapter for adapter in case.mixed.adapters if adapter.name == name)
+    call = partial(case.torch_output, slot_inputs(alone, case.mixed.table))
+    statistics = observe({"unet": case.network}, [Feed(name, call)])
+    expected = replace(case.mixed, adapters=(alone,), probes={name: case.mixed.probes[name]}).rules(statistics, some)
+    assert case.mixed.of_sources({name}).rules(of_sources(case.statistics, {name}), some) == expected
+    assert case.mixed.percent == 100.0 or expected != case.mixed.rules(case.statistics, some)
 
 
 def test_the_graph_is_the_simulated_network(case: Case) -> None:

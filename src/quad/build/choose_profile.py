@@ -28,8 +28,9 @@ from quad.quantize.correct.bias import apply_biases, corrected_biases
 from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, with_wider_mid
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
-from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping
-from quad.quantize.profile.groups import Grouping
+from quad.quantize.observe.probes import Probes
+from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping, of_sources
+from quad.quantize.profile.groups import Group, Grouping
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
 from quad.quantize.profile.shared_ranges import own_profiles
@@ -83,18 +84,18 @@ def choose_profile(
             integer_scales="float32" not in load_target(request.target).slot_dtypes,
         )
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
-        if slots.normalised:
-            rules = with_wider_mid(request.quality.mid_widening, rules)
-        options = replace(options, rules=rules)
-        weights = {name: weights_of(network) for name, network in model.networks.items()}
-        pooled = unify(statistics, weights, slots, model.adapters, options)
+        options = _with_rules(options, rules, request, slots)
+        pooled = _pooled(model, statistics, slots, options)
         scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
         sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
     with clock("unify"):
         chooser = RangeChooser(
             pooled=pooled, statistics=statistics, table=slots, sensitivity=sensitivity, options=options, anchor=request.anchor
         )
-        grouped = grouped_profile(chooser, _grouping(request, model, teacher, chooser))
+        grouping = _grouping(request, model, teacher, chooser)
+        if len(grouping.groups) > 1:
+            chooser, grouping = _with_sites_of(grouping.largest, request, model, teacher, chooser, grouping)
+        grouped = grouped_profile(chooser, grouping)
         profile, widened = grouped.profile, len(grouped.first.widened)
         _log.info("profile: %s, anchor %s, %d sites widened, %d groups", profile.mode, profile.anchor, widened, profile.group_count)
         if model.mixed_precision.gains:
@@ -120,11 +121,45 @@ def _grouping(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher,
     """The adapters' groups; one where no more are asked for."""
     if request.profile_limits is None or not model.adapters:
         return Grouping.single([adapter.name for adapter in model.adapters])
-    limits = request.profile_limits
-    recorded = {**teacher.probes, BASE_SOURCE: model.mixed_precision.probes.get(BASE_SOURCE, ())}
-    probes = {name: spread(calls, GROUP_CALLS) for name, calls in recorded.items() if calls}
+    limits, probes = request.profile_limits, _group_probes(model, teacher)
     meter = LossMeter(model.networks[UNET], model.adapters, probes=probes, chooser=chooser)
     return model.cache.value("groups", lambda: measured_grouping(meter, model.adapters, probes, limits), Grouping)
+
+
+def _group_probes(model: SlottedModel, teacher: FloatTeacher) -> Probes:
+    """Calls that losses of adapters and of the base are measured on."""
+    recorded = {**teacher.probes, BASE_SOURCE: model.mixed_precision.probes.get(BASE_SOURCE, ())}
+    return {name: spread(calls, GROUP_CALLS) for name, calls in recorded.items() if calls}
+
+
+def _with_sites_of(
+    sources: Group, request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, chooser: RangeChooser, grouping: Grouping
+) -> tuple[RangeChooser, Grouping]:
+    """The 8-bit sites of all groups' graphs, chosen anew by what one group brings; and what adapters lose with these."""
+    statistics = of_sources(chooser.statistics, sources)
+    rules = model.cache.value(
+        "rules.grouped", lambda: model.mixed_precision.of_sources(sources).rules(statistics, chooser.options), tuple[Rule, ...]
+    )
+    options = _with_rules(chooser.options, rules, request, chooser.table)
+    if options == chooser.options:
+        return chooser, grouping
+    pooled = _pooled(model, chooser.statistics, chooser.table, options)
+    chooser = replace(chooser, pooled=pooled, options=options)
+    meter = LossMeter(model.networks[UNET], model.adapters, probes=_group_probes(model, teacher), chooser=chooser)
+
+    def losses() -> dict[str, float]:
+        return {name: loss for group in grouping.groups for name, loss in meter.losses(group).items()}
+
+    return chooser, replace(grouping, losses=model.cache.value("groups.losses", losses, dict[str, float]))
+
+
+def _with_rules(options: UnifyOptions, rules: tuple[Rule, ...], request: BuildRequest, slots: SlotTable) -> UnifyOptions:
+    return replace(options, rules=with_wider_mid(request.quality.mid_widening, rules) if slots.normalised else rules)
+
+
+def _pooled(model: SlottedModel, statistics: Statistics, slots: SlotTable, options: UnifyOptions) -> Profile:
+    weights = {name: weights_of(network) for name, network in model.networks.items()}
+    return unify(statistics, weights, slots, model.adapters, options)
 
 
 def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:

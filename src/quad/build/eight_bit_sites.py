@@ -5,7 +5,7 @@ Source: docs/method.md section 5, steps 3, 4 and 7.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from quad.core.slots import SlotTable
@@ -45,6 +45,14 @@ class MixedPrecision:
     channels: ChannelMaxima = field(default_factory=dict)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     folded: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def of_sources(self, sources: Collection[str]) -> MixedPrecision:
+        """The same with what these adapters, and the base where it is among them, bring to the choice of sites."""
+        return replace(
+            self,
+            adapters=tuple(adapter for adapter in self.adapters if adapter.name in sources),
+            probes={source: calls for source, calls in self.probes.items() if source in sources},
+        )
 
     @property
     def needs_probes(self) -> bool:

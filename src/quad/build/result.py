@@ -17,7 +17,7 @@ from quad.lora.adapter import FloatAdapter
 from quad.quantize.distill.distill import Alignment
 from quad.quantize.profile.anchor import AnchorChoice
 from quad.quantize.profile.grouped_ranges import GroupedProfile
-from quad.quantize.profile.groups import Grouping, GroupLimits
+from quad.quantize.profile.groups import Group, Grouping, GroupLimits
 from quad.quantize.profile.sensitivity import Sensitivity
 
 
@@ -60,13 +60,18 @@ class GroupReport:
         return lines
 
     def _table(self) -> list[str]:
-        """The N x N table, members of a group side by side; empty where no pair was measured."""
-        pairs, names = self.grouping.pairs, [name for group in self.grouping.groups for name in group]
+        """The N x N table, members of a group side by side and a bar between groups; empty where no pair was measured."""
+        pairs, groups = self.grouping.pairs, self.grouping.groups
         if not pairs:
             return []
+
+        def cells(i: str, group: Group) -> str:
+            return " ".join(f"{pairs[i][j]:6.1f}" if i != j else "     -" for j in group)
+
+        names = [name for group in groups for name in group]
         wide = max(map(len, names))
-        rows = [f"{i:>{wide}} " + " ".join(f"{pairs[i][j]:6.1f}" if i != j else "     -" for j in names) for i in names]
-        return ["dB that a row's adapter loses in one profile with the column's, in the order of the rows:", *rows]
+        rows = [f"{i:>{wide}} " + " |".join(cells(i, group) for group in groups) for i in names]
+        return ["dB that a row's adapter loses in one profile with the column's, in the order of the rows, profiles apart:", *rows]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,13 @@ Source: docs/method.md section 4.
 A group's ranges are chosen as those of one profile for all are, from what its members and the base bring. Weights and slots keep one
 encoding, and so does `lora_mid` at 16 bits, where bits are plenty: an adapter's integers then mean the same in every group's graph. At 8
 bits the first group, which runs its own members alone, has `lora_mid` of its own; the others, which sums with adapters of narrower groups
-run in, have that of all.
+run in, have that of all. The sites that have 8 bits are the same in all graphs, and chosen for the largest group, as if there were no
+other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -64,7 +65,7 @@ class RangeChooser:
         """The profile of a group; of all adapters together it is that of a build with one group."""
         if self.sensitivity.scores.keys() <= set(members):
             return choose_ranges(self.pooled, self.statistics, self.table, self.choice(members), self.options)
-        statistics = _of_sources(self.statistics, {*members, BASE_SOURCE})
+        statistics = of_sources(self.statistics, {*members, BASE_SOURCE})
         pooled = msgspec.structs.replace(self.pooled, encodings={**self.pooled.encodings, UNET: self._pooled(statistics)})
         return choose_ranges(pooled, statistics, self.table, self.choice(members), self.options)
 
@@ -83,7 +84,7 @@ class RangeChooser:
         return encodings
 
 
-def _of_sources(statistics: Statistics, sources: set[str]) -> Statistics:
+def of_sources(statistics: Statistics, sources: Collection[str]) -> Statistics:
     """Of the U-Net those of some sources; a site that none of them reached keeps all."""
 
     def own(by_source: dict[str, SiteStatistics]) -> dict[str, SiteStatistics]:

@@ -56,6 +56,11 @@ class Grouping:
         """All in one group, nothing measured."""
         return Grouping(groups=(tuple(members),), losses={}, together={}, pairs={})
 
+    @property
+    def largest(self) -> Group:
+        """The group with the most members, the first of equals."""
+        return max(self.groups, key=len)
+
     def to_json(self) -> dict[str, Any]:
         """`losses`, `together`, `pairs`."""
         return {"losses": dict(self.losses), "together": dict(self.together), "pairs": {i: dict(row) for i, row in self.pairs.items()}}
