@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import diffusers
@@ -16,11 +17,12 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from quad.compile.export import export_graph
+from quad.compile.export import GraphSpec, export_graph
 from quad.compile.graph_specs import unet_spec
 from quad.core.slots import SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
+from quad.model.base.modules import share_copy
 from quad.model.base.open import Base, open_model
 from quad.model.slots.network import SlottedNetwork, slot_network
 
@@ -106,14 +108,22 @@ def adapter_files(base: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 @dataclass(frozen=True)
 class Tiny:
-    """The tiny model, slotted and exported."""
+    """The tiny model, slotted; exported, as it was, where a test asks for its graph."""
 
     base: Base
     adapters: tuple[FloatAdapter, ...]
     network: SlottedNetwork
     table: SlotTable
-    graph: ir.Model
-    inputs: dict[str, NDArray[np.float32]]
+    as_slotted: SlottedNetwork
+    spec: GraphSpec
+
+    @property
+    def inputs(self) -> dict[str, NDArray[np.float32]]:
+        return {name: tensor.numpy() for name, tensor in self.spec.inputs.items()}
+
+    @cached_property
+    def graph(self) -> ir.Model:
+        return export_graph(self.as_slotted, self.spec)
 
     def torch_output(self, slots: dict[str, NDArray[np.float32]]) -> NDArray[np.float32]:
         """The slotted torch network on the example inputs."""
@@ -126,6 +136,4 @@ class Tiny:
 def tiny(base: Base, adapter_files: dict[str, Path]) -> Tiny:
     adapters = tuple(read_adapter(name, path, base.unet) for name, path in adapter_files.items())
     network, table = slot_network(base.unet, adapters)
-    spec = unet_spec(base, table)
-    graph = export_graph(network, spec)
-    return Tiny(base, adapters, network, table, graph, {name: tensor.numpy() for name, tensor in spec.inputs.items()})
+    return Tiny(base, adapters, network, table, share_copy(network), unet_spec(base, table))

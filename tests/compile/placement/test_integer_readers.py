@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -66,7 +66,7 @@ def case(tiny: Any) -> Case:
     network, floats = slot_network(tiny.base.unet, tiny.adapters)
     split_skips(network)
     table = integer_slots(floats, 16)
-    other = type(tiny)(tiny.base, tiny.adapters, network, floats, tiny.graph, tiny.inputs)
+    other = replace(tiny, network=network, table=floats)
     feeds = [Feed(one.name, partial(other.torch_output, slot_inputs(one, floats))) for one in tiny.adapters]
     statistics = observe({"unet": network}, feeds)
     rules = with_eight_bit([name for name in sorted(statistics.sites["unet"]) if not keeps_16_bits(name)])
