@@ -21,9 +21,10 @@ from quad.core.digests import file_digest
 from quad.quantize.observe import side_by_side as observe
 
 ROOT = Path(__file__).parents[2]
-# `--multi_gpu` is the launcher's word for several processes, on a CPU too. Port 0 is any free one.
+# `--multi_gpu` is the launcher's word for several processes, on a CPU too. Port 0 is any free one. The launcher of tests brings
+# the traces of all tests: the names in a graph are those of a trace that was read.
 LAUNCH = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--main_process_port", "0",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "-m"]  # fmt: skip
+          "--mixed_precision", "no", "--dynamo_backend", "no", "-m", "tests.launcher", "1"]  # fmt: skip
 FORK = ["tests.launcher", "2"]  # as processes of the launcher, but of one import of torch and with the traces of all tests
 Command = Callable[[Path], list[str]]
 
