@@ -2,6 +2,7 @@
 
 from tests.runtime.conftest import bundle_copy as bundle_copy
 from tests.runtime.conftest import ink as ink
+from tests.runtime.conftest import litert_bundle as litert_bundle
 from tests.runtime.conftest import mask as mask
 from tests.runtime.conftest import picture as picture
 from tests.runtime.conftest import rewrite as rewrite

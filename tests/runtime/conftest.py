@@ -38,6 +38,7 @@ from quad.core.profile import Profile
 from quad.runtime import Request, Scheduler, SchedulerOptions
 from tests.runtime.held_pipeline import Clock, HeldPipeline
 from tests.runtime.tiny_htp import save_htp_unet
+from tests.runtime.tiny_litert import save_litert_text_encoder, save_litert_unet, save_litert_vae
 from tests.runtime.tiny_unet import (
     FACTOR,
     HIDDEN,
@@ -219,6 +220,21 @@ def htp_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     beside = tuple(f"unet/{name}" for name in ("model_qnn.bin", PORTS_FILE))
     components = {name: Component(f"{name}/model.onnx", beside if name == "unet" else ()) for name in COMPONENTS}
     write_manifest(root, target="qnn-htp", engines=("qnn",), components=components)
+    return root
+
+
+@pytest.fixture(scope="session")
+def litert_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle for LiteRT, all four graphs; not to be written to."""
+    pytest.importorskip("ai_edge_litert")
+    root, rng = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("litert") / "phone")), np.random.default_rng(0)
+    for name in COMPONENTS:
+        shutil.rmtree(root / name)
+    save_litert_unet(root / "unet/model.tflite", RANK)
+    save_litert_text_encoder(root / "text_encoder/model.tflite", rng.standard_normal((len(WORDS), HIDDEN)))
+    save_litert_vae(root, rng)
+    components = {name: Component(f"{name}/model.tflite", (f"{name}/{PORTS_FILE}",)) for name in COMPONENTS}
+    write_manifest(root, target="litert", engines=("litert",), components=components)
     return root
 
 

@@ -59,6 +59,9 @@ class ObservedGraph:
         if find_spec("onnxruntime") is None:
             self.unread = "they are read by ONNX Runtime, which is not installed"
             return
+        if model_file.suffix != ".onnx":
+            self.unread = f"the U-Net is a {model_file.suffix} file, of which ONNX Runtime reads none"
+            return
         data, self.ranges = observed_graph(model_file.read_bytes())
         if self.ranges:
             self._session = _load(data, model_file)

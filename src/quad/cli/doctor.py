@@ -22,6 +22,8 @@ State = Literal["ok", "missing", "note", "fails"]
 OptionalBundle = Annotated[
     Path | None, typer.Argument(metavar="[BUNDLE]", help="A bundle that this machine shall run.", show_default=False)
 ]
+_INTEGERS = "mixed:80 or w8a8 are the fast ones"
+_FAST = {"cpu": _INTEGERS, "openvino": _INTEGERS, "litert": "dynamic-w8 is the fast one"}  # target that any CPU runs -> its fast precisions
 _EXTRAS = {"build": check_build, "delivery": check_delivery, "serve": check_serve}
 
 
@@ -146,8 +148,13 @@ def _bundle_notes(bundle: Bundle) -> list[Finding]:
     if manifest.requires:
         needs = ", ".join(f"{name} {value}" for name, value in dict(manifest.requires).items())
         lines.append(Finding(subject="bundle chip", state="note", text=f"made for {needs}; on another machine it runs in the emulator"))
-    if manifest.target in ("cpu", "openvino") and manifest.precision == "w8a16":
-        text = "w8a16 proves a chip's numbers; a CPU has no kernels for 16-bit activations: mixed:80 or w8a8 are the fast ones here"
+    fast = {
+        "cpu": "mixed:80 or w8a8 are the fast ones",
+        "openvino": "mixed:80 or w8a8 are the fast ones",
+        "litert": "dynamic-w8 is the fast one",
+    }
+    if manifest.target in fast and manifest.precision == "w8a16":
+        text = f"w8a16 proves a chip's numbers; a CPU has no kernels for 16-bit activations: {_FAST[manifest.target]} here"
         lines.append(Finding(subject="bundle speed", state="note", text=text))
     return lines
 

@@ -166,6 +166,7 @@ def _bundle_facts(path: Path) -> Facts:
         "picture_sizes": [str(size) for size in manifest.picture_sizes],
         "engines": manifest.engines,
         "requires": dict(manifest.requires or {}),
+        **({"chips": dict(manifest.chips)} if manifest.chips else {}),
         "tasks": {task: spec.adapter for task, spec in manifest.tasks.items()},
         "merged": {adapter.name: adapter.weight for adapter in manifest.merged or ()},
         "size_bytes": total,
@@ -234,6 +235,7 @@ def _lines(path: Path, facts: Facts) -> list[str]:
     lines += _lora_lines(facts.details)
     if facts.details.get("requires"):
         lines.append("needs " + ", ".join(f"{key} {value}" for key, value in facts.details["requires"].items()))
+    lines += [f"{chip}: {state}" for chip, state in facts.details.get("chips", {}).items()]
     if "tasks" in facts.details:
         lines.append(f"tasks {', '.join(facts.details['tasks']) or 'none'}")
     if facts.details.get("merged"):

@@ -311,6 +311,8 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
         merged: adapters that are in the weights; unset where none is.
         preview: colours of a latent on its way; unset in older bundles, and where the build saw no picture.
         samplers: settings by sampler name, where the model's config states others than follow from its own sampler.
+        chips: chip -> what was done for it when the bundle was built, in the words of `quad.core.chips`; unset where a bundle is for one
+            chip, which `requires` names, or for none.
         sha256: the seal, see `seal`; written last.
     """
 
@@ -335,6 +337,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     samplers: dict[str, SamplerSettings] | msgspec.UnsetType = msgspec.UNSET
     preview: LatentPreview | msgspec.UnsetType = msgspec.UNSET
     merged: tuple[MergedAdapter, ...] | msgspec.UnsetType = msgspec.UNSET
+    chips: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
 
     @property

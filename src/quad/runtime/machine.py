@@ -14,7 +14,7 @@ from quad.runtime.engines.engine import ENGINES, open_engine
 from quad.runtime.engines.graph import KEEP_ALL, PLANS
 
 # Engine name -> the distribution whose version says what runs.
-PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "qnn": "onnxruntime-qnn"}
+PACKAGES = {"ort": "onnxruntime", "openvino": "openvino", "qnn": "onnxruntime-qnn", "litert": "ai-edge-litert"}
 # Instructions that decide how fast integers and bfloat16 are, in the words of /proc/cpuinfo on x86 and on Arm.
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8", "asimddp", "i8mm", "bf16", "sve")
 _CPUINFO, _MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")

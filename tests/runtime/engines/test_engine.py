@@ -14,6 +14,7 @@ from quad.core.errors import BackendError
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.engines.engine import SwitchSession, default_threads, open_engine
 from tests.runtime.tiny_htp import save_htp_unet
+from tests.runtime.tiny_litert import save_litert_unet
 from tests.runtime.tiny_unet import RANK, float_unet, save_unet
 
 Step = dict[str, NDArray[np.float32]]
@@ -42,6 +43,7 @@ class EngineContract:
     precision = "w8a16"
     parity_db = 75.0
     order_db = 110.0
+    graph = "model.onnx"
 
     def load(self, model_file: Path, threads: int = 1) -> SwitchSession:
         return open_engine(self.engine, (self.engine,), self.precision).load(model_file, threads)
@@ -61,7 +63,7 @@ class EngineContract:
 
     @pytest.fixture
     def session(self, phone: Path) -> SwitchSession:
-        return self.load(phone / "unet/model.onnx")
+        return self.load(phone / "unet" / self.graph)
 
     @pytest.fixture
     def step(self) -> Step:
@@ -84,8 +86,8 @@ class EngineContract:
         assert np.abs(a - base).max() > 1e-3 < np.abs(a - b).max()
 
     def test_zero_adapter_is_the_base_bit_for_bit(self, session: SwitchSession, store: AdapterStore, step: Step, tmp_path: Path) -> None:
-        self.save(tmp_path / "unet/model.onnx", 0)
-        base = self.load(tmp_path / "unet/model.onnx")
+        self.save(tmp_path / "unet" / self.graph, 0)
+        base = self.load(tmp_path / "unet" / self.graph)
         assert list(base.inputs) == list(step)
         session.bind(store.zeros)
         np.testing.assert_array_equal(session.run(step), base.run(step), strict=True)
@@ -94,8 +96,8 @@ class EngineContract:
         padded, rank = store.buffers("transform"), 2
         own = {name: array[:rank] if name.endswith("lora_A") else array[:, :rank] for name, array in padded.items()}
         assert sum(map(np.count_nonzero, own.values())) == sum(map(np.count_nonzero, padded.values()))
-        self.save(tmp_path / "unet/model.onnx", rank)
-        thin = self.load(tmp_path / "unet/model.onnx")
+        self.save(tmp_path / "unet" / self.graph, rank)
+        thin = self.load(tmp_path / "unet" / self.graph)
         session.bind(padded)
         thin.bind(own)
         assert rank < RANK
@@ -114,7 +116,7 @@ class EngineContract:
     def test_threads_are_honoured_and_change_nothing(self, phone: Path, store: AdapterStore, step: Step) -> None:
         outputs = []
         for threads in (1, 2):
-            session = self.load(phone / "unet/model.onnx", threads)
+            session = self.load(phone / "unet" / self.graph, threads)
             assert min(session.threads, default_threads()) == min(threads, default_threads())
             session.bind(store.buffers("sketch"))
             outputs.append(session.run(step))
@@ -129,7 +131,7 @@ class EngineContract:
         np.testing.assert_array_equal(outputs[1], outputs[3])
         assert np.abs(outputs[1] - outputs[2]).max() > 1e-3
         with pytest.raises(BackendError, match="made ready by this session, found another session's"):
-            self.load(phone / "unet/model.onnx").bind(ready[0])
+            self.load(phone / "unet" / self.graph).bind(ready[0])
 
     def test_arrays_are_bound_by_address(self, session: SwitchSession, store: AdapterStore) -> None:
         buffers = store.buffers("sketch")
@@ -159,7 +161,7 @@ class EngineContract:
                 yield from ((f"{folder}/{name}", os.stat(f"{folder}/{name}").st_mtime) for name in (*files, "."))
 
         before = dict(found())
-        session = self.load(phone / "unet/model.onnx")
+        session = self.load(phone / "unet" / self.graph)
         session.bind(store.zeros)
         session.run(step)
         assert dict(found()) == before
@@ -197,9 +199,9 @@ class EngineContract:
             session.run({name: step[name] for name in ("sample", "encoder_hidden_states")})
 
     def test_a_file_that_is_no_graph(self, tmp_path: Path) -> None:
-        (tmp_path / "model.onnx").write_bytes(b"no graph")
+        (tmp_path / self.graph).write_bytes(b"no graph")
         with pytest.raises(BackendError, match="cannot load"):
-            self.load(tmp_path / "model.onnx")
+            self.load(tmp_path / self.graph)
 
 
 class TestOrt(EngineContract):
@@ -231,6 +233,30 @@ class TestQnn(EngineContract):
 
     def test_a_file_that_is_no_graph(self, tmp_path: Path) -> None:
         pytest.importorskip("onnxruntime_qnn")
+        (tmp_path / "ports.json").write_text('{"inputs": {}, "outputs": {}}')
+        super().test_a_file_that_is_no_graph(tmp_path)
+
+
+class TestLiteRt(EngineContract):
+    """Its graph takes and gives 16-bit integers: the noise of three such sites."""
+
+    engine = "litert"
+    graph = "model.tflite"
+    parity_db = 70.0
+
+    def save(self, model_file: Path, rank: int) -> None:
+        save_litert_unet(model_file, rank)
+
+    @pytest.fixture
+    def phone(self, litert_bundle: Path) -> Path:
+        return litert_bundle
+
+    def address(self, value: object) -> int:
+        """Of the caller's array: the library copies from there whenever it is bound."""
+        return int(value.ctypes.data)  # type: ignore[attr-defined]
+
+    def test_a_file_that_is_no_graph(self, tmp_path: Path) -> None:
+        pytest.importorskip("ai_edge_litert")
         (tmp_path / "ports.json").write_text('{"inputs": {}, "outputs": {}}')
         super().test_a_file_that_is_no_graph(tmp_path)
 

@@ -24,9 +24,9 @@ Arrays = Mapping[str, NDArray[Any]]
 Shape = tuple[int | None, ...]
 
 # Engine name -> module with `open_engine(precision) -> Engine`, imported when chosen; it raises ImportError where its package is missing.
-ENGINES = {"ort": "quad.runtime.engines.ort", "openvino": "quad.runtime.engines.openvino", "qnn": "quad.runtime.engines.qnn"}
+ENGINES = {name: f"quad.runtime.engines.{name}" for name in ("ort", "openvino", "qnn", "litert")}
 # Engine name -> what brings its package.
-INSTALL = {"ort": "pip install onnxruntime", "openvino": "pip install 'quad[openvino]'", "qnn": "pip install 'quad[qnn]'"}
+INSTALL = {"ort": "pip install onnxruntime"} | {name: f"pip install 'quad[{name}]'" for name in ("openvino", "qnn", "litert")}
 
 
 class Runnable(Protocol):

@@ -13,18 +13,17 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from threading import RLock
-from types import MappingProxyType
 from typing import Any
 
-import msgspec
 import numpy as np
 import onnxruntime as ort
 import onnxruntime_qnn
 from numpy.typing import NDArray
 
-from quad.core.errors import BackendError, VerificationError, mismatch
-from quad.core.ports import PORTS_FILE, Ports
-from quad.runtime.engines.engine import Arrays, BoundSession, Shape, first_line
+from quad.core.errors import BackendError, mismatch
+from quad.core.ports import Ports
+from quad.runtime.engines.engine import Shape, first_line
+from quad.runtime.engines.ported import PortedSession, read_ports
 
 PROVIDER = "QNNExecutionProvider"
 # stdout belongs to the process, and the provider registers once: threads that open sessions take turns.
@@ -108,21 +107,7 @@ def htp_session(model_file: Path, threads: int = 1, options: Mapping[str, str] |
         raise BackendError(f"engine qnn: cannot load {model_file} ({first_line(error)}); {next_step}") from error
 
 
-def read_ports(model_file: Path) -> Ports:
-    """The `ports.json` beside a graph.
-
-    Raises:
-        VerificationError: there is none, or it is something else.
-    """
-    path = model_file.with_name(PORTS_FILE)
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=Ports)
-    except (OSError, msgspec.MsgspecError) as error:
-        next_step = "build the bundle with --target qnn-htp"
-        raise VerificationError(mismatch(str(path), "the graph's ports", first_line(error), next_step)) from error
-
-
-class QnnSession(BoundSession):
+class QnnSession(PortedSession):
     """One graph on the HTP; takes and gives floats like the graphs of other engines.
 
     Args:
@@ -134,48 +119,16 @@ class QnnSession(BoundSession):
     """
 
     def __init__(self, session: ort.InferenceSession, ports: Ports, where: str) -> None:
-        self._session, self._ports = session, ports
+        self._session = session
         nodes = session.get_inputs()
         shapes: dict[str, Shape] = {node.name: tuple(node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
-        super().__init__(where, shapes, dtypes)
-        self._outer = {name: self._outer_shape(name, shape) for name, shape in shapes.items()}
-        self._output = session.get_outputs()[0].name
-        if odd := sorted(ports.inputs.keys() - shapes.keys()) or sorted({self._output} - ports.outputs.keys()):
-            raise VerificationError(mismatch(f"graph {where}, {PORTS_FILE}", "its inputs and its output", odd[0], "build the bundle again"))
+        super().__init__(ports, where, shapes=shapes, dtypes=dtypes, output=session.get_outputs()[0].name)
         self._feed: dict[str, ort.OrtValue] = {}
-
-    def _outer_shape(self, name: str, shape: Shape) -> Shape:
-        port = self._ports.inputs.get(name)
-        return shape[:1] if port is not None and port.sinusoid is not None else shape
-
-    @property
-    def inputs(self) -> Mapping[str, Shape]:
-        """As the caller sees them: a timestep is one number."""
-        return MappingProxyType(self._outer)
 
     @property
     def threads(self) -> int:
         return int(self._session.get_session_options().intra_op_num_threads)
-
-    def run(self, inputs: Arrays) -> NDArray[Any]:
-        """See `Session.run`; floats are quantized on their way in."""
-        for name, array in inputs.items():
-            self._check_float(name, array)
-        ports = self._ports.inputs
-        return super().run({name: ports[name].encode(array) if name in ports else array for name, array in inputs.items()})
-
-    def _check_float(self, name: str, array: NDArray[Any]) -> None:
-        """Refuse an array that `encode` would quietly turn into something else."""
-        port = self._ports.inputs.get(name)
-        if port is None:
-            return
-        kind = "f" if port.encoding is not None else "i"
-        shape = self._outer[name]
-        if array.dtype.kind != kind or array.dtype.itemsize > (4 if kind == "f" else 8) or array.shape != shape:
-            where, next_step = f"{self._where}, input {name}", "this is a bug or another graph's input"
-            expected = f"{'float32' if kind == 'f' else 'integers'} {shape}"
-            raise BackendError(mismatch(where, expected, f"{array.dtype} {array.shape}", next_step))
 
     def _wrap(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
@@ -189,7 +142,7 @@ class QnnSession(BoundSession):
         except Exception as error:
             reason = first_line(error)
             raise BackendError(f"engine qnn: {self._where} failed ({reason}); report it with the bundle's name") from error
-        return self._ports.outputs[self._output].decode(output)
+        return self._decode(output)
 
 
 class QnnEngine:
@@ -199,7 +152,7 @@ class QnnEngine:
 
     def load(self, model_file: Path, threads: int, lean: bool = False) -> QnnSession:
         """See `Engine.load`; there is no leaner way."""
-        ports = read_ports(model_file)
+        ports = read_ports(model_file, "qnn-htp")
         return QnnSession(htp_session(model_file, threads), ports, model_file.parent.name)
 
 
