@@ -100,7 +100,7 @@ OpenBase = Callable[[Bundle], BaseModel]
 
 def rescale(bundle: Bundle, fitted: Fitted) -> AlignedAdapter:
     """Rescaled to the frozen encodings, or normalised; in a float bundle as it is."""
-    if not bundle.profile.encodings:
+    if bundle.profile.has_float_slots:
         inputs: Mapping[str, NDArray[Any]] = slot_inputs(fitted.adapter, bundle.slots)
     else:
         inputs = quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)

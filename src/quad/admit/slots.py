@@ -124,7 +124,7 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     total = sum(powers.values())
     whole = sum(power / max(small.energy.get(path, 1.0), 1e-30) for path, power in powers.items())
     applied = total / whole if whole > 0.0 else 1.0
-    if not profile.encodings:
+    if profile.has_float_slots:
         return Fitted(adapter=small, components=components, slots=(), applied=applied)
     total = total or 1.0
     fits = [_measure(slots[path], pair, scales, profile) for path, (pair, scales) in _ready(small, table, profile).items()]

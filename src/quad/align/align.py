@@ -52,9 +52,9 @@ class OpenedBase:
         # The forms to choose from: rescaled, and trained where training was asked for and took place.
         forms, alignment = [rescale(bundle, fitted).buffers], None
         notes: list[str] = []
-        if bundle.profile.encodings and not networks.is_exact:
+        if not bundle.profile.has_float_slots and not networks.is_exact:
             notes.append("not trained: the rounded weights of this bundle cannot be read out of its graph")
-        elif bundle.profile.encodings:
+        elif not bundle.profile.has_float_slots:
             options = DistillOptions(steps=request.distill_steps or 0)
             distilled = networks.align(fitted.adapter, probes, options)
             alignment = distilled.alignment

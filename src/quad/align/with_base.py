@@ -60,7 +60,7 @@ class BaseNetworks:
         adapter: as it was trained, for the networks as they are here.
         networks: float, by component.
         pair: float U-Net and simulated one.
-        is_exact: the simulated one is the bundle's; not where its rounded weights lie in a chip's binary.
+        is_exact: the simulated one is the bundle's; not where its rounded weights lie in a chip's binary, or in a LiteRT file.
         table: slots that hold the adapter at its own ranks.
     """
 
@@ -177,7 +177,7 @@ def calls_in(teacher_call: TeacherCall) -> list[Inputs]:
 
 
 def _corrections(bundle: Bundle) -> Corrections:
-    if not bundle.profile.encodings:
+    if bundle.profile.has_float_slots:
         return Corrections({}, {})
     if CORRECTIONS_FILE not in bundle.manifest.files:
         where, expected = f"bundle {bundle.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
@@ -191,6 +191,8 @@ def _apply_stored_weights(student: nn.Module, bundle: Bundle, paths: Sequence[st
         return True
     layers, encodings = layers_of(student), bundle.profile.component(UNET)
     with bundle.graph_to_load(UNET, group=0) as file:  # the weights are those of all groups, and the first has them by name
+        if file.suffix != ".onnx":
+            return False
         stored = stored_weights(ir.load(file), {weight_name(path): tuple(layers[path].weight.shape) for path in paths})
     if len(stored) < len(paths):
         return False

@@ -95,6 +95,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
 
 def _precision_notes(request: BuildRequest) -> tuple[str, ...]:
     """A line on 16-bit activations where the target is a CPU: it has integer kernels for 8 bits alone."""
-    if eight_bit_percent(request.precision) == 0.0 and load_target(request.target).integer:
+    target = load_target(request.target)
+    if eight_bit_percent(request.precision) == 0.0 and target.integer and not target.integers_only:
         return (f"{request.precision} on {request.target} computes what a chip does, in float; mixed:80 is about 6 times as fast",)
     return ()

@@ -18,20 +18,21 @@ from quad.build.resume import stages as resumable
 from quad.build.round_weights import round_weights
 from quad.compile.targets import load_target
 from quad.core.component_call import BASE_SOURCE, ComponentCall
-from quad.core.precision import FLOAT
+from quad.core.encoding import Encoding
+from quad.core.precision import DYNAMIC, FLOAT, FLOATS
 from quad.core.profile import Profile
 from quad.core.progress import Progress, StageClock, with_progress
 from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, with_wider_mid
+from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, signed_rules, with_wider_mid
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping, of_sources
 from quad.quantize.profile.groups import Group, Grouping
-from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from quad.quantize.profile.pooled_profile import UnifyOptions, byte_weights, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
 from quad.quantize.profile.shared_ranges import own_profiles
 
@@ -59,7 +60,7 @@ class ProfileStage:
 def choose_profile(
     request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, needs_calls: bool
 ) -> ProfileStage:
-    """The stages calibrate, score, unify and round; with `--precision float` an empty profile.
+    """The stages calibrate, score, unify and round; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
 
     Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
 
@@ -67,11 +68,10 @@ def choose_profile(
         InputError, UsageError: as `quad.build.build.build`.
     """
     parents = {"base": model.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in model.adapters}}
-    if request.precision == FLOAT:
-        profile = Profile(encodings={}, mode=FLOAT, parents={**parents, "slots": model.table.digest})
-        return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile))
-    int16_largest = load_target(request.target).int16_largest
-    slots = integer_slots(model.table, request.lora_bits, int16_largest)
+    if request.precision in FLOATS:
+        return _float_profile(request, model, {**parents, "slots": model.table.digest}, clock, needs_calls=needs_calls)
+    target = load_target(request.target)
+    slots = integer_slots(model.table, request.lora_bits, target.int16_largest)
     with clock("calibrate"):
         statistics, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
     with clock("score"):
@@ -80,8 +80,8 @@ def choose_profile(
             ranges=request.quality.ranges,
             parents={**parents, "slots": slots.digest},
             literal_shared_scale=request.literal_shared_scale,
-            int16_largest=int16_largest,
-            integer_scales="float32" not in load_target(request.target).slot_dtypes,
+            int16_largest=target.int16_largest,
+            integer_scales=target.integers_only,
         )
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
         options = _with_rules(options, rules, request, slots)
@@ -115,6 +115,25 @@ def choose_profile(
     report = ProfileReport.of(profile, chosen)
     calls = fitted_calls(calls, model.adapters, slots, profile)
     return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
+
+
+def _float_profile(
+    request: BuildRequest, model: SlottedModel, parents: Mapping[str, str], clock: StageClock, *, needs_calls: bool
+) -> ProfileStage:
+    """The profile of activations that stay floats: empty, or of weights of 8 bits, which are rounded."""
+    calls: tuple[ComponentCall, ...] = ()
+    if needs_calls:
+        with clock("calibrate"):
+            _, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
+    encodings: dict[str, dict[str, Encoding]] = {}
+    if request.precision == DYNAMIC:
+        weights = {name: weights_of(network) for name, network in model.networks.items()}
+        encodings = byte_weights(weights, UnifyOptions(ranges=request.quality.ranges))
+    profile = Profile(encodings=encodings, mode=FLOAT, parents=dict(parents))
+    if encodings and request.rounding == COMPENSATED:
+        with clock("round"):
+            round_weights(model, profile, correct_biases=request.quality.bias_correction, progress=clock.within("round"))
+    return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile), calls=calls)
 
 
 def _grouping(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, chooser: RangeChooser) -> Grouping:
@@ -154,7 +173,8 @@ def _with_sites_of(
 
 
 def _with_rules(options: UnifyOptions, rules: tuple[Rule, ...], request: BuildRequest, slots: SlotTable) -> UnifyOptions:
-    return replace(options, rules=with_wider_mid(request.quality.mid_widening, rules) if slots.normalised else rules)
+    rules = with_wider_mid(request.quality.mid_widening, rules) if slots.normalised else rules
+    return replace(options, rules=signed_rules(rules) if load_target(request.target).signed else rules)
 
 
 def _pooled(model: SlottedModel, statistics: Statistics, slots: SlotTable, options: UnifyOptions) -> Profile:

@@ -33,7 +33,7 @@ from quad.compile.targets import load_target
 from quad.core.errors import BackendError
 from quad.core.manifest import PROBES_FILE, BundleManifest, Golden
 from quad.core.picture_size import graph_name
-from quad.core.precision import FLOAT
+from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
@@ -130,7 +130,7 @@ def stored_files(request: BuildRequest, model: SlottedModel, teacher: FloatTeach
     if not model.adapters:
         return {}
     grid = model.base.latent.grid(model.base.picture_size)
-    if request.precision == FLOAT:
+    if request.precision in FLOATS:
         probes = few_probes(model.base, teacher.networks, model.table, model.adapters, model.samples)
         return admission_files(chosen_calls(probes, grid), None)
     corrections = Corrections.between(teacher.networks[UNET], model.networks[UNET], model.mixed_precision.folded)

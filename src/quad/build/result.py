@@ -192,8 +192,8 @@ class BuildResult:
         smoke: component -> case -> relative error of the shipped graph against the float network.
         placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`; empty in a process
             that is not the main one.
-        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph against the same graph on the CPU; empty where
-            nothing is compiled.
+        emulation: component -> adapter or `base` -> SQNR in dB of a vendor's compiled graph, or of a LiteRT file, against the same graph on
+            the CPU; empty where nothing is compiled.
         alignment: adapter -> SQNR of the U-Net's output before it, after rescaling and after training, and the same of the effect.
         resumed: pieces that an earlier run of the same build had made before it was killed.
         lora: adapter -> `rank`, `notes` (what was converted or reduced, a line each) and `energy`, the share kept of each such module.

@@ -29,7 +29,8 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     target: Annotated[str | None, typer.Option(help="The chip and toolchain to build for.", show_default="cpu")] = None
     precision: Annotated[
         str | None,
-        typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), or float to compare with.",
+        typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), dynamic-w8 (target litert: weights of 8 bits, "
+                     "activations rounded as the engine runs), or float to compare with.",
                      show_default="w8a16"),
     ] = None  # fmt: skip
     lora_bits: Annotated[int | None, typer.Option(help="Bits of a LoRA weight: 16 or 8.", show_default="16")] = None
@@ -212,7 +213,8 @@ def _lines(built: BuildResult) -> list[str]:
     total = sum(entry.size_bytes for entry in built.manifest.files.values())
     census = built.placement
     lines += [f"{census['on_target']} of {census['nodes']} U-Net nodes on {built.manifest.target}, partitions {census['partitions']}"]
-    if built.manifest.requires:
-        worst = min(db for sources in built.emulation.values() for db in sources.values())
-        lines += [f"compiled for {built.manifest.requires['soc']}, emulated against the CPU: {worst:.1f} dB at worst"]
+    if agreements := [db for sources in built.emulation.values() for db in sources.values()]:
+        chip = built.manifest.requires["soc"] if built.manifest.requires else None
+        how = "run on LiteRT's CPU kernels against the placed graphs" if chip is None else f"compiled for {chip}, emulated against the CPU"
+        lines += [f"{how}: {min(agreements):.1f} dB at worst"]
     return [*lines, f"{shown_size(total)}, {built.seconds:.0f} s, peak memory {shown_size(built.peak_ram_bytes)}"]

@@ -16,6 +16,7 @@ from quad.core.digests import digest, file_digest
 from quad.core.manifest import Component
 
 MODEL_FILE = "model.onnx"
+TFLITE_FILE = "model.tflite"
 _INLINE_BYTES = 256  # of a tensor that is not worth a place in another file
 EXTERNAL_DATA_BYTES = 32_000_000  # engines map a file of weights into memory; a protobuf they read, copy, and hold twice while loading
 
@@ -72,7 +73,7 @@ class OnnxArtifact:
 
 @dataclass(frozen=True, kw_only=True)
 class FileArtifact:
-    """Files that a compiler, or an earlier run, has written to `source`; `model.onnx` is the graph's."""
+    """Files that a compiler, or an earlier run, has written to `source`; `model.onnx` is the graph's, or `model.tflite`."""
 
     source: Path
     placement: dict[str, int]
@@ -92,8 +93,9 @@ class FileArtifact:
                 os.link(self.source / name, folder / name)
             except OSError:
                 shutil.copyfile(self.source / name, folder / name)
-        beside = tuple(f"{folder.name}/{name}" for name in names if name != MODEL_FILE)
-        return Component(f"{folder.name}/{MODEL_FILE}", beside, identity=self.identity)
+        graph = TFLITE_FILE if TFLITE_FILE in names else MODEL_FILE
+        beside = tuple(f"{folder.name}/{name}" for name in names if name != graph)
+        return Component(f"{folder.name}/{graph}", beside, identity=self.identity)
 
 
 def save_graph(model: ir.Model, path: Path) -> tuple[str, ...]:

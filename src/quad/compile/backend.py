@@ -26,7 +26,7 @@ from quad.core.progress import StageClock
 from quad.core.slots import UNET, SlotTable
 
 # Backend name -> module with `open_backend(request) -> Backend`. Opening one imports no vendor's package: `require` and `artifact` do.
-BACKENDS = {"onnx": "quad.compile.onnx_backend", "qnn": "quad.compile.qnn.backend"}
+BACKENDS = {"onnx": "quad.compile.onnx_backend", "litert": "quad.compile.litert.backend", "qnn": "quad.compile.qnn.backend"}
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 | `mixed:P` | P %, those of least isolated damage |
 | `w8a8` | 100 % |
 | `float` | no rounding at all |
+| `dynamic-w8` | no activation has an encoding: weights are int8, and the engine rounds what meets them as it runs |
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import re
 from quad.core.errors import UsageError, mismatch
 
 FLOAT = "float"
+DYNAMIC = "dynamic-w8"
+FLOATS = (FLOAT, DYNAMIC)  # activations and slots are floats
 MIXED = "mixed"
 WORDS = {"w8a16": 0.0, "w8a8": 100.0}
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
@@ -26,18 +29,18 @@ def precision_kind(precision: str) -> str:
 
 
 def eight_bit_percent(precision: str) -> float | None:
-    """Percent of the activation sites at 8 bits, in `[0, 100]`; None for float.
+    """Percent of the activation sites at 8 bits, in `[0, 100]`; None where activations are floats.
 
     Raises:
         UsageError: no such precision, or P outside 0 to 100.
     """
-    if precision == FLOAT:
+    if precision in FLOATS:
         return None
     if precision in WORDS:
         return WORDS[precision]
     kind, _, share = precision.partition(":")
     if kind != MIXED:
-        expected = " | ".join((*WORDS, f"{MIXED}:P", FLOAT))
+        expected = " | ".join((*WORDS, f"{MIXED}:P", *FLOATS))
         raise UsageError(mismatch("--precision", expected, repr(precision), "choose one of these"))
     if not _NUMBER.fullmatch(share) or not 0.0 <= float(share) <= 100.0:
         raise UsageError(mismatch("--precision", "mixed:P with P from 0 to 100", repr(precision), "as in mixed:80"))

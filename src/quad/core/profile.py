@@ -13,6 +13,7 @@ import msgspec
 
 from quad.core.digests import digest
 from quad.core.encoding import Encoding
+from quad.core.precision import FLOAT
 
 MOST_GROUPS = 16
 
@@ -35,7 +36,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         encodings: component -> tensor name -> encoding.
-        mode: pooled | anchor | unified, or float where nothing is quantized.
+        mode: pooled | anchor | unified, or float where no activation and no slot is quantized; weights may be.
         anchor: the adapter whose ranges rule, where mode is `anchor`.
         parents: digests of what the profile was made from (base, adapters, slots).
         gains: component -> slot path -> what equalization multiplied the input channels of the slot's layer by. An adapter must have its
@@ -53,6 +54,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def digest(self) -> str:
         return digest(self)
+
+    @property
+    def has_float_slots(self) -> bool:
+        """Adapters are floats, and so is what they meet."""
+        return self.mode == FLOAT or not self.encodings
 
     @property
     def group_count(self) -> int:

@@ -10,7 +10,7 @@ import pytest
 
 from quad.compile.passes import run_passes
 from quad.compile.passes.contract import ContractTrial, check_contract
-from tests.compile.passes.conftest import Sketch, kept, operators
+from tests.compile.passes.conftest import Sketch, feeds, kept, operators
 
 
 def spelled(*, scale: float = 1.0, rank: int = 3, epsilon: float = 1e-3) -> ir.Model:
@@ -61,6 +61,35 @@ def test_a_layer_norm_over_two_axes_stays() -> None:
     sketch = Sketch()
     y = sketch.value("LayerNormalization", [sketch.input("x", 1, 7, 6), sketch.noise("gamma", 7, 6)], 1, 7, 6, axis=1)
     assert operators(kept(sketch.model(y), "decompose_layer_norm")[0]) == {"LayerNormalization": 1}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_norm_is_written_with_an_inverse_root(bias: bool) -> None:
+    sketch = Sketch()
+    affine = [sketch.noise("gamma", 6), *([sketch.noise("beta", 6)] if bias else [])]
+    y = sketch.value("LayerNormalization", [sketch.input("x", 1, 7, 6), *affine], 1, 7, 6, axis=-1, epsilon=0.1)
+    after, _ = kept(sketch.model(y), "write_norms")
+    assert set(operators(after)) == {"ReduceMean", "Sub", "Relu", "Mul", "Add", "Pow"}
+
+
+def test_a_group_norm_is_written_on_four_axes_at_most() -> None:
+    sketch = Sketch()
+    x = sketch.input("x", 1, 6, 4, 5)
+    y = sketch.value("GroupNormalization", [x, sketch.noise("gamma", 6), sketch.noise("beta", 6)], 1, 6, 4, 5, num_groups=3, epsilon=1e-3)
+    after, _ = kept(sketch.model(y), "write_norms")
+    assert set(operators(after)) == {"Reshape", "ReduceMean", "Sub", "Relu", "Mul", "Add", "Pow"}
+    assert max(len(output.shape) for node in after.graph for output in node.outputs) == 4
+
+
+@pytest.mark.parametrize(("place", "tolerance"), [(0, 1e-5), (1, 5e-3)], ids=["the gain's", "the variance's"])
+def test_an_inverse_root_that_errs_is_mended(place: int, tolerance: float) -> None:
+    sketch = Sketch()
+    y = sketch.value("LayerNormalization", [sketch.input("x", 1, 7, 6), sketch.noise("gamma", 6)], 1, 7, 6, axis=-1)
+    before = sketch.model(y)
+    wrong = run_passes(before.clone(), ["write_norms"])
+    root = [node for node in wrong.graph if node.op_type == "Pow"][place]
+    root.inputs[1].const_value = ir.tensor(np.array(-0.51, np.float32), name="wrong")  # some percent off
+    check_contract(before, wrong, ContractTrial(inputs=feeds(before), tolerance=tolerance, group=1), "write_norms")
 
 
 def test_the_tiny_network_keeps_its_contract(tiny: Any, tiny_trial: ContractTrial) -> None:

@@ -23,6 +23,7 @@ from quad.compile.passes.integers.integer_conv import IntegerConv
 from quad.compile.passes.integers.integer_matmul import IntegerMatMul
 from quad.compile.passes.integers.split_concat import SplitConcat
 from quad.compile.passes.layout.linear_to_conv import LinearToConv
+from quad.compile.passes.layout.linear_to_gemm import LinearToGemm
 from quad.compile.passes.layout.transposes import CancelTransposes
 from quad.compile.passes.operators.arithmetic import PlainArithmetic
 from quad.compile.passes.operators.finite_mask import FiniteMask
@@ -31,7 +32,8 @@ from quad.compile.passes.operators.group_norm import ToGroupNorm
 from quad.compile.passes.operators.host_timestep import HostTimestep
 from quad.compile.passes.operators.layer_norm import DecomposeLayerNorm
 from quad.compile.passes.operators.narrow_ids import NarrowIds
-from quad.compile.passes.operators.silu import FlattenNormedSilu, FlattenSmallSilu
+from quad.compile.passes.operators.silu import FlattenNormedSilu, FlattenSilu, FlattenSmallSilu
+from quad.compile.passes.operators.write_norms import WriteNorms
 from quad.compile.passes.slots.dynamic_conv import DynamicConv
 from quad.compile.passes.slots.dynamic_gemm import DynamicGemm
 from quad.compile.passes.slots.fold_slot_scales import FoldSlotScales
@@ -76,6 +78,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "dynamic_gemm": NamedPass(DynamicGemm),
         "finite_mask": NamedPass(FiniteMask),
         "flatten_normed_silu": NamedPass(FlattenNormedSilu),
+        "flatten_silu": NamedPass(FlattenSilu),
         "flatten_small_silu": NamedPass(FlattenSmallSilu),
         "fold_constants": NamedPass(FoldConstants),
         "fold_qdq": NamedPass(FoldQdq, placed=True),
@@ -88,6 +91,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "integer_matmul": NamedPass(IntegerMatMul, placed=True),
         "left_operands": NamedPass(LeftOperands),
         "linear_to_conv": NamedPass(LinearToConv),
+        "linear_to_gemm": NamedPass(LinearToGemm),
         "merge_equal": NamedPass(library.CommonSubexpressionEliminationPass),
         "narrow_ids": NamedPass(NarrowIds),
         "plain_arithmetic": NamedPass(PlainArithmetic),
@@ -97,6 +101,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "split_halves": NamedPass(SplitHalves, placed=True),
         "split_heads": NamedPass(SplitHeads),
         "to_group_norm": NamedPass(ToGroupNorm),
+        "write_norms": NamedPass(WriteNorms),
     }
 )
 

@@ -17,8 +17,8 @@ from quad.core.errors import UnsupportedError, mismatch
 
 _INT32 = np.iinfo(np.int32).max
 WEIGHT, BIAS, FLOAT = "weight", "bias", "float32"
-# Roles whose encoding follows from the constant's own values: dtype -> bits. One per tensor, unsigned, asymmetric.
-_OWN_RANGE = {"uint8": 8, "uint16": 16}
+# Roles whose encoding follows from the constant's own values: dtype -> bits. One per tensor; unsigned with a zero point, signed symmetric.
+_OWN_RANGE = {"uint8": 8, "uint16": 16, "int16": 16}
 
 
 class ConstantPlacer:
@@ -132,7 +132,8 @@ def encoding_constants(graph: ir.Graph, name: str, encoding: Encoding) -> tuple[
 
 def own_range(array: NDArray[np.floating], role: str) -> Encoding:
     """The encoding of a constant by its smallest and largest value."""
-    return encode_range(float(array.min(initial=0.0)), float(array.max(initial=0.0)), bits=_OWN_RANGE[role], signed=False, symmetric=False)
+    low, high, signed = float(array.min(initial=0.0)), float(array.max(initial=0.0)), not role.startswith("u")
+    return encode_range(low, high, bits=_OWN_RANGE[role], signed=signed, symmetric=signed)
 
 
 def _array(value: ir.Value) -> NDArray[np.floating]:

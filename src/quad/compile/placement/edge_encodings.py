@@ -6,7 +6,8 @@
   the observed range, with the same margin that Sites have.
 - What a normalised slot's scales have been multiplied with gets the margin of `A x`: an adapter's weight is in it.
 - Softmax and sigmoid give [0, 1], tanh [-1, 1]: Qualcomm's kernels write scale 1/65536 and 1/32768 whatever they are told, so these are
-  their encodings.
+  their encodings; of signed integers it is 1/32768 for all three, which is LiteRT's.
+- Where integers are signed, what is looked up in a token table has the table's own encoding.
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from quad.core.tensor_names import Role, role_of
 
 SAME_VALUES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "Split", "Slice", "Resize", "Identity", "Expand")
 UNIT = Encoding(bits=16, signed=False, symmetric=False, scale=(1.0 / 65536.0,), zero_point=(0,))
+SIGNED_UNIT = Encoding(bits=16, signed=True, symmetric=True, scale=(1.0 / 32768.0,), zero_point=(0,))
 _FIXED = {
     "Softmax": UNIT,
     "Sigmoid": UNIT,
     "Tanh": Encoding(bits=16, signed=False, symmetric=False, scale=(1.0 / 32768.0,), zero_point=(32768,)),
 }
+SIGNED_FIXED = dict.fromkeys(_FIXED, SIGNED_UNIT)
 
 
 def source_of(value: ir.Value | None) -> ir.Value | None:
@@ -38,13 +41,16 @@ def source_of(value: ir.Value | None) -> ir.Value | None:
     return value
 
 
-def edge_encodings(graph: ir.Graph, profile: Mapping[str, Encoding], ranges: Mapping[str, Range]) -> dict[str, Encoding]:
+def edge_encodings(
+    graph: ir.Graph, profile: Mapping[str, Encoding], ranges: Mapping[str, Range], *, signed: bool = False
+) -> dict[str, Encoding]:
     """Encoding of every float edge by its name.
 
     Args:
         graph: float, with Sites.
         profile: the component's encodings; slot inputs have theirs in it.
         ranges: of every edge, from `observe_edges`.
+        signed: integers are signed and symmetric.
 
     Raises:
         CompatibilityError: an edge has no range.
@@ -60,7 +66,7 @@ def edge_encodings(graph: ir.Graph, profile: Mapping[str, Encoding], ranges: Map
         root = classes[str(value.name)]
         if root not in chosen:
             # A graph input of the profile is a slot: its encoding is the adapters'.
-            chosen[root] = profile[root] if root in profile else _of_class(members[root], profile, ranges)
+            chosen[root] = profile[root] if root in profile else _of_class(members[root], profile, ranges, signed=signed)
         encodings[str(value.name)] = chosen[root]
     return encodings
 
@@ -75,10 +81,12 @@ def _classes(edges: list[ir.Value]) -> dict[str, str]:
     return root
 
 
-def _of_class(members: list[ir.Value], profile: Mapping[str, Encoding], ranges: Mapping[str, Range]) -> Encoding:
+def _of_class(members: list[ir.Value], profile: Mapping[str, Encoding], ranges: Mapping[str, Range], *, signed: bool) -> Encoding:
     first = members[0].producer()
     if first is not None and first.op_type in _FIXED:
-        return _FIXED[first.op_type]
+        return (SIGNED_FIXED if signed else _FIXED)[first.op_type]
+    if signed and first is not None and first.op_type == "Gather" and (table := first.inputs[0]) is not None and table.name in profile:
+        return profile[str(table.name)]
     bounds = [_range(value, ranges) for value in members]
     low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
     for name in _readers(members):
@@ -88,7 +96,7 @@ def _of_class(members: list[ir.Value], profile: Mapping[str, Encoding], ranges: 
     low, high = widen((low, high), ACTIVATION)
     if first is not None and _reads_scales(first):
         low, high = widen((low, high), LORA_MID[16])
-    return encode_range(low, high, bits=16, signed=False, symmetric=False)
+    return encode_range(low, high, bits=16, signed=signed, symmetric=signed)
 
 
 def _reads_scales(node: ir.Node) -> bool:

@@ -6,7 +6,8 @@
    a target whose `int16_operand` is the first, that of a matmul of two computed values.
 2. A Site that the profile gives 8 bits converts: the edge keeps its 16 for all other readers. A layer that has a kernel of 8 bits reads
    them, and gives 8: its output is converted to 16 at once. Any other reader gets the 8-bit values in 16.
-3. Constants are stored as integers: weights as the profile says, biases int32 at `s_x s_w`, norms and others as the target's table says.
+3. Where integers are signed, a Site of 16 bits converts as well, if its edge has another encoding: every layer reads what the profile says.
+4. Constants are stored as integers: weights as the profile says, biases int32 at `s_x s_w`, norms and others as the target's table says.
 """
 
 from __future__ import annotations
@@ -70,9 +71,12 @@ def symmetric16(encoding: Encoding, largest: int | msgspec.UnsetType = msgspec.U
 
 
 def refined(encoding: Encoding) -> Encoding:
-    """The unsigned 16-bit encoding whose steps are a 257th of an unsigned 8-bit one's: it holds every value of that exactly."""
-    if encoding.bits != 8 or encoding.signed:
+    """The 16-bit encoding that holds every value of an 8-bit one with a zero point exactly: its steps are a 257th of an unsigned one's, and
+    of a signed one's, where 16 bits are symmetric, a 128th."""
+    if encoding.bits != 8 or (encoding.signed and encoding.symmetric):
         return encoding
+    if encoding.signed:
+        return Encoding(bits=16, signed=True, symmetric=True, scale=(encoding.scale[0] / 128.0,), zero_point=(0,))
     return Encoding(
         bits=16,
         signed=False,
@@ -83,10 +87,11 @@ def refined(encoding: Encoding) -> Encoding:
 
 
 def narrowed(encoding: Encoding) -> Encoding:
-    """The unsigned 8-bit encoding of what was observed: a 16-bit edge without its margin."""
+    """The 8-bit encoding of what was observed, unsigned or not as the 16-bit edge is, without the margin of that."""
     scale, zero = encoding.scale[0], encoding.zero_point[0]
     wide = ACTIVATION.factor
-    return encode_range((encoding.qmin - zero) * scale / wide, (encoding.qmax - zero) * scale / wide, bits=8, signed=False, symmetric=False)
+    low, high = (encoding.qmin - zero) * scale / wide, (encoding.qmax - zero) * scale / wide
+    return encode_range(low, high, bits=8, signed=encoding.signed, symmetric=False)
 
 
 class _EdgePlacer:
@@ -96,6 +101,7 @@ class _EdgePlacer:
         self._graph, self._profile, self._edges = graph, profile, edges
         self._constants = ConstantPlacer(graph, {**profile, **half_encodings(profile)}, target)
         self._byte_kernels, self._int16_largest, self._int16_operand = target.integer, target.int16_largest, target.int16_operand
+        self._signed = target.signed
         self._byte_nodes: set[ir.Node] = set()  # those that read 8 bits, and so give 8
         self._integers: dict[str, ir.Value] = {}  # edge name -> its value between Q and DQ
 
@@ -135,6 +141,9 @@ class _EdgePlacer:
         if site is not None and site.bits == 8:
             steps += [site] if self._has_byte_kernel(node, index) else [site, refined(site)]
             last = steps[-1]
+        elif site is not None and self._signed and site != edge:
+            steps.append(site)
+            last = site
         if self._is_int16_operand(node, index) and (symmetric := symmetric16(last, self._int16_largest)) != last:
             steps.append(symmetric)
         return steps

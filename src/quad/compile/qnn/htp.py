@@ -103,7 +103,7 @@ def place_htp(
     Raises:
         InputError: no call, or an edge takes NaN or Inf. UnsupportedError: the target has no scheme for a constant.
     """
-    edges = edge_encodings(model.graph, profile, observe_edges(model, calls))
+    edges = edge_encodings(model.graph, profile, observe_edges(model, calls), signed=target.signed)
     constants = place_edges(model, profile, edges, target)
     observer("place_edges", model)
     # Equal DQs are not merged: this compiler wants one for each reader.

@@ -55,6 +55,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         options: options of a build that no target but this one, or its like, reads.
         long_prompts: its U-Net may read several chunks of tokens, and leave those out of attention that a prompt has not.
         text_vectors: the text encoder's graph has the input `embeddings`, through which textual inversions enter.
+        signed: activations are signed integers: those of 16 bits symmetric, those of 8 with a zero point.
     """
 
     name: str
@@ -74,6 +75,12 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     options: tuple[str, ...] = ()
     long_prompts: bool = False
     text_vectors: bool = False
+    signed: bool = False
+
+    @property
+    def integers_only(self) -> bool:
+        """Every value of its graphs is an integer, unless the precision is one of floats."""
+        return bool(self.constants)
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
         """Refuse a weight's encoding that an operator cannot read.

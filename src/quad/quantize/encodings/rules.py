@@ -14,7 +14,7 @@ from typing import Literal
 from quad.core.margins import LORA_MID, NO_MARGIN, Margin
 from quad.core.tensor_names import Role, TensorName, attention_names, input_name, lora_mid_name, role_of, weight_name
 
-Shape = Literal["channel", "symmetric", "asymmetric"]
+Shape = Literal["channel", "symmetric", "asymmetric", "signed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,8 @@ class Rule:
     Args:
         component, name: shell patterns.
         bits: 8 or 16.
-        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor); a
-            weight that is not per channel takes its smallest and its largest value as range.
+        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor),
+            `signed` (with a zero point, per tensor); a weight that is not per channel takes its smallest and its largest value as range.
         fixed: a range known beforehand.
         margin: of the encoding over the range that was chosen.
     """
@@ -48,6 +48,8 @@ _FINE_WEIGHTS = (
     ("unet", weight_name("proj_out")),
     ("unet", weight_name("adaln_single.emb.*")),
 )
+
+_BYTE = 8
 
 # A token's row is read, never multiplied: one range for all rows at 16 bits is nearly exact, and half of what floats take.
 _TOKEN_TABLES = (weight_name("*token_embedding"), weight_name("*shared"))  # CLIP's and T5's
@@ -105,6 +107,22 @@ def with_wider_mid(factor: float, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         return replace(rule, margin=margin) if rule.margin in LORA_MID.values() else rule
 
     return tuple(map(wider, rules))
+
+
+def signed_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules for a target whose integers are signed: 16 bits are symmetric there, 8 bits keep their zero point.
+
+    A softmax gets the scale 1/32768, the one that LiteRT's takes: 1 itself becomes 32767/32768.
+    """
+
+    def signed(rule: Rule) -> Rule:
+        if rule.shape != "asymmetric":
+            return rule
+        if rule.bits == _BYTE:
+            return replace(rule, shape="signed")
+        return replace(rule, shape="symmetric", fixed=None if rule.fixed is None else (0.0, 32767.0 / 32768.0))
+
+    return tuple(map(signed, rules))
 
 
 def _eight_bit(name: str) -> Rule:

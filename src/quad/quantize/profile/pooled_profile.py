@@ -26,6 +26,8 @@ from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_en
 from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics
 
+_SYMMETRIC = ("channel", "symmetric")
+
 Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
@@ -85,6 +87,22 @@ def unify(
     return Profile(encodings=ordered, mode="pooled", parents=dict(options.parents))
 
 
+def byte_weights(weights: Weights, options: UnifyOptions) -> dict[str, dict[str, Encoding]]:
+    """Encodings of the weights of 8 bits alone, for graphs whose activations stay floats; others stay floats there too.
+
+    Args:
+        weights: as of `unify`.
+
+    Raises:
+        InputError: a weight holds NaN or Inf.
+    """
+    encodings = {component: _weight_encodings(component, tensors, options) for component, tensors in weights.items()}
+    return {
+        component: {name: encoding for name, encoding in sorted(named.items()) if encoding.bits < 16}
+        for component, named in sorted(encodings.items())
+    }
+
+
 def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable) -> None:
     """W, A and B of every slot on one lattice: the coarsest step of the three, so that none is clipped.
 
@@ -128,9 +146,8 @@ def site_encoding(component: str, name: str, density: Density, options: UnifyOpt
 
 def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
     """The encoding of an activation range by its rule's bits, shape and margin."""
-    signed = rule.shape != "asymmetric"
     low, high = widen(bounds, rule.margin)
-    return encode_range(low, high, bits=rule.bits, signed=signed, symmetric=signed)
+    return encode_range(low, high, bits=rule.bits, signed=rule.shape != "asymmetric", symmetric=rule.shape in _SYMMETRIC)
 
 
 def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:

@@ -14,6 +14,7 @@ import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, constant, is_op, perm_of, producer, replace, sole_reader, static_shape
 from quad.compile.passes.layout.fold_transpose import restore_weight
+from quad.compile.passes.layout.linear_to_gemm import bias_behind
 
 _TURN = (0, 2, 1)
 
@@ -51,7 +52,7 @@ def _to_convolution(node: ir.Node) -> None:
     x, weight = node.inputs
     if x is None or weight is None:
         return
-    bias, last = _bias(node)
+    bias, last = bias_behind(node)
     width, channels = static_shape(weight) or (0, 0)
     tokens = (static_shape(x) or (0, 0))[1]
     restore_weight(weight, (1, 0, None, None))
@@ -61,18 +62,6 @@ def _to_convolution(node: ir.Node) -> None:
     y = writer.value("Conv", inputs, (1, channels, 1, tokens), kernel_shape=[1, 1], strides=[1, 1], pads=[0, 0, 0, 0], dilations=[1, 1],
                      group=1)  # fmt: skip
     replace(last.outputs[0], writer.transpose(writer.reshape(y, (1, channels, tokens)), _TURN))
-
-
-def _bias(node: ir.Node) -> tuple[ir.Value | None, ir.Node]:
-    """The constant that the layer's only reader adds to its channels, and the layer's last node."""
-    reader = sole_reader(node.outputs[0])
-    if reader is None or not is_op(reader, "Add"):
-        return None, node
-    other = next(value for value in reader.inputs if value is not node.outputs[0])
-    array = constant(other)
-    if array is None or array.shape != (static_shape(node.outputs[0]) or ())[-1:]:
-        return None, node
-    return other, reader
 
 
 def _to_left_product(node: ir.Node) -> None:

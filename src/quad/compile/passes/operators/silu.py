@@ -56,6 +56,13 @@ class FlattenNormedSilu(_FlattenSilu):
         super().__init__(lambda height, width: height > LARGEST_FAULTY and (height <= LARGEST_FAULTY_HEIGHT or width <= LARGEST_FAULTY))
 
 
+class FlattenSilu(_FlattenSilu):
+    """Flatten every SiLU of a picture."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda height, width: True)
+
+
 def _flatten(sigmoid: ir.Node) -> None:
     product, x = sole_reader(sigmoid.outputs[0]), sigmoid.inputs[0]
     if product is None or x is None:

@@ -1,0 +1,131 @@
+"""LiteRT behind the seam: one `.tflite` a component, its encodings audited in the file, its numbers proved on LiteRT's own kernels."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from quad.compile.artifact import TFLITE_FILE, Artifact, FileArtifact
+from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
+from quad.compile.litert.float_graph import place_weights
+from quad.compile.passes import Observer
+from quad.compile.qnn.htp import HtpGraph, fitting, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
+from quad.compile.targets import is_eight_bit_site
+from quad.core.component_call import ComponentCall, of_component
+from quad.core.digests import canonical_json, digest
+from quad.core.encoding import Encoding
+from quad.core.errors import BackendError, mismatch
+from quad.core.picture_size import component_of
+from quad.core.ports import PORTS_FILE
+from quad.core.precision import FLOAT
+from quad.core.storage.files import write_bytes
+from quad.model.base.family import require_unet
+
+PACKAGE = "ai_edge_litert"
+AUDIT_FILE = "audit.json"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LitertBackend:
+    """Graphs that LiteRT reads as they are, see `Backend`."""
+
+    needs_calls: bool = True
+    requires: Mapping[str, str] = field(default_factory=dict)
+    directories: tuple[OutputDirectory, ...] = ()
+
+    def check(self) -> None:
+        """There is no option."""
+
+    def require(self, model: Path) -> None:
+        """See `Backend.require`: a U-Net, and the package that has the schema and the interpreter."""
+        require_unet(model)
+        if importlib.util.find_spec(PACKAGE) is None:
+            raise BackendError(mismatch("target litert", f"the package {PACKAGE}", "none", "install it: pip install 'quad[litert]'"))
+
+    @contextmanager
+    def writing(self) -> Iterator[Backend]:
+        """Nothing is written beside the bundle."""
+        yield self
+
+    def artifact(self, model: ir.Model, graph: str, context: CompileContext, observer: Observer) -> Artifact:
+        """See `Backend.artifact`: the placed graph as a file, audited and proved."""
+        from quad.compile.litert.audit import audit  # these import the package, an extra
+        from quad.compile.litert.flatbuffer import serialize
+        from quad.compile.litert.rules import lower as lower_to_tflite
+
+        component = component_of(graph)
+        calls = host_inputs(of_component(context.calls, component), context.sinusoid)
+        profile = context.profile.component(component)
+        with context.clock("place"):
+            placed = _placed(model, calls, context, component, observer)
+        with context.clock("compile"):
+            lowered = lower_to_tflite(placed.model)
+            content = serialize(lowered)
+            audited = audit(content, placed.model.graph, profile)
+        with context.clock("emulate"):
+            agreement_db = _prove(graph, content, placed, _feeds(placed, calls, context, profile), context)
+        folder = context.scratch / graph
+        folder.mkdir(parents=True)
+        write_bytes(folder / TFLITE_FILE, content)
+        write_bytes(folder / PORTS_FILE, canonical_json(placed.ports))
+        write_bytes(folder / AUDIT_FILE, canonical_json(audited))
+        worst = min(agreement_db.values(), default=float("inf"))
+        _log.info("%s for LiteRT: %d tensors audited, %.1f dB against the placed graph", graph, audited.tensors, worst)
+        nodes = len(lowered.operators)
+        placement = {"nodes": nodes, "on_target": nodes, "on_cpu": 0, "partitions": 1}
+        identity = digest([sha256(content).hexdigest(), msgspec.to_builtins(placed.ports)])
+        return FileArtifact(source=folder, placement=placement, agreement_db=agreement_db, identity=identity)
+
+
+def _placed(model: ir.Model, calls: Sequence[ComponentCall], context: CompileContext, component: str, observer: Observer) -> HtpGraph:
+    """Integers on every edge; where the precision is one of floats, weights alone or none."""
+    profile = context.profile.component(component)
+    if context.profile.mode == FLOAT:
+        placed = place_weights(model, profile, context.target, observer)
+    else:
+        placed = place_htp(lower(model, profile, observer), profile, fitting(model.graph, calls), context.target, observer)
+    return with_sinusoid(placed, context.sinusoid)
+
+
+def _feeds(
+    placed: HtpGraph, calls: Sequence[ComponentCall], context: CompileContext, profile: Mapping[str, Encoding]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """The first call of every source as the graph takes it."""
+    fit = fitting(placed.model.graph, calls)
+    if context.profile.mode != FLOAT:
+        return integer_feeds(placed, fit, profile)
+    feeds: dict[str, dict[str, NDArray[Any]]] = {}
+    for call in fit:
+        feeds.setdefault(call.source, call.feed)
+    return feeds
+
+
+def _prove(
+    graph: str, content: bytes, placed: HtpGraph, feeds: Mapping[str, Mapping[str, NDArray[Any]]], context: CompileContext
+) -> dict[str, float]:
+    from quad.compile.litert.proof import AGREE_DB, BYTE_AGREE_DB, DYNAMIC_AGREE_DB, FLOAT_AGREE_DB, Proof
+
+    profile = context.profile.component(component_of(graph))
+    if context.profile.mode == FLOAT:
+        limit_db = DYNAMIC_AGREE_DB if profile else FLOAT_AGREE_DB
+    else:
+        limit_db = BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
+    output, floats = next(iter(placed.ports.outputs.values())), context.profile.mode == FLOAT
+    proof = Proof(name=graph, content=content, placed=placed.model, output=output, delegates=floats, limit_db=limit_db)
+    return proof.agreement(feeds)
+
+
+def open_backend(request: BackendRequest) -> LitertBackend:
+    """The same for every chip: a file says nothing of the one that it runs on."""
+    return LitertBackend()

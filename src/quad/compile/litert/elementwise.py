@@ -1,0 +1,93 @@
+"""Rules of operators that work on single numbers, on means and on rows: they leave the order of axes as it is."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from quad.compile.litert.layout import Stored, plain
+from quad.compile.litert.lowering import Lowering, constant_name
+from quad.compile.passes.edit import axis_of
+from quad.core.errors import UnsupportedError, mismatch
+
+_UNARY = {"Relu": "RELU", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
+_BINARY: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # Scales of 16 bits that are all powers of two are another operator, of other bounds; no such flag, one operator for all.
+    "Add": ("ADD", "AddOptions", {"potScaleInt16": False}),
+    "Sub": ("SUB", "SubOptions", {"potScaleInt16": False}),
+    "Mul": ("MUL", "MulOptions", {}),
+}
+
+
+def unary(lowering: Lowering, node: ir.Node) -> None:
+    """One operand, one result of its shape."""
+    source = lowering.operand(node.inputs[0])
+    lowering.builder.operator(_UNARY[node.op_type], [source.index], [lowering.result(node.outputs[0], source.order)])
+
+
+def gelu(lowering: Lowering, node: ir.Node) -> None:
+    """GELU by Erf, or its approximation by tanh where the node says so."""
+    source = lowering.operand(node.inputs[0])
+    approximate = "approximate" in node.attributes and node.attributes["approximate"].as_string() == "tanh"
+    lowering.operator("GELU", [source.index], [lowering.result(node.outputs[0], source.order)], approximate=approximate)
+
+
+def power(lowering: Lowering, node: ir.Node) -> None:
+    """The inverse root, which is a Pow of -0.5."""
+    exponent = lowering.constant(node.inputs[1])
+    if exponent is None or exponent[0].size != 1 or float(exponent[0].reshape(())) != -0.5:
+        raise UnsupportedError(mismatch(f"{node.name}", "a Pow of -0.5", "another exponent", "report it with the model's name"))
+    source = lowering.operand(node.inputs[0])
+    lowering.builder.operator("RSQRT", [source.index], [lowering.result(node.outputs[0], source.order)])
+
+
+def softmax(lowering: Lowering, node: ir.Node) -> None:
+    """Over the axis that lies last in memory."""
+    source = lowering.operand(node.inputs[0])
+    rank = len(source.order)
+    if source.order[-1] != axis_of(node, rank, -1):
+        source = Stored(lowering.in_order(source, plain(rank)), plain(rank))
+    if source.order[-1] != axis_of(node, rank, -1):
+        raise UnsupportedError(mismatch(f"{node.name}", "a Softmax over the last axis", "another", "report it with the model's name"))
+    lowering.operator("SOFTMAX", [source.index], [lowering.result(node.outputs[0], source.order)], beta=1.0)
+
+
+def mean(lowering: Lowering, node: ir.Node) -> None:
+    """A mean over some axes, which stay with length 1."""
+    axes = lowering.constant(node.inputs[1] if len(node.inputs) > 1 else None)
+    if axes is None or ("keepdims" in node.attributes and not node.attributes["keepdims"].as_int()):
+        raise UnsupportedError(mismatch(f"{node.name}", "a mean that keeps its axes", "another", "report it with the model's name"))
+    source = lowering.operand(node.inputs[0])
+    rank = len(source.order)
+    places = sorted(source.order.index(int(axis) % rank) for axis in axes[0].reshape(-1))
+    output = lowering.result(node.outputs[0], source.order)
+    lowering.operator("MEAN", [source.index, lowering.integers("axes", places)], [output], "ReducerOptions", keepDims=True)
+
+
+def binary(lowering: Lowering, node: ir.Node) -> None:
+    """Two operands that are broadcast against each other, in the order of the first that has all axes."""
+    kind, table, options = _BINARY[node.op_type]
+    rank = len(lowering.shape(node.outputs[0]))
+    computed = [value for value in node.inputs if lowering.constant(value) is None]
+    full = sorted((value for value in computed if len(lowering.shape(value)) == rank), key=lambda value: -prod(lowering.shape(value)))
+    order = lowering.operand(full[0]).order if full else plain(rank)
+    inputs = [_broadcast(lowering, value, order) for value in node.inputs]
+    lowering.operator(kind, inputs, [lowering.result(node.outputs[0], order)], table, **options)
+
+
+def _broadcast(lowering: Lowering, value: ir.Value | None, order: tuple[int, ...]) -> int:
+    shape = lowering.shape(value)
+    padded = (*[1] * (len(order) - len(shape)), *shape)
+    known = lowering.constant(value)
+    if known is not None:
+        array, encoding = known
+        if array.size == 1:
+            return lowering.builder.constant(constant_name(value), array.reshape(1), encoding)
+        return lowering.builder.constant(constant_name(value), np.transpose(array.reshape(padded), order), encoding)
+    source = lowering.operand(value)
+    if len(shape) < len(order):
+        source = Stored(lowering.reshaped(lowering.in_order(source, plain(len(shape))), padded, "broadcast"), plain(len(order)))
+    return lowering.in_order(source, order)
