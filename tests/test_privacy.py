@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests.runtime.conftest import litert_bundle as litert_bundle
 from tests.runtime.conftest import tiny_bundle as tiny_bundle
 from tests.small_model import adapter_files as adapter_files
 from tests.small_model import base as base
@@ -113,6 +114,13 @@ def test_a_verb_writes_nothing_elsewhere_and_calls_nobody(verb: str, tiny_bundle
         "api": [sys.executable, "-c", API, str(tiny_bundle), str(output)],
     }[verb]
     counters = _alone(command, tmp_path / "home")
+    assert {name: counters[name] for name in CALLS} == dict.fromkeys(CALLS, 0)
+    assert _left(tmp_path / "home") == []
+
+
+@needs_namespace
+def test_litert_writes_nothing_elsewhere_and_calls_nobody(litert_bundle: Path, tmp_path: Path) -> None:
+    counters = _alone([sys.executable, "-c", API, str(litert_bundle), str(tmp_path / "out.png")], tmp_path / "home")
     assert {name: counters[name] for name in CALLS} == dict.fromkeys(CALLS, 0)
     assert _left(tmp_path / "home") == []
 
