@@ -22,7 +22,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock
 from typing import Any
 
 import numpy as np
@@ -34,13 +34,16 @@ from quad.core.ports import Ports
 from quad.runtime.engines.engine import Shape, first_line
 from quad.runtime.engines.ported import PortedSession, read_ports
 
-# stderr belongs to the process: threads that open graphs take turns.
-_TURN = Lock()
+# stderr belongs to the process: it is turned away for the first graph alone, and threads take turns.
+_TURN, _SAID = Lock(), Event()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The library writes to the file descriptor itself, beside a progress bar; what goes wrong it raises too."""
+    """The library writes its line to the file descriptor itself, once a process, beside a progress bar; what goes wrong it raises."""
+    if _SAID.is_set():
+        yield
+        return
     with _TURN:
         sys.stderr.flush()
         stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
@@ -51,6 +54,7 @@ def _quiet() -> Iterator[None]:
             os.dup2(stderr, 2)
             os.close(stderr)
             os.close(nowhere)
+            _SAID.set()
 
 
 class LiteRtSession(PortedSession):
