@@ -1,14 +1,14 @@
 """LiteRT on the CPU, for `.tflite` graphs with `ports.json` beside them.
 
 The package has two ways to run a graph. The engine takes `Interpreter`; `CompiledModel` is for chips, and on a CPU the poorer one. Measured
-with 2.3.0 on a graph of 256 int16 slot inputs (2.6 MB, one thread, least of 30; outputs equal to the bit, memory alike):
+with 2.3.0 on Toyland's U-Net at w8a16 (258 inputs of 3.0 MB, one thread; 175 ms a call either way, and the same bits):
 
-- While a `CompiledModel` runs, no other Python thread does, since it keeps the interpreter lock: another thread had 61 turns a second,
-  beside an `Interpreter` 4285. A server could answer nobody during a step.
+- While a `CompiledModel` runs, no other Python thread does, since it keeps the interpreter lock: in three calls another thread had 3 turns,
+  beside an `Interpreter` hundreds. A server could answer nobody during a step.
 - Its buffers know no int16, so that bytes must be written; one made over a caller's int16 memory as bytes is refused for its shape. Both
-  ways copy: 256 slots in 0.45 ms there, in 0.18 ms here (Toyland's U-Net, 3.0 MB: 0.17 ms). That copy is what a switch costs; a graph
-  holds room for one adapter.
-- It reports every accelerator on stderr. The interpreter has one such line, about its own kernels, which is kept off stderr.
+  ways copy: all inputs in 0.54 ms there, in 0.18 ms here. That copy is what a switch costs; a graph holds room for one adapter.
+- It reports every accelerator on stderr, and its process is 10 MB larger. The interpreter says one line, about its own kernels, which is
+  kept off stderr.
 
 Graph inputs keep what they were given from one call to the next, for the memory planner gives their place to nothing else: slots are put
 once. Float graphs and 8-bit weights with dynamic activations run in XNNPACK, 16-bit activations in the library's reference kernels, which
