@@ -1,4 +1,4 @@
-"""What a build did for a chip, in the words that `bundle.json` records and `quad inspect` shows: never more than was done."""
+"""States of a chip after a build, in the words that `bundle.json` records and `quad inspect` shows: never more than was done."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from threading import Event, Lock
 from typing import Any
 
 import numpy as np
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, VerificationError, lack_of, mismatch
@@ -65,11 +64,11 @@ class LiteRtSession(PortedSession):
         VerificationError: the ports are those of another graph.
     """
 
-    def __init__(self, model_file: Path, ports: Ports, threads: int) -> None:
+    def __init__(self, library: Any, *, model_file: Path, ports: Ports, threads: int) -> None:
         where = f"engine litert: {model_file}"
         try:
             with _quiet():
-                self._interpreter = Interpreter(model_path=str(model_file), num_threads=threads)
+                self._interpreter = library.Interpreter(model_path=str(model_file), num_threads=threads)
                 self._interpreter.allocate_tensors()
         except Exception as error:  # the library's errors have no common root but this
             next_step = "build the bundle again with --target litert"
@@ -108,9 +107,17 @@ class LiteRtEngine:
 
     name = "litert"
 
+    def __init__(self) -> None:
+        """Raises:
+        ImportError: LiteRT is not installed.
+        """
+        from ai_edge_litert import interpreter
+
+        self._library = interpreter
+
     def load(self, model_file: Path, threads: int, lean: bool = False) -> LiteRtSession:
         """See `Engine.load`; there is no leaner way: weights are mapped from the file."""
-        return LiteRtSession(model_file, read_ports(model_file, "litert"), threads)
+        return LiteRtSession(self._library, model_file=model_file, ports=read_ports(model_file, "litert"), threads=threads)
 
 
 def open_engine(precision: str) -> LiteRtEngine:
