@@ -43,7 +43,7 @@ def test_people_get_the_papers_table(tiny_bundle: Path) -> None:
     [
         (["nowhere"], 1, "quad: nowhere: expected a bundle directory"),
         (["{bundle}", "--task", "paint"], 2, "--task: expected one of removal, sketch, text-to-image, transform, found 'paint'"),
-        (["{bundle}", "--engine", "tpu"], 2, "engine: expected auto or one of openvino, ort, qnn, found 'tpu'"),
+        (["{bundle}", "--engine", "tpu"], 2, "engine: expected auto or one of litert, openvino, ort, qnn, found 'tpu'"),
         (["{bundle}", "--engine", "qnn"], 3, "engine: expected ort or openvino, which this bundle was built for, found qnn"),
         (["{bundle}", "--threads", "0"], 2, "Invalid value for '--threads'"),
         (["{bundle}", "-o", "{bundle}/bundle.json"], 2, "-o: expected a directory to write, found a file"),

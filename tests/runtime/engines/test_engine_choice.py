@@ -18,7 +18,7 @@ def test_auto_takes_the_first_that_is_there(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_unknown_engine_is_wrong_usage() -> None:
-    with pytest.raises(UsageError, match="auto or one of openvino, ort, qnn, found 'tpu'"):
+    with pytest.raises(UsageError, match="auto or one of litert, openvino, ort, qnn, found 'tpu'"):
         open_engine("tpu", ("ort",), "w8a16")
 
 
@@ -34,6 +34,7 @@ def test_an_engine_that_the_bundle_does_not_offer_is_refused() -> None:
         ("ort", "onnxruntime", "onnxruntime"),
         ("openvino", "openvino", r"'quad\[openvino\]'"),
         ("qnn", "onnxruntime_qnn", r"'quad\[qnn\]'"),
+        ("litert", "ai_edge_litert", r"'quad\[litert\]'"),
     ],
 )
 @pytest.mark.parametrize("wanted", ["by name", "auto"])
