@@ -21,7 +21,7 @@ from quad.compile.litert.audit import audit
 from quad.compile.litert.flatbuffer import read_operators, serialize
 from quad.compile.litert.interpreter import TfliteRunner
 from quad.compile.litert.rules import RULES, lower
-from quad.compile.passes import unobserved
+from quad.compile.passes import run_passes, unobserved
 from quad.compile.qnn.htp import HtpGraph, integer_feeds, place_htp
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
@@ -197,6 +197,27 @@ def test_parts_of_a_split_are_slices(tmp_path: Path) -> None:
     assert [kind for kind, _, _ in read_operators(content)] == ["SLICE", "SLICE", "CONCATENATION"]
     output = TfliteRunner(content, "case", delegates=False).run(feed)
     assert (output == np.concatenate([feed["x"][..., 3:], feed["x"][..., :3]], axis=2)).all()
+
+
+@pytest.mark.parametrize("op", ["LayerNormalization", "GroupNormalization"])
+def test_norms_of_variances_that_differ_a_hundred_thousand_times(op: str) -> None:
+    """LiteRT's own inverse root alone is off by half at the small end."""
+    size = np.geomspace(0.02, 6.0, 8).astype(np.float32)
+    if op == "LayerNormalization":
+        x, attributes = normal(1, 8, 64) * size[:, None], {"axis": -1}
+    else:
+        x, attributes = normal(1, 16, 6, 6) * np.repeat(size, 2)[:, None, None], {"num_groups": 8}
+    affine = np.ones(x.shape[-1] if op == "LayerNormalization" else 16, np.float32)
+    case = Case(nodes=[node(op, "xgb", **attributes)], inputs={"x": x}, constants={"g": affine, "b": 0 * affine})
+    call = ComponentCall(source="base", inputs=dict(case.inputs))
+    graph = place_htp(run_passes(case.model(), ["write_norms"]), {}, [call], TARGET, unobserved)
+    output = TfliteRunner(serialize(lower(graph.model)), "case", delegates=False).run(integer_feeds(graph, [call], {})["base"])
+    rows = x.reshape(8, -1).astype(np.float64)
+    expected = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)
+    found = graph.ports.outputs["y"].decode(output).reshape(8, -1)
+    each = [array_sqnr_db(true, row) for true, row in zip(expected, found, strict=True)]
+    assert min(each) > 30  # the smallest row lies on some hundred steps of x itself
+    assert max(each) > 55
 
 
 def test_another_operator_is_refused_by_name() -> None:
