@@ -59,7 +59,7 @@ def test_an_unknown_backend_is_named(tmp_path: Path) -> None:
 
 def test_a_target_refuses_the_options_of_another() -> None:
     check_options(load_target("qnn-htp"), ["soc", "encodings"])
-    with pytest.raises(UsageError, match="--soc: expected a target that compiles for Qualcomm, found openvino"):
+    with pytest.raises(UsageError, match="--soc: expected a target that compiles for Android or Qualcomm, found openvino"):
         check_options(load_target("openvino"), ["soc"])
 
 
@@ -68,3 +68,19 @@ def test_options_reach_the_backend(tmp_path: Path) -> None:
     backend = open_backend(request)
     assert dict(backend.requires) == {"soc": "SM8650", "htp_arch": "75"}
     assert [(directory.option, directory.path) for directory in backend.directories] == [("--encodings", tmp_path / "there")]
+
+
+def test_a_target_of_one_chip_takes_one(tmp_path: Path) -> None:
+    htp = load_target("qnn-htp")
+    assert dict(open_backend(BackendRequest(htp, tmp_path, {"soc": ["sm8650"]})).requires) == {"soc": "SM8650", "htp_arch": "75"}
+    with pytest.raises(UsageError, match=r"--soc: expected one chip for this target, found SM8650, SM8750; build a bundle for each"):
+        open_backend(BackendRequest(htp, tmp_path, {"soc": ["SM8650", "SM8750"]}))
+
+
+def test_a_file_for_any_cpu_takes_several_chips_beside(tmp_path: Path) -> None:
+    litert = load_target("litert")
+    backend = open_backend(BackendRequest(litert, tmp_path, {"soc": ["SM8650", "mt6993", "E9965"]}))
+    backend.check()
+    assert [chip.name for chip in backend.chips] == ["SM8650", "MT6993", "E9965"]
+    with pytest.raises(UsageError, match=r"--soc: expected MT6853 .*, found MT1; choose among these"):
+        open_backend(BackendRequest(litert, tmp_path, {"soc": "MT1"})).check()

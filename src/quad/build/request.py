@@ -69,7 +69,7 @@ class BuildRequest:
         distill_steps: of training each adapter against the float network, 0 for none: it gives to the output and takes from the effect.
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
         dump_passes: a directory for the graphs after each pass and their census; None for none.
-        soc: the chip that a vendor's compiler makes binaries for; None for its default.
+        soc: the chip that a vendor's compiler makes binaries for, or several where the target has one file a chip; None for its default.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         rounding: of weights to int8: `compensated`, so that errors cancel on the inputs that samples bring, or `nearest`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
@@ -109,7 +109,7 @@ class BuildRequest:
     rounding: str = COMPENSATED
     literal_shared_scale: bool = False
     dump_passes: Path | None = None
-    soc: str | None = field(default=None, metadata=_BACKEND_OPTION)
+    soc: str | Sequence[str] | None = field(default=None, metadata=_BACKEND_OPTION)
     encodings: Path | None = field(default=None, metadata=_BACKEND_OPTION)
     size: str | int | None = None
     sampler: str | None = None

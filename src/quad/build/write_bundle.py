@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from quad import __version__
 from quad.compile.artifact import Artifact, graph_digest
 from quad.compile.shared_weights import write_variants
+from quad.core.chips import of_all
 from quad.core.digests import canonical_json, file_digest
 from quad.core.manifest import (
     BUNDLE_FILE,
@@ -165,6 +166,7 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
             text=parts.base.text,
             engines=parts.engines,
             requires=dict(parts.requires) or msgspec.UNSET,
+            chips=of_all(artifact.chips for artifact in parts.artifacts.values()) or msgspec.UNSET,
             samplers=dict(parts.base.samplers) or msgspec.UNSET,
             preview=msgspec.UNSET if parts.base.preview is None else parts.base.preview,
             parents=parents,

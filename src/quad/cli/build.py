@@ -88,9 +88,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option("--literal-shared-scale", help="One scale for a layer's weight and all its LoRA weights, to compare with."),
     ] = None
     soc: Annotated[
-        str | None,
-        typer.Option(help="The Qualcomm chip that --target qnn-htp compiles for.", metavar="SM8750|SM8650|SM8550|...",
-                     show_default="SM8750"),
+        list[str] | str | None,
+        typer.Option(help="The Qualcomm chip that --target qnn-htp compiles for; repeat it with litert, for MediaTek's and LSI's too.",
+                     metavar="SM8750|SM8650|MT6993|E9965|...", show_default="SM8750 for qnn-htp, none for litert"),
     ] = None  # fmt: skip
     size: Annotated[
         str | int | None,
@@ -217,4 +217,5 @@ def _lines(built: BuildResult) -> list[str]:
         chip = built.manifest.requires["soc"] if built.manifest.requires else None
         how = "run on LiteRT's CPU kernels against the placed graphs" if chip is None else f"compiled for {chip}, emulated against the CPU"
         lines += [f"{how}: {min(agreements):.1f} dB at worst"]
+    lines += [f"{chip}: {state}" for chip, state in (built.manifest.chips or {}).items()]
     return [*lines, f"{shown_size(total)}, {built.seconds:.0f} s, peak memory {shown_size(built.peak_ram_bytes)}"]

@@ -202,9 +202,10 @@ def one_parameter_per_field(name: str) -> Callable[[Callable[..., None]], Callab
 def _as_typed(kind: Any) -> Any:
     """The annotation for a command line, where a number is text: a recipe may write `512` for what may also be `"512x768"`."""
     union, *metadata = get_args(kind)
-    if not {str, int} <= set(get_args(union)):
-        return kind
-    return Annotated[(str | None, *metadata)]
+    kinds = set(get_args(union))
+    if list[str] in kinds:  # a recipe may write one of several as text
+        return Annotated[(list[str] | None, *metadata)]
+    return Annotated[(str | None, *metadata)] if {str, int} <= kinds else kind
 
 
 def read_recipe(path: Path, kind: type[T]) -> T:

@@ -38,6 +38,11 @@ class Artifact(Protocol):
         ...
 
     @property
+    def chips(self) -> Mapping[str, str]:
+        """Chip -> what was done for it, in the words of `quad.core.chips`; empty where the target is one chip, or any machine."""
+        ...
+
+    @property
     def identity(self) -> str | msgspec.UnsetType:
         """See `Component.identity`."""
         ...
@@ -58,6 +63,7 @@ class OnnxArtifact:
     model: ir.Model
     placement: dict[str, int]
     agreement_db: Mapping[str, float] = field(default_factory=dict)
+    chips: Mapping[str, str] = field(default_factory=dict)
     identity: msgspec.UnsetType = msgspec.UNSET
 
     def graph(self) -> ir.Model:
@@ -78,6 +84,7 @@ class FileArtifact:
     source: Path
     placement: dict[str, int]
     agreement_db: Mapping[str, float]
+    chips: Mapping[str, str] = field(default_factory=dict)
     identity: str | msgspec.UnsetType = msgspec.UNSET
 
     def graph(self) -> ir.Model:

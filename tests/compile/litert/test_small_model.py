@@ -27,6 +27,7 @@ from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.qnn.htp import HtpGraph, host_inputs, integer_feeds, place_htp
 from quad.compile.qnn.htp import lower as split_biases
 from quad.compile.targets import load_target
+from quad.core.chips import ACCEPTED, CPU, EMULATED, NOT_COMPILED, RUNS_ON_CPU, of_all
 from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
 from quad.core.errors import BackendError
@@ -70,12 +71,12 @@ def small(tiny: Any) -> Small:
     return Small(profile, table, calls)
 
 
-def compiled(tiny: Any, small: Small, profile: Profile, table: SlotTable, scratch: Path) -> Artifact:
+def compiled(tiny: Any, small: Small, profile: Profile, table: SlotTable, scratch: Path, soc: tuple[str, ...] = ()) -> Artifact:
     context = CompileContext(
         target=TARGET, profile=profile, slots=table, clock=StageClock(STAGES, silent), scratch=scratch, calls=small.calls,
         sinusoid=sinusoid_of(tiny.base),
     )  # fmt: skip
-    compiler = Compiler(open_backend(BackendRequest(TARGET, scratch / "unused")), context)
+    compiler = Compiler(open_backend(BackendRequest(TARGET, scratch / "unused", {"soc": soc})), context)
     model = run_passes(tiny.graph.clone(), passes_before(TARGET.passes))
     return compiler.placed(model, unet_spec(tiny.base, tiny.table), unobserved)
 
@@ -106,6 +107,17 @@ def test_the_files_of_a_component(tiny: Any, small: Small, tmp_path: Path) -> No
     ports = msgspec.json.decode((tmp_path / "bundle/unet/ports.json").read_bytes(), type=Ports)
     assert set(ports.inputs) == {"sample", "timestep", "encoder_hidden_states"}
     assert {port.dtype for port in (*ports.inputs.values(), *ports.outputs.values())} == {"int16"}
+
+
+def test_a_chip_gets_a_file_of_its_own_and_is_said_no_more_of_than_was_done(tiny: Any, small: Small, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime_qnn")
+    artifact = compiled(tiny, small, small.profile, small.table, tmp_path, ("SM8750", "MT6993"))
+    assert artifact.chips == {CPU: RUNS_ON_CPU, "SM8750": EMULATED, "MT6993": NOT_COMPILED}
+    assert set(artifact.write(tmp_path / "bundle" / "unet").data_files) == {"unet/ports.json", "unet/audit.json", "unet/SM8750.tflite"}
+    assert {name for name in artifact.agreement_db if name.endswith(" on SM8750")} == {
+        f"{source} on SM8750" for source in ("base", "transform", "removal")
+    }
+    assert of_all([artifact.chips, {**artifact.chips, "SM8750": ACCEPTED}])["SM8750"] == ACCEPTED
 
 
 def test_inputs_are_the_graph_s_own_in_their_order_and_layout(small: Small, placed: HtpGraph, lowered: TfliteModel) -> None:

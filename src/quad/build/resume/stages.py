@@ -121,6 +121,8 @@ def compiled(cache: BuildCache, component: str, make: Callable[[], Artifact]) ->
         return FileArtifact(source=folder, **piece[0]["artifact"])
     artifact = make()
     fields: dict[str, Any] = {"placement": dict(artifact.placement), "agreement_db": dict(artifact.agreement_db)}
+    if artifact.chips:
+        fields["chips"] = dict(artifact.chips)
     if artifact.identity is not msgspec.UNSET:
         fields["identity"] = artifact.identity
     if is_main():

@@ -17,14 +17,18 @@ from numpy.typing import NDArray
 
 from quad.compile.artifact import TFLITE_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
+from quad.compile.litert.aot.chips import Chip, chips_named
+from quad.compile.litert.aot.compile import ChipResult, compile_for_chips, require_aot
 from quad.compile.litert.float_graph import place_weights
 from quad.compile.passes import Observer
+from quad.compile.qnn.chips import soc_names
 from quad.compile.qnn.htp import HtpGraph, fitting, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
 from quad.compile.targets import is_eight_bit_site
+from quad.core.chips import CPU, RUNS_ON_CPU
 from quad.core.component_call import ComponentCall, of_component
 from quad.core.digests import canonical_json, digest
 from quad.core.encoding import Encoding
-from quad.core.errors import BackendError, mismatch
+from quad.core.errors import BackendError, UnsupportedError, mismatch
 from quad.core.picture_size import component_of
 from quad.core.ports import PORTS_FILE
 from quad.core.precision import FLOAT
@@ -36,22 +40,38 @@ AUDIT_FILE = "audit.json"
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LitertBackend:
-    """Graphs that LiteRT reads as they are, see `Backend`."""
+    """Graphs that LiteRT reads as they are, and beside them those of chips, see `Backend`.
 
+    Args:
+        soc_names: the chips as they were asked for.
+    """
+
+    soc_names: tuple[str, ...] = ()
     needs_calls: bool = True
     requires: Mapping[str, str] = field(default_factory=dict)
     directories: tuple[OutputDirectory, ...] = ()
 
+    @property
+    def chips(self) -> tuple[Chip, ...]:
+        """The chips.
+
+        Raises:
+            UsageError: no such chip.
+        """
+        return chips_named(self.soc_names)
+
     def check(self) -> None:
-        """There is no option."""
+        """See `Backend.check`: the chips."""
+        chips_named(self.soc_names)
 
     def require(self, model: Path) -> None:
         """See `Backend.require`: a U-Net, and the package that has the schema and the interpreter."""
         require_unet(model)
         if importlib.util.find_spec(PACKAGE) is None:
             raise BackendError(mismatch("target litert", f"the package {PACKAGE}", "none", "install it: pip install 'quad[litert]'"))
+        require_aot(self.chips)
 
     @contextmanager
     def writing(self) -> Iterator[Backend]:
@@ -74,7 +94,8 @@ class LitertBackend:
             content = serialize(lowered)
             audited = audit(content, placed.model.graph, profile)
         with context.clock("emulate"):
-            agreement_db = _prove(graph, content, placed, _feeds(placed, calls, context, profile), context)
+            feeds = _feeds(placed, calls, context, profile)
+            agreement_db = _prove(graph, content, placed, feeds, context)
         folder = context.scratch / graph
         folder.mkdir(parents=True)
         write_bytes(folder / TFLITE_FILE, content)
@@ -83,9 +104,21 @@ class LitertBackend:
         worst = min(agreement_db.values(), default=float("inf"))
         _log.info("%s for LiteRT: %d tensors audited, %.1f dB against the placed graph", graph, audited.tensors, worst)
         nodes = len(lowered.operators)
+        chips = {CPU: RUNS_ON_CPU}
+        for result in self._compiled(folder, feeds, context):
+            chips[result.chip] = result.state
+            agreement_db |= {f"{source} on {result.chip}": db for source, db in result.agreement_db.items()}
+            _log.info("%s for %s: %s %s", graph, result.chip, result.state, result.note)
         placement = {"nodes": nodes, "on_target": nodes, "on_cpu": 0, "partitions": 1}
         identity = digest([sha256(content).hexdigest(), msgspec.to_builtins(placed.ports)])
-        return FileArtifact(source=folder, placement=placement, agreement_db=agreement_db, identity=identity)
+        return FileArtifact(source=folder, placement=placement, agreement_db=agreement_db, chips=chips, identity=identity)
+
+    def _compiled(self, folder: Path, feeds: Mapping[str, Mapping[str, NDArray[Any]]], context: CompileContext) -> tuple[ChipResult, ...]:
+        """The file for every chip, and what is known of each."""
+        if self.chips and context.profile.mode == FLOAT:
+            raise UnsupportedError(mismatch("--soc", "a precision of integers", "one of floats", "choose --precision w8a16, or no --soc"))
+        with context.clock("compile"):
+            return compile_for_chips(folder / TFLITE_FILE, self.chips, feeds, folder)
 
 
 def _placed(model: ir.Model, calls: Sequence[ComponentCall], context: CompileContext, component: str, observer: Observer) -> HtpGraph:
@@ -127,5 +160,5 @@ def _prove(
 
 
 def open_backend(request: BackendRequest) -> LitertBackend:
-    """The same for every chip: a file says nothing of the one that it runs on."""
-    return LitertBackend()
+    """With the option `soc`: chips that have a file of their own beside the one that runs on any CPU."""
+    return LitertBackend(soc_names=soc_names(request.options.get("soc")))

@@ -14,7 +14,7 @@ from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.passes import Observer
 from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, write_encodings, write_float
-from quad.compile.qnn.chips import DEFAULT_SOC, Soc, generation_of, soc_named
+from quad.compile.qnn.chips import Soc, generation_of, only_soc, soc_named
 from quad.compile.qnn.htp import compile_htp, fitting, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
 from quad.core.component_call import of_component
 from quad.core.picture_size import component_of
@@ -102,4 +102,4 @@ class QnnBackend:
 def open_backend(request: BackendRequest) -> QnnBackend:
     """With the options `soc` (the newest chip of one generation where not given) and `encodings` (`<output>.qairt`)."""
     encodings = request.options.get("encodings") or Path(f"{real_path(request.output)}.qairt")
-    return QnnBackend(soc_name=request.options.get("soc") or DEFAULT_SOC, encodings=encodings)
+    return QnnBackend(soc_name=only_soc(request.options.get("soc")), encodings=encodings)

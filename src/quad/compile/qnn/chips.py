@@ -5,6 +5,8 @@ Source: docs/targets.md; numbers are those of the SDK's own headers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 from msgspec.structs import replace
 
@@ -67,6 +69,23 @@ _GENERATIONS = {68: _EIGHT_BIT_WEIGHTS, 69: _EIGHT_BIT_WEIGHTS}
 def generation_of(soc: Soc) -> Generation:
     """The generation that a chip is of."""
     return _GENERATIONS.get(soc.arch, NEWER)
+
+
+def soc_names(option: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The chips that `--soc` names, one or several."""
+    return (option,) if isinstance(option, str) else tuple(option or ())
+
+
+def only_soc(option: str | Sequence[str] | None) -> str:
+    """The one chip that `--soc` names, or the default.
+
+    Raises:
+        UsageError: there are several.
+    """
+    names = soc_names(option) or (DEFAULT_SOC,)
+    if len(names) > 1:
+        raise UsageError(mismatch("--soc", "one chip for this target", ", ".join(names), "build a bundle for each"))
+    return names[0]
 
 
 def soc_named(name: str) -> Soc:
