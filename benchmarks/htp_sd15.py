@@ -28,8 +28,9 @@ from rich.console import Console
 from quad.compile.artifact import MODEL_FILE
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, lower_layers, place_integers, with_sinusoid
 from quad.compile.qnn.chips import DEFAULT_SOC, soc_named
-from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, lower, place_htp, with_sinusoid
+from quad.compile.qnn.htp import compile_htp
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
@@ -110,10 +111,10 @@ def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
     clock, target = Clock(), load_target("qnn-htp")
     prepared = prepare(latent, clock)
 
-    def place() -> HtpGraph:
-        lowered = lower(run_passes(prepared.model, passes_before(target.passes)), prepared.encodings, unobserved)
+    def place() -> IntegerGraph:
+        lowered = lower_layers(run_passes(prepared.model, passes_before(target.passes)), prepared.encodings, unobserved)
         calls = host_inputs([prepared.call], prepared.sinusoid)
-        return with_sinusoid(place_htp(lowered, prepared.encodings, calls, target, unobserved), prepared.sinusoid)
+        return with_sinusoid(place_integers(lowered, prepared.encodings, calls, target, unobserved), prepared.sinusoid)
 
     graph = clock("passes and placement", place)
     peaks = [peak_ram_bytes()]

@@ -20,8 +20,9 @@ from quad.compile.export import export_graph
 from quad.compile.graph_specs import sinusoid_of, unet_spec
 from quad.compile.passes import passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import ContractTrial, check_contract
+from quad.compile.placement.integer_graph import host_inputs, integer_feeds, lower_layers, place_integers, with_sinusoid
 from quad.compile.placement.qdq import place_float, place_qdq
-from quad.compile.qnn.htp import compile_htp, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
+from quad.compile.qnn.htp import compile_htp
 from quad.compile.targets import Target, load_target
 from quad.core.component_call import ComponentCall
 from quad.core.profile import Profile
@@ -169,8 +170,8 @@ def test_the_chip_takes_the_graph_whole_with_integer_scales(normalised: Normalis
     encodings, sinusoid = profile.component("unet"), sinusoid_of(tiny.base)
     given = {one.name if one else "base": rescaled_inputs(one, table, profile) for one in (None, *normalised.adapters)}
     calls = host_inputs([ComponentCall(source=name, inputs=tiny.inputs, slots=slots) for name, slots in given.items()], sinusoid)
-    model = lower(run_passes(normalised.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
-    graph = with_sinusoid(place_htp(model, encodings, calls, TARGET, unobserved), sinusoid)
+    model = lower_layers(run_passes(normalised.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
+    graph = with_sinusoid(place_integers(model, encodings, calls, TARGET, unobserved), sinusoid)
     scales = next(value for value in graph.model.graph.inputs if value.name == SCALES)
     assert scales.dtype == ir.DataType.INT16
     compiled = compile_htp(graph, tmp_path / "unet", SOC)

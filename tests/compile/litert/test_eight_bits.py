@@ -16,7 +16,7 @@ from quad.compile.litert.flatbuffer import read_operators, read_tensors, seriali
 from quad.compile.litert.interpreter import TfliteRunner
 from quad.compile.litert.rules import lower
 from quad.compile.passes import passes_before, run_passes, unobserved
-from quad.compile.qnn.htp import integer_feeds, place_htp
+from quad.compile.placement.integer_graph import integer_feeds, place_integers
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
@@ -47,7 +47,7 @@ def test_a_layer_of_eight_bits_with_its_slot(lora_bits: int, tmp_path: Path) -> 
     }
     slots = {name: feed[name] for name in SLOTS}
     call = ComponentCall(source="base", inputs={"x": feed["x"]}, slots=slots)
-    graph = place_htp(model, profile, [call], TARGET, unobserved)
+    graph = place_integers(model, profile, [call], TARGET, unobserved)
     content = serialize(lower(graph.model))
     fed = integer_feeds(graph, [call], profile)["base"]
     ir.save(graph.model.clone(), tmp_path / "placed.onnx")

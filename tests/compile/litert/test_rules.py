@@ -22,7 +22,7 @@ from quad.compile.litert.flatbuffer import read_operators, serialize
 from quad.compile.litert.interpreter import TfliteRunner
 from quad.compile.litert.rules import RULES, lower
 from quad.compile.passes import run_passes, unobserved
-from quad.compile.qnn.htp import HtpGraph, integer_feeds, place_htp
+from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, place_integers
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
@@ -141,11 +141,11 @@ CASES = {
 }  # fmt: skip
 
 
-def placed(case: Case) -> tuple[HtpGraph, dict[str, Array]]:
+def placed(case: Case) -> tuple[IntegerGraph, dict[str, Array]]:
     """The case with integers on every edge, and its inputs as those."""
     profile = case.profile()
     call = ComponentCall(source="base", inputs=dict(case.inputs))
-    graph = place_htp(case.model(), profile, [call], TARGET, unobserved)
+    graph = place_integers(case.model(), profile, [call], TARGET, unobserved)
     return graph, integer_feeds(graph, [call], profile)["base"]
 
 
@@ -210,7 +210,7 @@ def test_norms_of_variances_that_differ_a_hundred_thousand_times(op: str) -> Non
     affine = np.ones(x.shape[-1] if op == "LayerNormalization" else 16, np.float32)
     case = Case(nodes=[node(op, "xgb", **attributes)], inputs={"x": x}, constants={"g": affine, "b": 0 * affine})
     call = ComponentCall(source="base", inputs=dict(case.inputs))
-    graph = place_htp(run_passes(case.model(), ["write_norms"]), {}, [call], TARGET, unobserved)
+    graph = place_integers(run_passes(case.model(), ["write_norms"]), {}, [call], TARGET, unobserved)
     output = TfliteRunner(serialize(lower(graph.model)), "case", delegates=False).run(integer_feeds(graph, [call], {})["base"])
     rows = x.reshape(8, -1).astype(np.float64)
     expected = (rows - rows.mean(1, keepdims=True)) / np.sqrt(rows.var(1, keepdims=True) + 1e-5)

@@ -24,8 +24,8 @@ from quad.compile.litert.proof import Proof
 from quad.compile.litert.rules import lower
 from quad.compile.litert.tflite_model import Tensor, TfliteModel
 from quad.compile.passes import passes_before, run_passes, unobserved
-from quad.compile.qnn.htp import HtpGraph, host_inputs, integer_feeds, place_htp
-from quad.compile.qnn.htp import lower as split_biases
+from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, integer_feeds, place_integers
+from quad.compile.placement.integer_graph import lower_layers as split_biases
 from quad.compile.targets import load_target
 from quad.core.chips import ACCEPTED, CPU, EMULATED, NOT_COMPILED, RUNS_ON_CPU, of_all
 from quad.core.component_call import ComponentCall
@@ -82,14 +82,14 @@ def compiled(tiny: Any, small: Small, profile: Profile, table: SlotTable, scratc
 
 
 @pytest.fixture(scope="module")
-def placed(tiny: Any, small: Small) -> HtpGraph:
+def placed(tiny: Any, small: Small) -> IntegerGraph:
     profile = small.profile.component("unet")
     model = split_biases(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), profile, unobserved)
-    return place_htp(model, profile, host_inputs(small.calls, sinusoid_of(tiny.base)), TARGET, unobserved)
+    return place_integers(model, profile, host_inputs(small.calls, sinusoid_of(tiny.base)), TARGET, unobserved)
 
 
 @pytest.fixture(scope="module")
-def lowered(placed: HtpGraph) -> TfliteModel:
+def lowered(placed: IntegerGraph) -> TfliteModel:
     return lower(placed.model)
 
 
@@ -120,7 +120,7 @@ def test_a_chip_gets_a_file_of_its_own_and_is_said_no_more_of_than_was_done(tiny
     assert of_all([artifact.chips, {**artifact.chips, "SM8750": ACCEPTED}])["SM8750"] == ACCEPTED
 
 
-def test_inputs_are_the_graph_s_own_in_their_order_and_layout(small: Small, placed: HtpGraph, lowered: TfliteModel) -> None:
+def test_inputs_are_the_graph_s_own_in_their_order_and_layout(small: Small, placed: IntegerGraph, lowered: TfliteModel) -> None:
     inputs = [lowered.tensors[index] for index in lowered.inputs]
     assert [tensor.name for tensor in inputs] == [value.name for value in placed.model.graph.inputs]
     shapes = {tensor.name: tensor.shape for tensor in inputs}
@@ -135,7 +135,7 @@ def test_slots_stay_operands_of_products(small: Small, lowered: TfliteModel) -> 
     assert not any(node.kind == "CONV_2D" and slots & set(node.inputs) for node in lowered.operators)
 
 
-def test_a_zero_adapter_is_the_base_and_a_after_b_is_a(small: Small, placed: HtpGraph, lowered: TfliteModel, tiny: Any) -> None:
+def test_a_zero_adapter_is_the_base_and_a_after_b_is_a(small: Small, placed: IntegerGraph, lowered: TfliteModel, tiny: Any) -> None:
     calls = host_inputs(small.calls, sinusoid_of(tiny.base))
     feeds = integer_feeds(placed, calls, small.profile.component("unet"))
     runner = TfliteRunner(serialize(lowered), "unet", delegates=False)
@@ -170,7 +170,7 @@ def _with_scale(model: TfliteModel, name: str, factor: float) -> bytes:
     return serialize(replace(model, tensors=tuple(map(wrong, model.tensors))))
 
 
-def test_a_scale_that_is_not_the_profile_s_is_refused(small: Small, placed: HtpGraph, lowered: TfliteModel) -> None:
+def test_a_scale_that_is_not_the_profile_s_is_refused(small: Small, placed: IntegerGraph, lowered: TfliteModel) -> None:
     profile = small.profile.component("unet")
     slot = next(iter(small.table.input_shapes()))
     edge = next(lowered.tensors[node.outputs[0]].name for node in lowered.operators if node.kind == "CONV_2D")
@@ -181,7 +181,7 @@ def test_a_scale_that_is_not_the_profile_s_is_refused(small: Small, placed: HtpG
 
 
 def test_a_file_that_computes_otherwise_is_refused_by_its_first_tensor(
-    small: Small, placed: HtpGraph, lowered: TfliteModel, tiny: Any
+    small: Small, placed: IntegerGraph, lowered: TfliteModel, tiny: Any
 ) -> None:
     feeds = integer_feeds(placed, host_inputs(small.calls, sinusoid_of(tiny.base)), small.profile.component("unet"))
     layer = next(node for node in lowered.operators if node.kind == "FULLY_CONNECTED" and "to_q" in lowered.tensors[node.inputs[1]].name)

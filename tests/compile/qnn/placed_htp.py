@@ -18,8 +18,9 @@ from quad.compile.backend import BackendRequest, CompileContext, open_backend
 from quad.compile.compiler import Compiler
 from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, integer_feeds, lower_layers, place_integers, with_sinusoid
 from quad.compile.qnn.chips import soc_named
-from quad.compile.qnn.htp import HtpGraph, compile_htp, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
+from quad.compile.qnn.htp import compile_htp
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding
@@ -46,7 +47,7 @@ def htp_compiler(profile: Profile, slots: SlotTable, calls: list[ComponentCall],
 class Placed:
     """The tiny U-Net for the HTP, and what it was placed by."""
 
-    graph: HtpGraph
+    graph: IntegerGraph
     floats: ir.Model
     calls: list[ComponentCall]
     profile: Profile
@@ -63,7 +64,7 @@ def balanced(tiny: Any, adapter: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def lowered(tiny: Any, encodings: Mapping[str, Encoding]) -> ir.Model:
-    return lower(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
+    return lower_layers(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
 
 
 @pytest.fixture(scope="module", params=[16, 8])
@@ -79,7 +80,7 @@ def placed(tiny: Any, request: pytest.FixtureRequest) -> Placed:
         UnifyOptions(lora_bits=request.param, int16_largest=TARGET.int16_largest),
     )
     model, calls = lowered(tiny, profile.component("unet")), given_calls(tiny)
-    graph = place_htp(model.clone(), profile.component("unet"), calls, TARGET, unobserved)
+    graph = place_integers(model.clone(), profile.component("unet"), calls, TARGET, unobserved)
     return Placed(with_sinusoid(graph, sinusoid_of(tiny.base)), model, calls, profile, table)
 
 

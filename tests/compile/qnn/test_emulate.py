@@ -13,8 +13,9 @@ import pytest
 from numpy.typing import NDArray
 
 from quad.compile.passes import run_passes, unobserved
+from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, place_integers
 from quad.compile.qnn.chips import soc_named
-from quad.compile.qnn.htp import HtpGraph, compile_htp, integer_feeds, place_htp
+from quad.compile.qnn.htp import compile_htp
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding, encode_range
@@ -55,7 +56,7 @@ def _conv(sketch: Sketch, x: ir.Value, path: str) -> ir.Value:
     return sketch.value("Conv", operands, *x.shape.numpy(), pads=[1, 1, 1, 1])
 
 
-def prepared(model: ir.Model) -> tuple[HtpGraph, Mapping[str, Mapping[str, NDArray[Any]]]]:
+def prepared(model: ir.Model) -> tuple[IntegerGraph, Mapping[str, Mapping[str, NDArray[Any]]]]:
     """Placed by what it computes on noise, and that noise as integers."""
     weights: dict[str, Encoding] = {}
     for name, value in model.graph.initializers.items():
@@ -63,7 +64,7 @@ def prepared(model: ir.Model) -> tuple[HtpGraph, Mapping[str, Mapping[str, NDArr
             limit = float(np.abs(value.const_value.numpy()).max())
             weights[name] = encode_range(-limit, limit, bits=8, signed=True, symmetric=True)
     call = ComponentCall(component="g", source="noise", inputs=feeds(model))
-    graph = place_htp(model, weights, [call], load_target("qnn-htp"), unobserved)
+    graph = place_integers(model, weights, [call], load_target("qnn-htp"), unobserved)
     return graph, integer_feeds(graph, [call], weights)
 
 
@@ -120,7 +121,7 @@ def test_the_first_of_many_is_found(count: int, seen: str, monkeypatch: pytest.M
             return [80.0 if hidden or gone or int(name.removeprefix("edge")) < fault else 3.0 for name, _, _ in some]
 
         monkeypatch.setattr(emulate, "_compare", compare)
-        found = emulate.first_divergence(HtpGraph(model=Sketch().model(), edges={}, constants={}, ports=None), SOC, {})  # type: ignore[arg-type]
+        found = emulate.first_divergence(IntegerGraph(model=Sketch().model(), edges={}, constants={}, ports=None), SOC, {})  # type: ignore[arg-type]
         assert found is not None
         expected = count - 1 if seen == "never again" else fault
         assert found == emulate.Divergence(f"edge{expected}", "Op", 3.0)

@@ -18,8 +18,9 @@ from quad.compile.artifact import save_graph
 from quad.compile.passes import unobserved
 from quad.compile.placement.edge_encodings import edge_encodings
 from quad.compile.placement.edge_ranges import float_edges, observe_edges
+from quad.compile.placement.integer_graph import place_integers
 from quad.compile.qnn.chips import SOCS, soc_named
-from quad.compile.qnn.htp import compile_htp, place_htp
+from quad.compile.qnn.htp import compile_htp
 from quad.core.decibels import relative_error
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
@@ -123,7 +124,7 @@ def test_eight_bit_sites_are_computed_in_eight_bits(tiny: Any, placed: Placed) -
     own = dict(placed.profile.component("unet"))
     names = [name for name in own if name.endswith("conv1.in")]
     own.update({name: encode_range(-4.0, 4.0, bits=8, signed=False, symmetric=False) for name in names})
-    graph = place_htp(lowered(tiny, own), own, placed.calls, TARGET, unobserved).model.graph
+    graph = place_integers(lowered(tiny, own), own, placed.calls, TARGET, unobserved).model.graph
     eight = [node for node in graph if node.op_type == "Conv" and node.inputs[0].producer().inputs[0].dtype == ir.DataType.UINT8]
     assert len(eight) == len(names) > 0
     for node in eight:
@@ -200,7 +201,7 @@ def test_a_channel_of_nothing_but_a_bias_is_placed(tiny: Any, placed: Placed) ->
     name = "down_blocks.0.resnets.0.conv2.weight"
     weight = own[name]
     own[name] = msgspec.structs.replace(weight, scale=(1e-8, *weight.scale[1:]))
-    graph = place_htp(model, own, placed.calls, TARGET, unobserved)
+    graph = place_integers(model, own, placed.calls, TARGET, unobserved)
     found = graph.constants[name]
     assert found.scale[1:] == weight.scale[1:]
     bias = next(

@@ -12,7 +12,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quad.compile.placement.every_edge import symmetric16
-from quad.compile.qnn.htp import HtpGraph, compile_htp, compiler_options
+from quad.compile.placement.integer_graph import IntegerGraph
+from quad.compile.qnn.htp import compile_htp, compiler_options
 from quad.core.encoding import Encoding, encode_range
 from quad.core.ports import Port, Ports
 from quad.core.tensor_names import Role, role_of
@@ -103,7 +104,7 @@ def test_a_graph_is_the_same_however_often_a_process_compiled(tmp_path: Path) ->
     port = Ports({"x": Port("uint16", wide)}, {"y": Port("uint16", wide)})
 
     def identity(folder: str, model: ir.Model = model) -> str:
-        return compile_htp(HtpGraph(model=model, edges={}, constants={}, ports=port), tmp_path / folder, SOC).identity
+        return compile_htp(IntegerGraph(model=model, edges={}, constants={}, ports=port), tmp_path / folder, SOC).identity
 
     first = identity("first")
     assert identity("second") == first

@@ -9,8 +9,9 @@ import onnx_ir as ir
 import pytest
 
 from quad.compile.passes import passes_before, run_passes, unobserved
+from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, lower_layers, place_integers
 from quad.compile.qnn.chips import NEWER, SOCS, Soc, generation_of, soc_named
-from quad.compile.qnn.htp import HtpGraph, compile_htp, integer_feeds, lower, place_htp
+from quad.compile.qnn.htp import compile_htp
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.encoding import Encoding, encode_range
@@ -63,12 +64,12 @@ def profile_of(model: ir.Model, call: ComponentCall) -> dict[str, Encoding]:
     return encodings
 
 
-def placed_for(soc: Soc) -> tuple[HtpGraph, dict[str, dict[str, np.ndarray]]]:
+def placed_for(soc: Soc) -> tuple[IntegerGraph, dict[str, dict[str, np.ndarray]]]:
     model = network()
     call = call_of(model)
     profile, generation = profile_of(model, call), generation_of(soc)
-    model = lower(run_passes(model, passes_before(TARGET.passes)), profile, unobserved, generation)
-    graph = place_htp(model, profile, [call], generation.table(TARGET), unobserved)
+    model = lower_layers(run_passes(model, passes_before(TARGET.passes)), profile, unobserved, generation.passes, generation.weight_dtypes)
+    graph = place_integers(model, profile, [call], generation.table(TARGET), unobserved)
     return graph, integer_feeds(graph, [call], profile)
 
 
@@ -106,4 +107,4 @@ def test_a_16_bit_weight_that_is_left_is_told() -> None:
     profile = profile_of(model, call := call_of(model))
     table = generation_of(soc_named("SM8450")).table(TARGET)
     with pytest.raises(UnsupportedError, match=r"conv.weight: expected a weight scheme of Conv on target qnn-htp, found int16"):
-        place_htp(run_passes(model, passes_before(TARGET.passes)), profile, [call], table, unobserved)
+        place_integers(run_passes(model, passes_before(TARGET.passes)), profile, [call], table, unobserved)

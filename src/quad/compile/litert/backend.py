@@ -21,8 +21,16 @@ from quad.compile.litert.aot.chips import Chip, chips_named
 from quad.compile.litert.aot.compile import ChipResult, compile_for_chips, require_aot
 from quad.compile.litert.float_graph import place_weights
 from quad.compile.passes import Observer
+from quad.compile.placement.integer_graph import (
+    IntegerGraph,
+    fitting,
+    host_inputs,
+    integer_feeds,
+    lower_layers,
+    place_integers,
+    with_sinusoid,
+)
 from quad.compile.qnn.chips import soc_names
-from quad.compile.qnn.htp import HtpGraph, fitting, host_inputs, integer_feeds, lower, place_htp, with_sinusoid
 from quad.compile.targets import is_eight_bit_site
 from quad.core.chips import CPU, RUNS_ON_CPU
 from quad.core.component_call import ComponentCall, of_component
@@ -121,18 +129,18 @@ class LitertBackend:
             return compile_for_chips(folder / TFLITE_FILE, self.chips, feeds, folder)
 
 
-def _placed(model: ir.Model, calls: Sequence[ComponentCall], context: CompileContext, component: str, observer: Observer) -> HtpGraph:
+def _placed(model: ir.Model, calls: Sequence[ComponentCall], context: CompileContext, component: str, observer: Observer) -> IntegerGraph:
     """Integers on every edge; where the precision is one of floats, weights alone or none."""
     profile = context.profile.component(component)
     if context.profile.mode == FLOAT:
         placed = place_weights(model, profile, context.target, observer)
     else:
-        placed = place_htp(lower(model, profile, observer), profile, fitting(model.graph, calls), context.target, observer)
+        placed = place_integers(lower_layers(model, profile, observer), profile, fitting(model.graph, calls), context.target, observer)
     return with_sinusoid(placed, context.sinusoid)
 
 
 def _feeds(
-    placed: HtpGraph, calls: Sequence[ComponentCall], context: CompileContext, profile: Mapping[str, Encoding]
+    placed: IntegerGraph, calls: Sequence[ComponentCall], context: CompileContext, profile: Mapping[str, Encoding]
 ) -> dict[str, dict[str, NDArray[Any]]]:
     """The first call of every source as the graph takes it."""
     fit = fitting(placed.model.graph, calls)
@@ -145,7 +153,7 @@ def _feeds(
 
 
 def _prove(
-    graph: str, content: bytes, placed: HtpGraph, feeds: Mapping[str, Mapping[str, NDArray[Any]]], context: CompileContext
+    graph: str, content: bytes, placed: IntegerGraph, feeds: Mapping[str, Mapping[str, NDArray[Any]]], context: CompileContext
 ) -> dict[str, float]:
     from quad.compile.litert.proof import AGREE_DB, BYTE_AGREE_DB, DYNAMIC_AGREE_DB, FLOAT_AGREE_DB, Proof
 

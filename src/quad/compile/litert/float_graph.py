@@ -8,8 +8,8 @@ import msgspec
 import onnx_ir as ir
 
 from quad.compile.passes import Observer
+from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.placement.qdq import place_float, place_qdq
-from quad.compile.qnn.htp import HtpGraph
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding
 from quad.core.ports import Port, Ports
@@ -17,7 +17,7 @@ from quad.core.slots import SlotTable
 from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
 
-def place_weights(model: ir.Model, profile: Mapping[str, Encoding], target: Target, observer: Observer) -> HtpGraph:
+def place_weights(model: ir.Model, profile: Mapping[str, Encoding], target: Target, observer: Observer) -> IntegerGraph:
     """A graph whose activations, inputs and outputs are floats; the model is changed in place.
 
     Args:
@@ -31,4 +31,4 @@ def place_weights(model: ir.Model, profile: Mapping[str, Encoding], target: Targ
         return {str(value.name): Port((value.dtype or ir.DataType.FLOAT).numpy().name) for value in values}
 
     inputs = ports(tuple(value for value in graph.inputs if role_of(str(value.name)) not in CONSTANT_ROLES))
-    return HtpGraph(model=placed.model, edges={}, constants={}, ports=Ports(inputs, ports(tuple(graph.outputs))))
+    return IntegerGraph(model=placed.model, edges={}, constants={}, ports=Ports(inputs, ports(tuple(graph.outputs))))

@@ -13,9 +13,10 @@ import onnx_ir as ir
 from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.passes import Observer
+from quad.compile.placement.integer_graph import fitting, host_inputs, integer_feeds, lower_layers, place_integers, with_sinusoid
 from quad.compile.qnn.aimet_files import ENCODINGS_FILE, ENCODINGS_OPTION, write_encodings, write_float
 from quad.compile.qnn.chips import Soc, generation_of, only_soc, soc_named
-from quad.compile.qnn.htp import compile_htp, fitting, host_inputs, integer_feeds, lower, place_htp, require_compiler, with_sinusoid
+from quad.compile.qnn.htp import compile_htp, require_compiler
 from quad.core.component_call import of_component
 from quad.core.picture_size import component_of
 from quad.core.storage.directories import new_directory
@@ -83,10 +84,10 @@ class QnnBackend:
         calls = fitting(model.graph, host_inputs(of_component(context.calls, component), context.sinusoid))
         with context.clock("place"):
             generation = generation_of(self.soc)
-            model = lower(model, profile, observer, generation)
+            model = lower_layers(model, profile, observer, generation.passes, generation.weight_dtypes)
             if self.stage is not None:
                 write_float(model, graph, self.stage)
-            placed = with_sinusoid(place_htp(model, profile, calls, generation.table(context.target), observer), context.sinusoid)
+            placed = with_sinusoid(place_integers(model, profile, calls, generation.table(context.target), observer), context.sinusoid)
             if self.stage is not None:
                 write_encodings(graph, placed.edges, placed.constants, self.stage)
         folder = context.scratch / graph

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from quad.compile.artifact import save_graph
 from quad.compile.first_divergence import first_under
+from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.qnn.chips import Soc
-from quad.compile.qnn.htp import HtpGraph, compiler_options
+from quad.compile.qnn.htp import compiler_options
 from quad.compile.targets import is_eight_bit_site
 from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
@@ -53,7 +54,9 @@ def limit_of(profile: Mapping[str, Encoding]) -> float:
     return BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
 
 
-def check_agreement(graph: HtpGraph, compiled: Path, soc: Soc, feeds: Mapping[str, Arrays], limit_db: float = AGREE_DB) -> dict[str, float]:
+def check_agreement(
+    graph: IntegerGraph, compiled: Path, soc: Soc, feeds: Mapping[str, Arrays], limit_db: float = AGREE_DB
+) -> dict[str, float]:
     """SQNR of the compiled graph against the CPU for each feed.
 
     Args:
@@ -90,7 +93,7 @@ def _message(component: str, feed: str, first: Divergence | None, sqnr_db: float
     return mismatch(where, f"at least {limit_db:.0f} dB against the CPU", f"{sqnr_db:.1f} dB", hint)
 
 
-def first_divergence(graph: HtpGraph, soc: Soc, feed: Arrays, limit_db: float = AGREE_DB) -> Divergence | None:
+def first_divergence(graph: IntegerGraph, soc: Soc, feed: Arrays, limit_db: float = AGREE_DB) -> Divergence | None:
     """The first edge, in the order of the graph, that is under `limit_db`; None where the graph agrees when it is compiled anew."""
     edges = _quantized(graph.model.graph)
     first = first_under(len(edges), lambda places: _compare(graph.model, [edges[place] for place in places], soc, feed), limit_db)
