@@ -20,9 +20,12 @@ TO_STREAM = ("stream", "data", "buffer")  # first arguments of `save` that are n
 ALLOWED = {
     "core/memory.py": ({"write_text"}, "a switch of the kernel, /proc/self/clear_refs"),
     "cli/streams.py": ({"open"}, "/dev/null"),
+    "runtime/engines/litert.py": ({"open"}, "/dev/null"),
     "compile/artifact.py": ({"link", "copyfile", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
     "compile/dump.py": ({"open", "write_text", "save"}, "into a new directory of `new_directory`"),
     "compile/shared_weights.py": ({"open", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
+    "compile/litert/aot/dispatch.py": ({"save"}, "into the scratch directory of a build"),
+    "compile/litert/aot/qualcomm.py": ({"symlink"}, "into the scratch directory of a build"),
     "compile/passes/contract.py": ({"save"}, "into a new directory for temporary files"),
     "delivery/device/download.py": ({"open"}, "a part that is gone on with has a name that is known; in the store, under its lock"),
     "delivery/device/refresh.py": ({"write_text"}, "into the store's scratch directory, under its lock"),
@@ -30,7 +33,7 @@ ALLOWED = {
     "delivery/publisher/keys.py": ({"open", "replace"}, "a key is never replaced, so it is made under its own name, with O_EXCL"),
     "serve/lock.py": ({"open"}, "the lock of a server, O_NOFOLLOW, empty"),
     "serve/endpoint.py": ({"open", "replace"}, "the token, with O_EXCL, in a directory of the user's own"),
-    "serve/operations/adapters.py": (
+    "serve/operations/uploads.py": (
         {"open", "replace"},
         "an upload, with O_EXCL under a name that is drawn, in a directory of the server's own, in which an admitted one is renamed",
     ),

@@ -47,8 +47,8 @@ def test_a_float_graph_is_the_network_of_the_weighted_sum(tiny: Any, tmp_path: P
     # Rank channels side by side: the network's own slots have room for one adapter alone.
     network, weights = tiny.network, {}
     for path, update in updates.items():
-        weights[path] = (layer := network.unet.get_submodule(path)).weight.data.clone()
-        layer.weight.data += layer.weight.data.new_tensor(update)
+        weights[path] = (layer := network.unet.get_submodule(path)).weight.data
+        layer.weight.data = weights[path] + weights[path].new_tensor(update)  # in place, all copies of the network would have it
     expected = tiny.torch_output({})
     for path, weight in weights.items():
         network.unet.get_submodule(path).weight.data = weight

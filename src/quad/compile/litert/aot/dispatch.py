@@ -15,6 +15,7 @@ from flatbuffers import flexbuffers
 from onnx import TensorProto, helper
 
 from quad.core.errors import BackendError, mismatch
+from quad.core.storage.files import write_bytes
 
 _DISPATCH = b"DISPATCH_OP"
 _OTHER = re.compile(r"[^0-9A-Za-z_]")
@@ -97,7 +98,7 @@ def write_context(dispatch: Dispatch, folder: Path) -> Path:
         The graph's file in `folder`.
     """
     binary, pointer = folder / "context.bin", folder / "context.onnx"
-    binary.write_bytes(dispatch.binary)
+    write_bytes(binary, dispatch.binary)
     inputs, outputs = (
         [helper.make_tensor_value_info(each.port, each.kind, each.shape) for each in some] for some in (dispatch.inputs, dispatch.outputs)
     )

@@ -24,7 +24,7 @@ from quad.compile.qnn.chips import soc_named
 from quad.compile.qnn.htp import compiler_options, require_compiler
 from quad.core.decibels import array_sqnr_db
 from quad.core.errors import BackendError, mismatch
-from quad.core.storage.files import scratch_directory
+from quad.core.storage.files import scratch_directory, write_bytes
 
 Arrays = Mapping[str, NDArray[Any]]
 # LiteRT's interpreter and the HTP round at other places. Measured with 16-bit activations: 43.6 to 64.8 dB on the reference model's U-Net,
@@ -81,7 +81,7 @@ def compile_qualcomm(model: Path, chip: Chip, output: Path, feeds: Mapping[str, 
                 raise BackendError(
                     mismatch(where, f"at least {limit_db:.0f} dB against LiteRT's CPU", f"{agreement_db[name]:.1f} dB", hint)
                 )
-        output.write_bytes((scratch / output.name).read_bytes())
+        write_bytes(output, (scratch / output.name).read_bytes())
     return ProvenFile(run=run, agreement_db=agreement_db)
 
 
@@ -141,7 +141,7 @@ def _first_wrong(model: Path, chip: Chip, observed: ObservedModel, feed: Arrays,
         with scratch_directory() as scratch:
             altered = scratch / model.parent.name / model.name
             altered.parent.mkdir()
-            altered.write_bytes(with_outputs(observed.content, tensors))
+            write_bytes(altered, with_outputs(observed.content, tensors))
             _compile(altered, chip, scratch / "observed.tflite", scratch)
             return _agreements(scratch / "observed.tflite", chip, observed, feed, tensors, scratch)
 
