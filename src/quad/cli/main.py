@@ -13,10 +13,8 @@ from typer.core import TyperGroup
 from typer.exceptions import Abort, TyperException
 
 from quad import __version__
-from quad.cli.ablate import ablate
 from quad.cli.adapt import adapt
 from quad.cli.bake import bake
-from quad.cli.bench import bench
 from quad.cli.build import build
 from quad.cli.delivery.fetch import fetch
 from quad.cli.delivery.install import install
@@ -24,15 +22,17 @@ from quad.cli.delivery.list import list as list_adapters
 from quad.cli.delivery.publish import app as publish
 from quad.cli.delivery.rollback import rollback
 from quad.cli.doctor import doctor
-from quad.cli.eval import eval
 from quad.cli.export import export
 from quad.cli.inspect import inspect
+from quad.cli.measure.ablate import ablate
+from quad.cli.measure.bench import bench
+from quad.cli.measure.eval import eval
+from quad.cli.measure.verify import verify
 from quad.cli.run import run
 from quad.cli.serve import serve
 from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_missing_descriptors
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
-from quad.cli.verify import verify
 from quad.core.errors import InputError, QuadError, lack_of, mismatch
 
 DEBUG = "--debug"

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
-from quad.core.pickles import PICKLE_REASON, is_pickled
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.links import contained
+from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 
 DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
-from quad.core.pickles import is_pickled
 from quad.core.sampling import AdapterDefaults
 from quad.core.storage.header import BITS
 from quad.core.storage.pack import MANIFEST_KEY
+from quad.core.storage.pickles import is_pickled
 from quad.core.storage.stable_file import StableFile
 from quad.lora.embeddings import EMBEDDINGS_NAME, bundled_words, is_lone_embedding, read_embeddings
 from quad.lora.keys import dialect_of, parse_key, refuse_other_kinds

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import HfApi, snapshot_download
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.core.pickles import PICKLE_REASON, is_pickled
+from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.lora.locate import DIFFUSERS_NAME, MODEL_DIRECTORIES, PEFT_CONFIG, PEFT_NAME
 from quad.lora.quote import listed
 from quad.model.base.hub import cause_and_remedy

@@ -9,8 +9,8 @@ from typing import Any
 
 from quad.core.digests import digest
 from quad.core.errors import InputError, mismatch
-from quad.core.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.header import Header, Malformed
+from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
 
 LARGEST_CONFIG = 64 * 2**20

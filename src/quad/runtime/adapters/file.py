@@ -14,10 +14,10 @@ from time import time_ns
 
 from quad.core.errors import CompatibilityError, InputError, VerificationError, mismatch
 from quad.core.manifest import AdapterManifest
-from quad.core.pickles import is_pickled
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.files import inside
 from quad.core.storage.pack import check_digest, content_digest, pack_manifest, parse_adapter_manifest
+from quad.core.storage.pickles import is_pickled
 from quad.core.storage.reading import is_directory, is_file, reading_from
 from quad.core.storage.stable_file import Identity
 from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header

@@ -9,8 +9,8 @@ import diffusers
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from quad.core.errors import InputError, mismatch
-from quad.core.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.links import require_contained
+from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
 from quad.model.base.checkpoint.configs import vae_config
 from quad.model.base.checkpoint.layout import VAE_PREFIX, open_file

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.core.pickles import PICKLE_REASON, is_pickled
+from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
 from quad.lora.quote import quoted
 from quad.model.base.refusal import CHOOSE, SUPPORTED

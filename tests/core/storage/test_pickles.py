@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import InputError
-from quad.core.pickles import is_pickled
+from quad.core.storage.pickles import is_pickled
 from quad.lora.locate import weights_files
 from quad.runtime.adapters.file import open_adapter
 
