@@ -12,9 +12,9 @@ set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-for version in 2.2.0 2.3.0; do
-    "$work/venv/bin/pip" install --quiet --no-deps "ai-edge-litert==$version"
-    "$work/venv/bin/python" - "$version" <<'PY'
+for pinned in ai-edge-litert==2.2.0 ai-edge-litert==2.3.0; do
+    "$work/venv/bin/pip" install --quiet --no-deps "$pinned"
+    "$work/venv/bin/python" - "${pinned#*==}" <<'PY'
 import ctypes
 import importlib.util
 import sys

@@ -85,8 +85,13 @@ def golden_of(output: NDArray[Any], probe: int) -> Golden:
     return _golden(block_means(output), probe)
 
 
+def rounded(values: NDArray[np.floating[Any]]) -> tuple[float, ...]:
+    """As they are stored: float32."""
+    return tuple(float(np.float32(value)) for value in values.ravel())
+
+
 def _golden(means: NDArray[np.float64], probe: int) -> Golden:
-    return Golden(probe, tuple(float(np.float32(mean)) for mean in means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
+    return Golden(probe, rounded(means), float(np.float32(TOLERANCE * np.sqrt(np.square(means).mean()))))
 
 
 def _probe(bundle: Bundle, number: int) -> Inputs:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from quad.core.slots import TEXT_ENCODER
 from quad.runtime.conditioning.prompt_chunks import PromptTokens, read_prompt
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conformance.vectors import GRID, CallVector, ConformanceVectors, NoiseVector, PictureVector, SamplerVector, TextVector
+from quad.runtime.engines.graph import Graph
 from quad.runtime.golden_outputs import block_means
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.request import Request
@@ -39,23 +41,23 @@ def tokens(pipe: QuadPipeline, vector: TextVector) -> PromptTokens:
     return read_prompt(pipe.stages.tokenizer, vector.prompt, "plain" if vector.prompt_syntax == "plain" else "a1111", pipe.embeddings.words)
 
 
-def text_means(pipe: QuadPipeline, vector: TextVector) -> Means:
-    """Block means of the prompt's hidden states by the base."""
-    encoder = pipe.graph(TEXT_ENCODER)
-    _, mix = pipe.switch.resolve_mix(Request(task=next(iter(pipe.tasks)), adapters={}))
-    with encoder.loaded():
-        encoder.bind(mix)
-        hidden = text_features(encoder, tokens(pipe, vector), pipe.stages.tokenizer.text.context)
+def ids_and_weights(prompt: PromptTokens) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[float, ...], ...]]:
+    """Of each chunk, as a vector has them."""
+    chunks = prompt.chunks
+    return tuple(tuple(map(int, chunk.ids[0])) for chunk in chunks), tuple(tuple(map(float, chunk.weights)) for chunk in chunks)
+
+
+def text_means(pipe: QuadPipeline, prompt: PromptTokens) -> Means:
+    """Block means of a prompt's hidden states by the base."""
+    with _bound(pipe, TEXT_ENCODER, {}) as encoder:
+        hidden = text_features(encoder, prompt, pipe.stages.tokenizer.text.context)
     return block_means(hidden[None], GRID)
 
 
 def call_means(pipe: QuadPipeline, vector: CallVector, vectors: ConformanceVectors) -> Means:
     """Block means of a graph's output with the vector's adapter."""
     weights = {} if vector.adapter is msgspec.UNSET else {vector.adapter: 1.0}
-    _, mix = pipe.switch.resolve_mix(Request(task=next(iter(pipe.tasks)), adapters=weights))
-    graph = pipe.graph(vector.graph)
-    with graph.loaded():
-        graph.bind(mix)
+    with _bound(pipe, vector.graph, weights) as graph:
         output = graph.run({name: vectors.tensor(tensor) for name, tensor in vector.inputs.items()})
     return block_means(output, GRID)
 
@@ -82,6 +84,16 @@ def picture_means(pipe: QuadPipeline, vector: PictureVector, vectors: Conformanc
     )  # fmt: skip
     pixels = pipe.finish(pipe.prepare(request), output_type="np").images
     return block_means(np.asarray(pixels).transpose(0, 3, 1, 2), GRID)
+
+
+@contextmanager
+def _bound(pipe: QuadPipeline, name: str, weights: Mapping[str, float]) -> Iterator[Graph]:
+    """A graph while it is loaded, with these adapters."""
+    _, mix = pipe.switch.resolve_mix(Request(task=next(iter(pipe.tasks)), adapters=weights))
+    graph = pipe.graph(name)
+    with graph.loaded():
+        graph.bind(mix)
+        yield graph
 
 
 def _draws(seed: int, shape: tuple[int, ...]) -> Iterator[Float]:

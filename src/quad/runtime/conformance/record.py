@@ -18,11 +18,11 @@ from PIL import Image
 from quad.core.component_call import UNET_INPUTS
 from quad.core.errors import QuadError, UnsupportedError, UsageError
 from quad.core.manifest import PROBES_FILE, SamplerSpec, TaskSpec
-from quad.core.picture_size import graph_name
+from quad.core.picture_size import component_of, graph_name
 from quad.core.slots import UNET
 from quad.runtime.calibration_sample import CalibrationSample
 from quad.runtime.conditioning.mask import read_mask
-from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
+from quad.runtime.conditioning.picture import open_picture, to_rgb
 from quad.runtime.conformance import answer
 from quad.runtime.conformance.vectors import (
     CallVector,
@@ -32,9 +32,8 @@ from quad.runtime.conformance.vectors import (
     SamplerVector,
     TextVector,
     Vectors,
-    rounded,
 )
-from quad.runtime.golden_outputs import read_probes
+from quad.runtime.golden_outputs import read_probes, rounded
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.samplers.names import SAMPLER_NAMES, named_sampler
 
@@ -70,7 +69,7 @@ class _Recording:
 
     def call(self, graph: str, inputs: Mapping[str, NDArray[Any]], adapter: str | None = None) -> CallVector:
         """One call of a graph; inputs of equal calls are stored once."""
-        names = {name: f"calls/{graph.partition('.')[0]}/{name}" for name in inputs}
+        names = {name: f"calls/{component_of(graph)}/{name}" for name in inputs}
         self.tensors.update({names[name]: array for name, array in inputs.items()})
         draft = CallVector(
             graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(), tolerance=CALL_TOLERANCE,
@@ -106,13 +105,10 @@ def _texts(pipe: QuadPipeline, samples: Sequence[CalibrationSample]) -> Iterable
     words = next((sample.prompt for sample in samples if sample.prompt), "a picture")
     for prompt, syntax in (("", "plain"), (words, "plain"), (f"({words}:1.3), [{words}] BREAK {words}", "a1111")):
         draft = TextVector(prompt=prompt, prompt_syntax=syntax, ids=(), weights=(), values=(), tolerance=TEXT_TOLERANCE)
-        chunks = answer.tokens(pipe, draft).chunks
-        yield msgspec.structs.replace(
-            draft,
-            ids=tuple(tuple(map(int, chunk.ids[0])) for chunk in chunks),
-            weights=tuple(tuple(map(float, chunk.weights)) for chunk in chunks),
-            values=rounded(answer.text_means(pipe, draft)),
-        )
+        prompt_tokens = answer.tokens(pipe, draft)
+        ids, weights = answer.ids_and_weights(prompt_tokens)
+        values = rounded(answer.text_means(pipe, prompt_tokens))
+        yield msgspec.structs.replace(draft, ids=ids, weights=weights, values=values)
 
 
 def _calls(recording: _Recording) -> Iterable[CallVector]:
@@ -180,23 +176,18 @@ def _stored_pictures(
         return msgspec.UNSET, msgspec.UNSET
     size = recording.pipe.bundle.manifest.picture_size
     image, mask = f"pictures/{task}/image", f"pictures/{task}/mask"
-    if sample.image is None:
-        pixels, hole = _drawn(*size.grid), _disc(*size.grid)
-    else:
-        pixels = np.asarray(Image.fromarray(to_rgb(open_picture(sample.image))[0]).resize((size.width, size.height)))
-        whole = _disc(*size.grid) if sample.mask is None else read_mask(sample.mask, *reversed(_extent(sample.image)))[0]
-        hole = np.asarray(Image.fromarray(whole).resize((size.width, size.height), Image.Resampling.NEAREST))
+    given = None if sample.image is None else to_rgb(open_picture(sample.image))[0]
+    pixels = _drawn(*size.grid) if given is None else np.asarray(Image.fromarray(given).resize((size.width, size.height)))
     recording.tensors[image] = pixels.astype(np.uint8)
     if spec.mask != "input":
         return image, msgspec.UNSET
+    hole = _disc(*size.grid)
+    if given is not None and sample.mask is not None:
+        rows, columns = given.shape[:2]
+        whole = Image.fromarray(read_mask(sample.mask, columns, rows)[0])
+        hole = np.asarray(whole.resize((size.width, size.height), Image.Resampling.NEAREST))
     recording.tensors[mask] = np.where(hole, np.uint8(255), np.uint8(0))
     return image, mask
-
-
-def _extent(image: PictureSource) -> tuple[int, int]:
-    """Rows and columns."""
-    rows, columns = to_rgb(open_picture(image))[0].shape[:2]
-    return rows, columns
 
 
 def _drawn(rows: int, columns: int) -> NDArray[np.uint8]:

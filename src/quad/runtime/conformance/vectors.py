@@ -179,8 +179,3 @@ def distance(values: Values, answer: NDArray[np.float64]) -> float:
     if expected.shape != answer.shape or not np.isfinite(answer).all():
         return float("inf")
     return float(np.abs(expected - answer).max(initial=0.0) / max(np.sqrt(np.square(expected).mean()), 1e-12))
-
-
-def rounded(means: NDArray[np.floating[Any]]) -> Values:
-    """As they are stored: float32."""
-    return tuple(float(np.float32(mean)) for mean in means.ravel())

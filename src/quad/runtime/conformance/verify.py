@@ -97,10 +97,10 @@ def _noise_distance(vector: NoiseVector) -> float:
 
 def _text_distance(pipe: QuadPipeline, vector: TextVector) -> float:
     """Of the hidden states; infinite where a token or a weight is another."""
-    chunks = answer.tokens(pipe, vector).chunks
-    ids = tuple(tuple(map(int, chunk.ids[0])) for chunk in chunks)
-    weights = tuple(tuple(map(float, chunk.weights)) for chunk in chunks)
-    return distance(vector.values, answer.text_means(pipe, vector)) if (ids, weights) == (vector.ids, vector.weights) else FAILED
+    prompt = answer.tokens(pipe, vector)
+    if answer.ids_and_weights(prompt) != (vector.ids, vector.weights):
+        return FAILED
+    return distance(vector.values, answer.text_means(pipe, prompt))
 
 
 def _means_distance(values: Values, answered: Callable[[], Means]) -> float:
