@@ -14,8 +14,8 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 
+from quad.compile.agreement import encoding_of
 from quad.compile.litert.flatbuffer import WrittenTensor, read_operators, read_tensors
-from quad.compile.litert.lowering import encoding_of
 from quad.compile.litert.products import halves
 from quad.compile.passes.edit import constant, is_op
 from quad.compile.placement.every_edge import refined

@@ -15,6 +15,7 @@ import msgspec
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quad.compile.agreement import limit_of
 from quad.compile.artifact import TFLITE_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.litert.aot.chips import Chip, chips_named
@@ -31,7 +32,6 @@ from quad.compile.placement.integer_graph import (
     with_sinusoid,
 )
 from quad.compile.qnn.chips import soc_names
-from quad.compile.targets import is_eight_bit_site
 from quad.core.chips import CPU, RUNS_ON_CPU
 from quad.core.component_call import ComponentCall, of_component
 from quad.core.digests import canonical_json, digest
@@ -155,14 +155,12 @@ def _feeds(
 def _prove(
     graph: str, content: bytes, placed: IntegerGraph, feeds: Mapping[str, Mapping[str, NDArray[Any]]], context: CompileContext
 ) -> dict[str, float]:
-    from quad.compile.litert.proof import AGREE_DB, BYTE_AGREE_DB, DYNAMIC_AGREE_DB, FLOAT_AGREE_DB, Proof
+    from quad.compile.litert.proof import DYNAMIC_AGREE_DB, FLOAT_AGREE_DB, Proof
 
     profile = context.profile.component(component_of(graph))
-    if context.profile.mode == FLOAT:
-        limit_db = DYNAMIC_AGREE_DB if profile else FLOAT_AGREE_DB
-    else:
-        limit_db = BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
     output, floats = next(iter(placed.ports.outputs.values())), context.profile.mode == FLOAT
+    float_limit_db = DYNAMIC_AGREE_DB if profile else FLOAT_AGREE_DB
+    limit_db = float_limit_db if floats else limit_of(profile)
     proof = Proof(name=graph, content=content, placed=placed.model, output=output, delegates=floats, limit_db=limit_db)
     return proof.agreement(feeds)
 

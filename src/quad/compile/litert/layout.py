@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quad.compile.passes.layout.axes import equal_runs
+
 Shape = tuple[int, ...]
 Order = tuple[int, ...]
 
@@ -59,7 +61,7 @@ def reshaped(before: Shape, order: Order, after: Shape) -> Order | None:
 
     Axes of length 1 come first.
     """
-    groups = _groups([n for n in before if n != 1], [n for n in after if n != 1])
+    groups = equal_runs([n for n in before if n != 1], [n for n in after if n != 1])
     real_before = [axis for axis, n in enumerate(before) if n != 1]
     real_after = [axis for axis, n in enumerate(after) if n != 1]
     memory = [real_before.index(axis) for axis in order if before[axis] != 1]
@@ -72,19 +74,3 @@ def reshaped(before: Shape, order: Order, after: Shape) -> Order | None:
         result += [real_after[axis] for axis in group[1]]
         place += len(group[0])
     return tuple(result)
-
-
-def _groups(before: list[int], after: list[int]) -> list[tuple[range, range]]:
-    """Axes on either side that hold the same numbers, as few as can be; no axis has length 1."""
-    groups = []
-    i = k = 0
-    while i < len(before):
-        first, third, left, right = i, k, before[i], after[k]
-        i, k = i + 1, k + 1
-        while left != right:
-            if left < right:
-                left, i = left * before[i], i + 1
-            else:
-                right, k = right * after[k], k + 1
-        groups.append((range(first, i), range(third, k)))
-    return groups

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quad.compile.agreement import encoding_of
 from quad.compile.litert.layout import Order, Shape, Stored, laid_out, plain, same_numbers
 from quad.compile.litert.tflite_model import ModelBuilder, TfliteModel
 from quad.compile.passes.edit import constant, is_op, producer, static_shape
@@ -212,23 +213,6 @@ def _written(value: ir.Value) -> ir.Value:
     if len(uses) == 1 and is_op(uses[0].node, _QUANTIZE) and not value.is_graph_output():
         return uses[0].node.outputs[0]
     return value
-
-
-def encoding_of(node: ir.Node) -> Encoding:
-    """Of a Q or a DQ."""
-    scale, zero = constant(node.inputs[1]), constant(node.inputs[2])
-    if scale is None or zero is None:
-        raise UnsupportedError(mismatch(f"{node.name}", "a constant scale and zero point", "a computed one", "report it"))
-    signed = zero.dtype.kind == "i"
-    axis = node.attributes["axis"].as_int() if "axis" in node.attributes and scale.size > 1 else None
-    return Encoding(
-        bits=8 * zero.dtype.itemsize,
-        signed=signed,
-        symmetric=signed and not zero.any(),
-        scale=tuple(float(s) for s in scale.reshape(-1)),
-        zero_point=tuple(int(z) for z in zero.reshape(-1)),
-        axis=axis,
-    )
 
 
 def same_encoding(first: Encoding, second: Encoding) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from quad.compile.agreement import limit_of
 from quad.compile.artifact import MODEL_FILE, Artifact, FileArtifact
 from quad.compile.backend import Backend, BackendRequest, CompileContext, OutputDirectory
 from quad.compile.passes import Observer
@@ -77,7 +78,7 @@ class QnnBackend:
 
     def artifact(self, model: ir.Model, graph: str, context: CompileContext, observer: Observer) -> Artifact:
         """See `Backend.artifact`: an encoding for every edge, the binary, and its agreement with the CPU in emulation."""
-        from quad.compile.qnn.emulate import check_agreement, limit_of  # imports a vendor's package, an extra
+        from quad.compile.qnn.emulate import check_agreement  # imports a vendor's package, an extra
 
         component = component_of(graph)
         profile = context.profile.component(component)

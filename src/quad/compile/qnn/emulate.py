@@ -12,27 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from quad.compile.artifact import save_graph
+from quad.compile.agreement import AGREE_DB, as_written, encoding_of
 from quad.compile.first_divergence import first_under
 from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.qnn.chips import Soc
 from quad.compile.qnn.htp import compiler_options
-from quad.compile.targets import is_eight_bit_site
 from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory
-from quad.runtime.engines.ort import session_options
 from quad.runtime.engines.qnn import htp_session
 
 Arrays = Mapping[str, NDArray[Any]]
-# Where HTP and CPU differ by rounding edges alone. Measured on the reference model: 59 dB and more with 16-bit activations, 30 dB where a
-# rounding edge is a step of 8 bits (whose own noise is 24 dB); compiler faults gave 15 dB and less.
-AGREE_DB, BYTE_AGREE_DB = 35.0, 20.0
-_AS_WRITTEN = "w8a16"
 
 
 @dataclass(frozen=True)
@@ -47,11 +40,6 @@ class Divergence:
     tensor: str
     operator: str
     sqnr_db: float
-
-
-def limit_of(profile: Mapping[str, Encoding]) -> float:
-    """The least agreement that a graph of this profile is held to, dB."""
-    return BYTE_AGREE_DB if any(is_eight_bit_site(*item) for item in profile.items()) else AGREE_DB
 
 
 def check_agreement(
@@ -71,7 +59,7 @@ def check_agreement(
         raise BackendError(mismatch(str(compiled), "an encoded output", "none", "build the bundle again"))
     binary = htp_session(compiled)
     with scratch_directory() as scratch:
-        reference = _on_cpu(graph.model, scratch)
+        reference = as_written(graph.model, scratch / "reference.onnx")
         agreement_db: dict[str, float] = {}
         for name, feed in feeds.items():
             expected, output = (encoding.dequantize(session.run(None, dict(feed))[0]) for session in (reference, binary))
@@ -109,14 +97,8 @@ def _quantized(graph: ir.Graph) -> list[tuple[str, str, Encoding]]:
     for node in graph:
         source = node.inputs[0].producer() if node.op_type == "QuantizeLinear" and node.inputs[0] is not None else None
         if source is not None and source.op_type != "DequantizeLinear":
-            edges.append((str(node.outputs[0].name), source.op_type, _encoding_of(node)))
+            edges.append((str(node.outputs[0].name), source.op_type, encoding_of(node)))
     return edges
-
-
-def _encoding_of(node: ir.Node) -> Encoding:
-    scale, zero = (value.const_value.numpy() for value in node.inputs[1:3] if value is not None and value.const_value is not None)
-    signed = zero.dtype.kind == "i"
-    return Encoding(bits=8 * zero.dtype.itemsize, signed=signed, symmetric=signed, scale=(float(scale),), zero_point=(int(zero),))
 
 
 def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: Soc, feed: Arrays) -> list[float]:
@@ -127,14 +109,7 @@ def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: S
     present = {str(value.name) for value in copy.graph.outputs}
     copy.graph.outputs.extend([values[name] for name in names if name not in present])
     with scratch_directory() as scratch:
-        reference = _on_cpu(copy, scratch)
+        reference = as_written(copy, scratch / "reference.onnx")
         candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
         expected, outputs = (session.run(names, dict(feed)) for session in (reference, candidate))
     return [array_sqnr_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, outputs, strict=True)]
-
-
-def _on_cpu(model: ir.Model, folder: Path) -> ort.InferenceSession:
-    """The Q/DQ graph computed as it is written."""
-    path = folder / "reference.onnx"
-    save_graph(model, path)
-    return ort.InferenceSession(str(path), session_options(_AS_WRITTEN, 1), providers=["CPUExecutionProvider"])

@@ -5,6 +5,7 @@ A permutation is that of ONNX: axis k of the result is axis `perm[k]` of what wa
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -52,18 +53,28 @@ def reshape_first(turned: tuple[int, ...] | None, reshaped: tuple[int, ...] | No
 def _blocks(before: tuple[int, ...], after: tuple[int, ...]) -> list[_Block] | None:
     if prod(before) != prod(after) or not before or not after or 0 in before:
         return None
-    blocks: list[_Block] = []
+    blocks = equal_runs(before, after)
+    # What is left over on one side has length 1 and goes with the last block.
+    first, third = blocks[-1][0].start, blocks[-1][1].start
+    blocks[-1] = range(first, len(before)), range(third, len(after))
+    return [_Block(tuple(left), tuple(right)) for left, right in blocks]
+
+
+def equal_runs(before: Sequence[int], after: Sequence[int]) -> list[tuple[range, range]]:
+    """Axes on either side, side by side, that hold the same numbers, as few as can be; axes of length 1 at the end of one are left over.
+
+    Args:
+        before, after: shapes of as many numbers.
+    """
+    runs = []
     i = k = 0
     while i < len(before) and k < len(after):
-        first, third = i, k
-        left, right = before[i], after[k]
+        first, third, left, right = i, k, before[i], after[k]
         i, k = i + 1, k + 1
         while left != right:
             if left < right:
                 left, i = left * before[i], i + 1
             else:
                 right, k = right * after[k], k + 1
-        blocks.append(_Block(tuple(range(first, i)), tuple(range(third, k))))
-    # What is left over on one side has length 1 and goes with the last block.
-    last = blocks.pop()
-    return [*blocks, _Block((*last.before, *range(i, len(before))), (*last.after, *range(k, len(after))))]
+        runs.append((range(first, i), range(third, k)))
+    return runs
