@@ -16,7 +16,7 @@ import pytest
 
 from quad.compile.backend import BACKENDS
 from quad.compile.passes.registry import PASSES
-from quad.compile.targets import Target, load_target, target_names
+from quad.compile.targets import Target, check_precision, load_target, target_names
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerKind, SamplerSettings
 from quad.lora import kinds, low_rank
@@ -110,6 +110,8 @@ def test_a_target_is_known_in_every_place(name: str) -> None:
     engines = _row("docs/targets.md", f"| `{name}` |")
     assert all(f"`{engine}`" in engines for engine in target.engines), "docs/targets.md: its engines"
     assert f"`{name}`" in _row("docs/cli.md", "| `--target` NAME |"), "docs/cli.md: --target"
+    check_precision(target, target.default_precision)
+    assert f"default `{target.default_precision}`" in engines, "docs/targets.md: its default precision"
     passes = _row("docs/passes.md", f"| `{name}` |")
     assert [step for step in target.passes if f"`{step}`" not in passes] == [], "docs/passes.md: the passes that it uses"
     assert f'"{name}"' in _tests("compile") + _tests("build"), "tests/compile or tests/build: a test"

@@ -60,7 +60,7 @@ from quad.build.request import BuildRequest
 from tests.build.samples import SAMPLES
 model, output = map(Path, sys.argv[1:3])
 adapters = {name: Path(file) for name, file in zip(sys.argv[3::2], sys.argv[4::2])}
-quad.build(BuildRequest(model=model, adapters=adapters, output=output, samples=SAMPLES, distill_steps=0))
+quad.build(BuildRequest(model=model, adapters=adapters, output=output, samples=SAMPLES, precision='w8a16', distill_steps=0))
 """
 
 

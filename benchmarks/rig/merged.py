@@ -38,7 +38,8 @@ STEPS, IMAGES = 4, 20
 
 def compare(bundle: Path, cache: Path, threads: int | None) -> dict[str, Any]:
     """Seconds of `IMAGES` pictures of two tasks in turn, on both sides, and of loading a U-Net."""
-    merged = {task: merged_bundle(cache, task) for task in TASKS}
+    precision = open_bundle(bundle).manifest.precision
+    merged = {task: merged_bundle(cache, task, precision) for task in TASKS}
     cores = threads or default_threads()
     ours, theirs = _one_for_all(bundle, cores), _swapped(merged, cores)
     return {"one_for_all": ours, "merged": theirs, "ratio": theirs["seconds"] / ours["seconds"]}
@@ -53,12 +54,12 @@ def figures(compared: Mapping[str, Any]) -> list[Figure]:
     ]
 
 
-def merged_bundle(cache: Path, task: str) -> Path:
+def merged_bundle(cache: Path, task: str, precision: str) -> Path:
     """A bundle of the reference model with one adapter in its weights, for one task; built once."""
-    place = cache / f"merged-{task}"
+    place = cache / f"merged-{task}-{precision.replace(':', '_')}"
     if not (place / "bundle.json").is_file():
         model = _merged_model(cache / f"model-{task}", task)
-        words = (sys.executable, "-m", "quad", "build", str(model), "-o", str(place), "--distill-steps", "0", "--json")
+        words = (sys.executable, "-m", "quad", "build", str(model), "-o", str(place), "--precision", precision, "--json")
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return place
 

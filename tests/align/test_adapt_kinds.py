@@ -57,7 +57,7 @@ def files(adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def phone(model_dir: Path, files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("frozen") / "phone"
-    build(BuildRequest(model_dir, files, place, samples=SAMPLES, distill_steps=0))
+    build(BuildRequest(model_dir, files, place, samples=SAMPLES, precision="w8a16", distill_steps=0))
     return place
 
 

@@ -75,7 +75,7 @@ def aligner(solved: Base, tiny: Any) -> Aligner:
 
 @pytest.fixture
 def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> BuildRequest:
-    return BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, distill_steps=STEPS)
+    return BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="w8a16", distill_steps=STEPS)
 
 
 def test_every_adapter_is_packed_and_measured(aligner: Aligner, request_: BuildRequest, profile: Profile, slots: SlotTable) -> None:

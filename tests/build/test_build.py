@@ -31,7 +31,7 @@ from tests.build.samples import SAMPLES, run
 
 @pytest.fixture(scope="module")
 def request_(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
-    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", samples=SAMPLES)
+    return BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", samples=SAMPLES, precision="w8a16")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_the_result_has_the_fields_that_checks_read(built: BuildResult, seen: li
     assert set(fields["stages"]) == {*STAGES} - {"compile", "emulate"}  # those are of targets with a compiler
     assert [stage for stage, _ in seen if stage == "done"] == ["done"]
     assert fields["rom_bytes"]["shared"] > 0
-    assert [note.partition(",")[0] for note in fields["notes"] if "mixed:80" in note] == ["w8a16 on cpu computes what a chip does"]
+    assert [note.partition(",")[0] for note in fields["notes"] if "mixed:80" in note] == ["w8a16 on cpu is for checking a chip's numbers"]
     assert fields["room"]["adapters"] == 2
     slots = open_bundle(built.bundle).slots
     assert fields["slots"] == "normalised"  # the default

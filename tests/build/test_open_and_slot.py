@@ -51,6 +51,6 @@ def test_adapters_are_looked_at_before_the_model(
         "a checkpoint": (model_dir / "unet/diffusion_pytorch_model.safetensors", "this is a checkpoint, not a LoRA: give it as MODEL"),
         "a directory of none": (model_dir / "scheduler", "expected pytorch_lora_weights.safetensors or adapter_model.safetensors"),
     }[fault]
-    request = BuildRequest(model_dir, {**adapter_files, "ink": path}, tmp_path / "phone", samples=SAMPLES)
+    request = BuildRequest(model_dir, {**adapter_files, "ink": path}, tmp_path / "phone", samples=SAMPLES, precision="w8a16")
     with pytest.raises(InputError, match=re.escape(says)):
         opening.open_and_slot(request, StageClock(STAGES, silent))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from quad.build.request import BuildRequest
+from quad.compile.targets import load_target, target_names
 from quad.core.errors import UsageError
 from quad.core.profile import MOST_GROUPS
 from quad.quantize.profile.groups import DEFAULT_LOSS, GroupLimits
@@ -41,7 +43,7 @@ def test_places_side_by_side_are_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize("given", [{"soc": "SM8650"}, {"encodings": Path("qairt")}])
 def test_what_only_qnn_htp_reads_is_not_passed_over(tmp_path: Path, given: dict[str, object]) -> None:
     """A bundle for a CPU in place of one for the chip that was named."""
-    with pytest.raises(UsageError, match=r"a target that compiles for Qualcomm, found cpu; leave it out or choose --target qnn-htp"):
+    with pytest.raises(UsageError, match=r"a target that compiles for .*Qualcomm, found cpu; leave it out or choose --target .*qnn-htp"):
         BuildRequest(tmp_path, {}, tmp_path / "phone", **given).check()  # type: ignore[arg-type]
 
 
@@ -75,3 +77,15 @@ def test_how_many_profiles_there_may_be(tmp_path: Path) -> None:
 def test_an_unknown_chip_is_wrong_usage(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"--soc: expected SM8350 .* found SM1; choose one of these"):
         BuildRequest(tmp_path, {}, tmp_path / "phone", target="qnn-htp", soc="SM1").check()
+
+
+DEFAULTS = {"cpu": "mixed:80", "openvino": "mixed:80", "qnn-htp": "w8a16", "litert": "w8a16"}
+
+
+@pytest.mark.parametrize("target", DEFAULTS)
+def test_the_precision_follows_the_target_until_somebody_says(tmp_path: Path, target: str) -> None:
+    request = BuildRequest(tmp_path, {}, tmp_path / "phone", target=target)
+    assert request.resolved_precision == DEFAULTS[target]
+    assert replace(request, precision="w8a8").resolved_precision == "w8a8"
+    for other in target_names():
+        assert replace(request, target=other).resolved_precision == load_target(other).default_precision

@@ -33,7 +33,7 @@ Command = Callable[[Path], list[str]]
 def command(model_dir: Path, adapter_files: dict[str, Path]) -> Command:
     """The words of one build, by its output."""
     adapters = [word for name, file in adapter_files.items() for word in ("--adapter", f"{name}={file}")]
-    return lambda out: ["build", str(model_dir), *adapters, "-o", str(out), "--distill-steps", "2", "--json"]
+    return lambda out: ["build", str(model_dir), *adapters, "-o", str(out), "--precision", "w8a16", "--distill-steps", "2", "--json"]
 
 
 def digests(bundle: Path) -> dict[str, str]:

@@ -23,7 +23,13 @@ SIZES, SMALL = (PictureSize(64, 64), PictureSize(64, 128)), (PictureSize(16, 16)
 @pytest.fixture(scope="module")
 def model(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> SlottedModel:
     request = BuildRequest(
-        model_dir, {}, tmp_path_factory.mktemp("sizes") / "phone", samples=SAMPLES[:1], size="64,64x128", sampler="ddim:1"
+        model_dir,
+        {},
+        tmp_path_factory.mktemp("sizes") / "phone",
+        samples=SAMPLES[:1],
+        size="64,64x128",
+        sampler="ddim:1",
+        precision="w8a16",
     )
     return open_and_slot(request, StageClock(STAGES, silent))
 

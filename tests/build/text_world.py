@@ -50,7 +50,9 @@ def text_adapter_files(base: Base, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def text_request(model_dir: Path, text_adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildRequest:
     """A build with all three; the output is to be replaced."""
-    return BuildRequest(model_dir, text_adapter_files, tmp_path_factory.mktemp("text") / "phone", samples=SAMPLES, distill_steps=2)
+    return BuildRequest(
+        model_dir, text_adapter_files, tmp_path_factory.mktemp("text") / "phone", samples=SAMPLES, precision="w8a16", distill_steps=2
+    )
 
 
 def to(request: BuildRequest, name: str, target: str, precision: str) -> BuildRequest:

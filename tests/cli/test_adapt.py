@@ -49,7 +49,7 @@ def _refused(code: int, *arguments: object) -> str:
 def phone(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A frozen bundle."""
     place = tmp_path_factory.mktemp("frozen") / "phone"
-    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, distill_steps=0))
+    build(BuildRequest(model_dir, adapter_files, place, samples=SAMPLES, precision="w8a16", distill_steps=0))
     return place
 
 

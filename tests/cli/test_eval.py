@@ -67,7 +67,7 @@ def _refused(code: int, says: str, *arguments: str | Path) -> None:
 @pytest.fixture(scope="module")
 def bundle(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("eval") / "phone"
-    _json("build", model_dir, "-o", out, "--distill-steps", "2", *_adapters(model_dir))
+    _json("build", model_dir, "-o", out, "--precision", "w8a16", "--distill-steps", "2", *_adapters(model_dir))
     return out
 
 

@@ -31,7 +31,7 @@ def frozen(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     save_file({name: tensor * 0.01 for name, tensor in lora.items()}, place / "own.safetensors")
     samples = [CalibrationSample(task="text-to-image", prompt="a", adapter="own")]
-    build(BuildRequest(model_dir, {"own": place / "own.safetensors"}, place / "phone", samples=samples, distill_steps=0))
+    build(BuildRequest(model_dir, {"own": place / "own.safetensors"}, place / "phone", samples=samples, precision="w8a16", distill_steps=0))
     return place / "phone"
 
 

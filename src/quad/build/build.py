@@ -7,6 +7,7 @@ open -> lora -> slot -> solve -> equalize -> calibrate -> score -> unify -> alig
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 from quad.build.align_adapters import align_adapters
 from quad.build.calls.float_teacher import FloatTeacher
@@ -44,7 +45,8 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
         target. CompatibilityError: adapters do not fit. BackendError: the disk is full, or the graph does not run as the network does.
     """
     start = time.perf_counter()
-    check_precision(load_target(request.target), request.precision)
+    request = replace(request, precision=request.resolved_precision)
+    check_precision(load_target(request.target), request.resolved_precision)
     request.check()
     backend = request.backend
     backend.require(request.model)
@@ -96,6 +98,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
 def _precision_notes(request: BuildRequest) -> tuple[str, ...]:
     """A line on 16-bit activations where the target is a CPU: it has integer kernels for 8 bits alone."""
     target = load_target(request.target)
-    if eight_bit_percent(request.precision) == 0.0 and target.integer and not target.integers_only:
-        return (f"{request.precision} on {request.target} computes what a chip does, in float; mixed:80 is about 6 times as fast",)
+    precision = request.resolved_precision
+    if eight_bit_percent(precision) == 0.0 and target.integer and not target.integers_only:
+        fast = f"{target.default_precision} is about 6 times as fast"
+        return (f"{precision} on {target.name} is for checking a chip's numbers, computed in float; {fast}",)
     return ()

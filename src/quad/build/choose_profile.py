@@ -68,7 +68,7 @@ def choose_profile(
         InputError, UsageError: as `quad.build.build.build`.
     """
     parents = {"base": model.base.digest, **{f"adapter:{adapter.name}": adapter.digest for adapter in model.adapters}}
-    if request.precision in FLOATS:
+    if request.resolved_precision in FLOATS:
         return _float_profile(request, model, {**parents, "slots": model.table.digest}, clock, needs_calls=needs_calls)
     target = load_target(request.target)
     slots = integer_slots(model.table, request.lora_bits, target.int16_largest)
@@ -126,7 +126,7 @@ def _float_profile(
         with clock("calibrate"):
             _, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
     encodings: dict[str, dict[str, Encoding]] = {}
-    if request.precision == DYNAMIC:
+    if request.resolved_precision == DYNAMIC:
         weights = {name: weights_of(network) for name, network in model.networks.items()}
         encodings = byte_weights(weights, UnifyOptions(ranges=request.quality.ranges))
     profile = Profile(encodings=encodings, mode=FLOAT, parents=dict(parents))

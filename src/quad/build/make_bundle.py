@@ -108,10 +108,10 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             sinusoid=sinusoid_of(model.base),
         )
         parts = BundleParts(
-            name=request.name or f"{request.target}-{request.precision}-{context.profile.digest[:8]}",
+            name=request.name or f"{request.target}-{request.resolved_precision}-{context.profile.digest[:8]}",
             base=model.base,
             target=context.target.name,
-            precision=request.precision,
+            precision=request.resolved_precision,
             engines=context.target.engines,
             slots=context.slots,
             profile=context.profile,
@@ -130,7 +130,7 @@ def stored_files(request: BuildRequest, model: SlottedModel, teacher: FloatTeach
     if not model.adapters:
         return {}
     grid = model.base.latent.grid(model.base.picture_size)
-    if request.precision in FLOATS:
+    if request.resolved_precision in FLOATS:
         probes = few_probes(model.base, teacher.networks, model.table, model.adapters, model.samples)
         return admission_files(chosen_calls(probes, grid), None)
     corrections = Corrections.between(teacher.networks[UNET], model.networks[UNET], model.mixed_precision.folded)
@@ -191,7 +191,7 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
     def check(stage: Path, graphs: Mapping[str, Path]) -> Mapping[str, Golden]:
         try:
             files = SmokeFiles(graphs, stage / PROBES_FILE, parts.profile)
-            smoke = run_smoke(files, parts.engines[0], request.precision, cases, parts.slots, parts.adapters)
+            smoke = run_smoke(files, parts.engines[0], request.resolved_precision, cases, parts.slots, parts.adapters)
         except BackendError:
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again
             raise

@@ -154,7 +154,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room, request.slots
     )
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
-    percent = eight_bit_percent(request.precision) or 0.0
+    percent = eight_bit_percent(request.resolved_precision) or 0.0
     mixed_precision = MixedPrecision(network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent)
     mixed_precision.split()
     networks = component_networks(base, slotted.unet, slotted.text_encoder)

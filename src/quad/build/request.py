@@ -52,7 +52,8 @@ class BuildRequest:
         output: the bundle directory to write.
         samples: calls of the pipeline that the ranges must hold; those of adapters that are not built are left out.
         name: the bundle's name for people; None for one of what it holds: target, precision, and the beginning of the profile's digest.
-        target, precision: see `quad.compile.targets`.
+        target: see `quad.compile.targets`.
+        precision: see `quad.core.precision`; None for the target's own, `resolved_precision`.
         lora_bits: 16 or 8.
         max_rank: rank of every slot, to which larger adapters are reduced; None gives each slot what `room` says.
         adapter_ranks: adapter -> the most that a module of it gets, in place of `max_rank`.
@@ -92,7 +93,7 @@ class BuildRequest:
     name: str | None = None
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
     target: str = "cpu"
-    precision: str = "w8a16"
+    precision: str | None = None
     lora_bits: int = 16
     max_rank: int | None = None
     adapter_ranks: Mapping[str, int] = field(default_factory=dict)
@@ -119,6 +120,15 @@ class BuildRequest:
     vae: Path | None = None
     prediction: str | None = None
     threads: int = 1
+
+    @property
+    def resolved_precision(self) -> str:
+        """The precision that was asked for, or the target's own.
+
+        Raises:
+            UsageError: no such target.
+        """
+        return load_target(self.target).default_precision if self.precision is None else self.precision
 
     @property
     def base_options(self) -> BaseOptions:

@@ -31,7 +31,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         str | None,
         typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), dynamic-w8 (target litert: weights of 8 bits, "
                      "activations rounded as the engine runs), or float to compare with.",
-                     show_default="w8a16"),
+                     show_default="mixed:80 for cpu and openvino, w8a16 for chips"),
     ] = None  # fmt: skip
     lora_bits: Annotated[int | None, typer.Option(help="Bits of a LoRA weight: 16 or 8.", show_default="16")] = None
     max_rank: Annotated[

@@ -35,6 +35,7 @@ from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 
 FP16_BYTES = 2
+PRECISION = "w8a16"  # what every target runs, and what the page's bars are of
 
 
 @dataclass(frozen=True)
@@ -74,9 +75,11 @@ def fp16_bytes(paths: DemoPaths) -> Fp16Bytes:
 def build_bundle(paths: DemoPaths, progress: Progress) -> dict[str, Any]:
     """Build the bundle; returns the object of `quad build --json`."""
     samples = calibration_samples(paths.model, paths.adapters)
-    request = BuildRequest(model=paths.model, adapters=paths.adapters, output=paths.bundle, samples=samples, name="toyland")
+    request = BuildRequest(
+        model=paths.model, adapters=paths.adapters, output=paths.bundle, samples=samples, name="toyland", precision=PRECISION
+    )
     built = build(request, lambda stage, share: progress(f"build: {stage}", share)).to_json()
-    return {**built, "precision": request.precision}
+    return {**built, "precision": request.resolved_precision}
 
 
 def demo(paths: DemoPaths, n: int, show: Callable[[str, str, float], None]) -> DemoResult:

@@ -39,6 +39,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     Args:
         engines: engines that run its graphs, best first.
         precisions: what `--precision` may ask for; `mixed` stands for every `mixed:P`.
+        default_precision: what a build has where nobody says: the fast one that its chip has kernels for.
         slot_dtypes, activation_dtypes: element types of slot inputs and of activations between Q and DQ.
         bias: element type of biases.
         int16_largest: magnitude of signed 16-bit integers, where the chip counts fewer than the type has.
@@ -61,6 +62,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     name: str
     engines: tuple[str, ...]
     precisions: tuple[str, ...]
+    default_precision: str
     slot_dtypes: tuple[str, ...]
     activation_dtypes: tuple[str, ...]
     bias: str

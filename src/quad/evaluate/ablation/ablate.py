@@ -178,7 +178,7 @@ def _build_request(
     request: AblationRequest, row: AblationRow, adapters: Mapping[str, Path], output: Path, samples: Sequence[CalibrationSample]
 ) -> BuildRequest:
     plain = BuildRequest(model=request.model, adapters=adapters, output=output, samples=samples, name="ablation", target=request.target)
-    return replace(plain, **row.build, quality=QualitySteps(**row.quality))
+    return replace(plain, **{"precision": row.precision, **row.build}, quality=QualitySteps(**row.quality))
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class AblationRow:
 
     Args:
         name: unique; also the name of its folder of pictures.
-        build: fields of `BuildRequest` that differ from its defaults.
+        build: fields of `BuildRequest` that differ from its defaults; the precision, where it is not that of the first row.
         quality: fields of `QualitySteps` that do.
         baseline: the row it is to be compared with.
         per_adapter: every adapter is built alone, on its own samples.
