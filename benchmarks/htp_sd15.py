@@ -112,7 +112,7 @@ def build(folder: Path, latent: int, soc: str) -> dict[str, Any]:
     prepared = prepare(latent, clock)
 
     def place() -> IntegerGraph:
-        lowered = lower_layers(run_passes(prepared.model, passes_before(target.passes)), prepared.encodings, unobserved)
+        lowered = lower_layers(run_passes(prepared.model, passes_before(target.passes)), prepared.encodings, target, unobserved)
         calls = host_inputs([prepared.call], prepared.sinusoid)
         return with_sinusoid(place_integers(lowered, prepared.encodings, calls, target, unobserved), prepared.sinusoid)
 

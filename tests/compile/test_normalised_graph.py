@@ -170,7 +170,7 @@ def test_the_chip_takes_the_graph_whole_with_integer_scales(normalised: Normalis
     encodings, sinusoid = profile.component("unet"), sinusoid_of(tiny.base)
     given = {one.name if one else "base": rescaled_inputs(one, table, profile) for one in (None, *normalised.adapters)}
     calls = host_inputs([ComponentCall(source=name, inputs=tiny.inputs, slots=slots) for name, slots in given.items()], sinusoid)
-    model = lower_layers(run_passes(normalised.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
+    model = lower_layers(run_passes(normalised.graph.clone(), passes_before(TARGET.passes)), encodings, TARGET, unobserved)
     graph = with_sinusoid(place_integers(model, encodings, calls, TARGET, unobserved), sinusoid)
     scales = next(value for value in graph.model.graph.inputs if value.name == SCALES)
     assert scales.dtype == ir.DataType.INT16

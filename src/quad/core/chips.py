@@ -1,8 +1,8 @@
-"""States of a chip after a build, in the words that `bundle.json` records and `quad inspect` shows: never more than was done."""
+"""Chips as a build is asked for them, and what was done for each, in the words that `bundle.json` records and `quad inspect` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 EMULATED = "compiled and run in emulation"
 ON_CPU_DEVICE = "compiled and run on the CPU device"
@@ -25,3 +25,8 @@ def of_all(graphs: Iterable[Mapping[str, str]]) -> dict[str, str]:
         for chip, state in graph.items():
             states[chip] = min(states.get(chip, state), state, key=_LEAST_FIRST.index)
     return states
+
+
+def soc_names(option: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The chips that `--soc` names, one or several."""
+    return (option,) if isinstance(option, str) else tuple(option or ())

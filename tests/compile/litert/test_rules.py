@@ -22,7 +22,7 @@ from quad.compile.litert.flatbuffer import read_operators, serialize
 from quad.compile.litert.interpreter import TfliteRunner
 from quad.compile.litert.rules import RULES, lower
 from quad.compile.passes import run_passes, unobserved
-from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, place_integers
+from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, lower_layers, place_integers
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
 from quad.core.decibels import array_sqnr_db
@@ -145,7 +145,7 @@ def placed(case: Case) -> tuple[IntegerGraph, dict[str, Array]]:
     """The case with integers on every edge, and its inputs as those."""
     profile = case.profile()
     call = ComponentCall(source="base", inputs=dict(case.inputs))
-    graph = place_integers(case.model(), profile, [call], TARGET, unobserved)
+    graph = place_integers(lower_layers(case.model(), profile, TARGET, unobserved), profile, [call], TARGET, unobserved)
     return graph, integer_feeds(graph, [call], profile)["base"]
 
 
@@ -224,3 +224,21 @@ def test_another_operator_is_refused_by_name() -> None:
     case = Case(nodes=[node("Erf", "x")], inputs={"x": X})
     with pytest.raises(UnsupportedError, match=r"Erf/y.*found Erf"):
         lower(case.model())
+
+
+@pytest.mark.parametrize("op", ["Gemm", "MatMul"])
+def test_a_layer_of_two_element_types_is_refused(op: str) -> None:
+    """LiteRT's kernels accept 8 bits in and 16 bits out, and give 0 dB."""
+    operands = {"Gemm": [W8], "MatMul": ["z"]}[op]
+    case = Case(nodes=[node(op, ["x", *operands])], inputs={"x": X[0], "z": X[0].T.copy()}, constants={W8: normal(8, 5)})
+    graph, _ = placed(case)
+    for value in graph.model.graph.inputs:
+        if value.name == "x":
+            value.dtype = ir.DataType.INT8
+    for node_of in graph.model.graph:
+        if node_of.op_type == "DequantizeLinear" and node_of.inputs[0].name == "x":
+            zero = ir.val("byte", const_value=ir.tensor(np.int8(0), name="byte"))
+            graph.model.graph.register_initializer(zero)
+            node_of.replace_input_with(2, zero)
+    with pytest.raises(UnsupportedError, match="one element type in and out, found int8"):
+        lower(graph.model)

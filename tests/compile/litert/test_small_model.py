@@ -24,8 +24,7 @@ from quad.compile.litert.proof import Proof
 from quad.compile.litert.rules import lower
 from quad.compile.litert.tflite_model import Tensor, TfliteModel
 from quad.compile.passes import passes_before, run_passes, unobserved
-from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, integer_feeds, place_integers
-from quad.compile.placement.integer_graph import lower_layers as split_biases
+from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, integer_feeds, lower_layers, place_integers
 from quad.compile.targets import load_target
 from quad.core.chips import ACCEPTED, CPU, EMULATED, NOT_COMPILED, RUNS_ON_CPU, of_all
 from quad.core.component_call import ComponentCall
@@ -84,7 +83,7 @@ def compiled(tiny: Any, small: Small, profile: Profile, table: SlotTable, scratc
 @pytest.fixture(scope="module")
 def placed(tiny: Any, small: Small) -> IntegerGraph:
     profile = small.profile.component("unet")
-    model = split_biases(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), profile, unobserved)
+    model = lower_layers(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), profile, TARGET, unobserved)
     return place_integers(model, profile, host_inputs(small.calls, sinusoid_of(tiny.base)), TARGET, unobserved)
 
 

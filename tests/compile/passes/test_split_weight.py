@@ -8,10 +8,11 @@ import pytest
 
 from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.passes.integers.split_weight import SplitWeight, half_encodings
+from quad.compile.targets import load_target
 from quad.core.encoding import encode_range
 from tests.compile.passes.conftest import Sketch, feeds, operators
 
-END = 32639
+END = load_target("litert").int16_largest
 
 
 def test_both_halves_together_are_every_integer() -> None:
@@ -24,7 +25,8 @@ def test_both_halves_together_are_every_integer() -> None:
     halves = half_encodings({"fc.weight": encoding, "fc.in": encode_range(0.0, 1.0, bits=16, signed=False, symmetric=False)})
     assert set(halves) == {"fc.weight/high", "fc.weight/low"}
     parts = {name: halves[name].quantize(graph.initializers[name].const_value.numpy()).astype(np.int64) for name in halves}
-    np.testing.assert_array_equal(256 * parts["fc.weight/high"] + parts["fc.weight/low"], integers)
+    np.testing.assert_array_equal(255 * parts["fc.weight/high"] + parts["fc.weight/low"], integers)
+    assert all(encoding.symmetric and np.abs(parts[name]).max() == 127 for name, encoding in halves.items())
 
 
 @pytest.mark.parametrize("op", ["Conv", "MatMul"])

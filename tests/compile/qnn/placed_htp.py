@@ -64,7 +64,7 @@ def balanced(tiny: Any, adapter: Any) -> dict[str, NDArray[np.float32]]:
 
 
 def lowered(tiny: Any, encodings: Mapping[str, Encoding]) -> ir.Model:
-    return lower_layers(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), encodings, unobserved)
+    return lower_layers(run_passes(tiny.graph.clone(), passes_before(TARGET.passes)), encodings, TARGET, unobserved)
 
 
 @pytest.fixture(scope="module", params=[16, 8])

@@ -68,8 +68,9 @@ def placed_for(soc: Soc) -> tuple[IntegerGraph, dict[str, dict[str, np.ndarray]]
     model = network()
     call = call_of(model)
     profile, generation = profile_of(model, call), generation_of(soc)
-    model = lower_layers(run_passes(model, passes_before(TARGET.passes)), profile, unobserved, generation.passes, generation.weight_dtypes)
-    graph = place_integers(model, profile, [call], generation.table(TARGET), unobserved)
+    table = generation.table(TARGET)
+    model = lower_layers(run_passes(model, passes_before(TARGET.passes)), profile, table, unobserved, generation.passes)
+    graph = place_integers(model, profile, [call], table, unobserved)
     return graph, integer_feeds(graph, [call], profile)
 
 

@@ -16,7 +16,6 @@ import onnx_ir as ir
 
 from quad.compile.agreement import encoding_of
 from quad.compile.litert.flatbuffer import WrittenTensor, read_operators, read_tensors
-from quad.compile.litert.products import halves
 from quad.compile.passes.edit import constant, is_op
 from quad.compile.placement.every_edge import refined
 from quad.core.encoding import Encoding
@@ -82,13 +81,10 @@ def _expected(graph: ir.Graph) -> Iterator[tuple[str, _Expected]]:
     for node in graph:
         if is_op(node, "QuantizeLinear"):
             yield str(node.outputs[0].name), _of(encoding_of(node))
-        elif is_op(node, "DequantizeLinear") and (source := node.inputs[0]) is not None:
-            encoding, array = encoding_of(node), constant(source)
-            if array is not None and encoding.bits == 16 and encoding.axis is not None:
-                for label, _, half in halves(array, encoding):
-                    yield f"{source.name}/{label}", _of(half)
-            elif array is not None or source.is_graph_input():
-                yield str(source.name), _of(encoding)
+        elif is_op(node, "DequantizeLinear"):
+            source = node.inputs[0]
+            if source is not None and (constant(source) is not None or source.is_graph_input()):
+                yield str(source.name), _of(encoding_of(node))
 
 
 def _wanted(name: str, expected: Mapping[str, _Expected]) -> _Expected | None:
@@ -134,7 +130,8 @@ def _against_profile(written: Mapping[str, WrittenTensor], profile: Mapping[str,
         role = role_of(name)
         if role in CONSTANT_ROLES:
             kind = "weights" if role is Role.WEIGHT else "slots"
-            present = wanted.scale in by_constant.get(name, set())
+            # A weight of 16 bits is two of 8, and the finer of the two has its scale.
+            present = wanted.scale in by_constant.get(name, set()) | by_constant.get(f"{name}/low", set())
         else:
             # An activation of 8 bits that no layer of 8 bits reads is written in the finer steps that hold it.
             kind = "activations"

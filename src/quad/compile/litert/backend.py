@@ -31,8 +31,7 @@ from quad.compile.placement.integer_graph import (
     place_integers,
     with_sinusoid,
 )
-from quad.compile.qnn.chips import soc_names
-from quad.core.chips import CPU, RUNS_ON_CPU
+from quad.core.chips import CPU, RUNS_ON_CPU, soc_names
 from quad.core.component_call import ComponentCall, of_component
 from quad.core.digests import canonical_json, digest
 from quad.core.encoding import Encoding
@@ -135,7 +134,8 @@ def _placed(model: ir.Model, calls: Sequence[ComponentCall], context: CompileCon
     if context.profile.mode == FLOAT:
         placed = place_weights(model, profile, context.target, observer)
     else:
-        placed = place_integers(lower_layers(model, profile, observer), profile, fitting(model.graph, calls), context.target, observer)
+        fit, target = fitting(model.graph, calls), context.target
+        placed = place_integers(lower_layers(model, profile, target, observer), profile, fit, target, observer)
     return with_sinusoid(placed, context.sinusoid)
 
 

@@ -1,12 +1,12 @@
 """Rules of products, and how a layer with a constant weight is written.
 
-The weight's integers are those of the profile. One of 16 bits is two of 8: W = 255 H + L, a layer each, and their sum; no engine has a
-kernel for more. What a slot brings is the second operand of a BATCH_MATMUL, as the pack lays it out.
+The weight's integers are those of the profile; one of 16 bits has become two of 8 before (`split_weight`), since no engine has a kernel
+for more. What a slot brings is the second operand of a BATCH_MATMUL, as the pack lays it out.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -20,13 +20,10 @@ from quad.compile.litert.tflite_model import NO_TENSOR
 from quad.core.encoding import Encoding
 from quad.core.errors import UnsupportedError, mismatch
 
-_BASE = 255  # both parts keep to +-127, which kernels of 8 bits count on
-_LARGEST = _BASE * 127 + 127  # as the target's table says, `int16_largest`
-
 
 @dataclass(frozen=True, kw_only=True)
 class ConstantLayer:
-    """A layer with a constant weight, to be written once or, where that has 16 bits, twice.
+    """A layer with a constant weight.
 
     Args:
         kind: name of its operator; `table` and `options` are its options.
@@ -59,7 +56,15 @@ def matmul(lowering: Lowering, node: ir.Node) -> None:
 
 
 def write_product(lowering: Lowering, left: int, right: int, output: int, *, adjoint: bool) -> None:
-    """Append the product of two tensors, the second with its last two axes exchanged where it is adjoint."""
+    """Append the product of two tensors, the second with its last two axes exchanged where it is adjoint.
+
+    Raises:
+        UnsupportedError: they, or the product, have two element types.
+    """
+    tensors = lowering.builder.tensors
+    if len({tensors[index].dtype for index in (left, right, output)}) > 1:
+        types = ", ".join(str(tensors[index].dtype) for index in (left, right, output))
+        raise UnsupportedError(mismatch(tensors[output].name, "one element type in and out", types, "report it with the model's name"))
     lowering.operator("BATCH_MATMUL", [left, right], [output], "BatchMatMulOptions", adjX=False, adjY=adjoint)
 
 
@@ -99,37 +104,24 @@ def layer_bias(lowering: Lowering, node: ir.Node, x: int) -> int:
 
 
 def write_layer(lowering: Lowering, layer: ConstantLayer, output: int) -> None:
-    """Append the layer, or the two that it is the sum of."""
-    if layer.encoding is None or layer.encoding.bits == 8:
-        weight = lowering.builder.constant(layer.name, layer.weight, layer.encoding)
-        operands = [layer.x, weight] if layer.bias == NO_TENSOR and layer.kind == "FULLY_CONNECTED" else [layer.x, weight, layer.bias]
-        if layer.bias == NO_TENSOR and layer.kind == "CONV_2D":
-            operands = [layer.x, weight, _no_bias(lowering, layer)]
-        lowering.operator(layer.kind, operands, [output], layer.table, **layer.options)
-        return
-    parts = []
-    shape = lowering.builder.tensors[output].shape
-    for label, integers, encoding in halves(layer.weight, layer.encoding):
-        part = lowering.temporary(output, label, shape)
-        bias = layer.bias if label == "low" else NO_TENSOR
-        write_layer(lowering, replace(layer, name=f"{layer.name}/{label}", weight=integers, encoding=encoding, bias=bias), part)
-        parts.append(part)
-    lowering.operator("ADD", parts, [output], potScaleInt16=False)
-
-
-def halves(weight: NDArray[Any], encoding: Encoding) -> list[tuple[str, NDArray[np.int8], Encoding]]:
-    """A weight of 16 bits as two of 8, `W = 255 H + L`: label, integers, encoding of each.
+    """Append the layer.
 
     Raises:
-        UnsupportedError: it goes beyond what the two can hold.
+        UnsupportedError: its weight has more than 8 bits, or integers go in and come out in two element types: LiteRT takes such a layer
+            and computes something else.
     """
-    wide = weight.astype(np.int32)
-    if np.abs(wide).max(initial=0) > _LARGEST:
-        raise UnsupportedError(mismatch("a weight of 16 bits", f"integers of at most {_LARGEST}", f"{np.abs(wide).max()}", "profile anew"))
-    high = (wide + _BASE // 2) // _BASE
-    narrow = msgspec.structs.replace(encoding, bits=8, largest=msgspec.UNSET)
-    coarse = msgspec.structs.replace(narrow, scale=tuple(float(np.float32(_BASE * s)) for s in encoding.scale))
-    return [("high", high.astype(np.int8), coarse), ("low", (wide - _BASE * high).astype(np.int8), narrow)]
+    tensors = lowering.builder.tensors
+    if layer.encoding is not None and layer.encoding.bits != 8:
+        bits = f"one of {layer.encoding.bits}"
+        raise UnsupportedError(mismatch(layer.name, "a weight of 8 bits", bits, "report it with the model's name"))
+    if tensors[layer.x].dtype != tensors[output].dtype:
+        types = f"{tensors[layer.x].dtype} and {tensors[output].dtype}"
+        raise UnsupportedError(mismatch(tensors[output].name, "one element type in and out", types, "report it with the model's name"))
+    weight = lowering.builder.constant(layer.name, layer.weight, layer.encoding)
+    operands = [layer.x, weight] if layer.bias == NO_TENSOR and layer.kind == "FULLY_CONNECTED" else [layer.x, weight, layer.bias]
+    if layer.bias == NO_TENSOR and layer.kind == "CONV_2D":
+        operands = [layer.x, weight, _no_bias(lowering, layer)]
+    lowering.operator(layer.kind, operands, [output], layer.table, **layer.options)
 
 
 def _no_bias(lowering: Lowering, layer: ConstantLayer) -> int:

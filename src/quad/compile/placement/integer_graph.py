@@ -55,15 +55,14 @@ class IntegerGraph:
 
 
 def lower_layers(
-    model: ir.Model, profile: Mapping[str, Encoding], observer: Observer, passes: Sequence[str] = (),
-    weight_dtypes: Sequence[str] = ("int8", "int16"),
-) -> ir.Model:  # fmt: skip
+    model: ir.Model, profile: Mapping[str, Encoding], target: Target, observer: Observer, passes: Sequence[str] = ()
+) -> ir.Model:
     """The float graph as profile and chip allow it: layers with 16-bit weights without their biases, or as two of 8 bits.
 
     Args:
         model: after the target's passes.
+        target: of the chip; its layers take constant weights of 16 bits, or of 8 alone.
         passes: names of those that a chip needs behind the target's own.
-        weight_dtypes: integer types of constant weights that the chip takes.
 
     Raises:
         CompatibilityError: the profile names a tensor that the graph has not.
@@ -73,7 +72,7 @@ def lower_layers(
     model = SplitBias(fine)(model).model
     observer("split_bias", model)
     model = run_passes(model, passes, observer)
-    if any(encoding.dtype.name not in weight_dtypes for encoding in fine.values()):
+    if not target.takes_fine_weights:
         model = SplitWeight(fine)(model).model
         observer("split_weight", model)
     return model

@@ -85,10 +85,11 @@ class QnnBackend:
         calls = fitting(model.graph, host_inputs(of_component(context.calls, component), context.sinusoid))
         with context.clock("place"):
             generation = generation_of(self.soc)
-            model = lower_layers(model, profile, observer, generation.passes, generation.weight_dtypes)
+            target = generation.table(context.target)
+            model = lower_layers(model, profile, target, observer, generation.passes)
             if self.stage is not None:
                 write_float(model, graph, self.stage)
-            placed = with_sinusoid(place_integers(model, profile, calls, generation.table(context.target), observer), context.sinusoid)
+            placed = with_sinusoid(place_integers(model, profile, calls, target, observer), context.sinusoid)
             if self.stage is not None:
                 write_encodings(graph, placed.edges, placed.constants, self.stage)
         folder = context.scratch / graph

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from quad.compile.targets import Target
+from quad.core.chips import soc_names
 from quad.core.errors import UsageError, mismatch
 
 
@@ -69,11 +70,6 @@ _GENERATIONS = {68: _EIGHT_BIT_WEIGHTS, 69: _EIGHT_BIT_WEIGHTS}
 def generation_of(soc: Soc) -> Generation:
     """The generation that a chip is of."""
     return _GENERATIONS.get(soc.arch, NEWER)
-
-
-def soc_names(option: str | Sequence[str] | None) -> tuple[str, ...]:
-    """The chips that `--soc` names, one or several."""
-    return (option,) if isinstance(option, str) else tuple(option or ())
 
 
 def only_soc(option: str | Sequence[str] | None) -> str:

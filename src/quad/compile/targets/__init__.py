@@ -23,7 +23,8 @@ from quad.core.precision import eight_bit_percent, precision_kind
 from quad.core.profile import Profile
 from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
-_BYTE = 8
+_BYTE, _FINE = 8, "int16"
+LAYERS = ("Conv", "MatMul", "Gemm")  # operators with a weight that is multiplied
 
 
 class WeightScheme(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -83,6 +84,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def integers_only(self) -> bool:
         """Every value of its graphs is an integer, unless the precision is one of floats."""
         return bool(self.constants)
+
+    @property
+    def takes_fine_weights(self) -> bool:
+        """Its layers take constant weights of 16 bits."""
+        return any(_FINE in scheme.dtypes for op_type, scheme in self.weights.items() if op_type in LAYERS)
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
         """Refuse a weight's encoding that an operator cannot read.

@@ -1,7 +1,7 @@
-"""A layer with a 16-bit weight -> two layers with 8-bit weights and a sum: W = 256 H + L, exactly.
+"""A layer with a 16-bit weight -> two layers with 8-bit weights and a sum: W = 255 H + L, exactly.
 
-For chips that read constant weights of 8 bits alone. H and L are constants of their own, `NAME/high` and `NAME/low`, each with an encoding
-that holds its integers as they are.
+For targets that read constant weights of 8 bits alone. H and L are constants of their own, `NAME/high` and `NAME/low`, each symmetric: both
+keep to +-127, which kernels of 8 bits count on. Together they reach 255 * 127 + 127 = 32512, the `int16_largest` of such targets.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
+from msgspec import UNSET
 from msgspec.structs import replace as replaced
 
 from quad.compile.passes.edit import Writer, constant, is_op, new_constant, replace, static_shape
 from quad.compile.passes.layout.fold_transpose import weight_permutation
 from quad.core.encoding import Encoding
 
-_BYTE, _WEIGHT = 256, 1
+_BASE, _WEIGHT = 255, 1
 
 
 def half_encodings(encodings: Mapping[str, Encoding]) -> dict[str, Encoding]:
@@ -28,11 +29,8 @@ def half_encodings(encodings: Mapping[str, Encoding]) -> dict[str, Encoding]:
     halves: dict[str, Encoding] = {}
     for name, encoding in encodings.items():
         if encoding.bits == 16 and encoding.signed:
-            # The low half has all 256 integers, so it is not symmetric in the sense of `Encoding`.
-            low = Encoding(
-                bits=8, signed=True, symmetric=False, scale=encoding.scale, zero_point=encoding.zero_point, axis=encoding.axis
-            )  # fmt: skip
-            high = replaced(low, scale=tuple(float(np.float32(step * _BYTE)) for step in encoding.scale))
+            low = replaced(encoding, bits=8, largest=UNSET)
+            high = replaced(low, scale=tuple(float(np.float32(step * _BASE)) for step in encoding.scale))
             halves |= {f"{name}/high": high, f"{name}/low": low}
     return halves
 
@@ -75,9 +73,9 @@ class SplitWeight(ir.passes.InPlacePass):
             if encoding.axis is not None and permutation is not None:
                 encoding = replaced(encoding, axis=permutation.index(encoding.axis))
             integers = encoding.quantize(array).astype(np.int32)
-            high = (integers + _BYTE // 2) // _BYTE
+            high = (integers + _BASE // 2) // _BASE
             scale, _ = encoding.broadcast(array.ndim)
-            for half, values in (("high", high * _BYTE), ("low", integers - high * _BYTE)):
+            for half, values in (("high", high * _BASE), ("low", integers - high * _BASE)):
                 value = new_constant(graph, f"{name}/{half}", (values * scale).astype(np.float32))
                 value.metadata_props.update(weight.metadata_props)
         return graph.initializers[f"{name}/high"], graph.initializers[f"{name}/low"]
