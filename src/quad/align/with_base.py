@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 import onnx_ir as ir
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quad.admit.request import AdaptRequest
@@ -24,6 +25,7 @@ from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
 from quad.build.calls.call_recorder import spread
 from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
+from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
 from quad.core.profile import Profile
@@ -60,7 +62,7 @@ class BaseNetworks:
         adapter: as it was trained, for the networks as they are here.
         networks: float, by component.
         pair: float U-Net and simulated one.
-        is_exact: the simulated one is the bundle's; not where its rounded weights lie in a chip's binary, or in a LiteRT file.
+        is_exact: the simulated one is the bundle's; not where its rounded weights lie in a chip's binary.
         table: slots that hold the adapter at its own ranks.
     """
 
@@ -189,17 +191,26 @@ def _apply_stored_weights(student: nn.Module, bundle: Bundle, paths: Sequence[st
     """Give these layers of the student the weights of the bundle's graph; False, and nothing is done, where it does not tell them."""
     if not paths:
         return True
-    layers, encodings = layers_of(student), bundle.profile.component(UNET)
+    layers = layers_of(student)
     with bundle.graph_to_load(UNET, group=0) as file:  # the weights are those of all groups, and the first has them by name
-        if file.suffix != ".onnx":
-            return False
-        stored = stored_weights(ir.load(file), {weight_name(path): tuple(layers[path].weight.shape) for path in paths})
+        shapes = {weight_name(path): tuple(layers[path].weight.shape) for path in paths}
+        stored = _graph_weights(file, shapes, bundle.profile.component(UNET))
     if len(stored) < len(paths):
         return False
     for path in paths:
-        name = weight_name(path)
-        apply_weight(layers[path], encodings[name].dequantize(stored[name]))
+        apply_weight(layers[path], stored[weight_name(path)])
     return True
+
+
+def _graph_weights(file: Path, shapes: Mapping[str, tuple[int, ...]], encodings: Mapping[str, Encoding]) -> dict[str, NDArray[np.float32]]:
+    """Name -> values of those weights that a graph tells."""
+    if file.suffix == ".tflite":
+        from quad.compile.litert import stored_weights as tflite  # imports LiteRT, an extra, which runs the bundle
+
+        return tflite.stored_weights(file.read_bytes(), shapes)
+    if file.suffix != ".onnx":
+        return {}
+    return {name: encodings[name].dequantize(integers) for name, integers in stored_weights(ir.load(file), shapes).items()}
 
 
 def _is_split(profile: Profile) -> bool:

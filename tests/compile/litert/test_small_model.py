@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 pytest.importorskip("ai_edge_litert")
@@ -22,6 +23,7 @@ from quad.compile.litert.flatbuffer import read_operators, read_tensors, seriali
 from quad.compile.litert.interpreter import TfliteRunner
 from quad.compile.litert.proof import Proof
 from quad.compile.litert.rules import lower
+from quad.compile.litert.stored_weights import stored_weights
 from quad.compile.litert.tflite_model import Tensor, TfliteModel
 from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.placement.integer_graph import IntegerGraph, host_inputs, integer_feeds, lower_layers, place_integers
@@ -125,6 +127,17 @@ def test_inputs_are_the_graph_s_own_in_their_order_and_layout(small: Small, plac
     shapes = {tensor.name: tensor.shape for tensor in inputs}
     assert {name: shapes[name] for name in small.table.input_shapes()} == small.table.input_shapes()
     assert [lowered.tensors[index].name for index in lowered.outputs] == ["out_sample"]
+
+
+def test_weights_of_8_bits_are_read_back_as_the_layers_have_them(tiny: Any, small: Small, lowered: TfliteModel) -> None:
+    profile, weights = small.profile.component("unet"), weights_of(tiny.network)
+    expected = {name: profile[name].dequantize(profile[name].quantize(array)) for name, array in weights.items() if profile[name].bits == 8}
+    stored = stored_weights(serialize(lowered), {name: array.shape for name, array in weights.items()})
+    assert len(stored) < len(weights)  # those of 16 bits are not told
+    assert stored.keys() == expected.keys()
+    assert any(array.ndim == 4 and array.shape[2:] == (3, 3) for array in stored.values())
+    for name, array in expected.items():
+        np.testing.assert_array_equal(stored[name], array, name)
 
 
 def test_slots_stay_operands_of_products(small: Small, lowered: TfliteModel) -> None:
