@@ -68,15 +68,18 @@ def _with_openvino(packages: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": str(packages / "openvino" / "libs")}
 
 
-def feeds_of(bundle: Bundle, ports: Ports) -> dict[str, dict[str, NDArray[Any]]]:
-    """Adapter -> every input of the U-Net's file for one stored call, as integers; the base is the adapter of zeros."""
-    store, probes = AdapterStore(bundle), read_probes(bundle)
-    feeds: dict[str, dict[str, NDArray[Any]]] = {}
-    for place, name in enumerate(("base", *store.names)):
-        buffers, _ = store.mix(*(([], []) if name == "base" else ([name], [1.0])))
-        call = {key: ports.inputs[key].encode(array) for key, array in probes[place % len(probes)].items()}
-        feeds[name] = {**call, **unet_buffers(bundle, buffers)}
-    return feeds
+def stored_feeds(bundle: Bundle, ports: Ports) -> dict[str, list[dict[str, NDArray[Any]]]]:
+    """Adapter -> every input of the U-Net's file for each stored call, as integers; the base is the adapter of zeros."""
+    store = AdapterStore(bundle)
+    calls = [{key: ports.inputs[key].encode(array) for key, array in call.items()} for call in read_probes(bundle)]
+    slots = {name: unet_buffers(bundle, store.mix([name], [1.0])[0]) for name in store.names}
+    sources = {"base": unet_buffers(bundle, store.mix([], [])[0]), **slots}
+    return {name: [{**call, **buffers} for call in calls] for name, buffers in sources.items()}
+
+
+def one_each(feeds: dict[str, list[dict[str, NDArray[Any]]]]) -> dict[str, dict[str, NDArray[Any]]]:
+    """Of every adapter one call; calls go round."""
+    return {name: calls[place % len(calls)] for place, (name, calls) in enumerate(feeds.items())}
 
 
 def main() -> None:
@@ -91,7 +94,7 @@ def main() -> None:
     python, packages = environment(options.env.resolve())
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
-        np.savez(scratch / "feeds.npz", **{f"{source}/{key}": array for source, feed in feeds_of(bundle, ports).items()
+        np.savez(scratch / "feeds.npz", **{f"{source}/{key}": array for source, feed in one_each(stored_feeds(bundle, ports)).items()
                                            for key, array in feed.items()})  # fmt: skip
         model, output = folder / "model.tflite", scratch / "compiled.tflite"
         census = compiled(model, output, packages)

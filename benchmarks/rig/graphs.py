@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor
@@ -110,8 +111,19 @@ def build_graphs(cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell
         if side == MERGED:
             merge(unet, adapter)
         built = _Built(cache=cache, side=side, shape=shape, seconds=seconds, peaks=peaks, tell=tell)
-        built.write(*slot_network(unet, adapters), adapters, engines)
+        built.write_float(built.write(*slot_network(unet, adapters), adapters, engines), engines)
         gc.collect()
+    return {"seconds": seconds, "peak_rss_bytes": peaks}
+
+
+def build_shared(cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell) -> dict[str, dict[str, float]]:
+    """Write the quantized graphs that are one for all adapters, no others; as `build_graphs`."""
+    seconds: dict[str, float] = {}
+    peaks: dict[str, float] = {}
+    unet = random_unet()
+    adapters = (random_adapter(unet, shape.rank),)
+    built = _Built(cache=cache, side=SHARED, shape=shape, seconds=seconds, peaks=peaks, tell=tell)
+    built.write(*slot_network(unet, adapters), adapters, engines)
     return {"seconds": seconds, "peak_rss_bytes": peaks}
 
 
@@ -126,7 +138,8 @@ class _Built:
     peaks: dict[str, float]
     tell: Tell
 
-    def write(self, network: SlottedNetwork, table: SlotTable, adapters: tuple[FloatAdapter, ...], engines: tuple[str, ...]) -> None:
+    def write(self, network: SlottedNetwork, table: SlotTable, adapters: tuple[FloatAdapter, ...], engines: tuple[str, ...]) -> ir.Model:
+        """The quantized graphs; the float one that they were made of is given back."""
         split_skips(network)
         inputs = network_inputs(self.shape.latent)
         slots = {name: torch.from_numpy(array) for name, array in slot_inputs(adapters[0], table).items()} if adapters else {}
@@ -142,6 +155,10 @@ class _Built:
             save_graph(placed, self._file(target.name))
         if adapters:
             (self.cache / SLOTS_FILE).write_bytes(canonical_json(integers))
+        return model
+
+    def write_float(self, model: ir.Model, engines: tuple[str, ...]) -> None:
+        """The float graph, of `write`."""
         passes = load_target(TARGETS[engines[0]]).passes
         save_graph(self._placed("float", lambda: place_float(model, passes).model), self._file("float"))
 

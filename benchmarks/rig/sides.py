@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from quad.core.memory import peak_ram_bytes
+from quad.core.precision import FLOATS
 from quad.core.slots import SlotTable
 from quad.evaluate.bench.timing import median
 from quad.runtime.adapters.buffers import Buffers
@@ -24,16 +25,21 @@ from quad.runtime.engines.graph import bind_buffers
 COMPONENT = "unet"
 _SEED, _SWITCHES = 0, 200
 _EIGHTH = 8
+_HINT = "INFERENCE_PRECISION_HINT"
 
 
 class Side:
-    """A child process that holds one loaded graph."""
+    """A child process that holds one loaded graph.
 
-    def __init__(self, name: str, *, engine: str, precision: str, file: Path, threads: int) -> None:
+    Args:
+        float_hint: OpenVINO's `INFERENCE_PRECISION_HINT` in place of the engine's own; `auto` for what the library takes by itself.
+    """
+
+    def __init__(self, name: str, *, engine: str, precision: str, file: Path, threads: int, float_hint: str = "") -> None:
         self.name = name
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, engine, precision, file, threads), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, engine, precision, file, threads, float_hint), daemon=True)
         self._process.start()
         theirs.close()  # else a child that is killed leaves this side waiting for ever
         self.loaded = self._answer()
@@ -47,7 +53,8 @@ class Side:
         self._process.join(timeout=30)
 
     def ask(self, command: str, argument: Any = None) -> Any:
-        """`step` (ms), `rss` (peak bytes), `switch` (counts -> medians in ms), `trace` (is a way there and back without trace)."""
+        """The answer to `step` (ms), `timed_step` (ms, CPU ms), `rss` (peak bytes), `switch` (counts -> medians in ms), or `trace` (is a
+        way there and back without trace)."""
         self._pipe.send((command, argument))
         return self._answer()
 
@@ -61,7 +68,9 @@ class Side:
         return answer
 
 
-def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: int) -> None:
+def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: int, float_hint: str) -> None:
+    if float_hint:
+        _hint_floats(float_hint)
     try:
         loaded = _Loaded(engine, precision=precision, file=file, threads=threads)
         pipe.send(("done", loaded.seconds))
@@ -69,6 +78,19 @@ def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: i
             pipe.send(("done", getattr(loaded, command[0])(command[1])))
     except Exception as error:
         pipe.send(("error", f"{type(error).__name__}: {error}"))
+
+
+def _hint_floats(kind: str) -> None:
+    """OpenVINO's floats of this kind from now on, in this process."""
+    from quad.runtime.engines import openvino
+
+    own = openvino.compile_options
+
+    def options(threads: int) -> dict[str, Any]:
+        without = {name: value for name, value in own(threads).items() if name != _HINT}
+        return without if kind == "auto" else {**without, _HINT: kind}
+
+    openvino.compile_options = options
 
 
 class _Loaded:
@@ -80,7 +102,7 @@ class _Loaded:
         self.seconds = perf_counter() - start
         slots_file = file.parent.parent.parent / "slots.json"
         table = msgspec.json.decode(slots_file.read_bytes(), type=SlotTable)
-        self._dtype = np.dtype(table.slots[0].dtype) if precision != "float" else np.dtype(np.float32)
+        self._dtype = np.dtype(table.slots[0].dtype) if precision not in FLOATS else np.dtype(np.float32)
         self._shapes = {name: shape for name, shape in table.input_shapes().items() if name in self._session.inputs}
         draw = np.random.default_rng(_SEED)
         self._feed = {name: draw.standard_normal(_static(shape)).astype(np.float32)
@@ -97,6 +119,12 @@ class _Loaded:
         start = perf_counter()
         self._session.run(self._feed)
         return (perf_counter() - start) * 1e3
+
+    def timed_step(self, _: object) -> tuple[float, float]:
+        """Wall milliseconds, and CPU milliseconds of all threads, which other work on the machine moves less."""
+        start = process_time()
+        ms = self.step(None)
+        return ms, (process_time() - start) * 1e3
 
     def rss(self, _: object) -> int:
         return peak_ram_bytes()

@@ -74,7 +74,7 @@ def compile_qualcomm(model: Path, chip: Chip, output: Path, feeds: Mapping[str, 
         limit_db = limit_of(observed.content)
         agreement_db: dict[str, float] = {}
         for name, feed in feeds.items():
-            (agreement_db[name],) = _agreements(scratch / output.name, chip, observed, feed, observed.outputs, scratch)
+            (agreement_db[name],) = emulated_db(scratch / output.name, chip, observed, feed, observed.outputs, scratch)
             if agreement_db[name] < limit_db:
                 where = f"{model.parent.name} on {chip.name} with {name}"
                 hint = _first_wrong(model, chip, observed, feed, limit_db)
@@ -114,8 +114,17 @@ def qualcomm_libraries(scratch: Path) -> Path:
     return folder
 
 
-def _agreements(compiled: Path, chip: Chip, observed: ObservedModel, feed: Arrays, tensors: Sequence[int], scratch: Path) -> list[float]:
-    """SQNR of each of these tensors, outputs of the compiled file in this order, in emulation against the interpreter."""
+def emulated_db(compiled: Path, chip: Chip, observed: ObservedModel, feed: Arrays, tensors: Sequence[int], scratch: Path) -> list[float]:
+    """SQNR of each of these tensors, outputs of the compiled file in this order, in emulation against the interpreter.
+
+    Args:
+        feed: every input, as the file has it.
+        tensors: places in `observed`.
+        scratch: a folder for the binary.
+
+    Raises:
+        BackendError: the binary has not the file's names, or the emulator does not take it.
+    """
     from quad.runtime.engines.qnn import htp_session  # an extra
 
     dispatch = read_dispatch(compiled)
@@ -143,7 +152,7 @@ def _first_wrong(model: Path, chip: Chip, observed: ObservedModel, feed: Arrays,
             altered.parent.mkdir()
             write_bytes(altered, with_outputs(observed.content, tensors))
             _compile(altered, chip, scratch / "observed.tflite", scratch)
-            return _agreements(scratch / "observed.tflite", chip, observed, feed, tensors, scratch)
+            return emulated_db(scratch / "observed.tflite", chip, observed, feed, tensors, scratch)
 
     try:
         first = first_under(len(candidates), compare, limit_db)
