@@ -59,6 +59,10 @@ def test_wishes_change_a_task_for_one_call() -> None:
     ("overrides", "says"),
     [
         (Request(strength=0.5), "strength: expected a task that begins at a picture, which text-to-image does not, found 0.5"),
+        *(
+            (Request(guidance_interval=odd), "guidance_interval: expected START:END")
+            for odd in ("0.5", "1:0", "-1:1", (0, 2), ("a", 1), 3, "nan:1")
+        ),
         (Request(image_guidance_scale=2.0), "image_guidance_scale: expected a task with picture guidance, found text-to-image"),
         (Request(guidance_scale=float("inf")), "guidance_scale: expected a finite number, found inf"),
         (Request(guidance_scale=1e300), "guidance_scale: expected a number from -10000 to 10000, found 1e\\+300"),

@@ -149,6 +149,7 @@ def test_tasks_and_adapters_are_the_pipelines(serve: Serve, pipe: QuadPipeline) 
         {"task": "text-to-image", "strength": 0.5},
         {"task": "text-to-image", "image_guidance_scale": 2.0},
         {"task": "text-to-image", "sampler": "abacus"},
+        {"task": "text-to-image", "guidance_interval": (0.9, 0.1)},
         {"task": "text-to-image", "width": 24},
         {"task": "removal", "image": np.zeros((4, 4, 3), np.uint8), "mask_image": np.zeros((4, 4), np.uint8)},
         {"image": "nowhere.png", "task": "transform"},

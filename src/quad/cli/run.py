@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quad.cli.options import is_pack, weighted_names, words_of_files
-from quad.cli.shared_options import BundleDir, Embeddings, EngineName, Mark, MemoryPlan, Sign, StoreDir, png_options
+from quad.cli.shared_options import BundleDir, Embeddings, EngineName, GuidanceInterval, Mark, MemoryPlan, Sign, StoreDir, png_options
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
@@ -113,6 +113,7 @@ def run(
     strength: Strength = None,
     guidance: Guidance = None,
     image_guidance: ImageGuidance = None,
+    guidance_interval: GuidanceInterval = None,
     negative_prompt: Negative = "",
     prompt_syntax: Syntax = "a1111",
     embedding: Embeddings = None,
@@ -132,7 +133,8 @@ def run(
     weights = weighted_names("--adapter", adapter or [])
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
-        "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance, "negative_prompt": negative_prompt,
+        "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
+        "guidance_interval": guidance_interval, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
         **_size(size),
     }  # fmt: skip

@@ -62,6 +62,13 @@ MemoryPlan = Annotated[
     typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),
 ]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; all cores by default.", metavar="N", min=1, show_default=False)]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        "--guidance-interval", help="Where guidance counts, from noise, 0, to picture, 1; elsewhere a step takes one call in place of two.",
+        metavar="START:END", show_default="0:1",
+    ),
+]  # fmt: skip
 Mark = Annotated[bool, typer.Option("--mark", help="Say in the picture's XMP that a model made it.")]
 Sign = Annotated[
     Path | None,

@@ -122,6 +122,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
         strength: begin at the given picture, noised so far that this share of the steps is left; unset, begin at noise.
         blend: outside of the mask the state is the given picture's, noised alike, after every step.
         image_guidance: a second guidance, away from what the network makes without the condition latent; unset, there is none.
+        guidance_interval: shares of the noise schedule, 0 is noise and 1 the picture, between which guidance counts; unset, everywhere.
     """
 
     adapter: str | None
@@ -132,6 +133,7 @@ class TaskSpec(msgspec.Struct, frozen=True, kw_only=True):
     strength: float | msgspec.UnsetType = msgspec.UNSET
     blend: bool | msgspec.UnsetType = msgspec.UNSET
     image_guidance: float | msgspec.UnsetType = msgspec.UNSET
+    guidance_interval: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def reads_picture(self) -> bool:

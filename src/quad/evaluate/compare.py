@@ -19,7 +19,7 @@ from quad.evaluate.figures.effect import bundle_effects
 from quad.evaluate.figures.evaluation import Evaluation
 from quad.evaluate.figures.quality import check_world, find_adapters
 from quad.evaluate.figures.reference import Reference
-from quad.evaluate.figures.runs import TaskRun, evaluate_all, run_tasks
+from quad.evaluate.figures.runs import NO_SHORTCUTS, BundleSide, Shortcuts, TaskRun, evaluate_all, run_tasks
 from quad.evaluate.page.output import save_pictures, write_json
 from quad.evaluate.page.report import DIFFERENCE_GAIN, Plots, Report, render
 from quad.evaluate.page.tables import chapter, effect_gains, effect_table, gain_chart, pairs_table, quality_table, truth_loss_table
@@ -42,6 +42,7 @@ class EvaluationRequest:
         adapters: name -> LoRA file; of those that are not named here, the model directory's own.
         n: held-out samples a task.
         engine: `auto`, or a name.
+        shortcuts: words of a call by which the bundle leaves work out, such as `guidance_interval`.
     """
 
     bundle: Path
@@ -50,6 +51,7 @@ class EvaluationRequest:
     vae: Path | None = None
     n: int = 64
     engine: str = "auto"
+    shortcuts: Shortcuts = NO_SHORTCUTS
 
     def check(self) -> None:
         """Refuse before anything is loaded.
@@ -145,7 +147,8 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     model_digest = reference.digest_as(pipe.bundle.manifest.parents.get("base", "none"))
     check_parents(pipe.bundle, request.model, model_digest, adapters)
     _check_size(pipe.bundle, reference)
-    runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), ZERO_PICTURES)
+    side = BundleSide(ZERO_PICTURES, request.shortcuts)
+    runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), side)
     progress("adapter effect", SHARES["run"])
     effects = bundle_effects(pipe, reference, request.model, adapters)
     before = SHARES["run"] + SHARES["effect"]

@@ -27,6 +27,7 @@ from quad.runtime.adapter_defaults import (
 )
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
+from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import SYNTAXES, PromptSyntax
 
@@ -44,6 +45,7 @@ class Request:
         adapters: adapter name -> weight, as given to `set_adapters`; empty for the base, None for the task's own.
         sampler: `KIND` or `KIND:STEPS`, any that the runtime has; None for the adapters' or the task's own.
         width, height: of the picture in pixels, one of the bundle's sizes; None for its first one, or the first of that other side.
+        guidance_interval: `START:END` or a pair, shares of the way from noise, 0, to picture, 1, between which guidance counts.
         generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
     """
 
@@ -60,6 +62,7 @@ class Request:
     mask_grow: int = DEFAULT_GROW_PX
     strength: float | None = None
     image_guidance_scale: float | None = None
+    guidance_interval: str | Sequence[float] | None = None
     latents: NDArray[np.float32] | None = None
     width: int | None = None
     height: int | None = None
@@ -189,6 +192,8 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
             reason = f"{task}, which has none"
             raise UsageError(mismatch("image_guidance_scale", "a task with picture guidance", reason, "leave it out"))
         changes["image_guidance"] = _guidance("image_guidance_scale", scale)
+    if request.guidance_interval is not None:
+        changes["guidance_interval"] = parse_interval(request.guidance_interval)
     changed = msgspec.structs.replace(spec, **changes)
     return changed if request.strength is not None else reachable_strength(changed)
 

@@ -22,8 +22,9 @@ from quad.runtime.adapter_defaults import sampler_text
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
-from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, SizedModel, draw_noise, is_guided, plan_run
+from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, SizedModel, draw_noise, plan_run
 from quad.runtime.conditioning.embeddings import TextEmbeddings
+from quad.runtime.conditioning.guidance import Guidance, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.text_features import text_features
@@ -148,6 +149,7 @@ class Stages:
                 prompt=request.prompt,
                 negative_prompt=request.negative_prompt,
                 noise=noise,
+                training_steps=self.manifest.schedule.steps,
             )
             encoders = self._encoders(resolved, mix, clocks, text_notes, request.prompt_syntax)
             if texts is not None:
@@ -161,7 +163,7 @@ class Stages:
             denoising=denoising,
             sampling=sampling,
             noise=noise,
-            notes=(*denoising.condition.notes, *resolved.notes, *mix.notes, *text_notes),
+            notes=(*denoising.condition.notes, *resolved.notes, *mix.notes, *text_notes, *self._interval_notes(spec, sampling)),
             clocks=clocks,
         )
 
@@ -191,6 +193,14 @@ class Stages:
             seeds=() if prepared.request.generator is not None else (prepared.request.seed,),
             facts=(_facts(prepared, self.manifest),),
         )
+
+    def _interval_notes(self, spec: TaskSpec, sampling: SamplingRun) -> list[str]:
+        """A line where an interval leaves no step of this run guided."""
+        guidance = Guidance.of(spec, self.manifest.schedule.steps)
+        timesteps = sampling.sampler.sampling.timesteps[sampling.first :]
+        if guidance.interval is None or not is_guided(spec) or any(map(guidance.counts_at, timesteps)):
+            return []
+        return [f"guidance interval {guidance.interval}: no step of {sampler_text(spec.sampler)} falls into it, the prompt counts plainly"]
 
     def _picture(self, prepared: Prepared, x0: Float, output_type: OutputType) -> Any:
         """A list of one PIL picture, or float32 `(1, H, W, 3)` in [0, 1]."""
@@ -237,6 +247,7 @@ def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
         negative_prompt=request.negative_prompt,
         sampler=sampler_text(spec.sampler),
         guidance=spec.guidance,
+        guidance_interval=spec.guidance_interval if is_guided(spec) and spec.guidance_interval is not msgspec.UNSET else None,
         seed=None if own_noise else request.seed,
         size=(width, height),
         model=(manifest.name, manifest.sha256),
@@ -271,4 +282,6 @@ def _guidance_notes(spec: TaskSpec, negative_prompt: str) -> list[str]:
     off = [f"guidance {spec.guidance:g}: at 1 and below there is none, the prompt alone counts"] if spec.guidance < 1.0 else []
     if spec.image_guidance is not msgspec.UNSET and spec.image_guidance < 1.0:
         off.append(f"image guidance {spec.image_guidance:g}: below 1 there is no guidance, the prompt alone counts")
+    if spec.guidance_interval is not msgspec.UNSET:
+        off.append("guidance interval: it counts only with guidance above 1, it was not used")
     return off + (["negative prompt: it counts only with guidance above 1, it was not used"] if negative_prompt else [])

@@ -26,6 +26,7 @@ State = Literal["queued", "running", "done", "failed", "cancelled", "expired"]
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "expired")
 Prompt = Annotated[str, Meta(max_length=LONGEST_PROMPT)]
 Weight = Annotated[float, Meta(ge=-100, le=100)]
+Share = Annotated[float, Meta(ge=0, le=1)]
 Picture = Annotated[bytes, Meta(description="base64 of a PNG, JPEG or WebP file")]
 
 
@@ -72,6 +73,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     mask_grow: Annotated[int, Meta(ge=0, le=MAX_GROW_PX)] = DEFAULT_GROW_PX
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     image_guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
+    guidance_interval: tuple[Share, Share] | None = None
     prompt_syntax: PromptSyntax = "a1111"
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None

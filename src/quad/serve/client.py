@@ -16,6 +16,7 @@ from quad.core.errors import BackendError, BusyError, InputError, QuadError, Usa
 from quad.core.manifest import TaskSpec
 from quad.runtime.adapters.block_weights import adapter_weights
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
+from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.not_here import CLIENT_CALL, refuse_arguments
@@ -149,6 +150,7 @@ class QuadClient:
         mask_grow: int = DEFAULT_GROW_PX,
         strength: float | None = None,
         image_guidance_scale: float | None = None,
+        guidance_interval: str | Sequence[float] | None = None,
         prompt_syntax: PromptSyntax = "a1111",
         sampler: str | None = None,
         width: int | None = None,
@@ -182,6 +184,7 @@ class QuadClient:
             mask_grow=mask_grow,
             strength=strength,
             image_guidance_scale=image_guidance_scale,
+            guidance_interval=None if guidance_interval is None else parse_interval(guidance_interval),
             prompt_syntax=prompt_syntax,
             priority=priority,
             deadline_s=deadline_s,

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from quad.core.errors import VerificationError
 from quad.core.manifest import LatentSpec, SamplerSpec, TaskSpec
-from quad.runtime.conditioning.denoising import PictureGuidance, beside_of, guided_network, is_guided
+from quad.runtime.conditioning.denoising import beside_of
+from quad.runtime.conditioning.guidance import Guidance, PictureGuidance, guided_network, is_guided
 
 
 class Linear:
@@ -36,9 +37,9 @@ def test_guidance(batch: int | None, batches: list[int]) -> None:
     beside = np.ones((1, 5, 2, 2), np.float32)
     c, u = np.full((1, 3, 5), 2, np.float32), np.full((1, 3, 5), 1, np.float32)
     x = np.zeros((1, 4, 2, 2), np.float32)
-    np.testing.assert_allclose(guided_network(session, beside, (c, u), 3.0)(x, 10.0), 10 + 1 + 3 * (2 - 1))
+    np.testing.assert_allclose(guided_network(session, beside, (c, u), Guidance(scale=3.0))(x, 10.0), 10 + 1 + 3 * (2 - 1))
     assert session.batches == batches
-    np.testing.assert_allclose(guided_network(session, beside, (c, None), 3.0)(x, 10.0), 12)
+    np.testing.assert_allclose(guided_network(session, beside, (c, None), Guidance(scale=3.0))(x, 10.0), 12)
     assert session.batches[-1] == 1
 
 
@@ -53,7 +54,7 @@ def test_guidance_by_a_picture_too(batch: int | None, batches: list[int]) -> Non
     session = Seeing(batch, 8)
     seen, none = np.ones((1, 4, 2, 2), np.float32), np.zeros((1, 4, 2, 2), np.float32)
     c, u = np.full((1, 3, 5), 2, np.float32), np.full((1, 3, 5), 1, np.float32)
-    network = guided_network(session, seen, (c, u), 3.0, PictureGuidance(1.5, none))
+    network = guided_network(session, seen, (c, u), Guidance(scale=3.0), PictureGuidance(1.5, none))
     # u = 1, i = 11, c = 12, all at timestep 0: u + 3 (c - i) + 1.5 (i - u)
     np.testing.assert_allclose(network(np.zeros((1, 4, 2, 2), np.float32), 0.0), 1 + 3 * 1 + 1.5 * 10)
     assert session.batches == batches

@@ -11,7 +11,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import BundleDir, EngineName, Samples, Vae, check_report_dir, local_adapters, model_directory
+from quad.cli.shared_options import BundleDir, EngineName, GuidanceInterval, Samples, Vae, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def eval(
     adapter: Adapters = None,
     vae: Vae = None,
     engine: EngineName = "auto",
+    guidance_interval: GuidanceInterval = None,
     as_json: Json = False,
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
@@ -54,9 +55,13 @@ def eval(
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_build("quad eval")
         from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result
+        from quad.runtime.conditioning.guidance import parse_interval
 
+        shortcuts = {} if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
         files = local_adapters(adapters)
-        request = EvaluationRequest(bundle=bundle, model=model_directory(model), vae=vae, adapters=files, n=n, engine=engine)
+        request = EvaluationRequest(
+            bundle=bundle, model=model_directory(model), vae=vae, adapters=files, n=n, engine=engine, shortcuts=shortcuts
+        )
         evaluated = evaluate_bundle(request, progress)
         if output is not None:
             write_result(evaluated, output)

@@ -24,7 +24,7 @@ from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.open import BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
-from quad.runtime.conditioning.denoising import is_guided
+from quad.runtime.conditioning.guidance import is_guided
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import run_sampler
 from quad.runtime.stages import to_picture

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -25,6 +27,24 @@ from quad.zoo.samples import TASKS, Sample
 Pictures = NDArray[np.uint8]
 CONTROL_SEED = 10**6
 PicturesMade = Callable[[int], None]  # hears how many pictures were just made
+Shortcuts = Mapping[str, Any]  # words of a call that leave work out; the full-precision side leaves nothing out
+NO_SHORTCUTS: Shortcuts = MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class BundleSide:
+    """How the bundle makes its pictures.
+
+    Args:
+        zeros: how many of a task's are made again with the zero adapter, on both sides.
+        shortcuts: words of each call that leave work out.
+    """
+
+    zeros: int = 0
+    shortcuts: Shortcuts = NO_SHORTCUTS
+
+
+PLAIN = BundleSide()
 
 
 @dataclass(frozen=True)
@@ -56,7 +76,11 @@ class TaskRun:
 
 
 def bundle_pictures(
-    pipe: QuadPipeline, task: str, requests: Sequence[PictureRequest], on_made: PicturesMade | None = None
+    pipe: QuadPipeline,
+    task: str,
+    requests: Sequence[PictureRequest],
+    on_made: PicturesMade | None = None,
+    shortcuts: Shortcuts = NO_SHORTCUTS,
 ) -> tuple[Pictures, list[float]]:
     """The bundle's pictures of some requests with what is bound now, and the ms that each took.
 
@@ -65,7 +89,9 @@ def bundle_pictures(
     """
     pictures, times = [], []
     for request in requests:
-        output = pipe(request.prompt, task=task, image=request.image, mask_image=request.mask, seed=request.seed, prompt_syntax="plain")
+        output = pipe(
+            request.prompt, task=task, image=request.image, mask_image=request.mask, seed=request.seed, prompt_syntax="plain", **shortcuts
+        )
         pictures.append(np.asarray(output.images[0]))
         times.append(output.timings_ms["total"])
         if on_made is not None:
@@ -73,32 +99,46 @@ def bundle_pictures(
     return np.stack(pictures), times
 
 
-def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int, on_made: PicturesMade | None = None, zeros: int = 0) -> TaskRun:
+def run_task(
+    reference: Reference,
+    pipe: QuadPipeline,
+    task: str,
+    n: int,
+    on_made: PicturesMade | None = None,
+    side: BundleSide = PLAIN,
+) -> TaskRun:
     """Make both sides of `n` held-out samples, with the task's own adapter.
 
     Args:
         on_made: hears of every picture, `pictures_of` in all.
-        zeros: how many of them are made again with the zero adapter.
+        side: how the bundle makes its own.
     """
     spec, samples = pipe.tasks[task], held_out(task, n)
     use_adapter(pipe, spec.adapter)
-    quantized, times = bundle_pictures(pipe, task, picture_requests(samples), on_made)
+    quantized, times = bundle_pictures(pipe, task, picture_requests(samples), on_made, side.shortcuts)
     sides = []
     for first_seed in (0, CONTROL_SEED):
         sides.append(reference.pictures(task, picture_requests(samples, first_seed), spec))
         if on_made is not None:
             on_made(n)
-    zero = _zero_pair(reference, pipe, task, picture_requests(samples[:zeros]), on_made) if zeros and spec.adapter is not None else None
+    zero = None
+    if side.zeros and spec.adapter is not None:
+        zero = _zero_pair(reference, pipe, task, picture_requests(samples[: side.zeros]), on_made, side.shortcuts)
     fp, control = sides
     return TaskRun(task=task, spec=spec, samples=samples, fp=fp, control=control, quantized=quantized, times_ms=times, zero=zero)
 
 
 def _zero_pair(
-    reference: Reference, pipe: QuadPipeline, task: str, requests: Sequence[PictureRequest], on_made: PicturesMade | None
+    reference: Reference,
+    pipe: QuadPipeline,
+    task: str,
+    requests: Sequence[PictureRequest],
+    on_made: PicturesMade | None,
+    shortcuts: Shortcuts,
 ) -> ZeroPair:
     spec = msgspec.structs.replace(pipe.tasks[task], adapter=None)
     use_adapter(pipe, None)
-    quantized, _ = bundle_pictures(pipe, task, requests, on_made)
+    quantized, _ = bundle_pictures(pipe, task, requests, on_made, shortcuts)
     fp = reference.pictures(task, requests, spec)
     if on_made is not None:
         on_made(len(requests))
@@ -110,10 +150,10 @@ def pictures_of(spec: TaskSpec, n: int, zeros: int) -> int:
     return 3 * n + (2 * min(n, zeros) if spec.adapter is not None else 0)
 
 
-def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, zeros: int = 0) -> list[TaskRun]:
+def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, side: BundleSide = PLAIN) -> list[TaskRun]:
     """All tasks that the bundle has and that have held-out samples, both sides."""
     tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
-    total, count = sum(pictures_of(spec, n, zeros) for spec in tasks.values()), 0
+    total, count = sum(pictures_of(spec, n, side.zeros) for spec in tasks.values()), 0
     runs = []
 
     def on_made(pictures: int) -> None:
@@ -123,7 +163,7 @@ def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progre
 
     for task in tasks:
         progress(task, count / total)
-        runs.append(run_task(reference, pipe, task, n, on_made, zeros))
+        runs.append(run_task(reference, pipe, task, n, on_made, side))
     return runs
 
 

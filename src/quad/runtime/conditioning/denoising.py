@@ -17,6 +17,7 @@ from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec
 from quad.core.picture_size import PictureSize
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
+from quad.runtime.conditioning.guidance import Guidance, Network, PictureGuidance, guided_network, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -24,7 +25,6 @@ from quad.runtime.engines.engine import Runnable
 from quad.runtime.samplers import Start, add_noise
 
 Float = NDArray[np.float32]
-Network = Callable[[NDArray[Any], float], NDArray[Any]]
 
 
 class Model(Protocol):
@@ -79,6 +79,7 @@ class RunInputs:
         spec: of the task, with what the caller chose for this picture.
         negative_prompt: read where the task is guided.
         noise: the first noise, float32 `(1, c, h, w)`; blending noises the picture with it too.
+        training_steps: timesteps of the model's noise schedule, which a guidance's interval is a part of.
     """
 
     task: str
@@ -87,6 +88,7 @@ class RunInputs:
     prompt: str
     negative_prompt: str = ""
     noise: Float
+    training_steps: int = 1000
 
 
 @dataclass(frozen=True)
@@ -118,14 +120,9 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
     names = beside_of(encoders.unet, latent)
     encoded = encoders.picture(condition.image) if condition.image is not None and set(names) - {"mask"} else None
     beside = _beside(names, latent, encoded, condition.mask)
-    guidance = None if spec.image_guidance is msgspec.UNSET else _picture_guidance(names, latent, condition, spec.image_guidance)
-    network = guided_network(encoders.unet, beside, texts, spec.guidance, guidance)
+    pictured = None if spec.image_guidance is msgspec.UNSET else _picture_guidance(names, latent, condition, spec.image_guidance)
+    network = guided_network(encoders.unet, beside, texts, Guidance.of(spec, inputs.training_steps), pictured)
     return DenoisingRun(condition, network, _start(inputs, condition, encoders.picture))
-
-
-def is_guided(spec: TaskSpec) -> bool:
-    """Whether a run without the prompt is needed, as in diffusers: guidance above 1, and that of the picture, if any, at 1 or more."""
-    return spec.guidance > 1.0 and (spec.image_guidance is msgspec.UNSET or spec.image_guidance >= 1.0)
 
 
 def draw_noise(
@@ -152,21 +149,6 @@ def draw_noise(
     return rng, np.asarray(latents, np.float32)
 
 
-@dataclass(frozen=True)
-class PictureGuidance:
-    """Guidance away from what the network makes without the given picture: `u + g (c - i) + s (i - u)`.
-
-    Source: Brooks et al. 2023, Eq. 3; u sees neither picture nor prompt, i the picture, c both.
-
-    Args:
-        scale: s.
-        without: the channels beside the latent where there is no picture.
-    """
-
-    scale: float
-    without: Float
-
-
 def beside_of(session: Runnable, latent: LatentSpec) -> tuple[Beside, ...]:
     """Names of the channels that follow the latent in the graph's `sample`.
 
@@ -188,54 +170,6 @@ def layouts(latent: LatentSpec) -> dict[int, tuple[Beside, ...]]:
     width = {"mask": 1, "condition": latent.channels, "raw-condition": latent.channels}
     candidates = guesses if latent.beside is msgspec.UNSET else (latent.beside,)
     return {latent.channels + sum(width[part] for part in layout): layout for layout in candidates}
-
-
-def guided_network(
-    session: Runnable, beside: Float | None, texts: tuple[Float, Float | None], guidance: float, picture: PictureGuidance | None = None
-) -> Network:
-    """The network with classifier-free guidance, `u + g (c - u)`; the condition channels are the same on both sides.
-
-    Args:
-        session: the U-Net; all sides run at once where its batch axis is dynamic.
-        beside: what follows the latent in the sample, float32 `(1, k, h, w)`, None for a graph without.
-        texts: hidden states float32 `(1, L, D)` of the prompt, and of the negative prompt; None turns guidance off.
-        guidance: g.
-        picture: a third side, without the given picture.
-    """
-    positive, negative = texts
-    batched = session.inputs["sample"][0] is None and session.inputs["encoder_hidden_states"][0] is None
-    scale = np.float32(guidance)
-    sides = [(beside, positive)] if negative is None else [(beside, negative), (beside, positive)]
-    if picture is not None and negative is not None:
-        sides = [(picture.without, negative), *sides]
-
-    def network(x: NDArray[Any], t: float) -> NDArray[Any]:
-        latent = np.asarray(x, np.float32)
-        timestep = np.array([t], np.float32)
-        samples = [latent if extra is None else np.concatenate([latent, extra], axis=1) for extra, _ in sides]
-        if batched and len(sides) > 1:
-            calls = [(np.concatenate(samples), np.concatenate([text for _, text in sides]))]
-        else:
-            calls = [(sample, text) for sample, (_, text) in zip(samples, sides, strict=True)]
-        outputs = [session.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": text}) for sample, text in calls]
-        if len(outputs) < len(sides):
-            outputs = list(np.split(outputs[0], len(sides)))
-        return _combined(outputs, scale, np.float32(picture.scale if picture else 1.0))
-
-    return network
-
-
-def _combined(outputs: list[Float], scale: np.float32, picture_scale: np.float32) -> Float:
-    """One output from those of one, two or three sides."""
-    match outputs:
-        case [c]:
-            return c
-        case [u, c]:
-            return np.asarray(u + scale * (c - u))
-        case [u, i, c]:
-            return np.asarray(u + scale * (c - i) + picture_scale * (i - u))
-        case _:
-            raise ValueError(f"{len(outputs)} sides")
 
 
 def _picture_guidance(names: tuple[Beside, ...], latent: LatentSpec, condition: Condition, scale: float) -> PictureGuidance | None:

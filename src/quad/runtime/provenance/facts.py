@@ -14,6 +14,7 @@ class PictureFacts:
 
     Args:
         sampler: `KIND:STEPS`, or `KIND-karras:STEPS`.
+        guidance_interval: shares of the noise schedule between which guidance counted; None for all of it.
         seed: None where the noise was brought along.
         size: width and height, pixels.
         model: the bundle's name, and its own digest.
@@ -31,4 +32,5 @@ class PictureFacts:
     model: tuple[str, str]
     adapters: Mapping[str, Weight] = field(default_factory=dict)
     strength: float | None = None
+    guidance_interval: tuple[float, float] | None = None
     edited: bool = False

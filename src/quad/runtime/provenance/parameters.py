@@ -43,6 +43,8 @@ def _fields(facts: PictureFacts) -> dict[str, str]:
     fields |= {"Model": name, "Bundle digest": digest[:_DIGITS]}
     if facts.strength is not None:
         fields["Denoising strength"] = f"{facts.strength:g}"
+    if facts.guidance_interval is not None:
+        fields["Guidance interval"] = "{:g} to {:g}".format(*facts.guidance_interval)
     return {**fields, "Version": f"quad {__version__}"}
 
 

@@ -118,6 +118,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         mask_grow=body.mask_grow,
         strength=body.strength,
         image_guidance_scale=body.image_guidance_scale,
+        guidance_interval=body.guidance_interval,
         prompt_syntax=body.prompt_syntax,
     )
 
