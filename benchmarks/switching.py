@@ -52,6 +52,7 @@ from quad.runtime.engines.graph import bind_buffers
 
 BUDGET_ADAPTERS, PEFT_ADAPTERS = 4, 3
 LOADS = 5  # of the merged graph
+STEP_NUMBERS = 16_000_000  # floats that are gone over between two switches
 MAPPED, PADDED = "of the slots' rank", "of half of it"
 COLD, WARM = "cold", "in the page cache"
 SETTLED_SECONDS = 2.1  # a file is known again only when it is this old
@@ -68,11 +69,11 @@ class World:
 class Ours:
     """A store of adapters and a graph with a slot at each attention projection."""
 
-    def __init__(self, world: World, adapters: int, budget: int | None) -> None:
+    def __init__(self, world: World, adapters: int, budget: int | None, engine: str = "ort") -> None:
         cache, slots = world.cache, attention_slots(meta_unet(), world.slots)
         self.bundle: Bundle = write_adapters(cache, slots, adapters)
         write_bound_graph(cache / "bound/model.onnx", slots)
-        self._session: SwitchSession = open_engine("ort", (), "float").load(cache / "bound/model.onnx", 1)
+        self._session: SwitchSession = open_engine(engine, (), "float").load(cache / "bound/model.onnx", 1)
         zeros = zero_buffers(slots)
         self.adapter_bytes = padded_bytes(zeros, zeros)
         self.store = AdapterStore(self.bundle, None if budget is None else budget * self.adapter_bytes)
@@ -118,6 +119,21 @@ def side_warm(world: World, repeats: int) -> CallTimes:
     for name in ours.store.names:
         ours.switch(name)
     return median_p95([ms for _ in range(repeats) for name in ours.store.names for ms in milliseconds(partial(ours.switch, name), 1, 0)])
+
+
+def side_between(world: World, engine: str, repeats: int) -> dict[str, float]:
+    """Switches in memory as a server does them, between two steps, which leave nothing of an adapter in the processor's cache."""
+    ours = Ours(world, len(OWN_RANKS), None, engine)
+    step = np.zeros(STEP_NUMBERS, np.float32)
+    for name in ours.store.names:
+        ours.switch(name)
+    times = []
+    for turn in range(repeats * len(ours.store.names)):
+        name = ours.store.names[turn % len(ours.store.names)]
+        step += 1
+        times += milliseconds(partial(ours.switch, name), 1, 0)
+        ours.check(name)
+    return msgspec.to_builtins(median_p95(times)) | {"least_ms": min(times)}
 
 
 def side_kinds(cache: Path, adapters: int, repeats: int) -> dict[str, dict[str, float]]:
@@ -278,6 +294,7 @@ def main() -> int:
         "slots": options.slots,
         "machine": msgspec.to_builtins(machine("ort", options.threads)),
         "warm": _apart(side_warm, world, options.repeats),
+        "between": {engine: _apart(side_between, world, engine, options.repeats) for engine in ("ort", "openvino")},
         "kinds": _apart(side_kinds, options.cache, options.adapters, options.repeats),
         "weights": _apart(side_weights, world, options.repeats),
         "disk": _apart(side_disk, world, options.repeats),
@@ -306,6 +323,8 @@ def _options() -> argparse.Namespace:
 
 def _print(report: Mapping[str, Any]) -> None:
     print(f"switch in memory {report['warm']['median_ms']:.2f} ms (p95 {report['warm']['p95_ms']:.2f})")
+    for engine, times in report["between"].items():
+        print(f"  between two steps, {engine}: {times['median_ms']:.3f} ms (least {times['least_ms']:.3f})")
     for kind, times in report["kinds"].items():
         print(f"  {kind} slots, in turns: {times['few_ms']:.3f} ms, {times['many_ms']:.3f} ms with many adapters in memory")
     for name, turn in report["disk"].items():

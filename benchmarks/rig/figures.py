@@ -12,6 +12,7 @@ FLOAT_MERGED, FLOAT_SHARED = "FP32, merged", "FP32, one for all"
 INT_MERGED, INT_SHARED = "quantized, merged", "quantized, one for all"
 SIDES = (FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED)
 SWITCH_MS, FLAT, ROM, PLACE_SECONDS, PLACE_BYTES = 2.0, 1.3, 8.0, 180.0, 12e9
+BETWEEN_MS = {"ort": 0.2, "openvino": 0.6}  # a switch between two steps, by engine
 COLD_SWITCH, RESIDENT, GROWTH, NO_SLOWER = 1.5, 1.05, 0.01, 1.02
 LORA_COST = {"quantized": 1.05, "FP32": 1.08}
 SPEED = {"openvino": (2.3, 3.5), "ort": (1.7, 2.3)}
@@ -106,13 +107,14 @@ def switching_figures(measured: Mapping[str, Any]) -> list[Figure]:
     """Switching from memory and from disk, what it takes of memory, and how much dearer the other ways are."""
     disk = {name: turn["ratio"] for name, turn in measured["disk"].items()}
     kinds = measured["kinds"]
-    warm, memory, slowest = (
-        measured["warm"]["median_ms"],
-        measured["memory"],
-        measured["disk"]["later, cold, of the slots' rank"]["switch_ms"],
-    )
+    warm, memory = measured["warm"]["median_ms"], measured["memory"]
+    slowest = measured["disk"]["later, cold, of the slots' rank"]["switch_ms"]
     return [
         Figure(name="switch from memory", value=warm, bar=SWITCH_MS, unit="ms"),
+        *(
+            Figure(name=f"the same between two steps, {engine}", value=times["median_ms"], bar=BETWEEN_MS[engine], unit="ms")
+            for engine, times in measured["between"].items()
+        ),
         Figure(
             name="the same with normalised slots over searched ones, in turns",
             value=kinds["normalised"]["few_ms"] / kinds["searched"]["few_ms"],
@@ -129,6 +131,7 @@ def switching_figures(measured: Mapping[str, Any]) -> list[Figure]:
             name="switch from a cold disk over reading the file", value=disk["later, cold, of the slots' rank"], bar=COLD_SWITCH, unit="x"
         ),
         Figure(name="the same where the file is hashed first", value=disk["first, cold, of the slots' rank"], bar=COLD_SWITCH, unit="x"),
+        Figure(name="the same of half the slots' rank", value=disk["first, cold, of half of it"], bar=COLD_SWITCH, unit="x"),
         Figure(
             name="diffusers' set_adapters over a switch from memory",
             value=measured["diffusers"]["median_ms"] / warm,

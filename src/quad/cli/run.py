@@ -126,9 +126,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Make a picture, or several, from a bundle, without torch."""
-    outputs = [_numbered(output, number, num_images) for number in range(num_images)]
-    for path in outputs:
-        _check_output(path)
+    outputs = _outputs(output, num_images)
     png = png_options(parameters=parameters, mark=mark, sign=sign)
     weights = weighted_names("--adapter", adapter or [])
     words = {
@@ -141,11 +139,7 @@ def run(
     embeddings = words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
-        from quad.runtime.pipeline import QuadPipeline
-
-        pipe = QuadPipeline.from_pretrained(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
-        for line in pipe.notes:
-            note(line)
+        pipe = _open(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
         for word, path in embeddings:
             _note_unread(pipe.load_textual_inversion(path, word), path, (prompt, negative_prompt))
         if weights:
@@ -157,6 +151,16 @@ def run(
     for line in generated.notes:
         note(line)
     result(_json(outputs, generated), as_json, _lines(outputs, generated))
+
+
+def _open(bundle: Path, **how: Any) -> QuadPipeline:
+    """The pipeline, once its notes are told."""
+    from quad.runtime.pipeline import QuadPipeline
+
+    pipe = QuadPipeline.from_pretrained(bundle, **how)
+    for line in pipe.notes:
+        note(line)
+    return pipe
 
 
 def _note_unread(words: Sequence[str], path: Path, prompts: Sequence[str]) -> None:
@@ -213,9 +217,16 @@ class _Previews:
             _write_png(path.with_name(f"{path.stem}.preview-{index + 1:02d}.png"), preview)
 
 
-def _numbered(output: Path, number: int, count: int) -> Path:
-    """OUT.png alone; OUT-1.png and so on of several."""
-    return output if count == 1 else output.with_name(f"{output.stem}-{number + 1}{output.suffix}")
+def _outputs(output: Path, count: int) -> list[Path]:
+    """OUT.png alone; OUT-1.png and so on of several.
+
+    Raises:
+        UsageError: one of them cannot be written.
+    """
+    outputs = [output if count == 1 else output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(count)]
+    for path in outputs:
+        _check_output(path)
+    return outputs
 
 
 def _size(text: str | None) -> dict[str, int | None]:

@@ -194,6 +194,24 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         """
         return self.stages.prepare(request, *self.switch.resolve_mix(request), texts)
 
+    def prepare_ahead(self, request: Request) -> Prepared:
+        """As `prepare`, and the adapters are laid out for the U-Net too, while it works on another picture: binding them is then a choice.
+
+        Raises:
+            UsageError, InputError, CompatibilityError: as `prepare`.
+        """
+        prepared = self.prepare(request)
+        self.stages.lay_out(prepared.resolved, prepared.mix)
+        return prepared
+
+    def lay_out(self, request: Request) -> None:
+        """Have a request's adapters in memory and laid out for the U-Net by the time that its picture is made.
+
+        Raises:
+            UsageError, CompatibilityError: as `prepare`.
+        """
+        self.stages.lay_out(*self.switch.resolve_mix(request))
+
     def finish(
         self, prepared: Prepared, callback_on_step_end: StepCallback | None = None, output_type: OutputType = "pil"
     ) -> PipelineOutput:

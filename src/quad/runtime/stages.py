@@ -167,6 +167,10 @@ class Stages:
             clocks=clocks,
         )
 
+    def lay_out(self, resolved: Resolved, mix: AdapterMix) -> None:
+        """Make the adapters of a picture ready to be bound to its U-Net, where that is in memory; any thread may."""
+        self.graph(UNET, resolved.size, mix.group).lay_out(mix)
+
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
         unet = self.graph(UNET, prepared.resolved.size, prepared.mix.group)

@@ -190,10 +190,14 @@ class QuadClient:
             deadline_s=deadline_s,
             client=self._name,
         )
+        return self._make(request, callback_on_step_end)
+
+    def _make(self, request: NewRequest, callback: StepCallback | None) -> PipelineOutput:
+        """Ask for a picture, follow it and fetch it."""
         queued = self._http.json("POST", "/v1/requests", RequestState, request)
         where = f"/v1/requests/{queued.id}"
         try:
-            end = self._follow(where, callback_on_step_end)
+            end = self._follow(where, callback)
         except BusyError:  # no stream was to be had, whose end would have told that nobody waits
             self._forget(where)
             raise

@@ -64,13 +64,16 @@ def test_switching_is_held_to_its_bars_by_turns_and_by_resident_memory() -> None
     turn = {"switch_ms": 8.0, "read_ms": 6.0, "ratio": 1.4}
     found = {
         "kinds": {"searched": {"few_ms": 0.2, "many_ms": 0.21}, "normalised": {"few_ms": 0.19, "many_ms": 0.22}},
+        "between": {"ort": {"median_ms": 0.1}, "openvino": {"median_ms": 0.7}},
         "warm": {"median_ms": 0.2}, "diffusers": {"median_ms": 24.0}, "merged": {"cold_ms": 400.0, "warm_ms": 300.0},
-        "disk": {"later, cold, of the slots' rank": turn, "first, cold, of the slots' rank": {**turn, "ratio": 1.6}},
+        "disk": {"later, cold, of the slots' rank": turn, "first, cold, of the slots' rank": {**turn, "ratio": 1.6},
+                 "first, cold, of half of it": {**turn, "ratio": 1.3}},
         "memory": {"budget_bytes": 100.0, "most_bytes": 104.0, "growth_bytes": 2.0},
     }  # fmt: skip
     figures = switching_figures(found)
-    assert [figure.value for figure in figures] == pytest.approx([0.2, 0.95, 0.22 / 0.19, 1.4, 1.6, 120.0, 50.0, 1500.0, 1.04, 0.02])
-    assert [figure.reached for figure in figures] == [True, True, True, True, False, True, True, True, True, False]
+    values = [0.2, 0.1, 0.7, 0.95, 0.22 / 0.19, 1.4, 1.6, 1.3, 120.0, 50.0, 1500.0, 1.04, 0.02]
+    assert [figure.value for figure in figures] == pytest.approx(values)
+    assert [figure.reached for figure in figures] == [True, True, False, True, True, True, False, True, True, True, True, True, False]
 
 
 def test_every_benchmark_is_in_the_index_and_starts_in_the_one_way() -> None:

@@ -39,10 +39,13 @@ class Session(BoundSession):
     def _wrap(self, array: NDArray[Any]) -> Any:
         return array
 
-    def _put(self, name: str, value: Any) -> None:
-        """Nothing is run."""
+    def _new_handle(self) -> dict[str, Any]:
+        return {}
 
-    def _execute(self) -> NDArray[Any]:
+    def _put(self, handle: dict[str, Any], name: str, value: Any) -> None:
+        handle[name] = value
+
+    def _execute(self, handle: dict[str, Any]) -> NDArray[Any]:
         raise NotImplementedError
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,6 +134,36 @@ class EngineContract:
         assert np.abs(outputs[1] - outputs[2]).max() > 1e-3
         with pytest.raises(BackendError, match="made ready by this session, found another session's"):
             self.load(phone / "unet" / self.graph).bind(ready[0])
+
+    def test_a_part_that_was_changed_is_put_back(self, session: SwitchSession, store: AdapterStore, step: Step) -> None:
+        """Sets of inputs are chosen, not written anew: what was changed in one must not be found in it again."""
+        a, b = (session.prepare(store.buffers(name)) for name in ("transform", "sketch"))
+        session.lay_out(b)
+        session.bind(a)
+        before = session.run(step)
+        name = next(iter(store.zeros))
+        updated = a.updated(session.prepare({name: b.arrays[name]}))
+        for changed in ({name: b.arrays[name]}, updated):
+            session.bind(changed)
+            assert np.abs(session.run(step) - before).max() > 0
+            for inputs in (b, a):
+                session.bind(inputs)
+            np.testing.assert_array_equal(session.run(step), before)
+        session.bind({name: b.arrays[name]})
+        session.bind(updated)
+        expected = session.run(step)
+        session.bind(b)
+        session.bind(updated)
+        np.testing.assert_array_equal(session.run(step), expected)
+
+    def test_what_was_laid_out_goes_with_its_inputs(self, session: SwitchSession, store: AdapterStore) -> None:
+        prepared = [session.prepare(store.buffers(name)) for name in ("transform", "sketch")]
+        for inputs in prepared:
+            session.lay_out(inputs)
+            session.bind(inputs)
+        gone = weakref.ref(prepared.pop(0))
+        gc.collect()
+        assert gone() is None
 
     def test_arrays_are_bound_by_address(self, session: SwitchSession, store: AdapterStore) -> None:
         buffers = store.buffers("sketch")

@@ -18,6 +18,7 @@ from quad.core.storage.pack import write_pack
 from quad.runtime import QuadPipeline, Request, Scheduler, SchedulerOptions
 from quad.runtime.engines.engine import BoundSession
 from quad.runtime.queue.ticket import StepEvent
+from tests.conftest import Spy
 from tests.runtime.held_pipeline import PATIENCE_S, HeldPipeline, Pixels, alone, ended, pixels
 
 
@@ -199,3 +200,27 @@ def test_an_adapter_is_replaced_without_disturbing_what_runs(
     held.free()
     np.testing.assert_array_equal(pixels(running.result(PATIENCE_S)), expected[0])
     np.testing.assert_array_equal(pixels(later.result(PATIENCE_S)), expected[1])
+
+
+@pytest.mark.parametrize("memory", ["keep-all", "balanced"])
+def test_the_next_adapter_is_there_before_its_picture_begins(tiny_bundle: Path, requests: list[Request], spy: Spy, memory: str) -> None:
+    """Between the last step of a picture and the first of the next one nothing is read, and no slot is put into a graph one by one."""
+    first, second = requests[1], requests[3]
+    expected = alone(tiny_bundle, [second], memory)
+    held = HeldPipeline.from_pretrained(tiny_bundle, engine="ort", threads=1, memory=memory)
+    with Scheduler(held) as scheduler:
+        held.hold()
+        tickets = [scheduler.submit(request) for request in (first, second)]
+        held.wait()
+        held.let()
+        held.wait()  # the first step is over
+        scheduler._preparer.submit(int).result(PATIENCE_S)  # and so is what it began
+        misses = held.switch.store.metrics().misses
+        put = spy(BoundSession, "_put_all", lambda _session, _rack, _prepared, names: {name for name in names if "lora" in name})
+        held.free()
+        pictures = [pixels(ticket.result(PATIENCE_S)) for ticket in tickets]
+        assert held.switch.active == {"sketch": 1.0}
+    assert put
+    assert set().union(*put) == set()
+    assert held.switch.store.metrics().misses == misses
+    np.testing.assert_array_equal(pictures[1], expected[0])

@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ class TensorFile:
     def sha256(self) -> str:
         """Digest of all bytes; reads the file as it goes."""
         return hashlib.sha256(self.content.data).hexdigest()
+
+    def read_ahead(self) -> None:
+        """Have the system begin to read all of a mapped file, while the caller does something else."""
+        if isinstance(self.content.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+            with suppress(OSError):  # a hint
+                self.content.base.madvise(mmap.MADV_WILLNEED)
 
     def touch(self) -> None:
         """Have all of it read now, not when a graph first asks for it."""

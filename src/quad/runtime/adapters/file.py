@@ -8,6 +8,9 @@ that the clock could hide another change.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
@@ -84,8 +87,9 @@ class AdapterFile:
         mapped = map_tensors(self.path) if self.mapped else None  # which takes no memory yet
         make_room(padded_bytes(open_header(self.path).entries if mapped is None else mapped.tensors, zeros))
         file = copy_tensors(self.path) if mapped is None else mapped
-        self._check(file, zeros)
-        buffers = pad(file.tensors, zeros)
+        file.read_ahead()
+        with self._checked_beside(file, zeros):
+            buffers = pad(file.tensors, zeros)
         if any(buffers[name] is not tensor for name, tensor in file.tensors.items() if name in zeros):
             _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
         return buffers
@@ -94,13 +98,39 @@ class AdapterFile:
         return map_tensors(self.path) if self.mapped else copy_tensors(self.path)
 
     def _check(self, file: TensorFile, zeros: ZeroBuffers) -> None:
+        with self._checked_beside(file, zeros):
+            pass
+
+    @contextmanager
+    def _checked_beside(self, file: TensorFile, zeros: ZeroBuffers) -> Iterator[None]:
+        """The block runs once the tensors are seen to fit, while another thread hashes the file; it is left when that is done.
+
+        Raises:
+            VerificationError: as `check`; a digest that is another goes before whatever else is wrong.
+        """
+        with self._hashed_beside(file):
+            if not self.fits:
+                check_tensors(self.manifest.name, file.tensors, zeros.slots)
+            yield
+        self.fits = True  # for good: only the same bytes get here again
+
+    @contextmanager
+    def _hashed_beside(self, file: TensorFile) -> Iterator[None]:
         if file.identity == self.hashed:
             file.touch()
-        else:
+            yield
+        elif self.packed:  # one digest of many tensors: the interpreter's lock would go to and fro
             self._hash(file)
-        if not self.fits:
-            check_tensors(self.manifest.name, file.tensors, zeros.slots)
-            self.fits = True  # for good: only the same bytes get here again
+            yield
+        else:
+            with ThreadPoolExecutor(1, "quad-hash") as beside:
+                hashed = beside.submit(self._hash, file)
+                try:
+                    yield
+                except Exception:
+                    hashed.result()
+                    raise
+                hashed.result()
 
     def _hash(self, file: TensorFile) -> None:
         now_ns = time_ns()

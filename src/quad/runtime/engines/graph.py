@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -193,6 +193,13 @@ class Graph:
             if self._session is not None and not (self.mix is not None and self.mix.buffers is mix.buffers):
                 bind_buffers(self._session, mix.buffers, self._slots.shapes)
             self.mix, self.bound = mix, next(_BINDINGS)
+
+    def lay_out(self, mix: AdapterMix) -> None:
+        """Make these adapters ready to be bound, where the graph is in memory; another thread may run it meanwhile."""
+        session = self._session
+        if session is not None:
+            with suppress(BackendError):  # told when they are bound
+                session.lay_out(_prepared(session, mix.buffers, tuple(self._slots.shapes)))
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
         """See `Runnable.run`."""

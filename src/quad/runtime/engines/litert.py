@@ -64,6 +64,8 @@ class LiteRtSession(PortedSession):
         VerificationError: the ports are those of another graph.
     """
 
+    separate_racks = False
+
     def __init__(self, library: Any, *, model_file: Path, ports: Ports, threads: int) -> None:
         where = f"engine litert: {model_file}"
         try:
@@ -89,13 +91,16 @@ class LiteRtSession(PortedSession):
     def _wrap(self, array: NDArray[Any]) -> Any:
         return array
 
-    def _put(self, name: str, value: Any) -> None:
-        self._interpreter.set_tensor(self._places[name], value)
+    def _new_handle(self) -> Any:
+        return self._interpreter
 
-    def _execute(self) -> NDArray[Any]:
+    def _put(self, handle: Any, name: str, value: Any) -> None:
+        handle.set_tensor(self._places[name], value)
+
+    def _execute(self, handle: Any) -> NDArray[Any]:
         try:
-            self._interpreter.invoke()
-            output: NDArray[Any] = self._interpreter.get_tensor(self._answer)
+            handle.invoke()
+            output: NDArray[Any] = handle.get_tensor(self._answer)
         except Exception as error:
             reason, where = first_line(error), f"engine litert: {self._where}"
             raise lack_of(where, error) or BackendError(f"{where} failed ({reason}); report it with the bundle's name") from error

@@ -83,7 +83,6 @@ class OpenVinoSession(BoundSession):
         dtypes = {name: port.get_element_type().to_dtype() for name, port in ports.items()}
         super().__init__(model_file.parent.name, shapes, dtypes)
         self._places = {name: place for place, name in enumerate(ports)}
-        self._request = self._compiled.create_infer_request()
 
     @property
     def threads(self) -> int:
@@ -92,18 +91,21 @@ class OpenVinoSession(BoundSession):
     def _wrap(self, array: NDArray[Any]) -> Any:
         return self._tensor(array if array.flags.writeable else _unlocked(array), shared_memory=True)
 
-    def _put(self, name: str, value: Any) -> None:
-        self._request.set_input_tensor(self._places[name], value)
+    def _new_handle(self) -> Any:
+        return self._compiled.create_infer_request()
 
-    def _execute(self) -> NDArray[Any]:
+    def _put(self, handle: Any, name: str, value: Any) -> None:
+        handle.set_input_tensor(self._places[name], value)
+
+    def _execute(self, handle: Any) -> NDArray[Any]:
         try:
-            self._request.infer()
+            handle.infer()
         except Exception as error:
             reason = _reason(error)
             raise lack_of(f"engine openvino: {self._where}", error) or BackendError(
                 f"engine openvino: {self._where} failed ({reason}); report it with the bundle's name"
             ) from error
-        output: NDArray[Any] = self._request.get_output_tensor(0).data.copy()
+        output: NDArray[Any] = handle.get_output_tensor(0).data.copy()
         return output
 
 

@@ -88,8 +88,7 @@ class OrtSession(BoundSession):
         shapes = {node.name: tuple(n if isinstance(n, int) else None for n in node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
         super().__init__(model_file.parent.name, shapes, dtypes)
-        self._binding = self._session.io_binding()
-        self._binding.bind_output(self._session.get_outputs()[0].name)
+        self._output = self._session.get_outputs()[0].name
 
     @property
     def threads(self) -> int:
@@ -98,18 +97,23 @@ class OrtSession(BoundSession):
     def _wrap(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
 
-    def _put(self, name: str, value: Any) -> None:
-        self._binding.bind_ortvalue_input(name, value)
+    def _new_handle(self) -> ort.IOBinding:
+        binding = self._session.io_binding()
+        binding.bind_output(self._output)
+        return binding
 
-    def _execute(self) -> NDArray[Any]:
+    def _put(self, handle: ort.IOBinding, name: str, value: Any) -> None:
+        handle.bind_ortvalue_input(name, value)
+
+    def _execute(self, handle: ort.IOBinding) -> NDArray[Any]:
         try:
-            self._session.run_with_iobinding(self._binding)
+            self._session.run_with_iobinding(handle)
         except Exception as error:
             reason = first_line(error)
             raise lack_of(f"engine ort: {self._where}", error) or BackendError(
                 f"engine ort: {self._where} failed ({reason}); report it with the bundle's name"
             ) from error
-        output: NDArray[Any] = self._binding.copy_outputs_to_cpu()[0]
+        output: NDArray[Any] = handle.copy_outputs_to_cpu()[0]
         return output
 
 

@@ -124,7 +124,6 @@ class QnnSession(PortedSession):
         shapes: dict[str, Shape] = {node.name: tuple(node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
         super().__init__(ports, where, shapes=shapes, dtypes=dtypes, output=session.get_outputs()[0].name)
-        self._feed: dict[str, ort.OrtValue] = {}
 
     @property
     def threads(self) -> int:
@@ -133,12 +132,15 @@ class QnnSession(PortedSession):
     def _wrap(self, array: NDArray[Any]) -> Any:
         return ort.OrtValue.ortvalue_from_numpy(array)
 
-    def _put(self, name: str, value: Any) -> None:
-        self._feed[name] = value
+    def _new_handle(self) -> dict[str, ort.OrtValue]:
+        return {}
 
-    def _execute(self) -> NDArray[Any]:
+    def _put(self, handle: dict[str, ort.OrtValue], name: str, value: Any) -> None:
+        handle[name] = value
+
+    def _execute(self, handle: dict[str, ort.OrtValue]) -> NDArray[Any]:
         try:
-            output = self._session.run_with_ort_values([self._output], self._feed)[0].numpy()
+            output = self._session.run_with_ort_values([self._output], handle)[0].numpy()
         except Exception as error:
             reason = first_line(error)
             raise BackendError(f"engine qnn: {self._where} failed ({reason}); report it with the bundle's name") from error

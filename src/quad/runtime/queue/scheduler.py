@@ -1,8 +1,9 @@
 """Requests of several clients on one pipeline: who is next, what is made ready meanwhile, and how a request ends.
 
 One picture is denoised at a time, on all threads of the budget; more at once would only slow each down. While it is, the next one's
-adapter is read and, where the memory plan keeps all graphs, its text and pictures are encoded between two steps. Every picture is the one
-that the pipeline makes alone, bit for bit. Meanwhile the pipeline belongs to the scheduler: call it through requests only.
+adapter is read and laid out for the U-Net, where that stays in memory, so that the switch to it is a choice; and where all graphs stay, its
+text and pictures are encoded between two steps. Every picture is the one that the pipeline makes alone, bit for bit. Meanwhile the pipeline
+belongs to the scheduler: call it through requests only.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from types import TracebackType
 from typing import Any
 
 from quad.core.errors import BusyError, QuadError, mismatch
+from quad.core.slots import UNET
+from quad.runtime.engines.graph import PLANS
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.queue.metrics import SchedulerCounters, SchedulerMetrics
 from quad.runtime.queue.ordering import Key, Moment, Waiting, adapter_key, choose, expired, without
@@ -234,7 +237,9 @@ class Scheduler:
         for name in queued.resolved.weights:
             self._pipe.switch.preload(name)
         if self._pipe.memory == "keep-all":
-            queued.ahead = self._preparer.submit(self._pipe.prepare, queued.request)
+            queued.ahead = self._preparer.submit(self._pipe.prepare_ahead, queued.request)
+        elif UNET in PLANS[self._pipe.memory]:
+            self._preparer.submit(self._pipe.lay_out, queued.request)
 
     def _expire(self) -> None:
         """End those in the queue whose time is over."""
