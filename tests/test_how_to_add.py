@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import importlib
 import math
@@ -17,12 +18,15 @@ import pytest
 from quad.compile.backend import BACKENDS
 from quad.compile.passes.registry import PASSES
 from quad.compile.targets import Target, check_precision, load_target, target_names
+from quad.core.families import FAMILIES, OTHERS, SIGNS, Family, table
 from quad.core.manifest import NoiseSchedule
 from quad.core.sampling import SamplerKind, SamplerSettings
 from quad.lora import kinds, low_rank
 from quad.lora import target as lora_target
 from quad.lora.kinds import KINDS, NOT_READ, Kind
+from quad.lora.module_names import SPELLINGS
 from quad.model.base import noise_schedule
+from quad.model.base.family import loaded_classes
 from quad.model.base.sampler_names import SCHEDULERS
 from quad.runtime.engines.engine import ENGINES, INSTALL
 from quad.runtime.samplers import contract, run, schedule
@@ -117,6 +121,33 @@ def test_a_target_is_known_in_every_place(name: str) -> None:
     assert f'"{name}"' in _tests("compile") + _tests("build"), "tests/compile or tests/build: a test"
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_family_is_known_in_every_place(family: Family) -> None:
+    for classes in (family.denoiser.classes, *(text.classes for text in family.texts)):
+        assert loaded_classes(classes).keys() == classes.keys(), "src/quad/core/families: classes that are there"
+    assert set(family.lora.spellings) <= SPELLINGS.keys(), "src/quad/lora/module_names.py: its transforms"
+    assert family.name not in {signs.name for signs in OTHERS}, "src/quad/core/families/others.py: it opens, and is refused by name"
+    assert re.search(re.escape(family.name.removesuffix(".x").split()[-1]), _text("docs/cli.md")), "docs/cli.md: the models that open"
+    pipelines = {layout.pipeline for layout in family.denoiser.layouts if layout.pipeline} | set(family.repairs)
+    assert pipelines <= set(family.pipelines)
+    assert any(name in _tests("model") + _tests("evaluate") + _tests("build") for name in family.pipelines), (
+        "tests: pictures beside its pipeline"
+    )
+
+
+def test_a_prefix_of_lora_keys_means_the_same_in_every_family() -> None:
+    for prefixes in ([family.lora.prefixes for family in FAMILIES], [family.lora.flat_prefixes for family in FAMILIES]):
+        meanings = {(prefix, component) for table_ in prefixes for prefix, component in table_.items()}
+        assert len(meanings) == len({prefix for prefix, _ in meanings})
+
+
+def test_no_code_knows_a_family_by_name() -> None:
+    tables, names = ROOT / "src" / "quad" / "core" / "families", {signs.name for signs in SIGNS} | {family.name for family in FAMILIES}
+    for file in ROOT.joinpath("src").rglob("*.py"):
+        nodes = () if tables in file.parents else ast.walk(ast.parse(file.read_text("utf-8")))
+        assert [node.value for node in nodes if isinstance(node, ast.Constant) and node.value in names] == [], file
+
+
 def test_each_backend_is_some_targets_and_can_be_opened() -> None:
     assert set(BACKENDS) == {load_target(name).backend for name in target_names()}
     assert [module for module in BACKENDS.values() if not hasattr(importlib.import_module(module), "open_backend")] == []
@@ -134,9 +165,9 @@ def _blocks(language: str) -> list[str]:
 
 
 def test_the_examples_of_the_page_work() -> None:
-    (table,) = _blocks("json")
-    assert msgspec.json.decode(table, type=Target).engines == ("ort",)
-    sampler, update, row, _ = _blocks("python")
+    (target,) = _blocks("json")
+    assert msgspec.json.decode(target, type=Target).engines == ("ort",)
+    sampler, update, row, _, family = _blocks("python")
     names: dict[str, Any] = {}
     for module in (contract, schedule, dataclasses, math):
         names.update(vars(module))
@@ -147,6 +178,9 @@ def test_the_examples_of_the_page_work() -> None:
     names = {**vars(low_rank), **vars(lora_target), **vars(kinds)}
     exec(update, names)
     assert eval(row, names).update is names["vera_update"]
+    names = dict(vars(table))
+    exec(family, names)
+    assert names["WATERCOLOUR"].folders == ("unet", "text_encoder", "tokenizer")
 
 
 def test_the_page_names_the_places_that_are_checked_here() -> None:

@@ -16,7 +16,6 @@ from quad.core.picture_size import graph_name
 from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
-from quad.model.base.pixart import MaskedT5
 from quad.runtime.conditioning.denoising import layouts
 from quad.runtime.conditioning.tokenizer import Tokenizer
 
@@ -74,7 +73,7 @@ def text_spec(base: Base, table: SlotTable) -> GraphSpec:
         table: of all components.
     """
     tokens = torch.full((1, base.text.length), base.text.pad_id, dtype=torch.int64)
-    if isinstance(base.text_encoder, MaskedT5):
+    if not getattr(base.text_encoder, "reads_padding", True):
         tokens = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(_WORDS).ids)
     inputs = {"input_ids": tokens}
     if base.text.first_vector_id is not msgspec.UNSET:

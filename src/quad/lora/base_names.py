@@ -5,27 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-_SD_BLOCK = r"(?:attentions[._]\d+|(?:input|output)_blocks[._]\d+[._]1|middle_block[._]1)"
+from quad.core.families import SIGNS
 
-# In this order: Flux has SD3's names too, and what merely says `transformer` is looked at last.
-_BY_NAME: tuple[tuple[re.Pattern[str], str], ...] = tuple(
-    (re.compile(pattern), name)
-    for pattern, name in (
-        (r"lora_te2_|clip_g\.|text_encoder_2\.|add_embedding|label_emb|" + _SD_BLOCK + r"[._]transformer_blocks[._][1-9]", "SDXL"),
-        (r"single_transformer_blocks|double_blocks|single_blocks", "Flux"),
-        (r"joint_blocks|(?:^|[._])transformer_blocks[._]\d+[._]attn[._]add_[qkv]_proj", "Stable Diffusion 3"),
-        (r"motion_modules", "AnimateDiff"),
-        (r"temporal_transformer_blocks|temp_attentions|temp_convs", "a video model"),
-        (r"(?:^|[._])blocks[._]\d+[._](?:self_attn|cross_attn)", "Wan"),
-        (r"adaln_single|caption_projection", "PixArt"),
-        (r"lora_controlnet|control_model|controlnet", "a ControlNet"),
-        (r"(?:^|\.)model\.layers\.\d+\.(?:self_attn|mlp)", "a language model"),
-        (r"(?:lora_transformer_|(?:^|\.)transformer\.)transformer_blocks", "a diffusion transformer (Flux, Stable Diffusion 3, PixArt)"),
-    )
-)
-
+_BY_NAME = tuple((re.compile(signs.keys), signs.name) for signs in SIGNS if signs.keys)
 # Width of the text features that cross-attention reads.
-_BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+_BY_WIDTH = {signs.text_width: signs.name for signs in SIGNS if signs.text_width is not None}
 OTHER_BASE = "another base"
 _ALL_WIDTHS = re.compile(r"\.attn2\.to_[kv]$")
 

@@ -9,11 +9,12 @@ from typing import Any
 
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
+from quad.core.families import Component
 from quad.core.sampling import AdapterDefaults
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
-from quad.lora.keys import DOTTED_PREFIXES, Component, is_bundled, is_peft_key, parse_key, refuse_other_kinds
+from quad.lora.keys import DOTTED_PREFIXES, is_bundled, is_peft_key, parse_key, refuse_other_kinds
 from quad.lora.kinds import PEFT_TYPES
 from quad.lora.locate import PEFT_CONFIG, PEFT_NAME, WeightsFile, weights_files
 from quad.lora.report.stated_defaults import stated_defaults

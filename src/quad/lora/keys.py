@@ -9,40 +9,22 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
 
 from quad.core.errors import UnsupportedError, mismatch
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.families import FAMILIES, Component
+from quad.core.slots import TEXT_ENCODER
 from quad.lora.kinds import ENDINGS, NOT_READ, TEXTUAL_INVERSION
 from quad.lora.quote import quoted
 from quad.lora.tensors import Role
-
-Component = Literal["unet", "text_encoder"]
 
 EMBEDDING_REMEDY = "it belongs to a prompt: quad run --embedding WORD=FILE"
 PEFT_WRAPPER = "base_model.model."
 _LOADED = re.compile(r"\.lora_(?:[AB]\.[\w-]+\.weight|magnitude_vector\.[\w-]+)$")
 _MODEL_PREFIXES = (PEFT_WRAPPER, "model.diffusion_model.", "diffusion_model.")
-# ComfyUI's and OneTrainer's names of the one text encoder (CLIP L of Stable Diffusion 1, H of 2), and that of one-file checkpoints.
-_CLIPS = ("clip_l", "clip_h", "cond_stage_model")
-_CLIP_PREFIXES: tuple[tuple[str, Component], ...] = (
-    *((f"{holder}{clip}.transformer.", TEXT_ENCODER) for holder in ("text_encoders.", "") for clip in _CLIPS),
-    ("clip_l.", TEXT_ENCODER),  # the Open Model Initiative's, which OneTrainer writes too
-)
-# A transformer that denoises stands where the U-Net stands.
-DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = (
-    ("unet.", UNET),
-    ("transformer.", UNET),
-    ("text_encoder.", TEXT_ENCODER),
-    *_CLIP_PREFIXES,
-)
-_FLAT: tuple[tuple[str, Component | None], ...] = (
-    ("lora_unet_", UNET),
-    ("lora_transformer_", UNET),
-    ("lora_te_", TEXT_ENCODER),
-    ("lora_te1_", TEXT_ENCODER),
-    ("lycoris_", None),
-)
+# Of all families; a transformer that denoises stands where the U-Net stands.
+_PREFIXES = {prefix: component for family in FAMILIES for prefix, component in family.lora.prefixes.items()}
+DOTTED_PREFIXES: tuple[tuple[str, Component], ...] = tuple(_PREFIXES.items())
+_FLAT_PREFIXES = {prefix: component for family in FAMILIES for prefix, component in family.lora.flat_prefixes.items()}
 _TEXT_PATHS = ("text_model.", "text_model_", "encoder.layers.")
 # Old diffusers called the text encoder's projections as it called the U-Net's.
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
@@ -138,7 +120,7 @@ def parse_key(key: str) -> LoraKey | None:
         return None
     name, role = parts
     path, component = _component(name)
-    for prefix, flat_component in _FLAT:
+    for prefix, flat_component in _FLAT_PREFIXES.items():
         if path.startswith(prefix):
             return LoraKey(path=path.removeprefix(prefix), role=role, flat=True, component=flat_component)
     path = path.replace(".processor.", ".")

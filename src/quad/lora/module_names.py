@@ -8,11 +8,12 @@ original counts the convolution at the entrance, then each ResNet (with its atte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from quad.core.families import FAMILIES, Component
 from quad.core.slots import TEXT_ENCODER, UNET
-from quad.lora.keys import Component, LoraKey
+from quad.lora.keys import LoraKey
 from quad.lora.layout import TEXT_PREFIX
 
 _WRAPPER = "text_model."
@@ -92,11 +93,17 @@ def original_names(paths: Iterable[str]) -> dict[str, str]:
     return names
 
 
+# Transforms that a family's table names: the denoiser's module paths to further names of theirs.
+SPELLINGS: Mapping[str, Callable[[Iterable[str]], dict[str, str]]] = {"original-blocks": original_names}
+
+
 def _unet_spellings(paths: list[str], complete: bool) -> Iterator[tuple[str, str]]:
     for path in paths:
         yield path, path
-    for path, original in original_names(paths).items() if complete else ():
-        yield original, path
+    transforms = dict.fromkeys(name for family in FAMILIES for name in family.lora.spellings)
+    for name in transforms if complete else ():
+        for path, spelling in SPELLINGS[name](paths).items():
+            yield spelling, path
 
 
 def _text_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:

@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
+from quad.core.families import Component
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.adapter import FloatAdapter, LowRank, ModuleOrigin
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
 from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, is_lone_embedding, unread_embeddings
 from quad.lora.file import LoraFile, open_lora
-from quad.lora.keys import EMBEDDING_REMEDY, Component, is_text_key, parse_key
+from quad.lora.keys import EMBEDDING_REMEDY, is_text_key, parse_key
 from quad.lora.kinds import beside, kind_of, own_rank
 from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
 from quad.lora.low_rank import Product, RankLimits

@@ -12,8 +12,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 
 from quad.core.errors import InputError, QuadError, UnsupportedError, UsageError
+from quad.core.families import EDITING, INPAINTING, SUPPORTED
 from quad.model.base.open import BaseOptions, open_model
-from quad.model.base.stable_diffusion import EDITING, INPAINTING
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_the_reference_worlds_nine_channels_are_its_own(plain: Path) -> None:
 
 @pytest.mark.parametrize("channels", [5, 7])
 def test_other_channels_are_refused(channels: int, plain: Path) -> None:
-    says = f"expected 4, 8 (InstructPix2Pix) or 9 (inpainting) input channels, found in_channels={channels}"
+    says = f"expected 4, 8 (InstructPix2Pix) or 9 (inpainting) channels in, 4 out, found in_channels={channels}"
     _refused(_with_channels(plain, channels), says)
 
 
@@ -105,7 +105,7 @@ def test_adapters_named_like_tasks_are_theirs(plain: Path) -> None:
 )
 def test_other_pipelines_are_refused_by_name(kind: str, says: str, plain: Path) -> None:
     _edit(plain / "model_index.json", _class_name=kind)
-    _refused(plain, f"model_index.json: expected a Stable Diffusion 1.x or 2.x or PixArt-alpha model, {says}; choose such a model")
+    _refused(plain, f"model_index.json: expected {SUPPORTED}, {says}; choose such a model")
 
 
 @pytest.mark.parametrize("kind", ["StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "StableDiffusionInstructPix2PixPipeline"])
@@ -131,7 +131,10 @@ def test_other_unets_are_refused_by_what_they_have(changes: dict[str, object], s
 def test_a_transformer_is_refused_by_name(plain: Path) -> None:
     shutil.rmtree(plain / "unet")
     _edit(plain / "transformer" / "config.json", _class_name="SD3Transformer2DModel")
-    _refused(plain, "expected a Stable Diffusion 1.x or 2.x or PixArt-alpha model, found SD3Transformer2DModel (Stable Diffusion 3)")
+    _refused(
+        plain,
+        f"expected {SUPPORTED}, found SD3Transformer2DModel (Stable Diffusion 3)",
+    )
 
 
 def test_a_text_encoder_of_another_model_is_refused(plain: Path) -> None:

@@ -10,17 +10,10 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from quad.core.families import FAMILIES, SIGNS
 from quad.lora.base_names import OTHER_BASE, base_by_width
 
-# How a base's name begins in either vocabulary, with '-' for '_', and the family that `base_by_width` calls so.
-_FAMILIES: tuple[tuple[str, str], ...] = (
-    (r"stable-diffusion-v1|sd-?v?1", "Stable Diffusion 1.x"),
-    (r"stable-diffusion-v2|sd-?v?2", "Stable Diffusion 2.x"),
-    (r"stable-diffusion-xl|sdxl", "SDXL"),
-    (r"stable-diffusion-v?3|sd-?v?3", "Stable Diffusion 3"),
-    (r"flux|chroma", "Flux"),
-    (r"pixart", "PixArt"),
-)
+_NAMED_VELOCITY = tuple(family.name for family in FAMILIES if family.lora.named_velocity)
 _V = re.compile(r"(^|[-_])v($|[-_/])|v[-_ ]?pred|velocity")
 _TRUE = ("true", "1")
 _LONGEST = 60
@@ -73,7 +66,7 @@ def prediction_notes(trained: TrainedOn, prediction: str) -> tuple[str, ...]:
 
 def _family(name: str) -> str:
     spelled = name.lower().replace("_", "-")
-    return next((family for pattern, family in _FAMILIES if re.match(pattern, spelled)), "")
+    return next((signs.name for signs in SIGNS if signs.metadata and re.match(signs.metadata, spelled)), "")
 
 
 def _prediction(metadata: Mapping[str, str], names: Iterable[str]) -> str:
@@ -83,7 +76,7 @@ def _prediction(metadata: Mapping[str, str], names: Iterable[str]) -> str:
         return EPSILON if stated.startswith("eps") else V_PREDICTION if _V.search(stated) else ""
     if "ss_v_parameterization" in metadata:
         return V_PREDICTION if metadata["ss_v_parameterization"].lower() in _TRUE else EPSILON
-    known = [name.lower() for name in names if _family(name) in ("Stable Diffusion 1.x", "Stable Diffusion 2.x")]
+    known = [name.lower() for name in names if _family(name) in _NAMED_VELOCITY]
     if not known:
         return ""
     return V_PREDICTION if any(_V.search(name) for name in known) else EPSILON

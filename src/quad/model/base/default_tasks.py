@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from quad.core.errors import QuadError
+from quad.core.families import Family
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.model.base.checkpoint.layout import LATENT_CHANNELS, open_checkpoint
-from quad.model.base.family import Inputs, family_of
-from quad.model.base.stable_diffusion import EDITING, GUIDANCE, INPAINTING
+from quad.model.base.family import Inputs, denoiser_inputs, family_of
 from quad.model.base.weight_files import read_config
 from quad.runtime.adapter_defaults import DISTILLED_GUIDANCE
 from quad.runtime.request import TASKS, TEXT_TO_IMAGE
@@ -24,18 +24,16 @@ STRENGTH, SKETCH_STRENGTH, PORTRAIT_STRENGTH = 0.8, 0.9, 0.6
 ADAPTER_TASKS = ("sticker", "portrait")
 
 
-def plain_tasks(
-    beside: Inputs, sampler: SamplerSpec, adapters: Collection[str] = (), guidance: float = GUIDANCE
-) -> dict[str, TaskSpec]:  # fmt: skip
+def plain_tasks(family: Family, beside: Inputs, sampler: SamplerSpec, adapters: Collection[str] = ()) -> dict[str, TaskSpec]:
     """Task -> how it runs; an adapter named like a task is that task's.
 
     Args:
-        beside: what the U-Net reads beside the latent; unset for nothing.
+        beside: what the denoiser reads beside the latent; unset for nothing.
         adapters: names of those that are built in.
-        guidance: the model's own scale.
     """
-    ways = _editing() if beside == EDITING else _drawing("cut-image" if beside == INPAINTING else "none", sampler.steps)
-    scale = DISTILLED_GUIDANCE if sampler.kind in DISTILLED else guidance
+    condition = next(layout.condition for layout in family.denoiser.layouts if layout.beside == (beside or ()))
+    ways = _editing() if condition == "image" else _drawing(condition, sampler.steps)
+    scale = DISTILLED_GUIDANCE if sampler.kind in DISTILLED else family.guidance
     return {
         task: TaskSpec(adapter=task if task in adapters else None, sampler=sampler, guidance=scale, **ways[task])
         for task in (*TASKS, INPAINT)
@@ -46,17 +44,18 @@ def plain_tasks(
 def tasks_of(model: Path, adapters: Collection[str]) -> dict[str, str | None]:
     """Task -> its adapter of a model without tasks of its own, by its configs or its header; none where `open_model` will refuse it."""
     try:
-        family = family_of(model)
-        folder = model / family.folder
         if model.is_file():
-            channels = open_checkpoint(model).channels
-            beside = family.inputs(folder, {"in_channels": channels, "out_channels": LATENT_CHANNELS}, LATENT_CHANNELS)
+            checkpoint = open_checkpoint(model)
+            family, latent_channels = checkpoint.family, LATENT_CHANNELS
+            config: dict[str, Any] = {"in_channels": checkpoint.channels, "out_channels": LATENT_CHANNELS}
         else:
-            config = read_config(folder / "config.json")
-            beside = family.inputs(folder, config, min(int(config["in_channels"]), int(config["out_channels"])))
+            family = family_of(model)
+            config = read_config(model / family.denoiser.folder / "config.json")
+            latent_channels = min(int(config["in_channels"]), int(config["out_channels"]))
+        beside = denoiser_inputs(family, model / family.denoiser.folder, config, latent_channels)
     except (QuadError, KeyError, TypeError, ValueError, OverflowError):
         return {}
-    return {task: spec.adapter for task, spec in plain_tasks(beside, SamplerSpec(kind="ddim", steps=1), adapters).items()}
+    return {task: spec.adapter for task, spec in plain_tasks(family, beside, SamplerSpec(kind="ddim", steps=1), adapters).items()}
 
 
 def _drawing(condition: str, steps: int) -> dict[str, dict[str, Any]]:

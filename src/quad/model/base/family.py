@@ -1,39 +1,26 @@
-"""The families of models that open, and which one a directory holds: told from its configs before any weight is read.
+"""The family that a model is of, told from its configs before any weight is read, and what its table says about it.
 
-To add a family:
-
-1. Write a file beside `stable_diffusion.py` and `pixart.py`: the pipelines of `model_index.json` that are of it, a check of the denoiser's
-   config that refuses by name what quad cannot run, and what the denoiser reads beside the latent. A denoiser that diffusers does not call
-   as it calls a U-Net gets a subclass with a U-Net's signature there, and so does a text encoder that is not called as CLIP is: what reads
-   a base need not know which it has.
-2. Add its row to `FAMILIES`; where its name stands among those of `refusal.py`, mend them.
-3. A text encoder of a new kind also needs its tokenizer (`tokenizer_files.read_tokenizer`) and its attention
-   (`quad.model.slots.attention`), an autoencoder of a new kind its class in `open.py`.
-4. Test it as `tests/model/base/test_pixart.py` does: a tiny model of the libraries' own classes is opened, and its pictures are theirs.
-
-Finding, fetching, opening, slots, tasks and defaults follow from the row.
+The tables are `quad.core.families`; here they are held against a directory.
 """
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import msgspec
-import transformers
 
-from quad.core.errors import UnsupportedError, mismatch
+from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.families import FAMILIES, SUPPORTED, ConfigRule, Family, Layout, family_of_class
 from quad.core.manifest import Beside
 from quad.core.slots import UNET
-from quad.model.base import pixart, stable_diffusion
-from quad.model.base.refusal import CHOOSE, SUPPORTED, with_family
 from quad.model.base.toyland_file import WORLD_FILE
 from quad.model.base.weight_files import read_config
 
+CHOOSE = "choose such a model"
 _INDEX = "model_index.json"
 # Stable Diffusion's first configs say 32 and mean this; diffusers' pipelines mend it below 0.9.
 _TRAINED_SIDE = 64
@@ -41,65 +28,40 @@ _FIRST_VERSIONS = re.compile(r"0\.[0-8]\.")
 Inputs = tuple[Beside, ...] | msgspec.UnsetType
 
 
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """Models that are opened in one way.
-
-    Args:
-        folder: of the denoiser in a model directory; it tells the families apart.
-        pipelines: diffusers' classes in `model_index.json`.
-        denoisers: class name in the denoiser's config -> class that is called as a U-Net is.
-        text_encoders: class name in the text encoder's config -> class that is called as CLIP is.
-        check: refuses a denoiser by its folder and config.
-        inputs: what a denoiser reads beside the latent, by its folder, its config and the latent's channels.
-        guidance: scale where nobody says.
-    """
-
-    folder: str
-    pipelines: tuple[str, ...]
-    denoisers: Mapping[str, Any]
-    text_encoders: Mapping[str, Any]
-    check: Callable[[Path, Mapping[str, Any]], None]
-    inputs: Callable[[Path, Mapping[str, Any], int], Inputs]
-    guidance: float
-
-
-FAMILIES = (
-    Family(
-        folder=UNET,
-        pipelines=stable_diffusion.PIPELINES,
-        denoisers={"UNet2DConditionModel": diffusers.UNet2DConditionModel},
-        # What stands beside the text half of CLIP is passed over.
-        text_encoders=dict.fromkeys(("CLIPTextModel", "CLIPTextModelWithProjection", "CLIPModel"), transformers.CLIPTextModel),
-        check=stable_diffusion.check_unet,
-        inputs=stable_diffusion.unet_inputs,
-        guidance=stable_diffusion.GUIDANCE,
-    ),
-    Family(
-        folder="transformer",
-        pipelines=pixart.PIPELINES,
-        denoisers={"PixArtTransformer2DModel": pixart.PixArtDenoiser},
-        text_encoders={"T5EncoderModel": pixart.MaskedT5},
-        check=pixart.check_transformer,
-        inputs=pixart.transformer_inputs,
-        guidance=pixart.GUIDANCE,
-    ),
-)
+def loaded_classes(classes: Mapping[str, str]) -> dict[str, Any]:
+    """The classes that a table names as `module:Class`, by the same keys."""
+    names = {key: name.partition(":") for key, name in classes.items()}
+    return {key: getattr(importlib.import_module(module), name) for key, (module, _, name) in names.items()}
 
 
 def family_in(folders: Collection[str]) -> Family:
-    """The family whose denoiser's folder is there; the first where there is none."""
-    return next((family for family in FAMILIES if family.folder in folders), FAMILIES[0])
+    """The family with the most of its folders there, of those whose denoiser's is; the first where there is none."""
+    present = [family for family in FAMILIES if family.denoiser.folder in folders] or list(FAMILIES[:1])
+    return max(present, key=lambda family: len(set(family.folders).intersection(folders)))
 
 
 def family_of(directory: Path) -> Family:
-    """The family of a model directory, by the folder of its denoiser."""
-    return family_in([family.folder for family in FAMILIES if (directory / family.folder).is_dir()])
+    """The family of a model directory, by the folder of its denoiser and that one's config."""
+    present = [family for family in FAMILIES if (directory / family.denoiser.folder).is_dir()] or list(FAMILIES[:1])
+    config = _denoiser_config(directory / present[0].denoiser.folder)
+    fitting = [family for family in present if _says(config, family.denoiser.told_by)]
+    return max(fitting or present, key=lambda family: len(family.denoiser.told_by))
+
+
+def _denoiser_config(folder: Path) -> Mapping[str, Any]:
+    try:
+        return read_config(folder / "config.json")
+    except InputError:
+        return {}  # who reads it next says so
+
+
+def _says(config: Mapping[str, Any], fields: Mapping[str, Any]) -> bool:
+    return all(config.get(name) == value for name, value in fields.items())
 
 
 def denoiser_folder(directory: Path) -> Path:
     """The folder of the denoiser: the family's, whether it is there or not."""
-    return directory / family_of(directory).folder
+    return directory / family_of(directory).denoiser.folder
 
 
 def check_family(directory: Path) -> None:
@@ -113,11 +75,64 @@ def check_family(directory: Path) -> None:
     if (directory / _INDEX).is_file():
         pipeline = str(read_config(directory / _INDEX).get("_class_name"))
         if not any(pipeline in family.pipelines for family in FAMILIES):
-            raise UnsupportedError(mismatch(f"{directory / _INDEX}", SUPPORTED, with_family(pipeline), CHOOSE))
+            raise UnsupportedError(mismatch(f"{directory / _INDEX}", SUPPORTED, family_of_class(pipeline), CHOOSE))
     family = family_of(directory)
-    config = directory / family.folder / "config.json"
+    config = directory / family.denoiser.folder / "config.json"
     if config.is_file():  # where there is none, opening says so
-        family.check(config.parent, read_config(config))
+        check_denoiser(family, config.parent, read_config(config))
+
+
+def check_denoiser(family: Family, folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a denoiser that its family's table does not allow.
+
+    Raises:
+        UnsupportedError: it names the field of the config.
+    """
+    kind = str(config.get("_class_name"))
+    if kind not in family.denoiser.classes and family.denoiser.folder != UNET:
+        raise UnsupportedError(mismatch(f"{folder}", SUPPORTED, family_of_class(kind), CHOOSE))
+    for rule in family.denoiser.rules:
+        if _says(config, rule.when) and (refused := _refused_values(rule, config)):
+            shown = rule.shown.format(value=refused[0]) if rule.shown else f"{rule.name}={refused[0]!r}"
+            raise UnsupportedError(mismatch(f"{folder}", rule.expected, shown, CHOOSE))
+
+
+def _refused_values(rule: ConfigRule, config: Mapping[str, Any]) -> list[Any]:
+    value = config.get(rule.name, rule.default)
+    entries = value if isinstance(value, list) else [value]
+    return [entry for entry in entries if entry in rule.refused or not (rule.allowed is None or entry in rule.allowed)]
+
+
+def denoiser_layout(family: Family, folder: Path, config: Mapping[str, Any], latent_channels: int) -> Layout:
+    """How the denoiser's input is laid out, by its channels.
+
+    Raises:
+        UnsupportedError: a number of channels that means nothing here.
+    """
+    channels, outputs = int(config["in_channels"]), int(config["out_channels"])
+    width = {"mask": 1, "condition": latent_channels, "raw-condition": latent_channels}
+    layouts = {latent_channels + sum(width[part] for part in layout.beside): layout for layout in family.denoiser.layouts}
+    allowed = (latent_channels, 2 * latent_channels) if family.denoiser.variance else (latent_channels,)
+    if outputs not in allowed or channels not in layouts:
+        shown = [f"{number} ({layouts[number].shown})" if layouts[number].shown else f"{number}" for number in sorted(layouts)]
+        expected = f"{_either(shown)} channels in, {_either([f'{number}' for number in allowed])} out"
+        raise UnsupportedError(mismatch(f"{folder}", expected, f"in_channels={channels}, out_channels={outputs}", CHOOSE))
+    return layouts[channels]
+
+
+def _either(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]
+
+
+def denoiser_inputs(family: Family, folder: Path, config: Mapping[str, Any], latent_channels: int) -> Inputs:
+    """The inputs that the denoiser reads beside the latent; unset in the reference world and where it reads nothing.
+
+    Raises:
+        UnsupportedError: as `denoiser_layout`.
+    """
+    if (folder.parent / WORLD_FILE).is_file() and int(config["out_channels"]) == latent_channels:
+        return msgspec.UNSET
+    return denoiser_layout(family, folder, config, latent_channels).beside or msgspec.UNSET
 
 
 def pipeline_class(directory: Path) -> str:

@@ -21,14 +21,14 @@ from huggingface_hub.errors import (
 )
 
 from quad.core.errors import InputError, QuadError, mismatch
-from quad.core.slots import TEXT_ENCODER
-from quad.model.base.family import FAMILIES, check_family, family_in
+from quad.core.families import FAMILIES
+from quad.model.base.family import check_family, family_in
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM
 
 _EXPECTED = "a diffusers directory, a checkpoint (.safetensors) or a hub id"
 _ID = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
-_WEIGHTS = {"vae": DIFFUSION_STEM, TEXT_ENCODER: TRANSFORMERS_STEM}
-_FOLDERS = (*(family.folder for family in FAMILIES), *_WEIGHTS, "tokenizer", "scheduler", "")
+_VAE = "vae"
+_FOLDERS = (*dict.fromkeys(folder for family in FAMILIES for folder in family.folders), _VAE, "scheduler", "")
 _TEXTS = (".json", ".txt")
 _SHARD = re.compile(r"-\d+-of-(\d+)")
 # The first that a component has.
@@ -78,7 +78,8 @@ def _folder(name: str) -> str:
 
 def _stems(names: Iterable[str]) -> dict[str, str]:
     """Component -> name of its weight file."""
-    return {family_in({_folder(name) for name in names}).folder: DIFFUSION_STEM, **_WEIGHTS}
+    family = family_in({_folder(name) for name in names})
+    return {family.denoiser.folder: DIFFUSION_STEM, _VAE: DIFFUSION_STEM, **{text.folder: TRANSFORMERS_STEM for text in family.texts}}
 
 
 def _weights(repo: str, folder: str, stem: str, names: Sequence[str]) -> list[str]:

@@ -18,6 +18,7 @@ import msgspec
 import numpy as np
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
+from quad.core.families import FAMILIES
 from quad.core.manifest import NoiseSchedule, SamplerSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
 from quad.model.base.sampler_names import SCHEDULERS
@@ -69,12 +70,6 @@ _CONVERTED = (
 _IDLE = ("dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type")
 # From years ago, and without effect at these values.
 _OBSOLETE: Config = {"predict_epsilon": True, "tensor_format": "pt"}
-# Pipelines overwrite these in the config they are given.
-_PIPELINE_OVERRIDES: Mapping[str, Config] = {
-    "StableDiffusionPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionImg2ImgPipeline": {"steps_offset": 1, "clip_sample": False},
-    "StableDiffusionInpaintPipeline": {"steps_offset": 1, "skip_prk_steps": True},
-}
 
 
 def _defaults(scheduler: str) -> dict[str, Any]:
@@ -218,8 +213,9 @@ def read_scheduler(
         raise UnsupportedError(mismatch(f"{path}", f"one of {', '.join(_CLASSES)}", config_class, remedy))
     _check_known(path, config)
     schedule = _noise_schedule(path, config, config_class)
+    repairs = next((family.repairs[pipeline] for family in FAMILIES if pipeline in family.repairs), {})
     scheduler, named = (config_class, {}) if choice is None else SCHEDULERS[choice.name]
-    merged = {**config, **_PIPELINE_OVERRIDES.get(pipeline, {}), **named}
+    merged = {**config, **repairs, **named}
     fields = {field: merged.get(field, default) for field, default in _defaults(scheduler).items()}
     _check_carried(path, scheduler, fields)
     kind = _kind(path, scheduler, fields) if choice is None else choice.kind

@@ -11,6 +11,7 @@ import msgspec
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, UsageError, mismatch
+from quad.core.families import Family
 from quad.core.manifest import LatentPreview, LatentSpec, NoiseSchedule, SamplerSpec, TaskSpec, TextSpec
 from quad.core.picture_size import LARGEST_SIZE, PictureSize, parse_sizes, square
 from quad.core.sampling import AdapterDefaults, SamplerSettings
@@ -20,7 +21,7 @@ from quad.model.base.checkpoint.autoencoder import VAE, open_vae
 from quad.model.base.checkpoint.parts import checkpoint_parts
 from quad.model.base.checkpoint.prediction import prediction_word
 from quad.model.base.default_tasks import plain_tasks
-from quad.model.base.family import denoiser_folder, family_of, trained_grid
+from quad.model.base.family import denoiser_folder, denoiser_inputs, trained_grid
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler
 from quad.model.base.parts import ModelParts, directory_parts
@@ -170,17 +171,16 @@ def _sizes(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, opt
     return (PictureSize(grid[1] * latent.factor, grid[0] * latent.factor),)
 
 
-def _check_text(directory: Path, unet: Any, text: TextSpec) -> None:
-    name = "caption_channels" if unet.get("caption_channels") else "cross_attention_dim"
+def _check_text(directory: Path, unet: Any, text: TextSpec, name: str) -> None:
     if (width := unet[name]) != text.hidden:
         expected = f"{width} numbers per token ({name})"
         raise InputError(mismatch(f"{directory / TEXT_ENCODER}", expected, text.hidden, "use the model's own text encoder"))
 
 
-def _tasks(toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
+def _tasks(family: Family, toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
     """The world's own tasks, or those of any model of its kind."""
     if not toyland.settings.tasks:
-        return plain_tasks(latent.beside, sampler, options.adapters, family_of(toyland.file.parent).guidance)
+        return plain_tasks(family, latent.beside, sampler, options.adapters)
     if options.sampler is None:
         return toyland.settings.tasks
     return {name: msgspec.structs.replace(spec, sampler=sampler) for name, spec in toyland.settings.tasks.items()}
@@ -201,11 +201,11 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
     parts = _parts(model, options)
     schedule, sampler = read_scheduler(parts.scheduler, options.sampler, parts.pipeline, parts.index_class)
     unet, vae, encoder = parts.unet, parts.vae, parts.text_encoder
-    family, toyland = family_of(model), read_toyland(model)
-    inputs = family.inputs(model / family.folder, unet.config, int(vae.config.latent_channels))
+    family, toyland = parts.family, read_toyland(model)
+    inputs = denoiser_inputs(family, model / family.denoiser.folder, unet.config, int(vae.config.latent_channels))
     latent = latent_spec(toyland, vae.config, inputs)
-    _check_text(model, unet.config, parts.text)
-    sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(toyland, latent, sampler, options)
+    _check_text(model, unet.config, parts.text, family.denoiser.text_width)
+    sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(family, toyland, latent, sampler, options)
     samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
     networks = {UNET: unet.load(), TEXT_ENCODER: encoder.load(), VAE: vae.load()}
     base = Base(

@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
+from quad.core.families import FAMILIES, Family
 from quad.core.manifest import TextSpec
-from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.links import require_contained
 from quad.model.base.checkpoint.autoencoder import VAE, VAES
-from quad.model.base.family import FAMILIES, check_family, family_of, index_scheduler, pipeline_class
+from quad.model.base.family import check_family, family_of, index_scheduler, loaded_classes, pipeline_class
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, StoredComponent, find_component
 from quad.model.base.noise_schedule import scheduler_class
 from quad.model.base.text.tokenizer_files import read_tokenizer
 
-_FOLDERS = (*(family.folder for family in FAMILIES), VAE, TEXT_ENCODER, "tokenizer", "scheduler")
+_FOLDERS = (*dict.fromkeys(folder for family in FAMILIES for folder in family.folders), VAE, "scheduler")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,7 @@ class ModelParts:
     """The parts of a model.
 
     Args:
+        family: what it is one of.
         tokenizer: the text of a `tokenizer.json`.
         scheduler: its config.
         pipeline: diffusers' class for the model.
@@ -30,6 +31,7 @@ class ModelParts:
         notes: what was read otherwise than a user may think, a line each.
     """
 
+    family: Family
     unet: StoredComponent
     vae: StoredComponent
     text_encoder: StoredComponent
@@ -58,11 +60,13 @@ def directory_parts(model: Path, vae: StoredComponent | None = None) -> ModelPar
     check_family(model)
     family, scheduler, index_class = family_of(model), model / "scheduler" / "scheduler_config.json", index_scheduler(model)
     config_class = scheduler_class(scheduler)
-    unet = find_component(model / family.folder, family.denoisers, DIFFUSION_STEM)
+    denoiser, (table,) = family.denoiser, family.texts
+    unet = find_component(model / denoiser.folder, loaded_classes(denoiser.classes), DIFFUSION_STEM)
     vae = vae or find_component(model / VAE, VAES, DIFFUSION_STEM)
-    encoder = find_component(model / TEXT_ENCODER, family.text_encoders, TRANSFORMERS_STEM)
-    tokenizer, text = read_tokenizer(model / "tokenizer", encoder.config)
+    encoder = find_component(model / table.folder, loaded_classes(table.classes), TRANSFORMERS_STEM)
+    tokenizer, text = read_tokenizer(model / table.tokenizer, encoder.config, table.caption_length)
     return ModelParts(
+        family=family,
         unet=unet,
         vae=vae,
         text_encoder=encoder,
@@ -81,7 +85,7 @@ def _require_denoiser(model: Path) -> None:
     Raises:
         InputError: with the file's name.
     """
-    if not any((model / family.folder).exists() for family in FAMILIES):
+    if not any((model / family.denoiser.folder).exists() for family in FAMILIES):
         files = sorted(file.name for file in model.glob("*.safetensors"))
         if files:
             expected = "the parts of a diffusers model"

@@ -9,6 +9,7 @@ import diffusers
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from quad.core.errors import InputError, mismatch
+from quad.core.families import FAMILIES
 from quad.core.storage.links import require_contained
 from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
@@ -43,19 +44,21 @@ def open_vae(path: Path) -> StoredComponent:
     file = open_file(path)
     stored = stored_weights(file)
     prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in stored) else ""
-    return original_vae(file, {name.removeprefix(prefix): weight for name, weight in stored.items() if name.startswith(prefix)})
+    scaling = next(family.one_file.vae_scaling for family in FAMILIES if family.one_file)
+    return original_vae(file, {name.removeprefix(prefix): weight for name, weight in stored.items() if name.startswith(prefix)}, scaling)
 
 
-def original_vae(file: StableFile, weights: Mapping[str, StoredWeight]) -> StoredComponent:
+def original_vae(file: StableFile, weights: Mapping[str, StoredWeight], scaling: float) -> StoredComponent:
     """An autoencoder in original names.
 
     Args:
         weights: without a prefix.
+        scaling: of its latents.
 
     Raises:
         InputError: they are no autoencoder's of Stable Diffusion.
     """
-    config = vae_config(file.path, weights)
+    config = vae_config(file.path, weights, scaling)
     converted = convert_ldm_vae_checkpoint(dict(weights), config)
     stored = {name: weight for name, weight in converted.items() if weight is not None}
     return fitted(empty_module(file.path, diffusers.AutoencoderKL, config), stored, [file], VAE)

@@ -19,8 +19,6 @@ _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 # Bytes that print stand for themselves, in this order; the others follow as letters from 256 on.
 _PRINTED = (*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1))
 _FLAGS = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
-# OpenCLIP fills a prompt up with the token of number 0.
-_OPEN_CLIP_PAD = "!"
 
 
 def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -33,13 +31,13 @@ def clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
     return {word: number for number, word in enumerate(words)}, pairs
 
 
-def checkpoint_tokenizer(path: Path, config: Any, second_generation: bool) -> tuple[str, TextSpec]:
+def checkpoint_tokenizer(path: Path, config: Any, pad: str) -> tuple[str, TextSpec]:
     """The tokenizer of Stable Diffusion as JSON text, and the text encoder's input.
 
     Args:
         path: of the checkpoint, for messages.
         config: of its text encoder.
-        second_generation: of 2.x, which fills prompts up with another token.
+        pad: token that fills a prompt up.
 
     Raises:
         InputError: the text encoder has fewer tokens.
@@ -50,7 +48,6 @@ def checkpoint_tokenizer(path: Path, config: Any, second_generation: bool) -> tu
             mismatch(f"{path}", f"a text encoder of CLIP's {len(vocab)} tokens", config.vocab_size, "give a diffusers directory")
         )
     special = {role: {"content": word, **_FLAGS} for role, word in (("bos_token", _BEGIN), ("eos_token", _END), ("unk_token", _END))}
-    pad = _OPEN_CLIP_PAD if second_generation else _END
     _, tokenizer = clip_pairs(_PAIRS, vocab, pairs, {**special, "pad_token": pad}, {})
     length, hidden = int(config.max_position_embeddings), int(config.hidden_size)
     return tokenizer.to_str(), TextSpec(length=length, pad_id=vocab[pad], hidden=hidden, first_vector_id=int(config.vocab_size))

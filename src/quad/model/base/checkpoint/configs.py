@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from quad.core.errors import InputError, mismatch
-from quad.model.base.checkpoint.layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, ModelCheckpoint
+from quad.core.families import OneFileText
+from quad.model.base.checkpoint.layout import UNET_PREFIX, ModelCheckpoint
 from quad.model.base.stored_weights import StoredWeight
 
 Weights = Mapping[str, StoredWeight]
-HEADS, HEAD_WIDTH = 8, 64
-# Stable Diffusion 2.x was trained on the last layer but one of OpenCLIP's 24.
-_OPEN_CLIP_LAYERS = 23
-_SCALING = 0.18215
+HEAD_WIDTH = 64
 _GROUPS = 32
 
 
@@ -52,16 +50,17 @@ def unet_config(checkpoint: ModelCheckpoint, sample_size: int) -> dict[str, Any]
         "up_block_types": [_named(has, "CrossAttnUpBlock2D", "UpBlock2D") for has in reversed(attentive)],
         "cross_attention_dim": keys[1],
         "use_linear_projection": linear,
-        "attention_head_dim": [width // HEAD_WIDTH for width in widths] if checkpoint.second_generation else HEADS,
+        "attention_head_dim": checkpoint.table.heads or [width // HEAD_WIDTH for width in widths],
         "norm_num_groups": _GROUPS,
     }
 
 
-def vae_config(path: Path, weights: Weights) -> dict[str, Any]:
+def vae_config(path: Path, weights: Weights, scaling: float) -> dict[str, Any]:
     """An autoencoder's, as diffusers has it.
 
     Args:
         weights: by their original names, without a prefix.
+        scaling: of its latents.
 
     Raises:
         InputError: they are no autoencoder's of these families.
@@ -78,20 +77,20 @@ def vae_config(path: Path, weights: Weights) -> dict[str, Any]:
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
         "latent_channels": _shape(path, weights, "decoder.conv_in.weight")[1],
-        "scaling_factor": _SCALING,
+        "scaling_factor": scaling,
         "norm_num_groups": _GROUPS,
     }
 
 
-def text_config(checkpoint: ModelCheckpoint) -> dict[str, Any]:
-    """The text encoder's, as transformers has it.
+def text_config(checkpoint: ModelCheckpoint, table: OneFileText) -> dict[str, Any]:
+    """A text encoder's, as transformers has it.
 
     Raises:
         InputError: its tensors are not CLIP's or OpenCLIP's.
     """
-    path, second = checkpoint.path, checkpoint.second_generation
-    weights = checkpoint.part(OPEN_CLIP_PREFIX if second else CLIP_PREFIX)
-    if second:
+    path, is_open_clip = checkpoint.path, table.spelling == "open-clip"
+    weights = checkpoint.part(table.prefix)
+    if is_open_clip:
         names = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.0.mlp.c_fc.weight")
     else:
         weights = {name.removeprefix("text_model."): weight for name, weight in weights.items()}
@@ -103,10 +102,10 @@ def text_config(checkpoint: ModelCheckpoint) -> dict[str, Any]:
         "vocab_size": tokens[0],
         "hidden_size": tokens[1],
         "intermediate_size": inner[0],
-        "num_hidden_layers": min(layers, _OPEN_CLIP_LAYERS) if second else layers,
+        "num_hidden_layers": min(layers, table.layers or layers),
         "num_attention_heads": tokens[1] // HEAD_WIDTH,
         "max_position_embeddings": positions[0],
-        "hidden_act": "gelu" if second else "quick_gelu",
+        "hidden_act": "gelu" if is_open_clip else "quick_gelu",
         "pad_token_id": 1,
         "bos_token_id": 0,
         "eos_token_id": 2,

@@ -49,7 +49,7 @@ def prediction_of(checkpoint: ModelCheckpoint, asked: str | None) -> tuple[str, 
     if (beside := _beside(checkpoint)) is not None:
         return _noted(beside, f"as {checkpoint.path.with_suffix('.yaml').name} beside it says")
     bias = checkpoint.weights.get(_SPREAD_OF)
-    if not checkpoint.second_generation or checkpoint.channels != 4 or bias is None:
+    if not checkpoint.table.guess_velocity or checkpoint.channels != 4 or bias is None:
         return EPSILON, None
     spread = float(bias.read().std(correction=0))
     kind = VELOCITY if spread > _SPREAD else EPSILON

@@ -31,20 +31,20 @@ _BEGIN, _END = "<|startoftext|>", "<|endoftext|>"
 _SPECIAL = {"bos_token": _BEGIN, "eos_token": _END, "unk_token": _END, "pad_token": _END}
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 _THEN = "fetch or save the model again"
-_CAPTION_LENGTH = 120
 
 
-def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
+def read_tokenizer(folder: Path, config: Any, caption_length: int | None = None) -> tuple[str, TextSpec]:
     """The tokenizer as JSON text, and the text encoder's input.
 
     Args:
         config: of the text encoder.
+        caption_length: of a model that reads captions with T5; None for CLIP's.
 
     Raises:
         InputError: no tokenizer there, one that cannot be read, or one of another model.
         UnsupportedError: a vocabulary that is not CLIP's kind.
     """
-    file, captions = folder / TOKENIZER_NAME, getattr(config, "model_type", "") == "t5"
+    file, captions = folder / TOKENIZER_NAME, caption_length is not None
     if file.is_file():
         text = _read(file)
     elif captions and (folder / SPIECE).is_file():
@@ -52,7 +52,7 @@ def read_tokenizer(folder: Path, config: Any) -> tuple[str, TextSpec]:
     else:
         text = clip_tokenizer(folder).to_str()
     tokenizer = _parsed(file, text)
-    length, size = _CAPTION_LENGTH if captions else int(config.max_position_embeddings), int(config.vocab_size)
+    length, size = caption_length or int(config.max_position_embeddings), int(config.vocab_size)
     largest = max(tokenizer.get_vocab().values(), default=0)
     if tokenizer.get_vocab_size() > size or largest >= size:
         counts = f"{tokenizer.get_vocab_size()} tokens, the last of number {largest}"
