@@ -1,0 +1,208 @@
+/** One planned run of the denoising loop: what the U-Net reads at every step, and where the loop begins; as its namesake in Python. */
+
+import { InputError, mismatch, VerificationError } from "../core/errors.js";
+import { type Beside, type LatentSpec, latentGrid } from "../core/manifest.js";
+import type { PictureSize } from "../core/picture_size.js";
+import type { TaskSpec } from "../core/task.js";
+import { type Float, isFinite32, joinChannels, sameShape, type Tensor, zeros } from "../core/tensor.js";
+import { shapeText } from "../core/text.js";
+import type { Shape } from "../engine/engine.js";
+import { Generator, type Seed } from "../noise/generator.js";
+import { addNoise, type Network, type Start } from "../samplers/run.js";
+import { type Condition, makeCondition, type Pictures } from "./condition.js";
+
+/** The graphs that a run is planned with, each with its adapter bound. */
+export interface Encoders {
+  readonly unetInputs: () => Promise<ReadonlyMap<string, Shape>>;
+  readonly unet: (inputs: ReadonlyMap<string, Tensor>) => Promise<Float>;
+  /** Prompts to their hidden states `(1, L, D)` each. */
+  readonly texts: (prompts: readonly string[]) => Promise<readonly Float[]>;
+  /** A picture `(1, 3, H, W)` in [-1, 1] to its model latent. */
+  readonly picture: (image: Float) => Promise<Float>;
+}
+
+/** One picture that is asked for. */
+export interface RunInputs {
+  readonly task: string;
+  readonly spec: TaskSpec;
+  readonly pictures: Pictures;
+  readonly prompt: string;
+  readonly negativePrompt: string;
+  readonly noise: Float;
+  readonly size: PictureSize;
+  readonly latent: LatentSpec;
+}
+
+/** Everything about one picture that does not change from step to step. */
+export interface DenoisingRun {
+  readonly condition: Condition;
+  readonly network: Network;
+  readonly start: Start | undefined;
+}
+
+/** Read text and pictures, and build the network that a sampler runs. */
+export async function planRun(encoders: Encoders, inputs: RunInputs): Promise<DenoisingRun> {
+  const { spec, latent } = inputs;
+  const condition = makeCondition(inputs.task, spec, inputs.pictures, inputs.size, latent.factor);
+  const prompts = isGuided(spec) ? [inputs.prompt, inputs.negativePrompt] : [inputs.prompt];
+  const texts = [...(await encoders.texts(prompts))].reverse();
+  const unetInputs = await encoders.unetInputs();
+  const names = besideOf(unetInputs, latent);
+  const needsLatent = condition.image !== undefined && names.some((name) => name !== "mask");
+  const encoded = needsLatent ? await encoders.picture(condition.image!) : undefined;
+  const sides = sidesOf(names, latent, condition, encoded, texts, spec);
+  const network = guidedNetwork(encoders, isBatched(unetInputs), sides, spec);
+  return { condition, network, start: await startOf(inputs, condition, encoders.picture) };
+}
+
+/** Whether a run without the prompt is needed: guidance above 1, and that of the picture, if any, at 1 or more. */
+export function isGuided(spec: TaskSpec): boolean {
+  return spec.guidance > 1 && (spec.image_guidance === undefined || spec.image_guidance >= 1);
+}
+
+/** The generator of a run and its first noise `(1, c, h, w)`; `latents` takes the noise's place. */
+export function drawNoise(
+  seed: Seed,
+  latents: Float | undefined,
+  latent: LatentSpec,
+  size: PictureSize,
+  generator: Generator | undefined,
+): { readonly rng: Generator; readonly noise: Float } {
+  const shape = [1, latent.channels, ...latentGrid(latent, size)];
+  const rng = generator ?? new Generator(seed);
+  const noise = { data: Float32Array.from(rng.standardNormal(shape)), shape };
+  if (latents === undefined) return { rng, noise };
+  if (!sameShape(latents.shape, shape) || !isFinite32(latents.data)) {
+    throw new InputError(mismatch("latents", `finite float32 ${shapeText(shape)}`, `shape ${shapeText(latents.shape)}`, "draw them anew"));
+  }
+  return { rng, noise: latents };
+}
+
+/** Names of the channels that follow the latent in the graph's `sample`. Raises a `VerificationError` for another number of channels. */
+export function besideOf(inputs: ReadonlyMap<string, Shape>, latent: LatentSpec): readonly Beside[] {
+  const shape = inputs.get("sample") ?? [];
+  const candidates: readonly (readonly Beside[])[] = latent.beside === undefined ? [[], ["condition", "mask"]] : [latent.beside];
+  const channels = (layout: readonly Beside[]): number =>
+    layout.reduce((sum, part) => sum + (part === "mask" ? 1 : latent.channels), latent.channels);
+  const layout = candidates.find((each) => shape.length === 4 && channels(each) === shape[1]);
+  if (layout === undefined) {
+    const expected = `sample with ${candidates.map(channels).join(" or ")} channels`;
+    throw new VerificationError(mismatch("graph unet", expected, `shape ${shapeText(shape)}`, "build the bundle again"));
+  }
+  return layout;
+}
+
+/** One side of guidance: what follows the latent in the sample, and the hidden states. */
+interface Side {
+  readonly beside: Float | undefined;
+  readonly text: Float;
+}
+
+/**
+ * The sides of guidance: the prompt alone; or without it and with it, after them where a third one sees neither prompt nor picture.
+ * Source: Ho and Salimans 2022; Brooks et al. 2023, Eq. 3.
+ */
+function sidesOf(
+  names: readonly Beside[],
+  latent: LatentSpec,
+  condition: Condition,
+  encoded: Float | undefined,
+  texts: readonly Float[],
+  spec: TaskSpec,
+): readonly Side[] {
+  const beside = besideLatent(names, latent, encoded, condition.mask);
+  const sides = texts.map((text) => ({ beside, text }));
+  if (spec.image_guidance === undefined || spec.image_guidance === 1) return sides;
+  const without = besideLatent(names, latent, undefined, condition.mask);
+  if (without === undefined) {
+    const found = "none, but its tasks use one";
+    throw new VerificationError(mismatch("graph unet", "a condition latent", found, "build the bundle again"));
+  }
+  return texts.length > 1 ? [{ beside: without, text: texts[0]! }, ...sides] : sides;
+}
+
+function isBatched(inputs: ReadonlyMap<string, Shape>): boolean {
+  return inputs.get("sample")?.[0] === null && inputs.get("encoder_hidden_states")?.[0] === null;
+}
+
+/** The network with guidance; all sides run at once where the graph's batch axis is dynamic. */
+function guidedNetwork(encoders: Encoders, batched: boolean, sides: readonly Side[], spec: TaskSpec): Network {
+  const scale = Math.fround(spec.guidance);
+  const pictureScale = Math.fround(spec.image_guidance ?? 1);
+  return async (x, t) => {
+    const timestep = { data: Float32Array.of(t), shape: [1] };
+    const samples = sides.map(({ beside }) => (beside === undefined ? x : joinChannels([x, beside])));
+    const call = (sample: Float, text: Float): Promise<Float> =>
+      encoders.unet(new Map(Object.entries({ sample, timestep, encoder_hidden_states: text })));
+    if (batched && sides.length > 1) {
+      return combined(split(await call(stacked(samples), stacked(sides.map(({ text }) => text))), sides.length), scale, pictureScale);
+    }
+    const outputs: Float[] = [];
+    for (const [index, { text }] of sides.entries()) outputs.push(await call(samples[index]!, text));
+    return combined(outputs, scale, pictureScale);
+  };
+}
+
+/** One output from those of one, two or three sides, in float32. */
+function combined(outputs: readonly Float[], scale: number, pictureScale: number): Float {
+  const f = Math.fround;
+  const c = outputs.at(-1)!;
+  if (outputs.length === 1) return c;
+  const u = outputs[0]!.data;
+  if (outputs.length === 2) return { ...c, data: c.data.map((value, i) => f(u[i]! + f(scale * f(value - u[i]!)))) };
+  const p = outputs[1]!.data;
+  return {
+    ...c,
+    data: c.data.map((value, i) => f(f(u[i]! + f(scale * f(value - p[i]!))) + f(pictureScale * f(p[i]! - u[i]!)))),
+  };
+}
+
+/** The channels beside the latent `(1, k, h, w)`; zeros for a condition latent that is not there. */
+function besideLatent(names: readonly Beside[], latent: LatentSpec, encoded: Float | undefined, mask: Float): Float | undefined {
+  if (!names.length) return undefined;
+  const empty = zeros([1, latent.channels, ...mask.shape.slice(2)]);
+  const parts = { mask, condition: encoded ?? empty, "raw-condition": encoded === undefined ? empty : raw(encoded, latent) };
+  return joinChannels(names.map((name) => parts[name]));
+}
+
+/** A model latent as the VAE gives it: `z / scale + shift`. */
+function raw(encoded: Float, latent: LatentSpec): Float {
+  const plane = encoded.data.length / latent.channels;
+  const f = Math.fround;
+  const data = encoded.data.map((value, i) => {
+    const channel = Math.floor(i / plane);
+    return f(f(value / f(latent.scale[channel]!)) + f(latent.shift[channel]!));
+  });
+  return { ...encoded, data };
+}
+
+/** Where the loop begins, and what holds it to the given picture; as diffusers, all of a mask's inside begins at noise. */
+async function startOf(inputs: RunInputs, condition: Condition, encode: Encoders["picture"]): Promise<Start | undefined> {
+  if (condition.picture === undefined) return undefined;
+  const { spec, noise } = inputs;
+  const x0 = await encode(condition.picture);
+  const strength = spec.strength ?? 1;
+  const fromNoise = spec.strength === undefined || (spec.mask === "input" && strength === 1);
+  const plane = condition.mask.data.length;
+  const keep: Start["keep"] = (x, abar) => {
+    const given = addNoise(x0.data, noise.data, abar);
+    return x.map((value, i) => {
+      const inside = condition.mask.data[i % plane]!;
+      return (1 - inside) * given[i]! + inside * value;
+    });
+  };
+  return { x0: fromNoise ? undefined : x0, strength, keep: spec.blend === true ? keep : undefined };
+}
+
+function stacked(parts: readonly Float[]): Float {
+  const size = parts[0]!.data.length;
+  const data = new Float32Array(size * parts.length);
+  for (const [index, part] of parts.entries()) data.set(part.data, index * size);
+  return { data, shape: [parts.length, ...parts[0]!.shape.slice(1)] };
+}
+
+function split(all: Float, count: number): readonly Float[] {
+  const size = all.data.length / count;
+  const shape = [1, ...all.shape.slice(1)];
+  return Array.from({ length: count }, (_, index) => ({ data: all.data.slice(index * size, (index + 1) * size), shape }));
+}
