@@ -70,9 +70,9 @@ class Side:
 
 def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: int, float_hint: str) -> None:
     if float_hint:
-        _hint_floats(float_hint)
+        hint_floats(float_hint)
     try:
-        loaded = _Loaded(engine, precision=precision, file=file, threads=threads)
+        loaded = Loaded(engine, precision=precision, file=file, threads=threads)
         pipe.send(("done", loaded.seconds))
         while (command := pipe.recv())[0] != "stop":
             pipe.send(("done", getattr(loaded, command[0])(command[1])))
@@ -80,7 +80,7 @@ def _serve(pipe: Connection, engine: str, precision: str, file: Path, threads: i
         pipe.send(("error", f"{type(error).__name__}: {error}"))
 
 
-def _hint_floats(kind: str) -> None:
+def hint_floats(kind: str) -> None:
     """OpenVINO's floats of this kind from now on, in this process."""
     from quad.runtime.engines import openvino
 
@@ -93,7 +93,7 @@ def _hint_floats(kind: str) -> None:
     openvino.compile_options = options
 
 
-class _Loaded:
+class Loaded:
     """A session with noise on its inputs and an adapter of noise in its slots."""
 
     def __init__(self, engine: str, *, precision: str, file: Path, threads: int) -> None:
@@ -110,6 +110,11 @@ class _Loaded:
         self._feed["timestep"][:] = 500.0
         if self._shapes:
             self._bind(self._adapter(1))
+
+    @property
+    def has_slots(self) -> bool:
+        """Are adapters inputs of this graph."""
+        return bool(self._shapes)
 
     def _bind(self, buffers: Buffers) -> None:
         self._bound = buffers  # held as long as it is bound
