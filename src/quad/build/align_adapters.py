@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -138,30 +138,32 @@ class Aligner:
             else {name: measured_on(calls) for name, calls in self.probes().items()}
         )
         groups = group_of or {}
-        packed: list[PackedAdapter] = []
-        alignments: dict[str, Alignment] = {}
-        for number, adapter in enumerate(self.adapters):
-            progress(f"align {adapter.name}", number / len(self.adapters))
-            group = groups.get(adapter.name, 0)
 
-            def make(adapter: FloatAdapter = adapter, group: int = group) -> Distilled:
-                pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=profile.of_group(group))
-                options = DistillOptions(
-                    steps=request.distill_steps,
-                    effect_weight=request.quality.effect_weight,
-                    lambda_=request.lambda_,
-                    checkpoint=checkpoint_file(request, adapter.name),
-                )
-                examples = self._examples(adapter.name, samples, probes[adapter.name]) if request.lambda_ else []
-                distilled = distill(pair, adapter, probes[adapter.name], options, examples)
-                return replace(distilled, integers=trim(distilled.integers, slots))
+        def make(adapter: FloatAdapter) -> Distilled:
+            one = profile.of_group(groups.get(adapter.name, 0))
+            pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=one)
+            options = DistillOptions(
+                steps=request.distill_steps,
+                effect_weight=request.quality.effect_weight,
+                lambda_=request.lambda_,
+                checkpoint=checkpoint_file(request, adapter.name),
+            )
+            examples = self._examples(adapter.name, samples, probes[adapter.name]) if request.lambda_ else []
+            distilled = distill(pair, adapter, probes[adapter.name], options, examples)
+            return replace(distilled, integers=trim(distilled.integers, slots))
 
-            distilled = resumable.aligned(cache, adapter.name, make)
-            alignment = distilled.alignment
-            quality = quality_of(alignment.after_distill or alignment.after_rescale)
-            packed.append(replace(_packed(request, adapter, distilled.integers, quality), group=group))
-            alignments[adapter.name] = alignment
-        return tuple(packed), alignments
+        def following(adapters: Sequence[FloatAdapter]) -> Iterator[FloatAdapter]:
+            done = len(self.adapters) - len(adapters)
+            for number, adapter in enumerate(adapters, done):
+                progress(f"align {adapter.name}", number / len(self.adapters))
+                yield adapter
+
+        aligned = resumable.aligned(cache, self.adapters, make, following, dealt_steps=bool(request.distill_steps))
+        packed = [
+            replace(_packed(request, adapter, result.integers, _quality_of(result)), group=groups.get(adapter.name, 0))
+            for adapter, result in zip(self.adapters, aligned, strict=True)
+        ]
+        return tuple(packed), {adapter.name: result.alignment for adapter, result in zip(self.adapters, aligned, strict=True)}
 
     def _teacher_probes(self, samples: Sequence[CalibrationSample], cache: BuildCache) -> Probes:
         """Calls to learn from, and to hold out."""
@@ -180,6 +182,10 @@ def quality_of(fidelity: Fidelity) -> AdapterQuality:
     """The fidelity as an adapter's manifest says it."""
     effect_db, gain = (msgspec.UNSET if value is None else value for value in (fidelity.effect_db, fidelity.effect_gain))
     return AdapterQuality(output_db=fidelity.output_db, effect_db=effect_db, effect_gain=gain)
+
+
+def _quality_of(distilled: Distilled) -> AdapterQuality:
+    return quality_of(distilled.alignment.after_distill or distilled.alignment.after_rescale)
 
 
 def measured_on(probes: Sequence[Probe]) -> list[Probe]:

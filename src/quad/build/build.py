@@ -13,9 +13,8 @@ from quad.build.align_adapters import align_adapters
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import choose_profile
 from quad.build.fixed_threads import fixed_threads
-from quad.build.make_bundle import BuildStages, make_bundle, read_bundle, stored_files
+from quad.build.make_bundle import WRITTEN, BuildStages, make_bundle, stored_files
 from quad.build.open_and_slot import open_and_slot
-from quad.build.processes import is_main, once
 from quad.build.request import BuildRequest
 from quad.build.result import BuildResult, SlotRoom
 from quad.build.resume.cache import build_lock, clear_cache
@@ -23,8 +22,10 @@ from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
 from quad.core.errors import BackendError, QuadError
 from quad.core.precision import eight_bit_percent
+from quad.core.processes import is_main
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.storage.directories import require_replaceable
+from quad.quantize.processes.dealt import shared
 
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
@@ -74,7 +75,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         aligned = align_adapters(request, model, teacher, profile, clock.within("align"))
     stages = BuildStages(model=model, profile=profile, adapters=aligned.packed, stored=stored_files(request, model, teacher))
     del teacher  # it holds the weights as they were before they were rounded
-    bundle = once(lambda: make_bundle(request, backend, stages, clock), lambda: read_bundle(request.output))
+    bundle = shared(lambda: make_bundle(request, backend, stages, clock), WRITTEN)
     clear_cache(request)
     clock.done()
     return BuildResult(

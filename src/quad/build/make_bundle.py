@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import onnx_ir as ir
 from torch import nn
 
@@ -37,8 +38,8 @@ from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
+from quad.quantize.processes.dealt import Codec, Packed
 from quad.runtime.adapters.packed import PackedAdapter
-from quad.runtime.bundle import open_bundle
 from quad.runtime.conformance import record_vectors
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
@@ -78,13 +79,12 @@ class WrittenBundle:
     notes: tuple[str, ...] = ()
 
 
-def read_bundle(directory: Path) -> WrittenBundle:
-    """The bundle that another process has written.
+def _of_manifest(packed: Packed) -> WrittenBundle:
+    return WrittenBundle(manifest=msgspec.convert(packed[0], BundleManifest))
 
-    Raises:
-        InputError, VerificationError: there is none, or it is broken.
-    """
-    return WrittenBundle(manifest=open_bundle(directory).manifest)
+
+# Other processes get the manifest alone: the bundle's files need not be where they are.
+WRITTEN = Codec[WrittenBundle](lambda bundle: (msgspec.to_builtins(bundle.manifest), {}), _of_manifest)
 
 
 def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, clock: StageClock) -> WrittenBundle:

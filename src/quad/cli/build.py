@@ -16,6 +16,7 @@ from quad.cli.options import one_parameter_per_field, read_recipe, stated_adapte
 from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory, with_shipped
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
+from quad.core.processes import speaks
 
 if TYPE_CHECKING:
     from quad.build.request import BuildRequest
@@ -177,8 +178,7 @@ def build(
 
         request = replace(_request(model, stated.paths, output, options), dump_passes=dump_passes, encodings=encodings)
         built = build_bundle(replace(request, adapter_defaults=stated.defaults, adapter_ranks=stated.ranks), progress)
-        from quad.build.processes import is_main
-    if not is_main():
+    if not speaks():
         return
     for line in built.profile.lines():
         print(line, file=sys.stderr)

@@ -34,6 +34,7 @@ from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_m
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
 from quad.core.errors import InputError, QuadError, lack_of, mismatch
+from quad.core.processes import launched_processes
 
 DEBUG = "--debug"
 
@@ -93,9 +94,18 @@ def _say(error: Exception, with_traceback: bool) -> int:
     with suppress(ResultNotShown), guarded_streams():
         if with_traceback:
             traceback.print_exception(error)
-        if line:
+        if line and _shows(line):
             print(line, file=sys.stderr)
     return code
+
+
+def _shows(line: str) -> bool:
+    """Is this the process of several that shows an error; the others end with its exit code and no word."""
+    if launched_processes() == 1:
+        return True
+    from quad.quantize.processes.meeting import shows_failure
+
+    return shows_failure(line)
 
 
 app = typer.Typer(

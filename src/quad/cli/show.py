@@ -14,7 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from quad.core.errors import one_line
+from quad.core.processes import speaks
 from quad.core.progress import Progress as StageProgress
+from quad.core.progress import silent
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout and nothing else there.")]
 
@@ -35,7 +37,13 @@ def progress_bar(label: str, total: int | None) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def stage_bar() -> Iterator[StageProgress]:
-    """A bar of named stages, or one line a stage where stderr is a file; yields `f(stage that begins, share done in [0, 1])`."""
+    """A bar of named stages, or one line a stage where stderr is a file; yields `f(stage that begins, share done in [0, 1])`.
+
+    Of several processes the main one alone shows it.
+    """
+    if not speaks():
+        yield silent
+        return
     console = Console(file=sys.stderr)
     with _bar(console) as bar:
         task = bar.add_task("start", total=1.0)
@@ -60,7 +68,11 @@ def result(value: Any, as_json: bool, lines: list[str]) -> None:
         value: JSON-like objects or msgspec structs; finite numbers only.
         as_json: whether `--json` was given.
         lines: the same for a reader.
+
+    Of several processes the main one alone shows it.
     """
+    if not speaks():
+        return
     print(json.dumps(msgspec.to_builtins(value), allow_nan=False) if as_json else "\n".join(lines))
 
 

@@ -6,24 +6,26 @@ open both -> refuse what does not belong together -> pictures of both sides -> a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
+from quad.build.fixed_threads import fixed_threads
 from quad.core.errors import CompatibilityError, InputError, UsageError, mismatch
 from quad.core.progress import Progress
 from quad.core.storage.files import write_bytes
 from quad.core.storage.pack import parse_adapter_manifest
-from quad.evaluate.figures.effect import bundle_effects
+from quad.evaluate.figures.effect import Effect, bundle_effects
 from quad.evaluate.figures.evaluation import Evaluation
 from quad.evaluate.figures.quality import check_world, find_adapters
 from quad.evaluate.figures.reference import Reference
-from quad.evaluate.figures.runs import NO_SHORTCUTS, BundleSide, Shortcuts, TaskRun, evaluate_all, run_tasks
+from quad.evaluate.figures.runs import BundleSide, Shortcuts, TaskRun, evaluate_all, run_tasks
 from quad.evaluate.page.output import save_pictures, write_json
 from quad.evaluate.page.report import DIFFERENCE_GAIN, Plots, Report, render
 from quad.evaluate.page.tables import chapter, effect_gains, effect_table, gain_chart, pairs_table, quality_table, truth_loss_table
 from quad.lora.file import find_lora, open_lora
+from quad.quantize.processes.dealt import json_codec, shared
 from quad.runtime.bundle import Bundle
 from quad.runtime.pipeline import QuadPipeline
 
@@ -51,7 +53,7 @@ class EvaluationRequest:
     vae: Path | None = None
     n: int = 64
     engine: str = "auto"
-    shortcuts: Shortcuts = NO_SHORTCUTS
+    shortcuts: Shortcuts = field(default_factory=dict)
 
     def check(self) -> None:
         """Refuse before anything is loaded.
@@ -139,6 +141,11 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
         BackendError: no engine can run the bundle.
     """
     request.check()
+    with fixed_threads():  # the full-precision side's figures are the same on any number of cores and processes
+        return _evaluate_bundle(request, progress)
+
+
+def _evaluate_bundle(request: EvaluationRequest, progress: Progress) -> EvaluationResult:
     progress("open", 0.0)
     pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine)
     _check_slots(pipe.bundle)
@@ -150,7 +157,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
     side = BundleSide(ZERO_PICTURES, request.shortcuts)
     runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), side)
     progress("adapter effect", SHARES["run"])
-    effects = bundle_effects(pipe, reference, request.model, adapters)
+    effects = shared(lambda: bundle_effects(pipe, reference, request.model, adapters), json_codec(dict[str, Effect | None]))
     before = SHARES["run"] + SHARES["effect"]
     evaluation = evaluate_all(
         runs, reference, pipe.engine, effects, lambda step, share: progress(f"score {step}", before + share * SHARES["score"])

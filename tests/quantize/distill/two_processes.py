@@ -79,7 +79,7 @@ def main(directory: Path) -> None:
     facts |= {"steps": first.result.alignment.steps, "wild_steps": wild.result.alignment.steps}
     facts["alignment"] = first.result.alignment.to_json()
     facts["apart"] = refused(replace(OPTIONS, checkpoint=nowhere if rank else kept))
-    facts["too_many"] = refused(replace(OPTIONS, batch=1))
+    facts["few"] = distilled(replace(ONE_STEP, batch=1)).result.alignment.to_json()
     save_file(first.result.integers, directory / f"{rank}.safetensors")
     (directory / f"{rank}.json").write_text(json.dumps(facts))
 

@@ -1,7 +1,8 @@
 """The results of a build's stages, in a directory beside its output: a build that was killed at any point takes them up again.
 
 Every piece is a sealed file under the identity of the build: all that its result depends on. A piece that was cut, or that belongs to
-another build, is made anew. Of several processes the main one writes; what was there at the start is what all of them read.
+another build, is made anew. Of several processes the main one writes and reads, and tells the others what it has read: they may be on
+machines that do not see its disk.
 """
 
 from __future__ import annotations
@@ -20,16 +21,17 @@ from typing import Any, TypeVar, final
 import msgspec
 
 from quad import __version__
-from quad.build.processes import is_main
 from quad.build.request import BuildRequest
 from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
+from quad.core.processes import is_main
 from quad.core.storage.checksummed_file import Arrays, read_checksummed, write_checksummed
 from quad.core.storage.files import directory_lock
 from quad.core.storage.reading import entry_names
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.processes.dealt import PACKED, shared
 from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
 
 T = TypeVar("T")
@@ -112,6 +114,9 @@ class BuildCache:
 
     def read(self, name: str) -> tuple[Any, Arrays] | None:
         """A piece that an earlier run has left: its value and arrays; None where there is nothing whole of this build."""
+        return shared(lambda: self._read(name), PACKED)
+
+    def _read(self, name: str) -> tuple[Any, Arrays] | None:
         if self.folder is None or f"{name}{_SUFFIX}" not in self._there:
             return None
         piece = read_checksummed(self._file(name), self.identity)

@@ -13,19 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.processes import is_main
 from quad.build.resume.cache import BuildCache
 from quad.compile.artifact import Artifact, FileArtifact
 from quad.core.component_call import ComponentCall
 from quad.core.digests import file_digest
+from quad.core.processes import is_main
 from quad.core.storage.files import writing_to
+from quad.lora.read import FloatAdapter
 from quad.model.slots.network import SlottedNetwork
-from quad.quantize.correct.smooth import ChannelMaxima, recording_channel_maxima
+from quad.quantize.correct.smooth import ChannelMaxima, largest, recording_channel_maxima
 from quad.quantize.distill.distill import Alignment, Distilled
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probes
 from quad.quantize.observe.probes_file import probes_piece, read_probes_piece
 from quad.quantize.observe.statistics_file import join_pieces, source_piece
+from quad.quantize.processes.dealt import ARRAYS, Codec, dealt, from_each
 
 _STATISTICS, _ARTIFACT = "statistics", "graph"
 
@@ -74,19 +76,43 @@ def probes_and_channels(cache: BuildCache, name: str, network: SlottedNetwork, m
         return read_probes_piece(*piece), channels[1]
     with recording_channel_maxima(network) as maxima:
         recorded = make()
+    maxima = largest(from_each(dict(maxima), ARRAYS))
     cache.write(f"{name}.channels", None, maxima)
     cache.write(name, *probes_piece(recorded))
     return recorded, maxima
 
 
-def aligned(cache: BuildCache, adapter: str, make: Callable[[], Distilled]) -> Distilled:
-    """The result of `distill`, of this run or an earlier one."""
-    piece = cache.read(f"aligned.{adapter}")
-    if piece is not None:
-        return Distilled(dict(piece[1]), msgspec.convert(piece[0], Alignment))
-    distilled = make()
-    cache.write(f"aligned.{adapter}", msgspec.to_builtins(distilled.alignment), distilled.integers)
-    return distilled
+def aligned(
+    cache: BuildCache,
+    adapters: Sequence[FloatAdapter],
+    make: Callable[[FloatAdapter], Distilled],
+    following: Callable[[Sequence[FloatAdapter]], Iterable[FloatAdapter]],
+    *,
+    dealt_steps: bool,
+) -> list[Distilled]:
+    """The result of `distill` for every adapter, of this run or an earlier one.
+
+    Args:
+        following: gives the same adapters, and hears of each when its work begins.
+        dealt_steps: processes share the steps of one adapter's training; else they share the adapters.
+    """
+    results = {adapter.name: _ALIGNED.decode(piece) for adapter in adapters if (piece := cache.read(_piece_of(adapter))) is not None}
+    left = [adapter for adapter in adapters if adapter.name not in results]
+    work = following(left)
+    for adapter, distilled in zip(left, map(make, work) if dealt_steps else dealt(make, work, _ALIGNED), strict=True):
+        cache.write(_piece_of(adapter), *_ALIGNED.encode(distilled))
+        results[adapter.name] = distilled
+    return [results[adapter.name] for adapter in adapters]
+
+
+def _piece_of(adapter: FloatAdapter) -> str:
+    return f"aligned.{adapter.name}"
+
+
+_ALIGNED = Codec[Distilled](
+    lambda distilled: (msgspec.to_builtins(distilled.alignment), distilled.integers),
+    lambda packed: Distilled(dict(packed[1]), msgspec.convert(packed[0], Alignment)),
+)
 
 
 def references(cache: BuildCache, make: Callable[[], tuple[ComponentCall, ...]]) -> tuple[ComponentCall, ...]:

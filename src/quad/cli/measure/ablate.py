@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from quad.cli.extras import check_build
 from quad.cli.options import named_paths
 from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
+from quad.core.processes import speaks
 
 if TYPE_CHECKING:
     from quad.evaluate.ablation.ablate import AblationRequest
@@ -57,17 +59,30 @@ def ablate(
     adapters, later_files = named_paths("--adapter", adapter or []), named_paths("--later", later or [])
     check_report_dir(output)
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
-    with stage_bar() as progress, redirect_stdout(sys.stderr):
+    with stage_bar() as progress, redirect_stdout(sys.stderr), _own_place(output) as place:
         check_build("quad ablate")
         from quad.evaluate.ablation.ablate import ablate as measure
         from quad.evaluate.ablation.cross_table import cross
         from quad.evaluate.ablation.page import ablation_of, write_ablation
 
-        request = _request(model, adapters, later_files, output, names, n)
+        request = _request(model, adapters, later_files, place, names, n)
         measured = measure(request, progress)
         cross_tables = cross(request, progress)
-        write_ablation(request, measured, cross_tables)
+        if speaks():
+            write_ablation(request, measured, cross_tables)
     result(ablation_of(request, measured, cross_tables), as_json, [*(_line(row) for row in measured), str(output / "report.html")])
+
+
+@contextmanager
+def _own_place(output: Path) -> Iterator[Path]:
+    """The directory to write to: of several processes the main one's is what was asked for, any other's is gone afterwards."""
+    if speaks():
+        yield output
+        return
+    from quad.core.storage.files import scratch_directory
+
+    with scratch_directory() as scratch:
+        yield scratch
 
 
 def _request(model: str, adapters: dict[str, Path], later: dict[str, Path], output: Path, names: list[str], n: int) -> AblationRequest:

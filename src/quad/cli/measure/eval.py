@@ -13,6 +13,7 @@ from quad.cli.extras import check_build
 from quad.cli.options import named_paths
 from quad.cli.shared_options import BundleDir, EngineName, GuidanceInterval, Samples, Vae, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
+from quad.core.processes import speaks
 
 if TYPE_CHECKING:
     from quad.evaluate.compare import EvaluationResult
@@ -63,7 +64,7 @@ def eval(
             bundle=bundle, model=model_directory(model), vae=vae, adapters=files, n=n, engine=engine, shortcuts=shortcuts
         )
         evaluated = evaluate_bundle(request, progress)
-        if output is not None:
+        if output is not None and speaks():
             write_result(evaluated, output)
     result(evaluated.evaluation, as_json, _lines(evaluated, output))
 

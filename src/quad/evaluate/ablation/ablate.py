@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ import numpy as np
 
 from quad.build.build import build
 from quad.build.calls.call_recorder import spread
+from quad.build.fixed_threads import fixed_threads
 from quad.build.request import BuildRequest
 from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.processes import is_main
 from quad.core.progress import Progress
 from quad.evaluate.ablation.later import STRENGTHS, LaterAdapters
 from quad.evaluate.ablation.later_truth import LaterCall, call_of
-from quad.evaluate.ablation.pictures import keep_pictures
+from quad.evaluate.ablation.pictures import first_pictures, keep_pictures
 from quad.evaluate.ablation.plan import BASELINE, MOST_SENSITIVE, AblationRow
 from quad.evaluate.ablation.reference_side import ReferenceSide
 from quad.evaluate.ablation.results import AblatedTask, AblationResult, LaterTable, StoredRow, StoredRows
@@ -35,11 +37,12 @@ from quad.evaluate.figures.identity import adapter_identities
 from quad.evaluate.figures.metrics import psnr
 from quad.evaluate.figures.paired import extract, pair_figures
 from quad.evaluate.figures.quality import check_world
-from quad.evaluate.figures.runs import bundle_pictures
+from quad.evaluate.figures.runs import Pictures, bundle_pictures
 from quad.evaluate.page.output import write_json
 from quad.lora.file import find_lora
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.processes.dealt import Codec, dealt, json_codec, shared
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.pipeline import QuadPipeline
@@ -110,23 +113,55 @@ def ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]
         write_amplified(request.adapters[min(request.adapters)], request.synthetic_dir)
     for stale in request.out.glob(f"{BUNDLE_PREFIX}*"):
         shutil.rmtree(stale, ignore_errors=True)  # of a run that was killed
+    with fixed_threads():
+        return _ablate(request, progress)
+
+
+def _ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]:
     progress("open", 0.0)
     reference = ReferenceSide(request.model, adapters=request.adapters, n=request.n, cache=request.out / "fp32")
-    stored = _read_rows(request.out / ROWS_FILE)
+    stored = shared(lambda: _read_rows(request.out / ROWS_FILE), json_codec(dict[str, StoredRow]))
     later = _later(request, reference)
-    measured: dict[str, StoredRow] = {}
     tasks = _measured_tasks(request, reference)
     rows = [row for row in request.rows if _row_builds(request, row, tasks)]
-    for i, row in enumerate(rows):
-        progress(row.name, i / len(rows))
-        row = _resolved(row, measured)
-        key = _key(request, reference, row)
-        if row.name not in stored or stored[row.name].key != key:
-            stored[row.name] = StoredRow(**msgspec.structs.asdict(_measure(request, reference, row, later)), key=key)
-            write_json(request.out / ROWS_FILE, msgspec.to_builtins(StoredRows(list(stored.values()))))
-        measured[row.name] = stored[row.name]
+
+    def stale(row: AblationRow) -> bool:
+        return row.name not in stored or stored[row.name].key != _key(request, reference, _resolved(row, stored))
+
+    def following(left: Sequence[AblationRow]) -> Iterator[AblationRow]:
+        for row in left:
+            progress(row.name, rows.index(row) / len(rows))
+            yield row
+
+    def measured(row: AblationRow) -> _MeasuredRow:
+        resolved = _resolved(row, stored)
+        result, pictures = _measure(request, reference, resolved, later)
+        return _MeasuredRow(StoredRow(**msgspec.structs.asdict(result), key=_key(request, reference, resolved)), pictures)
+
+    # The first row says which adapter is the most sensitive one: rows that ask for its ranges wait for all before them.
+    first = next((number for number, row in enumerate(rows) if _needs_ranking(row)), len(rows))
+    for some in (rows[:first], rows[first:]):
+        for result in dealt(measured, following([row for row in some if stale(row)]), _ROW):
+            stored[result.row.name] = result.row
+            if is_main():
+                keep_pictures(request.out, result.pictures)
+                write_json(request.out / ROWS_FILE, msgspec.to_builtins(StoredRows(list(stored.values()))))
     progress("done", 1.0)
-    return [msgspec.convert(row, AblationResult, from_attributes=True) for row in measured.values()]
+    return [msgspec.convert(stored[row.name], AblationResult, from_attributes=True) for row in rows]
+
+
+@dataclass(frozen=True)
+class _MeasuredRow:
+    """A row, and the pictures of it that are kept, by file below `pictures`."""
+
+    row: StoredRow
+    pictures: Mapping[str, Pictures]
+
+
+_ROW = Codec[_MeasuredRow](
+    lambda measured: (msgspec.to_builtins(measured.row), measured.pictures),
+    lambda packed: _MeasuredRow(msgspec.convert(packed[0], StoredRow), packed[1]),
+)
 
 
 def _read_rows(file: Path) -> dict[str, StoredRow]:
@@ -166,9 +201,13 @@ def _later(request: AblationRequest, reference: ReferenceSide) -> LaterAdapters:
     return LaterAdapters(request.model, request.later, calls=calls, directory=request.out / "later")
 
 
+def _needs_ranking(row: AblationRow) -> bool:
+    return row.build.get("anchor") == MOST_SENSITIVE
+
+
 def _resolved(row: AblationRow, measured: Mapping[str, AblationResult]) -> AblationRow:
     """The row with the anchor's name in it, where it asks for the most sensitive adapter."""
-    if row.build.get("anchor") != MOST_SENSITIVE:
+    if not _needs_ranking(row):
         return row
     scores: Mapping[str, float] = measured[BASELINE].profile["qss"]
     return replace(row, build={**row.build, "anchor": max(scores, key=lambda name: scores[name])})
@@ -201,9 +240,12 @@ def _measured_tasks(request: AblationRequest, reference: ReferenceSide) -> dict[
     return {task: spec.adapter for task, spec in reference.tasks.items() if spec.adapter is None or spec.adapter in request.adapters}
 
 
-def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRow, later: LaterAdapters) -> AblationResult:
-    """Build a row in a directory that is gone afterwards, and measure it."""
+def _measure(
+    request: AblationRequest, reference: ReferenceSide, row: AblationRow, later: LaterAdapters
+) -> tuple[AblationResult, dict[str, Pictures]]:
+    """Build a row in a directory that is gone afterwards, and measure it; with the pictures that are kept."""
     start = time.perf_counter()
+    pictures: dict[str, Pictures] = {}
     tasks = _measured_tasks(request, reference)
     entries: dict[str, AblatedTask] = {}
     builds: list[_BuildFacts] = []
@@ -216,11 +258,11 @@ def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRo
         with tempfile.TemporaryDirectory(prefix=BUNDLE_PREFIX, dir=request.out) as place:
             built = build(_build_request(request, row, single.adapters, Path(place) / "bundle", samples)).to_json()
             pipe = QuadPipeline.from_pretrained(Path(place) / "bundle")
-            entries.update(_measure_tasks(request, reference, row.name, pipe, single.tasks))
+            entries.update(_measure_tasks(request, reference, row.name, pipe, single.tasks, pictures))
             builds.append(_build_facts(built, pipe))
             if row.later:
                 later_figures |= later.measure(pipe.bundle, pipe.engine)
-    return AblationResult(
+    result = AblationResult(
         name=row.name,
         group=row.group,
         a8_fraction=row.a8_fraction,
@@ -235,6 +277,7 @@ def _measure(request: AblationRequest, reference: ReferenceSide, row: AblationRo
         seconds=time.perf_counter() - start,
         later=later_figures,
     )
+    return result, pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -259,9 +302,13 @@ def _build_facts(built: Mapping[str, Any], pipe: QuadPipeline) -> _BuildFacts:
 
 
 def _measure_tasks(
-    request: AblationRequest, reference: ReferenceSide, row: str, pipe: QuadPipeline, tasks: Sequence[str]
+    request: AblationRequest, reference: ReferenceSide, row: str, pipe: QuadPipeline, tasks: Sequence[str], kept: dict[str, Pictures]
 ) -> dict[str, AblatedTask]:
-    """Task -> paired figures of the bundle's pictures, and its adapter's effect."""
+    """Task -> paired figures of the bundle's pictures, and its adapter's effect.
+
+    Args:
+        kept: gets the pictures that are kept.
+    """
     specs = {task: pipe.tasks[task] for task in tasks}
     with_adapter = {task: spec for task, spec in specs.items() if spec.adapter is not None}
     effects = network_effects(open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle), reference.effects(with_adapter))
@@ -275,8 +322,7 @@ def _measure_tasks(
         figures = msgspec.structs.replace(pair_figures(fp, extract(pictures, reference.judge)), n=request.n)
         each = [psnr(x, y) for x, y in zip(fp.pictures, pictures, strict=True)]
         entries[task] = AblatedTask(**msgspec.structs.asdict(figures), psnr_each=each, effect_gain=gain, effect_sqnr_db=sqnr_db)
-        keep_pictures(request.out, "fp32", task, fp.pictures)
-        keep_pictures(request.out, row, task, pictures)
+        kept |= {**first_pictures("fp32", task, fp.pictures), **first_pictures(row, task, pictures)}
     return entries
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from quad.build.olss_tables import solve_tasks
 from quad.core.digests import digest
+from quad.core.processes import is_main
 from quad.core.progress import Progress
 from quad.evaluate.ablation.ablate import AblationRequest
 from quad.evaluate.ablation.results import CrossTableResult
@@ -26,6 +27,7 @@ from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import calibrate, component_networks, with_adapter
 from quad.quantize.observe.probes import record_probes
+from quad.quantize.processes.dealt import json_codec, shared
 from quad.quantize.profile.anchor import CrossTable, cross_table
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.shared_ranges import own_profiles
@@ -64,12 +66,14 @@ def cross(request: AblationRequest, progress: Progress) -> CrossTables:
 def _measured_once(request: AblationRequest, adapters: Mapping[str, Path], file: Path, progress: Progress) -> CrossTableResult:
     model = model_identity(request.model, open_model(request.model).digest)
     key = digest({"model": model, "adapters": adapter_identities(adapters)})
-    if (stored := _stored(file)) is not None and stored.key == key:
+    stored = shared(lambda: _stored(file), json_codec(CrossTableResult | None))
+    if stored is not None and stored.key == key:
         return stored
     progress("adapters under each other's encodings", 1.0)
     table = measure_cross_table(request.model, adapters)
     measured = msgspec.convert({**table.to_json(), "key": key}, CrossTableResult)
-    write_json(file, msgspec.to_builtins(measured))
+    if is_main():
+        write_json(file, msgspec.to_builtins(measured))
     return measured
 
 

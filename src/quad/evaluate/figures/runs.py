@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -18,15 +18,15 @@ from quad.evaluate.figures.effect import Effect, picture_effect
 from quad.evaluate.figures.evaluation import EffectFigures, Evaluation, PictureEffect, TaskEvaluation, TaskScores
 from quad.evaluate.figures.paired import paired_task
 from quad.evaluate.figures.quality import held_out, picture_requests
-from quad.evaluate.figures.reference import PictureRequest, Reference
+from quad.evaluate.figures.reference import BATCH, PictureRequest, Reference
 from quad.evaluate.figures.scores import score
+from quad.quantize.processes.dealt import Codec, dealt, json_codec
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.judge import Judge
 from quad.zoo.samples import TASKS, Sample
 
 Pictures = NDArray[np.uint8]
 CONTROL_SEED = 10**6
-PicturesMade = Callable[[int], None]  # hears how many pictures were just made
 Shortcuts = Mapping[str, Any]  # words of a call that leave work out; the full-precision side leaves nothing out
 NO_SHORTCUTS: Shortcuts = MappingProxyType({})
 
@@ -41,7 +41,7 @@ class BundleSide:
     """
 
     zeros: int = 0
-    shortcuts: Shortcuts = NO_SHORTCUTS
+    shortcuts: Shortcuts = field(default_factory=dict)
 
 
 PLAIN = BundleSide()
@@ -76,11 +76,7 @@ class TaskRun:
 
 
 def bundle_pictures(
-    pipe: QuadPipeline,
-    task: str,
-    requests: Sequence[PictureRequest],
-    on_made: PicturesMade | None = None,
-    shortcuts: Shortcuts = NO_SHORTCUTS,
+    pipe: QuadPipeline, task: str, requests: Sequence[PictureRequest], shortcuts: Shortcuts = NO_SHORTCUTS
 ) -> tuple[Pictures, list[float]]:
     """The bundle's pictures of some requests with what is bound now, and the ms that each took.
 
@@ -94,77 +90,80 @@ def bundle_pictures(
         )
         pictures.append(np.asarray(output.images[0]))
         times.append(output.timings_ms["total"])
-        if on_made is not None:
-            on_made(1)
     return np.stack(pictures), times
 
 
-def run_task(
-    reference: Reference,
-    pipe: QuadPipeline,
-    task: str,
-    n: int,
-    on_made: PicturesMade | None = None,
-    side: BundleSide = PLAIN,
-) -> TaskRun:
-    """Make both sides of `n` held-out samples, with the task's own adapter.
+@dataclass(frozen=True)
+class _Part:
+    """Samples `first` to `last`, without it, of a task: what one process makes at a time, as the reference makes them in one batch."""
 
-    Args:
-        on_made: hears of every picture, `pictures_of` in all.
-        side: how the bundle makes its own.
-    """
-    spec, samples = pipe.tasks[task], held_out(task, n)
+    task: str
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    """A part's pictures by side: `fp`, `control`, `quantized`, and with the zero adapter `zero_fp`, `zero_quantized`; the bundle's ms."""
+
+    sides: Mapping[str, Pictures]
+    times_ms: Sequence[float]
+
+
+_CODEC = Codec[_Pictures](lambda made: (list(made.times_ms), made.sides), lambda packed: _Pictures(packed[1], packed[0]))
+
+
+def _part_pictures(reference: Reference, pipe: QuadPipeline, part: _Part, side: BundleSide) -> _Pictures:
+    """Both sides of a part, with the task's own adapter."""
+    task, spec = part.task, pipe.tasks[part.task]
+    samples = held_out(task, part.last)[part.first :]
     use_adapter(pipe, spec.adapter)
-    quantized, times = bundle_pictures(pipe, task, picture_requests(samples), on_made, side.shortcuts)
-    sides = []
-    for first_seed in (0, CONTROL_SEED):
-        sides.append(reference.pictures(task, picture_requests(samples, first_seed), spec))
-        if on_made is not None:
-            on_made(n)
-    zero = None
-    if side.zeros and spec.adapter is not None:
-        zero = _zero_pair(reference, pipe, task, picture_requests(samples[: side.zeros]), on_made, side.shortcuts)
-    fp, control = sides
-    return TaskRun(task=task, spec=spec, samples=samples, fp=fp, control=control, quantized=quantized, times_ms=times, zero=zero)
-
-
-def _zero_pair(
-    reference: Reference,
-    pipe: QuadPipeline,
-    task: str,
-    requests: Sequence[PictureRequest],
-    on_made: PicturesMade | None,
-    shortcuts: Shortcuts,
-) -> ZeroPair:
-    spec = msgspec.structs.replace(pipe.tasks[task], adapter=None)
-    use_adapter(pipe, None)
-    quantized, _ = bundle_pictures(pipe, task, requests, on_made, shortcuts)
-    fp = reference.pictures(task, requests, spec)
-    if on_made is not None:
-        on_made(len(requests))
-    return ZeroPair(fp, quantized)
-
-
-def pictures_of(spec: TaskSpec, n: int, zeros: int) -> int:
-    """How many pictures `run_task` makes."""
-    return 3 * n + (2 * min(n, zeros) if spec.adapter is not None else 0)
+    sides: dict[str, Pictures] = {}
+    sides["quantized"], times = bundle_pictures(pipe, task, picture_requests(samples, part.first), side.shortcuts)
+    for name, first_seed in (("fp", 0), ("control", CONTROL_SEED)):
+        sides[name] = reference.pictures(task, picture_requests(samples, first_seed + part.first), spec)
+    again = picture_requests(samples[: max(0, side.zeros - part.first)], part.first) if spec.adapter is not None else []
+    if again:
+        use_adapter(pipe, None)
+        sides["zero_quantized"], _ = bundle_pictures(pipe, task, again, side.shortcuts)
+        sides["zero_fp"] = reference.pictures(task, again, msgspec.structs.replace(spec, adapter=None))
+    return _Pictures(sides, times)
 
 
 def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, side: BundleSide = PLAIN) -> list[TaskRun]:
-    """All tasks that the bundle has and that have held-out samples, both sides."""
+    """All tasks that the bundle has and that have held-out samples, `n` each, both sides; processes of one launch share the pictures.
+
+    Args:
+        side: how the bundle makes its own.
+    """
     tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
-    total, count = sum(pictures_of(spec, n, side.zeros) for spec in tasks.values()), 0
-    runs = []
+    parts = [_Part(task, first, min(n, first + BATCH)) for task in tasks for first in range(0, n, BATCH)]
 
-    def on_made(pictures: int) -> None:
-        nonlocal count
-        count += pictures
-        progress(task, count / total)
+    def following() -> Iterator[_Part]:
+        for number, part in enumerate(parts):
+            progress(part.task, number / len(parts))
+            yield part
 
-    for task in tasks:
-        progress(task, count / total)
-        runs.append(run_task(reference, pipe, task, n, on_made, side))
-    return runs
+    made: dict[str, list[_Pictures]] = {task: [] for task in tasks}
+    for part, pictures in zip(parts, dealt(lambda part: _part_pictures(reference, pipe, part, side), following(), _CODEC), strict=True):
+        made[part.task].append(pictures)
+    return [_task_run(task, spec, held_out(task, n), made[task]) for task, spec in tasks.items()]
+
+
+def _task_run(task: str, spec: TaskSpec, samples: Sequence[Sample], parts: Sequence[_Pictures]) -> TaskRun:
+    def side(name: str) -> Pictures:
+        return np.concatenate([part.sides[name] for part in parts if name in part.sides])
+
+    return TaskRun(
+        task=task,
+        spec=spec,
+        samples=samples,
+        fp=side("fp"),
+        control=side("control"),
+        quantized=side("quantized"),
+        times_ms=[ms for part in parts for ms in part.times_ms],
+        zero=ZeroPair(side("zero_fp"), side("zero_quantized")) if "zero_fp" in parts[0].sides else None,
+    )
 
 
 def evaluate(run: TaskRun, reference: Reference, judge: Judge, effect: Effect | None) -> TaskEvaluation:
@@ -204,8 +203,12 @@ def evaluate_all(
     Args:
         effects: task -> its adapter's effect at the U-Net's output.
     """
-    judge, tasks = Judge.load(), {}
-    for i, run in enumerate(runs):
-        progress(run.task, i / len(runs))
-        tasks[run.task] = evaluate(run, reference, judge, effects.get(run.task))
-    return Evaluation(engine=engine, tasks=tasks)
+    judge = Judge.load()
+
+    def following() -> Iterator[TaskRun]:
+        for i, run in enumerate(runs):
+            progress(run.task, i / len(runs))
+            yield run
+
+    measured = dealt(lambda run: evaluate(run, reference, judge, effects.get(run.task)), following(), json_codec(TaskEvaluation))
+    return Evaluation(engine=engine, tasks={run.task: task for run, task in zip(runs, measured, strict=True)})

@@ -32,6 +32,7 @@ from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import keeps_16_bits
 from quad.quantize.observe.observers import transforming
 from quad.quantize.observe.probes import Probe
+from quad.quantize.processes.dealt import dealt, json_codec
 
 DRAWS = 24  # of u, over all sources: each damage is known to sqrt(2 / 24) of itself, and damages of one network span five decades
 _SEED = 0
@@ -76,11 +77,14 @@ def rank_sites(
     if not chosen:
         raise InputError(mismatch("site ranking", "at least one probe", "none", "give calibration samples"))
     each = -(-draws // len(chosen))
-    generator = torch.Generator().manual_seed(_SEED)
+    signs = dict(zip(chosen, _signs(network, chosen, slots, each), strict=True))
+
+    def damages(source: str) -> dict[str, float]:
+        return _damages(network, chosen[source].tensors(), _tensors(slots, source), encodings, signs[source])
+
     damage: dict[str, float] = {}
-    for source, probe in chosen.items():
-        tensors = {name: torch.from_numpy(array) for name, array in slots.get(source, {}).items()}
-        for name, change in _damages(network, probe.tensors(), tensors, encodings, each, generator).items():
+    for of_source in dealt(damages, chosen, json_codec(dict[str, float])):
+        for name, change in of_source.items():
             damage[name] = damage.get(name, 0.0) + change / len(chosen)
     ranked = [SiteDamage(name, damage.get(name, float("inf")), keeps_16_bits(name)) for name in encodings]
     return tuple(sorted(ranked, key=lambda site: (site.last, site.damage, site.name)))
@@ -97,8 +101,27 @@ def _one_each(probes: Mapping[str, Sequence[Probe]]) -> dict[str, Probe]:
     return {source: calls[int((k + 0.5) * share * len(calls))] for k, (source, calls) in enumerate(probes.items())}
 
 
-def _damages(network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor], encodings: Mapping[str, Encoding], draws: int,
-             generator: torch.Generator) -> dict[str, float]:  # fmt: skip
+def _tensors(slots: SlotValues, source: str) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array) for name, array in slots.get(source, {}).items()}
+
+
+def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: int) -> list[list[Tensor]]:
+    """`u` of every draw, of each source in turn: drawn before the work is dealt, so that it does not matter who does it."""
+    generator = torch.Generator().manual_seed(_SEED)
+    signs = []
+    for source, probe in chosen.items():
+        if probe.expected is None:
+            with torch.no_grad():
+                shape = network(*probe.tensors(), _tensors(slots, source)).shape
+        else:
+            shape = torch.Size(probe.expected.shape)
+        signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(draws)])
+    return signs
+
+
+def _damages(
+    network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor], encodings: Mapping[str, Encoding], signs: Sequence[Tensor]
+) -> dict[str, float]:
     """Site -> `E_u (u^T J e)^2 / |y|^2` for one call; the sites of one tensor have one."""
     taps: dict[int, _Tap] = {}
 
@@ -113,11 +136,10 @@ def _damages(network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str,
         output: Tensor = network(*leaves, slots)
     damages = {name: 0.0 for tap in taps.values() for name in tap.names}
     power = float(output.detach().square().sum().clamp(min=1e-30))
-    for draw in range(draws):
-        signs = torch.randint(0, 2, output.shape, generator=generator).to(output.dtype) * 2 - 1
-        torch.autograd.backward(output, signs, retain_graph=draw + 1 < draws, inputs=leaves)
+    for draw, u in enumerate(signs):
+        torch.autograd.backward(output, u, retain_graph=draw + 1 < len(signs), inputs=leaves)
         for tap in taps.values():
-            change = tap.take() ** 2 / (power * draws)
+            change = tap.take() ** 2 / (power * len(signs))
             damages.update({name: damages[name] + change for name in tap.names})
     return damages
 

@@ -86,6 +86,14 @@ def recording_channel_maxima(network: SlottedNetwork) -> Iterator[ChannelMaxima]
         yield largest
 
 
+def largest(recorded: Sequence[ChannelMaxima]) -> ChannelMaxima:
+    """The maxima over several records of one network's runs."""
+    joined: dict[str, NDArray[np.float64]] = {}
+    for maxima in recorded:
+        joined |= {name: np.maximum(joined.get(name, 0.0), peaks) for name, peaks in maxima.items()}
+    return joined
+
+
 def smooth(network: SlottedNetwork, channels: ChannelMaxima, alpha: float = ALPHA) -> dict[str, NDArray[np.float32]]:
     """Fold scales into norms and weights of this network's own modules; others that share them do not see it.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +13,12 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
 from quad.quantize.distill.teacher_calls import TeacherCall
 from quad.quantize.observe.batched_calls import concatenate
-from quad.quantize.observe.side_by_side import side_by_side
+from quad.quantize.processes.dealt import Codec, together
 
 TOGETHER = 2  # calls in one batch: a small network spends much of a single call on other things than its sums
 _VALUES = 2**13  # of latents in such a batch: of larger ones the memory counts
 _TINY = 1e-12
+_TENSOR = Codec[Tensor](lambda tensor: (None, {"": tensor.numpy()}), lambda packed: torch.tensor(packed[1][""]))
 
 
 @dataclass(frozen=True)
@@ -47,18 +47,11 @@ def step_calls(training_set: TrainingSet, options: DistillOptions, step: int) ->
     return [(*calls[pick], example) for pick, example in zip(picks, beside, strict=True)]
 
 
-def gradients(accelerator: Any, student: Student, calls: Sequence[StepCall], options: DistillOptions) -> Tensor:
-    """The gradients of the summed losses of every two calls, or of each, `(parts, parameters)`; a process computes its own and gets all.
-
-    What another process computes is zero here, so that adding up over processes rounds nothing, in whatever order it is done.
-    """
-    together = TOGETHER if TOGETHER * max(call.inputs[0].numel() for call, _, _ in calls) <= _VALUES else 1
-    parts = [calls[first : first + together] for first in range(0, len(calls), together)]
-    mine = range(accelerator.process_index, len(parts), accelerator.num_processes)
-    computed = side_by_side(lambda k: _gradient(student, parts[k], options), mine)
-    gradients = torch.zeros(len(parts), sum(weight.numel() for weight in student.weights))
-    gradients[list(mine)] = torch.stack(computed)
-    return gradients if accelerator.num_processes == 1 else accelerator.reduce(gradients, "sum")
+def gradients(student: Student, calls: Sequence[StepCall], options: DistillOptions) -> Tensor:
+    """The gradients of the summed losses of every two calls, or of each, `(parts, parameters)`, whichever process computes them."""
+    size = TOGETHER if TOGETHER * max(call.inputs[0].numel() for call, _, _ in calls) <= _VALUES else 1
+    parts = [calls[first : first + size] for first in range(0, len(calls), size)]
+    return torch.stack(together(lambda part: _gradient(student, part, options), parts, _TENSOR))
 
 
 def _gradient(student: Student, part: Sequence[StepCall], options: DistillOptions) -> Tensor:

@@ -29,19 +29,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.errors import InputError, mismatch
+from quad.core.processes import is_main
 from quad.quantize.distill.checkpoint import Checkpoint, TrainingState
-from quad.quantize.distill.gradients import TOGETHER, TrainingSet, call_loss, gradients, set_gradients, step_calls
+from quad.quantize.distill.gradients import TrainingSet, call_loss, gradients, set_gradients, step_calls
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
 from quad.quantize.observe.batched_calls import batched
+from quad.quantize.processes.dealt import from_each, json_codec, shared
 
 Progress = Callable[[int, float], None]  # steps done, held-out loss of the best weights
 
@@ -61,29 +62,25 @@ def train(student: Student, training_set: TrainingSet, options: DistillOptions, 
         The weights of least held-out loss, the start's among them, and the steps taken.
 
     Raises:
-        UsageError: there are more processes than parts of a step. InputError: not every process sees the checkpoint.
+        InputError: not every process sees the checkpoint.
     """
-    from accelerate import Accelerator
-
-    accelerator = Accelerator(cpu=True, mixed_precision="no")  # whatever the launcher was told: quantsim is float32 on the CPU
-    parts = -(-options.batch // TOGETHER)
-    if accelerator.num_processes > parts:
-        raise UsageError(mismatch("accelerate", f"at most {parts} processes", accelerator.num_processes, "start fewer"))
     groups = [{"params": [weight], "scale": size_of(weight.detach())} for weight in student.weights]
     optimizer = torch.optim.Adam(groups, lr=options.rate, betas=_BETAS, eps=1e-12)
     weights, best = list(student.weights), [weight.detach().clone() for weight in student.weights]
     state = checkpoint.load(weights, best, optimizer) or TrainingState(0, _held_out_loss(student, training_set, options), 0)
-    _require_one_start(accelerator, state)
+    _require_one_start(state)
     while state.step < options.steps and state.stale < options.patience:
         _set_rate(optimizer, options, state.step)
         calls = step_calls(training_set, options, state.step)
-        set_gradients(student, gradients(accelerator, student, calls, options), len(calls))
+        set_gradients(student, gradients(student, calls, options), len(calls))
         optimizer.step()
         student.clip()
         state = TrainingState(state.step + 1, state.best, state.stale)
         if state.step % options.every == 0 or state.step == options.steps:
-            state = _checked(_mains(accelerator, _held_out_loss(student, training_set, options)), state, weights, best)
-            if accelerator.is_main_process:
+            # The main process's value: on unlike machines the last digit may differ, and who stops must be agreed on.
+            loss = shared(lambda: _held_out_loss(student, training_set, options), json_codec(float))
+            state = _checked(loss, state, weights, best)
+            if is_main():
                 checkpoint.save(state, weights, best, optimizer)
                 progress(state.step, state.best)
     return student.arrays(best), state.step
@@ -94,17 +91,12 @@ def size_of(weight: Tensor) -> float:
     return float(weight.square().sum().div(weight.count_nonzero().clamp(min=1)).sqrt())
 
 
-def _require_one_start(accelerator: Any, state: TrainingState) -> None:
+def _require_one_start(state: TrainingState) -> None:
     """Processes that begin at different steps would wait for each other for ever: one of them does not see the checkpoint."""
-    steps = set(accelerator.gather(torch.tensor([state.step])).tolist())
+    steps = set(from_each(state.step, json_codec(int)))
     if len(steps) > 1:
         next_step = "put it where every process can read it, or remove it"
         raise InputError(mismatch("checkpoint", "the same for all processes", "steps " + ", ".join(map(str, sorted(steps))), next_step))
-
-
-def _mains(accelerator: Any, loss: float) -> float:
-    """The main process's value: on unlike machines the last digit may differ, and who stops must be agreed on."""
-    return float(accelerator.gather(torch.tensor([loss], dtype=torch.float64))[0])
 
 
 def _checked(loss: float, state: TrainingState, weights: Sequence[Tensor], best: Sequence[Tensor]) -> TrainingState:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
+from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import NoiseSchedule
 from quad.core.slots import UNET, SlotTable
@@ -24,12 +24,13 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, PlannedRun, TaskRunner, plan_samples
-from quad.quantize.observe.side_by_side import side_by_side
+from quad.quantize.observe.probe import Probe as Probe
+from quad.quantize.observe.probe import Probes as Probes
+from quad.quantize.observe.probes_file import RECORDED
 from quad.quantize.observe.torch_session import RecordingSession, torch_sessions
+from quad.quantize.processes.dealt import together
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers.schedule import alphas_cumprod
-
-Probes = Mapping[str, Sequence["Probe"]]  # source -> its calls in order of runs and steps
 
 PER_ADAPTER = 2
 # Far from the noise that calibration drew: the encodings have not seen these inputs.
@@ -49,34 +50,6 @@ class ProbeOptions:
     min_values: int = 0
     seed: int = PROBE_SEED
     negative_prompt: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe(ComponentCall):
-    """One U-Net call of a full-precision run, and where in the run it stands.
-
-    Args:
-        task: of the run.
-        run: number of the adapter's run; the probes of one run are not independent.
-        sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
-    """
-
-    task: str
-    run: int
-    sigma_t: float
-
-    @property
-    def timestep(self) -> float:
-        return float(self.inputs["timestep"][0])
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """`sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`, as the slotted network takes them.
-
-        Copies, in memory as torch aligns it: what a matrix product rounds to may depend on where its operands lie, and training that
-        goes on from a checkpoint is to end bit for bit where it would have ended.
-        """
-        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in UNET_INPUTS)
-        return sample, timestep.expand(len(sample)), text
 
 
 def record_probes(
@@ -107,7 +80,7 @@ def record_probes(
     for run in plan:
         planned[run[2] or BASE_SOURCE].append(run)
     prober = _Prober(base=base, networks=networks, table=table, slots=slots, options=options or ProbeOptions())
-    probes = side_by_side(lambda source: prober.along(source, planned[source]), planned)
+    probes = together(lambda source: prober.along(source, planned[source]), list(planned), RECORDED)
     return {source: calls for source, calls in zip(planned, probes, strict=True) if calls}
 
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quad.quantize.observe.probes import Probe, Probes
+from quad.quantize.observe.probe import Probe, Probes
 from quad.quantize.observe.statistics_file import Piece
+from quad.quantize.processes.dealt import Codec
 
 _OUTPUT = "output"
 
@@ -38,3 +39,11 @@ def read_probes_piece(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
         return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output)
 
     return {source: [probe(source, index, *row) for index, row in enumerate(rows)] for source, rows in value.items()}
+
+
+def _of_one_source(packed: Piece) -> list[Probe]:
+    return [probe for calls in read_probes_piece(*packed).values() for probe in calls]
+
+
+# What one source's runs have recorded.
+RECORDED = Codec[list[Probe]](lambda calls: probes_piece({calls[0].source: calls} if calls else {}), _of_one_source)

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import torch
 
+from quad.core.processes import processes_here
 from quad.runtime.engines.engine import default_threads
 
 Piece = TypeVar("Piece")
@@ -28,7 +29,7 @@ def side_by_side(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) ->
         compute: reads what pieces share and changes none of it; gradients are switched on or off inside, as torch keeps that by thread.
     """
     work = list(pieces)
-    workers = min(len(work), _workers())
+    workers = min(len(work), lanes())
     if workers <= 1:
         return [compute(piece) for piece in work]
     with ThreadPoolExecutor(workers, "quad-compute") as pool:
@@ -37,7 +38,7 @@ def side_by_side(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) ->
 
 def in_order(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Iterator[Result]:
     """`side_by_side` over pieces that are taken as their turn comes, each result once it and those before it are there."""
-    workers = _workers()
+    workers = lanes()
     if workers <= 1:
         yield from map(compute, pieces)
         return
@@ -51,5 +52,6 @@ def in_order(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Ite
             yield running.popleft().result()
 
 
-def _workers() -> int:
-    return default_threads() if torch.get_num_threads() == 1 else 1
+def lanes() -> int:
+    """How many pieces run at once in this process: processes of one launch that are on this machine share its cores."""
+    return max(1, default_threads() // processes_here()) if torch.get_num_threads() == 1 else 1

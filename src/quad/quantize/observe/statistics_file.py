@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.quantize.encodings.histogram import Histogram
-from quad.quantize.observe.observers import SiteStatistics, Statistics
+from quad.quantize.observe.site_statistics import SiteStatistics, Statistics
+from quad.quantize.processes.dealt import Codec, Packed
 
-Piece = tuple[Any, Mapping[str, NDArray[Any]]]  # a value of JSON, and arrays by name
+Piece = Packed
 
 
 def source_piece(statistics: Statistics, source: str, feeds: int, number: int) -> Piece:
@@ -44,7 +45,7 @@ def source_piece(statistics: Statistics, source: str, feeds: int, number: int) -
                 sums.append(channel_sums)
     order = [[component, list(sites)] for component, sites in statistics.sites.items()]
     value = {"feeds": feeds, "number": number, "sites": rows, "order": order, "sources": list(sources)}
-    return value, {"counts": np.stack(counts), "sums": np.concatenate(sums)}
+    return value, {"counts": np.stack(counts), "sums": np.concatenate(sums)} if counts else {"counts": np.zeros(0), "sums": np.zeros(0)}
 
 
 def join_pieces(pieces: Mapping[str, Piece]) -> Statistics:
@@ -70,3 +71,17 @@ def _add_source(statistics: Statistics, source: str, value: Any, arrays: Mapping
         histogram, stop = Histogram.restore(counts.copy(), (exponent, origin, low, high, total)), start + channels
         statistics.sites[component][name][source] = SiteStatistics(histogram, arrays["sums"][start:stop], per_channel)
         start = stop
+
+
+def _packed_source(counted: tuple[str, Statistics]) -> Piece:
+    source, statistics = counted
+    value, arrays = source_piece(statistics, source, feeds=1, number=1)
+    return {**value, "source": source}, arrays
+
+
+def _read_source(packed: Piece) -> tuple[str, Statistics]:
+    source = str(packed[0]["source"])
+    return source, join_pieces({source: packed}) if packed[0]["sites"] else Statistics()
+
+
+SOURCE_CODEC = Codec(_packed_source, _read_source)  # of a source and what one feed of it has counted

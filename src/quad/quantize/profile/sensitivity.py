@@ -8,7 +8,7 @@ with and without the prompt where the task is guided.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from quad.lora.read import FloatAdapter
 from quad.quantize.correct.simulate import simulated
 from quad.quantize.observe.batched_calls import batched_forward
 from quad.quantize.observe.probes import Probe, teacher_outputs
+from quad.quantize.processes.dealt import dealt, json_codec
 from quad.quantize.profile.divergence import MIN_VALUES, histogram_js, paired_gaussian_js, split_half_floor
 
 RESAMPLES = 2000
@@ -98,16 +99,22 @@ def score_adapters(
     Raises:
         InputError: an adapter has no probe, or an output is NaN or infinite.
     """
-    scores: dict[str, Score] = {}
-    for number, adapter in enumerate(adapters):
-        progress(adapter.name, number / len(adapters))
+
+    def asked_for() -> Iterator[FloatAdapter]:
+        for number, adapter in enumerate(adapters):
+            progress(adapter.name, number / len(adapters))
+            yield adapter
+
+    def scored(adapter: FloatAdapter) -> Score:
         calls = probes.get(adapter.name, ())
         if not calls:
             next_step = "add a calibration sample that names it"
             raise InputError(mismatch("sensitivity", f"a probe of adapter {adapter.name!r}", "none", next_step))
         true = float_outputs(network, table, adapter, calls)
-        quantized = simulated_outputs(network, table, adapter, calls, profiles[adapter.name])
-        scores[adapter.name] = _score(true, quantized, calls)
+        return _score(true, simulated_outputs(network, table, adapter, calls, profiles[adapter.name]), calls)
+
+    results = dealt(scored, asked_for(), json_codec(Score))
+    scores = {adapter.name: score for adapter, score in zip(adapters, results, strict=True)}
     return Sensitivity(scores, _agreement(scores))
 
 

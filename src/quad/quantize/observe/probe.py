@@ -1,0 +1,41 @@
+"""One call of the U-Net along a full-precision run, to compare networks on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from quad.core.component_call import UNET_INPUTS, ComponentCall
+
+Probes = Mapping[str, Sequence["Probe"]]  # source -> its calls in order of runs and steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(ComponentCall):
+    """One U-Net call of a full-precision run, and where in the run it stands.
+
+    Args:
+        task: of the run.
+        run: number of the adapter's run; the probes of one run are not independent.
+        sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
+    """
+
+    task: str
+    run: int
+    sigma_t: float
+
+    @property
+    def timestep(self) -> float:
+        return float(self.inputs["timestep"][0])
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`, as the slotted network takes them.
+
+        Copies, in memory as torch aligns it: what a matrix product rounds to may depend on where its operands lie, and training that
+        goes on from a checkpoint is to end bit for bit where it would have ended.
+        """
+        sample, timestep, text = (torch.tensor(self.inputs[name]) for name in UNET_INPUTS)
+        return sample, timestep.expand(len(sample)), text
