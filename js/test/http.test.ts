@@ -82,6 +82,16 @@ test("a file that is another is forgotten", async () => {
   expect(asked.length).toBe(8);
 });
 
+test("what has no digest is asked for each time, and offline the latest answer stands", async () => {
+  const cache = new MemoryCache();
+  const online = server(false);
+  for (let i = 0; i < 2; i++) expect(await open(online.fetch, cache).read("unet/model.onnx")).toEqual(CONTENT);
+  expect(online.asked.length).toBe(2);
+  const offline = server(false, () => true);
+  expect(await open(offline.fetch, cache).read("unet/model.onnx")).toEqual(CONTENT);
+  await expect(open(offline.fetch).read("unet/model.onnx")).rejects.toThrow("check the connection and try again");
+});
+
 test("names are quoted in addresses", async () => {
   const { fetch, asked } = server(true);
   await open(fetch).read("adapters/a b#c/adapter.json");

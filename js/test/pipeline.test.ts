@@ -85,6 +85,20 @@ describe.skipIf(bundlePath === undefined)("a bundle", () => {
     expect(two.images[3]).toEqual(alone.images[0]);
   });
 
+  test("guides on a part of the way alone", async () => {
+    const call = { ...options(tasks[0]!), guidance_scale: 3, num_inference_steps: 4 };
+    const [whole, all, half, none] = [
+      await pipe.run("the car", call),
+      await pipe.run("the car", { ...call, guidance_interval: [0, 1] }),
+      await pipe.run("the car", { ...call, guidance_interval: "0.5:1" }),
+      await pipe.run("the car", { ...call, guidance_interval: [0.9999, 1] }),
+    ];
+    expect(all.images).toEqual(whole.images);
+    expect(half.images).not.toEqual(whole.images);
+    expect(none.images).toEqual((await pipe.run("the car", { ...call, guidance_scale: 1 })).images);
+    expect(none.notes.join()).toMatch(/guidance interval 0.9999:1: no step of .* falls into it/);
+  });
+
   test("uses the adapters that were set, and the base after them", async () => {
     const name = pipe.adapters[0]!;
     await pipe.set_adapters(name);

@@ -79,7 +79,7 @@ def texts(tokenizer: Tokenizer, words: WordVectors, prompts: list[str]) -> list[
 def clip(out: Path) -> list[dict[str, Any]]:
     """The same of CLIP's own tokenizer in two chunks, which is written to `out`."""
     config = SimpleNamespace(vocab_size=49408, max_position_embeddings=77, hidden_size=8)
-    text, spec = checkpoint_tokenizer(out, config, second_generation=False)
+    text, spec = checkpoint_tokenizer(out, config, "<|endoftext|>")
     (out / "clip.json").write_text(text)
     return texts(Tokenizer(text, msgspec.structs.replace(spec, chunks=2)), WordVectors(), [*PROMPTS, *prompts_of(LETTERS.split(), 200)])
 
@@ -139,6 +139,7 @@ def refusals(pipe: QuadPipeline) -> list[dict[str, Any]]:
         {"num_inference_steps": 0},
         {"guidance_scale": 1e9},
         {"strength": 0.5, "task": "text-to-image"},
+        {"guidance_interval": "0.5"},
         {"width": 123},
         {"seed": -1},
         {"num_images_per_prompt": 0},

@@ -1,4 +1,4 @@
-"""The JavaScript runtime in Node beside this one, on the tiny bundles: integers, ids, pixels, words, and their conformance vectors."""
+"""The JavaScript runtime beside this one, on the tiny bundles: in Node, and where there is one in Chromium."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_node_computes_what_python_does(slots: str, request: pytest.FixtureReque
     write_manifest(bundle, parents=dict(pipe.bundle.manifest.parents))
     write_reference(bundle, reference)
     environment = {**os.environ, "QUAD_TEST_BUNDLE": str(bundle), "QUAD_TEST_REFERENCE": str(reference)}
-    command = ["node", RUNNER, "run", *TESTS]
+    in_browser = ["test/chromium.test.ts"] if slots == "tiny_bundle" and shutil.which("chromium") else []
+    command = ["node", RUNNER, "run", *TESTS, *in_browser]
     done = subprocess.run(command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert "skipped" not in done.stdout

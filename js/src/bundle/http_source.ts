@@ -2,7 +2,8 @@
  * A bundle on a web server: files come in ranges, each kept as it arrives, so that a download that broke off goes on where it was.
  *
  * A whole file lies in the cache under its digest, and is trusted as little as the server: whoever reads it compares it again. A server that
- * knows no ranges sends the file in one piece.
+ * knows no ranges sends the file in one piece. What has no digest yet, `bundle.json`, is asked for each time; where nobody answers, the
+ * latest answer stands, so that a page opens offline what it has opened before.
  */
 
 import { BackendError, mismatch, reasonOf, throwIfAborted } from "../core/errors.js";
@@ -37,7 +38,7 @@ export class HttpSource implements BundleSource {
   async read(file: string, options: ReadOptions = {}): Promise<Uint8Array | undefined> {
     const { sha256, size, signal } = options;
     throwIfAborted(signal, `${this.name}/${file}`);
-    if (sha256 === undefined || size === undefined) return this.#whole(file, options);
+    if (sha256 === undefined || size === undefined) return this.#latest(file, options);
     const cached = await this.#cache.get(sha256);
     if (cached?.length === size) {
       options.onProgress?.(size, size);
@@ -76,6 +77,20 @@ export class HttpSource implements BundleSource {
     }
     for (let index = 0; index < count; index++) await this.#cache.remove(key(index));
     return content;
+  }
+
+  /** The file as the server has it now; its latest answer where there is no connection. */
+  async #latest(file: string, options: ReadOptions): Promise<Uint8Array | undefined> {
+    const key = `latest ${this.name}/${file}`;
+    try {
+      const content = await this.#whole(file, options);
+      if (content !== undefined) await this.#keep(key, content);
+      return content;
+    } catch (error) {
+      const content = error instanceof BackendError ? await this.#cache.get(key) : undefined;
+      if (content === undefined) throw error;
+      return content;
+    }
   }
 
   async #whole(file: string, options: ReadOptions): Promise<Uint8Array | undefined> {

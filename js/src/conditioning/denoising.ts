@@ -10,6 +10,7 @@ import type { Shape } from "../engine/engine.js";
 import { Generator, type Seed } from "../noise/generator.js";
 import { addNoise, type Network, type Start } from "../samplers/run.js";
 import { type Condition, makeCondition, type Pictures } from "./condition.js";
+import { guidedNetwork, isBatched, isGuided, type Side } from "./guidance.js";
 
 /** The graphs that a run is planned with, each with its adapter bound. */
 export interface Encoders {
@@ -31,6 +32,8 @@ export interface RunInputs {
   readonly noise: Float;
   readonly size: PictureSize;
   readonly latent: LatentSpec;
+  /** Timesteps of the model's noise schedule, which a guidance's interval is a part of. */
+  readonly trainingSteps: number;
 }
 
 /** Everything about one picture that does not change from step to step. */
@@ -51,13 +54,8 @@ export async function planRun(encoders: Encoders, inputs: RunInputs): Promise<De
   const needsLatent = condition.image !== undefined && names.some((name) => name !== "mask");
   const encoded = needsLatent ? await encoders.picture(condition.image!) : undefined;
   const sides = sidesOf(names, latent, condition, encoded, texts, spec);
-  const network = guidedNetwork(encoders, isBatched(unetInputs), sides, spec);
+  const network = guidedNetwork(encoders.unet, isBatched(unetInputs), sides, spec, inputs.trainingSteps);
   return { condition, network, start: await startOf(inputs, condition, encoders.picture) };
-}
-
-/** Whether a run without the prompt is needed: guidance above 1, and that of the picture, if any, at 1 or more. */
-export function isGuided(spec: TaskSpec): boolean {
-  return spec.guidance > 1 && (spec.image_guidance === undefined || spec.image_guidance >= 1);
 }
 
 /** The generator of a run and its first noise `(1, c, h, w)`; `latents` takes the noise's place. */
@@ -92,12 +90,6 @@ export function besideOf(inputs: ReadonlyMap<string, Shape>, latent: LatentSpec)
   return layout;
 }
 
-/** One side of guidance: what follows the latent in the sample, and the hidden states. */
-interface Side {
-  readonly beside: Float | undefined;
-  readonly text: Float;
-}
-
 /**
  * The sides of guidance: the prompt alone; or without it and with it, after them where a third one sees neither prompt nor picture.
  * Source: Ho and Salimans 2022; Brooks et al. 2023, Eq. 3.
@@ -119,42 +111,6 @@ function sidesOf(
     throw new VerificationError(mismatch("graph unet", "a condition latent", found, "build the bundle again"));
   }
   return texts.length > 1 ? [{ beside: without, text: texts[0]! }, ...sides] : sides;
-}
-
-function isBatched(inputs: ReadonlyMap<string, Shape>): boolean {
-  return inputs.get("sample")?.[0] === null && inputs.get("encoder_hidden_states")?.[0] === null;
-}
-
-/** The network with guidance; all sides run at once where the graph's batch axis is dynamic. */
-function guidedNetwork(encoders: Encoders, batched: boolean, sides: readonly Side[], spec: TaskSpec): Network {
-  const scale = Math.fround(spec.guidance);
-  const pictureScale = Math.fround(spec.image_guidance ?? 1);
-  return async (x, t) => {
-    const timestep = { data: Float32Array.of(t), shape: [1] };
-    const samples = sides.map(({ beside }) => (beside === undefined ? x : joinChannels([x, beside])));
-    const call = (sample: Float, text: Float): Promise<Float> =>
-      encoders.unet(new Map(Object.entries({ sample, timestep, encoder_hidden_states: text })));
-    if (batched && sides.length > 1) {
-      return combined(split(await call(stacked(samples), stacked(sides.map(({ text }) => text))), sides.length), scale, pictureScale);
-    }
-    const outputs: Float[] = [];
-    for (const [index, { text }] of sides.entries()) outputs.push(await call(samples[index]!, text));
-    return combined(outputs, scale, pictureScale);
-  };
-}
-
-/** One output from those of one, two or three sides, in float32. */
-function combined(outputs: readonly Float[], scale: number, pictureScale: number): Float {
-  const f = Math.fround;
-  const c = outputs.at(-1)!;
-  if (outputs.length === 1) return c;
-  const u = outputs[0]!.data;
-  if (outputs.length === 2) return { ...c, data: c.data.map((value, i) => f(u[i]! + f(scale * f(value - u[i]!)))) };
-  const p = outputs[1]!.data;
-  return {
-    ...c,
-    data: c.data.map((value, i) => f(f(u[i]! + f(scale * f(value - p[i]!))) + f(pictureScale * f(p[i]! - u[i]!)))),
-  };
 }
 
 /** The channels beside the latent `(1, k, h, w)`; zeros for a condition latent that is not there. */
@@ -192,17 +148,4 @@ async function startOf(inputs: RunInputs, condition: Condition, encode: Encoders
     });
   };
   return { x0: fromNoise ? undefined : x0, strength, keep: spec.blend === true ? keep : undefined };
-}
-
-function stacked(parts: readonly Float[]): Float {
-  const size = parts[0]!.data.length;
-  const data = new Float32Array(size * parts.length);
-  for (const [index, part] of parts.entries()) data.set(part.data, index * size);
-  return { data, shape: [parts.length, ...parts[0]!.shape.slice(1)] };
-}
-
-function split(all: Float, count: number): readonly Float[] {
-  const size = all.data.length / count;
-  const shape = [1, ...all.shape.slice(1)];
-  return Array.from({ length: count }, (_, index) => ({ data: all.data.slice(index * size, (index + 1) * size), shape }));
 }

@@ -24,6 +24,8 @@ export interface TaskSpec {
   readonly strength: number | undefined;
   readonly blend: boolean | undefined;
   readonly image_guidance: number | undefined;
+  /** Shares of the noise schedule, 0 is noise and 1 the picture, between which guidance counts; undefined, everywhere. */
+  readonly guidance_interval: readonly number[] | undefined;
 }
 
 export const noiseSchedule: Decoder<NoiseSchedule> = struct<NoiseSchedule>({
@@ -45,6 +47,7 @@ export const taskSpec: Decoder<TaskSpec> = struct<TaskSpec>({
   strength: maybe(number()),
   blend: maybe(boolean),
   image_guidance: maybe(number()),
+  guidance_interval: maybe(listOf(number(), 2, 2)),
 });
 
 /** Whether the user of a task has to give a picture. */

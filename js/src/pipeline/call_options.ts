@@ -1,5 +1,6 @@
 /** The options and the result of a call, by Python's names. */
 
+import type { IntervalInput } from "../conditioning/guidance.js";
 import type { Picture } from "../conditioning/picture.js";
 import type { PromptSyntax } from "../conditioning/prompt_syntax.js";
 import { mismatch, UsageError } from "../core/errors.js";
@@ -24,6 +25,7 @@ export interface CallOptions<P = unknown> {
   readonly mask_grow?: number | undefined;
   readonly strength?: number | undefined;
   readonly image_guidance_scale?: number | undefined;
+  readonly guidance_interval?: IntervalInput | undefined;
   readonly prompt_syntax?: PromptSyntax | undefined;
   readonly sampler?: string | undefined;
   readonly num_images_per_prompt?: number | undefined;
@@ -56,6 +58,7 @@ const NAMES: Readonly<Record<keyof CallOptions, true>> = {
   mask_grow: true,
   strength: true,
   image_guidance_scale: true,
+  guidance_interval: true,
   prompt_syntax: true,
   sampler: true,
   num_images_per_prompt: true,

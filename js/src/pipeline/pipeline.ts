@@ -8,6 +8,7 @@ import type { BundleSource } from "../bundle/source.js";
 import { DEFAULT_GROW_PX } from "../conditioning/condition.js";
 import { besideOf } from "../conditioning/denoising.js";
 import { parseEmbeddings, WordVectors } from "../conditioning/embeddings.js";
+import { TextMemo } from "../conditioning/text_memo.js";
 import { Tokenizer } from "../conditioning/tokenizer.js";
 import { mismatch, UsageError } from "../core/errors.js";
 import { type BundleManifest, EMBEDDINGS_FILE, pictureSizes, TOKENIZER_FILE } from "../core/manifest.js";
@@ -24,7 +25,7 @@ import { type CallOptions, checkOptions, joined, type PipelineOutput } from "./c
 import type { RgbaPicture } from "./output.js";
 import { previewPicture } from "./preview.js";
 import { type Request, resolve } from "./request.js";
-import { type PictureOutput, Stages, TextMemo } from "./stages.js";
+import { type PictureOutput, Stages } from "./stages.js";
 
 /** How a bundle is opened. */
 export interface PipelineOptions extends OpenOptions, EngineOptions {
@@ -140,6 +141,7 @@ export class QuadPipeline extends AdapterMethods {
       sampler: options.sampler,
       guidance_scale: options.guidance_scale,
       image_guidance_scale: options.image_guidance_scale,
+      guidance_interval: options.guidance_interval,
       strength: options.strength,
       width: options.width,
       height: options.height,

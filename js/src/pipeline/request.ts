@@ -1,6 +1,7 @@
 /** A request for a picture, the tasks it may name, and what a pipeline makes of it; as `quad.runtime.request`. */
 
 import { adapterWeights, type Weight } from "../adapters/block_weights.js";
+import { type IntervalInput, parseInterval } from "../conditioning/guidance.js";
 import type { Picture } from "../conditioning/picture.js";
 import { type PromptSyntax, SYNTAXES } from "../conditioning/prompt_syntax.js";
 import { mismatch, UsageError } from "../core/errors.js";
@@ -32,6 +33,7 @@ export interface Request {
   readonly sampler: string | undefined;
   readonly guidance_scale: number | undefined;
   readonly image_guidance_scale: number | undefined;
+  readonly guidance_interval: IntervalInput | undefined;
   readonly strength: number | undefined;
   readonly seed: Seed;
   readonly generator: Generator | undefined;
@@ -142,6 +144,7 @@ function withOverrides(task: string, spec: TaskSpec, request: Request, schedule:
     }
     changed = { ...changed, image_guidance: checkedGuidance("image_guidance_scale", pictureGuidance) };
   }
+  if (request.guidance_interval !== undefined) changed = { ...changed, guidance_interval: parseInterval(request.guidance_interval) };
   return strength === undefined ? reachableStrength(changed) : changed;
 }
 

@@ -2,10 +2,12 @@
 
 import type { Weight } from "../adapters/block_weights.js";
 import type { AdapterMix } from "../adapters/buffers.js";
-import { type DenoisingRun, drawNoise, isGuided, planRun } from "../conditioning/denoising.js";
+import { type DenoisingRun, drawNoise, planRun } from "../conditioning/denoising.js";
 import type { WordVectors } from "../conditioning/embeddings.js";
+import { countsAt, isGuided } from "../conditioning/guidance.js";
 import { type PromptTokens, readPrompt } from "../conditioning/prompt_chunks.js";
 import { textFeatures } from "../conditioning/text_features.js";
+import type { TextMemo } from "../conditioning/text_memo.js";
 import type { Tokenizer } from "../conditioning/tokenizer.js";
 import { BackendError, mismatch, throwIfAborted } from "../core/errors.js";
 import { type BundleManifest, contextLength, pictureSizes } from "../core/manifest.js";
@@ -73,24 +75,6 @@ class Clocks {
   }
 }
 
-/** Hidden states of one call's prompts that were encoded already, with the adapters of the last that were. */
-export class TextMemo {
-  #buffers: AdapterMix["buffers"] | undefined;
-  readonly #texts = new Map<string, Float>();
-
-  async encode(
-    mix: AdapterMix,
-    encode: (prompts: readonly string[]) => Promise<readonly Float[]>,
-    prompts: readonly string[],
-  ): Promise<readonly Float[]> {
-    if (this.#buffers !== mix.buffers) this.#texts.clear();
-    this.#buffers = mix.buffers;
-    const missing = [...new Set(prompts)].filter((prompt) => !this.#texts.has(prompt));
-    if (missing.length) for (const [index, hidden] of (await encode(missing)).entries()) this.#texts.set(missing[index]!, hidden);
-    return prompts.map((prompt) => this.#texts.get(prompt)!);
-  }
-}
-
 /** The graphs of one bundle at work. */
 export class Stages {
   readonly #manifest: BundleManifest;
@@ -142,11 +126,18 @@ export class Stages {
     };
     const pictures = { image: request.image, mask: request.mask_image, maskGrowPx: request.mask_grow };
     const { prompt, negative_prompt: negativePrompt } = request;
-    const inputs = { task: resolved.task, spec, pictures, prompt, negativePrompt, noise, size, latent };
+    const trainingSteps = schedule.steps;
+    const inputs = { task: resolved.task, spec, pictures, prompt, negativePrompt, noise, size, latent, trainingSteps };
     return clocks.time("total", async () => {
       const denoising = await planRun(encoders, inputs);
       const sampling = planSampling(spec.sampler, schedule, rng, denoising.start);
-      const notes = [...denoising.condition.notes, ...resolved.notes, ...mix.notes, ...textNotes];
+      const notes = [
+        ...denoising.condition.notes,
+        ...resolved.notes,
+        ...mix.notes,
+        ...textNotes,
+        ...intervalNotes(spec, sampling, trainingSteps),
+      ];
       return { request, resolved, mix, denoising, sampling, noise, notes, clocks };
     });
   }
@@ -230,6 +221,15 @@ export class Stages {
   }
 }
 
+/** A line where an interval leaves no step of this run guided. */
+function intervalNotes(spec: TaskSpec, sampling: SamplingRun, trainingSteps: number): readonly string[] {
+  const timesteps = sampling.sampling.timesteps.slice(sampling.first);
+  const interval = spec.guidance_interval;
+  if (interval === undefined || !isGuided(spec) || timesteps.some((timestep) => countsAt(spec, timestep, trainingSteps))) return [];
+  const shown = interval.map(general).join(":");
+  return [`guidance interval ${shown}: no step of ${samplerText(spec.sampler)} falls into it, the prompt counts plainly`];
+}
+
 /** A line for each wish about guidance that has no effect. */
 function guidanceNotes(spec: TaskSpec, negativePrompt: string): string[] {
   if (isGuided(spec)) return [];
@@ -238,6 +238,7 @@ function guidanceNotes(spec: TaskSpec, negativePrompt: string): string[] {
   if (spec.image_guidance !== undefined && spec.image_guidance < 1) {
     notes.push(`image guidance ${general(spec.image_guidance)}: below 1 there is no guidance, the prompt alone counts`);
   }
+  if (spec.guidance_interval !== undefined) notes.push("guidance interval: it counts only with guidance above 1, it was not used");
   if (negativePrompt) notes.push("negative prompt: it counts only with guidance above 1, it was not used");
   return notes;
 }
