@@ -16,12 +16,13 @@ import onnx_ir as ir
 import pytest
 from safetensors.numpy import load_file
 
+from quad.build.smoke import SmokeResult
 from quad.build.write_bundle import BundleParts, rom_bytes, write_bundle
 from quad.compile import artifact
 from quad.compile.artifact import FileArtifact, OnnxArtifact, graph_digest
 from quad.core.digests import file_digest
 from quad.core.errors import BackendError, InputError
-from quad.core.manifest import AdapterManifest, Component, Golden
+from quad.core.manifest import AdapterManifest, Component
 from quad.core.padding import trim
 from quad.core.profile import GroupRanges, Profile
 from quad.core.slots import Slot, SlotTable
@@ -80,9 +81,9 @@ def test_groups_of_adapters_have_a_graph_each_over_the_same_weights(parts: Bundl
     alone = write_bundle(replace(parts, profile=Profile(encodings={})), tmp_path / "alone")
     tried: dict[str, Path] = {}
 
-    def check(_: Path, files: Mapping[str, Path]) -> dict[str, Golden]:
+    def check(_: Path, files: Mapping[str, Path]) -> SmokeResult:
         tried.update(files)
-        return {}
+        return SmokeResult()
 
     grouped = replace(grouped, artifacts={name: OnnxArtifact(model=graph(), placement={"nodes": 1}) for name in artifacts})
     manifest = write_bundle(grouped, tmp_path / "phone", check)
@@ -148,7 +149,7 @@ def test_a_full_disk_leaves_nothing(parts: BundleParts, tmp_path: Path, monkeypa
 def test_a_failed_check_leaves_what_was_there(parts: BundleParts, tmp_path: Path) -> None:
     first = write_bundle(parts, tmp_path / "phone")
 
-    def fail(_: Path, graphs: Mapping[str, Path]) -> dict[str, Golden]:
+    def fail(_: Path, graphs: Mapping[str, Path]) -> SmokeResult:
         assert {name: graph.is_file() for name, graph in graphs.items()} == dict.fromkeys(parts.artifacts, True)
         raise BackendError("smoke run of unet with base: expected 0.1, found 0.9; report it")
 

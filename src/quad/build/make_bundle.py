@@ -21,7 +21,7 @@ from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
 from quad.build.resume.cache import BuildCache, clear_cache
-from quad.build.smoke import SmokeFiles, of_groups, run_smoke, smoke_cases
+from quad.build.smoke import SmokeFiles, SmokeResult, of_groups, run_smoke, smoke_cases
 from quad.build.write_bundle import BundleParts, binary_notes, write_bundle
 from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
@@ -32,7 +32,8 @@ from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import Observer
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
-from quad.core.manifest import PROBES_FILE, BundleManifest, Golden
+from quad.core.float_type import F32
+from quad.core.manifest import PROBES_FILE, BundleManifest
 from quad.core.picture_size import graph_name
 from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
@@ -188,7 +189,7 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
     references = of_groups(model.references, groups, parts.profile.group_count)
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
-    def check(stage: Path, graphs: Mapping[str, Path]) -> Mapping[str, Golden]:
+    def check(stage: Path, graphs: Mapping[str, Path]) -> SmokeResult:
         try:
             files = SmokeFiles(graphs, stage / PROBES_FILE, parts.profile)
             smoke = run_smoke(files, parts.engines[0], request.resolved_precision, cases, parts.slots, parts.adapters)
@@ -196,10 +197,12 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again
             raise
         errors.update(smoke.errors)
-        return smoke.goldens
+        return smoke
 
     def vectors(stage: Path) -> Mapping[str, bytes]:
-        pipe = QuadPipeline.from_pretrained(stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False, memory="balanced")
+        pipe = QuadPipeline.from_pretrained(
+            stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False, memory="balanced", float_type=F32
+        )
         return record_vectors(pipe, model.samples).files()
 
     manifest = write_bundle(parts, request.output, check, vectors)

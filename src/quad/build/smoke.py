@@ -3,6 +3,7 @@ are taken while the U-Net is there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -17,7 +18,7 @@ from quad.compile.export import GraphSpec
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.decibels import relative_error
 from quad.core.errors import BackendError, VerificationError, mismatch
-from quad.core.manifest import Golden
+from quad.core.manifest import Bf16Proof, Golden
 from quad.core.picture_size import component_of, graph_name
 from quad.core.profile import Profile
 from quad.core.slots import UNET, SlotTable
@@ -26,6 +27,7 @@ from quad.lora.read import FloatAdapter
 from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.engines.engine import Session, open_engine
+from quad.runtime.engines.float_types import in_bf16
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.golden_outputs import calls_of, golden
 
@@ -33,6 +35,7 @@ from quad.runtime.golden_outputs import calls_of, golden
 # stays under 0.05, and one whose encodings went to the wrong tensors is beyond 0.5.
 LIMITS = {"float": 1e-3}
 QUANTIZED_LIMIT = 0.3
+BF16_LOSS_DB = 2.0  # of the denoiser's SQNR against f32, at most: what the reference model's pictures bear (ADR 43)
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,12 @@ class SmokeResult:
     Args:
         errors: component -> case -> relative error.
         goldens: adapter -> its golden output.
+        bf16: the engine's proof, where it and this processor have bf16, and the denoiser keeps what it is in f32.
     """
 
     errors: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     goldens: Mapping[str, Golden] = field(default_factory=dict)
+    bf16: Bf16Proof | None = None
 
 
 def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, GraphSpec], table: SlotTable,
@@ -130,10 +135,25 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
 
     errors: dict[str, dict[str, float]] = {}
     goldens: dict[str, Golden] = {}
-    for graph, calls in groupby(cases, lambda case: case.component):
-        errors[graph], adapter_goldens = run(graph, list(calls))
+    short = in_bf16(runner)
+    in_f32, in_short = [0.0], [0.0]
+    for graph, calls in ((graph, list(calls)) for graph, calls in groupby(cases, lambda case: case.component)):
+        errors[graph], adapter_goldens = run(graph, calls)
         goldens |= adapter_goldens
-    return SmokeResult(errors, goldens)
+        if short is not None and component_of(graph) == UNET:
+            zeros = zero_buffers(slots.of(UNET), files.profile)
+            session = short.load(files.graphs[graph], ENGINE_THREADS)
+            in_f32 += errors[graph].values()
+            in_short += [_error(session, case, zeros, float("inf")) for case in calls]
+    return SmokeResult(errors, goldens, _proof(engine, max(in_f32), max(in_short)))
+
+
+def _proof(engine: str, in_f32: float, in_short: float) -> Bf16Proof | None:
+    """The proof of these largest relative errors; None where bf16 was not tried, or loses too much."""
+    if not 0.0 < in_short < math.inf or in_f32 <= 0.0:
+        return None
+    output_db, f32_db = (round(-20 * math.log10(error), 2) for error in (in_short, in_f32))
+    return Bf16Proof(engine=engine, output_db=output_db, f32_db=f32_db) if output_db >= f32_db - BF16_LOSS_DB else None
 
 
 def _error(session: Session, case: ComponentCall, zeros: ZeroBuffers, limit: float) -> float:

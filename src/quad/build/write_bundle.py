@@ -12,6 +12,7 @@ import msgspec
 from safetensors.numpy import save
 
 from quad import __version__
+from quad.build.smoke import SmokeResult
 from quad.compile.artifact import Artifact, graph_digest
 from quad.compile.shared_weights import write_variants
 from quad.core.chips import of_all
@@ -22,6 +23,7 @@ from quad.core.manifest import (
     PROFILE_FILE,
     SLOTS_FILE,
     TOKENIZER_FILE,
+    Bf16Proof,
     BundleManifest,
     Component,
     FileEntry,
@@ -39,8 +41,8 @@ from quad.core.storage.reading import files_below
 from quad.model.base.open import Base
 from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 
-# A bundle's directory and its graph files by name of the graph -> golden outputs of its adapters.
-Check = Callable[[Path, Mapping[str, Path]], Mapping[str, Golden]]
+# A bundle's directory and its graph files by name of the graph -> what running them showed.
+Check = Callable[[Path, Mapping[str, Path]], SmokeResult]
 # The directory of a whole bundle -> files to add to it.
 Vectors = Callable[[Path], Mapping[str, bytes]]
 
@@ -76,7 +78,7 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None, ve
 
     Args:
         check: called with the directory, and its graph files by name of the graph, once they and stored calls are there, and before it
-            gets its final name; gives the golden outputs of adapters, by name. If it raises, nothing is left.
+            gets its final name. If it raises, nothing is left.
         vectors: called with the directory when all else is in it and it opens as a bundle; if it raises, nothing is left.
 
     Raises:
@@ -92,10 +94,10 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None, ve
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
         for name, content in parts.stored.items():
             write_bytes(stage / name, content)
-        goldens = check(stage, _graph_files(stage, components)) if check is not None else {}
+        smoke = check(stage, _graph_files(stage, components)) if check is not None else SmokeResult()
         for adapter in parts.adapters:
-            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, goldens.get(adapter.name, msgspec.UNSET))
-        manifest = _manifest(stage, parts, components, parents)
+            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, smoke.goldens.get(adapter.name, msgspec.UNSET))
+        manifest = _manifest(stage, parts, components, parents, smoke.bf16)
         write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
         if vectors is not None:
             manifest = _with_files(stage, manifest, vectors(stage))
@@ -146,7 +148,9 @@ def _write_adapter(
     write_bytes(folder / "adapter.json", canonical_json(manifest))
 
 
-def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str]) -> BundleManifest:
+def _manifest(
+    stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str], bf16: Bf16Proof | None
+) -> BundleManifest:
     files = {path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size) for path in files_below(stage)}
     sizes = parts.base.sizes
     return seal(
@@ -168,6 +172,7 @@ def _manifest(stage: Path, parts: BundleParts, components: dict[str, Component],
             requires=dict(parts.requires) or msgspec.UNSET,
             chips=of_all(artifact.chips for artifact in parts.artifacts.values()) or msgspec.UNSET,
             samplers=dict(parts.base.samplers) or msgspec.UNSET,
+            bf16=msgspec.UNSET if bf16 is None else (bf16,),
             preview=msgspec.UNSET if parts.base.preview is None else parts.base.preview,
             parents=parents,
             quad_version=__version__,

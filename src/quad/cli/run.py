@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from quad.cli.options import is_pack, weighted_names, words_of_files
-from quad.cli.shared_options import BundleDir, Embeddings, EngineName, GuidanceInterval, Mark, MemoryPlan, Sign, StoreDir, png_options
+from quad.cli.shared_options import (
+    BundleDir,
+    Embeddings,
+    EngineName,
+    FloatType,
+    GuidanceInterval,
+    Mark,
+    MemoryPlan,
+    Sign,
+    StoreDir,
+    png_options,
+)  # fmt: skip
 from quad.cli.show import Json, note, progress_bar, result
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
@@ -118,6 +129,7 @@ def run(
     prompt_syntax: Syntax = "a1111",
     embedding: Embeddings = None,
     engine: EngineName = "auto",
+    float_type: FloatType = "auto",
     memory: MemoryPlan = "minimal",
     store: StoreDir = None,
     parameters: Parameters = True,
@@ -139,7 +151,7 @@ def run(
     embeddings = words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
-        pipe = _open(bundle, engine=engine, memory=memory, store=store or store_beside(bundle))
+        pipe = _open(bundle, engine=engine, memory=memory, store=store or store_beside(bundle), float_type=float_type)
         for word, path in embeddings:
             _note_unread(pipe.load_textual_inversion(path, word), path, (prompt, negative_prompt))
         if weights:

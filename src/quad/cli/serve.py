@@ -11,7 +11,7 @@ import typer
 
 from quad.cli.extras import check_serve
 from quad.cli.options import words_of_files
-from quad.cli.shared_options import Embeddings, EngineName, Mark, Sign, StoreDir, Threads, png_options
+from quad.cli.shared_options import Embeddings, EngineName, FloatType, Mark, Sign, StoreDir, Threads, png_options
 from quad.cli.show import Json, result
 from quad.core.errors import UsageError, mismatch
 
@@ -58,6 +58,7 @@ def serve(
     token_file: TokenFile = None,
     store: StoreDir = None,
     engine: EngineName = "auto",
+    float_type: FloatType = "auto",
     threads: Threads = None,
     memory: Memory = "keep-all",
     adapter_budget: Budget = None,
@@ -96,6 +97,7 @@ def serve(
     options = ServeOptions(
         bundle=bundle,
         engine=engine,
+        float_type=float_type,
         threads=threads,
         memory=memory,
         store=store,

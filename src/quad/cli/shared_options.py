@@ -57,6 +57,10 @@ Vae = Annotated[
                  show_default="the model's own"),
 ]  # fmt: skip
 EngineName = Annotated[str, typer.Option("--engine", help="What executes the graphs: auto takes the bundle's first that is installed.")]
+FloatType = Annotated[
+    str,
+    typer.Option("--float", help="What the U-Net's floats are computed in: auto takes bf16 where it was proven.", metavar="auto|f32|bf16"),
+]
 MemoryPlan = Annotated[
     str,
     typer.Option(help="Which graphs stay in memory: keep-all, balanced (the U-Net) or minimal (none).", metavar="PLAN"),

@@ -299,6 +299,19 @@ class MergedAdapter(msgspec.Struct, frozen=True, kw_only=True):
     defaults: AdapterDefaults | msgspec.UnsetType = msgspec.UNSET
 
 
+class Bf16Proof(msgspec.Struct, frozen=True, kw_only=True):
+    """How near the denoiser comes to the float network where an engine computes in bf16 what is float, measured when it was built.
+
+    Args:
+        output_db: SQNR of its output in bf16, the least over the base and all adapters.
+        f32_db: the same in f32.
+    """
+
+    engine: str
+    output_db: float
+    f32_db: float
+
+
 class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     """`bundle.json`.
 
@@ -315,6 +328,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
         samplers: settings by sampler name, where the model's config states others than follow from its own sampler.
         chips: chip -> what was done for it when the bundle was built, in the words of `quad.core.chips`; unset where a bundle is for one
             chip, which `requires` names, or for none.
+        bf16: engines that the denoiser may run in bf16 on, where a processor has it; unset where none was proven.
         sha256: the seal, see `seal`; written last.
     """
 
@@ -340,6 +354,7 @@ class BundleManifest(msgspec.Struct, frozen=True, kw_only=True):
     preview: LatentPreview | msgspec.UnsetType = msgspec.UNSET
     merged: tuple[MergedAdapter, ...] | msgspec.UnsetType = msgspec.UNSET
     chips: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    bf16: tuple[Bf16Proof, ...] | msgspec.UnsetType = msgspec.UNSET
     sha256: str = ""
 
     @property

@@ -44,6 +44,7 @@ class EvaluationRequest:
         adapters: name -> LoRA file; of those that are not named here, the model directory's own.
         n: held-out samples a task.
         engine: `auto`, or a name.
+        float_type: of the U-Net's floats, see `QuadPipeline`.
         shortcuts: words of a call by which the bundle leaves work out, such as `guidance_interval`.
     """
 
@@ -53,6 +54,7 @@ class EvaluationRequest:
     vae: Path | None = None
     n: int = 64
     engine: str = "auto"
+    float_type: str = "auto"
     shortcuts: Shortcuts = field(default_factory=dict)
 
     def check(self) -> None:
@@ -147,7 +149,7 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
 
 def _evaluate_bundle(request: EvaluationRequest, progress: Progress) -> EvaluationResult:
     progress("open", 0.0)
-    pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine)
+    pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine, float_type=request.float_type)
     _check_slots(pipe.bundle)
     adapters = _adapters(request, pipe.bundle)
     reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae)

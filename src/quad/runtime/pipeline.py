@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL.Image import Image
 
 from quad.core.errors import UsageError, mismatch
+from quad.core.float_type import AUTO, F32
 from quad.core.manifest import BUNDLE_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, TaskSpec
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
@@ -27,6 +28,7 @@ from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.embedding_methods import EmbeddingMethods
 from quad.runtime.engines.engine import default_threads, open_engine
+from quad.runtime.engines.float_types import denoiser_engine
 from quad.runtime.engines.graph import Graph, open_graphs
 from quad.runtime.lora_methods import LoraMethods
 from quad.runtime.not_here import is_missing, missing_attribute, refuse_arguments
@@ -49,14 +51,15 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
     """
 
     def __init__(
-        self, bundle: Bundle, graphs: Mapping[str, Graph], *, engine: str, memory: str, adapter_budget_bytes: int | None = None
-    ) -> None:
+        self, bundle: Bundle, graphs: Mapping[str, Graph], *, engine: str, memory: str, float_type: str = F32,
+        adapter_budget_bytes: int | None = None,
+    ) -> None:  # fmt: skip
         """Use `from_pretrained`; this takes what it opened.
 
         Raises:
             VerificationError: the U-Net reads other channels than its bundle says.
         """
-        self.bundle, self.engine, self.memory = bundle, engine, memory
+        self.bundle, self.engine, self.memory, self.float_type = bundle, engine, memory, float_type
         self.notes: tuple[str, ...] = ()
         self.switch = AdapterSwitch(bundle, graphs, adapter_budget_bytes)
         self._graphs = graphs
@@ -77,6 +80,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         memory: str = "keep-all",
         store: str | Path | None = None,
         adapter_budget_bytes: int | None = None,
+        float_type: str = AUTO,
         **unknown: Any,
     ) -> QuadPipeline:
         """Open a bundle directory.
@@ -89,10 +93,13 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             store: the device's installed adapters, each in place of the bundle's own of its name; what cannot be one is left out and told
                 in `notes`, and each is hashed when it is first used. None for the bundle's own alone.
             adapter_budget_bytes: of memory for adapters, None for no bound.
+            float_type: of what is float in the U-Net: `f32`, `bf16`, or `auto` for bf16 where the engine has it on this processor and the
+                bundle was proven with it, else f32.
 
         Raises:
             InputError: no bundle there. VerificationError: it was changed.
             BackendError: no engine can run it, or the store cannot be read.
+            CompatibilityError: bf16 is asked for, and the engine or the processor has none.
         """
         refuse_arguments(unknown, "from_pretrained")
         if threads is not None and threads < 1:
@@ -101,8 +108,11 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         def open_pipeline() -> QuadPipeline:
             bundle = open_bundle(path, verify)
             opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
-            graphs = open_graphs(bundle, opened, threads or default_threads(), memory)
-            return cls(bundle, graphs, engine=opened.name, memory=memory, adapter_budget_bytes=adapter_budget_bytes)
+            denoiser = denoiser_engine(opened, float_type, bundle.manifest)
+            graphs = open_graphs(bundle, opened, threads or default_threads(), memory, denoiser.engine)
+            return cls(
+                bundle, graphs, engine=opened.name, memory=memory, float_type=denoiser.float_type, adapter_budget_bytes=adapter_budget_bytes
+            )
 
         pipe = unless_replaced(Path(path) / BUNDLE_FILE, open_pipeline)
         if store is not None:

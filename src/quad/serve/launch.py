@@ -44,6 +44,7 @@ class ServeOptions:
 
     bundle: Path
     engine: str = "auto"
+    float_type: str = "auto"
     threads: int | None = None
     memory: str = "keep-all"
     store: Path | None = None
@@ -82,8 +83,9 @@ def _announce(announce: Callable[[Endpoint, Service], None], endpoint: Endpoint,
 def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]:
     """Everything that a server works on, released when the block ends."""
     pipe = QuadPipeline.from_pretrained(
-        options.bundle, options.engine, options.threads, memory=options.memory, adapter_budget_bytes=options.adapter_budget_bytes
-    )
+        options.bundle, options.engine, options.threads, memory=options.memory, adapter_budget_bytes=options.adapter_budget_bytes,
+        float_type=options.float_type,
+    )  # fmt: skip
     for word, path in options.embeddings:
         pipe.load_textual_inversion(path, word)
     scheduler = Scheduler(pipe, SchedulerOptions(max_queue=options.limits.max_queue))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from quad.core.errors import BackendError
 from quad.runtime import AdapterStore, open_bundle
 from quad.runtime.engines.engine import SwitchSession, default_threads, open_engine
+from quad.runtime.engines.float_types import in_bf16
 from tests.runtime.tiny_htp import save_htp_unet
 from tests.runtime.tiny_litert import save_litert_unet
 from tests.runtime.tiny_unet import RANK, float_unet, save_unet
@@ -298,6 +299,24 @@ class TestOpenVino(EngineContract):
 
     def address(self, value: object) -> int:
         return int(value.data.ctypes.data)  # type: ignore[attr-defined]
+
+
+class TestOpenVinoInBf16(TestOpenVino):
+    """Coarser, and every law else holds: no trace of another adapter, to the bit."""
+
+    parity_db = order_db = 30.0
+
+    def load(self, model_file: Path, threads: int = 1) -> SwitchSession:
+        engine = in_bf16(open_engine(self.engine, (self.engine,), self.precision))
+        if engine is None:
+            pytest.skip("this processor has no bf16")
+        return engine.load(model_file, threads)
+
+    def test_zero_adapter_is_the_base_bit_for_bit(self, session: SwitchSession, store: AdapterStore, step: Step, tmp_path: Path) -> None:
+        """Another graph is rounded in other places: as near as the type is."""
+        self.save(tmp_path / "unet" / self.graph, 0)
+        session.bind(store.zeros)
+        assert decibels(session.run(step), self.load(tmp_path / "unet" / self.graph).run(step)) > self.order_db
 
 
 def test_float_activations_stay_float(tiny_bundle: Path) -> None:

@@ -24,7 +24,7 @@ def smoke_run(bundle: Path, engine: str) -> Callable[[Path], None]:
         from quad.runtime.golden_outputs import check_golden
         from quad.runtime.pipeline import QuadPipeline
 
-        pipe = QuadPipeline.from_pretrained(bundle, engine=engine, verify=False, memory="minimal")
+        pipe = QuadPipeline.from_pretrained(bundle, engine=engine, verify=False, memory="minimal", float_type="f32")
         name = pipe.load_lora_weights(pack)
         pipe.set_adapters(name)
         manifest = pipe.adapter_manifest(name)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quad.cli.shared_options import BundleDir, EngineName, Threads, check_report_dir
+from quad.cli.shared_options import BundleDir, EngineName, FloatType, Threads, check_report_dir
 from quad.cli.show import Json, result, stage_bar
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ ReportDir = Annotated[
 def bench(
     bundle: BundleDir,
     engine: EngineName = "auto",
+    float_type: FloatType = "auto",
     threads: Threads = None,
     repeats: Repeats = 15,
     task: Tasks = None,
@@ -39,7 +40,7 @@ def bench(
     from quad.evaluate.bench.process import measure
 
     with stage_bar() as progress:
-        options = BenchOptions(path=bundle, engine=engine, threads=threads, repeats=repeats, tasks=tuple(task or ()))
+        options = BenchOptions(path=bundle, engine=engine, float_type=float_type, threads=threads, repeats=repeats, tasks=tuple(task or ()))
         measured = measure(options, progress)
     if out is not None:
         write_bench(measured, out)

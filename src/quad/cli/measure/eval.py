@@ -11,7 +11,17 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import BundleDir, EngineName, GuidanceInterval, Samples, Vae, check_report_dir, local_adapters, model_directory
+from quad.cli.shared_options import (
+    BundleDir,
+    EngineName,
+    FloatType,
+    GuidanceInterval,
+    Samples,
+    Vae,
+    check_report_dir,
+    local_adapters,
+    model_directory,
+)  # fmt: skip
 from quad.cli.show import Json, result, stage_bar
 from quad.core.processes import speaks
 
@@ -47,6 +57,7 @@ def eval(
     adapter: Adapters = None,
     vae: Vae = None,
     engine: EngineName = "auto",
+    float_type: FloatType = "auto",
     guidance_interval: GuidanceInterval = None,
     as_json: Json = False,
 ) -> None:
@@ -61,7 +72,14 @@ def eval(
         shortcuts = {} if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
         files = local_adapters(adapters)
         request = EvaluationRequest(
-            bundle=bundle, model=model_directory(model), vae=vae, adapters=files, n=n, engine=engine, shortcuts=shortcuts
+            bundle=bundle,
+            model=model_directory(model),
+            vae=vae,
+            adapters=files,
+            n=n,
+            engine=engine,
+            float_type=float_type,
+            shortcuts=shortcuts,
         )
         evaluated = evaluate_bundle(request, progress)
         if output is not None and speaks():

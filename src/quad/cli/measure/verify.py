@@ -53,7 +53,7 @@ def _checks(bundle: Any, engine: str, threads: int | None, memory: str, progress
     from quad.runtime.conformance import verify as run
     from quad.runtime.pipeline import QuadPipeline
 
-    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, threads=threads, memory=memory)
+    pipe = QuadPipeline.from_pretrained(bundle, engine=engine, threads=threads, memory=memory, float_type="f32")
     return run(pipe, read_vectors(pipe.bundle), progress)
 
 

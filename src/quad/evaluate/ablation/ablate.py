@@ -291,7 +291,7 @@ class _BuildFacts:
 
 
 def _build_facts(built: Mapping[str, Any], pipe: QuadPipeline) -> _BuildFacts:
-    session = open_unet(pipe.bundle, pipe.engine)
+    session = open_unet(pipe.bundle, pipe.engine, pipe.float_type)
     zeros = {name: buffer for name, buffer in zero_buffers(pipe.bundle.slots, pipe.bundle.profile).items() if name in session.inputs}
     return _BuildFacts(
         profile=built["profile"],
@@ -311,7 +311,9 @@ def _measure_tasks(
     """
     specs = {task: pipe.tasks[task] for task in tasks}
     with_adapter = {task: spec for task, spec in specs.items() if spec.adapter is not None}
-    effects = network_effects(open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle), reference.effects(with_adapter))
+    effects = network_effects(
+        open_unet(pipe.bundle, pipe.engine, pipe.float_type), AdapterStore(pipe.bundle), reference.effects(with_adapter)
+    )
     entries = {}
     for task, spec in specs.items():
         use_adapter(pipe, spec.adapter)

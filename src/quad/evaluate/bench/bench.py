@@ -19,9 +19,11 @@ import typer
 from numpy.typing import NDArray
 
 from quad.core.errors import QuadError, UsageError, mismatch
+from quad.core.float_type import F32
 from quad.core.manifest import TaskSpec
 from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.core.progress import Progress, silent
+from quad.core.slots import UNET
 from quad.evaluate.bench.footprint import rom_bytes
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.results import BenchResult, BundleFacts, CallTimes, StageBegins, Switching, TaskTimes
@@ -30,6 +32,7 @@ from quad.evaluate.bench.timing import median, median_p95, milliseconds
 from quad.runtime.adapters.buffers import zero_buffers
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.engines.float_types import denoiser_engine
 from quad.runtime.pipeline import QuadPipeline
 
 Buffers = dict[str, NDArray[Any]]
@@ -43,6 +46,7 @@ class BenchOptions:
 
     Args:
         path: the bundle directory.
+        float_type: of the U-Net's floats, see `QuadPipeline`.
         threads: CPU threads, None for as many as the process may use.
         repeats: timed calls of each graph; whole pictures are timed a quarter as often, at least three times.
         tasks: whose whole pictures are timed, empty for all.
@@ -50,6 +54,7 @@ class BenchOptions:
 
     path: Path
     engine: str = "auto"
+    float_type: str = "auto"
     threads: int | None = None
     repeats: int = 15
     tasks: tuple[str, ...] = ()
@@ -71,13 +76,14 @@ def graph_times(session: Session, buffers: Buffers, repeats: int) -> list[float]
     return milliseconds(partial(session.run, _feed(session, buffers)), repeats)
 
 
-def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int) -> dict[str, CallTimes]:
+def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int, float_type: str = F32) -> dict[str, CallTimes]:
     """One call of each graph, by component; the U-Net's is one step without guidance."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
+    denoiser = denoiser_engine(opened, float_type, bundle.manifest).engine
     times = {}
     for component in COMPONENTS:
         with bundle.graph_to_load(component) as file:
-            session = opened.load(file, threads)
+            session = (denoiser if component == UNET else opened).load(file, threads)
         zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots, bundle.profile).items() if name in session.inputs}
         times[component] = median_p95(graph_times(session, zeros, repeats))
     return times
@@ -131,7 +137,7 @@ def _requested(pipe: QuadPipeline, tasks: tuple[str, ...]) -> dict[str, TaskSpec
 def _open(options: BenchOptions) -> tuple[QuadPipeline, float]:
     """The pipeline, and the ms it took to open: files checked, graphs loaded."""
     start = perf_counter()
-    pipe = QuadPipeline.from_pretrained(options.path, engine=options.engine, threads=options.threads)
+    pipe = QuadPipeline.from_pretrained(options.path, engine=options.engine, threads=options.threads, float_type=options.float_type)
     return pipe, (perf_counter() - start) * 1e3
 
 
@@ -159,7 +165,7 @@ def bench(options: BenchOptions, progress: Progress = silent) -> BenchResult:
     progress("resident adapters", _COMPONENTS)
     resident = bench_resident(pipe)
     threads = options.threads or default_threads()
-    engine, manifest = pipe.engine, bundle.manifest
+    engine, float_type, manifest = pipe.engine, pipe.float_type, bundle.manifest
     del pipe
     progress("components", (1 + _COMPONENTS) / 2)
     return BenchResult(
@@ -174,7 +180,7 @@ def bench(options: BenchOptions, progress: Progress = silent) -> BenchResult:
             picture_size=str(manifest.picture_size),
         ),
         load_ms=load_ms,
-        components=bench_components(bundle, engine, threads, options.repeats),
+        components=bench_components(bundle, engine, threads, options.repeats, float_type),
         end_to_end_ms={task: entry.end_to_end_ms for task, entry in tasks.items()},
         tasks=tasks,
         switch=Switching(**msgspec.structs.asdict(switch), resident=resident, flatness=flatness(resident)),
@@ -187,16 +193,19 @@ def _print_stage(stage: str, share: float) -> None:
     print(json.dumps(msgspec.to_builtins(StageBegins(stage, share))), file=sys.stderr, flush=True)
 
 
-def main(
+def main(  # noqa: PLR0913 - options of a command
     bundle: Annotated[Path, typer.Argument(help="bundle directory")],
     engine: Annotated[str, typer.Option(help="auto, or an engine's name")] = "auto",
+    float_type: Annotated[str, typer.Option("--float", help="auto, f32 or bf16")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads, 0 for all cores")] = 0,
     repeats: Annotated[int, typer.Option(help="timed calls of each graph")] = 15,
     task: Annotated[list[str] | None, typer.Option(help="only this task's pictures; repeat it")] = None,
     progress: Annotated[bool, typer.Option(help="a JSON line on stderr for each stage that begins")] = False,
 ) -> None:
     """Print the KPIs of a bundle as one JSON object."""
-    options = BenchOptions(path=bundle, engine=engine, threads=threads or None, repeats=repeats, tasks=tuple(task or ()))
+    options = BenchOptions(
+        path=bundle, engine=engine, float_type=float_type, threads=threads or None, repeats=repeats, tasks=tuple(task or ())
+    )
     measured = bench(options, _print_stage if progress else silent)
     print(json.dumps(msgspec.to_builtins(measured), allow_nan=False))
 

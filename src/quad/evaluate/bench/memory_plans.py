@@ -25,10 +25,10 @@ from quad.runtime.pipeline import QuadPipeline
 MOST_STEPS = 2  # steps change no peak
 
 
-def bench_memory(path: Path, memory: str, engine: str, threads: int | None) -> MemoryPlanCosts:
+def bench_memory(path: Path, memory: str, engine: str, threads: int | None, float_type: str = "auto") -> MemoryPlanCosts:
     """Open the bundle with a plan and make two pictures; the peak is this whole process's."""
     start = perf_counter()
-    pipe = QuadPipeline.from_pretrained(path, engine, threads, verify=False, memory=memory)
+    pipe = QuadPipeline.from_pretrained(path, engine, threads, verify=False, memory=memory, float_type=float_type)
     open_ms = (perf_counter() - start) * 1e3
     task, arguments = _call(pipe)
     first, following = (pipe(**arguments).timings_ms["total"] for _ in range(2))
@@ -59,9 +59,10 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="bundle directory")
     parser.add_argument("--memory", required=True, help="the plan")
     parser.add_argument("--engine", default="auto", help="auto, or an engine's name")
+    parser.add_argument("--float", dest="float_type", default="auto", help="auto, f32 or bf16")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads, 0 for all cores")
     options = parser.parse_args()
-    costs = bench_memory(options.bundle, options.memory, options.engine, options.threads or None)
+    costs = bench_memory(options.bundle, options.memory, options.engine, options.threads or None, options.float_type)
     print(json.dumps(msgspec.to_builtins(costs), allow_nan=False))
 
 

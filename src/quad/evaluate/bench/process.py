@@ -45,7 +45,17 @@ def measure(options: BenchOptions, progress: Progress) -> BenchResult:
 
 def _child(kind: type[T], words: list[str], options: BenchOptions, progress: Progress) -> T:
     """The object that a module prints as JSON."""
-    command = [sys.executable, "-m", *words, "--engine", options.engine, "--threads", str(options.threads or 0)]
+    command = [
+        sys.executable,
+        "-m",
+        *words,
+        "--engine",
+        options.engine,
+        "--float",
+        options.float_type,
+        "--threads",
+        str(options.threads or 0),
+    ]
     last = ""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as output:
         with subprocess.Popen(command, stdout=output, stderr=subprocess.PIPE, text=True) as child:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quad.core.component_call import split_batch
 from quad.core.decibels import EffectEnergy
+from quad.core.float_type import F32
 from quad.core.manifest import TaskSpec
 from quad.core.slots import UNET
 from quad.evaluate.figures.metrics import PSNR_CAP_DB, unit
@@ -34,6 +35,7 @@ from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.conditioning.text_features import filled_up
 from quad.runtime.engines.engine import Session, default_threads, open_engine
+from quad.runtime.engines.float_types import denoiser_engine
 from quad.runtime.pipeline import QuadPipeline
 
 PROBE_RUNS = 4  # held-out samples a task whose U-Net calls are compared
@@ -140,16 +142,16 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
     return np.concatenate([session.run(row) for row in split_batch(inputs)])
 
 
-def open_unet(bundle: Bundle, engine: str) -> Session:
+def open_unet(bundle: Bundle, engine: str, float_type: str = F32) -> Session:
     """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
-    return open_graph(bundle, engine, UNET)
+    return open_graph(bundle, engine, UNET, float_type)
 
 
-def open_graph(bundle: Bundle, engine: str, component: str) -> Session:
+def open_graph(bundle: Bundle, engine: str, component: str, float_type: str = F32) -> Session:
     """One of the bundle's graphs in a session of its own."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
     with bundle.graph_to_load(component) as file:
-        return opened.load(file, default_threads())
+        return denoiser_engine(opened, float_type, bundle.manifest).engine.load(file, default_threads())
 
 
 def bundle_effects(
@@ -161,7 +163,7 @@ def bundle_effects(
     for group in range(pipe.bundle.group_count):  # each adapter in its own group's graph
         own = [each for each in true if each.probe.source in store.names and store.group_of({each.probe.source: 1.0}) == group]
         if own:
-            effects |= network_effects(open_unet(pipe.bundle.of_group(group), pipe.engine), store, own)
+            effects |= network_effects(open_unet(pipe.bundle.of_group(group), pipe.engine, pipe.float_type), store, own)
     return effects
 
 

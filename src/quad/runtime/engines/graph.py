@@ -245,10 +245,13 @@ def _prepared(session: SwitchSession, buffers: Buffers, names: Collection[str]) 
     return prepared
 
 
-def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> dict[str, Graph]:
+def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoiser: Engine | None = None) -> dict[str, Graph]:
     """The graphs of a bundle by `graph_name`, under a memory plan; those of its first size that stay are loaded now.
 
     Buffers are made of a slot table's numbers only after the graphs have borne it out, each by its session or, unloaded, by its file.
+
+    Args:
+        denoiser: runs the U-Net, where that is not `engine`.
 
     Raises:
         UsageError: no plan has that name.
@@ -262,7 +265,8 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str) -> di
     graphs = {}
     for place in _places(bundle):
         component, size, group = place
-        load = partial(_load, engine, bundle, place, threads=threads, lean=memory == LEAN)
+        runner = denoiser if denoiser is not None and component == UNET else engine
+        load = partial(_load, runner, bundle, place, threads=threads, lean=memory == LEAN)
         shapes = slots.of(component).input_shapes()
         graph = Graph(load, Slots(component, shapes), resident=component in resident, budget=budget)
         graphs[graph_name(component, size, group)] = graph

@@ -28,21 +28,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, lack_of
+from quad.core.float_type import BF16, F32
 from quad.runtime.engines.engine import BoundSession
 from quad.runtime.engines.processor import products_saturate
 
 REPORTER = "openvino_telemetry"
 EIGHT_BIT_LEVELS = 256
+CAPABILITY = "BF16"
 
 
-def compile_options(threads: int) -> dict[str, Any]:
+def compile_options(threads: int, float_type: str = F32) -> dict[str, Any]:
     """Options that run a graph of any precision fast and as it is written, see above; nothing is cached on disk."""
     return {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": float_type,
         "EXECUTION_MODE_HINT": "ACCURACY",
         "CACHE_DIR": "",
         **({"LP_TRANSFORMS_MODE": False} if products_saturate() else {}),
@@ -66,11 +68,11 @@ def keep_clipping(model: Any, clamp: Callable[..., Any]) -> None:
 class OpenVinoSession(BoundSession):
     """One graph in OpenVINO; bound inputs are passed by address, not copied at each step."""
 
-    def __init__(self, library: Any, core: Any, *, model_file: Path, threads: int) -> None:
+    def __init__(self, library: Any, core: Any, *, model_file: Path, threads: int, float_type: str = F32) -> None:
         try:
             model = core.read_model(str(model_file))
             keep_clipping(model, library.opset1.clamp)
-            self._compiled = core.compile_model(model, "CPU", compile_options(threads))
+            self._compiled = core.compile_model(model, "CPU", compile_options(threads, float_type))
         except Exception as error:  # the library's errors have no common root but this
             next_step = "choose --engine ort or build the bundle with --target openvino"
             raise lack_of(f"engine openvino: {model_file}", error) or BackendError(
@@ -114,10 +116,14 @@ class OpenVinoEngine:
 
     name = "openvino"
 
-    def __init__(self) -> None:
-        """Raises:
-        ImportError: OpenVINO is not installed.
+    def __init__(self, float_type: str = F32) -> None:
+        """Args:
+            float_type: of what is no integer in a graph.
+
+        Raises:
+            ImportError: OpenVINO is not installed.
         """
+        self._float_type = float_type
         sys.modules.setdefault(REPORTER, None)  # type: ignore[arg-type]
         import openvino
 
@@ -125,7 +131,11 @@ class OpenVinoEngine:
 
     def load(self, model_file: Path, threads: int, lean: bool = False) -> OpenVinoSession:
         """See `Engine.load`; there is no leaner way."""
-        return OpenVinoSession(self._library, self._core, model_file=model_file, threads=threads)
+        return OpenVinoSession(self._library, self._core, model_file=model_file, threads=threads, float_type=self._float_type)
+
+    def in_bf16(self) -> OpenVinoEngine | None:
+        """See `quad.runtime.engines.float_types`; without the instructions the library would widen every number, and lose time."""
+        return OpenVinoEngine(BF16) if CAPABILITY in self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else None
 
 
 def open_engine(precision: str) -> OpenVinoEngine:
