@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 
-FLOAT_MERGED, FLOAT_SHARED = "FP32, merged", "FP32, one for all"
+FLOAT_MERGED, FLOAT_SHARED, BF16_MERGED = "FP32, merged", "FP32, one for all", "bf16, merged"
 INT_MERGED, INT_SHARED = "quantized, merged", "quantized, one for all"
-SIDES = (FLOAT_MERGED, FLOAT_SHARED, INT_MERGED, INT_SHARED)
 SWITCH_MS, FLAT, ROM, PLACE_SECONDS, PLACE_BYTES = 2.0, 1.3, 8.0, 180.0, 12e9
 BETWEEN_MS = {"ort": 0.2, "openvino": 0.6}  # a switch between two steps, by engine
 COLD_SWITCH, RESIDENT, GROWTH, NO_SLOWER = 1.5, 1.05, 0.01, 1.02
 LORA_COST = {"quantized": 1.05, "FP32": 1.08}
-SPEED = {"openvino": (2.3, 3.5), "ort": (1.7, 2.3)}
+SPEED = {("openvino", 32): 2.3, ("openvino", 64): 2.3, ("ort", 32): 2.8, ("ort", 64): 2.6}
+BEST_FLOAT, BEST_FLOAT_AIM, PEAK = 1.6, 1.8, {32: 0.0, 64: 0.7}
+OPERATIONS = {32: 180.2e9, 64: 803.3e9}  # multiplications and additions of one call, as torch's FlopCounterMode counts them
 _HALF = 2
 
 
@@ -56,13 +57,27 @@ def paired_ratio(over: Sequence[float], under: Sequence[float]) -> float:
     return float(np.median(np.asarray(over) / np.asarray(under)))
 
 
-def engine_figures(engine: str, times: Mapping[str, Sequence[float]], switch: Mapping[int, float]) -> list[Figure]:
-    """Speed, the cost of LoRA as input, and switching, of one engine."""
-    bar, aim = SPEED[engine]
-    speed = paired_ratio(times[FLOAT_MERGED], times[INT_SHARED])
+def speed_figures(engine: str, latent: int, times: Mapping[str, Sequence[float]], peak: float) -> list[Figure]:
+    """Speed against the float graphs of one engine, and its share of what the processor can do.
+
+    Args:
+        times: ms of each side, turn by turn; with bf16 where the engine has it here.
+        peak: operations a second of the engine's own int8 product.
+    """
+    ours = times[INT_SHARED]
     figures = [
-        Figure(name=f"{engine}: quantized one for all, times faster than FP32 merged", value=speed, bar=bar, unit="x", least=True, aim=aim)
-    ]
+        Figure(name=f"{engine}: quantized one for all, times faster than {side}", value=paired_ratio(times[side], ours), bar=bar, unit="x",
+               least=True, aim=aim)
+        for side, bar, aim in ((FLOAT_MERGED, SPEED[engine, latent], None), (BF16_MERGED, BEST_FLOAT, BEST_FLOAT_AIM))
+        if side in times
+    ]  # fmt: skip
+    share = OPERATIONS[latent] / (float(np.median(ours)) / 1e3) / peak
+    return [*figures, Figure(name=f"{engine}: share of its int8 peak", value=share, bar=PEAK[latent], least=True)]
+
+
+def cost_figures(engine: str, times: Mapping[str, Sequence[float]], switch: Mapping[int, float]) -> list[Figure]:
+    """The cost of LoRA as input, and switching, of one engine."""
+    figures = []
     for kind, merged, shared in (("quantized", INT_MERGED, INT_SHARED), ("FP32", FLOAT_MERGED, FLOAT_SHARED)):
         cost = paired_ratio(times[shared], times[merged])
         figures.append(Figure(name=f"{engine}: one for all over merged, {kind}", value=cost, bar=LORA_COST[kind], unit="x"))

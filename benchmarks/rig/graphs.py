@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -36,7 +37,7 @@ from quad.model.slots.network import SlottedNetwork, slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites
 from quad.quantize.encodings.ranges import RangeOptions
-from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
+from quad.quantize.encodings.rules import turn_of, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
@@ -172,9 +173,11 @@ class _Built:
             return output
 
         statistics = observe({COMPONENT: network}, [Feed("noise", run)])
-        names = sorted(statistics.sites[COMPONENT], key=keeps_16_bits)
+        names = sorted(statistics.sites[COMPONENT], key=partial(turn_of, products=True))
         chosen = eight_bit_sites(names, eight_bit_percent(self.shape.precision) or 0.0)
-        options = UnifyOptions(lora_bits=self.shape.lora_bits, ranges=RangeOptions(method="minmax"), rules=with_eight_bit(chosen))
+        options = UnifyOptions(
+            lora_bits=self.shape.lora_bits, ranges=RangeOptions(method="minmax"), rules=with_eight_bit(chosen, products=True)
+        )
         return unify(statistics, {COMPONENT: weights_of(network)}, table, adapters, options)
 
     def _file(self, kind: str) -> Path:

@@ -86,8 +86,8 @@ def hint_floats(kind: str) -> None:
 
     own = openvino.compile_options
 
-    def options(threads: int) -> dict[str, Any]:
-        without = {name: value for name, value in own(threads).items() if name != _HINT}
+    def options(threads: int, float_type: str) -> dict[str, Any]:
+        without = {name: value for name, value in own(threads, float_type).items() if name != _HINT}
         return without if kind == "auto" else {**without, _HINT: kind}
 
     openvino.compile_options = options

@@ -9,14 +9,17 @@ import numpy as np
 import pytest
 from benchmarks.rig import sides
 from benchmarks.rig.figures import (
+    BF16_MERGED,
     FLOAT_MERGED,
     FLOAT_SHARED,
     INT_MERGED,
     INT_SHARED,
+    OPERATIONS,
     Figure,
-    engine_figures,
+    cost_figures,
     paired_ratio,
     rom_rows,
+    speed_figures,
     switching_figures,
 )
 
@@ -33,11 +36,19 @@ def test_a_figure_is_held_to_its_bar_from_the_right_side() -> None:
     assert [Figure(name="cost", value=value, bar=1.05).reached for value in (1.0, 1.05, 1.1)] == [True, True, False]
 
 
-def test_speed_is_that_of_the_quantized_graph_and_cost_that_of_the_slots() -> None:
+def test_speed_is_measured_against_every_float_graph_and_against_the_processor() -> None:
+    times = {FLOAT_MERGED: [120.0, 132.0], BF16_MERGED: [75.0, 82.5], INT_SHARED: [50.0, 55.0]}
+    floats, shorter, share = speed_figures("openvino", 64, times, peak=2 * OPERATIONS[64] / 52.5e-3)
+    assert (floats.value, shorter.value, share.value) == pytest.approx((2.4, 1.5, 0.5))
+    assert (floats.reached, shorter.reached, share.reached) == (True, False, False)
+    assert len(speed_figures("ort", 32, {name: times[name] for name in (FLOAT_MERGED, INT_SHARED)}, 1.0)) == 2
+
+
+def test_cost_is_that_of_the_slots() -> None:
     times = {FLOAT_MERGED: [100.0, 110.0], FLOAT_SHARED: [106.0, 116.6], INT_MERGED: [40.0, 44.0], INT_SHARED: [50.0, 55.0]}
-    speed, quantized, floats, dearest, spread = engine_figures("ort", times, {1: 0.1, 100: 0.3})
-    assert (speed.value, quantized.value, floats.value) == pytest.approx((2.0, 1.25, 1.06))
-    assert (speed.reached, quantized.reached, floats.reached) == (True, False, True)
+    quantized, floats, dearest, spread = cost_figures("ort", times, {1: 0.1, 100: 0.3})
+    assert (quantized.value, floats.value) == pytest.approx((1.25, 1.06))
+    assert (quantized.reached, floats.reached) == (False, True)
     assert (dearest.value, spread.value) == pytest.approx((0.3, 3.0))
     assert (dearest.reached, spread.reached) == (True, False)
 
