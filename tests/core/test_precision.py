@@ -37,6 +37,14 @@ def test_what_goes_last() -> None:
     assert not any(map(keeps_16_bits, ("mid_block.resnets.0.conv1.in", "a.attn1.to_q.in", "a.proj_in.in", "up.conv_shortcut.in_skip")))
 
 
+def test_operands_of_integer_products_are_centred_and_softmax_has_the_range_it_has() -> None:
+    rules = with_eight_bit(["a.q", "a.p", "b.in"], products=True)
+    found = {name: rule_for("unet", name, rules) for name in ("a.q", "a.p", "b.in")}
+    assert {name: (rule.bits, rule.shape, rule.fixed) for name, rule in found.items() if rule is not None} == {
+        "a.q": (8, "centred", None), "a.p": (8, "asymmetric", None), "b.in": (8, "asymmetric", None),
+    }  # fmt: skip
+
+
 def test_only_the_named_sites_of_the_unet_change() -> None:
     rules = with_eight_bit(["a.in", "b.p"])
     bits = {name: rule.bits for name in ("a.in", "c.in", "b.p", "a.weight") if (rule := rule_for("unet", name, rules))}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from quad.core.slots import SlotTable
 from quad.lora.fit.channel_gains import smooth_adapter
@@ -17,7 +18,7 @@ from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites, rank_sites
 from quad.quantize.correct.smooth import ChannelMaxima, smooth
 from quad.quantize.encodings.quality_steps import QualitySteps
-from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, keeps_16_bits, reads_text, with_eight_bit
+from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, reads_text, turn_of, with_eight_bit
 from quad.quantize.observe.observers import Statistics
 from quad.quantize.observe.probes import Probes
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
@@ -30,6 +31,7 @@ class MixedPrecision:
     Args:
         percent: share of its sites at 8 bits, 0 to 100; with 0 nothing is done to it.
         adapters: as they fit the network; `equalized` returns others.
+        products: the target multiplies attention's operands as integers.
         probes: calls to measure damage by; empty where it is not measured.
         channels: what was heard along these calls; empty where nothing is equalized.
         gains: slot path -> gains of the layer's input channels, where the network is equalized.
@@ -41,6 +43,7 @@ class MixedPrecision:
     adapters: tuple[FloatAdapter, ...]
     quality: QualitySteps
     percent: float
+    products: bool = False
     probes: Probes = field(default_factory=dict)
     channels: ChannelMaxima = field(default_factory=dict)
     gains: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -85,14 +88,15 @@ class MixedPrecision:
         if self.percent == 0.0:
             return RULES
         sites = statistics.sites[MIXED_COMPONENT]
-        names = sorted((name for name in sites if not (self.quality.text_at_16 and reads_text(name))), key=keeps_16_bits)
+        chosen = (name for name in sites if not (self.quality.text_at_16 and reads_text(name)))
+        names = sorted(chosen, key=partial(turn_of, products=self.products))
         if self.quality.rank_sites and self.percent < 100.0:
             unet = Statistics({MIXED_COMPONENT: sites})
-            trial = unify(unet, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names)))
+            trial = unify(unet, {}, self.table, self.adapters, replace(options, rules=with_eight_bit(names, products=self.products)))
             encodings = trial.component(MIXED_COMPONENT)
-            ranked = rank_sites(self.network, {name: encodings[name] for name in names}, self.probes, self._slots())
+            ranked = rank_sites(self.network, {name: encodings[name] for name in names}, self.probes, self._slots(), products=self.products)
             names = [site.name for site in ranked]
-        return with_eight_bit(eight_bit_sites(names, self.percent))
+        return with_eight_bit(eight_bit_sites(names, self.percent), products=self.products)
 
     def _slots(self) -> BalancedSlots:
         return BalancedSlots(self.adapters, self.table)

@@ -155,7 +155,10 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     )
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.resolved_precision) or 0.0
-    mixed_precision = MixedPrecision(network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent)
+    mixed_precision = MixedPrecision(
+        network=slotted.unet, table=table, adapters=sources.adapters, quality=request.quality, percent=percent,
+        products=load_target(request.target).products,
+    )  # fmt: skip
     mixed_precision.split()
     networks = component_networks(base, slotted.unet, slotted.text_encoder)
     specs = component_specs(base, networks, table)

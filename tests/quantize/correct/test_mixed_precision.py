@@ -50,10 +50,28 @@ def test_every_site_is_ranked_once_the_careful_ones_last(ranking: Any, encodings
     assert sorted(site.name for site in ranking) == sorted(encodings)
     assert {encodings[site.name].bits for site in ranking} == {8}
     for last in (False, True):
-        damages = [site.damage for site in ranking if site.last is last]
+        damages = [site.damage for site in ranking if site.turn == last]
         assert damages == sorted(damages)
         assert 0 < damages[-1] < np.inf
-    assert [site.last for site in ranking] == sorted(site.last for site in ranking)
+    assert [site.turn for site in ranking] == sorted(site.turn for site in ranking)
+
+
+def test_operands_of_an_integer_product_go_together_next_to_the_ordinary_sites(
+    tiny: Any, encodings: Any, probes: Any, slots: Any, ranking: Any
+) -> None:
+    """With the damage of both; A x, which such a target does not round, comes behind them."""
+    alone = {site.name: site.damage for site in ranking}
+    together = rank_sites(tiny.network, encodings, probes, slots, products=True)
+    path = "mid_block.attentions.0.transformer_blocks.0.attn1"
+    for pair in ("qk", "pv"):
+        names = {f"{path}.{role}" for role in pair}
+        first = next(place for place, site in enumerate(together) if site.name in names)
+        assert {site.name for site in together[first : first + 2]} == names
+        assert together[first].damage == pytest.approx(sum(alone[name] for name in names))
+    attention = [site.turn for site in together if site.name.startswith(f"{path}.") and site.name.count(".") == path.count(".") + 1]
+    assert set(attention) == {1}
+    assert {site.turn for site in together if site.name.endswith(".lora_mid")} <= {2}
+    assert {site.turn for site in together if site.name.startswith("conv_in.")} <= {3}
 
 
 def test_damage_is_what_that_site_alone_does(tiny: Any, ranking: Any, encodings: Any, probes: Any, slots: Any) -> None:

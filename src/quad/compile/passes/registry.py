@@ -21,6 +21,7 @@ from quad.compile.passes.integers.fold_qdq import FoldQdq
 from quad.compile.passes.integers.fold_scales import FoldScales
 from quad.compile.passes.integers.integer_conv import IntegerConv
 from quad.compile.passes.integers.integer_matmul import IntegerMatMul
+from quad.compile.passes.integers.integer_products import IntegerProducts
 from quad.compile.passes.integers.split_concat import SplitConcat
 from quad.compile.passes.layout.linear_to_conv import LinearToConv
 from quad.compile.passes.layout.linear_to_gemm import LinearToGemm
@@ -89,6 +90,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "host_timestep": NamedPass(HostTimestep),
         "integer_conv": NamedPass(IntegerConv, placed=True),
         "integer_matmul": NamedPass(IntegerMatMul, placed=True),
+        "integer_products": NamedPass(IntegerProducts, placed=True),
         "left_operands": NamedPass(LeftOperands),
         "linear_to_conv": NamedPass(LinearToConv),
         "linear_to_gemm": NamedPass(LinearToGemm),

@@ -131,7 +131,9 @@ class _Placer:
 
     def readers(self, node: ir.Node) -> list[Use] | None:
         """The readers that are to get a Site's integers, None for all of them: ask before the first Site is placed."""
-        return integer_readers(node, self._encodings, self._target.integer) if self._target.integer else None
+        if not self._target.integer:
+            return None
+        return integer_readers(node, self._encodings, self._target.integer, products=self._target.products)
 
     def place_site(self, node: ir.Node, readers: list[Use] | None) -> None:
         """Site -> Q, DQ; a Site without an encoding, or that none is to read as integers, is left to `RemoveSites`."""

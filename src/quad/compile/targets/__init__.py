@@ -51,6 +51,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         integer: operator types with an integer kernel for a constant 8-bit weight. Where a profile has 8-bit activations, those that such
             an operator reads become Q/DQ and all others stay float. Without them, and where no operator is named, every one becomes Q/DQ
             and is computed as it is written, see `for_profile`.
+        products: a product of two computed values of 8 bits, attention's, has an integer kernel too where the right one of them is signed
+            with the zero point 0.
         passes: rewrites of its graphs by name, in order, see `quad.compile.passes.PASSES`.
         backend: what makes its files, see `quad.compile.backend.BACKENDS`.
         vendor: who makes the chip, in the words of an error.
@@ -72,6 +74,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     weights: dict[str, WeightScheme]
     constants: dict[str, dict[str, str]] = {}
     integer: tuple[str, ...] = ()
+    products: bool = False
     passes: tuple[str, ...] = ()
     backend: str = "onnx"
     vendor: str = ""
@@ -104,9 +107,9 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def for_profile(self, profile: Profile) -> Target:
         """The table as this profile needs it: nothing has an integer kernel where no activation has 8 bits."""
         components = profile.encodings.values()
-        return (
-            self if any(is_eight_bit_site(*item) for encodings in components for item in encodings.items()) else replace(self, integer=())
-        )
+        if any(is_eight_bit_site(*item) for encodings in components for item in encodings.items()):
+            return self
+        return replace(self, integer=(), products=False)
 
 
 def is_eight_bit_site(name: str, encoding: Encoding) -> bool:

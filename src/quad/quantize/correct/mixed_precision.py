@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
-from quad.quantize.encodings.rules import keeps_16_bits
+from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
 from quad.quantize.observe.probes import Probe
 from quad.quantize.processes.dealt import dealt, json_codec
@@ -45,12 +45,12 @@ class SiteDamage:
 
     Args:
         damage: mean over sources of `|y_site - y|^2 / |y|^2`; inf where no probe reached the site.
-        last: it stays at 16 bits while other sites are left.
+        turn: it stays at 16 bits while sites of an earlier turn are left.
     """
 
     name: str
     damage: float
-    last: bool
+    turn: int
 
 
 def rank_sites(
@@ -59,6 +59,8 @@ def rank_sites(
     probes: Mapping[str, Sequence[Probe]],
     slots: SlotValues,
     draws: int = DRAWS,
+    *,
+    products: bool = False,
 ) -> tuple[SiteDamage, ...]:
     """Every site of `encodings`, the first to go to 8 bits first.
 
@@ -69,6 +71,7 @@ def rank_sites(
             calls that costs, and a profile is shared by all sources and all steps.
         slots: source -> float slot inputs of its adapter; a source without any is the base.
         draws: random directions, over all sources; each gets one at least.
+        products: the target multiplies attention's operands as integers: the two of a product are one, with the damage of both.
 
     Raises:
         InputError: there is no probe.
@@ -86,8 +89,12 @@ def rank_sites(
     for of_source in dealt(damages, chosen, json_codec(dict[str, float])):
         for name, change in of_source.items():
             damage[name] = damage.get(name, 0.0) + change / len(chosen)
-    ranked = [SiteDamage(name, damage.get(name, float("inf")), keeps_16_bits(name)) for name in encodings]
-    return tuple(sorted(ranked, key=lambda site: (site.last, site.damage, site.name)))
+    units = {name: product_of(name) if products else name for name in encodings}
+    sums: dict[str, float] = {}
+    for name, unit in units.items():
+        sums[unit] = sums.get(unit, 0.0) + damage.get(name, float("inf"))
+    ranked = [SiteDamage(name, sums[unit], turn_of(name, products=products)) for name, unit in units.items()]
+    return tuple(sorted(ranked, key=lambda site: (site.turn, site.damage, units[site.name], site.name)))
 
 
 def eight_bit_sites(ranked: Sequence[str], percent: float) -> tuple[str, ...]:

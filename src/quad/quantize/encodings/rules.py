@@ -12,9 +12,19 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from quad.core.margins import LORA_MID, NO_MARGIN, Margin
-from quad.core.tensor_names import Role, TensorName, attention_names, input_name, lora_mid_name, role_of, weight_name
+from quad.core.tensor_names import (
+    ATTENTION_ROLES,
+    Role,
+    TensorName,
+    attention_names,
+    input_name,
+    lora_mid_name,
+    parse,
+    role_of,
+    weight_name,
+)
 
-Shape = Literal["channel", "symmetric", "asymmetric", "signed"]
+Shape = Literal["channel", "symmetric", "centred", "asymmetric", "signed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +34,8 @@ class Rule:
     Args:
         component, name: shell patterns.
         bits: 8 or 16.
-        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `asymmetric` (unsigned, per tensor),
+        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `centred` (the same on all integers of the
+            type, as engines clip, the lowest too), `asymmetric` (unsigned, per tensor),
             `signed` (with a zero point, per tensor); a weight that is not per channel takes its smallest and its largest value as range.
         fixed: a range known beforehand.
         margin: of the encoding over the range that was chosen.
@@ -94,9 +105,35 @@ def keeps_16_bits(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in KEEP_16_BITS)
 
 
-def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES) -> tuple[Rule, ...]:
-    """The rules with these activation sites of the U-Net at 8 bits."""
-    return (*(_eight_bit(name) for name in sites), *rules)
+def turn_of(name: str, *, products: bool = False) -> int:
+    """The turn in which a site goes to 8 bits, 0 first.
+
+    Args:
+        products: the target multiplies attention's operands as integers, and leaves A x in float: attention comes next to the ordinary
+            sites, A x then, and the first and last layers at the end.
+    """
+    if not (products and keeps_16_bits(name)):
+        return int(keeps_16_bits(name))
+    role = role_of(name)
+    return 1 if role in ATTENTION_ROLES else 2 if role is Role.LORA_MID else 3
+
+
+def product_of(name: str) -> str:
+    """The product that a site is an operand of, both of which an integer kernel needs; the name itself of another site."""
+    role = role_of(name)
+    if role in (Role.QUERY, Role.KEY):
+        return f"{parse(name).path} {Role.QUERY}{Role.KEY}"
+    return f"{parse(name).path} {Role.PROBABILITY}{Role.VALUE}" if role in (Role.PROBABILITY, Role.VALUE) else name
+
+
+def with_eight_bit(sites: Iterable[str], rules: tuple[Rule, ...] = RULES, *, products: bool = False) -> tuple[Rule, ...]:
+    """The rules with these activation sites of the U-Net at 8 bits.
+
+    Args:
+        products: attention's operands as integer products take them: q, k and v centred, and what softmax gives in the range that it has,
+            for its values over many tokens are far below 1/255.
+    """
+    return (*((_operand(name) if products else None) or _eight_bit(name) for name in sites), *rules)
 
 
 def with_wider_mid(factor: float, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
@@ -123,6 +160,13 @@ def signed_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         return replace(rule, shape="symmetric", fixed=None if rule.fixed is None else (0.0, 32767.0 / 32768.0))
 
     return tuple(map(signed, rules))
+
+
+def _operand(name: str) -> Rule | None:
+    """The rule of an operand of an integer product; None for another site."""
+    shapes: dict[Role | None, Shape] = {Role.PROBABILITY: "asymmetric", **dict.fromkeys((Role.QUERY, Role.KEY, Role.VALUE), "centred")}
+    shape = shapes.get(role_of(name))
+    return None if shape is None else Rule(component=MIXED_COMPONENT, name=name, bits=_BYTE, shape=shape)
 
 
 def _eight_bit(name: str) -> Rule:

@@ -26,7 +26,8 @@ from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_en
 from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics
 
-_SYMMETRIC = ("channel", "symmetric")
+_CENTRED = "centred"
+_SYMMETRIC = ("channel", "symmetric", _CENTRED)
 
 Weights = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
@@ -147,7 +148,8 @@ def site_encoding(component: str, name: str, density: Density, options: UnifyOpt
 def encode_site(rule: Rule, bounds: tuple[float, float]) -> Encoding:
     """The encoding of an activation range by its rule's bits, shape and margin."""
     low, high = widen(bounds, rule.margin)
-    return encode_range(low, high, bits=rule.bits, signed=rule.shape != "asymmetric", symmetric=rule.shape in _SYMMETRIC)
+    encoding = encode_range(low, high, bits=rule.bits, signed=rule.shape != "asymmetric", symmetric=rule.shape in _SYMMETRIC)
+    return msgspec.structs.replace(encoding, symmetric=False) if rule.shape == _CENTRED else encoding
 
 
 def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, lack_of
 from quad.runtime.engines.engine import BoundSession, first_line
+from quad.runtime.engines.exact_products import with_exact_products
 from quad.runtime.engines.processor import products_saturate
 
 FLOAT, AS_WRITTEN = "float", "w8a16"
@@ -69,6 +70,18 @@ def is_large(model_file: Path, precision: str) -> bool:
     return sum(file.stat().st_size for file in files) >= LARGE_BYTES
 
 
+def _readable(model_file: Path, options: ort.SessionOptions) -> str | bytes:
+    """The file; where integer products of computed values would saturate, its bytes with these in float."""
+    if not products_saturate():
+        return str(model_file)
+    data = model_file.read_bytes()
+    exact = with_exact_products(data)
+    if exact is data:
+        return str(model_file)
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent))
+    return exact
+
+
 class OrtSession(BoundSession):
     """One graph in ONNX Runtime; bound inputs are passed by address, not copied at each step."""
 
@@ -78,7 +91,7 @@ class OrtSession(BoundSession):
         """
         try:
             self._session = ort.InferenceSession(
-                str(model_file), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*left_out]
+                _readable(model_file, options), options, providers=["CPUExecutionProvider"], disabled_optimizers=[*left_out]
             )
         except Exception as error:  # the library's errors have no common root but this
             raise lack_of(f"engine ort: {model_file}", error) or BackendError(
