@@ -39,8 +39,8 @@ from quad.core.slots import SlotTable
 from quad.lora.fit.integers import balanced_inputs, integer_slots
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
-from quad.quantize.encodings.rules import RULES, signed_rules
-from quad.quantize.observe.observers import Feed, observe
+from quad.quantize.encodings.rules import RULES, Rule, signed_rules, with_eight_bit
+from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, byte_weights, unify
 
 TARGET = load_target("litert")
@@ -56,11 +56,20 @@ class Small:
 
 
 @pytest.fixture(scope="module")
-def small(tiny: Any) -> Small:
-    table = integer_slots(tiny.table, 16, TARGET.int16_largest)
+def statistics(tiny: Any) -> Statistics:
     feeds = [Feed(a.name, partial(tiny.torch_output, slot_inputs(a, tiny.table))) for a in tiny.adapters]
-    options = UnifyOptions(int16_largest=TARGET.int16_largest, rules=signed_rules(RULES))
-    profile = unify(observe({"unet": tiny.network}, feeds), {"unet": weights_of(tiny.network)}, table, tiny.adapters, options)
+    return observe({"unet": tiny.network}, feeds)
+
+
+def profile_of(tiny: Any, statistics: Statistics, table: SlotTable, rules: tuple[Rule, ...]) -> Profile:
+    options = UnifyOptions(int16_largest=TARGET.int16_largest, rules=signed_rules(rules))
+    return unify(statistics, {"unet": weights_of(tiny.network)}, table, tiny.adapters, options)
+
+
+@pytest.fixture(scope="module")
+def small(tiny: Any, statistics: Statistics) -> Small:
+    table = integer_slots(tiny.table, 16, TARGET.int16_largest)
+    profile = profile_of(tiny, statistics, table, RULES)
     calls = [
         ComponentCall(
             source=adapter.name if adapter else "base",
@@ -108,6 +117,16 @@ def test_the_files_of_a_component(tiny: Any, small: Small, tmp_path: Path) -> No
     ports = msgspec.json.decode((tmp_path / "bundle/unet/ports.json").read_bytes(), type=Ports)
     assert set(ports.inputs) == {"sample", "timestep", "encoder_hidden_states"}
     assert {port.dtype for port in (*ports.inputs.values(), *ports.outputs.values())} == {"int16"}
+
+
+def test_the_same_with_8_bits_at_every_site(tiny: Any, small: Small, statistics: Statistics, tmp_path: Path) -> None:
+    """Attention's too, whose V is turned after its change of encoding."""
+    profile = profile_of(tiny, statistics, small.table, with_eight_bit(statistics.sites["unet"]))
+    artifact = compiled(tiny, small, profile, small.table, tmp_path)
+    assert min(artifact.agreement_db.values()) > 20
+    audited = msgspec.json.decode((tmp_path / "unet/audit.json").read_bytes(), type=Audit)
+    assert audited.widened == ()
+    assert sum(audited.profile.values()) == len(profile.component("unet"))
 
 
 def test_a_chip_gets_a_file_of_its_own_and_is_said_no_more_of_than_was_done(tiny: Any, small: Small, tmp_path: Path) -> None:

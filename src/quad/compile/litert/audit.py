@@ -89,11 +89,11 @@ def _expected(graph: ir.Graph) -> Iterator[tuple[str, _Expected]]:
 
 def _wanted(name: str, expected: Mapping[str, _Expected]) -> _Expected | None:
     """The encoding that a tensor of this name is to have: its own, or that of the tensor that it is a step to or a copy of, with whose name
-    its own begins. None for a change of encoding, whose readers are looked at, and for biases of zeros."""
+    its own begins. None for a change of encoding and its copies, whose readers are looked at, and for biases of zeros."""
     base = name.partition("#")[0]
-    if base.endswith(_FREE):
-        return None
     while base not in expected and "/" in base:
+        if base.endswith(_FREE):
+            return None
         base = base.rpartition("/")[0]
     return expected.get(base)
 
