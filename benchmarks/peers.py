@@ -32,28 +32,32 @@ from quad.evaluate.bench.machine import machine
 
 BASE, REST_SECONDS = "quad-openvino", 0.3
 QUICK_WARM_UP, SLOW_WARM_UP = 2, 1
-Results = dict[str, dict[str, Any]]
 
 
 def main() -> int:
     """Prepare, measure, and show the whole table."""
     options = _options()
-    earlier = json.loads(options.json.read_text(encoding="utf-8")) if options.json is not None and options.json.is_file() else {}
+    report = json.loads(options.json.read_text(encoding="utf-8")) if options.json is not None and options.json.is_file() else {}
     pythons, left_out = _prepared(options)
-    now: Results = {latent: _size(latent, options, pythons, left_out) for latent in options.latent} if options.turns else {}
-    results = merged_results(earlier.get("results", {}), now)
     facts = machine("openvino", options.threads)
-    report = {
-        "machine": msgspec.to_builtins(facts), "results": results, "base": BASE,
-        "left_out": {name: why for name, why in {**earlier.get("left_out", {}), **left_out}.items() if not _measured(name, results)},
-    }  # fmt: skip
-    write_report(options.json, report)
-    print(table(results))
+    for latent in options.latent if options.turns else ():
+        for group in groups_of([name for name in options.peers if name not in left_out], BASE):
+            sides = _group(group, latent, options, pythons, left_out)
+            results = merged_results(report.get("results", {}), {latent: sides})
+            told = {**report.get("left_out", {}), **left_out}
+            report = {
+                "machine": msgspec.to_builtins(facts), "results": results, "base": BASE,
+                "left_out": {name: why for name, why in told.items() if not any(name in sides for sides in results.values())},
+            }  # fmt: skip
+            write_report(options.json, report)  # what is measured stays, whatever ends the run
+    if not report:
+        return 0
+    print(table(report["results"]))
     for name, why in report["left_out"].items():
         print(f"left out: {PEERS[name].title}: {why}")
     if options.picture is not None:
-        line = f"{facts.cpu}, {facts.threads} threads; blue is quad, grey are others; x is times {PEERS[BASE].title}"
-        write_bytes(options.picture, picture(results, line).encode())
+        line = f"{facts.cpu}, {facts.threads} threads; shorter is faster; blue is quad, grey are others; 1x is {PEERS[BASE].title}"
+        write_bytes(options.picture, picture(report["results"], line).encode())
     return 0
 
 
@@ -86,10 +90,6 @@ def _tell(line: str) -> None:
     print(f"peers: {line}", file=sys.stderr, flush=True)
 
 
-def _measured(name: str, results: Results) -> bool:
-    return any(name in sides for sides in results.values())
-
-
 def _prepared(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str, str]]:
     """The interpreter of every environment that is needed, and why a peer is left out; writes what the peers read."""
     pythons, left_out = {"": Path(sys.executable)}, {}
@@ -108,14 +108,6 @@ def _prepared(options: argparse.Namespace) -> tuple[dict[str, Path], dict[str, s
         if subprocess.run(words, check=False).returncode:
             raise SystemExit("peers: the files of other programs could not be written, see above")
     return pythons, left_out
-
-
-def _size(latent: str, options: argparse.Namespace, pythons: dict[str, Path], left_out: dict[str, str]) -> dict[str, Any]:
-    """Every side at one size, group by group."""
-    results: dict[str, Any] = {}
-    for group in groups_of([name for name in options.peers if name not in left_out], BASE):
-        results |= _group(group, latent, options, pythons, left_out)
-    return results
 
 
 def _group(

@@ -65,6 +65,8 @@ def _openvino(folder: Path) -> None:
     place = folder / "openvino" / "unet"
     openvino.save_model(model, place / "openvino_model.xml", compress_to_fp16=True)
     shutil.copy(folder / "pipeline" / "unet" / "config.json", place)
+    (folder / "openvino" / "vae_decoder").mkdir(exist_ok=True)
+    shutil.copy(folder / "pipeline" / "vae" / "config.json", folder / "openvino" / "vae_decoder")  # its factor is read with the U-Net
 
 
 def _taesd(folder: Path) -> None:

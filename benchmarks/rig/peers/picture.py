@@ -33,20 +33,20 @@ def picture(results: Mapping[str, Mapping[str, Any]], machine: str, peers: Mappi
         f'<rect width="{WIDTH}" height="{height:.0f}" rx="14" fill="{GROUND}"/>'
     )
     lines = [
-        _text(28, 34, "One U-Net call of Stable Diffusion 1.5's shape with a LoRA, seconds", size=16, weight=600),
+        _text(28, 34, "One U-Net call of Stable Diffusion 1.5's shape with a LoRA: time over quad's", size=16, weight=600),
         _text(28, 55, machine, size=12, fill=SOFT),
     ]
     return head + "".join([*lines, *body]) + "</svg>\n"
 
 
 def _panel(latent: str, sides: Mapping[str, Any], peers: Mapping[str, Peer], top: float) -> tuple[list[str], float]:
-    """The bars of one size, the fastest first, and where the next panel begins."""
-    longest = max((side["median_ms"] for side in sides.values()), default=1.0)
+    """The bars of one size, the fastest first, and where the next panel begins; ratios alone are paired, so they are what is drawn."""
+    longest = max((side["ratio"] for side in sides.values()), default=1.0)
     pixels = 8 * int(latent)
     parts = [_text(28, top + 18, f"{latent}x{latent} latents, a picture of {pixels} pixels", size=13, fill=SOFT, weight=600)]
     first = y = top + 30
-    for name, side in sorted(sides.items(), key=lambda item: item[1]["median_ms"]):
-        parts += _bar(peers[name], side, y, (WIDTH - LEFT - RIGHT) * side["median_ms"] / longest)
+    for name, side in sorted(sides.items(), key=lambda item: item[1]["ratio"]):
+        parts += _bar(peers[name], side, y, (WIDTH - LEFT - RIGHT) * side["ratio"] / longest)
         y += ROW
     parts.append(f'<path d="M{LEFT} {first - 2:.0f}V{y - ROW + BAR + 8:.0f}" stroke="{RULE}"/>')
     return parts, y + 8
@@ -54,7 +54,7 @@ def _panel(latent: str, sides: Mapping[str, Any], peers: Mapping[str, Peer], top
 
 def _bar(peer: Peer, side: Mapping[str, Any], y: float, width: float) -> list[str]:
     middle, weight = y + BAR - 4, 600 if peer.ours else 400
-    value = f"{side['median_ms'] / 1e3:.2f} s, {side['ratio']:.2f}x"
+    value = f"{side['ratio']:.2f}x, {side['median_ms'] / 1e3:.2f} s"
     return [
         _text(LEFT - 10, middle, peer.title, anchor="end", weight=weight),
         f'<rect x="{LEFT}" y="{y:.0f}" width="{max(width, 1):.1f}" height="{BAR}" rx="3" fill="{OURS if peer.ours else THEIRS}"/>',

@@ -66,7 +66,7 @@ def test_the_table_says_size_ratio_memory_and_what_a_switch_is() -> None:
     assert "| 26.40 |" in lines[5]
 
 
-def test_bars_are_as_long_as_their_times_and_the_picture_is_whole() -> None:
+def test_bars_are_as_long_as_their_ratios_and_the_picture_is_whole() -> None:
     root = ElementTree.fromstring(picture(RESULTS, "a <machine> & threads"))
     space = "{http://www.w3.org/2000/svg}"
     ground, *bars = [float(bar.get("width", "0")) for bar in root.iter(f"{space}rect")]
