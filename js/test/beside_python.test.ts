@@ -10,9 +10,11 @@ import { makeCondition } from "../src/conditioning/condition.js";
 import type { Picture } from "../src/conditioning/picture.js";
 import { readPrompt } from "../src/conditioning/prompt_chunks.js";
 import { Tokenizer } from "../src/conditioning/tokenizer.js";
+import { ConformanceVectors, samplerVector, type Vectors } from "../src/conformance/vectors.js";
+import { samplerDistance } from "../src/conformance/verify.js";
 import { QuadError } from "../src/core/errors.js";
 import { TOKENIZER_FILE } from "../src/core/manifest.js";
-import type { TaskSpec } from "../src/core/task.js";
+import { noiseSchedule, type TaskSpec } from "../src/core/task.js";
 import type { Float, Tensor } from "../src/core/tensor.js";
 import { Generator } from "../src/noise/generator.js";
 import { toPicture } from "../src/pipeline/output.js";
@@ -62,6 +64,16 @@ describe.skipIf(reference === undefined || bundlePath === undefined)("beside Pyt
       if (notes?.some((note) => note.includes("the nearest sum"))) continue;
       const found = Object.fromEntries([...mix.buffers.arrays].map(([name, tensor]) => [name, digest(tensor)]));
       expect(found, JSON.stringify(weights)).toEqual(digests);
+    }
+  });
+
+  test("samplers walk alike on another schedule, with settings that no name has", async () => {
+    const schedule = noiseSchedule({ beta_schedule: "scaled_linear", rescale_zero_snr: false, prediction: "epsilon" }, "$");
+    const conformance = new ConformanceVectors({} as Vectors, referencePictures());
+    for (const run of reference!.samplers) {
+      const vector = samplerVector(run, "$");
+      const name = `${vector.spec.kind}:${vector.spec.steps}`;
+      expect(await samplerDistance(vector, schedule, conformance), name).toBeLessThan(vector.tolerance);
     }
   });
 

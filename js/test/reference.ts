@@ -24,6 +24,7 @@ export interface Reference {
     readonly notes?: readonly string[];
     readonly error?: string;
   }[];
+  readonly samplers: readonly unknown[];
   readonly refusals: readonly { readonly call: Record<string, unknown>; readonly error: string | null; readonly kind?: string }[];
 }
 

@@ -18,17 +18,32 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from quad.core.errors import QuadError
-from quad.core.manifest import TaskSpec
+from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
+from quad.core.sampling import SamplerKind, SamplerSettings
 from quad.core.storage.pack import write_pack
 from quad.model.base.checkpoint.clip_vocabulary import checkpoint_tokenizer
 from quad.runtime.conditioning.condition import Pictures, make_condition
 from quad.runtime.conditioning.embeddings import WordVectors
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.conformance.answer import sampler_states
+from quad.runtime.conformance.vectors import SamplerVector
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.samplers.names import SAMPLER_NAMES, named_sampler
 from quad.runtime.stages import to_picture
 
 SIZES = ((16, 16), (23, 40), (61, 17), (100, 37), (5, 9))
+FURTHER: tuple[tuple[SamplerKind, SamplerSettings], ...] = (
+    ("pndm", SamplerSettings(skip_prk_steps=False)),
+    ("dpmsolver", SamplerSettings(final_sigmas_type="sigma_min", solver_order=3, sigmas="exponential", sigma_min=0.1)),
+    ("dpmsolver++", SamplerSettings(solver_order=3, solver_type="heun", lower_order_final=False, euler_at_final=True)),
+    ("dpmsolver++", SamplerSettings(lambda_min_clipped=-5.0, timestep_spacing="linspace")),
+    ("unipc", SamplerSettings(solver_order=3, solver_type="bh1", disable_corrector=(1,), timestep_spacing="leading")),
+    ("ddpm", SamplerSettings(variance_type="fixed_large", clip_sample_range=1.0)),
+    ("ddim", SamplerSettings(set_alpha_to_one=False, timestep_spacing="leading", steps_offset=1)),
+    ("euler", SamplerSettings(sigmas="exponential", sigma_min=0.05, sigma_max=9.0)),
+    ("tcd", SamplerSettings(eta=0.7, original_inference_steps=30)),
+)
 WEIGHTS = (1.0, 0.5, -0.75, 1.3)
 PROMPTS = (
     "a photograph of an astronaut riding a horse, 8k, trending on artstation",
@@ -130,6 +145,23 @@ def pictures(pipe: QuadPipeline) -> dict[str, NDArray[Any]]:
     return tensors
 
 
+def sampler_runs() -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """Runs of every sampler on Stable Diffusion's schedule, and of settings that no name has; with the tensors that they name."""
+    schedule = NoiseSchedule(beta_schedule="scaled_linear", rescale_zero_snr=False, prediction="epsilon")
+    own = SamplerSpec(kind="ddim", steps=4)
+    specs = [named_sampler(f"{name}:{steps}", own, {}) for name in SAMPLER_NAMES for steps in (5, 20)]
+    specs += [SamplerSpec(kind=kind, steps=6, settings=settings) for kind, settings in FURTHER]
+    runs, tensors = [], dict[str, NDArray[Any]]()
+    for number, spec in enumerate(specs):
+        name = f"samplers/{number}"
+        vector = SamplerVector(
+            name=name, spec=spec, shape=(1, 1, 2, 2), seed=number, output_seed=99, timesteps=(), states=name, tolerance=1e-5
+        )  # fmt: skip
+        timesteps, tensors[name] = sampler_states(vector, schedule)
+        runs.append(msgspec.to_builtins(msgspec.structs.replace(vector, timesteps=timesteps)))
+    return runs, tensors
+
+
 def refusals(pipe: QuadPipeline) -> list[dict[str, Any]]:
     """Calls that are wrong, and what is said of them."""
     calls: list[dict[str, Any]] = [
@@ -162,7 +194,8 @@ def write_reference(bundle: Path, out: Path) -> None:
     pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1)
     tokenizer = json.loads(pipe.bundle.read("tokenizer/tokenizer.json"))
     words = sorted(tokenizer["model"]["vocab"])
-    tensors = pictures(pipe)
+    runs, states = sampler_runs()
+    tensors = pictures(pipe) | states
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out / "reference.safetensors")
     seeds = [*range(40), 2**32 - 1, 2**32, 2**53 + 1, 2**64, 2**128 - 1, 2**160 + 3]
     reference = {
@@ -170,6 +203,7 @@ def write_reference(bundle: Path, out: Path) -> None:
         "texts": texts(pipe.stages.tokenizer, pipe.embeddings.words, prompts_of(words, 200)),
         "clip": clip(out),
         "mixes": mixes(pipe),
+        "samplers": runs,
         "refusals": refusals(pipe),
     }
     first = pipe.adapters[0]

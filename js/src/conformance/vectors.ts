@@ -2,7 +2,20 @@
 
 import type { Bundle, OpenOptions } from "../bundle/bundle.js";
 import { readSafetensors } from "../bundle/safetensors.js";
-import { DecodeError, decodeJson, integer, listOf, mapOf, maybe, number, optional, required, struct, text } from "../core/decode.js";
+import {
+  DecodeError,
+  type Decoder,
+  decodeJson,
+  integer,
+  listOf,
+  mapOf,
+  maybe,
+  number,
+  optional,
+  required,
+  struct,
+  text,
+} from "../core/decode.js";
 import { CompatibilityError, mismatch, VerificationError } from "../core/errors.js";
 import { CONFORMANCE_FILE, CONFORMANCE_TENSORS_FILE } from "../core/manifest.js";
 import { type SamplerSpec, samplerSpec } from "../core/sampling.js";
@@ -75,6 +88,18 @@ export interface Vectors {
 const numbers = listOf(number());
 const shape = listOf(integer(0));
 
+/** A run of a sampler, as a file has it. */
+export const samplerVector: Decoder<SamplerVector> = struct<SamplerVector>({
+  name: required(text),
+  spec: required(samplerSpec),
+  shape: required(shape),
+  seed: required(integer()),
+  output_seed: required(integer()),
+  timesteps: required(numbers),
+  states: required(text),
+  tolerance: required(number()),
+});
+
 const vectorsDecoder = struct<Vectors>({
   format_version: optional(integer(), VECTORS_VERSION),
   grid: optional(integer(1), 8),
@@ -104,21 +129,7 @@ const vectorsDecoder = struct<Vectors>({
     ),
     [],
   ),
-  samplers: optional(
-    listOf(
-      struct<SamplerVector>({
-        name: required(text),
-        spec: required(samplerSpec),
-        shape: required(shape),
-        seed: required(integer()),
-        output_seed: required(integer()),
-        timesteps: required(numbers),
-        states: required(text),
-        tolerance: required(number()),
-      }),
-    ),
-    [],
-  ),
+  samplers: optional(listOf(samplerVector), []),
   pictures: optional(
     listOf(
       struct<PictureVector>({

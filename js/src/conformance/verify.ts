@@ -115,7 +115,7 @@ async function callDistance(pipe: QuadPipeline, vector: CallVector, conformance:
 }
 
 /** Largest difference of one number of one state; infinite where it calls at other timesteps. */
-async function samplerDistance(vector: SamplerVector, schedule: NoiseSchedule, conformance: ConformanceVectors): Promise<number> {
+export async function samplerDistance(vector: SamplerVector, schedule: NoiseSchedule, conformance: ConformanceVectors): Promise<number> {
   const rng = new Generator(vector.seed);
   const outputs = new Generator(vector.output_seed);
   const drawn = (from: Generator): Float => ({ data: Float32Array.from(from.standardNormal(vector.shape)), shape: vector.shape });
