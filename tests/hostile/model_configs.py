@@ -141,7 +141,7 @@ _OTHERS: Mapping[str, tuple[str, dict[str, Any], str]] = {
     **{
         f"{family} by its index": (INDEX, {"_class_name": kind}, f"({family})")
         for family, kind in {
-            "SDXL": "StableDiffusionXLPipeline",
+            "SDXL": "StableDiffusionXLAdapterPipeline",
             "Stable Diffusion 3": "StableDiffusion3Pipeline",
             "Flux": "FluxPipeline",
             "Sana": "SanaPipeline",
@@ -150,7 +150,11 @@ _OTHERS: Mapping[str, tuple[str, dict[str, Any], str]] = {
     },
     "an index of no pipeline": (INDEX, {"_class_name": 7}, "found 7"),
     "an index that breaks the line": (INDEX, {"_class_name": "Pipe\nline\x1b[2J"}, "found Pipe"),
-    "SDXL by its conditions": (UNET, {"addition_embed_type": "text_time"}, "(SDXL)"),
+    "the refiner by its conditions": (
+        UNET,
+        {"addition_embed_type": "text_time", "projection_class_embeddings_input_dim": 2560},
+        "the refiner",
+    ),
     "a U-Net of classes": (UNET, {"class_embed_type": "timestep"}, "a U-Net conditioned on text alone"),
     "a distilled guidance": (UNET, {"time_cond_proj_dim": 256}, "time_cond_proj_dim=256"),
     "blocks of video": (UNET, {"down_block_types": ["DownBlock3D", "CrossAttnDownBlock3D"]}, "found DownBlock3D"),

@@ -71,7 +71,9 @@ def test_weighted_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed
         prompt = random_prompt(rng, int(rng.integers(1, 12)))
         read = read_prompt(tokenizer, prompt, "a1111", WordVectors(INVERSIONS))
         assert not read.notes
-        np.testing.assert_allclose(text_features(session, read, LENGTH), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt)
+        np.testing.assert_allclose(
+            text_features(session, read, tokenizer.text), rules.features(prompt), rtol=1e-5, atol=1e-5, err_msg=prompt
+        )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -84,7 +86,7 @@ def test_long_prompts(text_side: tuple[Tokenizer, TorchSession, Rules], seed: in
         prompt = random_prompt(rng, int(rng.integers(1, 90)), int(rng.integers(0, 2)))
         read = read_prompt(long, prompt, "a1111", WordVectors(INVERSIONS))
         assert not read.notes
-        expected, features = rules.features(prompt), text_features(session, read, CHUNKS * LENGTH)
+        expected, features = rules.features(prompt), text_features(session, read, long.text)
         np.testing.assert_allclose(features[:, : expected.shape[1]], expected, rtol=1e-5, atol=1e-5, err_msg=prompt)
         assert features.shape == (1, CHUNKS * LENGTH, WIDTH)
         assert not features[:, expected.shape[1] :].any()
@@ -118,7 +120,7 @@ def test_a_prompt_without_syntax_is_what_it_was(text_side: tuple[Tokenizer, Torc
         np.testing.assert_array_equal(read.chunks[0].ids, tokens.ids, strict=True)
         zeros = np.zeros((1, LENGTH, WIDTH), np.float32)
         plain = session.run({"input_ids": tokens.ids, "embeddings": zeros})
-        np.testing.assert_array_equal(text_features(session, read, LENGTH), plain, strict=True)
+        np.testing.assert_array_equal(text_features(session, read, tokenizer.text), plain, strict=True)
         with torch.no_grad():
             expected = session._network(torch.from_numpy(tokens.ids)).numpy()
         np.testing.assert_array_equal(plain, expected, strict=True)

@@ -25,6 +25,7 @@ from quad.cli.shared_options import (
     png_options,
 )  # fmt: skip
 from quad.cli.show import Json, note, progress_bar, result
+from quad.cli.size_options import Crop, OriginalSize, TargetSize, size_conditions
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.memory import peak_ram_bytes
@@ -127,6 +128,9 @@ def run(
     guidance_interval: GuidanceInterval = None,
     negative_prompt: Negative = "",
     prompt_syntax: Syntax = "a1111",
+    original_size: OriginalSize = None,
+    crop: Crop = None,
+    target_size: TargetSize = None,
     embedding: Embeddings = None,
     engine: EngineName = "auto",
     float_type: FloatType = "auto",
@@ -146,7 +150,7 @@ def run(
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
         "guidance_interval": guidance_interval, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
-        **_size(size),
+        **_size(size), "sizes": size_conditions(original_size, crop, target_size),
     }  # fmt: skip
     embeddings = words_of_files("--embedding", embedding or [])
 

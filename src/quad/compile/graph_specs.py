@@ -16,7 +16,9 @@ from quad.core.picture_size import graph_name
 from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
+from quad.model.base.text.clip_pair import clip_encoders
 from quad.runtime.conditioning.denoising import layouts
+from quad.runtime.conditioning.size_conditions import SizeConditions, with_sizes
 from quad.runtime.conditioning.tokenizer import Tokenizer
 
 _SEED = 0
@@ -30,8 +32,10 @@ def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTa
     """
     text = text_spec(base, table)
     with torch.no_grad():
-        hidden: Tensor = networks["text_encoder"](*text.inputs.values())
-        hidden = functional.pad(hidden, (0, 0, 0, base.text.context - base.text.length))
+        features: Tensor = networks["text_encoder"](*text.inputs.values())
+    states, whole = features.split([base.text.length, features.shape[1] - base.text.length], dim=1)
+    padded = torch.cat([functional.pad(states, (0, 0, 0, base.text.context - base.text.length)), whole], dim=1)
+    hidden = torch.from_numpy(with_sizes(base.text, padded.numpy(), SizeConditions().numbers(base.picture_size)))
     specs = {"unet": unet_spec(base, table, hidden), "text_encoder": text, **vae_specs(base)}
     for size in base.more_sizes:
         sized = {"unet": unet_spec(base.at(size), table, hidden), **vae_specs(base.at(size))}
@@ -60,7 +64,7 @@ def unet_spec(base: Base, table: SlotTable, hidden: Tensor | None = None) -> Gra
     inputs = {
         "sample": torch.cat([_noise(*latent.shape), *beside], dim=1),
         "timestep": torch.tensor([float(base.schedule.steps // 2)]),
-        "encoder_hidden_states": _noise(1, base.text.context, base.text.hidden) if hidden is None else hidden,
+        "encoder_hidden_states": _noise(1, base.text.rows, base.text.hidden) if hidden is None else hidden,
     }
     return GraphSpec(component="unet", inputs=inputs, output="out_sample", slots=_slots(table.of(UNET)))
 
@@ -78,7 +82,8 @@ def text_spec(base: Base, table: SlotTable) -> GraphSpec:
     inputs = {"input_ids": tokens}
     if base.text.first_vector_id is not msgspec.UNSET:
         tokens[0, -1] = base.text.first_vector_id
-        table_rms = float(base.text_encoder.get_input_embeddings().weight.square().mean().sqrt())  # type: ignore[operator]
+        tables = [encoder.get_input_embeddings().weight for encoder in clip_encoders(base.text_encoder)]
+        table_rms = float(torch.cat([weight.flatten() for weight in tables]).square().mean().sqrt())
         inputs["embeddings"] = table_rms * _noise(1, base.text.length, base.text.hidden)
     return GraphSpec(component="text_encoder", inputs=inputs, output="last_hidden_state", slots=_slots(table.of(TEXT_ENCODER)))
 

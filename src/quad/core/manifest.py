@@ -8,6 +8,7 @@ import msgspec
 
 from quad.core.digests import digest
 from quad.core.picture_size import PictureSize, Pixels, square
+from quad.core.ports import Sinusoid
 from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import MOST_STEPS as MOST_STEPS
 from quad.core.sampling import AdapterDefaults, SamplerSettings
@@ -16,6 +17,8 @@ from quad.core.sampling import SamplerSpec as SamplerSpec
 
 FORMAT_VERSION = 1
 MOST_SIZES = 64
+# Height and width of the original picture, top and left of the crop, height and width of the target: what a model is told of a size.
+SIZE_NUMBERS = 6
 # A name that can be a file's, on any system and on one line.
 AdapterName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")]
 BUNDLE_FILE = "bundle.json"
@@ -185,6 +188,11 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
         chunks: how many times `length` tokens the denoiser reads; rows of zeros fill the context of a shorter prompt, and are not
             attended to; unset, it is once, and every row is read.
         clip_skip: which layer from the last one gives the output, as A1111 counts: 2 leaves out one layer; unset, none is left out.
+        pooled: how many numbers of the prompt as a whole follow its hidden states, in further rows of the text encoder's output, filled up
+            with zeros; unset, there are none.
+        sizes: embedding of each of six numbers that say the picture's size, in further rows that the denoiser reads behind those; unset,
+            it is told no size.
+        zeros_for_empty: an empty negative prompt is rows of zeros, and not what the text encoder makes of no words; unset, it is not.
     """
 
     length: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
@@ -194,6 +202,9 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     clip_skip: Annotated[int, msgspec.Meta(ge=2, le=2**10)] | msgspec.UnsetType = msgspec.UNSET
 
     chunks: Annotated[int, msgspec.Meta(ge=2, le=64)] | msgspec.UnsetType = msgspec.UNSET
+    pooled: Annotated[int, msgspec.Meta(ge=1, le=2**20)] | msgspec.UnsetType = msgspec.UNSET
+    sizes: Sinusoid | msgspec.UnsetType = msgspec.UNSET
+    zeros_for_empty: bool | msgspec.UnsetType = msgspec.UNSET
 
     @property
     def most_chunks(self) -> int:
@@ -204,6 +215,21 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     def context(self) -> int:
         """Tokens that the denoiser reads."""
         return self.length * self.most_chunks
+
+    @property
+    def pooled_rows(self) -> int:
+        """Rows that the numbers of the prompt as a whole take."""
+        return 0 if self.pooled is msgspec.UNSET else -(-self.pooled // self.hidden)
+
+    @property
+    def size_rows(self) -> int:
+        """Rows that the embedding of the picture's size takes."""
+        return 0 if self.sizes is msgspec.UNSET else -(-SIZE_NUMBERS * self.sizes.channels // self.hidden)
+
+    @property
+    def rows(self) -> int:
+        """Rows of `encoder_hidden_states`: tokens, the prompt as a whole, sizes."""
+        return self.context + self.pooled_rows + self.size_rows
 
     @property
     def skipped_layers(self) -> int:

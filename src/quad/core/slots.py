@@ -27,6 +27,7 @@ SEARCHED: Final = "searched"  # the ranges of A and B are those of the adapters 
 NORMALISED: Final = "normalised"
 UNET: Final = "unet"  # the components that may have slots
 TEXT_ENCODER: Final = "text_encoder"
+TEXT_ENCODER_2: Final = "text_encoder_2"  # in LoRA files a model of its own; here a part of the text encoder
 
 
 class Slot(msgspec.Struct, frozen=True, kw_only=True):

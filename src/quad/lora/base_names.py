@@ -14,10 +14,16 @@ OTHER_BASE = "another base"
 _ALL_WIDTHS = re.compile(r"\.attn2\.to_[kv]$")
 
 
-def base_by_names(keys: Iterable[str]) -> tuple[str, str] | None:
-    """The base that some key shows, and that key; None if no key is of a base known here."""
-    listed = list(keys)
+def base_by_names(keys: Iterable[str], own: Iterable[str] = ()) -> tuple[str, str] | None:
+    """The base that some key shows, and that key; None if no key is of a base known here.
+
+    Args:
+        own: paths of the base at hand; what they show as well is no other base.
+    """
+    listed, paths = list(keys), list(own)
     for pattern, name in _BY_NAME:
+        if any(pattern.search(path) for path in paths):
+            continue
         for key in listed:
             if pattern.search(key):
                 return name, key

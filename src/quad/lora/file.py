@@ -11,7 +11,7 @@ from quad.core.digests import digest, file_digest
 from quad.core.errors import InputError, mismatch
 from quad.core.families import Component
 from quad.core.sampling import AdapterDefaults
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from quad.core.storage.stable_file import StableFile
 from quad.lora.config import AGAIN, AdapterConfig, parse_json, read_config
 from quad.lora.keys import DOTTED_PREFIXES, is_bundled, is_peft_key, parse_key, refuse_other_kinds
@@ -22,7 +22,7 @@ from quad.lora.report.trained_on import TrainedOn
 from quad.lora.tensors import StoredTensor, read_lora_header, read_tensors
 
 _METADATA_KEY = "lora_adapter_metadata"
-_COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER)
+_COMPONENTS: tuple[Component, ...] = (UNET, TEXT_ENCODER, TEXT_ENCODER_2)
 _LARGEST_CONFIG = 16 * 2**20
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.families import FAMILIES, Component
-from quad.core.slots import TEXT_ENCODER
+from quad.core.slots import TEXT_ENCODER, TEXT_ENCODER_2
 from quad.lora.kinds import ENDINGS, NOT_READ, TEXTUAL_INVERSION
 from quad.lora.quote import quoted
 from quad.lora.tensors import Role
@@ -54,11 +54,11 @@ _DIALECTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"^bundle_emb\.", "OneTrainer"),
         (r"base_model\.model\.|\.lora_[AB]\.[\w-]+\.weight$", "PEFT"),
         (r"^lycoris_|\.(?:hada|lokr)_|\.dora_scale$", "LyCORIS"),
-        (r"^lora_(?:unet|te1?|transformer)_", "kohya"),
-        (r"^(?:model\.)?diffusion_model\.|(?:clip_[lh]|cond_stage_model)\.transformer\.", "ComfyUI"),
-        (r"^clip_l\.|^unet\.(?:input_blocks|middle_block|output_blocks|time_embed|out)\.", "OMI"),
+        (r"^lora_(?:unet|te[12]?|transformer)_", "kohya"),
+        (r"^(?:model\.)?diffusion_model\.|(?:clip_[lgh]|cond_stage_model|conditioner\.embedders\.\d)\.transformer\.", "ComfyUI"),
+        (r"^clip_[lg]\.|^unet\.(?:input_blocks|middle_block|output_blocks|time_embed|out)\.", "OMI"),
         (r"_lora\.(?:down|up)\.|\.lora\.(?:down|up)\.|\.processor\.|lora_linear_layer", "older diffusers"),
-        (r"^(?:unet|transformer|text_encoder)\.", "diffusers"),
+        (r"^(?:unet|transformer|text_encoder(?:_2)?)\.", "diffusers"),
         (r"^(?:input_blocks|middle_block|output_blocks|time_embed|out)\.", "original names"),
     )
 )
@@ -81,7 +81,7 @@ def is_bundled(key: str) -> bool:
 
 def is_text_key(key: LoraKey) -> bool:
     """Whether the name can only mean a text encoder."""
-    return key.component == TEXT_ENCODER or (key.component is None and key.path.startswith(_TEXT_PATHS))
+    return key.component in (TEXT_ENCODER, TEXT_ENCODER_2) or (key.component is None and key.path.startswith(_TEXT_PATHS))
 
 
 def refuse_other_kinds(keys: Iterable[str]) -> None:

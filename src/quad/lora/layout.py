@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.families import TEXT_PARTS, Component
 from quad.core.slots import TEXT_ENCODER, UNET, Slot, SlotTable
 
 TEXT_PREFIX = f"{TEXT_ENCODER}."  # of its slots' paths: no two components share one
@@ -66,15 +67,34 @@ class NetworkLayout:
     skipped: frozenset[str] = frozenset()
 
 
+def text_part(path: str) -> tuple[Component, str]:
+    """The model that LoRA files call a module's of a text encoder, and its path there.
+
+    Args:
+        path: in the text encoder, of which it may be a part.
+    """
+    for part, component in TEXT_PARTS.items():
+        if path.startswith(part):
+            return component, path.removeprefix(part)
+    return TEXT_ENCODER, path
+
+
+def own_place(path: str) -> tuple[Component, str]:
+    """The model of a slot, as LoRA files call it, and the module's path there."""
+    return text_part(path.removeprefix(TEXT_PREFIX)) if path.startswith(TEXT_PREFIX) else (UNET, path)
+
+
 def with_skipped(layout: NetworkLayout, count: int) -> NetworkLayout:
-    """A text encoder's layout that knows of so many blocks behind its last, which are like that."""
-    numbers = [int(match[2]) for path in layout.layers if (match := _TEXT_BLOCK.match(path))]
-    if not count or not numbers:
-        return layout
-    last = max(numbers)
-    blocks = [match for path in layout.layers if (match := _TEXT_BLOCK.match(path)) and int(match[2]) == last]
-    skipped = frozenset(f"{block[1]}{last + further}{block[3]}" for block in blocks for further in range(1, count + 1))
-    return replace(layout, skipped=skipped)
+    """A text encoder's layout that knows of so many blocks behind the last one of each part, which are like that."""
+    blocks = [match for path in layout.layers if (match := _TEXT_BLOCK.match(path))]
+    last = {block[1]: max(int(other[2]) for other in blocks if other[1] == block[1]) for block in blocks} if count else {}
+    skipped = frozenset(
+        f"{block[1]}{last[block[1]] + further}{block[3]}"
+        for block in blocks
+        if last and int(block[2]) == last[block[1]]
+        for further in range(1, count + 1)
+    )
+    return replace(layout, skipped=skipped) if skipped else layout
 
 
 def bundle_layouts(table: SlotTable, layers: Mapping[str, Iterable[str]]) -> tuple[NetworkLayout, NetworkLayout | None]:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from quad.core.storage.links import contained
 from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 
 DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json"
 
 # A transformer that denoises stands where the U-Net stands.
-MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER))
+MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER), (TEXT_ENCODER_2, TEXT_ENCODER_2))
 _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
     (b"\x80\x02", PICKLE_REASON),
@@ -34,7 +34,7 @@ class WeightsFile:
 
     Args:
         config: PEFT's config beside it, None without one.
-        component: `unet.` or `text_encoder.` where the directory's name says which model the keys are of, else "".
+        component: `unet.`, `text_encoder.` or `text_encoder_2.` where the directory's name says which model the keys are of, else "".
     """
 
     path: Path

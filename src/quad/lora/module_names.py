@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 
 from quad.core.families import FAMILIES, Component
-from quad.core.slots import TEXT_ENCODER, UNET
+from quad.core.slots import TEXT_ENCODER, TEXT_ENCODER_2, UNET
 from quad.lora.keys import LoraKey
-from quad.lora.layout import TEXT_PREFIX
+from quad.lora.layout import TEXT_PREFIX, text_part
 
 _WRAPPER = "text_model."
 
@@ -23,6 +24,8 @@ _TOP = {
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 _IN_RESNET = {
     "conv1": "in_layers.2",
@@ -42,7 +45,7 @@ class Names:
 
     def find(self, key: LoraKey) -> str | None:
         """The slot's path for a key; None if there is no such module."""
-        components: tuple[Component, ...] = (key.component,) if key.component else (UNET, TEXT_ENCODER)
+        components: tuple[Component, ...] = (key.component,) if key.component else (UNET, TEXT_ENCODER, TEXT_ENCODER_2)
         for component in components:
             if path := self.paths.get((component, key.flat, key.path)):
                 return path
@@ -106,12 +109,13 @@ def _unet_spellings(paths: list[str], complete: bool) -> Iterator[tuple[str, str
             yield spelling, path
 
 
-def _text_spellings(paths: list[str]) -> Iterator[tuple[str, str]]:
+def _text_spellings(paths: list[str]) -> Iterator[tuple[Component, str, str]]:
     """Files say `text_model.encoder...`; transformers 5 no longer does."""
     for path in paths:
-        bare = path.removeprefix(_WRAPPER)
-        yield bare, TEXT_PREFIX + path
-        yield _WRAPPER + bare, TEXT_PREFIX + path
+        component, own = text_part(path)
+        bare = own.removeprefix(_WRAPPER)
+        yield component, bare, TEXT_PREFIX + path
+        yield component, _WRAPPER + bare, TEXT_PREFIX + path
 
 
 def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), complete: bool = True) -> Names:
@@ -124,13 +128,9 @@ def network_names(unet: Iterable[str], text_encoder: Iterable[str] = (), complet
     """
     paths: dict[tuple[Component, bool, str], str] = {}
     ambiguous: set[tuple[Component, bool, str]] = set()
-    per_component: tuple[tuple[Component, Iterator[tuple[str, str]]], ...] = (
-        (UNET, _unet_spellings(list(unet), complete)),
-        (TEXT_ENCODER, _text_spellings(list(text_encoder))),
-    )
-    for component, spellings in per_component:
-        for spelling, path in spellings:
-            for key in ((component, False, spelling), (component, True, spelling.replace(".", "_"))):
-                if paths.setdefault(key, path) != path:
-                    ambiguous.add(key)
+    of_unet: Iterator[tuple[Component, str, str]] = ((UNET, *names) for names in _unet_spellings(list(unet), complete))
+    for component, spelling, path in chain(of_unet, _text_spellings(list(text_encoder))):
+        for key in ((component, False, spelling), (component, True, spelling.replace(".", "_"))):
+            if paths.setdefault(key, path) != path:
+                ambiguous.add(key)
     return Names({key: path for key, path in paths.items() if key not in ambiguous})

@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 
 from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
-from quad.core.families import Component
-from quad.core.slots import TEXT_ENCODER, UNET
 from quad.lora.adapter import FloatAdapter, LowRank, ModuleOrigin
 from quad.lora.base_names import base_by_names, base_by_width, reads_text
 from quad.lora.convert import Converted, convert, latent_only, shaped, widened_inputs
@@ -18,7 +16,7 @@ from quad.lora.embeddings import Vectors, bundled_embeddings, embedding_notes, i
 from quad.lora.file import LoraFile, open_lora
 from quad.lora.keys import EMBEDDING_REMEDY, is_text_key, parse_key
 from quad.lora.kinds import beside, kind_of, own_rank
-from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout
+from quad.lora.layout import TEXT_PREFIX, LayerLayout, NetworkLayout, own_place
 from quad.lora.low_rank import Product, RankLimits
 from quad.lora.module_names import Names, network_names
 from quad.lora.quote import listed, quoted
@@ -95,25 +93,26 @@ def _refuse_text(file: LoraFile) -> None:
 
 
 def _require_base(
-    where: str, file: LoraFile, unused: Iterable[str], modules: Mapping[str, _Module], slots: Mapping[str, LayerLayout]
+    where: str, file: LoraFile, unused: Iterable[str], modules: Mapping[str, _Module], layers: Mapping[str, LayerLayout | None]
 ) -> None:
     """Refuse an adapter of another base, with that base's name.
 
     Args:
-        slots: the layers whose shape is known.
+        layers: of the base, None where only the name is known.
 
     Raises:
         InputError: keys, or the width of the text features, are of another base.
     """
     metadata = f" (its metadata says {file.trained_on.name})" if file.trained_on.name else ""
     remedy = "use a LoRA of this base, or build on that base"
-    if (base := base_by_names(unused)) is not None:
+    if (base := base_by_names(unused, layers)) is not None:
         raise InputError(mismatch(where, "a LoRA for this base", f"one for {base[0]}, by key '{quoted(base[1])}'{metadata}", remedy))
     for path, module in modules.items():
         down = module.tensors.get("down")
-        if path not in slots or not reads_text(path) or down is None or down.ndim < 2:
+        layer = layers.get(path)
+        if layer is None or not reads_text(path) or down is None or down.ndim < 2:
             continue
-        width, base_width = int(down.shape[1]), slots[path].shape[1]
+        width, base_width = int(down.shape[1]), layer.shape[1]
         if width != base_width:
             expected = f"text features of width {base_width}, as this base has"
             raise InputError(mismatch(f"{where}, {path}", expected, f"{down.shape}: {base_by_width(width)}{metadata}", remedy))
@@ -196,7 +195,7 @@ def _matched(name: str, path: Path, unet: NetworkLayout, text_encoder: NetworkLa
     skipped = [path for path in modules if path.removeprefix(TEXT_PREFIX) in text_skipped]
     layers = {**unet.layers, **{TEXT_PREFIX + path: layer for path, layer in text_layers.items()}}
     slots = {path: layer for path, layer in layers.items() if layer is not None}
-    _require_base(where, file, unused, modules, slots)
+    _require_base(where, file, unused, modules, layers)
     if text_encoder is None:
         _refuse_text(file)
     return _Matched(
@@ -239,24 +238,22 @@ def _adapter(name: str, matched: _Matched, limits: RankLimits) -> tuple[FloatAda
     return adapter, max(0, *(module.enough for module in converted.values()))
 
 
-def _component(path: str) -> Component:
-    return TEXT_ENCODER if path.startswith(TEXT_PREFIX) else UNET
-
-
 def _origin(path: str, module: _Module, file: LoraFile) -> ModuleOrigin:
     """A module that was converted, as its file has it; alpha is the file's own, or what the config's scale comes to."""
     rank = own_rank({role: tensor.shape for role, tensor in module.tensors.items()})
-    config, stored = file.config(_component(path)), module.tensors.get("alpha")
+    component, own_path = own_place(path)
+    config, stored = file.config(component), module.tensors.get("alpha")
     alpha = None if stored is None else float(stored.values().reshape(-1)[0])
     if alpha is None and config.present:
-        alpha = config.rule.scale(path.removeprefix(TEXT_PREFIX), rank, check=False) * rank
+        alpha = config.rule.scale(own_path, rank, check=False) * rank
     return ModuleOrigin(kind=kind_of(module.tensors), rank=rank, alpha=alpha, tensors=len(module.tensors))
 
 
 def _convert_module(where: str, path: str, layer: LayerLayout, module: _Module, file: LoraFile, limits: RankLimits) -> Converted:
     """The matrices of one module; the text encoder's paths have a prefix that its configs do not know."""
-    config = file.config(_component(path))
-    target = TargetLayer(where=where, path=path, own_path=path.removeprefix(TEXT_PREFIX), layer=layer)
+    component, own_path = own_place(path)
+    config = file.config(component)
+    target = TargetLayer(where=where, path=path, own_path=own_path, layer=layer)
     try:
         return convert(target, module.tensors, config, limits)
     except InputError:

@@ -24,6 +24,7 @@ from quad.runtime.conditioning.denoising import beside_of
 from quad.runtime.conditioning.embeddings import TextEmbeddings, parse_embeddings
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.conditioning.size_conditions import stated_sizes
 from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.embedding_methods import EmbeddingMethods
@@ -144,7 +145,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         width: int | None = None,
         height: int | None = None,
         output_type: OutputType = "pil",
-        **unknown: Any,
+        **more: Any,
     ) -> PipelineOutput:
         """Make pictures, one after another.
 
@@ -163,19 +164,20 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
                 a step takes one call of the U-Net in place of two. None for all of it.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
             width, height: pixels, one of the bundle's sizes; None for its first one.
+            more: `original_size`, `crops_coords_top_left`, `target_size` and the same with `negative_`, see `SizeConditions`.
             output_type: `pil`; `np`, float32 `(n, H, W, 3)` in [0, 1]; or `latent`, the clean latents float32 `(n, c, h, w)`.
 
         Raises:
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
             InputError: a picture is no picture, the mask is empty.
         """
-        refuse_arguments(unknown)
+        sizes = stated_sizes(more)
         check_output(output_type)
         common = Request(
             task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
             num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
-            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval,
-            prompt_syntax=prompt_syntax, width=width, height=height,
+            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval, prompt_syntax=prompt_syntax, width=width,
+            height=height, sizes=sizes,
         )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)

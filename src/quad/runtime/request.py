@@ -30,6 +30,7 @@ from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import SYNTAXES, PromptSyntax
+from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions
 
 TEXT_TO_IMAGE = "text-to-image"
 # For numbers of steps that no OLSS table was solved for: near to the table's teacher at all of them, see docs/adr/0027-samplers-at-run.md.
@@ -47,6 +48,7 @@ class Request:
         width, height: of the picture in pixels, one of the bundle's sizes; None for its first one, or the first of that other side.
         guidance_interval: `START:END` or a pair, shares of the way from noise, 0, to picture, 1, between which guidance counts.
         generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
+        sizes: what the model is told of the picture's size, if it is told any.
     """
 
     prompt: str = ""
@@ -68,6 +70,7 @@ class Request:
     height: int | None = None
     generator: np.random.Generator | None = None
     prompt_syntax: PromptSyntax = "a1111"
+    sizes: SizeConditions = DEFAULT_SIZES
 
 
 @dataclass(frozen=True, kw_only=True)

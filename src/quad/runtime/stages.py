@@ -140,7 +140,7 @@ class Stages:
         clocks, spec = Clocks(), resolved.spec
         text_notes = _guidance_notes(spec, request.negative_prompt)
         with clocks.time("total"):
-            model = SizedModel(resolved.size or self.manifest.picture_size, self.manifest.latent)
+            model = SizedModel(resolved.size or self.manifest.picture_size, self.manifest.latent, self.manifest.text)
             rng, noise = draw_noise(request.seed, request.latents, model, request.generator)
             inputs = RunInputs(
                 task=resolved.task,
@@ -150,6 +150,7 @@ class Stages:
                 negative_prompt=request.negative_prompt,
                 noise=noise,
                 training_steps=self.manifest.schedule.steps,
+                sizes=request.sizes,
             )
             encoders = self._encoders(resolved, mix, clocks, text_notes, request.prompt_syntax)
             if texts is not None:
@@ -230,7 +231,7 @@ class Stages:
                 for prompt in prompts:
                     tokens = read_prompt(self.tokenizer, prompt, syntax, self.embeddings.words)
                     notes.extend(tokens.notes)
-                    hidden.append(text_features(encoder, tokens, self.tokenizer.text.context))
+                    hidden.append(text_features(encoder, tokens, self.tokenizer.text))
             return hidden
 
         def picture(image: Float) -> Float:

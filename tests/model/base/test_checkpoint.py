@@ -197,8 +197,8 @@ def test_pickled_checkpoints(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "family"),
     [
-        ("conditioner.embedders.1.model.ln_final.weight", "SDXL"),
-        (f"{UNET}label_emb.0.0.weight", "SDXL"),
+        ("conditioner.embedders.0.model.ln_final.weight", "the SDXL refiner"),
+        (f"{UNET}label_emb.weight", "a model with class or noise labels"),
         (f"{UNET}joint_blocks.0.x_block.mlp.fc1.weight", "Stable Diffusion 3"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
         ("control_model.time_embed.0.weight", "ControlNet"),

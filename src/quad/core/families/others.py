@@ -4,19 +4,11 @@ from __future__ import annotations
 
 from quad.core.families.table import Signs
 
-_SD_BLOCK = r"(?:attentions[._]\d+|(?:input|output)_blocks[._]\d+[._]1|middle_block[._]1)"
-
 # In this order: Flux has SD3's names too, and what merely says `transformer` or DiT is looked at last.
 OTHERS = (
-    Signs(
-        name="SDXL",
-        classes=("StableDiffusionXL",),
-        tensors=("conditioner.embedders.", "model.diffusion_model.label_emb.0.", "add_embedding."),
-        keys=r"lora_te2_|clip_g\.|text_encoder_2\.|add_embedding|label_emb|" + _SD_BLOCK + r"[._]transformer_blocks[._][1-9]",
-        metadata="stable-diffusion-xl|sdxl",
-        text_width=2048,
-    ),
-    Signs(name="a model with class or noise labels", tensors=("model.diffusion_model.label_emb.",)),
+    Signs(name="a model with class or noise labels", tensors=("model.diffusion_model.label_emb.weight",)),
+    Signs(name="the SDXL refiner", tensors=("conditioner.embedders.0.model.",)),
+    Signs(name="SDXL in diffusers' names", tensors=("add_embedding.",)),
     Signs(
         name="Flux",
         classes=("Flux",),

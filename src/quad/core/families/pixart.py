@@ -35,6 +35,7 @@ PIXART_ALPHA = Family(
         text_width="caption_channels",
     ),
     texts=(TextEncoder(classes={"T5EncoderModel": "quad.model.base.masked_context:MaskedT5"}, caption_length=120),),
+    vae_scaling=0.18215,
     guidance=4.5,
     lora=LoraNames(prefixes={"transformer.": UNET, "text_encoder.": TEXT_ENCODER}, flat_prefixes={"lora_transformer_": UNET}),
 )

@@ -52,12 +52,6 @@ SD1 = Family(
         folder=UNET,
         classes={"UNet2DConditionModel": "diffusers:UNet2DConditionModel"},
         rules=(
-            ConfigRule(
-                name="addition_embed_type",
-                refused=("text_time",),
-                expected="a Stable Diffusion 1.x, Stable Diffusion 2.x or PixArt-alpha model",
-                shown="addition_embed_type='text_time' (SDXL)",
-            ),
             # Inputs that a U-Net of these has beside text, and that no task of ours can give.
             *(
                 ConfigRule(name=name, allowed=NOTHING, expected="a U-Net conditioned on text alone")
@@ -78,13 +72,13 @@ SD1 = Family(
         ),
     ),
     texts=(TextEncoder(classes=CLIP),),
+    vae_scaling=0.18215,
     guidance=7.5,
     one_file=OneFile(
         texts=(OneFileText(prefix="cond_stage_model.transformer.", spelling="clip"),),
         heads=8,
         side=64,
         velocity_side=64,
-        vae_scaling=0.18215,
     ),
     lora=LoraNames(
         prefixes={
@@ -111,6 +105,5 @@ SD2 = replace(
         side=64,
         velocity_side=96,
         guess_velocity=True,
-        vae_scaling=0.18215,
     ),
 )

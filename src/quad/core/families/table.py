@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from quad.core.slots import TEXT_ENCODER
 INPAINTING: tuple[Beside, ...] = ("mask", "condition")
 EDITING: tuple[Beside, ...] = ("raw-condition",)
 Condition = Literal["none", "cut-image", "image"]
-Component = Literal["unet", "text_encoder"]  # that a LoRA changes
+Component = Literal["unet", "text_encoder", "text_encoder_2"]  # that a LoRA changes
 Hidden = Literal["last", "penultimate"]
 
 
@@ -31,8 +31,8 @@ class ConfigRule:
     """
 
     name: str
-    allowed: Container[Any] | None = None
-    refused: Container[Any] = ()
+    allowed: tuple[Any, ...] | None = None
+    refused: tuple[Any, ...] = ()
     default: Any = None
     expected: str
     shown: str = ""
@@ -70,6 +70,7 @@ class Denoiser:
         layouts: of its input, those without a picture first.
         variance: it may have learned the variance too, and then gives twice as many channels.
         text_width: field of its config that says how wide the text features are.
+        sizes: it is told the picture's size.
     """
 
     folder: str
@@ -79,6 +80,7 @@ class Denoiser:
     layouts: tuple[Layout, ...]
     variance: bool = False
     text_width: str = "cross_attention_dim"
+    sizes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,16 +88,20 @@ class TextEncoder:
     """A text encoder and its tokenizer.
 
     Args:
-        folder, tokenizer: in a model directory.
+        folder, tokenizer: in a model directory; LoRA files call it by that folder.
         classes: class name in its config -> `module:Class` that is called as CLIP is.
+        part: what begins the paths of its modules, where there are several.
         hidden: layer whose states the denoiser reads; behind the last one a layer norm follows.
+        pooled: the projection of its state at a prompt's end goes to the denoiser too.
         caption_length: tokens of a caption, stripped and in lower case; None for CLIP's tokenizer, whose length its config says.
     """
 
-    folder: str = TEXT_ENCODER
+    folder: Component = TEXT_ENCODER
     tokenizer: str = "tokenizer"
     classes: Mapping[str, str]
+    part: str = ""
     hidden: Hidden = "last"
+    pooled: bool = False
     caption_length: int | None = None
 
 
@@ -125,7 +131,6 @@ class OneFile:
         heads: of every attention; None for heads of 64 channels.
         side, velocity_side: latent pixels along one side that it was trained on, predicting noise or velocity.
         guess_velocity: where nothing says it, the spread of one bias does (ComfyUI's rule).
-        vae_scaling: of its autoencoder.
     """
 
     texts: tuple[OneFileText, ...]
@@ -133,7 +138,6 @@ class OneFile:
     side: int
     velocity_side: int
     guess_velocity: bool = False
-    vae_scaling: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +186,8 @@ class Family:
         pipelines: diffusers' classes in `model_index.json`.
         repairs: pipeline -> fields that it overwrites in a scheduler's config.
         texts: text encoders, in the order in which their states stand side by side.
+        zeros_for_empty: an empty negative prompt is zeros, where `model_index.json` (`force_zeros_for_empty_prompt`) does not say.
+        vae_scaling: of its autoencoder's latents, where it is given in original names, which do not say.
         guidance: scale where nobody says.
         one_file: None where one-file checkpoints do not open.
     """
@@ -192,6 +198,8 @@ class Family:
     repairs: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     denoiser: Denoiser
     texts: tuple[TextEncoder, ...]
+    zeros_for_empty: bool = False
+    vae_scaling: float
     guidance: float
     one_file: OneFile | None = None
     lora: LoraNames

@@ -118,7 +118,7 @@ class _Graphs:
     def _with_words(self, call: LaterCall, buffers: Buffers) -> Any:
         encoder, tokenizer = self._encoder, self._tokenizer
         encoder.bind({name: buffer for name, buffer in buffers.items() if name in encoder.inputs})
-        words = [text_features(encoder, read_prompt(tokenizer, prompt), tokenizer.text.context) for prompt in call.prompts]
+        words = [text_features(encoder, read_prompt(tokenizer, prompt), tokenizer.text) for prompt in call.prompts]
         return replace(call.probe, inputs={**call.probe.inputs, "encoder_hidden_states": np.concatenate(words)})
 
     @cached_property

@@ -11,12 +11,13 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quad.core.errors import UsageError, mismatch
+from quad.core.errors import UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.evaluate.figures.merged_adapters import MergedAdapters
@@ -68,8 +69,14 @@ class Reference:
             merged: the same of kinds that diffusers does not load.
             merged_weights: factors of their updates, where they are not 1.
             clip_skip, vae: as a bundle was built with.
+
+        Raises:
+            UnsupportedError: a model that is told sizes, of two text encoders.
         """
         base = with_clip_skip(open_model(directory, BaseOptions(vae=vae)), clip_skip)
+        if base.text.sizes is not msgspec.UNSET:
+            remedy = "compare its pictures with diffusers' own"
+            raise UnsupportedError(mismatch(f"{directory}", "a model that reads words alone", "one that is told sizes (SDXL)", remedy))
         self.schedule: NoiseSchedule = base.schedule
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text

@@ -113,10 +113,11 @@ def denoiser_layout(family: Family, folder: Path, config: Mapping[str, Any], lat
     width = {"mask": 1, "condition": latent_channels, "raw-condition": latent_channels}
     layouts = {latent_channels + sum(width[part] for part in layout.beside): layout for layout in family.denoiser.layouts}
     allowed = (latent_channels, 2 * latent_channels) if family.denoiser.variance else (latent_channels,)
-    if outputs not in allowed or channels not in layouts:
+    if outputs not in allowed:
+        raise UnsupportedError(mismatch(f"{folder}", f"{_either([f'{number}' for number in allowed])} output channels", outputs, CHOOSE))
+    if channels not in layouts:
         shown = [f"{number} ({layouts[number].shown})" if layouts[number].shown else f"{number}" for number in sorted(layouts)]
-        expected = f"{_either(shown)} channels in, {_either([f'{number}' for number in allowed])} out"
-        raise UnsupportedError(mismatch(f"{folder}", expected, f"in_channels={channels}, out_channels={outputs}", CHOOSE))
+        raise UnsupportedError(mismatch(f"{folder}", f"{_either(shown)} input channels", f"in_channels={channels}", CHOOSE))
     return layouts[channels]
 
 
@@ -146,6 +147,12 @@ def index_scheduler(directory: Path) -> str | None:
     entry = read_config(directory / _INDEX).get("scheduler") if (directory / _INDEX).is_file() else None
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     return named if isinstance(named, str) else None
+
+
+def zeros_for_empty(directory: Path, family: Family) -> bool:
+    """Whether an empty negative prompt is zeros, as `model_index.json` says or the family has it."""
+    index = read_config(directory / _INDEX) if (directory / _INDEX).is_file() else {}
+    return family.zeros_for_empty and bool(index.get("force_zeros_for_empty_prompt", True))
 
 
 def trained_grid(unet: Any) -> tuple[int, int] | None:

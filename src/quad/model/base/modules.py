@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from quad.core.manifest import LatentSpec
-from quad.model.base.text.vector_table import VectorTable
+from quad.model.base.text.vector_table import reading
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -29,15 +28,9 @@ class TextModule(nn.Module):
         self.text_encoder = text_encoder
 
     def forward(self, input_ids: Tensor, embeddings: Tensor | None = None) -> Tensor:
-        with self._reading(embeddings):
+        with reading(self.text_encoder, embeddings):
             hidden: Tensor = self.text_encoder(input_ids).last_hidden_state
         return hidden
-
-    def _reading(self, vectors: Tensor | None) -> AbstractContextManager[None]:
-        if vectors is None:
-            return nullcontext()
-        table: VectorTable = self.text_encoder.get_input_embeddings()  # type: ignore[operator]
-        return table.reading(vectors)
 
 
 class _LatentSpace(nn.Module):

@@ -17,11 +17,12 @@ from quad.core.picture_size import LARGEST_SIZE, PictureSize, parse_sizes, squar
 from quad.core.sampling import AdapterDefaults, SamplerSettings
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.stable_file import StableFile
-from quad.model.base.checkpoint.autoencoder import VAE, open_vae
+from quad.model.base.checkpoint.autoencoder import VAE
 from quad.model.base.checkpoint.parts import checkpoint_parts
 from quad.model.base.checkpoint.prediction import prediction_word
 from quad.model.base.default_tasks import plain_tasks
 from quad.model.base.family import denoiser_folder, denoiser_inputs, trained_grid
+from quad.model.base.load_component import StoredComponent
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
 from quad.model.base.noise_schedule import read_scheduler
 from quad.model.base.parts import ModelParts, directory_parts
@@ -171,10 +172,22 @@ def _sizes(directory: Path, unet: Any, toyland: Toyland, latent: LatentSpec, opt
     return (PictureSize(grid[1] * latent.factor, grid[0] * latent.factor),)
 
 
-def _check_text(directory: Path, unet: Any, text: TextSpec, name: str) -> None:
-    if (width := unet[name]) != text.hidden:
-        expected = f"{width} numbers per token ({name})"
-        raise InputError(mismatch(f"{directory / TEXT_ENCODER}", expected, text.hidden, "use the model's own text encoder"))
+def _text(directory: Path, unet: StoredComponent, text: TextSpec, family: Family) -> TextSpec:
+    """The text encoder's input and all that the denoiser reads of it.
+
+    Raises:
+        InputError: they are not of one model.
+    """
+    name, remedy = family.denoiser.text_width, "use the model's own text encoder"
+    if (width := unet.config[name]) != text.hidden:
+        raise InputError(mismatch(f"{directory / TEXT_ENCODER}", f"{width} numbers per token ({name})", text.hidden, remedy))
+    if not family.denoiser.sizes:
+        return text
+    network: Any = unet.module
+    if network.pooled != text.pooled:
+        expected = f"{network.pooled} numbers of a prompt as a whole (projection_class_embeddings_input_dim)"
+        raise InputError(mismatch(f"{directory / family.texts[-1].folder}", expected, text.pooled, remedy))
+    return msgspec.structs.replace(text, sizes=network.sinusoid)
 
 
 def _tasks(family: Family, toyland: Toyland, latent: LatentSpec, sampler: SamplerSpec, options: BaseOptions) -> dict[str, TaskSpec]:
@@ -200,29 +213,29 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
     options.check()
     parts = _parts(model, options)
     schedule, sampler = read_scheduler(parts.scheduler, options.sampler, parts.pipeline, parts.index_class)
-    unet, vae, encoder = parts.unet, parts.vae, parts.text_encoder
+    unet, vae, texts = parts.unet, parts.vae, parts.texts
     family, toyland = parts.family, read_toyland(model)
     inputs = denoiser_inputs(family, model / family.denoiser.folder, unet.config, int(vae.config.latent_channels))
     latent = latent_spec(toyland, vae.config, inputs)
-    _check_text(model, unet.config, parts.text, family.denoiser.text_width)
+    text = _text(model, unet, texts.text, family)
     sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(family, toyland, latent, sampler, options)
     samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
-    networks = {UNET: unet.load(), TEXT_ENCODER: encoder.load(), VAE: vae.load()}
+    networks = {UNET: unet.load(), TEXT_ENCODER: texts.load(), VAE: vae.load()}
     base = Base(
         directory=model,
         unet=networks[UNET],
         text_encoder=networks[TEXT_ENCODER],
         vae=networks[VAE],
-        tokenizer=parts.tokenizer,
+        tokenizer=texts.tokenizer,
         schedule=schedule,
         latent=latent,
-        text=parts.text,
+        text=text,
         picture_size=sizes[0],
         more_sizes=sizes[1:],
         tasks=tasks,
         digest=tensors_digest(networks),
-        weight_files=(*unet.files, *vae.files, *encoder.files),
-        notes=(*parts.notes, *unet.notes, *encoder.notes, *vae.notes),
+        weight_files=(*unet.files, *vae.files, *texts.files),
+        notes=(*parts.notes, *unet.notes, *texts.notes, *vae.notes),
         samplers=samplers,
         adapter_defaults=options.adapter_defaults,
     )
@@ -231,13 +244,12 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
 
 def _parts(model: Path, options: BaseOptions) -> ModelParts:
     """A directory's parts, or a checkpoint's."""
-    vae = None if options.vae is None else open_vae(options.vae)
     if model.is_file():
-        return checkpoint_parts(model, vae, options.prediction)
+        return checkpoint_parts(model, options.vae, options.prediction)
     if options.prediction is not None:
         remedy = "a directory says it in scheduler_config.json (prediction_type): leave the option out"
         raise UsageError(mismatch("--prediction", "a one-file checkpoint as MODEL", f"{model}", remedy))
-    return directory_parts(model, vae)
+    return directory_parts(model, options.vae)
 
 
 def text_module(base: Base) -> nn.Module:

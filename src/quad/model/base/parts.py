@@ -7,12 +7,12 @@ from pathlib import Path
 
 from quad.core.errors import InputError, mismatch
 from quad.core.families import FAMILIES, Family
-from quad.core.manifest import TextSpec
 from quad.core.storage.links import require_contained
-from quad.model.base.checkpoint.autoencoder import VAE, VAES
-from quad.model.base.family import check_family, family_of, index_scheduler, loaded_classes, pipeline_class
+from quad.model.base.checkpoint.autoencoder import VAE, VAES, open_vae
+from quad.model.base.family import check_family, family_of, index_scheduler, loaded_classes, pipeline_class, zeros_for_empty
 from quad.model.base.load_component import DIFFUSION_STEM, TRANSFORMERS_STEM, StoredComponent, find_component
 from quad.model.base.noise_schedule import scheduler_class
+from quad.model.base.text.stored_texts import StoredTexts, joined_texts
 from quad.model.base.text.tokenizer_files import read_tokenizer
 
 _FOLDERS = (*dict.fromkeys(folder for family in FAMILIES for folder in family.folders), VAE, "scheduler")
@@ -24,7 +24,7 @@ class ModelParts:
 
     Args:
         family: what it is one of.
-        tokenizer: the text of a `tokenizer.json`.
+        texts: what reads a prompt.
         scheduler: its config.
         pipeline: diffusers' class for the model.
         index_class: the scheduler's class in `model_index.json`; None where none is named.
@@ -34,16 +34,14 @@ class ModelParts:
     family: Family
     unet: StoredComponent
     vae: StoredComponent
-    text_encoder: StoredComponent
-    tokenizer: str
-    text: TextSpec
+    texts: StoredTexts
     scheduler: Path
     pipeline: str
     index_class: str | None = None
     notes: tuple[str, ...] = ()
 
 
-def directory_parts(model: Path, vae: StoredComponent | None = None) -> ModelParts:
+def directory_parts(model: Path, vae: Path | None = None) -> ModelParts:
     """The parts of a directory in diffusers' layout.
 
     Args:
@@ -60,18 +58,19 @@ def directory_parts(model: Path, vae: StoredComponent | None = None) -> ModelPar
     check_family(model)
     family, scheduler, index_class = family_of(model), model / "scheduler" / "scheduler_config.json", index_scheduler(model)
     config_class = scheduler_class(scheduler)
-    denoiser, (table,) = family.denoiser, family.texts
+    denoiser = family.denoiser
     unet = find_component(model / denoiser.folder, loaded_classes(denoiser.classes), DIFFUSION_STEM)
-    vae = vae or find_component(model / VAE, VAES, DIFFUSION_STEM)
-    encoder = find_component(model / table.folder, loaded_classes(table.classes), TRANSFORMERS_STEM)
-    tokenizer, text = read_tokenizer(model / table.tokenizer, encoder.config, table.caption_length)
+    autoencoder = find_component(model / VAE, VAES, DIFFUSION_STEM) if vae is None else open_vae(vae, family.vae_scaling)
+    encoders = [find_component(model / table.folder, loaded_classes(table.classes), TRANSFORMERS_STEM) for table in family.texts]
+    tokenizers = [
+        read_tokenizer(model / table.tokenizer, encoder.config, table.caption_length)
+        for table, encoder in zip(family.texts, encoders, strict=True)
+    ]
     return ModelParts(
         family=family,
         unet=unet,
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        text=text,
+        vae=autoencoder,
+        texts=joined_texts(model, family, encoders, tokenizers, zeros_for_empty(model, family)),
         scheduler=scheduler,
         pipeline=pipeline_class(model),
         index_class=index_class,

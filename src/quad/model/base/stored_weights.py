@@ -21,6 +21,7 @@ _TYPES = {
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "C64": torch.complex64, "BOOL": torch.bool,
 }  # fmt: skip
+_TRANSPOSED = "T"  # in place of an index
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +48,15 @@ class StoredWeight:
         """A part of it, as an index of a tensor takes one."""
         return replace(self, parts=(*self.parts, part))
 
+    @property
+    def T(self) -> StoredWeight:
+        """The matrix with its axes changed over."""
+        return self[_TRANSPOSED]
+
+    def contiguous(self) -> StoredWeight:
+        """See `clone`."""
+        return self
+
     def clone(self) -> StoredWeight:
         """Itself: diffusers' converters treat it as a tensor."""
         return self
@@ -65,7 +75,7 @@ class StoredWeight:
 
     def _taken(self, whole: Tensor) -> Tensor:
         for part in self.parts:
-            whole = whole[part]
+            whole = whole.T if part == _TRANSPOSED else whole[part]
         return whole
 
     def require(self, shape: Sequence[int]) -> None:

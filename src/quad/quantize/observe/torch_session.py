@@ -100,7 +100,7 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
     unet: Shapes = {
         "sample": (None, channels, *grid),
         "timestep": (1,),
-        "encoder_hidden_states": (None, base.text.context, base.text.hidden),
+        "encoder_hidden_states": (None, base.text.rows, base.text.hidden),
     }
     return {
         "unet": TorchSession(networks["unet"], unet, table.of(UNET)),

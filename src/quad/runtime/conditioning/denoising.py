@@ -14,11 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, VerificationError, mismatch
-from quad.core.manifest import Beside, LatentSpec, TaskSpec
+from quad.core.manifest import Beside, LatentSpec, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
 from quad.runtime.conditioning.guidance import Guidance, Network, PictureGuidance, guided_network, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
+from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions, with_sizes
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Runnable
@@ -38,6 +39,9 @@ class Model(Protocol):
     @property
     def latent(self) -> LatentSpec: ...
 
+    @property
+    def text(self) -> TextSpec: ...
+
 
 @dataclass(frozen=True)
 class SizedModel:
@@ -45,6 +49,7 @@ class SizedModel:
 
     picture_size: PictureSize
     latent: LatentSpec
+    text: TextSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +71,7 @@ def session_encoders(sessions: Mapping[str, Runnable], tokenizer: Tokenizer) -> 
     """Sessions by component name as they are: no clocks, no notes, and prompts are plain text."""
 
     def texts(prompts: Sequence[str]) -> list[Float]:
-        return [text_features(sessions["text_encoder"], read_prompt(tokenizer, prompt), tokenizer.text.context) for prompt in prompts]
+        return [text_features(sessions["text_encoder"], read_prompt(tokenizer, prompt), tokenizer.text) for prompt in prompts]
 
     return Encoders(unet=sessions["unet"], texts=texts, picture=lambda image: sessions["vae_encoder"].run({"image": image}))
 
@@ -80,6 +85,7 @@ class RunInputs:
         negative_prompt: read where the task is guided.
         noise: the first noise, float32 `(1, c, h, w)`; blending noises the picture with it too.
         training_steps: timesteps of the model's noise schedule, which a guidance's interval is a part of.
+        sizes: what the model is told of the picture's size, if it is told any.
     """
 
     task: str
@@ -89,6 +95,7 @@ class RunInputs:
     negative_prompt: str = ""
     noise: Float
     training_steps: int = 1000
+    sizes: SizeConditions = DEFAULT_SIZES
 
 
 @dataclass(frozen=True)
@@ -111,11 +118,7 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
     spec, latent = inputs.spec, model.latent
     condition = make_condition(inputs.task, spec, inputs.pictures, model.picture_size, latent.factor)
     # Text: a guided run reads the negative prompt too.
-    if is_guided(spec):
-        positive, negative = encoders.texts([inputs.prompt, inputs.negative_prompt])
-        texts: tuple[Float, Float | None] = positive, negative
-    else:
-        texts = encoders.texts([inputs.prompt])[0], None
+    texts = _texts(encoders, model, inputs, is_guided(spec))
     # Channels beside the latent, with the picture and without it.
     names = beside_of(encoders.unet, latent)
     encoded = encoders.picture(condition.image) if condition.image is not None and set(names) - {"mask"} else None
@@ -123,6 +126,26 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
     pictured = None if spec.image_guidance is msgspec.UNSET else _picture_guidance(names, latent, condition, spec.image_guidance)
     network = guided_network(encoders.unet, beside, texts, Guidance.of(spec, inputs.training_steps), pictured)
     return DenoisingRun(condition, network, _start(inputs, condition, encoders.picture))
+
+
+def _texts(encoders: Encoders, model: Model, inputs: RunInputs, guided: bool) -> tuple[Float, Float | None]:
+    """Features of the prompt and, in a guided run, of the negative one, `(1, rows, D)` each.
+
+    Raises:
+        UsageError: sizes are said to a model that is told none.
+    """
+    text, size, sizes = model.text, model.picture_size, inputs.sizes.checked()
+    if text.sizes is msgspec.UNSET and not sizes.is_default:
+        names = "original_size, crops_coords_top_left, target_size"
+        raise UsageError(mismatch(names, "a model that is told sizes", "one that is not", "leave them out"))
+    if not guided:
+        return with_sizes(text, encoders.texts([inputs.prompt])[0], sizes.numbers(size)), None
+    if text.zeros_for_empty is True and not inputs.negative_prompt:
+        positive = encoders.texts([inputs.prompt])[0]
+        negative = np.zeros_like(positive)
+    else:
+        positive, negative = encoders.texts([inputs.prompt, inputs.negative_prompt])
+    return with_sizes(text, positive, sizes.numbers(size)), with_sizes(text, negative, sizes.numbers(size, negative=True))
 
 
 def draw_noise(

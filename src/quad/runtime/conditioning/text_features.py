@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.manifest import TextSpec
 from quad.runtime.conditioning.prompt_chunks import Chunk, PromptTokens
 from quad.runtime.engines.engine import Runnable
 
@@ -15,14 +16,24 @@ Float = NDArray[np.float32]
 LEAST_MEAN = 1e-5
 
 
-def text_features(encoder: Runnable, prompt: PromptTokens, context: int) -> Float:
-    """The hidden states of a prompt's chunks one after another, float32 `(1, context, D)`.
+def text_features(encoder: Runnable, prompt: PromptTokens, text: TextSpec) -> Float:
+    """The hidden states of a prompt's chunks one after another, and the numbers of the first one as a whole.
 
     Args:
-        context: tokens that the denoiser reads; rows of zeros fill up what a shorter prompt leaves.
+        text: rows of zeros fill up what a prompt leaves of the tokens that the denoiser reads.
+
+    Returns:
+        float32 `(1, context + pooled_rows, D)`.
     """
-    hidden = [emphasised(encoder.run(_inputs(encoder, chunk)), chunk.weights) for chunk in prompt.chunks]
-    return filled_up(hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1), context)
+    outputs = [encoder.run(_inputs(encoder, chunk)) for chunk in prompt.chunks]
+    hidden = [emphasised(output[:, : text.length], chunk.weights) for output, chunk in zip(outputs, prompt.chunks, strict=True)]
+    features = filled_up(hidden[0] if len(hidden) == 1 else np.concatenate(hidden, axis=1), text.context)
+    return np.concatenate([features, outputs[0][:, text.length :]], axis=1) if text.pooled_rows else features
+
+
+def in_rows(numbers: Float, width: int) -> Float:
+    """Numbers `(1, n)` as rows of a width `(1, rows, width)`, the last filled up with zeros."""
+    return np.pad(numbers, ((0, 0), (0, -numbers.shape[1] % width))).reshape(1, -1, width)
 
 
 def filled_up(hidden: Float, context: int) -> Float:

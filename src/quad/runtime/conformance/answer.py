@@ -50,7 +50,7 @@ def ids_and_weights(prompt: PromptTokens) -> tuple[tuple[tuple[int, ...], ...], 
 def text_means(pipe: QuadPipeline, prompt: PromptTokens) -> Means:
     """Block means of a prompt's hidden states by the base."""
     with _bound(pipe, TEXT_ENCODER, {}) as encoder:
-        hidden = text_features(encoder, prompt, pipe.stages.tokenizer.text.context)
+        hidden = text_features(encoder, prompt, pipe.stages.tokenizer.text)
     return block_means(hidden[None], GRID)
 
 

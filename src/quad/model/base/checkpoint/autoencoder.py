@@ -9,7 +9,6 @@ import diffusers
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
 from quad.core.errors import InputError, mismatch
-from quad.core.families import FAMILIES
 from quad.core.storage.links import require_contained
 from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
@@ -22,11 +21,12 @@ VAE = "vae"
 VAES = {"AutoencoderTiny": diffusers.AutoencoderTiny, "AutoencoderKL": diffusers.AutoencoderKL}
 
 
-def open_vae(path: Path) -> StoredComponent:
+def open_vae(path: Path, scaling: float) -> StoredComponent:
     """The autoencoder that `--vae` names.
 
     Args:
         path: a `.safetensors` file in original names, an autoencoder's directory, or that of a model which has one.
+        scaling: of latents of the model's family, which a file in original names does not say.
 
     Raises:
         InputError: there is none, or it is pickled or truncated. UnsupportedError: of a class that quad does not know.
@@ -44,7 +44,6 @@ def open_vae(path: Path) -> StoredComponent:
     file = open_file(path)
     stored = stored_weights(file)
     prefix = VAE_PREFIX if any(name.startswith(VAE_PREFIX) for name in stored) else ""
-    scaling = next(family.one_file.vae_scaling for family in FAMILIES if family.one_file)
     return original_vae(file, {name.removeprefix(prefix): weight for name, weight in stored.items() if name.startswith(prefix)}, scaling)
 
 

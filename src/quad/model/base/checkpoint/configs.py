@@ -14,6 +14,7 @@ from quad.model.base.stored_weights import StoredWeight
 
 Weights = Mapping[str, StoredWeight]
 HEAD_WIDTH = 64
+_TIME_CHANNELS = 256  # of the embedding of each number of a size
 _GROUPS = 32
 
 
@@ -39,7 +40,9 @@ def unet_config(checkpoint: ModelCheckpoint, sample_size: int) -> dict[str, Any]
     linear = next((weight.ndim == 2 for name, weight in weights.items() if name.endswith("1.proj_in.weight")), False)
     if keys is None or len(keys) != 2:
         raise _unlike(path, UNET_PREFIX)
+    sized = _size_fields(path, weights) if checkpoint.family.denoiser.sizes else {}
     return {
+        **sized,
         "_class_name": "UNet2DConditionModel",
         "sample_size": sample_size,
         "in_channels": checkpoint.channels,
@@ -53,6 +56,39 @@ def unet_config(checkpoint: ModelCheckpoint, sample_size: int) -> dict[str, Any]
         "attention_head_dim": checkpoint.table.heads or [width // HEAD_WIDTH for width in widths],
         "norm_num_groups": _GROUPS,
     }
+
+
+def _size_fields(path: Path, weights: Weights) -> dict[str, Any]:
+    """Fields of a U-Net that is told the picture's size: depths of its attentions, and the width of what it is told.
+
+    Raises:
+        InputError: its tensors are not laid out so.
+    """
+    depths = {
+        side: [
+            len(_numbers(weights, rf"{side}\.{number}\.1\.transformer_blocks\.(\d+)\."))
+            for number in sorted(_numbers(weights, rf"{side}\.(\d+)\."))
+        ]
+        for side in ("input_blocks", "output_blocks")
+    }
+    with_op = sorted(_numbers(weights, r"input_blocks\.(\d+)\.0\.op\.weight"))
+    layers = with_op[0] - 1
+    levels = len(with_op) + 1
+    down = [depths["input_blocks"][1 + level * (layers + 1) : 1 + level * (layers + 1) + layers] for level in range(levels)]
+    up = [depths["output_blocks"][level * (layers + 1) : (level + 1) * (layers + 1)] for level in range(levels)]
+    middle = len(_numbers(weights, r"middle_block\.1\.transformer_blocks\.(\d+)\."))
+    per_block = [max(block[0], 1) if len(set(block)) == 1 else block for block in down]
+    mirrored = [max(block[0], 1) if len(set(block)) == 1 else block for block in up]
+    fields: dict[str, Any] = {
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _TIME_CHANNELS,
+        "projection_class_embeddings_input_dim": _shape(path, weights, "label_emb.0.0.weight")[1],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
+        "transformer_layers_per_block": per_block,
+    }
+    if mirrored != per_block[::-1] or (middle and middle != per_block[-1]):
+        fields["reverse_transformer_layers_per_block"] = mirrored
+    return fields
 
 
 def vae_config(path: Path, weights: Weights, scaling: float) -> dict[str, Any]:
@@ -99,6 +135,7 @@ def text_config(checkpoint: ModelCheckpoint, table: OneFileText) -> dict[str, An
     layers = len(_numbers(weights, r"(?:transformer\.resblocks|encoder\.layers)\.(\d+)\."))
     return {
         "architectures": ["CLIPTextModel"],
+        **({"projection_dim": tokens[1]} if is_open_clip else {}),
         "vocab_size": tokens[0],
         "hidden_size": tokens[1],
         "intermediate_size": inner[0],

@@ -17,6 +17,7 @@ from torch import Tensor
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 from quad.model.base.modules import share_copy
 from quad.model.base.open import Base
+from quad.model.base.text_time_unet import TextTimeUNet
 
 # 8 chunks are 600 tokens; nobody's prompt has more, and each costs.
 MOST_CHUNKS = 8
@@ -40,6 +41,13 @@ class PaddedContextUNet(diffusers.UNet2DConditionModel):  # type: ignore[misc]
         return output
 
 
+class PaddedTextTimeUNet(TextTimeUNet, PaddedContextUNet):
+    """The same of one that reads more than words in its rows: the others are taken off first."""
+
+
+_PADDED = {diffusers.UNet2DConditionModel: PaddedContextUNet, TextTimeUNet: PaddedTextTimeUNet}
+
+
 def with_prompt_chunks(base: Base, chunks: int) -> Base:
     """The base with a U-Net for prompts of up to so many chunks; the weights are shared.
 
@@ -50,9 +58,9 @@ def with_prompt_chunks(base: Base, chunks: int) -> Base:
         return base
     if not 1 <= chunks <= MOST_CHUNKS:
         raise UsageError(mismatch("--prompt-chunks", f"1 to {MOST_CHUNKS}", chunks, "choose one in that range"))
-    if type(base.unet) is not diffusers.UNet2DConditionModel:
+    if type(base.unet) not in _PADDED:
         kind = type(base.unet).__name__
         raise UnsupportedError(mismatch("--prompt-chunks", "a U-Net that reads CLIP's hidden states", kind, "leave it out"))
     unet: Any = share_copy(base.unet)
-    unet.__class__ = PaddedContextUNet  # the same parameters and config; only the way that it is called is another
+    unet.__class__ = _PADDED[type(base.unet)]  # the same parameters and config; only the way that it is called is another
     return replace(base, unet=unet, text=msgspec.structs.replace(base.text, chunks=chunks))

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from quad.model.base.text.clip_pair import clip_encoders
 
 
 class _Vectors(threading.local):
@@ -49,10 +51,21 @@ class VectorTable(nn.Embedding):
 
 
 def with_vector_table(text_encoder: Any) -> Any:
-    """CLIP's text encoder with such a table, in place; another one as it is."""
-    if text_encoder.config.model_type == "clip_text_model":
-        table = text_encoder.get_input_embeddings()
-        (path,) = [path for path, module in text_encoder.named_modules() if module is table]
+    """CLIP's text encoder, or a pair of them, with such a table, in place; another one as it is."""
+    for encoder in clip_encoders(text_encoder):
+        table = encoder.get_input_embeddings()
+        (path,) = [path for path, module in encoder.named_modules() if module is table]
         if not isinstance(table, VectorTable):
-            text_encoder.set_submodule(path, VectorTable(table))
+            encoder.set_submodule(path, VectorTable(table))
     return text_encoder
+
+
+@contextmanager
+def reading(text_encoder: Any, vectors: Tensor | None) -> Iterator[None]:
+    """Inside the block the tables read these vectors `(1, L, D)`, each of a pair its own part of D; None for tokens alone."""
+    tables = [] if vectors is None else [encoder.get_input_embeddings() for encoder in clip_encoders(text_encoder)]
+    parts = vectors.split([table.embedding_dim for table in tables], dim=2) if vectors is not None else ()
+    with ExitStack() as stack:
+        for table, part in zip(tables, parts, strict=True):
+            stack.enter_context(table.reading(part))
+        yield
