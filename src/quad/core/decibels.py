@@ -61,6 +61,12 @@ class EffectEnergy:
     cross: float = 0.0
     error: float = 0.0
 
+    @classmethod
+    def of(cls, true: NDArray[np.floating], actual: NDArray[np.floating]) -> EffectEnergy:
+        """The sums of one call: `e` and `e~`, of one shape."""
+        e, e_hat = true.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
+        return cls(true=float(e @ e), cross=float(e_hat @ e), error=float((e_hat - e) @ (e_hat - e)))
+
     def __add__(self, other: EffectEnergy) -> EffectEnergy:
         return EffectEnergy(true=self.true + other.true, cross=self.cross + other.cross, error=self.error + other.error)
 

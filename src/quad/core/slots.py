@@ -108,6 +108,11 @@ class SlotTable(msgspec.Struct, frozen=True):
         """Do its graphs read scales beside A and B."""
         return self.mode == NORMALISED
 
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The graphs that have slots, in order."""
+        return tuple(dict.fromkeys(slot.component for slot in self.slots))
+
     def of(self, component: str) -> SlotTable:
         """The slots of one graph."""
         return self.with_slots(slot for slot in self.slots if slot.component == component)

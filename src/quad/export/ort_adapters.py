@@ -57,7 +57,7 @@ def export_ort_adapters(bundle: Path, output: Path, progress: Progress = silent)
     store = AdapterStore(opened)
     with new_directory(output, EXPORT_FILE) as stage:
         graphs: dict[str, str] = {}
-        for component in dict.fromkeys(slot.component for slot in opened.slots.slots):
+        for component in opened.slots.components:
             progress(f"graph {component}", 0.0)
             graphs |= _write_graphs(opened, component, stage)
         adapters: dict[str, dict[str, str]] = {}

@@ -66,7 +66,7 @@ def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, prog
     source = encodings or Path(f"{real_path(bundle)}.qairt")
     store = AdapterStore(opened)
     adapters = {name: adapter_floats(opened, store, name) for name in store.names}
-    components = dict.fromkeys(slot.component for slot in opened.slots.slots)
+    components = opened.slots.components
     with new_directory(output, EXPORT_FILE) as stage:
         for index, component in enumerate(components):
             progress(component, index / len(components))
@@ -80,7 +80,7 @@ def adapter_floats(bundle: Bundle, store: AdapterStore, name: str) -> dict[str, 
     """Every constant of an adapter as the numbers that its integers stand for; zeros where it has no slot."""
     buffers, slots = store.buffers(name), bundle.slots
     floats: dict[str, Floats] = {}
-    for component in dict.fromkeys(slot.component for slot in slots.slots):
+    for component in slots.components:
         encodings = bundle.profile.component(component)
         inputs = slots.of(component).input_shapes()
         floats |= {key: encodings[key].dequantize(buffers[key]) for key in inputs}

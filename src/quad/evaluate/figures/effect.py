@@ -64,13 +64,8 @@ def effect_of(true: Sequence[Array], quantized: Sequence[Array]) -> Effect | Non
     Returns:
         None where the true effect is zero: of nothing there is no share.
     """
-    pooled = sum((_energy(e, e_hat) for e, e_hat in zip(true, quantized, strict=True)), EffectEnergy())
+    pooled = sum((EffectEnergy.of(e, e_hat) for e, e_hat in zip(true, quantized, strict=True)), EffectEnergy())
     return None if pooled.true == 0.0 else Effect(pooled.gain, pooled.sqnr_db(math.inf))
-
-
-def _energy(true: Array, quantized: Array) -> EffectEnergy:
-    fp, q = true.astype(np.float64).ravel(), quantized.astype(np.float64).ravel()
-    return EffectEnergy(true=float(fp @ fp), cross=float(q @ fp), error=float((q - fp) @ (q - fp)))
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ def bake(request: BakeRequest, progress: Progress = silent) -> BakeResult:
     components: dict[str, Component] = {}
     changed: dict[str, dict[str, MergedWeight]] = {}
     with new_directory(request.output, BUNDLE_FILE) as stage:
-        for component in dict.fromkeys(slot.component for slot in bundle.slots.slots):
+        for component in bundle.slots.components:
             progress(f"merge {component}", 0.2)
             slots, updates = bundle.slots.of(component), merge.updates[component]
             into = partial(merge_graph, slots=slots, updates=updates, bits=request.weight_bits)
@@ -122,7 +122,7 @@ def _merge(request: BakeRequest, bundle: Bundle) -> _Merge:
     for name in weights:
         store.manifest(name)
     parts = {name: store.buffers(name) for name in weights}
-    components = {slot.component for slot in bundle.slots.slots}
+    components = set(bundle.slots.components)
     updates = {part: slot_updates(parts, weights, bundle.slots.of(part), bundle.profile) for part in components}
     if not any(updates.values()):
         raise InputError(mismatch("--adapter", "weights other than zero", f"none in {', '.join(weights)}", "name another adapter"))

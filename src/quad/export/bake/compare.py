@@ -56,7 +56,7 @@ def compare(engine: Engine, threads: int, graphs: tuple[Path, Path], buffers: tu
     pairs = [(_timed(before, call), _timed(after, call)) for call in calls]
     expected, actual = [output for (output, _), _ in pairs], [output for _, (output, _) in pairs]
     output_db = _output_db(f"merged graph {graphs[1].parent.name}", expected, actual)
-    effects = [_energy(output - zero, merged - zero) for zero, output, merged in zip(base, expected, actual, strict=True)]
+    effects = [EffectEnergy.of(output - zero, merged - zero) for zero, output, merged in zip(base, expected, actual, strict=True)]
     energy = sum(effects, EffectEnergy())
     return MergedLikeness(
         output_db=output_db,
@@ -83,8 +83,3 @@ def _output_db(where: str, expected: Sequence[Output], actual: Sequence[Output])
         found = f"others, {output_db:.1f} dB from them"
         raise BackendError(mismatch(where, "the outputs of the graph with slots", found, "use a smaller weight, or --weight-bits 16"))
     return output_db
-
-
-def _energy(true: Output, actual: Output) -> EffectEnergy:
-    error = actual - true
-    return EffectEnergy(true=float((true * true).sum()), cross=float((actual * true).sum()), error=float((error * error).sum()))

@@ -132,4 +132,4 @@ def _copied(profile: Profile) -> dict[str, dict[str, Encoding]]:
 
 
 def _slotted(table: SlotTable) -> list[str]:
-    return sorted({slot.component for slot in table.slots})
+    return sorted(table.components)

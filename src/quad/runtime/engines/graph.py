@@ -260,7 +260,7 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoi
     if memory not in PLANS:
         raise UsageError(mismatch("memory", f"one of {', '.join(PLANS)}", repr(memory), "choose one of these"))
     slots, resident, budget = bundle.slots, PLANS[memory], FairLock()
-    if odd := sorted({slot.component for slot in slots.slots} - set(COMPONENTS)):
+    if odd := sorted(set(slots.components) - set(COMPONENTS)):
         raise VerificationError(mismatch("slots", f"slots of {', '.join(COMPONENTS)}", odd[0], "build the bundle again"))
     graphs = {}
     for place in _places(bundle):
