@@ -5,19 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 from quad.admit.admit import admit
 from quad.admit.request import AdaptRequest, AdaptResult
+from quad.core.decibels import EffectEnergy
 from quad.core.errors import CompatibilityError
 from quad.core.slots import Slot
 from quad.core.storage.pack import read_pack
 from quad.runtime.adapters.buffers import pad, zero_buffers
+from quad.runtime.adapters.weighted_sum import mix_adapters
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.engines.engine import open_engine
-from quad.runtime.golden_outputs import check_golden, unet_buffers
+from quad.runtime.golden_outputs import check_golden, read_probes, unet_buffers
 from quad.runtime.pipeline import QuadPipeline
 from tests.admit.frozen import freeze, write_later_lora
 from tests.runtime.tiny_unet import UNIT
@@ -75,16 +80,44 @@ def test_any_strength_is_the_same_adapter_times_it_and_its_weights_are_told(froz
 def test_what_clips_activations_is_admitted_for_smaller_weights_and_says_so_when_it_is_used(frozen: Path, tmp_path: Path) -> None:
     """A searched profile refuses these at the slots."""
     headrooms = [admitted(frozen, tmp_path, factor)[0].manifest.headroom for factor in (0.1, 0.3, 0.6)]
-    assert headrooms == [2.0, 1.0, 0.5]
+    assert headrooms == [4.0, 1.0, 0.5]
     pipe = QuadPipeline.from_pretrained(frozen, threads=1)
     pipe.load_lora_weights(tmp_path / "ink.qpack")
     pipe.set_adapters("ink")
     assert any("'ink' at weight 1: it was tried up to 0.50" in note for note in pipe("a car", task="text-to-image").notes)
 
 
+def effect(root: Path, wide: float, pack: Path, weight: float) -> NDArray[np.float64]:
+    """The change of the U-Net's output on all stored calls by an adapter, in a graph whose activation reaches so many times as far."""
+    bundle, graph = open_bundle(root), onnx.load(root / "unet/model.onnx")
+    for constant in graph.graph.initializer:
+        if constant.name == "as":
+            constant.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(constant) * np.float32(wide), "as"))
+    session, zeros = ort.InferenceSession(graph.SerializeToString()), zero_buffers(bundle.slots)
+    mixed, _ = mix_adapters({"ink": pad(read_pack(pack).tensors, zeros)}, {"ink": weight}, bundle.slots, zeros)
+    both = [[session.run(None, {**call, **buffers})[0] for call in read_probes(bundle)] for buffers in (mixed, zeros)]
+    return np.subtract(*both).astype(np.float64).ravel()
+
+
+@pytest.mark.parametrize("factor", [0.02, 0.1, 0.2, 0.3, 0.6])
+def test_the_effect_is_right_at_the_weight_that_is_granted_and_not_at_the_next(frozen: Path, tmp_path: Path, factor: float) -> None:
+    result, _ = admitted(frozen, tmp_path, factor)
+    granted = result.manifest.headroom
+    assert isinstance(granted, float)
+    energy = EffectEnergy.of(effect(frozen, 64.0, result.pack, granted), effect(frozen, 1.0, result.pack, granted))
+    assert energy.gain == pytest.approx(1.0, abs=0.02)
+    for weight, use in result.trial["weights"].items():
+        right = use["clipped"] == 0 or (abs(use["gain"] - 1.0) <= 0.02 and use["effect_db"] >= 20.0)
+        assert right == (float(weight) <= granted)
+        assert ("gain" in use) == (use["clipped"] > 0)
+
+
 def test_what_clips_them_at_half_its_strength_is_refused(frozen: Path, tmp_path: Path) -> None:
-    with pytest.raises(CompatibilityError, match=r"1 that lose more: mid\.to_q\.in .*; too many do at weight 0\.5 as well, build"):
+    with pytest.raises(
+        CompatibilityError, match=r"1 that lose more: mid\.to_q\.in .*; at weight 0\.5 its effect is 0\.\d* of what it"
+    ) as refused:
         admitted(frozen, tmp_path, 40.0)
+    assert str(refused.value).endswith(" dB; build the bundle again with this adapter")
     assert not (tmp_path / "ink.qpack").exists()
 
 

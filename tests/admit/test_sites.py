@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
-from quad.admit.observed_graph import observed_graph
-from quad.admit.sites import ObservedGraph
+from quad.admit.observed_graph import float_activations, observed_graph
+from quad.admit.sites import ObservedGraph, unrounded_outputs
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError
 
@@ -150,6 +152,85 @@ def test_weights_stay_beside_the_graph_and_all_else_stays_in_it(tmp_path: Path) 
     assert after == before
     call = [{"sample": np.array([[1.0, 127.5, 1.0, 1.0]], np.float32)}]
     assert ObservedGraph(apart).uses(call, {}) == ObservedGraph(model).uses(call, {})
+
+
+def test_activations_left_as_floats_are_neither_rounded_nor_cut_off(tmp_path: Path) -> None:
+    model = chain(tmp_path / "model.onnx", 2, Encoding(bits=8, signed=True, symmetric=True, scale=(STEP,), zero_point=(0,)), (1, 4))
+    calls = [np.array([values], np.float32) for values in ([1000.0, 0.1, -0.2, 0.3], [0.1, 0.2, 0.1, 0.2])]
+    answers = unrounded_outputs(model, [({}, {"sample": call}) for call in calls], at_once=2)
+    np.testing.assert_allclose(answers, [call.mean() for call in calls], rtol=1e-6)
+    data = float_activations(model.read_bytes())
+    assert answers is not None
+    assert data is not None
+    left = onnx.load_model_from_string(data).graph
+    assert [node.op_type for node in left.node] == ["Mul", "Mul", "ReduceMean"]
+
+
+def test_weights_stay_on_their_lattice_where_activations_are_floats(tmp_path: Path) -> None:
+    model = deep(tmp_path / "model.onnx", 2, 4)
+    answers, data = unrounded_outputs(model, [({}, {"sample": np.full((1, 4), 5e4, np.float32)})]), float_activations(model.read_bytes())
+    assert answers is not None
+    assert data is not None
+    np.testing.assert_allclose(answers[0], 5e4, rtol=1e-6)  # HardSwish is the identity there, weights are ones
+    kinds = [node.op_type for node in onnx.load_model_from_string(data).graph.node]
+    assert kinds.count("DequantizeLinear") == 2
+    assert "QuantizeLinear" not in kinds
+
+
+def integer_kernel(path: Path, reader: str) -> tuple[Path, np.ndarray]:
+    """`sample` (1, 2, 3) rounded to 8 bits, padded by one row, and multiplied by 8-bit weights in integers; and what that is of floats."""
+    weight, step, bias = np.array([[1, -2], [3, 4], [5, 6]], np.int8), np.array([0.5, 0.25], np.float32), np.array([1.0, -1.0], np.float32)
+    numbers: dict[str, Any] = {"scale": np.float32(STEP), "zero": np.uint8(100), "weight": weight, "step": step, "bias": bias}
+    numbers["pads"] = np.array([0, 0, 0, 0, 1, 0])
+    tensors = [numpy_helper.from_array(np.asarray(number), name) for name, number in numbers.items()]
+    make, info = helper.make_node, helper.make_tensor_value_info
+    product = ["padded", "weight", "scale", "step", "zero", "", "bias"]
+    nodes = [
+        make("QuantizeLinear", ["sample", "scale", "zero"], ["rounded"], name="site0/Q"),
+        make("Pad", ["rounded", "pads", "zero"], ["padded"]),
+        make("MatMulIntegerToFloat", product, ["out"], domain="com.microsoft")
+        if reader == "kernel"
+        else make("Cast", ["padded"], ["out"], to=1),
+    ]
+    shapes = [info("sample", 1, [1, 2, 3])], [info("out", 1, None)]
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    graph = helper.make_graph(nodes, "kernel", *shapes, tensors, value_info=[info("padded", TensorProto.UINT8, [1, 3, 3])])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), path)
+    sample = np.array([[[1000.0, 0.1, -0.2], [-999.0, 0.3, 7.0]]], np.float32)
+    return path, np.pad(sample, ((0, 0), (0, 1), (0, 0))) @ (weight * step) + bias
+
+
+def test_an_integer_kernel_reads_floats_too(tmp_path: Path) -> None:
+    model, true = integer_kernel(tmp_path / "model.onnx", "kernel")
+    sample = np.array([[[1000.0, 0.1, -0.2], [-999.0, 0.3, 7.0]]], np.float32)
+    answers = unrounded_outputs(model, [({}, {"sample": sample})])
+    assert answers is not None
+    np.testing.assert_allclose(answers[0], true, rtol=1e-6)
+    clipped = ort.InferenceSession(model).run(None, {"sample": sample})[0]
+    assert np.abs(clipped - true).max() > 100
+
+
+def test_a_product_of_two_activations_in_integers_is_one_of_floats(tmp_path: Path) -> None:
+    numbers = {"scale": np.float32(STEP), "zero": np.uint8(100), "centre": np.int8(0)}
+    tensors = [numpy_helper.from_array(np.asarray(number), name) for name, number in numbers.items()]
+    make, info = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        make("QuantizeLinear", ["sample", "scale", "zero"], ["left"], name="site0/Q"),
+        make("QuantizeLinear", ["sample", "scale", "centre"], ["rows"], name="site1/Q"),
+        make("Transpose", ["rows"], ["right"], perm=[1, 0]),
+        make("MatMulIntegerToFloat", ["left", "right", "scale", "scale", "zero", "centre"], ["out"], domain="com.microsoft"),
+    ]
+    graph = helper.make_graph(nodes, "products", [info("sample", 1, [2, 3])], [info("out", 1, None)], tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), tmp_path / "model.onnx")
+    sample = np.array([[1000.0, 0.1, -0.2], [-999.0, 0.3, 7.0]], np.float32)
+    answers = unrounded_outputs(tmp_path / "model.onnx", [({}, {"sample": sample})])
+    assert answers is not None
+    np.testing.assert_allclose(answers[0], sample @ sample.T, rtol=1e-5)
+
+
+def test_integers_that_something_else_reads_cannot_be_left_out(tmp_path: Path) -> None:
+    assert float_activations(integer_kernel(tmp_path / "model.onnx", "cast")[0].read_bytes()) is None
 
 
 def test_what_is_no_graph_is_told(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from quad.core.margins import ACTIVATION, LORA_MID, NO_MARGIN, SLOT_B, Margin, widen
+from quad.core.margins import ACTIVATION, HEADROOM, LORA_MID, NO_MARGIN, SLOT_B, Margin, widen
 
 
 def test_the_table_is_the_one_that_bundles_are_built_with() -> None:
     assert (ACTIVATION.factor, ACTIVATION.half.factor) == (2.0, 1.5)
+    assert HEADROOM.factor == 4.0
     assert {bits: margin.factor for bits, margin in LORA_MID.items()} == {16: 8.0, 8: 4.0}
     assert {bits: margin.factor for bits, margin in SLOT_B.items()} == {16: 2.05, 8: 1.0}
 

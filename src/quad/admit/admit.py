@@ -21,7 +21,7 @@ from quad.admit.report import adapter_quality, checks, task_notes, word_notes
 from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
 from quad.admit.trial import StoredCalls, Trial, refuse_unlike
-from quad.admit.weights import LEAST_WEIGHT, TriedWeights, long_mids, shrunk, try_weights
+from quad.admit.weights import TriedWeights, long_mids, shrunk, try_weights
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.manifest import AdapterManifest, AdapterQuality, TaskSpec
 from quad.core.padding import trim
@@ -234,7 +234,7 @@ def _try(admission: Admission, fitted: Fitted, aligned: AlignedAdapter) -> _Trie
         weights = try_weights(name, calls, trial, aligned.buffers)
     if UNET in fitted.components and (weights is None or weights.most is None or trial.effect == 0.0):
         try:
-            tried = "" if weights is None else f"too many do at weight {LEAST_WEIGHT:g} as well, "
+            tried = "" if weights is None else weights.at_the_least
             refuse_unlike(name, trial, bundle.name, tried)
         except CompatibilityError as error:
             _log.info("refused on stored calls: %s", error)

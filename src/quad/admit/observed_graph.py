@@ -25,7 +25,8 @@ NUMBERS = ("lost", "all", "min", "max")  # of one site: energy that its range cu
 # Message -> field -> (number, type; a capital is another message here, * is repeated).
 _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "Model": {"graph": (7, "Graph")},
-    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "output": (12, "*ValueInfo")},
+    "Graph": {"node": (1, "*Node"), "initializer": (5, "*Tensor"), "output": (12, "*ValueInfo"),
+              "value_info": (13, "*ValueInfo")},
     "Node": {
         "input": (1, "*string"), "output": (2, "*string"), "name": (3, "string"), "op_type": (4, "string"), "attribute": (5, "*Attribute"),
         "domain": (7, "string"),
@@ -40,6 +41,8 @@ _MESSAGES: Mapping[str, Mapping[str, tuple[int, str]]] = {
     "Dimension": {},
 }  # fmt: skip
 _FLOAT, _INT_ATTRIBUTE = 1, 2
+_MOVES = ("Transpose", "Pad", "Slice", "Split", "Concat", "Reshape", "Squeeze", "Unsqueeze")  # of integers before a kernel
+_PADDED_WITH = 2  # which input of Pad
 _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2"}  # of a scale and of zero points, by ONNX's numbers
 
 
@@ -75,6 +78,69 @@ def observed_graph(data: bytes) -> tuple[bytes, dict[str, Range]]:
     del graph.node[:]  # what was taken out of it stays a message
     graph.node.extend(nodes)
     return model.SerializeToString(), ranges
+
+
+def float_activations(data: bytes) -> bytes | None:
+    """The graph without the rounding and clipping of its activations: who read a rounded one reads it as it was, integer kernels too.
+
+    Weights stay as they are. The nodes stand in the order of `observed_graph`.
+
+    Args:
+        data: an ONNX file's bytes.
+
+    Returns:
+        The new file's bytes; None where something else reads an activation's integers.
+
+    Raises:
+        BackendError: it is no ONNX graph.
+    """
+    model = _parse(data)
+    graph, constants = model.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    answers = {output.name for output in graph.output}
+    integers, floats, nodes = set[str](), dict[str, str](), []  # activations as integers, and who is read in place of whom
+    for node in _late(graph.node):
+        of_integers = [name in integers for name in node.input]
+        node.input[:] = [floats.get(name, name) for name in node.input]
+        if node.op_type == "QuantizeLinear" and quantized_tensor(node.name) is not None and _is_scalar(constants.get(node.input[1])):
+            integers.add(node.output[0])
+            floats[node.output[0]] = node.input[0]
+        elif not any(of_integers):
+            nodes.append(node)
+        elif node.op_type == "DequantizeLinear" and node.output[0] not in answers:
+            floats[node.output[0]] = node.input[0]
+        elif node.op_type in _MOVES:
+            integers.update(node.output)
+            if node.op_type == "Pad" and len(node.input) > _PADDED_WITH:
+                node.input[_PADDED_WITH] = ""  # zero, which is what its zero point means
+            nodes.append(node)
+        elif node.op_type == "MatMulIntegerToFloat":
+            nodes += _float_product(node, computed=of_integers[1])
+        else:
+            return None
+    del graph.node[:]
+    graph.node.extend(nodes)
+    typed = [value for value in graph.value_info if value.name not in integers]  # what is moved is no integer any more
+    del graph.value_info[:]
+    graph.value_info.extend(typed)
+    changed: bytes = model.SerializeToString()
+    return changed
+
+
+def _float_product(node: Any, *, computed: bool) -> Iterator[Any]:
+    """ONNX Runtime's `MatMulIntegerToFloat(x, W, x's scale, W's scale, x's zero, W's zero, bias)` of an x that is no integer.
+
+    Args:
+        computed: W is an activation too.
+    """
+    given: list[str] = [*node.input]
+    x, weight, _, scale, _, zero, bias = given + [""] * (7 - len(given))
+    weights, product = (f"{node.output[0]}/{part}" for part in ("weights", "product"))
+    if not computed:
+        dequantize = _message("Node")(op_type="DequantizeLinear", input=[weight, scale, *([zero] if zero else [])], output=[weights])
+        yield from _wait_for(x, dequantize)
+    yield _message("Node")(op_type="MatMul", input=[x, weight if computed else weights], output=[product if bias else node.output[0]])
+    if bias:
+        yield _message("Node")(op_type="Add", input=[product, bias], output=[node.output[0]])
 
 
 def _late(nodes: Sequence[Any]) -> Iterator[Any]:

@@ -17,7 +17,7 @@ from typing import Any, final
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.admit.observed_graph import NUMBERS, Range, observed_graph
+from quad.admit.observed_graph import NUMBERS, Range, float_activations, observed_graph
 from quad.core.component_call import Inputs
 from quad.core.errors import BackendError, lack_of, mismatch
 from quad.runtime.engines.engine import first_line
@@ -88,6 +88,28 @@ class ObservedGraph:
         return {name: _use(name, values[:, i], limits) for i, (name, limits) in enumerate(self.ranges.items())}
 
 
+def unrounded_outputs(model_file: Path, calls: Sequence[tuple[Buffers, Inputs]], at_once: int = 1) -> list[NDArray[Any]] | None:
+    """Answers of the bundle's U-Net with activations left as floats, neither rounded nor clipped: what an adapter changes in these is what
+    its weights say.
+
+    Args:
+        model_file: of a graph whose sites can be read; it is loaded for these calls alone.
+        calls: each with all slot inputs of the graph, of one adapter.
+        at_once: how many calls run at once, each on one thread.
+
+    Returns:
+        None where the graph's activations cannot be left so.
+
+    Raises:
+        BackendError: the graph cannot be loaded so.
+    """
+    if (data := float_activations(model_file.read_bytes())) is None:
+        return None
+    session = _load(data, model_file)
+    with ThreadPoolExecutor(at_once) as pool:
+        return list(pool.map(lambda call: np.asarray(session.run(None, {**call[1], **call[0]})[0]), calls))
+
+
 def _load(data: bytes, model_file: Path) -> Any:
     """As written, so that every site is there, and in that order: the library's own has everything wait for the last output."""
     import onnxruntime as ort
@@ -102,7 +124,7 @@ def _load(data: bytes, model_file: Path) -> Any:
     options.enable_cpu_mem_arena = True
     options.enable_mem_pattern = options.enable_mem_reuse = False
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(model_file.parent.absolute()))
-    where = "the bundle's U-Net with its ranges read"
+    where = "the bundle's U-Net with its activations read"
     try:
         return ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library's errors have no common root but this

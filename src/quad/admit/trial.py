@@ -18,7 +18,7 @@ from quad.admit.sites import SiteUse
 from quad.admit.slots import UnfitError, listed
 from quad.admit.unet_forms import UnetForms
 from quad.core.component_call import Inputs
-from quad.core.decibels import relative_error
+from quad.core.decibels import EffectEnergy, relative_error
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import Golden
 from quad.runtime.adapters.buffers import Buffers, ZeroBuffers
@@ -127,6 +127,20 @@ class StoredCalls:
     def uses(self, buffers: Buffers, probe: int) -> Uses:
         """How activations use their ranges on one stored call."""
         return self._forms.uses(buffers, [self._probes[probe]])
+
+    def effects(self, adapters: Mapping[float, Buffers], probe: int) -> dict[float, EffectEnergy]:
+        """How right the effects of several adapters come out on one stored call: by the engine, against activations left as floats.
+
+        What rounding and ranges take from them is in it; what the weights' own rounding does is not. Empty where this cannot be measured.
+        """
+        call = self._probes[probe]
+        asked = [(lambda each=each: each, call) for each in (self.zeros, *adapters.values())]
+        if (true := self._forms.unrounded(asked)) is None:
+            return {}
+        run = self._forms.outputs(asked)
+        return {
+            key: EffectEnergy.of(exact - true[0], rounded - run[0]) for key, exact, rounded in zip(adapters, true[1:], run[1:], strict=True)
+        }
 
     def base_uses(self, probe: int) -> Uses:
         """The same of the base."""

@@ -1,4 +1,4 @@
-"""The bundle's U-Net in the two forms that an admission runs: as its engine runs it, and with its activations read."""
+"""The bundle's U-Net in the forms that an admission runs: as its engine runs it, with its activations read, with them left as floats."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, final
 
 from numpy.typing import NDArray
 
-from quad.admit.sites import ObservedGraph, SiteUse
+from quad.admit.sites import ObservedGraph, SiteUse, unrounded_outputs
 from quad.core.component_call import Inputs
 from quad.core.memory import release_memory
 from quad.core.slots import UNET
@@ -24,7 +24,7 @@ Adapter = Callable[[], Buffers]  # gives its buffers, padded
 
 @final
 class UnetForms:
-    """Both forms, of which one is in memory at a time.
+    """These forms, of which one is in memory at a time.
 
     Several calls run at once. Each of them has one thread, so that what comes out does not depend on how many there are.
     """
@@ -64,6 +64,15 @@ class UnetForms:
     def uses(self, buffers: Buffers, calls: Sequence[Inputs]) -> Mapping[str, SiteUse]:
         """Site -> how it uses its range over the calls."""
         return self._graph.uses(calls, unet_buffers(self._bundle, buffers), self._at_once)
+
+    def unrounded(self, calls: Sequence[tuple[Adapter, Inputs]]) -> list[NDArray[Any]] | None:
+        """Answers to calls with activations left as floats; None where they cannot be."""
+        self._sessions.clear()
+        self._observed = None
+        release_memory()
+        with self._bundle.graph_to_load(UNET) as file:
+            bound = [(unet_buffers(self._bundle, adapter()), call) for adapter, call in calls]
+            return unrounded_outputs(file, bound, self._at_once)
 
     def _loaded(self, count: int) -> list[Session]:
         if self._observed is not None:

@@ -7,12 +7,14 @@ range: then rows of A shrink and their scales grow. And the network's own activa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 
 from quad.admit.trial import MOST_LOST, StoredCalls, Trial, Uses
+from quad.core.decibels import EffectEnergy
 from quad.core.padding import scale_vectors, slot_scales
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import lora_mid_name
@@ -21,20 +23,45 @@ from quad.runtime.adapters.weighted_sum import mix_adapters
 
 MOST_WEIGHT, LEAST_WEIGHT = 4.0, 0.5
 _STEPS_DOWN = (MOST_WEIGHT, 2.0)  # tried beside 1, the largest first; what it takes, smaller ones take too
+_TRIED = (LEAST_WEIGHT, 1.0, *reversed(_STEPS_DOWN))
 _REACH = 0.8  # how far `A x` goes, in ranges, where it went beyond the end
+# Where activations are cut off, the effect itself decides. Toyland's later adapters at mixed:80: what costs one activation 12 % of its
+# energy leaves the effect 1.000 of what it should be.
+GAIN_WITHIN, LEAST_EFFECT_DB = 0.02, 20.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class WeightUse:
-    """Activations with the adapter at one weight.
+    """Activations with the adapter at one weight, and its effect where they are cut off.
 
     Args:
         lost: largest share of an activation's energy that its range cuts off beyond what it does with others.
         clipped: how many lose too much.
+        gain, effect_db: of the effect on the call that the adapter changes most, against the same graph with its activations as floats;
+            None where none is clipped, and where it cannot be measured.
     """
 
     lost: float
     clipped: int
+    gain: float | None = None
+    effect_db: float | None = None
+
+    @property
+    def right(self) -> bool:
+        """Nothing to speak of is cut off, or the effect comes through all the same."""
+        if self.gain is None or self.effect_db is None:
+            return not self.clipped
+        return abs(self.gain - 1.0) <= GAIN_WITHIN and self.effect_db >= LEAST_EFFECT_DB
+
+    @property
+    def effect(self) -> str:
+        """For people; empty where it was not measured."""
+        return "" if self.gain is None else f"{self.gain:.3f} of what it should be, {self.effect_db:.1f} dB"
+
+    def to_json(self) -> dict[str, Any]:
+        """All that was measured."""
+        measured = {} if self.gain is None else {"gain": self.gain, "effect_db": self.effect_db}
+        return {"lost": self.lost, "clipped": self.clipped, **measured}
 
 
 @dataclass(frozen=True)
@@ -45,17 +72,26 @@ class TriedWeights:
 
     @property
     def most(self) -> float | None:
-        """The largest that loses nothing to speak of; None where each of them does."""
-        return max((weight for weight, use in self.uses.items() if not use.clipped), default=None)
+        """The largest with which the adapter is right; None where it is with none of them."""
+        return max((weight for weight, use in self.uses.items() if use.right), default=None)
+
+    @property
+    def at_the_least(self) -> str:
+        """For a refusal: the smallest weight is not right either; empty where it was not tried."""
+        if (use := self.uses.get(LEAST_WEIGHT)) is None:
+            return ""
+        effect = f"its effect is {use.effect}" if use.effect else f"{use.clipped} do"
+        return f"at weight {LEAST_WEIGHT:g} {effect}; "
 
     def to_json(self) -> dict[str, Any]:
-        """Weight -> `lost` and `clipped`, in order."""
-        return {f"{weight:g}": {"lost": use.lost, "clipped": use.clipped} for weight, use in sorted(self.uses.items())}
+        """Weight -> `lost` and `clipped`, and where an activation is, `gain` and `effect_db`; in order."""
+        return {f"{weight:g}": use.to_json() for weight, use in sorted(self.uses.items())}
 
     def __str__(self) -> str:
         """For people."""
         lost = ", ".join(f"{use.lost:.2%} at {weight:g}" for weight, use in sorted(self.uses.items()))
-        return f"activations lose at most {lost} of their energy"
+        effects = [f"at {weight:g} {use.effect}" for weight, use in sorted(self.uses.items()) if use.effect]
+        return f"activations lose at most {lost} of their energy" + (f"; the effect is {', '.join(effects)}" if effects else "")
 
 
 def long_mids(uses: Uses, slots: SlotTable) -> dict[str, float]:
@@ -86,7 +122,7 @@ def shrunk(buffers: Buffers, reaches: Mapping[str, float], zeros: ZeroBuffers) -
 
 
 def try_weights(name: str, calls: StoredCalls, trial: Trial, buffers: Buffers) -> TriedWeights:
-    """Find the largest weight that the network's activations take: with 1, which was tried on all calls, and on the loudest with others.
+    """Find the largest weight with which the adapter is right: 1 was tried on all calls, others are on the loudest.
 
     Args:
         trial: with weight 1; of a graph whose activations can be looked into.
@@ -96,19 +132,30 @@ def try_weights(name: str, calls: StoredCalls, trial: Trial, buffers: Buffers) -
     if trial.before is trial.sites:  # it loses nothing, and nobody was asked what others do
         others = {}
 
-    def use_at(weight: float) -> WeightUse:
-        mixed, _ = mix_adapters({name: buffers}, {name: weight}, slots, calls.zeros)
-        return _use(calls.uses(mixed, trial.loudest), lambda site: max(others.get(site, 0.0), calls.base_uses(trial.loudest)[site].lost))
+    @cache
+    def at_weight(weight: float) -> Buffers:
+        return mix_adapters({name: buffers}, {name: weight}, slots, calls.zeros)[0]
 
-    first = _use(trial.sites, lambda site: trial.before[site].lost)
-    uses = {1.0: first}
-    for weight in _STEPS_DOWN if not first.clipped else (LEAST_WEIGHT,):
+    @cache
+    def effects() -> Mapping[float, EffectEnergy]:
+        return calls.effects({weight: at_weight(weight) for weight in _TRIED}, trial.loudest)
+
+    def with_effect(weight: float, use: WeightUse) -> WeightUse:
+        energy = effects().get(weight) if use.clipped else None
+        return use if energy is None or energy.true == 0.0 else replace(use, gain=energy.gain, effect_db=energy.sqnr_db())
+
+    def use_at(weight: float) -> WeightUse:
+        uses = calls.uses(at_weight(weight), trial.loudest)
+        return with_effect(weight, _use(uses, lambda site: max(others.get(site, 0.0), calls.base_uses(trial.loudest)[site].lost)))
+
+    uses = {1.0: with_effect(1.0, _use(trial.sites, lambda site: trial.before[site].lost))}
+    for weight in _STEPS_DOWN if uses[1.0].right else (LEAST_WEIGHT,):
         uses[weight] = use_at(weight)
-        if not uses[weight].clipped:
+        if uses[weight].right:
             break
     return TriedWeights(uses)
 
 
 def _use(uses: Uses, others: Callable[[str], float]) -> WeightUse:
     lost = [max(0.0, use.lost - others(site)) if use.lost else 0.0 for site, use in uses.items()]
-    return WeightUse(max(lost, default=0.0), sum(share > MOST_LOST for share in lost))
+    return WeightUse(lost=max(lost, default=0.0), clipped=sum(share > MOST_LOST for share in lost))

@@ -26,7 +26,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, signed_rules, with_wider_mid
+from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, signed_rules, with_headroom, with_wider_mid
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probes
@@ -173,8 +173,12 @@ def _with_sites_of(
 
 
 def _with_rules(options: UnifyOptions, rules: tuple[Rule, ...], request: BuildRequest, slots: SlotTable) -> UnifyOptions:
-    rules = with_wider_mid(request.quality.mid_widening, rules) if slots.normalised else rules
-    return replace(options, rules=signed_rules(rules) if load_target(request.target).signed else rules)
+    target = load_target(request.target)
+    if slots.normalised:
+        rules = with_wider_mid(request.quality.mid_widening, rules)
+        # Where every edge is an integer, those between these sites have no headroom either.
+        rules = rules if target.integers_only else with_headroom(rules)
+    return replace(options, rules=signed_rules(rules) if target.signed else rules)
 
 
 def _pooled(model: SlottedModel, statistics: Statistics, slots: SlotTable, options: UnifyOptions) -> Profile:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Literal
 
-from quad.core.margins import LORA_MID, NO_MARGIN, Margin
+from quad.core.margins import HEADROOM, LORA_MID, NO_MARGIN, Margin
 from quad.core.tensor_names import (
     ATTENTION_ROLES,
     Role,
@@ -65,6 +65,8 @@ _BYTE = 8
 # A token's row is read, never multiplied: one range for all rows at 16 bits is nearly exact, and half of what floats take.
 _TOKEN_TABLES = (weight_name("*token_embedding"), weight_name("*shared"))  # CLIP's and T5's
 
+_ANY_ACTIVATION = Rule(component="*", name="*", bits=16, shape="asymmetric")
+
 RULES: tuple[Rule, ...] = (
     *(Rule(component="text_encoder", name=name, bits=16, shape="asymmetric") for name in _TOKEN_TABLES),
     *(Rule(component=component, name=name, bits=16, shape="channel") for component, name in _FINE_WEIGHTS),
@@ -72,7 +74,7 @@ RULES: tuple[Rule, ...] = (
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (docs/targets.md); 1 itself becomes 65535/65536.
     Rule(component="*", name=str(TensorName("*", Role.PROBABILITY)), bits=16, shape="asymmetric", fixed=(0.0, 65535.0 / 65536.0)),
     Rule(component="*", name=lora_mid_name("*"), bits=16, shape="asymmetric", margin=LORA_MID[16]),
-    Rule(component="*", name="*", bits=16, shape="asymmetric"),
+    _ANY_ACTIVATION,
 )
 
 # Mixed precision (docs/method.md section 5, step 7) is for the network that runs at every step; the other three run once a picture.
@@ -93,6 +95,9 @@ KEEP_16_BITS = (
 
 # What cross-attention reads of the text.
 TEXT_SITES = tuple(input_name(f"*.attn2.{layer}") for layer in ("to_k", "to_v"))
+
+# Values of an attention that are an adapter's as much as the base's: they grow with its strength.
+_ATTENTION_SITES = (*(name for name in attention_names("*") if role_of(name) is not Role.PROBABILITY), input_name("*.to_out.0"))
 
 
 def reads_text(name: str) -> bool:
@@ -144,6 +149,12 @@ def with_wider_mid(factor: float, rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
         return replace(rule, margin=margin) if rule.margin in LORA_MID.values() else rule
 
     return tuple(map(wider, rules))
+
+
+def with_headroom(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules with room in what an attention of the U-Net computes from its slots' outputs at 16 bits: q, k, v, and their product."""
+    roomy = [replace(_ANY_ACTIVATION, component=MIXED_COMPONENT, name=name, margin=HEADROOM) for name in _ATTENTION_SITES]
+    return tuple(each for rule in rules for each in ((*roomy, rule) if rule == _ANY_ACTIVATION else (rule,)))
 
 
 def signed_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
