@@ -6,7 +6,7 @@
 Weights are random: times and sizes are those of the real model, pictures are none. The sides of a group take turns (A B C, C B A, ...),
 each in a process of its own, and ratios are medians over turns, so that a machine whose speed drifts does not decide. The group `speed`
 compares our graph with the float graph as its user would run it, in bf16 where engine and processor have it; the group `cost` compares
-one graph for all with a merged one. Operands of attention go to 8 bits in the order of the network, for random weights have no ranking.
+one graph for all with a merged one. All operands of attention go to 8 bits, the most that a ranking can give: random weights have none.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeVar
@@ -29,6 +28,7 @@ from quad.core.memory import peak_ram_bytes, reset_peak
 from quad.core.precision import eight_bit_percent
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
+from quad.core.tensor_names import ATTENTION_ROLES, role_of
 from quad.lora.fit.integers import integer_slots
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, LowRank
@@ -37,7 +37,7 @@ from quad.model.slots.network import SlottedNetwork, slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.mixed_precision import eight_bit_sites
 from quad.quantize.encodings.ranges import RangeOptions
-from quad.quantize.encodings.rules import turn_of, with_eight_bit
+from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
@@ -60,6 +60,11 @@ class Shape:
     rank: int
     precision: str
     lora_bits: int
+
+
+def _turn(name: str) -> tuple[bool, bool]:
+    """Ordinary sites, attention's operands, all others: random weights have no damage to rank by, so all of attention goes to 8 bits."""
+    return keeps_16_bits(name), role_of(name) not in ATTENTION_ROLES
 
 
 def graph_file(cache: Path, kind: str, side: str) -> Path:
@@ -173,7 +178,7 @@ class _Built:
             return output
 
         statistics = observe({COMPONENT: network}, [Feed("noise", run)])
-        names = sorted(statistics.sites[COMPONENT], key=partial(turn_of, products=True))
+        names = sorted(statistics.sites[COMPONENT], key=_turn)
         chosen = eight_bit_sites(names, eight_bit_percent(self.shape.precision) or 0.0)
         options = UnifyOptions(
             lora_bits=self.shape.lora_bits, ranges=RangeOptions(method="minmax"), rules=with_eight_bit(chosen, products=True)

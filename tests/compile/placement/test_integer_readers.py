@@ -29,7 +29,7 @@ from quad.model.slots.layers import weights_of
 from quad.model.slots.network import slot_network
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.simulate import simulated
-from quad.quantize.encodings.rules import turn_of, with_eight_bit
+from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.engine import SwitchSession, open_engine
@@ -71,11 +71,15 @@ def case(tiny: Any) -> Case:
     other = replace(tiny, network=network, table=floats)
     feeds = [Feed(one.name, partial(other.torch_output, slot_inputs(one, floats))) for one in tiny.adapters]
     statistics = observe({"unet": network}, feeds)
-    chosen = [name for name in sorted(statistics.sites["unet"]) if turn_of(name, products=True) < 2 and name != FLOAT_OPERAND]
+    chosen = [name for name in sorted(statistics.sites["unet"]) if is_ordinary_or_operand(name) and name != FLOAT_OPERAND]
     rules = with_eight_bit(chosen, products=True)
     profile = unify(statistics, {"unet": weights_of(network)}, table, tiny.adapters, UnifyOptions(rules=rules))
     integers = [quantize_adapter(one, table, profile) for one in (*tiny.adapters, None)]
     return Case(other, network, export_graph(network, unet_spec(tiny.base, floats)), table, profile, integers)
+
+
+def is_ordinary_or_operand(name: str) -> bool:
+    return not keeps_16_bits(name) or name.endswith((".q", ".k", ".p", ".v"))
 
 
 def placed(case: Case, target: Target) -> ir.Model:

@@ -114,13 +114,11 @@ def turn_of(name: str, *, products: bool = False) -> int:
     """The turn in which a site goes to 8 bits, 0 first.
 
     Args:
-        products: the target multiplies attention's operands as integers, and leaves A x in float: attention comes next to the ordinary
-            sites, A x then, and the first and last layers at the end.
+        products: the target multiplies attention's operands as integers: they and A x come before the first and last layers.
     """
     if not (products and keeps_16_bits(name)):
         return int(keeps_16_bits(name))
-    role = role_of(name)
-    return 1 if role in ATTENTION_ROLES else 2 if role is Role.LORA_MID else 3
+    return 1 if role_of(name) in (*ATTENTION_ROLES, Role.LORA_MID) else 2
 
 
 def product_of(name: str) -> str:
