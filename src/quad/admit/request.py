@@ -12,6 +12,7 @@ import msgspec
 
 from quad.admit.slots import SlotFit, worst
 from quad.core.component_call import BASE_SOURCE
+from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.sampling import AdapterDefaults
@@ -46,6 +47,7 @@ class AdaptRequest:
         min_energy: an adapter that keeps less of an update where it is converted or cut is refused.
         allow_unused_keys: pass over LoRA keys that match nothing.
         defaults: how the adapter is meant to be run, as far as it is known.
+        device: that torch computes on, one of `quad.core.device.DEVICES`; read with `base` alone.
         engine: what runs the bundle's U-Net; `auto` takes its first that is installed.
         at_once: how many stored calls run at once, each on one thread; the pack does not depend on it.
     """
@@ -65,6 +67,7 @@ class AdaptRequest:
     min_energy: float = MIN_ENERGY
     allow_unused_keys: bool = False
     defaults: AdapterDefaults = field(default_factory=AdapterDefaults)
+    device: str = CPU
     engine: str = "auto"
     at_once: int = field(default_factory=lambda: min(MOST_AT_ONCE, default_threads()))
 
@@ -87,7 +90,14 @@ class AdaptRequest:
             raise UsageError(mismatch("-o", "a file outside of the bundle, which is frozen", self.output, "choose another place"))
         if real_path(self.output) == real_path(self.adapter):
             raise UsageError(mismatch("-o", "another file than the LoRA itself", self.output, "choose another place"))
-        for option, value in (("--distill-steps", self.distill_steps), ("--prompt", tuple(self.prompts) or None), ("--vae", self.vae)):
+        device = None if self.device == CPU else self.device
+        learning = (
+            ("--distill-steps", self.distill_steps),
+            ("--prompt", tuple(self.prompts) or None),
+            ("--vae", self.vae),
+            ("--device", device),
+        )
+        for option, value in learning:
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
         check_defaults("NAME=PATH", self.defaults)

@@ -31,4 +31,4 @@ def adapt(request: AdaptRequest, progress: Progress = silent) -> AdaptResult:
         expected, remedy = "the build extra, which opens models", "install it: pip install 'quad[build]'; or leave the base out"
         raise UnsupportedError(mismatch("quad adapt with a base", expected, f"no module {error.name}", remedy)) from error
     with fixed_threads():
-        return admit(request, progress, lambda bundle: OpenedBase(open_base(bundle, directory, request.vae)))
+        return admit(request, progress, lambda bundle: OpenedBase(open_base(bundle, directory, request.vae), request.device))

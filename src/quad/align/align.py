@@ -12,12 +12,14 @@ from quad.admit.slots import Fitted, with_gains
 from quad.align.with_base import BaseNetworks, calls_in, measure_fidelity, samples_for
 from quad.build.align_adapters import quality_of
 from quad.build.calls.call_recorder import spread
+from quad.core.device import CPU
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.manifest import TaskSpec
 from quad.core.slots import UNET
 from quad.lora.read import FloatAdapter, RankLimits
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base
+from quad.model.device import open_device
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
@@ -33,9 +35,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class OpenedBase:
-    """The base model, opened for one bundle; a `quad.admit.aligned.BaseModel`."""
+    """The base model, opened for one bundle; a `quad.admit.aligned.BaseModel`.
+
+    Args:
+        device: that its networks compute on, once the adapter was read for them.
+    """
 
     model: Base
+    device: str = CPU
 
     def read(self, request: AdaptRequest, limits: RankLimits) -> FloatAdapter:
         """See `BaseModel.read`."""
@@ -45,6 +52,8 @@ class OpenedBase:
     def align(self, admission: Admission, adapter: FloatAdapter, fitted: Fitted) -> AlignedAdapter:
         """See `BaseModel.align`: what was trained is kept where it is nearer on the bundle's own graph."""
         request, bundle = admission.request, admission.bundle
+        for module in (self.model.unet, self.model.text_encoder, self.model.vae):
+            module.to(open_device(self.device))
         task, spec = _measured_task(admission, self.model)
         networks = BaseNetworks.of(bundle, self.model, {task: spec}, with_gains(adapter, bundle.profile))
         probes = networks.probes(samples_for(request, task, spec))

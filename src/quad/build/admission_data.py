@@ -47,7 +47,7 @@ class Corrections:
         """Biases and weights that are the student's own; two networks of shared weights otherwise."""
         before, layers = layers_of(teacher), layers_of(student)
         biases = {
-            bias_name(path): layer.bias.detach().float().numpy()
+            bias_name(path): layer.bias.detach().float().cpu().numpy()
             for path, layer in layers.items()
             if layer.bias is not None and layer.bias is not before[path].bias
         }

@@ -20,11 +20,14 @@ from quad.build.result import BuildResult, SlotRoom
 from quad.build.resume.cache import build_lock, clear_cache
 from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
+from quad.core.device import CPU
 from quad.core.errors import BackendError, QuadError
 from quad.core.precision import eight_bit_percent
 from quad.core.processes import is_main
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.storage.directories import require_replaceable
+from quad.model.device import HERE, open_device
+from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.processes.dealt import shared
 
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
@@ -53,9 +56,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     backend.require(request.model)
     for directory in request.directories:
         require_replaceable(directory.path, directory.marker, directory.option)
-    request = request.with_files_defaults()
+    request = replace(request.with_files_defaults(), device=str(open_device(request.device)))
     clock = StageClock(STAGES, progress if is_main() else silent)
-    with build_lock(request), fixed_threads(request.threads):
+    with build_lock(request), fixed_threads(request.threads), one_lane(request.device != CPU):
         try:
             return _build(request, backend, clock, start)
         except QuadError as error:
@@ -75,6 +78,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         aligned = align_adapters(request, model, teacher, profile, clock.within("align"))
     stages = BuildStages(model=model, profile=profile, adapters=aligned.packed, stored=stored_files(request, model, teacher))
     del teacher  # it holds the weights as they were before they were rounded
+    for network in model.networks.values():
+        network.to(HERE)  # graphs are exported there
     bundle = shared(lambda: make_bundle(request, backend, stages, clock), WRITTEN)
     clear_cache(request)
     clock.done()

@@ -18,11 +18,16 @@ from quad.runtime.fixed_threads import fixed_threads as fixed_numpy_threads
 
 @contextmanager
 def fixed_threads(threads: int = 1) -> Iterator[None]:
-    """While the block runs, torch, NumPy and SciPy deal a sum to so many threads; then to as many as before."""
-    before = torch.get_num_threads()
+    """While the block runs, torch, NumPy and SciPy deal a sum to so many threads; then to as many as before.
+
+    A GPU multiplies whole float32 numbers meanwhile, in convolutions too: torch lets those drop 13 bits (TF32).
+    """
+    before, tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     with fixed_numpy_threads(threads):
         torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = False
         try:
             yield
         finally:
             torch.set_num_threads(before)
+            torch.backends.cudnn.allow_tf32 = tf32

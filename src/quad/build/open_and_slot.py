@@ -104,6 +104,8 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
         base = _base(request)
     with clock("lora"):
         adapters = _read_adapters(request, base)
+        for module in (base.unet, base.text_encoder, base.vae):
+            module.to(request.device)  # before anything shares their weights
     sources = _of_built_tasks(request, base, adapters)
     del base  # it holds weights that equalization folds away
     with clock("slot"):

@@ -14,6 +14,7 @@ from quad.compile.backend import Backend, BackendRequest, OutputDirectory, open_
 from quad.compile.dump import CENSUS_FILE, OPTION
 from quad.compile.targets import check_options, load_target
 from quad.core.component_call import BASE_SOURCE
+from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
@@ -82,6 +83,7 @@ class BuildRequest:
         prompt_chunks: how many times 75 tokens of a prompt are read at most, for a CLIP text encoder of 77.
         vae: the autoencoder's file or directory, in place of the model's own.
         prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
+        device: that torch computes on: `cpu`, `cuda`, `mps`, or `auto` for an accelerator where there is one. The bundle depends on it.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -120,6 +122,7 @@ class BuildRequest:
     vae: Path | None = None
     prediction: str | None = None
     threads: int = 1
+    device: str = CPU
 
     @property
     def resolved_precision(self) -> str:

@@ -25,6 +25,7 @@ from quad.core.tensor_names import Role, bias_name, paths_with, weight_name
 from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import Layer, apply_weight, layers_of
 from quad.quantize.correct.rounding import compensated_integers
+from quad.quantize.correct.simulate import mark_lattice
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import InputGram, Key, gathering
 from quad.quantize.observe.side_by_side import side_by_side
@@ -58,8 +59,9 @@ def round_weights(model: SlottedModel, profile: Profile, *, correct_biases: bool
     for (component, path), result in rounded.items():
         layer, encoding = layers[component][path], profile.component(component)[weight_name(path)]
         apply_weight(layer, encoding.dequantize(result.integers))
+        mark_lattice(layer.weight, encoding)
         if correct_biases and layer.bias is not None:
-            layer.bias = nn.Parameter(layer.bias - torch.from_numpy(result.shift), requires_grad=False)
+            layer.bias = nn.Parameter(layer.bias - torch.from_numpy(result.shift).to(layer.bias.device), requires_grad=False)
     _log.info("weights of %d layers rounded with compensation", len(rounded))
 
 

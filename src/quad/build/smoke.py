@@ -24,6 +24,7 @@ from quad.core.profile import Profile
 from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
+from quad.model.device import device_of, moved
 from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.engines.engine import Session, open_engine
@@ -73,12 +74,15 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
     references = []
     for name, spec in specs.items():
         inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}
+        network, device = networks[spec.component], device_of(networks[spec.component])
         for adapter in (None, *adapters) if spec.slots else (None,):
-            slots = {key: torch.from_numpy(values) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
+            slots = (
+                {key: torch.from_numpy(values).to(device) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
+            )
             with torch.no_grad():
-                output = networks[spec.component](*spec.inputs.values(), **({} if slots is None else {"slots": slots}))
+                output = network(*moved(tuple(spec.inputs.values()), device), **({} if slots is None else {"slots": slots}))
             references.append(
-                ComponentCall(component=name, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.numpy())
+                ComponentCall(component=name, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.cpu().numpy())
             )
     return tuple(references)
 

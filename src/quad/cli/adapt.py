@@ -12,8 +12,9 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import stated_adapters
-from quad.cli.shared_options import BundleDir, EngineName, UnusedKeys, Vae, local_adapters, model_directory
+from quad.cli.shared_options import BundleDir, DeviceName, EngineName, UnusedKeys, Vae, local_adapters, model_directory
 from quad.cli.show import Json, result, size, stage_bar
+from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
 from quad.core.sampling import AdapterDefaults
 
@@ -59,6 +60,7 @@ def adapt(
     output: Output,
     base: BaseModel = None,
     vae: Vae = None,
+    device: DeviceName = CPU,
     task: Task = None,
     like: Like = None,
     prompt: Prompts = None,
@@ -79,7 +81,8 @@ def adapt(
         name, path = next(iter(local_adapters(stated.paths).items()))
         request = AdaptRequest(
             bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
-            allow_unused_keys=bool(allow_unused_keys), engine=engine, vae=vae, defaults=stated.defaults.get(name, AdapterDefaults()),
+            allow_unused_keys=bool(allow_unused_keys), engine=engine, vae=vae, device=device,
+            defaults=stated.defaults.get(name, AdapterDefaults()),
         )  # fmt: skip
         request = request if min_energy is None else replace(request, min_energy=min_energy)
         admitted = admit(request if base is None else _with_base(request, base), progress)

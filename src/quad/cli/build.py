@@ -131,6 +131,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Threads that one sum is dealt to; the bundle depends on it. More are faster for a large model alone.",
                      metavar="N", min=1, show_default="1, whatever the machine has"),
     ] = None  # fmt: skip
+    device: Annotated[
+        str | None,
+        typer.Option(help="What torch computes on; the bundle depends on it. auto takes an accelerator where there is one.",
+                     metavar="auto|cpu|cuda|mps", show_default="cpu"),
+    ] = None  # fmt: skip
 
     @property
     def stated(self) -> dict[str, Any]:

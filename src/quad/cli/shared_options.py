@@ -73,6 +73,10 @@ GuidanceInterval = Annotated[
         metavar="START:END", show_default="0:1",
     ),
 ]  # fmt: skip
+DeviceName = Annotated[
+    str,
+    typer.Option("--device", help="What torch computes on; auto takes an accelerator where there is one.", metavar="auto|cpu|cuda|mps"),
+]
 Mark = Annotated[bool, typer.Option("--mark", help="Say in the picture's XMP that a model made it.")]
 Sign = Annotated[
     Path | None,

@@ -17,6 +17,7 @@ from quad.core.ports import Sinusoid
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
 from quad.model.base.text.clip_pair import clip_encoders
+from quad.model.device import device_of, moved
 from quad.runtime.conditioning.denoising import layouts
 from quad.runtime.conditioning.size_conditions import SizeConditions, with_sizes
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -32,7 +33,8 @@ def component_specs(base: Base, networks: Mapping[str, nn.Module], table: SlotTa
     """
     text = text_spec(base, table)
     with torch.no_grad():
-        features: Tensor = networks["text_encoder"](*text.inputs.values())
+        encoder = networks["text_encoder"]
+        features: Tensor = encoder(*moved(tuple(text.inputs.values()), device_of(encoder))).cpu()
     states, whole = features.split([base.text.length, features.shape[1] - base.text.length], dim=1)
     padded = torch.cat([functional.pad(states, (0, 0, 0, base.text.context - base.text.length)), whole], dim=1)
     hidden = torch.from_numpy(with_sizes(base.text, padded.numpy(), SizeConditions().numbers(base.picture_size)))

@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from quad.build.fixed_threads import fixed_threads
+from quad.core.device import CPU
 from quad.core.errors import CompatibilityError, InputError, UsageError, mismatch
 from quad.core.progress import Progress
 from quad.core.storage.files import write_bytes
@@ -27,6 +28,7 @@ from quad.evaluate.page.tables import chapter, effect_gains, effect_table, gain_
 from quad.lora.file import find_lora, open_lora
 from quad.quantize.processes.dealt import json_codec, shared
 from quad.runtime.bundle import Bundle
+from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
 ZERO_PICTURES = 8  # samples a task whose pictures are made again with the zero adapter
@@ -46,6 +48,7 @@ class EvaluationRequest:
         engine: `auto`, or a name.
         float_type: of the U-Net's floats, see `QuadPipeline`.
         shortcuts: words of a call by which the bundle leaves work out, such as `guidance_interval`.
+        device: that the full-precision model computes on, one of `quad.core.device.DEVICES`.
     """
 
     bundle: Path
@@ -56,6 +59,7 @@ class EvaluationRequest:
     engine: str = "auto"
     float_type: str = "auto"
     shortcuts: Shortcuts = field(default_factory=dict)
+    device: str = CPU
 
     def check(self) -> None:
         """Refuse before anything is loaded.
@@ -149,10 +153,10 @@ def evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluatio
 
 def _evaluate_bundle(request: EvaluationRequest, progress: Progress) -> EvaluationResult:
     progress("open", 0.0)
-    pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine, float_type=request.float_type)
+    pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine, threads=ENGINE_THREADS, float_type=request.float_type)
     _check_slots(pipe.bundle)
     adapters = _adapters(request, pipe.bundle)
-    reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae)
+    reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae).on(request.device)
     model_digest = reference.digest_as(pipe.bundle.manifest.parents.get("base", "none"))
     check_parents(pipe.bundle, request.model, model_digest, adapters)
     _check_size(pipe.bundle, reference)

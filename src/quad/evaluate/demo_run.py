@@ -1,6 +1,6 @@
 """The demo itself: the shipped reference model becomes a bundle, all its tasks run from it, and a page shows what came out.
 
-build -> run both sides -> score -> laws -> bench (own process) -> report
+build (full precision's pictures beside it, in a process of their own) -> run, effects -> score -> laws -> bench (own process) -> report
 """
 
 from __future__ import annotations
@@ -16,25 +16,30 @@ import numpy as np
 from safetensors import safe_open
 
 from quad.build.build import build
+from quad.build.fixed_threads import fixed_threads
 from quad.build.request import BuildRequest
 from quad.core.progress import Progress
-from quad.core.storage.files import write_bytes
+from quad.core.storage.files import scratch_directory, write_bytes
 from quad.evaluate.bench.bench import BenchOptions
 from quad.evaluate.bench.process import measure
 from quad.evaluate.figures import laws
-from quad.evaluate.figures.effect import bundle_effects
+from quad.evaluate.figures.effect import Effect, bundle_effects
 from quad.evaluate.figures.evaluation import Evaluation
+from quad.evaluate.figures.full_pictures import Making, making
 from quad.evaluate.figures.laws import Laws
-from quad.evaluate.figures.quality import vae_figures
+from quad.evaluate.figures.quality import QualityFigure, vae_figures
 from quad.evaluate.figures.reference import Reference
-from quad.evaluate.figures.runs import evaluate_all, run_tasks
+from quad.evaluate.figures.runs import TaskRun, evaluate_all, run_tasks
 from quad.evaluate.page.output import save_pictures, write_json
 from quad.evaluate.page.report import render
 from quad.evaluate.page.summary import DemoResult, Fp16Bytes, make_report
+from quad.quantize.observe.side_by_side import side_by_side
+from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 
 FP16_BYTES = 2
+EFFECT_RUNS = 2  # held-out samples a task whose U-Net calls are compared
 PRECISION = "w8a16"  # what every target runs, and what the page's bars are of
 
 
@@ -93,22 +98,12 @@ def demo(paths: DemoPaths, n: int, show: Callable[[str, str, float], None]) -> D
         QuadError: as the parts raise; files written so far stay.
     """
     start = time.perf_counter()
-    built = build_bundle(paths, lambda step, share: show("build", step, share))
-    write_json(paths.out / "build.json", built)
-    reference, pipe = Reference(paths.model, dict(paths.adapters)), QuadPipeline.from_pretrained(paths.bundle)
-    runs = run_tasks(reference, pipe, n, lambda step, share: show("run", f"run: {step}", share))
-    for run in runs:
-        save_pictures(run, paths.out / "pictures" / run.task)
-    show("score", "adapter effect", 0.0)
-    effects = bundle_effects(pipe, reference, paths.model, paths.adapters)
-    evaluation = evaluate_all(runs, reference, pipe.engine, effects, lambda step, share: show("score", f"score: {step}", share))
-    vae = vae_figures(reference, {run.task: list(run.samples) for run in runs})
-    show("measure", "laws", 0.0)
-    checked = laws.Laws(
-        slotted=laws.slotted_error(paths.model, dict(paths.adapters), reference),
-        switching=laws.switching_is_exact(pipe),
-        runtime_import=laws.runtime_import(),
-    )
+    with scratch_directory() as scratch, making(paths.model, paths.adapters, n, scratch) as full:
+        built = build_bundle(paths, lambda step, share: show("build", step, share))
+        write_json(paths.out / "build.json", built)
+        with fixed_threads():  # networks so small compute less than a second thread waits
+            evaluated = _evaluated(paths, n, full, show)
+    runs, evaluation, checked, vae = evaluated.runs, evaluated.evaluation, evaluated.laws, evaluated.vae
     written = DemoEvaluation(**msgspec.structs.asdict(evaluation), laws=checked, vae={figure.name: figure.value for figure in vae})
     write_json(paths.out / "eval.json", msgspec.to_builtins(written))
     bench = measure(BenchOptions(path=paths.bundle), lambda step, share: show("measure", f"bench: {step}", 0.3 + 0.6 * share))
@@ -121,3 +116,41 @@ def demo(paths: DemoPaths, n: int, show: Callable[[str, str, float], None]) -> D
     write_bytes(paths.out / "report.html", render(make_report(measured)).encode())
     show("measure", "done", 1.0)
     return measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluated:
+    """Measurements of the bundle against full precision."""
+
+    runs: list[TaskRun]
+    evaluation: Evaluation
+    laws: Laws
+    vae: list[QualityFigure]
+
+
+def _evaluated(paths: DemoPaths, n: int, full: Making, show: Callable[[str, str, float], None]) -> _Evaluated:
+    """Pictures of both sides, and all that is measured on them and on single calls; what does not need each other runs at once."""
+    reference, pipe = Reference(paths.model, dict(paths.adapters)), QuadPipeline.from_pretrained(paths.bundle, threads=ENGINE_THREADS)
+    adapters = dict(paths.adapters)
+    runs: list[TaskRun] = []
+    effects: dict[str, Effect | None] = {}
+
+    def make_pictures() -> None:
+        made = full.wait(pipe.tasks)
+        runs.extend(run_tasks(reference, pipe, n, lambda step, share: show("run", f"run: {step}", share), made=made))
+        for run in runs:
+            save_pictures(run, paths.out / "pictures" / run.task)
+
+    def measure_effects() -> None:
+        effects.update(bundle_effects(pipe, Reference(paths.model, adapters), paths.model, adapters, EFFECT_RUNS))
+
+    side_by_side(lambda work: work(), (make_pictures, measure_effects))
+    evaluation = evaluate_all(runs, reference, pipe.engine, effects, lambda step, share: show("score", f"score: {step}", share))
+    vae = vae_figures(reference, {run.task: list(run.samples) for run in runs})
+    show("measure", "laws", 0.0)
+    checked = laws.Laws(
+        slotted=laws.slotted_error(paths.model, adapters, reference),
+        switching=laws.switching_is_exact(pipe),
+        runtime_import=laws.runtime_import(),
+    )
+    return _Evaluated(runs=runs, evaluation=evaluation, laws=checked, vae=vae)

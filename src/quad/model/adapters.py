@@ -23,7 +23,7 @@ def layout_of(network: nn.Module) -> NetworkLayout:
 
 def _weight(layer: nn.Linear | nn.Conv2d) -> Callable[[], NDArray[Any]] | None:
     """Fetches a layer's weight in double precision; None where it has a shape alone."""
-    return None if layer.weight.is_meta else lambda: layer.weight.detach().double().numpy()
+    return None if layer.weight.is_meta else lambda: layer.weight.detach().cpu().double().numpy()
 
 
 def read_adapter(

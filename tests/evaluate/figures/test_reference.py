@@ -7,11 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 
 from quad.core.errors import UsageError
 from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import Reference, SeedRows
+from quad.model import device as devices
+from tests.elsewhere import NAME, elsewhere
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +56,20 @@ def test_removal_keeps_what_is_far_from_the_mask(reference: Reference) -> None:
         rows, columns = np.nonzero(sample.mask)
         far[max(0, rows.min() - 4) : rows.max() + 5, max(0, columns.min() - 4) : columns.max() + 5] = False
         np.testing.assert_array_equal(picture[far], sample.image[far])
+
+
+def test_on_another_device_it_makes_the_same_pictures(
+    model_dir: Path, adapter_files: dict[str, Path], reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = picture_requests(held_out("transform", 2))
+    expected = reference.pictures("transform", jobs)
+    monkeypatch.setattr(devices, "accelerators", lambda: (NAME,))
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # whose tensors no other class may wrap
+    with elsewhere() as crossings:
+        there = Reference(model_dir, adapter_files).on(NAME)
+        assert np.abs(there.pictures("transform", jobs).astype(int) - expected).max() <= 1  # attention is in parts there
+    assert there.device == NAME
+    assert crossings["out"] > 0
 
 
 def test_an_unknown_task_lists_the_known(reference: Reference) -> None:

@@ -10,16 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.fit.integers import dequantize_adapter, quantize_adapter
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
+from quad.quantize.correct import simulate as simulation
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.correct.simulate import simulated
+from quad.quantize.correct.simulate import of_weights, simulated
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import Rule
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
+from tests.conftest import Spy
 
 
 def sqnr_db(found: Tensor, true: Tensor) -> float:
@@ -58,6 +61,30 @@ def test_without_encodings_it_is_the_float_network(tiny: Any) -> None:
     with simulated(tiny.network, empty, "unet"):
         inside = tiny.network(*tiny.inputs, {})
     assert torch.equal(inside, tiny.network(*tiny.inputs, {}))
+
+
+def test_weights_that_are_rounded_already_are_not_rounded_again(tiny: Any, spy: Spy) -> None:
+    with simulated(tiny.network, tiny.profile, "unet"):
+        alone = tiny.network(*tiny.inputs, {})
+    with simulated(tiny.network, of_weights(tiny.profile, "unet"), "unet"):
+        rounded = spy(simulation, "fake_quantize")
+        with simulated(tiny.network, tiny.profile, "unet"):
+            assert torch.equal(tiny.network(*tiny.inputs, {}), alone)
+        assert rounded == []
+        other = with_scales_doubled(tiny.profile)
+        with simulated(tiny.network, other, "unet"):
+            inside = tiny.network(*tiny.inputs, {})
+    with simulated(tiny.network, other, "unet"):  # from the float weights, not from those of the block around
+        assert torch.equal(tiny.network(*tiny.inputs, {}), inside)
+
+
+def with_scales_doubled(profile: Profile) -> Profile:
+    """The same with coarser weights."""
+    encodings = {
+        name: msgspec.structs.replace(encoding, scale=tuple(2 * scale for scale in encoding.scale))
+        for name, encoding in of_weights(profile, "unet").component("unet").items()
+    }
+    return msgspec.structs.replace(profile, encodings={"unet": {**profile.component("unet"), **encodings}})
 
 
 def test_gradients_reach_the_slots(tiny: Any) -> None:

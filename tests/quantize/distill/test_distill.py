@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -194,15 +193,15 @@ def test_nan_and_no_calls_are_one_line(pair: TeacherStudent, tiny: Tiny) -> None
 def test_gradients_of_pairs_add_up_to_those_of_single_calls(
     pair: TeacherStudent, tiny: Tiny, examples: tuple[TeacherCall, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    alone, options, adapter = SimpleNamespace(process_index=0, num_processes=1), replace(SHORT, lambda_=0.5), tiny.adapters[1]
+    options, adapter = replace(SHORT, lambda_=0.5), tiny.adapters[1]
     start = rescaled_inputs(adapter, pair.table, pair.profile)
     names = sorted(own_inputs(adapter, tiny.table))
     calls = [(call, call.without, example) for call, example in zip(examples[:3], examples[3:6], strict=True)]
     with simulated(pair.student, pair.profile, "unet"):
         student = Student(pair.student, encodings=pair.profile.component("unet"), start=start, names=names)
-        pairs = gradients.gradients(alone, student, calls, options)
+        pairs = gradients.gradients(student, calls, options)
         monkeypatch.setattr(gradients, "TOGETHER", 1)
-        single = gradients.gradients(alone, student, calls, options)
+        single = gradients.gradients(student, calls, options)
     assert (len(pairs), len(single)) == (2, 3)
     assert (pairs[0] - single[:2].sum(0)).norm() <= 1e-3 * single[:2].sum(0).norm()
     assert (pairs[1] - single[2]).norm() <= 1e-3 * single[2].norm()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,9 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import named_paths
-from quad.cli.shared_options import Adapters, Model, Samples, check_report_dir, local_adapters, model_directory
+from quad.cli.shared_options import Adapters, DeviceName, Model, Samples, check_report_dir, local_adapters, model_directory
 from quad.cli.show import Json, result, stage_bar
+from quad.core.device import CPU
 from quad.core.processes import speaks
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ def ablate(
     later: Later = None,
     rows: Rows = None,
     n: Samples = 16,
+    device: DeviceName = CPU,
     as_json: Json = False,
 ) -> None:
     """Build and measure one bundle for each choice."""
@@ -65,7 +68,7 @@ def ablate(
         from quad.evaluate.ablation.cross_table import cross
         from quad.evaluate.ablation.page import ablation_of, write_ablation
 
-        request = _request(model, adapters, later_files, place, names, n)
+        request = replace(_request(model, adapters, later_files, place, names, n), device=device)
         measured = measure(request, progress)
         cross_tables = cross(request, progress)
         if speaks():

@@ -13,6 +13,7 @@ from quad.cli.extras import check_build
 from quad.cli.options import named_paths
 from quad.cli.shared_options import (
     BundleDir,
+    DeviceName,
     EngineName,
     FloatType,
     GuidanceInterval,
@@ -23,6 +24,7 @@ from quad.cli.shared_options import (
     model_directory,
 )  # fmt: skip
 from quad.cli.show import Json, result, stage_bar
+from quad.core.device import CPU
 from quad.core.processes import speaks
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ def eval(
     engine: EngineName = "auto",
     float_type: FloatType = "auto",
     guidance_interval: GuidanceInterval = None,
+    device: DeviceName = CPU,
     as_json: Json = False,
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
@@ -78,6 +81,7 @@ def eval(
             adapters=files,
             n=n,
             engine=engine,
+            device=device,
             float_type=float_type,
             shortcuts=shortcuts,
         )

@@ -20,6 +20,7 @@ from quad.build.build import build
 from quad.build.calls.call_recorder import spread
 from quad.build.fixed_threads import fixed_threads
 from quad.build.request import BuildRequest
+from quad.core.device import CPU
 from quad.core.digests import digest
 from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.processes import is_main
@@ -66,6 +67,7 @@ class AblationRequest:
         out: the directory to write: `rows.json`, `pictures/`, `fp32/`, later `ablate.json` and `report.html`.
         n: held-out samples a task.
         later: name -> LoRA file of later adapters, for the rows that admit some.
+        device: that torch computes on, one of `quad.core.device.DEVICES`.
     """
 
     model: Path
@@ -75,6 +77,7 @@ class AblationRequest:
     n: int = 16
     target: str = "cpu"
     later: Mapping[str, Path] = field(default_factory=dict)
+    device: str = CPU
 
     @property
     def synthetic_dir(self) -> Path:
@@ -119,7 +122,7 @@ def ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]
 
 def _ablate(request: AblationRequest, progress: Progress) -> list[AblationResult]:
     progress("open", 0.0)
-    reference = ReferenceSide(request.model, adapters=request.adapters, n=request.n, cache=request.out / "fp32")
+    reference = ReferenceSide(request.model, adapters=request.adapters, n=request.n, cache=request.out / "fp32", device=request.device)
     stored = shared(lambda: _read_rows(request.out / ROWS_FILE), json_codec(dict[str, StoredRow]))
     later = _later(request, reference)
     tasks = _measured_tasks(request, reference)
@@ -216,7 +219,8 @@ def _resolved(row: AblationRow, measured: Mapping[str, AblationResult]) -> Ablat
 def _build_request(
     request: AblationRequest, row: AblationRow, adapters: Mapping[str, Path], output: Path, samples: Sequence[CalibrationSample]
 ) -> BuildRequest:
-    plain = BuildRequest(model=request.model, adapters=adapters, output=output, samples=samples, name="ablation", target=request.target)
+    places = BuildRequest(model=request.model, adapters=adapters, output=output, samples=samples)
+    plain = replace(places, name="ablation", target=request.target, device=request.device)
     return replace(plain, **{"precision": row.precision, **row.build}, quality=QualitySteps(**row.quality))
 
 

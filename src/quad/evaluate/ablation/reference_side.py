@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.device import CPU
 from quad.core.digests import digest
 from quad.core.manifest import TaskSpec
 from quad.core.storage.files import write_bytes
@@ -24,18 +25,19 @@ from quad.zoo.samples import TASKS
 class ReferenceSide:
     """The side that every row is compared with; pictures are kept in files, so that a run that was killed does not make them again."""
 
-    def __init__(self, model: Path, *, adapters: Mapping[str, Path], n: int, cache: Path) -> None:
+    def __init__(self, model: Path, *, adapters: Mapping[str, Path], n: int, cache: Path, device: str = CPU) -> None:
         """Open the model.
 
         Args:
             n: held-out samples a task.
             cache: directory for the pictures.
+            device: that torch computes on.
 
         Files made from this model are named by `digest`, of its weights and settings, and `adapter_digests`, by name.
         """
         self.n = n
         self._model, self._adapters, self._cache = model, dict(adapters), cache
-        self._reference, self.judge = Reference(model, self._adapters), Judge.load()
+        self._reference, self.judge = Reference(model, self._adapters).on(device), Judge.load()
         self.digest = model_identity(model, self._reference.digest)
         self.adapter_digests = adapter_identities(self._adapters)
         self._features: dict[str, PictureFeatures] = {}
@@ -74,7 +76,7 @@ class ReferenceSide:
         for task, spec in tasks.items():
             key = digest({"spec": spec, "task": task})
             if key not in self._effects:
-                probes = held_out_probes(self._model, self._adapters, {task: spec}, PROBE_RUNS)
+                probes = held_out_probes(self._model, self._adapters, {task: spec}, PROBE_RUNS, self._reference.device)
                 self._effects[key] = true_effects(self._reference, probes)
             effects += self._effects[key]
         return effects

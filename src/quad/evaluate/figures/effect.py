@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quad.core.component_call import split_batch
 from quad.core.decibels import EffectEnergy
+from quad.core.device import CPU
 from quad.core.float_type import F32
 from quad.core.manifest import TaskSpec
 from quad.core.slots import UNET
@@ -28,17 +29,22 @@ from quad.evaluate.figures.quality import held_out
 from quad.evaluate.figures.reference import Reference
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
+from quad.model.device import open_device
 from quad.model.slots.network import slot_networks
+from quad.quantize.observe.batched_calls import concatenate
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.conditioning.text_features import filled_up
 from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.engines.float_types import denoiser_engine
+from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
 PROBE_RUNS = 4  # held-out samples a task whose U-Net calls are compared
+TOGETHER = 16  # of these calls in one batch of full precision
 Array = NDArray[Any]
 
 
@@ -76,11 +82,14 @@ class TrueEffect:
     effect: Array
 
 
-def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[str, TaskSpec], runs: int = PROBE_RUNS) -> list[Probe]:
+def held_out_probes(
+    model: Path, adapters: Mapping[str, Path], tasks: Mapping[str, TaskSpec], runs: int = PROBE_RUNS, device: str = CPU
+) -> list[Probe]:
     """The U-Net's inputs along float runs of `runs` held-out samples of every task that has an adapter.
 
     Args:
         tasks: as they will be run, with their samplers.
+        device: that torch computes on.
     """
     with_adapter = {task: spec for task, spec in tasks.items() if spec.adapter is not None}
     if not with_adapter:
@@ -88,6 +97,8 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
     base = replace(open_model(model), tasks=with_adapter)
     names = {spec.adapter for spec in with_adapter.values()}
     loaded = [read_adapter(name, file, base.unet, text_encoder=base.text_encoder) for name, file in adapters.items() if name in names]
+    for module in (base.unet, base.text_encoder, base.vae):
+        module.to(open_device(device))
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
     drawn = [(task, sample) for task in with_adapter for sample in held_out(task, runs)]
     samples = [CalibrationSample(task=task, prompt=sample.prompt, image=sample.image, mask=sample.mask) for task, sample in drawn]
@@ -98,12 +109,28 @@ def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[st
 
 def true_effects(reference: Reference, probes: Sequence[Probe]) -> list[TrueEffect]:
     """The change that every probe's adapter makes, by diffusers and PEFT."""
-    effects = []
-    for probe in probes:
-        sample, _, words = probe.tensors()
-        full, zero = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.source, None))
-        effects.append(TrueEffect(probe, full - zero))
-    return effects
+    sources = {probe.source for probe in probes}
+    of_source = {source: [index for index, probe in enumerate(probes) if probe.source == source] for source in sorted(sources)}
+    effects: dict[int, TrueEffect] = {}
+    for source, indices in of_source.items():
+        own = [probes[index] for index in indices]
+        full, zero = (_outputs(reference, name, own) for name in (source, None))
+        effects |= {index: TrueEffect(probes[index], y - y0) for index, y, y0 in zip(indices, full, zero, strict=True)}
+    return [effects[index] for index in range(len(probes))]
+
+
+def _outputs(reference: Reference, adapter: str | None, probes: Sequence[Probe]) -> list[Array]:
+    """Full precision's output `(B, c, h, w)` for every probe, with one adapter or none; calls of one shape share a batch."""
+    outputs: dict[int, Array] = {}
+    shapes = {tuple(probe.inputs["sample"].shape[1:]) for probe in probes}
+    for shape in sorted(shapes):
+        alike = [index for index, probe in enumerate(probes) if probe.inputs["sample"].shape[1:] == shape]
+        for first in range(0, len(alike), TOGETHER):
+            batch = alike[first : first + TOGETHER]
+            answer = reference.network_output(adapter, *concatenate([probes[index].tensors() for index in batch]))
+            rows = answer.split([len(probes[index].inputs["sample"]) for index in batch])
+            outputs |= {index: row.numpy() for index, row in zip(batch, rows, strict=True)}
+    return [outputs[index] for index in range(len(probes))]
 
 
 def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEffect]) -> dict[str, Effect | None]:
@@ -137,29 +164,35 @@ def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) ->
     return np.concatenate([session.run(row) for row in split_batch(inputs)])
 
 
-def open_unet(bundle: Bundle, engine: str, float_type: str = F32) -> Session:
+def open_unet(bundle: Bundle, engine: str, float_type: str = F32, threads: int | None = None) -> Session:
     """The bundle's U-Net in a session of its own, so that what a pipeline has bound stays bound."""
-    return open_graph(bundle, engine, UNET, float_type)
+    return open_graph(bundle, engine, UNET, float_type, threads)
 
 
-def open_graph(bundle: Bundle, engine: str, component: str, float_type: str = F32) -> Session:
-    """One of the bundle's graphs in a session of its own."""
+def open_graph(bundle: Bundle, engine: str, component: str, float_type: str = F32, threads: int | None = None) -> Session:
+    """One of the bundle's graphs in a session of its own; on all cores unless `threads` are given."""
     opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
     with bundle.graph_to_load(component) as file:
-        return denoiser_engine(opened, float_type, bundle.manifest).engine.load(file, default_threads())
+        return denoiser_engine(opened, float_type, bundle.manifest).engine.load(file, threads or default_threads())
 
 
 def bundle_effects(
     pipe: QuadPipeline, reference: Reference, model: Path, adapters: Mapping[str, Path], runs: int = PROBE_RUNS
 ) -> dict[str, Effect | None]:
     """Task -> its adapter's effect at the U-Net's output, measured from nothing but a bundle and its model."""
-    true, store = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs)), AdapterStore(pipe.bundle)
-    effects: dict[str, Effect | None] = {}
-    for group in range(pipe.bundle.group_count):  # each adapter in its own group's graph
-        own = [each for each in true if each.probe.source in store.names and store.group_of({each.probe.source: 1.0}) == group]
-        if own:
-            effects |= network_effects(open_unet(pipe.bundle.of_group(group), pipe.engine, pipe.float_type), store, own)
-    return effects
+    true, store = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs, reference.device)), AdapterStore(pipe.bundle)
+    groups = {name: store.group_of({name: 1.0}) for name in store.names}
+    parts: dict[tuple[int, int], list[TrueEffect]] = {}  # each adapter in its own group's graph; tasks in two halves
+    tasks = sorted({each.probe.task for each in true})
+    for each in true:
+        if each.probe.source in groups:
+            parts.setdefault((groups[each.probe.source], tasks.index(each.probe.task) % 2), []).append(each)
+
+    def measured(part: tuple[int, int]) -> dict[str, Effect | None]:
+        session = open_unet(pipe.bundle.of_group(part[0]), pipe.engine, pipe.float_type, ENGINE_THREADS)
+        return network_effects(session, AdapterStore(pipe.bundle), parts[part])
+
+    return {task: effect for effects in side_by_side(measured, parts) for task, effect in effects.items()}
 
 
 def picture_effect(fp: Array, fp_zero: Array, quantized: Array, quantized_zero: Array) -> Effect | None:

@@ -57,7 +57,7 @@ class MergedAdapters:
             weight = _weight(self._layers[path])
             self._own[path] = weight.clone()
             b, a = (part.reshape(len(part), -1).astype(np.float64) for part in (pair.b, pair.a))
-            weight.copy_(weight.double() + factor * torch.from_numpy(b @ a).reshape(weight.shape))
+            weight.copy_(weight.double() + factor * torch.from_numpy(b @ a).reshape(weight.shape).to(weight.device))
 
 
 def _weight(layer: nn.Module) -> Tensor:

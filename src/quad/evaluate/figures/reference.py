@@ -24,6 +24,7 @@ from quad.evaluate.figures.merged_adapters import MergedAdapters
 from quad.evaluate.figures.peft_adapters import PeftAdapters
 from quad.model.base.open import BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
+from quad.model.device import HERE, open_device
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.guidance import is_guided
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -89,6 +90,23 @@ class Reference:
         self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
         self._merged = MergedAdapters(self._unet, self._text_encoder, merged, weights=merged_weights)  # before PEFT wraps the layers
         self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
+        self._device = HERE
+
+    def on(self, device: str) -> Reference:
+        """This reference, computing on one of `quad.core.device.DEVICES` from now on.
+
+        Raises:
+            UsageError: this machine has no such device.
+        """
+        self._device = open_device(device)
+        for module in (self._unet, self._text_encoder, self._vae):
+            module.to(self._device)
+        return self
+
+    @property
+    def device(self) -> str:
+        """Where it computes."""
+        return str(self._device)
 
     def _shift_scale(self) -> tuple[Tensor, Tensor]:
         shift, scale = (torch.tensor(values).reshape(1, -1, 1, 1) for values in (self.latent.shift, self.latent.scale))
@@ -98,14 +116,14 @@ class Reference:
         """Pictures `(N, 3, S, S)` in [-1, 1] to model latents `(N, C, S/f, S/f)`."""
         shift, scale = self._shift_scale()
         with torch.inference_mode():
-            latent: Tensor = (self._vae.encode(x).latents - shift) * scale
+            latent: Tensor = (self._vae.encode(x.to(self._device)).latents.cpu() - shift) * scale
         return latent
 
     def decode(self, latent: Tensor, pastes: Sequence[PasteBack | None]) -> NDArray[np.uint8]:
         """Model latents to pictures, rounded and pasted back as the runtime does."""
         shift, scale = self._shift_scale()
         with torch.inference_mode():
-            x = self._vae.decode(latent / scale + shift).sample.numpy()
+            x = self._vae.decode((latent / scale + shift).to(self._device)).sample.cpu().numpy()
         return np.stack([np.asarray(to_picture(x[i : i + 1], paste)) for i, paste in enumerate(pastes)])
 
     def reconstruct(self, pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -121,7 +139,7 @@ class Reference:
         """Text conditioning `(N, L, D)` with the adapter that was used last."""
         ids = torch.from_numpy(np.concatenate([self._tokenizer(prompt).ids for prompt in prompts]))
         with torch.inference_mode():
-            hidden: Tensor = self._text_encoder(input_ids=ids).last_hidden_state
+            hidden: Tensor = self._text_encoder(input_ids=ids.to(self._device)).last_hidden_state.cpu()
         return hidden
 
     def _condition(self, conditions: Sequence[Condition]) -> Tensor:
@@ -154,15 +172,19 @@ class Reference:
 
     def _predict(self, latent: Tensor, extra: Tensor, t: float, words: Tensor) -> NDArray[np.float32]:
         with torch.inference_mode():
-            output: NDArray[np.float32] = self._unet(torch.cat([latent, extra], dim=1), t, words).sample.numpy()
+            output: NDArray[np.float32] = self._denoised(torch.cat([latent, extra], dim=1), t, words).numpy()
         return output
 
-    def network_output(self, adapter: str | None, sample: Tensor, t: float, words: Tensor) -> Tensor:
-        """The bare U-Net's output with an adapter loaded by PEFT: `(B, 9, h, w)` to `(B, 4, h, w)`."""
+    def _denoised(self, sample: Tensor, t: float | Tensor, words: Tensor) -> Tensor:
+        step = torch.as_tensor(t, dtype=torch.float32).to(self._device)
+        output: Tensor = self._unet(sample.to(self._device), step, words.to(self._device)).sample.cpu()
+        return output
+
+    def network_output(self, adapter: str | None, sample: Tensor, t: float | Tensor, words: Tensor) -> Tensor:
+        """The bare U-Net's output with an adapter loaded by PEFT: `(B, 9, h, w)` to `(B, 4, h, w)`; `t` is one timestep, or `(B,)`."""
         self.use(*() if adapter is None else (adapter,))
         with torch.inference_mode():
-            output: Tensor = self._unet(sample, t, words).sample
-        return output
+            return self._denoised(sample, t, words)
 
     def use(self, *adapters: str) -> None:
         """Make these adapters active, each with weight 1, or none; of merged ones one at a time."""

@@ -16,17 +16,19 @@ from quad.core.progress import Progress
 from quad.evaluate.bench.bench import use_adapter
 from quad.evaluate.figures.effect import Effect, picture_effect
 from quad.evaluate.figures.evaluation import EffectFigures, Evaluation, PictureEffect, TaskEvaluation, TaskScores
+from quad.evaluate.figures.full_pictures import CONTROL_SEED as CONTROL_SEED
+from quad.evaluate.figures.full_pictures import FullPictures
 from quad.evaluate.figures.paired import paired_task
 from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import BATCH, PictureRequest, Reference
 from quad.evaluate.figures.scores import score
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.quantize.processes.dealt import Codec, dealt, json_codec
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.judge import Judge
 from quad.zoo.samples import TASKS, Sample
 
 Pictures = NDArray[np.uint8]
-CONTROL_SEED = 10**6
 Shortcuts = Mapping[str, Any]  # words of a call that leave work out; the full-precision side leaves nothing out
 NO_SHORTCUTS: Shortcuts = MappingProxyType({})
 
@@ -113,28 +115,59 @@ class _Pictures:
 _CODEC = Codec[_Pictures](lambda made: (list(made.times_ms), made.sides), lambda packed: _Pictures(packed[1], packed[0]))
 
 
-def _part_pictures(reference: Reference, pipe: QuadPipeline, part: _Part, side: BundleSide) -> _Pictures:
-    """Both sides of a part, with the task's own adapter."""
-    task, spec = part.task, pipe.tasks[part.task]
-    samples = held_out(task, part.last)[part.first :]
-    use_adapter(pipe, spec.adapter)
-    sides: dict[str, Pictures] = {}
-    sides["quantized"], times = bundle_pictures(pipe, task, picture_requests(samples, part.first), side.shortcuts)
-    for name, first_seed in (("fp", 0), ("control", CONTROL_SEED)):
-        sides[name] = reference.pictures(task, picture_requests(samples, first_seed + part.first), spec)
-    again = picture_requests(samples[: max(0, side.zeros - part.first)], part.first) if spec.adapter is not None else []
-    if again:
-        use_adapter(pipe, None)
-        sides["zero_quantized"], _ = bundle_pictures(pipe, task, again, side.shortcuts)
-        sides["zero_fp"] = reference.pictures(task, again, msgspec.structs.replace(spec, adapter=None))
-    return _Pictures(sides, times)
+@dataclass(frozen=True, kw_only=True)
+class _Maker:
+    """Makes both sides of a task's parts, at once where torch keeps to one thread: neither touches what the other uses."""
+
+    reference: Reference
+    pipe: QuadPipeline
+    side: BundleSide
+    made: Mapping[str, FullPictures]
+
+    def pictures(self, part: _Part) -> _Pictures:
+        """Of one part, with the task's own adapter."""
+        quantized, full = side_by_side(lambda make: make(part), (self._quantized, self._full))
+        return _Pictures({**quantized.sides, **full.sides}, quantized.times_ms)
+
+    def _again(self, part: _Part) -> Sequence[PictureRequest]:
+        """The requests that are made again with the zero adapter."""
+        samples = held_out(part.task, part.last)[part.first :]
+        has_adapter = self.pipe.tasks[part.task].adapter is not None
+        return picture_requests(samples[: max(0, self.side.zeros - part.first)], part.first) if has_adapter else ()
+
+    def _quantized(self, part: _Part) -> _Pictures:
+        task, samples = part.task, held_out(part.task, part.last)[part.first :]
+        use_adapter(self.pipe, self.pipe.tasks[task].adapter)
+        pictures, times = bundle_pictures(self.pipe, task, picture_requests(samples, part.first), self.side.shortcuts)
+        sides: dict[str, Pictures] = {"quantized": pictures}
+        if again := self._again(part):
+            use_adapter(self.pipe, None)
+            sides["zero_quantized"], _ = bundle_pictures(self.pipe, task, again, self.side.shortcuts)
+        return _Pictures(sides, times)
+
+    def _full(self, part: _Part) -> _Pictures:
+        task, spec = part.task, self.pipe.tasks[part.task]
+        rows = slice(part.first, part.last)
+        if task in self.made:
+            sides = {"fp": self.made[task].pictures[rows], "control": self.made[task].control[rows]}
+        else:
+            samples = held_out(task, part.last)[part.first :]
+            requests = {"fp": picture_requests(samples, part.first), "control": picture_requests(samples, CONTROL_SEED + part.first)}
+            sides = {name: self.reference.pictures(task, each, spec) for name, each in requests.items()}
+        if again := self._again(part):
+            sides["zero_fp"] = self.reference.pictures(task, again, msgspec.structs.replace(spec, adapter=None))
+        return _Pictures(sides, ())
 
 
-def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, side: BundleSide = PLAIN) -> list[TaskRun]:
+def run_tasks(
+    reference: Reference, pipe: QuadPipeline, n: int, progress: Progress, side: BundleSide = PLAIN,
+    made: Mapping[str, FullPictures] = MappingProxyType({}),
+) -> list[TaskRun]:  # fmt: skip
     """All tasks that the bundle has and that have held-out samples, `n` each, both sides; processes of one launch share the pictures.
 
     Args:
         side: how the bundle makes its own.
+        made: full precision's by task, as far as they are there.
     """
     tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
     parts = [_Part(task, first, min(n, first + BATCH)) for task in tasks for first in range(0, n, BATCH)]
@@ -144,10 +177,11 @@ def run_tasks(reference: Reference, pipe: QuadPipeline, n: int, progress: Progre
             progress(part.task, number / len(parts))
             yield part
 
-    made: dict[str, list[_Pictures]] = {task: [] for task in tasks}
-    for part, pictures in zip(parts, dealt(lambda part: _part_pictures(reference, pipe, part, side), following(), _CODEC), strict=True):
-        made[part.task].append(pictures)
-    return [_task_run(task, spec, held_out(task, n), made[task]) for task, spec in tasks.items()]
+    maker = _Maker(reference=reference, pipe=pipe, side=side, made=made)
+    pictures: dict[str, list[_Pictures]] = {task: [] for task in tasks}
+    for part, of_part in zip(parts, dealt(maker.pictures, following(), _CODEC), strict=True):
+        pictures[part.task].append(of_part)
+    return [_task_run(task, spec, held_out(task, n), pictures[task]) for task, spec in tasks.items()]
 
 
 def _task_run(task: str, spec: TaskSpec, samples: Sequence[Sample], parts: Sequence[_Pictures]) -> TaskRun:

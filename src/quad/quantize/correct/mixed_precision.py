@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
+from quad.model.device import device_of, moved
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
@@ -80,10 +81,11 @@ def rank_sites(
     if not chosen:
         raise InputError(mismatch("site ranking", "at least one probe", "none", "give calibration samples"))
     each = -(-draws // len(chosen))
+    device = device_of(network)
     signs = dict(zip(chosen, _signs(network, chosen, slots, each), strict=True))
 
     def damages(source: str) -> dict[str, float]:
-        return _damages(network, chosen[source].tensors(), _tensors(slots, source), encodings, signs[source])
+        return _damages(network, moved(chosen[source].tensors(), device), _tensors(slots, source, device), encodings, signs[source])
 
     damage: dict[str, float] = {}
     for of_source in dealt(damages, chosen, json_codec(dict[str, float])):
@@ -108,8 +110,8 @@ def _one_each(probes: Mapping[str, Sequence[Probe]]) -> dict[str, Probe]:
     return {source: calls[int((k + 0.5) * share * len(calls))] for k, (source, calls) in enumerate(probes.items())}
 
 
-def _tensors(slots: SlotValues, source: str) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array) for name, array in slots.get(source, {}).items()}
+def _tensors(slots: SlotValues, source: str, device: torch.device) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}
 
 
 def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: int) -> list[list[Tensor]]:
@@ -119,7 +121,8 @@ def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, d
     for source, probe in chosen.items():
         if probe.expected is None:
             with torch.no_grad():
-                shape = network(*probe.tensors(), _tensors(slots, source)).shape
+                device = device_of(network)
+                shape = network(*moved(probe.tensors(), device), _tensors(slots, source, device)).shape
         else:
             shape = torch.Size(probe.expected.shape)
         signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(draws)])
@@ -144,7 +147,7 @@ def _damages(
     damages = {name: 0.0 for tap in taps.values() for name in tap.names}
     power = float(output.detach().square().sum().clamp(min=1e-30))
     for draw, u in enumerate(signs):
-        torch.autograd.backward(output, u, retain_graph=draw + 1 < len(signs), inputs=leaves)
+        torch.autograd.backward(output, u.to(output.device), retain_graph=draw + 1 < len(signs), inputs=leaves)
         for tap in taps.values():
             change = tap.take() ** 2 / (power * len(signs))
             damages.update({name: damages[name] + change for name in tap.names})

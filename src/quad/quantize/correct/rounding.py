@@ -54,6 +54,7 @@ def compensated_integers(weight: NDArray[np.float32], encoding: Encoding, grams:
 
 def _rounded(columns: Tensor, gram: Tensor, largest: int) -> Tensor:
     """Integers of some columns `(k, out)`, given in steps, by the Gram matrix `(k, k)` of their inputs."""
+    gram = gram.cpu()
     order = torch.argsort(gram.diagonal(), stable=True)
     damped = gram[order[:, None], order].double()
     mean = float(damped.diagonal().mean())

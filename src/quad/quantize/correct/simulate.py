@@ -8,16 +8,37 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quad.core.encoding import Encoding
 from quad.core.profile import Profile
-from quad.core.tensor_names import bias_name, weight_name
+from quad.core.tensor_names import Role, bias_name, role_of, weight_name
 from quad.model.slots.layers import layers_of, tables_of
 from quad.quantize.encodings.fake_quantize import FakeQuantizer, fake_quantize
 from quad.quantize.observe.observers import transforming
+
+_LATTICE, _ROUNDED_FROM = "quad_lattice", "quad_rounded_from"  # attributes of a parameter: its encoding, and what it was before
+
+
+def mark_lattice(weight: torch.Tensor, encoding: Encoding) -> None:
+    """Remember of a weight that its encoding leaves it as it is: nobody rounds it again."""
+    setattr(weight, _LATTICE, encoding)
+
+
+def lies_on(weight: torch.Tensor, encoding: Encoding) -> bool:
+    """Whether that is known of a weight."""
+    return getattr(weight, _LATTICE, None) == encoding
+
+
+def of_weights(profile: Profile, component: str) -> Profile:
+    """The encodings of a component's weights alone: a network simulated with them need not round them for each profile that shares them."""
+    encodings = profile.component(component)
+    weights = {name: encoding for name, encoding in encodings.items() if role_of(name) is Role.WEIGHT}
+    return msgspec.structs.replace(profile, encodings={component: weights})
 
 
 @contextmanager
@@ -47,10 +68,15 @@ def simulated(
     try:
         for path, owner in owners.items():
             weight = encodings.get(weight_name(path))
-            if weight is not None:
-                values = fake_quantize(owner.weight.detach(), weight)
-                if not torch.equal(values, owner.weight):  # of one that lies on its lattice no second copy is held
+            if weight is not None and not lies_on(owner.weight, weight):
+                before_rounding = getattr(owner.weight, _ROUNDED_FROM, owner.weight)
+                values = fake_quantize(before_rounding.detach(), weight)
+                if torch.equal(values, owner.weight):  # of one that lies on its lattice no second copy is held
+                    mark_lattice(owner.weight, weight)
+                else:
                     put(owner, "weight", values, owner.weight)
+                    mark_lattice(owner.weight, weight)
+                    setattr(owner.weight, _ROUNDED_FROM, before_rounding)
         for path, layer in layers.items():
             bias = (biases or {}).get(bias_name(path))
             if bias is not None:

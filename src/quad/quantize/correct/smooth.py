@@ -75,7 +75,7 @@ def recording_channel_maxima(network: SlottedNetwork) -> Iterator[ChannelMaxima]
     def recorder(name: str) -> Callable[[Tensor], Tensor] | None:
         def record(x: Tensor) -> Tensor:
             channel = 1 if x.ndim == 4 else x.ndim - 1
-            peaks = x.detach().abs().amax(dim=[axis for axis in range(x.ndim) if axis != channel]).double().numpy()
+            peaks = x.detach().abs().amax(dim=[axis for axis in range(x.ndim) if axis != channel]).cpu().double().numpy()
             with alone:
                 largest[name] = np.maximum(largest.get(name, 0.0), peaks)
             return x
@@ -146,7 +146,7 @@ def _affine(norm: nn.Module | None) -> bool:
 
 def _scales(activation: NDArray[np.float64], layers: Sequence[Layer], alpha: float) -> NDArray[np.float32]:
     """The scales of one norm, with geometric mean 1 and none beyond `LARGEST_SCALE` either way."""
-    columns = [layer.weight.detach().abs().transpose(0, 1).flatten(1).amax(1).double().numpy() for layer in layers]
+    columns = [layer.weight.detach().abs().transpose(0, 1).flatten(1).amax(1).cpu().double().numpy() for layer in layers]
     weight = np.max(columns, axis=0)
     logs = alpha * np.log(np.maximum(activation, 1e-8)) - (1.0 - alpha) * np.log(np.maximum(weight, 1e-8))
     bound = np.log(LARGEST_SCALE)
@@ -155,8 +155,8 @@ def _scales(activation: NDArray[np.float64], layers: Sequence[Layer], alpha: flo
 
 
 def _fold(norm: nn.Module, layers: Sequence[Layer], scale: NDArray[np.float32]) -> None:
-    by = torch.from_numpy(scale)
     owner: Any = norm
+    by = torch.from_numpy(scale).to(owner.weight.device)
     owner.weight = nn.Parameter(owner.weight / by, requires_grad=False)
     owner.bias = nn.Parameter(owner.bias / by, requires_grad=False)
     for layer in layers:

@@ -65,7 +65,7 @@ def _gradient(student: Student, part: Sequence[StepCall], options: DistillOption
             losses.append(options.lambda_ * _relative(output - example.target, example.target))
         loss = torch.stack(losses).sum()
         gradients = torch.autograd.grad(loss, list(student.weights), allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.flatten() for gradient in gradients])
+    return torch.cat([gradient.flatten() for gradient in gradients]).cpu()
 
 
 def set_gradients(student: Student, gradients: Tensor, calls: int) -> None:
@@ -76,7 +76,7 @@ def set_gradients(student: Student, gradients: Tensor, calls: int) -> None:
     mean /= calls
     parts = mean.split([weight.numel() for weight in student.weights])
     for weight, part in zip(student.weights, parts, strict=True):
-        weight.grad = part.view_as(weight).clone()
+        weight.grad = part.view_as(weight).to(weight.device, copy=True)
 
 
 def call_loss(output: Tensor, call: TeacherCall, base: Tensor, options: DistillOptions) -> Tensor:

@@ -117,6 +117,6 @@ def _set_rate(optimizer: torch.optim.Optimizer, options: DistillOptions, step: i
 
 def _held_out_loss(student: Student, training_set: TrainingSet, options: DistillOptions) -> float:
     held_out = training_set.held_out
-    outputs = batched(student, [call.inputs for call, _ in held_out])
+    outputs = batched(student, [call.inputs for call, _ in held_out], student.device)
     losses = [float(call_loss(output, call, base, options)) for output, (call, base) in zip(outputs, held_out, strict=True)]
     return float(np.mean(losses))

@@ -21,6 +21,7 @@ from quad.core.slots import SlotTable
 from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base, text_module, vae_decoder_module, vae_encoder_module
+from quad.model.device import device_of
 from quad.model.slots.attention import add_sites
 from quad.model.slots.network import SlottedNetwork, SlottedText
 from quad.quantize.observe.observers import Feed, Statistics, observe
@@ -57,7 +58,7 @@ def component_networks(base: Base, unet: SlottedNetwork, text: SlottedText | Non
     """
     parts = {"text_encoder": text or text_module(base), "vae_encoder": vae_encoder_module(base), "vae_decoder": vae_decoder_module(base)}
     for part in parts.values():
-        add_sites(part)
+        add_sites(part.to(device_of(unet)))
     return {"unet": unet, **parts}
 
 

@@ -40,21 +40,22 @@ class InputGram:
     def __init__(self, layer: Layer, longest: int) -> None:
         self._layer = layer
         lengths = run_lengths(layer, longest)
-        self.grams = [torch.zeros(length, length) for length in lengths]
-        self._sum, self._count = torch.zeros(sum(lengths), dtype=torch.float64), 0
+        device = layer.weight.device
+        self.grams = [torch.zeros(length, length, device=device) for length in lengths]
+        self._sum, self._count = torch.zeros(sum(lengths), dtype=_wide(device), device=device), 0
 
     def add(self, inputs: Tensor) -> None:
         """Count what one call gave the layer, `(batch, ..., in)` or `(batch, in, height, width)`."""
         seen = _columns(self._layer, inputs.detach().float())
         for gram, part in zip(self.grams, seen.split([len(gram) for gram in self.grams]), strict=True):
             gram.addmm_(part, part.T)
-        self._sum += seen.sum(dim=1, dtype=torch.float64)
+        self._sum += seen.sum(dim=1, dtype=self._sum.dtype)
         self._count += seen.shape[1]
 
     @property
     def mean(self) -> Tensor:
         """Mean of each input, `(inputs,)`; at a convolution's border zeros are counted as they are read."""
-        return self._sum / self._count
+        return self._sum.cpu().double() / self._count
 
 
 def run_lengths(layer: Layer, longest: int) -> list[int]:
@@ -134,7 +135,7 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
     """`(inputs, calls)`: what each output that is looked at was made of."""
     if isinstance(layer, nn.Linear):
         tokens = x.reshape(len(x), -1, x.shape[-1])
-        return tokens[:, _positions(tokens.shape[1])].reshape(-1, x.shape[-1]).T
+        return tokens[:, torch.from_numpy(_positions(tokens.shape[1])).to(x.device)].reshape(-1, x.shape[-1]).T
     (down, right), (rows, columns) = layer.stride, layer.kernel_size
     above, before = (int(pad) for pad in layer.padding)
     padded = functional.pad(x, (before, before, above, above))
@@ -143,8 +144,13 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
     tops, lefts = np.divmod(_positions(height * width), width)
     at_rows = torch.from_numpy(tops * down)[:, None, None] + torch.arange(rows)[None, :, None] * layer.dilation[0]
     at_columns = torch.from_numpy(lefts * right)[:, None, None] + torch.arange(columns)[None, None, :] * layer.dilation[1]
-    patches = padded[:, :, at_rows, at_columns]  # (batch, channels, positions, rows, columns)
+    patches = padded[:, :, at_rows.to(x.device), at_columns.to(x.device)]  # (batch, channels, positions, rows, columns)
     return patches.permute(1, 3, 4, 0, 2).reshape(-1, patches.shape[0] * patches.shape[2])
+
+
+def _wide(device: torch.device) -> torch.dtype:
+    """The type of long sums; Apple's GPUs have no double precision."""
+    return torch.float32 if device.type == "mps" else torch.float64
 
 
 def _positions(count: int) -> np.ndarray:

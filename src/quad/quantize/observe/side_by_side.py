@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 import torch
@@ -15,6 +17,7 @@ import torch
 from quad.core.processes import processes_here
 from quad.runtime.engines.engine import default_threads
 
+_ONE_LANE: ContextVar[bool] = ContextVar("quad_one_lane", default=False)
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
@@ -52,6 +55,16 @@ def in_order(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Ite
             yield running.popleft().result()
 
 
+@contextmanager
+def one_lane(alone: bool = True) -> Iterator[None]:
+    """While the block runs nothing is computed side by side in this process: an accelerator has cores of its own, and memory counts."""
+    token = _ONE_LANE.set(alone)
+    try:
+        yield
+    finally:
+        _ONE_LANE.reset(token)
+
+
 def lanes() -> int:
     """How many pieces run at once in this process: processes of one launch that are on this machine share its cores."""
-    return max(1, default_threads() // processes_here()) if torch.get_num_threads() == 1 else 1
+    return max(1, default_threads() // processes_here()) if torch.get_num_threads() == 1 and not _ONE_LANE.get() else 1

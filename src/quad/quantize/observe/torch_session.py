@@ -13,6 +13,7 @@ from torch import nn
 from quad.core.errors import BackendError, mismatch
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
+from quad.model.device import device_of, moved
 from quad.runtime.engines.engine import Session
 
 Shapes = Mapping[str, tuple[int | None, ...]]
@@ -32,6 +33,7 @@ class TorchSession:
     def __init__(self, network: nn.Module, shapes: Shapes, table: SlotTable | None = None) -> None:
         self._network, self._shapes, self._table = network, dict(shapes), table
         self._slots: dict[str, torch.Tensor] = {}
+        self._device = device_of(network)
 
     @property
     def inputs(self) -> Shapes:
@@ -47,7 +49,7 @@ class TorchSession:
         slots = self._table.input_shapes() if self._table else {}
         if unknown := [name for name in inputs if name not in slots]:
             raise BackendError(mismatch("torch session", "slot inputs of the table", unknown[0], "use slot_inputs() of this table"))
-        self._slots = {name: torch.from_numpy(np.asarray(values, np.float32)) for name, values in inputs.items()}
+        self._slots = {name: torch.from_numpy(np.asarray(values, np.float32)).to(self._device) for name, values in inputs.items()}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The network's output for these and the bound inputs.
@@ -57,10 +59,10 @@ class TorchSession:
         """
         if missing := [name for name in self._shapes if name not in inputs]:
             raise BackendError(mismatch("torch session", f"inputs {', '.join(self._shapes)}", f"no {missing[0]}", "give it"))
-        arguments: list[Any] = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._shapes]
+        arguments: Any = moved(tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._shapes), self._device)
         with torch.no_grad():
             output: torch.Tensor = self._network(*arguments) if self._table is None else self._network(*arguments, slots=self._slots)
-        return output.numpy()
+        return output.cpu().numpy()
 
 
 @final
