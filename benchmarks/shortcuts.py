@@ -1,11 +1,14 @@
 """What each shortcut of a bundle loses and saves: its pictures against the bundle's own full run, and the time of their steps.
 
     python -m benchmarks.shortcuts BUNDLE [--n 16] [--sampler ddim:16] [--task TASK ...] [--row NAME ...] [--guidance 2,5] [--json FILE]
+    python -m benchmarks.shortcuts GRAPH.onnx [--engine ort] [--threads 2]
 
 Each row is a way of calling the pipeline, on the same held-out samples and the same noise. Rows take turns picture by picture, forth
 and back. A time ratio is the median over pictures of shortcut over full run, in processor time of the whole picture; that of the decoder
 in wall time. The control is a full run from another seed, against the full run. PSNR is a mean over pictures; "right" is the judge's share
 of pictures that show what the words ask, of text-to-image.
+
+Of a graph, such as `benchmarks.sd15` places, the U-Net is cut in two as `quad build --reuse` does, and a call of both is timed in turns.
 """
 
 from __future__ import annotations
@@ -13,7 +16,10 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import process_time
 from typing import Any
 
@@ -21,16 +27,23 @@ import numpy as np
 from benchmarks.rig.report import command_line, write_report
 
 from quad import QuadPipeline
+from quad.compile.artifact import FileArtifact
+from quad.compile.shallow import write_with_shallow
+from quad.core.deep_reuse import DEEP_FEATURE, SHALLOW_UNET
+from quad.core.slots import UNET
 from quad.evaluate.bench.bench import use_adapter
 from quad.evaluate.figures import metrics
 from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import PictureRequest
 from quad.evaluate.figures.scores import score
+from quad.runtime.engines.engine import open_engine
 from quad.zoo.judge import Judge
 
 Words = Mapping[str, Any]
 FULL, OTHER_SEED, CONTROL_SEED = "full", "another seed", 10**6
 TEXT_TO_IMAGE = "text-to-image"
+GRAPH_TURNS = 7
+REUSED = (2, 3, 4, 8)
 INTERVALS = ("0.1:1", "0:0.8", "0.1:0.8", "0.2:0.7", "0:0.5", "0.5:1")
 
 
@@ -40,6 +53,10 @@ def shortcuts(pipe: QuadPipeline, guided: bool) -> dict[str, Words]:
     if guided:
         rows |= {f"guidance {interval}": {"guidance_interval": interval} for interval in INTERVALS}
         rows["no guidance"] = {"guidance_scale": 1.0}
+    if SHALLOW_UNET in pipe.bundle.manifest.components:
+        rows |= {f"reuse {every}": {"reuse": every} for every in REUSED}
+        if guided:
+            rows["reuse 2, guidance 0:0.8"] = {"reuse": 2, "guidance_interval": "0:0.8"}
     return rows
 
 
@@ -89,6 +106,38 @@ def measure(pipe: QuadPipeline, task: str, rows: Mapping[str, Words], common: Wo
     return figures
 
 
+def measure_graph(file: Path, engine: str, threads: int) -> dict[str, float]:
+    """Processor seconds of a whole and of a shallow call, and how far apart their answers are."""
+    with TemporaryDirectory() as scratch:
+        source = FileArtifact(source=file.parent, placement={}, agreement_db={})
+        files = {name: Path(scratch) / part.file for name, part in write_with_shallow(Path(scratch) / UNET, source).items()}
+        opened = open_engine(engine, (), "mixed:80")
+        whole, shallow = (opened.load(files[name], threads) for name in (UNET, SHALLOW_UNET))
+        inputs = {name: np.zeros([n or 1 for n in shape], np.float32) for name, shape in whole.inputs.items() if "lora" not in name}
+        draw = np.random.default_rng(0)
+        inputs = {name: draw.standard_normal(array.shape).astype(np.float32) for name, array in inputs.items()}
+        slots = {name: np.zeros([n or 1 for n in shape], _slot_dtype(name)) for name, shape in whole.inputs.items() if name not in inputs}
+        whole.bind(slots)
+        shallow.bind({name: array for name, array in slots.items() if name in shallow.inputs})
+        output, deep = whole.run_all(inputs)
+        feed = {name: {**inputs, DEEP_FEATURE: deep}[name] for name in shallow.inputs if "lora" not in name}
+        error = np.abs(shallow.run(feed) - output).max()
+        turns = [(_seconds(partial(whole.run, inputs)), _seconds(partial(shallow.run, feed))) for _ in range(GRAPH_TURNS)]
+        size = files[SHALLOW_UNET].stat().st_size
+    ratio = statistics.median(part / all_of_it for all_of_it, part in turns)
+    return {"whole_s": min(turns)[0], "shallow_over_whole": ratio, "largest_error": float(error), "shallow_bytes": size}
+
+
+def _slot_dtype(name: str) -> str:
+    return "float32" if "lora_scale" in name else "int16"
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = process_time()
+    run()
+    return process_time() - start
+
+
 def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
 
@@ -96,6 +145,11 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
 def main() -> int:
     """Measure the rows of every task and print them."""
     options = _options()
+    if options.bundle.suffix == ".onnx":
+        figures = measure_graph(options.bundle, "ort" if options.engine == "auto" else options.engine, options.threads)
+        print(figures)
+        write_report(options.json, figures)
+        return 0
     pipe = QuadPipeline.from_pretrained(options.bundle, threads=options.threads, engine=options.engine)
     report: dict[str, Any] = {}
     for task in options.task or list(pipe.tasks):
@@ -125,7 +179,7 @@ def _print(title: str, figures: Mapping[str, Any]) -> None:
 
 def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("bundle", help="a bundle of the reference model")
+    parser.add_argument("bundle", type=Path, help="a bundle of the reference model, or a placed graph")
     parser.add_argument("--n", type=int, default=16, help="held-out samples a task")
     parser.add_argument("--sampler", default="ddim:16", help="KIND:STEPS, in every task")
     parser.add_argument("--task", action="append", help="this task alone; repeat it")

@@ -24,6 +24,7 @@ ALLOWED = {
     "compile/artifact.py": ({"link", "copyfile", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
     "compile/dump.py": ({"open", "write_text", "save"}, "into a new directory of `new_directory`"),
     "compile/shared_weights.py": ({"open", "save"}, "into a new directory of `new_directory`, or the locked one of a build"),
+    "compile/shallow.py": ({"open", "save"}, "as `compile/shared_weights.py`"),
     "compile/litert/aot/dispatch.py": ({"save"}, "into the scratch directory of a build"),
     "compile/litert/aot/qualcomm.py": ({"symlink"}, "into the scratch directory of a build"),
     "compile/passes/contract.py": ({"save"}, "into a new directory for temporary files"),

@@ -15,6 +15,7 @@ from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
 from quad.build.calls.float_teacher import FloatTeacher
+from quad.build.check_shallow import check_shallow, shallow_notes
 from quad.build.choose_profile import ProfileStage
 from quad.build.embeddings import embedding_files
 from quad.build.open_and_slot import SlottedModel
@@ -120,6 +121,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             adapters=stages.adapters,
             tasks=model.base.tasks,
             requires=backend.requires,
+            reuse=request.reuse,
             stored=files,
         )
         with clock("write"):
@@ -203,6 +205,8 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
         pipe = QuadPipeline.from_pretrained(
             stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False, memory="balanced", float_type=F32
         )
+        if parts.reuse:
+            check_shallow(pipe)
         return record_vectors(pipe, model.samples).files()
 
     manifest = write_bundle(parts, request.output, check, vectors)
@@ -212,5 +216,5 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
         smoke=errors,
         placement=placement_json(parts.artifacts),
         emulation=emulation_json(parts.artifacts),
-        notes=binary_notes(manifest),
+        notes=(*binary_notes(manifest), *shallow_notes(manifest)),
     )

@@ -26,7 +26,7 @@ from quad.compile.export import GraphSpec
 from quad.compile.graph_specs import component_specs
 from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall
-from quad.core.errors import UsageError, mismatch
+from quad.core.errors import UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LatentPreview, TaskSpec
 from quad.core.picture_size import PictureSize
 from quad.core.precision import eight_bit_percent
@@ -120,6 +120,8 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
 def _base(request: BuildRequest) -> Base:
     """The model as it is built for the target."""
     base = with_prompt_chunks(with_clip_skip(open_model(request.model, request.base_options), request.clip_skip), request.prompt_chunks)
+    if request.reuse and not hasattr(base.unet, "up_blocks"):
+        raise UnsupportedError(mismatch("--reuse", "a U-Net with up blocks", type(base.unet).__name__, "build without it"))
     if load_target(request.target).text_vectors:
         return base
     return replace(base, text=msgspec.structs.replace(base.text, first_vector_id=msgspec.UNSET))

@@ -12,7 +12,7 @@ from typing import Any
 
 from quad.compile.backend import Backend, BackendRequest, OutputDirectory, open_backend
 from quad.compile.dump import CENSUS_FILE, OPTION
-from quad.compile.targets import check_options, load_target
+from quad.compile.targets import check_options, load_target, target_names
 from quad.core.component_call import BASE_SOURCE
 from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
@@ -81,6 +81,7 @@ class BuildRequest:
         clip_skip: which layer of the text encoder from the last one gives its output, as A1111 counts: 1 is the last itself.
         calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
         prompt_chunks: how many times 75 tokens of a prompt are read at most, for a CLIP text encoder of 77.
+        reuse: also write the U-Net's shallow part, which takes the deep feature of an earlier step.
         vae: the autoencoder's file or directory, in place of the model's own.
         prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
         device: that torch computes on: `cpu`, `cuda`, `mps`, or `auto` for an accelerator where there is one. The bundle depends on it.
@@ -119,6 +120,7 @@ class BuildRequest:
     calibration_size: str | int | None = None
     clip_skip: int = 1
     prompt_chunks: int = 1
+    reuse: bool = False
     vae: Path | None = None
     prediction: str | None = None
     threads: int = 1
@@ -223,6 +225,7 @@ class BuildRequest:
         if self.threads < 1:
             raise UsageError(mismatch("--threads", "1 or more", self.threads, "choose a larger one"))
         self._check_text()
+        self._check_reuse()
         if self.lora_bits not in (8, 16):
             raise UsageError(mismatch("--lora-bits", "16 or 8", self.lora_bits, "choose one of these"))
         self._check_slots()
@@ -258,6 +261,15 @@ class BuildRequest:
             raise UsageError(mismatch("--prompt-chunks", f"1 to {MOST_CHUNKS}", self.prompt_chunks, "choose one in that range"))
         if self.prompt_chunks > 1 and not load_target(self.target).long_prompts:
             raise UsageError(mismatch("--prompt-chunks", "a target that can leave tokens out of attention", self.target, "leave it out"))
+
+    def _check_reuse(self) -> None:
+        if self.reuse and not load_target(self.target).reuse:
+            readers = [name for name in target_names() if load_target(name).reuse]
+            raise UsageError(mismatch("--reuse", f"target {' or '.join(readers)}", self.target, "leave it out"))
+        if self.reuse and len(self.base_options.asked_sizes("--size")) > 1:
+            raise UsageError(mismatch("--reuse", "one size of pictures", self.size, "leave one of them out"))
+        if self.reuse and self.profile_limits is not None and self.profile_limits.groups > 1:
+            raise UsageError(mismatch("--reuse", "one profile for all adapters", "--max-profiles or --max-loss", "leave one of them out"))
 
     def _check_calibration(self) -> None:
         if self.measured_sizes and self.backend.needs_calls:

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from quad import __version__
 from quad.build.smoke import SmokeResult
 from quad.compile.artifact import Artifact, graph_digest
+from quad.compile.shallow import write_with_shallow
 from quad.compile.shared_weights import write_variants
 from quad.core.chips import of_all
 from quad.core.digests import canonical_json, file_digest
@@ -56,6 +57,7 @@ class BundleParts:
         tasks: what the bundle can do; each task's adapter is among `adapters`, or None.
         engines: that run the target's graphs, best first.
         requires: what a device must be, e.g. the chip that a binary was compiled for.
+        reuse: the U-Net is written with its shallow part beside it.
         stored: file name -> content of what else is shipped, see `quad.build.admission_data`.
     """
 
@@ -70,6 +72,7 @@ class BundleParts:
     adapters: tuple[PackedAdapter, ...]
     tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
     requires: Mapping[str, str] = field(default_factory=dict)
+    reuse: bool = False
     stored: Mapping[str, bytes] = field(default_factory=dict)
 
 
@@ -117,9 +120,12 @@ def _with_files(stage: Path, manifest: BundleManifest, files: Mapping[str, bytes
 def _write_graphs(stage: Path, parts: BundleParts) -> dict[str, Component]:
     """All graphs, those of one component in one folder."""
     variants = list(product((None, *parts.base.more_sizes), range(parts.profile.group_count)))
-    components = {}
+    components: dict[str, Component] = {}
     for name, artifact in parts.artifacts.items():
         if name != component_of(name):
+            continue
+        if name == UNET and parts.reuse:
+            components |= write_with_shallow(stage / name, artifact)
             continue
         names = {variant: graph_name(name, *variant) for variant in variants}
         several = {variant: parts.artifacts[graph] for variant, graph in names.items() if graph in parts.artifacts}

@@ -117,6 +117,10 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="Chunks of 75 tokens that a prompt may have; each costs about 1 % of a Stable Diffusion step.", metavar="N",
                      min=1, show_default="1"),
     ] = None  # fmt: skip
+    reuse: Annotated[
+        bool | None,
+        typer.Option("--reuse", help="Also write the U-Net's shallow part, so that steps can reuse the deep part of an earlier one."),
+    ] = None
     vae: Annotated[
         Path | None,
         typer.Option(help="An autoencoder in place of the model's own: a .safetensors file or a directory.", metavar="FILE|DIR",

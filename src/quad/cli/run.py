@@ -20,6 +20,7 @@ from quad.cli.shared_options import (
     GuidanceInterval,
     Mark,
     MemoryPlan,
+    Reuse,
     Sign,
     StoreDir,
     png_options,
@@ -126,6 +127,7 @@ def run(
     guidance: Guidance = None,
     image_guidance: ImageGuidance = None,
     guidance_interval: GuidanceInterval = None,
+    reuse: Reuse = 1,
     negative_prompt: Negative = "",
     prompt_syntax: Syntax = "a1111",
     original_size: OriginalSize = None,
@@ -148,7 +150,7 @@ def run(
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
-        "guidance_interval": guidance_interval, "negative_prompt": negative_prompt,
+        "guidance_interval": guidance_interval, "reuse": reuse, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
         **_size(size), "sizes": size_conditions(original_size, crop, target_size),
     }  # fmt: skip

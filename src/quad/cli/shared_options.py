@@ -77,6 +77,11 @@ DeviceName = Annotated[
     str,
     typer.Option("--device", help="What torch computes on; auto takes an accelerator where there is one.", metavar="auto|cpu|cuda|mps"),
 ]
+Reuse = Annotated[
+    int,
+    typer.Option(help="Compute every N-th step whole, and those between from its deep feature; for bundles of quad build --reuse.",
+                 metavar="N", min=1),
+]  # fmt: skip
 Mark = Annotated[bool, typer.Option("--mark", help="Say in the picture's XMP that a model made it.")]
 Sign = Annotated[
     Path | None,

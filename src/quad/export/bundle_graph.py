@@ -7,6 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from quad.compile.targets import load_target
+from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import CompatibilityError, UnsupportedError, VerificationError, mismatch
 from quad.core.picture_size import PictureSize
 from quad.runtime.bundle import AGAIN, Bundle
@@ -18,8 +19,11 @@ _MERGE_FIRST = (
 
 def require_slots(bundle: Bundle) -> None:
     """Raises:
-    CompatibilityError: it has none.
+    CompatibilityError: it has none, or its U-Net is in two graphs that share them.
     """
+    if SHALLOW_UNET in bundle.manifest.components:
+        found = "one that was built with --reuse"
+        raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "a U-Net in one graph", found, "build it again without --reuse"))
     if not bundle.slots.slots:
         found = "none" if bundle.manifest.merged is msgspec.UNSET else "none, its adapters are merged already"
         hint = "take the bundle that was built with adapters"

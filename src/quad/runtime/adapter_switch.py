@@ -10,6 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from quad.core.deep_reuse import SHALLOW_UNET
+from quad.core.errors import UsageError, mismatch
 from quad.core.picture_size import component_of
 from quad.core.slots import UNET
 from quad.runtime.adapter_defaults import Presets, merged_defaults
@@ -109,6 +111,10 @@ class AdapterSwitch:
         presets = Presets(self.store.defaults(), manifest.samplers or {}, merged_defaults(manifest))
         size = choose_size(manifest.picture_sizes, request.width, request.height)
         resolved = replace(resolve(request, self.store.tasks(), manifest.schedule, presets), size=size)
+        if resolved.reuse > 1 and SHALLOW_UNET not in manifest.components:
+            raise UsageError(
+                mismatch("reuse", "1, or a bundle of quad build --reuse", resolved.reuse, "build with --reuse, or leave it out")
+            )
         for name in resolved.weights:
             self.store.manifest(name)
         return resolved

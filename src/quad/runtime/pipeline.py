@@ -138,6 +138,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         strength: float | None = None,
         image_guidance_scale: float | None = None,
         guidance_interval: str | Sequence[float] | None = None,
+        reuse: int = 1,
         prompt_syntax: PromptSyntax = "a1111",
         sampler: str | None = None,
         num_images_per_prompt: int = 1,
@@ -160,8 +161,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             mask_grow: pixels of the graph's picture by which the mask is grown.
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
-            guidance_interval: `(start, end)`, shares of the way from noise, 0, to picture, 1, between which guidance counts; outside it
-                a step takes one call of the U-Net in place of two. None for all of it.
+            guidance_interval, reuse: what is not computed, by choice, see `quad.runtime.request.Request`.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
             width, height: pixels, one of the bundle's sizes; None for its first one.
             more: `original_size`, `crops_coords_top_left`, `target_size` and the same with `negative_`, see `SizeConditions`.
@@ -176,8 +176,8 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         common = Request(
             task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
             num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
-            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval, prompt_syntax=prompt_syntax, width=width,
-            height=height, sizes=sizes,
+            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval, reuse=reuse,
+            prompt_syntax=prompt_syntax, width=width, height=height, sizes=sizes,
         )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)

@@ -32,7 +32,7 @@ from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import SYNTAXES, PromptSyntax
 from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions
 
-TEXT_TO_IMAGE = "text-to-image"
+TEXT_TO_IMAGE, MOST_REUSE = "text-to-image", 100
 # For numbers of steps that no OLSS table was solved for: near to the table's teacher at all of them, see docs/adr/0027-samplers-at-run.md.
 OLSS_STAND_IN: SamplerKind = "dpmsolver++"
 TASKS = (TEXT_TO_IMAGE, "transform", "removal", "sketch", "sticker", "portrait")
@@ -47,6 +47,7 @@ class Request:
         sampler: `KIND` or `KIND:STEPS`, any that the runtime has; None for the adapters' or the task's own.
         width, height: of the picture in pixels, one of the bundle's sizes; None for its first one, or the first of that other side.
         guidance_interval: `START:END` or a pair, shares of the way from noise, 0, to picture, 1, between which guidance counts.
+        reuse: one call of the U-Net of so many is whole, the others take its deep feature, where the bundle is built for it.
         generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
         sizes: what the model is told of the picture's size, if it is told any.
     """
@@ -65,6 +66,7 @@ class Request:
     strength: float | None = None
     image_guidance_scale: float | None = None
     guidance_interval: str | Sequence[float] | None = None
+    reuse: int = 1
     latents: NDArray[np.float32] | None = None
     width: int | None = None
     height: int | None = None
@@ -82,6 +84,7 @@ class Resolved:
         weights: adapter name -> weight.
         notes: what the user should be told.
         size: of the picture; None for the bundle's first one.
+        reuse: as asked for.
     """
 
     task: str
@@ -89,6 +92,7 @@ class Resolved:
     weights: dict[str, Weight]
     notes: tuple[str, ...] = ()
     size: PictureSize | None = None
+    reuse: int = 1
 
 
 def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSchedule, presets: Presets | None = None) -> Resolved:
@@ -125,7 +129,8 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     spec = with_overrides(task, sampled, request, schedule)
     if spec.sampler.kind != sampled.sampler.kind:
         notes.append(f"sampler olss has a table for {sampled.sampler.steps} steps alone: {sampler_text(spec.sampler)} took its place")
-    return Resolved(task=task, spec=spec, weights=weights, notes=(*notes, *wishes, *trigger_notes(weights, presets, request.prompt)))
+    told = (*notes, *wishes, *trigger_notes(weights, presets, request.prompt))
+    return Resolved(task=task, spec=spec, weights=weights, notes=told, reuse=_reuse(request.reuse))
 
 
 def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, TaskSpec]) -> str:
@@ -199,6 +204,13 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
         changes["guidance_interval"] = parse_interval(request.guidance_interval)
     changed = msgspec.structs.replace(spec, **changes)
     return changed if request.strength is not None else reachable_strength(changed)
+
+
+def _reuse(value: Any) -> int:
+    every = whole_number("reuse", value)
+    if not 1 <= every <= MOST_REUSE:
+        raise UsageError(mismatch("reuse", f"1 to {MOST_REUSE}", every, "1 computes every step whole, 2 or 3 save most"))
+    return every
 
 
 def whole_number(name: str, value: Any) -> int:

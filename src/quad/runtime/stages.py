@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from time import perf_counter
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import BackendError, mismatch
 from quad.core.manifest import BundleManifest, TaskSpec
 from quad.core.picture_size import PictureSize, graph_name
@@ -22,6 +23,7 @@ from quad.runtime.adapter_defaults import sampler_text
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.conditioning.condition import PasteBack, Pictures
+from quad.runtime.conditioning.deep_reuse import DeepReuse
 from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInputs, SizedModel, draw_noise, plan_run
 from quad.runtime.conditioning.embeddings import TextEmbeddings
 from quad.runtime.conditioning.guidance import Guidance, is_guided
@@ -170,13 +172,21 @@ class Stages:
 
     def lay_out(self, resolved: Resolved, mix: AdapterMix) -> None:
         """Make the adapters of a picture ready to be bound to its U-Net, where that is in memory; any thread may."""
-        self.graph(UNET, resolved.size, mix.group).lay_out(mix)
+        for unet in self._unets(resolved, mix):
+            unet.lay_out(mix)
+
+    def _unets(self, resolved: Resolved, mix: AdapterMix) -> list[Graph]:
+        """The graphs that a picture is denoised by, the whole one first."""
+        shallow = [self.graphs[SHALLOW_UNET]] if resolved.reuse > 1 else []
+        return [self.graph(UNET, resolved.size, mix.group), *shallow]
 
     def denoise(self, prepared: Prepared, on_step: OnStep | None) -> Float:
         """From noise to the clean latent; what `on_step` raises ends it, and leaves nothing behind that another picture would see."""
-        unet = self.graph(UNET, prepared.resolved.size, prepared.mix.group)
-        with prepared.clocks.time("total"), prepared.clocks.time("unet"), unet.loaded():
-            unet.bind(prepared.mix)
+        unets = self._unets(prepared.resolved, prepared.mix)
+        with prepared.clocks.time("total"), prepared.clocks.time("unet"), ExitStack() as stack:
+            for unet in unets:
+                stack.enter_context(unet.loaded())
+                unet.bind(prepared.mix)
             return prepared.sampling.run(prepared.denoising.network, prepared.noise, on_step)
 
     def decode(self, prepared: Prepared, x0: Float, output_type: OutputType = "pil") -> PipelineOutput:
@@ -239,7 +249,9 @@ class Stages:
                 latent: Float = self.graph("vae_encoder", resolved.size).run({"image": image})
             return latent
 
-        return Encoders(unet=self.graph(UNET, resolved.size, mix.group), texts=texts, picture=picture)
+        unet, *shallow = self._unets(resolved, mix)
+        reuse = DeepReuse(whole=unet, shallow=shallow[0], every=resolved.reuse) if shallow else None
+        return Encoders(unet=unet, texts=texts, picture=picture, reuse=reuse)
 
 
 def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
@@ -257,6 +269,7 @@ def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
         size=(width, height),
         model=(manifest.name, manifest.sha256),
         adapters=dict(prepared.mix.weights),
+        reuse=prepared.resolved.reuse,
         strength=spec.strength if isinstance(spec.strength, float) and spec.reads_picture else None,
         edited=spec.reads_picture,
     )

@@ -18,6 +18,7 @@ from quad.core.sampling import AdapterDefaults
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.mask import MAX_GROW_PX
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.request import MOST_REUSE
 
 JSON, PACK = "application/json", "application/octet-stream"
 MOST_STEPS, MOST_ADAPTERS, LONGEST_PROMPT = 1000, 16, 4000
@@ -74,6 +75,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     strength: Annotated[float, Meta(gt=0, le=1)] | None = None
     image_guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
     guidance_interval: tuple[Share, Share] | None = None
+    reuse: Annotated[int, Meta(ge=1, le=MOST_REUSE)] = 1
     prompt_syntax: PromptSyntax = "a1111"
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None

@@ -45,7 +45,7 @@ class Session(BoundSession):
     def _put(self, handle: dict[str, Any], name: str, value: Any) -> None:
         handle[name] = value
 
-    def _execute(self, handle: dict[str, Any]) -> NDArray[Any]:
+    def _execute(self, handle: dict[str, Any]) -> list[NDArray[Any]]:
         raise NotImplementedError
 
 

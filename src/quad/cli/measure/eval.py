@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,7 @@ from quad.cli.shared_options import (
     EngineName,
     FloatType,
     GuidanceInterval,
+    Reuse,
     Samples,
     Vae,
     check_report_dir,
@@ -62,6 +63,7 @@ def eval(
     float_type: FloatType = "auto",
     guidance_interval: GuidanceInterval = None,
     device: DeviceName = CPU,
+    reuse: Reuse = 1,
     as_json: Json = False,
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
@@ -72,7 +74,8 @@ def eval(
         from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result
         from quad.runtime.conditioning.guidance import parse_interval
 
-        shortcuts = {} if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
+        shortcuts: dict[str, Any] = {} if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
+        shortcuts |= {"reuse": reuse} if reuse > 1 else {}
         files = local_adapters(adapters)
         request = EvaluationRequest(
             bundle=bundle,

@@ -59,6 +59,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         options: options of a build that no target but this one, or its like, reads.
         long_prompts: its U-Net may read several chunks of tokens, and leave those out of attention that a prompt has not.
         text_vectors: the text encoder's graph has the input `embeddings`, through which textual inversions enter.
+        reuse: its U-Net may be written a second time without its deep part, see `quad.compile.shallow`.
         signed: activations are signed integers: those of 16 bits symmetric, those of 8 with a zero point.
     """
 
@@ -81,6 +82,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     options: tuple[str, ...] = ()
     long_prompts: bool = False
     text_vectors: bool = False
+    reuse: bool = False
     signed: bool = False
 
     @property

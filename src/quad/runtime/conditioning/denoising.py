@@ -17,6 +17,7 @@ from quad.core.errors import InputError, UsageError, VerificationError, mismatch
 from quad.core.manifest import Beside, LatentSpec, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.runtime.conditioning.condition import Condition, Pictures, make_condition
+from quad.runtime.conditioning.deep_reuse import DeepReuse
 from quad.runtime.conditioning.guidance import Guidance, Network, PictureGuidance, guided_network, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions, with_sizes
@@ -60,11 +61,13 @@ class Encoders:
         unet: called once per guidance side and step.
         texts: prompts to their hidden states, float32 `(1, L, D)` each.
         picture: a picture float32 `(1, 3, H, W)` in [-1, 1] to its model latent float32 `(1, c, h, w)`.
+        reuse: of the U-Net's deep features in this run; None for none.
     """
 
     unet: Runnable
     texts: Callable[[Sequence[str]], Sequence[Float]]
     picture: Callable[[Float], Float]
+    reuse: DeepReuse | None = None
 
 
 def session_encoders(sessions: Mapping[str, Runnable], tokenizer: Tokenizer) -> Encoders:
@@ -124,7 +127,7 @@ def plan_run(encoders: Encoders, model: Model, inputs: RunInputs) -> DenoisingRu
     encoded = encoders.picture(condition.image) if condition.image is not None and set(names) - {"mask"} else None
     beside = _beside(names, latent, encoded, condition.mask)
     pictured = None if spec.image_guidance is msgspec.UNSET else _picture_guidance(names, latent, condition, spec.image_guidance)
-    network = guided_network(encoders.unet, beside, texts, Guidance.of(spec, inputs.training_steps), pictured)
+    network = guided_network(encoders.unet, beside, texts, Guidance.of(spec, inputs.training_steps), pictured, encoders.reuse)
     return DenoisingRun(condition, network, _start(inputs, condition, encoders.picture))
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import TaskSpec
+from quad.runtime.conditioning.deep_reuse import DeepReuse
 from quad.runtime.engines.engine import Runnable
 
 Float = NDArray[np.float32]
@@ -106,7 +107,12 @@ class PictureGuidance:
 
 
 def guided_network(
-    session: Runnable, beside: Float | None, texts: tuple[Float, Float | None], guidance: Guidance, picture: PictureGuidance | None = None
+    session: Runnable,
+    beside: Float | None,
+    texts: tuple[Float, Float | None],
+    guidance: Guidance,
+    picture: PictureGuidance | None = None,
+    reuse: DeepReuse | None = None,
 ) -> Network:
     """The network with classifier-free guidance, `u + g (c - u)`; the condition channels are the same on both sides.
 
@@ -115,6 +121,7 @@ def guided_network(
         beside: what follows the latent in the sample, float32 `(1, k, h, w)`, None for a graph without.
         texts: hidden states float32 `(1, L, D)` of the prompt, and of the negative prompt; None turns guidance off.
         picture: a third side, without the given picture.
+        reuse: of the U-Net's deep features, by a graph whose batch axis is not dynamic; None computes every call whole.
     """
     positive, negative = texts
     batched = session.inputs["sample"][0] is None and session.inputs["encoder_hidden_states"][0] is None
@@ -125,6 +132,8 @@ def guided_network(
         guided = [(picture.without, negative), *guided]
 
     def network(x: NDArray[Any], t: float) -> NDArray[Any]:
+        if reuse is not None:
+            reuse.next_call()
         sides = guided if guidance.counts_at(t) else plain
         latent = np.asarray(x, np.float32)
         timestep = np.array([t], np.float32)
@@ -133,7 +142,11 @@ def guided_network(
             calls = [(np.concatenate(samples), np.concatenate([text for _, text in sides]))]
         else:
             calls = [(sample, text) for sample, (_, text) in zip(samples, sides, strict=True)]
-        outputs = [session.run({"sample": sample, "timestep": timestep, "encoder_hidden_states": text}) for sample, text in calls]
+        inputs = [{"sample": sample, "timestep": timestep, "encoder_hidden_states": text} for sample, text in calls]
+        if reuse is None:
+            outputs = [session.run(call) for call in inputs]
+        else:
+            outputs = [reuse.run(len(inputs) - number, call) for number, call in enumerate(inputs, 1)]
         if len(outputs) < len(sides):
             outputs = list(np.split(outputs[0], len(sides)))
         return _combined(outputs, scale, picture_scale)

@@ -77,6 +77,10 @@ class SwitchSession(Session, Protocol):
         """
         ...
 
+    def run_all(self, inputs: Arrays) -> list[NDArray[Any]]:
+        """As `run`, every output of the graph."""
+        ...
+
     def lay_out(self, prepared: PreparedInputs) -> None:
         """Do ahead what the first `bind` of these inputs takes long for; any thread may, while another one runs the graph."""
         ...
@@ -204,8 +208,8 @@ class BoundSession(abc.ABC):
         """Make a wrapped array the graph's input in a set of inputs from now on."""
 
     @abc.abstractmethod
-    def _execute(self, handle: Any) -> NDArray[Any]:
-        """Run on what was put into a set of inputs; a new array each time.
+    def _execute(self, handle: Any) -> list[NDArray[Any]]:
+        """Run on what was put into a set of inputs; the graph's outputs, new arrays each time.
 
         Raises:
             BackendError: the engine failed.
@@ -256,6 +260,10 @@ class BoundSession(abc.ABC):
 
     def run(self, inputs: Arrays) -> NDArray[Any]:
         """See `Session.run`. Inputs of this call alone take the place of bound ones, which come back after it."""
+        return self.run_all(inputs)[0]
+
+    def run_all(self, inputs: Arrays) -> list[NDArray[Any]]:
+        """See `SwitchSession.run_all`."""
         missing = [name for name in self._shapes if name not in inputs and name not in self._bound.values]
         if missing:
             raise BackendError(mismatch(self._where, f"{len(self._shapes)} inputs", f"none for {missing[0]}", "bind it before run"))

@@ -25,6 +25,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
 from quad.core.memory import release_memory
 from quad.core.picture_size import PictureSize, component_of, graph_name
@@ -207,6 +208,12 @@ class Graph:
             assert self._session is not None
             return self._session.run(inputs)
 
+    def run_all(self, inputs: Arrays) -> list[NDArray[Any]]:
+        """As `run`, every output of the graph."""
+        with self.loaded(), self._budget:
+            assert self._session is not None
+            return self._session.run_all(inputs)
+
     def _open(self) -> None:
         for rival in self._rivals:
             rival.give_way()
@@ -265,10 +272,11 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoi
     graphs = {}
     for place in _places(bundle):
         component, size, group = place
-        runner = denoiser if denoiser is not None and component == UNET else engine
+        plain = UNET if component == SHALLOW_UNET else component
+        runner = denoiser if denoiser is not None and plain == UNET else engine
         load = partial(_load, runner, bundle, place, threads=threads, lean=memory == LEAN)
-        shapes = slots.of(component).input_shapes()
-        graph = Graph(load, Slots(component, shapes), resident=component in resident, budget=budget)
+        shapes = slots.of(component).input_shapes() if component != SHALLOW_UNET else _shallow_shapes(bundle)
+        graph = Graph(load, Slots(component, shapes), resident=plain in resident, budget=budget)
         graphs[graph_name(component, size, group)] = graph
         if component in resident and size is None and not group:
             with graph.loaded():
@@ -286,8 +294,22 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoi
 def _places(bundle: Bundle) -> list[Place]:
     """Of every graph, those of the first size and group first."""
     further = bundle.manifest.picture_sizes[1:]
-    places = [(name, None, 0) for name in COMPONENTS] + [(name, size, 0) for size in further for name in SIZED]
+    shallow = [SHALLOW_UNET] if SHALLOW_UNET in bundle.manifest.components else []
+    places = [(name, None, 0) for name in (*COMPONENTS, *shallow)] + [(name, size, 0) for size in further for name in SIZED]
     return places + [(UNET, size, group) for group in range(1, bundle.profile.group_count) for size in (None, *further)]
+
+
+def _shallow_shapes(bundle: Bundle) -> dict[str, Shape]:
+    """The slot inputs of the shallow U-Net: those of the U-Net that it has too.
+
+    Raises:
+        VerificationError: its file is no graph.
+    """
+    file = bundle.graph(SHALLOW_UNET)
+    inputs = graph_inputs(file)
+    if inputs is None:
+        raise VerificationError(mismatch(str(file), "an ONNX graph", "something else", "build the bundle again"))
+    return {name: shape for name, shape in bundle.slots.of(UNET).input_shapes().items() if name in inputs}
 
 
 def _load(engine: Engine, bundle: Bundle, place: Place, *, threads: int, lean: bool) -> SwitchSession:

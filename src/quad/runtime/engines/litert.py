@@ -97,14 +97,14 @@ class LiteRtSession(PortedSession):
     def _put(self, handle: Any, name: str, value: Any) -> None:
         handle.set_tensor(self._places[name], value)
 
-    def _execute(self, handle: Any) -> NDArray[Any]:
+    def _execute(self, handle: Any) -> list[NDArray[Any]]:
         try:
             handle.invoke()
             output: NDArray[Any] = handle.get_tensor(self._answer)
         except Exception as error:
             reason, where = first_line(error), f"engine litert: {self._where}"
             raise lack_of(where, error) or BackendError(f"{where} failed ({reason}); report it with the bundle's name") from error
-        return self._decode(output)
+        return [self._decode(output)]
 
 
 class LiteRtEngine:

@@ -99,7 +99,7 @@ class OpenVinoSession(BoundSession):
     def _put(self, handle: Any, name: str, value: Any) -> None:
         handle.set_input_tensor(self._places[name], value)
 
-    def _execute(self, handle: Any) -> NDArray[Any]:
+    def _execute(self, handle: Any) -> list[NDArray[Any]]:
         try:
             handle.infer()
         except Exception as error:
@@ -107,8 +107,7 @@ class OpenVinoSession(BoundSession):
             raise lack_of(f"engine openvino: {self._where}", error) or BackendError(
                 f"engine openvino: {self._where} failed ({reason}); report it with the bundle's name"
             ) from error
-        output: NDArray[Any] = handle.get_output_tensor(0).data.copy()
-        return output
+        return [handle.get_output_tensor(place).data.copy() for place in range(len(self._compiled.outputs))]
 
 
 class OpenVinoEngine:

@@ -101,7 +101,7 @@ class OrtSession(BoundSession):
         shapes = {node.name: tuple(n if isinstance(n, int) else None for n in node.shape) for node in nodes}
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
         super().__init__(model_file.parent.name, shapes, dtypes)
-        self._output = self._session.get_outputs()[0].name
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
     @property
     def threads(self) -> int:
@@ -112,13 +112,14 @@ class OrtSession(BoundSession):
 
     def _new_handle(self) -> ort.IOBinding:
         binding = self._session.io_binding()
-        binding.bind_output(self._output)
+        for name in self._outputs:
+            binding.bind_output(name)
         return binding
 
     def _put(self, handle: ort.IOBinding, name: str, value: Any) -> None:
         handle.bind_ortvalue_input(name, value)
 
-    def _execute(self, handle: ort.IOBinding) -> NDArray[Any]:
+    def _execute(self, handle: ort.IOBinding) -> list[NDArray[Any]]:
         try:
             self._session.run_with_iobinding(handle)
         except Exception as error:
@@ -126,8 +127,8 @@ class OrtSession(BoundSession):
             raise lack_of(f"engine ort: {self._where}", error) or BackendError(
                 f"engine ort: {self._where} failed ({reason}); report it with the bundle's name"
             ) from error
-        output: NDArray[Any] = handle.copy_outputs_to_cpu()[0]
-        return output
+        outputs: list[NDArray[Any]] = handle.copy_outputs_to_cpu()
+        return outputs
 
 
 class OrtEngine:

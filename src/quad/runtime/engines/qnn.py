@@ -138,13 +138,13 @@ class QnnSession(PortedSession):
     def _put(self, handle: dict[str, ort.OrtValue], name: str, value: Any) -> None:
         handle[name] = value
 
-    def _execute(self, handle: dict[str, ort.OrtValue]) -> NDArray[Any]:
+    def _execute(self, handle: dict[str, ort.OrtValue]) -> list[NDArray[Any]]:
         try:
             output = self._session.run_with_ort_values([self._output], handle)[0].numpy()
         except Exception as error:
             reason = first_line(error)
             raise BackendError(f"engine qnn: {self._where} failed ({reason}); report it with the bundle's name") from error
-        return self._decode(output)
+        return [self._decode(output)]
 
 
 class QnnEngine:

@@ -15,6 +15,7 @@ class PictureFacts:
     Args:
         sampler: `KIND:STEPS`, or `KIND-karras:STEPS`.
         guidance_interval: shares of the noise schedule between which guidance counted; None for all of it.
+        reuse: one call of the U-Net of so many was whole.
         seed: None where the noise was brought along.
         size: width and height, pixels.
         model: the bundle's name, and its own digest.
@@ -33,4 +34,5 @@ class PictureFacts:
     adapters: Mapping[str, Weight] = field(default_factory=dict)
     strength: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    reuse: int = 1
     edited: bool = False

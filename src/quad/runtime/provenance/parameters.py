@@ -45,6 +45,8 @@ def _fields(facts: PictureFacts) -> dict[str, str]:
         fields["Denoising strength"] = f"{facts.strength:g}"
     if facts.guidance_interval is not None:
         fields["Guidance interval"] = "{:g} to {:g}".format(*facts.guidance_interval)
+    if facts.reuse > 1:
+        fields["Deep feature reuse"] = str(facts.reuse)
     return {**fields, "Version": f"quad {__version__}"}
 
 

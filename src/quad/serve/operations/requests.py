@@ -119,6 +119,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         strength=body.strength,
         image_guidance_scale=body.image_guidance_scale,
         guidance_interval=body.guidance_interval,
+        reuse=body.reuse,
         prompt_syntax=body.prompt_syntax,
     )
 
