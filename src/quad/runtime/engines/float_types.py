@@ -29,7 +29,7 @@ class ShortFloats(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Denoiser:
+class DenoiserEngine:
     """The engine that runs the denoiser, and the type of its floats."""
 
     engine: Engine
@@ -41,7 +41,7 @@ def in_bf16(engine: Engine) -> Engine | None:
     return engine.in_bf16() if isinstance(engine, ShortFloats) else None
 
 
-def denoiser_engine(engine: Engine, float_type: str, manifest: BundleManifest) -> Denoiser:
+def denoiser_engine(engine: Engine, float_type: str, manifest: BundleManifest) -> DenoiserEngine:
     """The engine that runs a bundle's denoiser.
 
     Args:
@@ -55,10 +55,10 @@ def denoiser_engine(engine: Engine, float_type: str, manifest: BundleManifest) -
     short = None if float_type == F32 or (float_type == AUTO and not is_proven(manifest, engine.name)) else in_bf16(engine)
     if short is not None:
         _LOG.info("engine %s: the denoiser's floats are bf16", engine.name)
-        return Denoiser(engine=short, float_type=BF16)
+        return DenoiserEngine(engine=short, float_type=BF16)
     if float_type == BF16:
         raise CompatibilityError(mismatch("--float", f"{F32}, all that engine {engine.name} has here", BF16, "leave it out"))
-    return Denoiser(engine=engine, float_type=F32)
+    return DenoiserEngine(engine=engine, float_type=F32)
 
 
 def is_proven(manifest: BundleManifest, engine: str) -> bool:
