@@ -1,7 +1,8 @@
 """Whole pictures and calls of the JavaScript runtime in Node beside this one's, one thread each.
 
-    cd js && npm ci --ignore-scripts && npm run build && cd .. && python -m benchmarks.javascript BUNDLE
+    python -m benchmarks.javascript BUNDLE
 
+The JavaScript runtime is built before, in `js/`: `npm ci --ignore-scripts && npm run build`.
 Every task with its own adapter, steps and sampler, seed 5, on the prompt and pictures of the bundle's conformance vectors. Printed are the
 PSNR of Node's picture to the native one, CPU milliseconds of one U-Net call, milliseconds of a switch, and how many vectors pass.
 """

@@ -1,7 +1,8 @@
 """A LiteRT bundle's U-Net for a Qualcomm chip, its binary run in emulation against LiteRT's CPU: every stored call with every adapter.
 
-quad build toyland --target litert --soc SM8750 -o out/litert
-python -m benchmarks.litert_htp out/litert [--soc SM8750] [--json FILE]
+    python -m benchmarks.litert_htp out/litert [--soc SM8750] [--json FILE]
+
+The bundle is one of `quad build toyland --target litert --soc SM8750 -o out/litert`.
 """
 
 from __future__ import annotations

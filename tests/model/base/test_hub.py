@@ -173,8 +173,8 @@ def test_a_copy_that_lacks_a_shard_is_not_whole(cache: Path, model_dir: Path) ->
 
 def test_another_family_is_refused_before_its_weights_are_fetched(online: tuple[Path, list[str]]) -> None:
     remote, fetched = online
-    (remote / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    _refused(REPO, "found StableDiffusionXLPipeline (SDXL)", UnsupportedError)
+    (remote / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+    _refused(REPO, "found StableDiffusion3Pipeline (Stable Diffusion 3)", UnsupportedError)
     assert fetched
     assert not [name for name in fetched if name.endswith(".safetensors")]
 

@@ -64,7 +64,9 @@ def with_vector_table(text_encoder: Any) -> Any:
 def reading(text_encoder: Any, vectors: Tensor | None) -> Iterator[None]:
     """Inside the block the tables read these vectors `(1, L, D)`, each of a pair its own part of D; None for tokens alone."""
     tables = [] if vectors is None else [encoder.get_input_embeddings() for encoder in clip_encoders(text_encoder)]
-    parts = vectors.split([table.embedding_dim for table in tables], dim=2) if vectors is not None else ()
+    parts: tuple[Tensor, ...] = () if vectors is None else (vectors,)
+    if vectors is not None and len(tables) > 1:  # a Split into one part would stay in the graph
+        parts = tuple(vectors.split([table.embedding_dim for table in tables], dim=2))
     with ExitStack() as stack:
         for table, part in zip(tables, parts, strict=True):
             stack.enter_context(table.reading(part))
