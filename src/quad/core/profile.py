@@ -14,6 +14,7 @@ import msgspec
 from quad.core.digests import digest
 from quad.core.encoding import Encoding
 from quad.core.precision import FLOAT
+from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
 MOST_GROUPS = 16
 
@@ -77,3 +78,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
 
     def component(self, name: str) -> dict[str, Encoding]:
         return self.encodings.get(name, {})
+
+    def has_eight_bit_activations(self, component: str) -> bool:
+        """One activation of it at least has 8 bits; weights and slots do not count."""
+        return any(encoding.bits == 8 and role_of(name) not in CONSTANT_ROLES for name, encoding in self.component(component).items())

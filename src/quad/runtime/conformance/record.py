@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -39,10 +40,11 @@ from quad.runtime.samplers.names import SAMPLER_NAMES, named_sampler
 
 _LOG = logging.getLogger(__name__)
 
-# Of the RMS of the block means.
+# Of the RMS of the block means. With activations of 8 bits a rounding tie that goes the other way shows: an input moved by 1e-7 of itself
+# moves a call by up to 0.027. Two adapters differ by 0.097 at least.
 TEXT_TOLERANCE = 0.01
-CALL_TOLERANCE = 0.01
-PICTURE_TOLERANCE = 0.02
+CALL_TOLERANCE, CALL_TOLERANCE_8_BITS = 0.01, 0.06
+PICTURE_TOLERANCE, PICTURE_TOLERANCE_8_BITS = 0.02, 0.08
 SAMPLER_TOLERANCE = 1e-5
 SEEDS = (0, 1, 2**32 + 1)
 SIDE = 2  # of a sampler's small latent
@@ -66,12 +68,21 @@ class _Recording:
     def so_far(self) -> ConformanceVectors:
         return ConformanceVectors(Vectors(), self.tensors)
 
+    @cached_property
+    def eight_bits(self) -> bool:
+        return self.pipe.bundle.profile.has_eight_bit_activations(UNET)
+
+    @property
+    def picture_tolerance(self) -> float:
+        return PICTURE_TOLERANCE_8_BITS if self.eight_bits else PICTURE_TOLERANCE
+
     def call(self, graph: str, inputs: Mapping[str, NDArray[Any]], adapter: str | None = None) -> CallVector:
         """One call of a graph; inputs of equal calls are stored once."""
         names = {name: f"calls/{component_of(graph)}/{name}" for name in inputs}
         self.tensors.update({names[name]: array for name, array in inputs.items()})
         draft = CallVector(
-            graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(), tolerance=CALL_TOLERANCE,
+            graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(),
+            tolerance=CALL_TOLERANCE_8_BITS if graph.startswith(UNET) and self.eight_bits else CALL_TOLERANCE,
         )  # fmt: skip
         return msgspec.structs.replace(draft, values=rounded(answer.call_means(self.pipe, draft, self.so_far)))
 
@@ -160,7 +171,8 @@ def _pictures(recording: _Recording, samples: Sequence[CalibrationSample]) -> It
         steps = spec.sampler.steps if spec.sampler.kind == "olss" else min(PICTURE_STEPS, spec.sampler.steps)
         image, mask = _stored_pictures(recording, task, spec, example)
         draft = PictureVector(
-            task=task, prompt=example.prompt, seed=0, steps=steps, image=image, mask=mask, values=(), tolerance=PICTURE_TOLERANCE,
+            task=task, prompt=example.prompt, seed=0, steps=steps, image=image, mask=mask, values=(),
+            tolerance=recording.picture_tolerance,
         )  # fmt: skip
         try:
             yield msgspec.structs.replace(draft, values=rounded(answer.picture_means(pipe, draft, recording.so_far)))
