@@ -97,7 +97,7 @@ def _badge(passed: bool | None) -> str:
 
 def _row(row: Row) -> str:
     cells = "".join(f'<td class="n">{escape(cell.text)}{_badge(cell.passed)}</td>' for cell in row.cells)
-    return f'<tr><td>{escape(row.name)}</td><td class="n">{escape(row.bar)}</td>{cells}<td class="note">{escape(row.note)}</td></tr>'
+    return f'<tr><td>{escape(row.name)}</td><td class="n bar">{escape(row.bar)}</td>{cells}<td class="note">{escape(row.note)}</td></tr>'
 
 
 def _table(table: Table) -> str:
