@@ -4,6 +4,7 @@ import { readFileSync } from "node:fs";
 import { MessageChannel } from "node:worker_threads";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { openBundle } from "../src/bundle/bundle.js";
+import { sha256 } from "../src/bundle/digest.js";
 import { DirectorySource, MemorySource } from "../src/bundle/source.js";
 import { InputError, StoppedError, UsageError, VerificationError } from "../src/core/errors.js";
 import { readsPicture } from "../src/core/task.js";
@@ -15,6 +16,12 @@ import { bundlePath, packPath } from "./reference.js";
 const SIDE = 20;
 const PICTURE = { data: Uint8Array.from({ length: 3 * SIDE * SIDE }, (_, i) => (i * 37) % 256), width: SIDE, height: SIDE };
 const MASK = { data: Uint8Array.from({ length: SIDE * SIDE }, (_, i) => (i % SIDE < 8 ? 255 : 0)), width: SIDE, height: SIDE };
+
+/** A manifest's text sealed again, `seal` being the one that it has. */
+async function sealed(text: string, seal: string): Promise<Uint8Array> {
+  const own = await sha256(new TextEncoder().encode(text.replace(`"sha256":"${seal}"`, '"sha256":""')));
+  return new TextEncoder().encode(text.replace(seal, own));
+}
 
 describe.skipIf(bundlePath === undefined)("a bundle", () => {
   let pipe: QuadPipeline;
@@ -162,6 +169,8 @@ describe.skipIf(bundlePath === undefined)("a bundle", () => {
     await expect(openBundle(new MemorySource(files))).rejects.toThrow(/expected the manifest sealed/);
     files.set("bundle.json", new TextEncoder().encode(text.replace('"format_version":1', '"format_version":2')));
     await expect(openBundle(new MemorySource(files))).rejects.toThrow("expected format version 1, found 2; update quad");
+    files.set("bundle.json", await sealed(text.replace('"text":{', '"text":{"pooled":8,'), manifest.sha256));
+    await expect(openBundle(new MemorySource(files))).rejects.toThrow("found one that reads sizes too (SDXL); run it with quad in Python");
     files.delete("bundle.json");
     await expect(openBundle(new MemorySource(files))).rejects.toThrow(InputError);
   });

@@ -54,13 +54,14 @@ export interface LatentPreview {
   readonly bias: readonly number[];
 }
 
-/** The text encoder's input, and its output's width. */
+/** The text encoder's input, and its output's width. `pooled`: numbers of the prompt as a whole behind its hidden states, SDXL's alone. */
 export interface TextSpec {
   readonly length: number;
   readonly pad_id: number;
   readonly hidden: number;
   readonly first_vector_id: number | undefined;
   readonly chunks: number | undefined;
+  readonly pooled: number | undefined;
 }
 
 /** `bundle.json`. */
@@ -111,6 +112,7 @@ const textSpec = struct<TextSpec>({
   hidden: required(integer(1, 2 ** 20)),
   first_vector_id: maybe(integer(1, 2 ** 31)),
   chunks: maybe(integer(2, 64)),
+  pooled: maybe(integer(1, 2 ** 20)),
 });
 
 export const bundleManifest: Decoder<BundleManifest> = struct<BundleManifest>({
