@@ -86,23 +86,28 @@ def test_what_is_another_thing_stays(model: ir.Model) -> None:
 @pytest.mark.parametrize("q_zero", [BYTE, np.uint8(77)], ids=["signed", "unsigned"])
 def test_products_of_bytes_are_kernels_on_integers(q_zero: np.generic) -> None:
     """To the bit: integers are multiplied as they were rounded."""
-    after = kept(eight_bit_attention(q_zero=q_zero), IntegerProducts())
+    after = kept(eight_bit_attention(q_zero=q_zero), IntegerProducts(KEYS))
     assert operators(after) == {"QuantizeLinear": 4, "Transpose": 1, KERNEL: 2, "Softmax": 1}
     assert {node.inputs[0].dtype for node in after.graph if node.op_type == KERNEL} == {ir.DataType.UINT8}
 
 
+def test_an_attention_of_fewer_keys_stays() -> None:
+    model = eight_bit_attention()
+    assert operators(kept(model, IntegerProducts(KEYS + 1))) == operators(model)
+
+
 def test_kernels_are_sliced_as_products_are() -> None:
-    after = kept(eight_bit_attention(), IntegerProducts(), SliceAttention(KEYS * 4))
+    after = kept(eight_bit_attention(), IntegerProducts(KEYS), SliceAttention(KEYS * 4))
     assert operators(after)[KERNEL] == 2 * HEADS * 3
     assert operators(after)["QuantizeLinear"] == 3 + HEADS * 3  # q, k and v once, what softmax gives in each slice
 
 
 def test_a_product_whose_right_operand_has_a_zero_point_stays() -> None:
-    assert operators(kept(eight_bit_attention(k_zero=np.int8(3)), IntegerProducts()))[KERNEL] == 1
+    assert operators(kept(eight_bit_attention(k_zero=np.int8(3)), IntegerProducts(KEYS)))[KERNEL] == 1
 
 
 def test_a_product_of_a_byte_and_a_float_stays() -> None:
     sketch = Sketch()
     q, k = sketch.input("q", 1, HEADS, QUERIES, WIDTH), sketch.input("k", 1, HEADS, WIDTH, KEYS)
     model = sketch.model(sketch.value("MatMul", [q, quantized(sketch, k, "k.q", 0.02, BYTE)], 1, HEADS, QUERIES, KEYS))
-    assert operators(kept(model, IntegerProducts())) == operators(model)
+    assert operators(kept(model, IntegerProducts(KEYS))) == operators(model)

@@ -15,14 +15,24 @@ from quad.compile.passes.edit import Writer, constant, is_op, producer, replace,
 from quad.compile.passes.integers.dequantized import Dequantized, dequantized
 from quad.compile.passes.integers.integer_matmul import DOMAIN, KERNEL
 
+LEAST_KEYS = 2048  # with 1,024 and fewer, float products are faster on two threads (docs/adr/0042)
 _MIDDLE = np.array(128, np.uint8)
 
 
 class IntegerProducts(ir.passes.InPlacePass):
-    """Rewrite every product of two computed values of 8 bits."""
+    """Rewrite every product of two computed values of 8 bits whose attention has so many keys.
+
+    Args:
+        least_keys: of an attention; with fewer the product stays, and is computed as written.
+    """
+
+    def __init__(self, least_keys: int = LEAST_KEYS) -> None:
+        super().__init__()
+        self._least_keys = least_keys
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
-        rewritten = [_rewrite(node) for node in list(model.graph) if is_op(node, "MatMul")]
+        products = [node for node in list(model.graph) if is_op(node, "MatMul") and _keys(node) >= self._least_keys]
+        rewritten = [_rewrite(node) for node in products]
         if any(rewritten):
             model.opset_imports[DOMAIN] = 1
         return ir.passes.PassResult(model, any(rewritten))
@@ -47,6 +57,13 @@ def _rewrite(node: ir.Node) -> bool:
     kernel.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     replace(output, kernel.outputs[0])
     return True
+
+
+def _keys(product: ir.Node) -> int:
+    """Of the attention that `q k^T` or `p v` is part of: the longer of the last axes of its result and its left operand, as heads are
+    narrow; 0 where neither is known."""
+    shapes = [static_shape(value) for value in (product.inputs[0], product.outputs[0])]
+    return max((shape[-1] for shape in shapes if shape), default=0)
 
 
 def _is_computed(encoded: Dequantized) -> bool:
