@@ -184,6 +184,13 @@ def run_tasks(
     return [_task_run(task, spec, held_out(task, n), pictures[task]) for task, spec in tasks.items()]
 
 
+def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int) -> TaskRun:
+    """Both sides of one task alone, `n` held-out samples, in this process."""
+    maker = _Maker(reference=reference, pipe=pipe, side=PLAIN, made={})
+    parts = [_Part(task, first, min(n, first + BATCH)) for first in range(0, n, BATCH)]
+    return _task_run(task, pipe.tasks[task], held_out(task, n), [maker.pictures(part) for part in parts])
+
+
 def _task_run(task: str, spec: TaskSpec, samples: Sequence[Sample], parts: Sequence[_Pictures]) -> TaskRun:
     def side(name: str) -> Pictures:
         return np.concatenate([part.sides[name] for part in parts if name in part.sides])
