@@ -170,7 +170,7 @@ def run_tasks(
         made: full precision's by task, as far as they are there.
     """
     tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
-    parts = [_Part(task, first, min(n, first + BATCH)) for task in tasks for first in range(0, n, BATCH)]
+    parts = [part for task in tasks for part in _parts(task, n)]
 
     def following() -> Iterator[_Part]:
         for number, part in enumerate(parts):
@@ -187,8 +187,11 @@ def run_tasks(
 def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int) -> TaskRun:
     """Both sides of one task alone, `n` held-out samples, in this process."""
     maker = _Maker(reference=reference, pipe=pipe, side=PLAIN, made={})
-    parts = [_Part(task, first, min(n, first + BATCH)) for first in range(0, n, BATCH)]
-    return _task_run(task, pipe.tasks[task], held_out(task, n), [maker.pictures(part) for part in parts])
+    return _task_run(task, pipe.tasks[task], held_out(task, n), [maker.pictures(part) for part in _parts(task, n)])
+
+
+def _parts(task: str, n: int) -> list[_Part]:
+    return [_Part(task, first, min(n, first + BATCH)) for first in range(0, n, BATCH)]
 
 
 def _task_run(task: str, spec: TaskSpec, samples: Sequence[Sample], parts: Sequence[_Pictures]) -> TaskRun:
