@@ -82,7 +82,7 @@ class _Recording:
         self.tensors.update({names[name]: array for name, array in inputs.items()})
         draft = CallVector(
             graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(),
-            tolerance=CALL_TOLERANCE_8_BITS if graph.startswith(UNET) and self.eight_bits else CALL_TOLERANCE,
+            tolerance=CALL_TOLERANCE_8_BITS if component_of(graph) == UNET and self.eight_bits else CALL_TOLERANCE,
         )  # fmt: skip
         return msgspec.structs.replace(draft, values=rounded(answer.call_means(self.pipe, draft, self.so_far)))
 

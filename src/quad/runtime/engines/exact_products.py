@@ -5,18 +5,18 @@
 ONNX Runtime makes products with constant weights exact by itself when it is told to; of two computed values it does not. The file's bytes
 are edited as they lie, for the runtime has no library for ONNX graphs.
 
-Source: protocol buffers' encoding (varints, length-delimited fields), field numbers of onnx.proto.
+Source: field numbers of onnx.proto.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from quad.runtime.engines.wire_format import BYTES, fields
+
 KERNEL, DOMAIN = b"MatMulIntegerToFloat", b"com.microsoft"
 _GRAPH, _NODE, _INITIALIZER, _TENSOR_NAME = 7, 1, 5, 8
 _INPUT, _OUTPUT, _NAME, _OP, _DOMAIN = 1, 2, 3, 4, 7
-_VARINT, _FIXED_64, _BYTES, _FIXED_32 = 0, 1, 2, 5
-_SIZES = {_FIXED_64: 8, _FIXED_32: 4}
 
 
 def with_exact_products(model: bytes) -> bytes:
@@ -67,37 +67,14 @@ def _texts(message: bytes, field: int) -> list[bytes]:
 
 def _field(number: int, value: bytes) -> bytes:
     """A length-delimited field."""
-    return _as_varint(number << 3 | _BYTES) + _as_varint(len(value)) + value
+    return _as_varint(number << 3 | BYTES) + _as_varint(len(value)) + value
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, bytes, bytes]]:
     """Number, value where it is length-delimited, and all bytes of each field."""
-    place = 0
-    while place < len(message):
-        start = place
-        tag, place = _varint(message, place)
-        kind = tag & 7
-        value = b""
-        if kind == _BYTES:
-            size, place = _varint(message, place)
-            value = message[place : place + size]
-            place += size
-        elif kind == _VARINT:
-            _, place = _varint(message, place)
-        else:
-            place += _SIZES[kind]
-        yield tag >> 3, value, message[start:place]
-
-
-def _varint(message: bytes, place: int) -> tuple[int, int]:
-    """A number, and where it ends."""
-    value = shift = 0
-    while True:
-        byte = message[place]
-        value |= (byte & 0x7F) << shift
-        shift, place = shift + 7, place + 1
-        if byte < 0x80:
-            return value, place
+    for field in fields(message, 0, len(message)):
+        value = message[field.start : field.end] if field.kind == BYTES else b""
+        yield field.number, value, message[field.begin : field.end]
 
 
 def _as_varint(number: int) -> bytes:
