@@ -5,7 +5,9 @@ from __future__ import annotations
 import functools
 import gc
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +20,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.envi
 
 settings.register_profile("quad", deadline=None, derandomize=True)
 settings.load_profile("quad")
+
+
+DISK = 1 << 30  # bytes: the tests write 0.2 GB at a time, and what builds write beside
+
+
+def pytest_sessionstart() -> None:
+    """A full disk fails thousands of tests, each with another words; this says it once."""
+    place = tempfile.gettempdir()
+    free = shutil.disk_usage(place).free
+    if free < DISK:
+        pytest.exit(f"{place}: expected 1 GB of free disk, found {free / 1e9:.1f} GB: free some, or point TMPDIR elsewhere", returncode=4)
 
 
 def pytest_collection_finish() -> None:
