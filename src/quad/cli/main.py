@@ -31,6 +31,7 @@ from quad.cli.measure.verify import verify
 from quad.cli.run import run
 from quad.cli.serve import serve
 from quad.cli.streams import ReaderGone, ResultNotShown, guarded_streams, open_missing_descriptors
+from quad.cli.studio import studio
 from quad.cli.verbosity import OPTIONS as VERBOSE
 from quad.cli.verbosity import level_of, logging_to_stderr
 from quad.core.errors import InputError, QuadError, lack_of, mismatch
@@ -150,6 +151,7 @@ app.command()(install)
 app.command()(rollback)
 app.command()(list_adapters)
 app.command()(serve)
+app.command()(studio)
 app.command()(verify)
 app.command()(doctor)
 

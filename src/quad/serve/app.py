@@ -27,6 +27,8 @@ from quad.serve.operations import uploads as upload_calls
 from quad.serve.operations.openapi import document
 from quad.serve.operations.operation import Operation
 from quad.serve.service import Service
+from quad.serve.studio.headers import StudioHeaders
+from quad.serve.studio.routes import studio_routes
 
 _LOG = logging.getLogger(__name__)
 
@@ -47,7 +49,8 @@ def make_app(service: Service, credentials: Credentials | None) -> Starlette:
         with suppress(asyncio.CancelledError):
             await maintenance
 
-    routes = [*_routes(service), Route(DOCUMENT_PATH, _document, methods=["GET"])]
+    routes = [*_routes(service), Route(DOCUMENT_PATH, _document, methods=["GET"]), *studio_routes(service)]
+    headers = [] if service.page is None else [Middleware(StudioHeaders)]
     handlers: dict[Any, Any] = {
         HTTPException: _no_such_call,
         HttpError: _known_error,
@@ -60,7 +63,7 @@ def make_app(service: Service, credentials: Credentials | None) -> Starlette:
     }
     app = Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, service=service, credentials=credentials)],
+        middleware=[*headers, Middleware(Guard, service=service, credentials=credentials)],
         exception_handlers=handlers,
         lifespan=lifespan,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -42,17 +42,33 @@ class Credentials:
         """Raises:
         HttpError: 421 for another host's name, 401 for a missing or wrong token. The connection is closed then, and no body read.
         """
-        by_name: dict[bytes, list[bytes]] = {}
-        for name, value in headers:
-            by_name.setdefault(name.lower(), []).append(value)
-        hosts = [value.decode("latin-1").lower() for value in by_name.get(b"host", [])]
-        if len(hosts) != 1 or hosts[0] not in {*_LOOPBACK, *(f"{name}:{self.port}" for name in _LOOPBACK)}:
-            host_error = InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name"))
-            raise HttpError(421, host_error, _CLOSE)
+        by_name = _by_name(headers)
+        self._check_host(by_name.get(b"host", []))
         kind, _, token = b"".join(by_name.get(b"authorization", [])).partition(b" ")
         if kind.lower() != b"bearer" or not hmac.compare_digest(token.strip(), self.token.encode()):
             error = InputError(mismatch("Authorization", "Bearer and this server's token", "none or another", "read its token file"))
             raise HttpError(401, error, {"WWW-Authenticate": "Bearer", **_CLOSE})
+
+    def check_host(self, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        """The check of a call for a file of the page, which holds no secret: no token, but not another host's name.
+
+        Raises:
+            HttpError: 421.
+        """
+        self._check_host(_by_name(headers).get(b"host", []))
+
+    def _check_host(self, values: Sequence[bytes]) -> None:
+        hosts = [value.decode("latin-1").lower() for value in values]
+        if len(hosts) != 1 or hosts[0] not in {*_LOOPBACK, *(f"{name}:{self.port}" for name in _LOOPBACK)}:
+            error = InputError(mismatch("Host", f"127.0.0.1:{self.port}", ", ".join(hosts) or "none", "call it by that name"))
+            raise HttpError(421, error, _CLOSE)
+
+
+def _by_name(headers: Iterable[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    by_name: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        by_name.setdefault(name.lower(), []).append(value)
+    return by_name
 
 
 class Guard:
@@ -80,8 +96,7 @@ class Guard:
             await send(message)
 
         try:
-            if self._credentials is not None:
-                self._credentials.check(scope["headers"])
+            self._check(scope)
         except HttpError as error:
             self._warning(
                 "a call over TCP answered %d: %s", error.status, "no token of this server" if error.status == 401 else "another host"
@@ -94,6 +109,14 @@ class Guard:
             if not begun:
                 self._count(500)
             raise
+
+    def _check(self, scope: Scope) -> None:
+        if self._credentials is None:
+            return
+        if scope["method"] in ("GET", "HEAD") and scope["path"] in (self._service.page or ()):
+            self._credentials.check_host(scope["headers"])
+        else:
+            self._credentials.check(scope["headers"])
 
     def _count(self, status: int) -> None:
         answers = self._service.answers

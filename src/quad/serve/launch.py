@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +24,7 @@ from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
 from quad.serve.server import Moments, serve
 from quad.serve.service import Service
+from quad.serve.studio.files import PageFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class ServeOptions:
         adapter_budget_bytes: of memory for adapters, None for no bound.
         png: what the files of pictures say of how they were made; None for nothing.
         embeddings: textual inversions, a word or None for the file's own, and its file.
+        page: files of a page over the API, by URL path; None for none.
     """
 
     bundle: Path
@@ -53,6 +55,7 @@ class ServeOptions:
     adapter_budget_bytes: int | None = None
     png: PngOptions | None = None
     embeddings: Sequence[tuple[str | None, Path]] = ()
+    page: Mapping[str, PageFile] | None = None
 
 
 def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], announce: Callable[[Endpoint, Service], None]) -> None:
@@ -96,7 +99,9 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
         uploads = endpoint.uploads if options.allow_uploads else None
         if uploads is not None:
             uploads.mkdir(mode=0o700)
-        yield Service(pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads, png=options.png)
+        yield Service(
+            pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads, png=options.png, page=options.page
+        )
     finally:
         scheduler.close()
 

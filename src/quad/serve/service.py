@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from quad.serve.decoding.decoder import Decoder
 from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from quad.serve.registry import RequestRegistry
+from quad.serve.studio.files import PageFile
 
 _LOG = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Service:
         admission_command: of the process that admits a LoRA file; empty for quad's own.
         decoder_command: of the processes that decode pictures; empty for quad's own.
         png: what the files of pictures say of how they were made; None for nothing.
+        page: URL path -> file, of a page over the API; None where there is none.
     """
 
     pipe: QuadPipeline
@@ -53,6 +55,7 @@ class Service:
     decoder_command: Sequence[str] = ()
     admission_command: Sequence[str] = ()
     png: PngOptions | None = None
+    page: Mapping[str, PageFile] | None = None
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)

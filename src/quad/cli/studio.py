@@ -1,0 +1,76 @@
+"""`quad studio`: a page in the browser over one resident model."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quad.cli.extras import check_serve
+from quad.cli.options import words_of_files
+from quad.cli.serve import MIB, Budget, Memory, Pixels, Queue, Steps, Time, TokenFile, Uploads
+from quad.cli.shared_options import BundleDir, Embeddings, EngineName, FloatType, Mark, Sign, StoreDir, Threads, png_options
+from quad.cli.show import Json, result
+
+if TYPE_CHECKING:
+    from quad.serve.endpoint import Endpoint
+    from quad.serve.service import Service
+
+Port = Annotated[int, typer.Option(help="The port of 127.0.0.1, 0 for any that is free.", metavar="N", min=0, max=65535)]
+
+Parameters = Annotated[bool, typer.Option("--parameters/--no-parameters", help="Write into each picture's file how it was made.")]
+
+
+def studio(
+    bundle: BundleDir,
+    port: Port = 0,
+    token_file: TokenFile = None,
+    store: StoreDir = None,
+    engine: EngineName = "auto",
+    float_type: FloatType = "auto",
+    threads: Threads = None,
+    memory: Memory = "keep-all",
+    adapter_budget: Budget = None,
+    embedding: Embeddings = None,
+    max_queue: Queue = 32,
+    max_pixels: Pixels = 16 * MIB,
+    max_steps: Steps = 150,
+    time_limit: Time = 600.0,
+    allow_uploads: Uploads = False,
+    parameters: Parameters = True,
+    mark: Mark = False,
+    sign: Sign = None,
+    as_json: Json = False,
+) -> None:
+    """Make pictures on a page in the browser, until SIGTERM or Ctrl-C; nothing leaves this machine."""
+    check_serve("quad studio")
+    from quad.serve.endpoint import port_endpoint
+    from quad.serve.launch import ServeOptions, launch
+    from quad.serve.limits import Limits
+    from quad.serve.studio.files import page_files
+
+    options = ServeOptions(
+        bundle=bundle,
+        engine=engine,
+        float_type=float_type,
+        threads=threads,
+        memory=memory,
+        store=store,
+        allow_uploads=allow_uploads,
+        limits=Limits(max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit),
+        adapter_budget_bytes=adapter_budget,
+        png=png_options(parameters=parameters, mark=mark, sign=sign),
+        embeddings=words_of_files("--embedding", embedding or []),
+        page=page_files(),
+    )
+    launch(options, port_endpoint(port, token_file), lambda endpoint, service: _announce(endpoint, service, as_json))
+
+
+def _announce(endpoint: Endpoint, service: Service, as_json: bool) -> None:
+    """The address with the token behind `#`, which a browser sends to nobody."""
+    address = f"http://127.0.0.1:{endpoint.port}"
+    page = f"{address}/#token={endpoint.token}"
+    facts = {"page": page, "address": address, "token_file": str(endpoint.token_file)}
+    result({**facts, "bundle": service.pipe.bundle.manifest.name, "engine": service.pipe.engine}, as_json, [f"studio at {page}"])
+    sys.stdout.flush()

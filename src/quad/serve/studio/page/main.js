@@ -1,0 +1,1 @@
+/** The page from its first line: backends by `studio.json`. */
