@@ -68,3 +68,23 @@ def test_a_base_unlike_that_of_the_metadata_is_named(
 
 def test_a_base_of_no_known_family_is_compared_with_none(tmp_path: Path) -> None:
     assert read(tmp_path, {"ss_base_model_version": "sd_v2"}, 16).notes == ()
+
+
+DYLORA = '{"algo": "dylora", "block_size": "8", "preset": "full"}'
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "block"),
+    [
+        ("lycoris.kohya", DYLORA, 8),
+        ("lycoris.kohya", '{"algo": "DyLoRA"}', 4),
+        ("lycoris.kohya", '{"algo": "locon"}', 0),
+        ("networks.dylora", '{"unit": "4"}', 0),  # sd-scripts' own scales as its file says
+        ("lycoris.kohya", "[1", 0),
+        ("lycoris.kohya", "[]", 0),
+        ("lycoris.kohya", '{"algo": "dylora", "block_size": "many"}', 0),
+    ],
+)
+def test_a_file_of_dylora_names_the_weight_that_was_trained(module: str, arguments: str, block: int, tmp_path: Path) -> None:
+    notes = read(tmp_path, {"ss_network_module": module, "ss_network_args": arguments}, 768).notes
+    assert [f"weight {block} is as strong as trained" in note for note in notes] == [True] * bool(block)

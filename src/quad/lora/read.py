@@ -21,7 +21,7 @@ from quad.lora.low_rank import Product, RankLimits
 from quad.lora.module_names import Names, network_names
 from quad.lora.quote import listed, quoted
 from quad.lora.report.notes import alpha_notes, conversion_notes, error_notes, left_out, require_energy, skipped_notes, without_effect
-from quad.lora.report.trained_on import family_notes
+from quad.lora.report.trained_on import family_notes, strength_notes
 from quad.lora.target import TargetLayer
 from quad.lora.tensors import Role, StoredTensor
 
@@ -225,6 +225,7 @@ def _adapter(name: str, matched: _Matched, limits: RankLimits) -> tuple[FloatAda
         energy={path: module.energy for path, module in converted.items() if module.energy is not None},
         notes=(
             *family_notes(file.trained_on, (layer.shape[1] for path, layer in matched.slots.items() if reads_text(path))),
+            *strength_notes(file.trained_on),
             *alpha_notes(origins.values()),
             *conversion_notes(converted.values()),
             *left_out(file.tensors, matched.unused),

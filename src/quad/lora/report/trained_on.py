@@ -28,11 +28,14 @@ class TrainedOn:
         name: as the metadata has it, quoted; "" where it says none.
         family: of models; "" where the name is none known here.
         prediction: what that base answers with, `epsilon` or `v_prediction`; "" where nothing says it.
+        dylora_block: ranks in a block of LyCORIS's DyLoRA, 0 where the trainer was another. Its forward pass multiplies by
+            alpha / blocks, its file reads as alpha / dim.
     """
 
     name: str = ""
     family: str = ""
     prediction: str = ""
+    dylora_block: int = 0
 
     @classmethod
     def of(cls, metadata: Mapping[str, str]) -> TrainedOn:
@@ -42,6 +45,7 @@ class TrainedOn:
             name=json.dumps(names[0][:_LONGEST]) if names else "",
             family=next((family for name in names if (family := _family(name))), ""),
             prediction=_prediction(metadata, names),
+            dylora_block=_dylora_block(metadata),
         )
 
 
@@ -55,6 +59,14 @@ def family_notes(trained: TrainedOn, widths: Iterable[int]) -> tuple[str, ...]:
     if not trained.family or not families or trained.family in families:
         return ()
     return (f"trained on {trained.family}, by its metadata ({trained.name}); this base is like {' or '.join(sorted(families))}",)
+
+
+def strength_notes(trained: TrainedOn) -> tuple[str, ...]:
+    """A line where the file's own alpha is not the strength that was trained."""
+    if trained.dylora_block <= 1:
+        return ()
+    block = trained.dylora_block
+    return (f"DyLoRA of LyCORIS in blocks of {block}, by its metadata: the file reads weaker, weight {block} is as strong as trained",)
 
 
 def prediction_notes(trained: TrainedOn, prediction: str) -> tuple[str, ...]:
@@ -80,3 +92,14 @@ def _prediction(metadata: Mapping[str, str], names: Iterable[str]) -> str:
     if not known:
         return ""
     return V_PREDICTION if any(_V.search(name) for name in known) else EPSILON
+
+
+def _dylora_block(metadata: Mapping[str, str]) -> int:
+    """By sd-scripts' record of the arguments that LyCORIS was called with; its own default is 4."""
+    if metadata.get("ss_network_module") != "lycoris.kohya":
+        return 0
+    try:
+        arguments = json.loads(metadata.get("ss_network_args", ""))
+        return int(arguments.get("block_size", 4)) if arguments["algo"].lower() == "dylora" else 0
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return 0  # a header is anybody's words: what is no such record says nothing
