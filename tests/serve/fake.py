@@ -27,6 +27,7 @@ class FakeTicket:
     def __init__(self, number: int, request: Request, client: str) -> None:
         self.id, self.request, self.client = number, request, client
         self.state: State = "queued"
+        self.preview = None
         self.steps: list[StepEvent] = []
         self.outcome: PipelineOutput | QuadError | None = None
         self._changed = Condition()

@@ -3,22 +3,58 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quad.cli.extras import check_serve
-from quad.cli.options import words_of_files
+from quad.cli.options import named_paths, words_of_files
 from quad.cli.serve import MIB, Budget, Memory, Pixels, Queue, Steps, Time, TokenFile, Uploads
-from quad.cli.shared_options import BundleDir, Embeddings, EngineName, FloatType, Mark, Sign, StoreDir, Threads, png_options
+from quad.cli.shared_options import (
+    BundleDir,
+    Embeddings,
+    EngineName,
+    FloatType,
+    Mark,
+    Sign,
+    StoreDir,
+    Threads,
+    Vae,
+    png_options,
+)
 from quad.cli.show import Json, result
+from quad.core.errors import UnsupportedError, UsageError, mismatch
 
 if TYPE_CHECKING:
     from quad.serve.endpoint import Endpoint
     from quad.serve.service import Service
 
+FULL_PRECISION = "quad.evaluate.full_precision"
+
 Port = Annotated[int, typer.Option(help="The port of 127.0.0.1, 0 for any that is free.", metavar="N", min=0, max=65535)]
 
+Against = Annotated[
+    str | None,
+    typer.Option(
+        "--against",
+        help="The full-precision model the bundle was built from, to lay its pictures beside.",
+        metavar="MODEL",
+        show_default=False,
+    ),
+]
+Adapters = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--adapter", help="With --against: the LoRA file of a bundled adapter, where the model directory has none.", metavar="NAME=PATH",
+        show_default=False,
+    ),
+]  # fmt: skip
+ReportDir = Annotated[
+    Path | None,
+    typer.Option("--report", help="Where report.html and ablate.json lie, for the bundle's card.", metavar="DIR", show_default=False),
+]
 Parameters = Annotated[bool, typer.Option("--parameters/--no-parameters", help="Write into each picture's file how it was made.")]
 
 
@@ -38,6 +74,10 @@ def studio(
     max_steps: Steps = 150,
     time_limit: Time = 600.0,
     allow_uploads: Uploads = False,
+    against: Against = None,
+    adapter: Adapters = None,
+    vae: Vae = None,
+    report: ReportDir = None,
     parameters: Parameters = True,
     mark: Mark = False,
     sign: Sign = None,
@@ -46,10 +86,13 @@ def studio(
     """Make pictures on a page in the browser, until SIGTERM or Ctrl-C; nothing leaves this machine."""
     check_serve("quad studio")
     from quad.serve.endpoint import port_endpoint
-    from quad.serve.launch import ServeOptions, launch
+    from quad.serve.launch import ServeOptions, StudioOptions, launch
     from quad.serve.limits import Limits
     from quad.serve.studio.files import page_files
 
+    if against is None and (adapter or vae is not None):
+        raise UsageError(mismatch("--adapter, --vae", "--against with them", "none", "name the full-precision model, or leave them out"))
+    command = [] if against is None else _reference_command(bundle, against, adapter or [], vae)
     options = ServeOptions(
         bundle=bundle,
         engine=engine,
@@ -62,9 +105,22 @@ def studio(
         adapter_budget_bytes=adapter_budget,
         png=png_options(parameters=parameters, mark=mark, sign=sign),
         embeddings=words_of_files("--embedding", embedding or []),
-        page=page_files(),
+        studio=StudioOptions(page=page_files(), report=report, reference_command=command),
     )
     launch(options, port_endpoint(port, token_file), lambda endpoint, service: _announce(endpoint, service, as_json))
+
+
+def _reference_command(bundle: Path, model: str, adapters: list[str], vae: Path | None) -> list[str]:
+    """The process of the full-precision model, which alone loads torch; what is wrong with the model is told by its first picture.
+
+    Raises:
+        UnsupportedError: `quad[build]` is not installed.
+    """
+    if find_spec("torch") is None or find_spec("diffusers") is None:
+        raise UnsupportedError(mismatch("quad studio --against", "the build extra", "none", "install it: pip install 'quad[build]'"))
+    files = [word for name, file in named_paths("--adapter", adapters).items() for word in ("--adapter", f"{name}={file.absolute()}")]
+    own = [] if vae is None else ["--vae", str(vae.absolute())]
+    return [sys.executable, "-m", FULL_PRECISION, str(bundle.absolute()), model, *files, *own]
 
 
 def _announce(endpoint: Endpoint, service: Service, as_json: bool) -> None:

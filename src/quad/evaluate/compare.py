@@ -124,9 +124,13 @@ def _check_slots(bundle: Bundle) -> None:
         raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "adapters that are bound", found, hint))
 
 
-def _adapters(request: EvaluationRequest, bundle: Bundle) -> dict[str, Path]:
-    """The LoRA file of every adapter that the bundle ships."""
-    files = {**find_adapters(request.model), **request.adapters}
+def adapter_files(bundle: Bundle, model: Path, adapters: Mapping[str, Path]) -> dict[str, Path]:
+    """The LoRA file of every adapter that the bundle ships: one that is named, or the model directory's own.
+
+    Raises:
+        InputError: there is none.
+    """
+    files = {**find_adapters(model), **adapters}
     if missing := [name for name in bundle.manifest.adapters if name not in files]:
         raise InputError(
             mismatch(f"adapter {missing[0]!r} of the bundle", "its LoRA file", "none", f"name it: --adapter {missing[0]}=FILE")
@@ -155,7 +159,7 @@ def _evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluati
     progress("open", 0.0)
     pipe = QuadPipeline.from_pretrained(request.bundle, engine=request.engine, threads=ENGINE_THREADS, float_type=request.float_type)
     _check_slots(pipe.bundle)
-    adapters = _adapters(request, pipe.bundle)
+    adapters = adapter_files(pipe.bundle, request.model, request.adapters)
     reference = Reference(request.model, adapters, pipe.bundle.manifest.text.skipped_layers + 1, vae=request.vae).on(request.device)
     model_digest = reference.digest_as(pipe.bundle.manifest.parents.get("base", "none"))
     check_parents(pipe.bundle, request.model, model_digest, adapters)

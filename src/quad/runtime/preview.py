@@ -22,8 +22,11 @@ def preview_picture(preview: LatentPreview, latent: NDArray[Any], factor: int) -
     return Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.BILINEAR)
 
 
-def bundle_preview(manifest: BundleManifest, latents: NDArray[Any]) -> Image.Image:
+def bundle_preview(manifest: BundleManifest, latents: NDArray[Any], factor: int | None = None) -> Image.Image:
     """`preview_picture` with the map that a bundle has.
+
+    Args:
+        factor: None for the size of the picture itself.
 
     Raises:
         UsageError: it has none, or latents of another shape. VerificationError: one for another latent.
@@ -35,4 +38,4 @@ def bundle_preview(manifest: BundleManifest, latents: NDArray[Any]) -> Image.Ima
         raise VerificationError(mismatch("bundle.json, preview", f"{channels} weights a colour", "others", "build the bundle again"))
     if latents.ndim != 4 or latents.shape[:2] != (1, channels):
         raise UsageError(mismatch("preview", f"latents (1, {channels}, h, w)", f"shape {latents.shape}", "give those of a callback"))
-    return preview_picture(preview, latents, manifest.latent.factor)
+    return preview_picture(preview, latents, manifest.latent.factor if factor is None else factor)

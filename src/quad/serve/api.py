@@ -57,6 +57,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         priority: larger goes first.
         deadline_s: seconds from now after which the picture is of no use.
         client: who asks, in the client's own words; it changes nothing in the order.
+        previews: its events tell a coarse look at it after each step too, where the bundle has colours for its latents.
     """
 
     prompt: Prompt = ""
@@ -80,6 +81,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     client: Annotated[str, Meta(max_length=128)] = ""
+    previews: bool = False
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -88,6 +90,13 @@ class Step(msgspec.Struct, frozen=True):
     index: int
     total: int
     timestep: float
+
+
+class Preview(msgspec.Struct, frozen=True):
+    """A coarse look at a picture after a step: the step's index, and a PNG with a pixel for each of the latent's."""
+
+    index: int
+    image: Picture
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True):
@@ -112,6 +121,7 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         headroom: as in `Verdict`.
+        previous: an uploaded one has a version before it, to roll back to.
     """
 
     name: str
@@ -122,6 +132,7 @@ class AdapterState(msgspec.Struct, frozen=True, kw_only=True):
     source: Literal["bundle", "installed", "uploaded"]
     defaults: AdapterDefaults = AdapterDefaults()
     headroom: float | None = None
+    previous: bool = False
 
 
 class Adapters(msgspec.Struct, frozen=True):

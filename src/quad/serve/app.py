@@ -22,7 +22,10 @@ from quad.serve.error_response import HttpError, error_response, http_error, jso
 from quad.serve.guard import Credentials, Guard
 from quad.serve.operations import about as about_calls
 from quad.serve.operations import adapters as adapter_calls
+from quad.serve.operations import bundle as bundle_calls
+from quad.serve.operations import reference as reference_calls
 from quad.serve.operations import requests as request_calls
+from quad.serve.operations import rollback as rollback_calls
 from quad.serve.operations import uploads as upload_calls
 from quad.serve.operations.openapi import document
 from quad.serve.operations.operation import Operation
@@ -32,7 +35,11 @@ from quad.serve.studio.routes import studio_routes
 
 _LOG = logging.getLogger(__name__)
 
-OPERATIONS = (*request_calls.OPERATIONS, *adapter_calls.OPERATIONS, *upload_calls.OPERATIONS, *about_calls.OPERATIONS)
+OPERATIONS = tuple(
+    operation
+    for calls in (request_calls, reference_calls, adapter_calls, upload_calls, rollback_calls, bundle_calls, about_calls)
+    for operation in calls.OPERATIONS
+)
 DOCUMENT_PATH = "/openapi.json"
 _GONE = 499  # nobody reads it
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from threading import Timer
 from types import FrameType
+from typing import Any
 
 from quad.core.storage.install_pointers import store_beside
 from quad.runtime.adapters.follow_store import InstalledAdapters
@@ -25,10 +26,28 @@ from quad.serve.limits import Limits
 from quad.serve.server import Moments, serve
 from quad.serve.service import Service
 from quad.serve.studio.files import PageFile
+from quad.serve.studio.heat_maps import cross_table
+from quad.serve.studio.reference_process import ReferenceProcess
 
 _LOG = logging.getLogger(__name__)
 
 _MOST_ENDING_S = 4.0
+REPORT_FILE = "report.html"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudioOptions:
+    """A page over the API.
+
+    Args:
+        page: URL path -> file.
+        report: the directory with `report.html` and `ablate.json`, as far as they are there; None for none.
+        reference_command: of the process that makes full precision's pictures; empty for none.
+    """
+
+    page: Mapping[str, PageFile]
+    report: Path | None = None
+    reference_command: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +60,7 @@ class ServeOptions:
         adapter_budget_bytes: of memory for adapters, None for no bound.
         png: what the files of pictures say of how they were made; None for nothing.
         embeddings: textual inversions, a word or None for the file's own, and its file.
-        page: files of a page over the API, by URL path; None for none.
+        studio: the page over the API; None for none.
     """
 
     bundle: Path
@@ -55,7 +74,7 @@ class ServeOptions:
     adapter_budget_bytes: int | None = None
     png: PngOptions | None = None
     embeddings: Sequence[tuple[str | None, Path]] = ()
-    page: Mapping[str, PageFile] | None = None
+    studio: StudioOptions | None = None
 
 
 def launch(options: ServeOptions, listening: AbstractContextManager[Endpoint], announce: Callable[[Endpoint, Service], None]) -> None:
@@ -100,10 +119,30 @@ def open_service(options: ServeOptions, endpoint: Endpoint) -> Iterator[Service]
         if uploads is not None:
             uploads.mkdir(mode=0o700)
         yield Service(
-            pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads, png=options.png, page=options.page
-        )
+            pipe=pipe, scheduler=scheduler, limits=options.limits, installed=installed, uploads=uploads, png=options.png,
+            **_studio(options.studio),
+        )  # fmt: skip
     finally:
         scheduler.close()
+
+
+def _studio(options: StudioOptions | None) -> dict[str, Any]:
+    """The parts of a service beside its API.
+
+    Raises:
+        InputError: the report's figures cannot be read.
+    """
+    if options is None:
+        return {}
+    place = options.report
+    table = None if place is None else cross_table(place)
+    report = None if place is None else place / REPORT_FILE
+    return {
+        "page": options.page,
+        "report": report if report is not None and report.is_file() else None,
+        "heat_maps": () if table is None else (table,),
+        "reference": ReferenceProcess(options.reference_command) if options.reference_command else None,
+    }
 
 
 @contextmanager

@@ -25,6 +25,8 @@ from quad.serve.error_response import HttpError
 from quad.serve.limits import Budget, Limits
 from quad.serve.registry import RequestRegistry
 from quad.serve.studio.files import PageFile
+from quad.serve.studio.heat_maps import HeatMap
+from quad.serve.studio.reference_process import ReferenceProcess
 
 _LOG = logging.getLogger(__name__)
 
@@ -45,6 +47,9 @@ class Service:
         decoder_command: of the processes that decode pictures; empty for quad's own.
         png: what the files of pictures say of how they were made; None for nothing.
         page: URL path -> file, of a page over the API; None where there is none.
+        report: `report.html`, or None.
+        heat_maps: tables of adapters by adapters that were measured.
+        reference: what makes full precision's pictures; None where nothing does.
     """
 
     pipe: QuadPipeline
@@ -56,6 +61,9 @@ class Service:
     admission_command: Sequence[str] = ()
     png: PngOptions | None = None
     page: Mapping[str, PageFile] | None = None
+    report: Path | None = None
+    heat_maps: Sequence[HeatMap] = ()
+    reference: ReferenceProcess | None = None
 
     def __post_init__(self) -> None:
         self.budget = Budget(self.limits.max_held_bytes)
@@ -64,6 +72,7 @@ class Service:
         self.admitter = Admitter(self.limits, self.admission_command)
         self.registry = RequestRegistry(self.limits, self.budget)
         self.uploaded: dict[str, Path] = {}
+        self.previous: dict[str, Path] = {}  # versions before, as long as there is room
         self.sending = 0  # packs and LoRA files that are on their way
         self.answers: dict[int, int] = {}
         self.streams = 0
@@ -116,12 +125,31 @@ class Service:
         for record in self.registry.live:
             self.registry.cancel(record, reason)
 
+    def keep_previous(self, name: str, pack: Path | None) -> None:
+        """Another version of an uploaded adapter runs now; the one before may be gone back to while there is room for it."""
+        if (older := self.previous.pop(name, None)) is not None:
+            older.unlink(missing_ok=True)
+        if pack is not None:
+            self.previous[name] = pack
+        self.spare_places(self.sending - 1)
+
+    def spare_places(self, n_sending: int) -> None:
+        """Versions before take no place from uploads, these and so many that are on their way: the oldest go."""
+        while self.previous and len(self.uploaded) + len(self.previous) + n_sending > self.limits.max_uploads:
+            self.previous.pop(next(iter(self.previous))).unlink(missing_ok=True)
+
+    def forget_upload(self, name: str) -> None:
+        """Remove an uploaded adapter's files."""
+        for packs in (self.uploaded, self.previous):
+            if (pack := packs.pop(name, None)) is not None:
+                pack.unlink(missing_ok=True)
+
     async def update_installed(self, work: Callable[[], None]) -> None:
         """Do what takes up installed adapters; what comes through the store is no client's any more, who may have sent one of its name."""
         async with self.changing:
             await self.in_thread(work)
             for name in self.uploaded.keys() & (self.installed.names if self.installed else ()):
-                self.uploaded.pop(name).unlink(missing_ok=True)
+                self.forget_upload(name)
 
     async def maintenance_loop(self) -> None:
         """Until cancelled: give up what is overdue, and take up what was installed, which may take long."""
@@ -135,6 +163,8 @@ class Service:
             looking.cancel()
             await self.decoder.close()
             await self.admitter.close()
+            if self.reference is not None:
+                await self.reference.close()
 
     async def _poll_store(self) -> None:
         while True:

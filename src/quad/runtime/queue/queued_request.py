@@ -54,6 +54,7 @@ class QueuedRequest:
 
     Args:
         deadline_s, arrived_s: by the scheduler's clock.
+        previews: a coarse look at it is wanted after every step.
         prefetched: it was the next once, and is being made ready.
         ahead: its preparation on the other thread.
         stop: the state that it is to end in, whatever it has reached.
@@ -64,6 +65,7 @@ class QueuedRequest:
     resolved: Resolved
     deadline_s: float | None
     arrived_s: float
+    previews: bool = False
     prefetched: bool = False
     ahead: Future[Prepared] | None = None
     stop: State | None = None

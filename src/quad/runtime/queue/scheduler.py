@@ -23,10 +23,11 @@ from quad.core.errors import BusyError, QuadError, mismatch
 from quad.core.slots import UNET
 from quad.runtime.engines.graph import PLANS
 from quad.runtime.pipeline import QuadPipeline
+from quad.runtime.preview import bundle_preview
 from quad.runtime.queue.metrics import SchedulerCounters, SchedulerMetrics
 from quad.runtime.queue.ordering import Key, Moment, Waiting, adapter_key, choose, expired, without
 from quad.runtime.queue.queued_request import QueuedRequest, Stopped, as_exception, check_terms
-from quad.runtime.queue.ticket import State, StepEvent, Ticket
+from quad.runtime.queue.ticket import PreviewEvent, State, StepEvent, Ticket
 from quad.runtime.request import Request
 from quad.runtime.stages import PipelineOutput, Prepared
 
@@ -71,13 +72,16 @@ class Scheduler:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(drain=error is None)
 
-    def submit(self, request: Request, *, priority: int = 0, deadline_s: float | None = None, client: str = "") -> Ticket:
+    def submit(
+        self, request: Request, *, priority: int = 0, deadline_s: float | None = None, client: str = "", previews: bool = False
+    ) -> Ticket:
         """Put a request into the queue.
 
         Args:
             priority: a higher one goes first.
             deadline_s: seconds from now by which the picture is wanted; a request that cannot keep it ends as `expired`.
             client: whose it is, for `cancel_client`.
+            previews: keep a coarse look at it in `Ticket.preview`, where the bundle has colours for its latents.
 
         Raises:
             UsageError: an unknown task or adapter, a number out of its range. BusyError: the queue is full, or the scheduler closed.
@@ -90,7 +94,7 @@ class Scheduler:
             number, self._count, now = self._count, self._count + 1, self._options.clock()
             due = None if deadline_s is None else now + deadline_s
             ticket = Ticket(number, client, self._cancel)
-            queued = QueuedRequest(ticket=ticket, request=request, resolved=resolved, deadline_s=due, arrived_s=now)
+            queued = QueuedRequest(ticket=ticket, request=request, resolved=resolved, deadline_s=due, arrived_s=now, previews=previews)
             self._requests[number] = queued
             self._queue += (Waiting(number=number, key=adapter_key(resolved.weights), priority=priority, deadline_s=due),)
             self._changed.notify_all()
@@ -210,7 +214,10 @@ class Scheduler:
         return True
 
     def _on_step(self, queued: QueuedRequest, prepared: Prepared) -> Callable[..., None]:
-        def on_step(_pipe: Any, index: int, timestep: float, _state: Any) -> None:
+        def on_step(_pipe: Any, index: int, timestep: float, state: Any) -> None:
+            if queued.previews:
+                with suppress(QuadError):  # an older bundle has no colours
+                    queued.ticket.preview = PreviewEvent(index, bundle_preview(self._pipe.bundle.manifest, state["denoised"], 1))
             queued.ticket.step(StepEvent(index, prepared.sampling.calls, timestep))
             self._prefetch_next()
             queued.check(index, prepared.sampling.calls, self._options.clock())

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import Literal, TypeVar
 
+from PIL.Image import Image
+
 from quad.core.errors import StoppedError
 from quad.runtime.stages import PipelineOutput
 
@@ -16,6 +18,14 @@ ENDED = ("done", "failed", "cancelled", "expired")
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PreviewEvent:
+    """A coarse look at the picture after a step, one pixel for each of its latent's."""
+
+    index: int
+    picture: Image
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,7 @@ class Ticket:
 
     def __init__(self, number: int, client: str, cancel: Callable[[Ticket], bool]) -> None:
         self.id, self.client = number, client
+        self.preview: PreviewEvent | None = None  # the latest, where previews are wanted
         self._cancel = cancel
         self._changed = Condition()
         self._state: State = "queued"

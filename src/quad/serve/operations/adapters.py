@@ -71,6 +71,7 @@ def _adapter(service: Service, name: str, tasks: tuple[str, ...]) -> AdapterStat
         source=source,
         defaults=AdapterDefaults() if manifest.defaults is msgspec.UNSET else manifest.defaults,
         headroom=None if manifest.headroom is msgspec.UNSET else manifest.headroom,
+        previous=name in service.uploaded and name in service.previous,
     )
 
 

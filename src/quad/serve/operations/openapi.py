@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 import quad
-from quad.serve.api import JSON, ErrorBody, Step
+from quad.serve.api import JSON, ErrorBody, Preview, Step
 from quad.serve.operations.operation import Operation, Query
 from quad.serve.operations.stream import EVENT_STREAM
 
@@ -29,8 +29,8 @@ _REASONS: Mapping[int, str] = {
 }
 _EVENT = {
     "type": "object",
-    "description": "One event: `step` with a Step, then `end` with a RequestState.",
-    "properties": {"event": {"enum": ["step", "end"]}, "data": {"type": "string", "contentMediaType": JSON}},
+    "description": "One event: `step` with a Step, where they are wanted `preview` with a Preview, at last `end` with a RequestState.",
+    "properties": {"event": {"enum": ["step", "preview", "end"]}, "data": {"type": "string", "contentMediaType": JSON}},
     "required": ["event", "data"],
 }
 
@@ -38,7 +38,7 @@ _EVENT = {
 def document(operations: Sequence[Operation]) -> dict[str, Any]:
     """The whole document, as JSON-like objects."""
     structs = [kind for op in operations for kind in (op.reads, op.gives) if isinstance(kind, type)]
-    kinds = list(dict.fromkeys([*structs, ErrorBody, Step]))
+    kinds = list(dict.fromkeys([*structs, ErrorBody, Step, Preview]))
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     by_kind = dict(zip(kinds, schemas, strict=True))
     paths: dict[str, dict[str, Any]] = {}

@@ -35,7 +35,7 @@ async def submit(service: Service, http: HttpRequest) -> Response:
     with service.registry.reserve(), service.budget.account() as account:
         body = await read_struct(http, NewRequest, service.limits, account)
         pictures: list[Image | None] = []
-        if await until_gone(http.receive, _read_pictures(service, http, body, account, pictures)):
+        if await until_gone(http.receive, read_pictures(service, http, body, account, pictures)):
             raise ClientDisconnect
         service.require_running()
         ask = partial(_submit, service, to_request(body, *pictures), body)
@@ -78,7 +78,7 @@ async def cancel(service: Service, http: HttpRequest) -> Response:
     return Response(status_code=204)
 
 
-async def _read_pictures(service: Service, http: HttpRequest, body: NewRequest, account: Account, pictures: list[Image | None]) -> None:
+async def read_pictures(service: Service, http: HttpRequest, body: NewRequest, account: Account, pictures: list[Image | None]) -> None:
     """Append the given picture and mask, as decoded. Raises: as `Decoder.decode`; HttpError, 503, for want of memory."""
     for where, data in (("image", body.image), ("mask", body.mask_image)):
         if data is None:
@@ -128,7 +128,7 @@ def _submit(service: Service, request: Request, body: NewRequest) -> Ticket:
     steps, most = service.pipe.switch.resolve(request).spec.sampler.steps, service.limits.max_steps
     if steps > most:
         raise UsageError(mismatch("num_inference_steps", f"at most {most} on this server", steps, "choose fewer"))
-    return service.scheduler.submit(request, priority=body.priority, deadline_s=body.deadline_s, client=body.client)
+    return service.scheduler.submit(request, priority=body.priority, deadline_s=body.deadline_s, client=body.client, previews=body.previews)
 
 
 def _wait(http: HttpRequest) -> float:

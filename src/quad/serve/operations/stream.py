@@ -14,6 +14,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from quad.runtime.provenance.facts import PictureFacts
+from quad.runtime.provenance.png import plain_png
+from quad.serve.api import Preview
 from quad.serve.pictures import PNG, to_png
 from quad.serve.request_record import RequestRecord
 from quad.serve.service import Service
@@ -24,7 +26,7 @@ PIECE_BYTES = 64 * 1024
 
 
 def event(kind: str, data: msgspec.Struct) -> bytes:
-    """One event: `step` with a `Step`, or `end` with a `RequestState`."""
+    """One event: `step` with a `Step`, `preview` with a `Preview`, or `end` with a `RequestState`."""
     return b"event: " + kind.encode() + b"\ndata: " + msgspec.json.encode(data) + b"\n\n"
 
 
@@ -69,11 +71,16 @@ class EventStream(Response):
                 stay()
 
     async def _send_all(self, send: Send) -> None:
-        sent, ended = 0, False
+        sent, ended, seen = 0, False, -1
         while not ended:
             change, new, ended = self._record.change, self._record.steps[sent:], self._record.ended
             sent += len(new)
-            pieces = [event("step", step) for step in new] + ([event("end", self._record.to_state())] if ended else [])
+            pieces = [event("step", step) for step in new]
+            if (preview := self._record.ticket.preview) is not None and preview.index > seen and not ended:
+                seen = preview.index
+                pieces.append(event("preview", Preview(seen, plain_png(preview.picture))))
+            if ended:
+                pieces.append(event("end", self._record.to_state()))
             if pieces:
                 await send({"type": "http.response.body", "body": b"".join(pieces), "more_body": not ended})
             if not ended:

@@ -41,7 +41,7 @@ async def upload(service: Service, http: HttpRequest) -> Response:
 
     The query says how a LoRA is admitted, as the options of `quad adapt` do.
     """
-    folder, name = _uploads(service), http.path_params["name"]
+    folder, name = require_uploads(service), http.path_params["name"]
     service.require_running()
     require_type(http, PACK)
     options = _options(service, http, name)
@@ -124,19 +124,18 @@ async def _take(service: Service, name: str, pack: Path) -> None:
         await service.in_thread(partial(_register, service, pack, name))
         old, service.uploaded[name] = service.uploaded.get(name), pack
         _LOG.info("adapter %s: uploaded", name)
-    if old is not None:
-        old.unlink(missing_ok=True)
+        service.keep_previous(name, old)
 
 
 async def remove(service: Service, http: HttpRequest) -> Response:
     """Forget an adapter that a client sent."""
-    _uploads(service)
+    require_uploads(service)
     name = require_known(service, http)
     async with service.changing:
         if name not in service.uploaded:
             raise HttpError(409, UsageError(mismatch("adapter", "one that was uploaded", repr(name), "use quad install for the others")))
         await service.in_thread(partial(service.pipe.switch.unregister, name))
-        service.uploaded.pop(name).unlink(missing_ok=True)
+        service.forget_upload(name)
         _LOG.info("adapter %s: removed by a client", name)
     return Response(status_code=204)
 
@@ -154,7 +153,8 @@ def _register(service: Service, path: Path, name: str) -> None:
     service.scheduler.register(path, name, mapped=True)
 
 
-def _uploads(service: Service) -> Path:
+def require_uploads(service: Service) -> Path:
+    """Where uploads lie. Raises: HttpError, 403: none are taken."""
     if service.uploads is None:
         raise HttpError(
             403, UnsupportedError(mismatch("server", "one that takes uploads", "one that does not", "start it with --allow-uploads"))
@@ -185,6 +185,7 @@ def _sending(service: Service, name: str) -> Iterator[None]:
     if count + service.sending >= most + (name in service.uploaded):
         raise HttpError(503, BusyError(mismatch("uploads", f"at most {most} with those on their way", "more", "ask again later")))
     service.sending += 1
+    service.spare_places(service.sending)
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
@@ -16,6 +17,7 @@ from quad.serve.service import Service
 from quad.serve.studio.files import PageFile
 
 BUNDLE_PATH = "/bundle/{path:path}"
+REPORT_PATH = "/report.html"
 
 
 def studio_routes(service: Service) -> Iterator[Route]:
@@ -25,6 +27,8 @@ def studio_routes(service: Service) -> Iterator[Route]:
     for path, file in service.page.items():
         yield Route(path, _answer(file), methods=["GET"])
     yield Route(BUNDLE_PATH, _bundle_file(service), methods=["GET"])
+    if service.report is not None:
+        yield Route(REPORT_PATH, _report(service.report), methods=["GET"])
 
 
 def _answer(file: PageFile) -> Callable[[HttpRequest], Awaitable[Response]]:
@@ -46,6 +50,15 @@ def _bundle_file(service: Service) -> Callable[[HttpRequest], Awaitable[Response
         if name != BUNDLE_FILE and name not in bundle.manifest.files:
             raise HttpError(404, InputError(mismatch("bundle", "one of its files", repr(name), f"see {BUNDLE_FILE}")))
         path = bundle.root / name if name == BUNDLE_FILE else await service.in_thread(partial(bundle.path, name))
+        return FileResponse(path, headers={"Cache-Control": "no-store"}, media_type="application/octet-stream")
+
+    return answer
+
+
+def _report(path: Path) -> Callable[[HttpRequest], Awaitable[Response]]:
+    """A page with styles and pictures inside it, which this origin's policy would not show: it is saved, not opened here."""
+
+    async def answer(_http: HttpRequest) -> Response:
         return FileResponse(path, headers={"Cache-Control": "no-store"}, media_type="application/octet-stream")
 
     return answer
