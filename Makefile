@@ -32,13 +32,14 @@ demo: install
 test: install js
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
-# The JavaScript runtime: its packages by version and digest, its checks and its tests; where there is no Node or no registry, the others go on.
+# The JavaScript runtime: its packages by version and digest, its files for quad's page, its checks and its tests; where there is no Node or
+# no registry, the others go on.
 JS_STAMP := js/node_modules/.installed
 
 js:
 	@if ! command -v npm >/dev/null; then echo "make: no Node here, the JavaScript runtime is not tested; install Node 20.16 or newer" >&2; \
 	elif test $(JS_STAMP) -nt js/package-lock.json || (cd js && npm ci --ignore-scripts --silent --fetch-retries=1 && touch node_modules/.installed); then \
-		cd js && npm run --silent check && npm run --silent test -- --reporter=dot; \
+		cd js && npm run --silent page && npm run --silent check && npm run --silent test -- --reporter=dot; \
 	else echo "make: npm could not install the packages of js/ (no registry?), the JavaScript runtime is not tested" >&2; fi
 
 # Before a release, about an hour on two quiet cores: the long tests, and those that wait for other processes 20 times on starved cores.

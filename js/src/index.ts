@@ -28,7 +28,7 @@ export { Generator, type Seed } from "./noise/generator.js";
 export type { AdapterSource } from "./pipeline/adapter_methods.js";
 export type { CallOptions, PipelineOutput } from "./pipeline/call_options.js";
 export type { RgbaPicture } from "./pipeline/output.js";
-export { type PipelineOptions, QuadPipeline } from "./pipeline/pipeline.js";
+export { type Description, type PipelineOptions, QuadPipeline } from "./pipeline/pipeline.js";
 export type { OutputType, StepTensors } from "./pipeline/stages.js";
 export { SAMPLER_NAMES } from "./samplers/names.js";
 export { WorkerPipeline } from "./worker/client.js";

@@ -117,3 +117,27 @@ describe("Cache storage", () => {
 test("digests are SHA-256", async () => {
   expect(await sha256(CONTENT)).toBe(DIGEST);
 });
+
+test("a server's no is no: only where nobody answers does its latest answer stand", async () => {
+  const cache = new MemoryCache();
+  const status = (code: number) => (async () => new Response("{}", { status: code })) as typeof fetch;
+  expect(await open(status(200), cache).read("bundle.json")).toBeDefined();
+  expect(await open(status(502), cache).read("bundle.json")).toBeDefined();
+  await expect(open(status(401), cache).read("bundle.json")).rejects.toThrow("status 401");
+});
+
+test("headers of the caller go with every request", async () => {
+  const asked: Headers[] = [];
+  const fetch = (async (_: string, init: RequestInit) => {
+    asked.push(new Headers(init.headers));
+    return new Response(CONTENT, { status: 200 });
+  }) as typeof globalThis.fetch;
+  const source = new HttpSource("https://example.test/bundle/", {
+    fetch,
+    cache: new MemoryCache(),
+    headers: { Authorization: "Bearer a" },
+  });
+  await source.read("bundle.json");
+  await source.read("unet/model.onnx", WANTED);
+  expect(asked.map((headers) => headers.get("Authorization"))).toEqual(["Bearer a", "Bearer a"]);
+});

@@ -34,7 +34,7 @@ def test_node_computes_what_python_does(slots: str, request: pytest.FixtureReque
     write_manifest(bundle, parents=dict(pipe.bundle.manifest.parents))
     write_reference(bundle, reference)
     environment = {**os.environ, "QUAD_TEST_BUNDLE": str(bundle), "QUAD_TEST_REFERENCE": str(reference)}
-    in_browser = ["test/chromium.test.ts"] if slots == "tiny_bundle" and shutil.which("chromium") else []
+    in_browser = ["test/chromium.test.ts", "test/device_backend.test.ts"] if slots == "tiny_bundle" and shutil.which("chromium") else []
     command = ["node", RUNNER, "run", *TESTS, *in_browser]
     done = subprocess.run(command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

@@ -12,10 +12,15 @@ import type { BundleSource, ReadOptions } from "./source.js";
 
 const RANGE_BYTES = 8 * 2 ** 20;
 
+/** Nobody is there who would know the file, as far as one can tell. */
+class NoAnswer extends BackendError {}
+
 /** How a server is asked. */
 export interface HttpOptions {
   readonly cache?: ByteCache | undefined;
   readonly fetch?: typeof fetch | undefined;
+  /** Sent with every request: a token, where the server asks for one. */
+  readonly headers?: Readonly<Record<string, string>> | undefined;
   /** Bytes of one range. */
   readonly rangeBytes?: number | undefined;
 }
@@ -25,6 +30,7 @@ export class HttpSource implements BundleSource {
   readonly name: string;
   readonly #cache: ByteCache;
   readonly #fetch: typeof fetch;
+  readonly #headers: Readonly<Record<string, string>>;
   readonly #rangeBytes: number;
 
   constructor(address: string | URL, options: HttpOptions = {}) {
@@ -32,6 +38,7 @@ export class HttpSource implements BundleSource {
     this.name = base.href.replace(/\/+$/, "");
     this.#cache = options.cache ?? defaultCache();
     this.#fetch = options.fetch ?? ((request, init) => globalThis.fetch(request, init));
+    this.#headers = options.headers ?? {};
     this.#rangeBytes = options.rangeBytes ?? RANGE_BYTES;
   }
 
@@ -87,7 +94,7 @@ export class HttpSource implements BundleSource {
       if (content !== undefined) await this.#keep(key, content);
       return content;
     } catch (error) {
-      const content = error instanceof BackendError ? await this.#cache.get(key) : undefined;
+      const content = error instanceof NoAnswer ? await this.#cache.get(key) : undefined;
       if (content === undefined) throw error;
       return content;
     }
@@ -104,13 +111,19 @@ export class HttpSource implements BundleSource {
     let response: Response;
     try {
       // Whatever is cached, is so under its digest: the browser's own cache would hold it twice.
-      response = await this.#fetch(address, { headers, cache: "no-store", ...(signal ? { signal } : {}) });
+      response = await this.#fetch(address, {
+        headers: { ...this.#headers, ...headers },
+        cache: "no-store",
+        ...(signal ? { signal } : {}),
+      });
     } catch (error) {
       throwIfAborted(signal, address);
-      throw new BackendError(mismatch(address, "an answer", reasonOf(error), "check the connection and try again"));
+      throw new NoAnswer(mismatch(address, "an answer", reasonOf(error), "check the connection and try again"));
     }
     if (response.status === 404 || response.status === 410) return undefined;
-    if (!response.ok) throw new BackendError(mismatch(address, "the file", `status ${response.status}`, "check the address"));
+    const message = mismatch(address, "the file", `status ${response.status}`, "check the address");
+    if (response.status >= 500) throw new NoAnswer(message);
+    if (!response.ok) throw new BackendError(message);
     return response;
   }
 
@@ -127,7 +140,7 @@ export class HttpSource implements BundleSource {
       }
     } catch (error) {
       throwIfAborted(options.signal, `${this.name}/${file}`);
-      throw new BackendError(mismatch(`${this.name}/${file}`, "the whole file", `it broke off (${reasonOf(error)})`, "try again"));
+      throw new NoAnswer(mismatch(`${this.name}/${file}`, "the whole file", `it broke off (${reasonOf(error)})`, "try again"));
     }
     const content = new Uint8Array(loaded);
     let place = 0;

@@ -1,16 +1,15 @@
 /** Places as callers name them: addresses, in Node paths, or what they have already. */
 
 import { BackendError, InputError, mismatch, reasonOf } from "../core/errors.js";
-import type { ByteCache } from "./cache.js";
-import { HttpSource } from "./http_source.js";
+import { type HttpOptions, HttpSource } from "./http_source.js";
 import { type BundleSource, DirectorySource, isAddress, nodeFiles } from "./source.js";
 
 /** The source of a bundle that lies there. */
-export function sourceOf(place: string | URL | BundleSource, cache?: ByteCache): BundleSource {
+export function sourceOf(place: string | URL | BundleSource, { cache, headers }: HttpOptions = {}): BundleSource {
   if (place instanceof URL)
-    return place.protocol === "file:" ? new DirectorySource(decodeURIComponent(place.pathname)) : new HttpSource(place, { cache });
+    return place.protocol === "file:" ? new DirectorySource(decodeURIComponent(place.pathname)) : new HttpSource(place, { cache, headers });
   if (typeof place !== "string") return place;
-  return isAddress(place) ? new HttpSource(place, { cache }) : new DirectorySource(place);
+  return isAddress(place) ? new HttpSource(place, { cache, headers }) : new DirectorySource(place);
 }
 
 /** All bytes of one file, wherever it is. */

@@ -1,8 +1,14 @@
 /** `adapter.json`: one adapter as shipped; as `quad.core.manifest`. */
 
-import { type Decoder, integer, mapOf, matching, maybe, number, oneOf, optional, required, struct, text } from "./decode.js";
+import { type Decoder, integer, listOf, mapOf, matching, maybe, number, oneOf, optional, required, struct, text } from "./decode.js";
 import { type AdapterDefaults, adapterDefaults } from "./sampling.js";
 import { type TaskSpec, taskSpec } from "./task.js";
+
+/** The answer of the U-Net with the adapter to one stored probe, coarsely. */
+export interface Golden {
+  readonly probe: number;
+  readonly values: readonly number[];
+}
 
 /** What an adapter says of itself. */
 export interface AdapterManifest {
@@ -17,6 +23,7 @@ export interface AdapterManifest {
   readonly headroom: number | undefined;
   readonly defaults: AdapterDefaults | undefined;
   readonly group: number;
+  readonly golden: Golden | undefined;
 }
 
 /** An adapter that is in a bundle's weights. */
@@ -39,6 +46,7 @@ export const adapterManifest: Decoder<AdapterManifest> = struct<AdapterManifest>
   headroom: maybe(number()),
   defaults: maybe(adapterDefaults),
   group: optional(integer(0, 15), 0),
+  golden: maybe(struct<Golden>({ probe: required(integer(0, 2 ** 10)), values: required(listOf(number())) })),
 });
 
 export const mergedAdapter: Decoder<MergedAdapter> = struct<MergedAdapter>({

@@ -10,6 +10,7 @@ import { besideOf } from "../conditioning/denoising.js";
 import { parseEmbeddings, WordVectors } from "../conditioning/embeddings.js";
 import { TextMemo } from "../conditioning/text_memo.js";
 import { Tokenizer } from "../conditioning/tokenizer.js";
+import type { AdapterManifest } from "../core/adapter_manifest.js";
 import { mismatch, UsageError } from "../core/errors.js";
 import { type BundleManifest, EMBEDDINGS_FILE, pictureSizes, TOKENIZER_FILE } from "../core/manifest.js";
 import { UNET } from "../core/slots.js";
@@ -33,6 +34,14 @@ export interface PipelineOptions extends OpenOptions, EngineOptions {
   readonly memory?: MemoryPlan | undefined;
   /** Where downloaded files lie between visits; left out, in the browser's Cache storage. */
   readonly cache?: ByteCache | undefined;
+  /** Sent with every request for a file of the bundle. */
+  readonly headers?: Readonly<Record<string, string>> | undefined;
+}
+
+/** Adapters and tasks by name, as they are now. */
+export interface Description {
+  readonly adapters: Readonly<Record<string, AdapterManifest>>;
+  readonly tasks: Readonly<Record<string, TaskSpec>>;
 }
 
 /** One resident model and its adapters. */
@@ -59,7 +68,7 @@ export class QuadPipeline extends AdapterMethods {
    * Raises an `InputError` where there is no bundle, a `VerificationError` where it was changed, a `BackendError` where it cannot be run.
    */
   static async open(place: string | URL | BundleSource, options: PipelineOptions = {}): Promise<QuadPipeline> {
-    const bundle = await openBundle(sourceOf(place, options.cache), options);
+    const bundle = await openBundle(sourceOf(place, options), options);
     const { manifest } = bundle;
     const tokenizer = new Tokenizer(await bundle.read(TOKENIZER_FILE, options), manifest.text);
     const words = Object.hasOwn(manifest.files, EMBEDDINGS_FILE)
@@ -111,6 +120,12 @@ export class QuadPipeline extends AdapterMethods {
   /** The tasks this pipeline can do now. */
   get tasks(): ReadonlyMap<string, TaskSpec> {
     return this.store.tasks();
+  }
+
+  /** What it can do now, for a page that shows it. */
+  describe(): Description {
+    const adapters = this.adapters.map((name) => [name, this.adapter_manifest(name)] as const);
+    return { adapters: Object.fromEntries(adapters), tasks: Object.fromEntries(this.tasks) };
   }
 
   /** One graph by its name, the component alone for the bundle's first size. */

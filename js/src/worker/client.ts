@@ -8,6 +8,7 @@ import type { BundleManifest } from "../core/manifest.js";
 import type { Float } from "../core/tensor.js";
 import { type CallOptions, checkOptions } from "../pipeline/call_options.js";
 import type { RgbaPicture } from "../pipeline/output.js";
+import type { Description } from "../pipeline/pipeline.js";
 import { type Answer, errorOf, type Method, type Opened, type Port, type SentOpenOptions, type SentOutput, type Wish } from "./messages.js";
 
 interface Waiting {
@@ -85,6 +86,11 @@ export class WorkerPipeline {
 
   get_list_adapters(): Promise<Readonly<Record<string, readonly string[]>>> {
     return this.#call("get_list_adapters");
+  }
+
+  /** Adapters and tasks, as they are now. */
+  describe(): Promise<Description> {
+    return this.#call("describe");
   }
 
   preview(latents: Float): Promise<RgbaPicture> {

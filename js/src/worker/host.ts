@@ -69,6 +69,7 @@ class Host {
 
   async #call(pipe: QuadPipeline, method: Method, args: readonly unknown[]): Promise<unknown> {
     if (method === "verify") return verify(pipe);
+    if (method === "describe") return pipe.describe();
     if (method === "preview") return pipe.preview(args[0] as Float);
     if (method === "get_active_adapters") return pipe.get_active_adapters();
     const own = pipe[method] as (...own: readonly unknown[]) => Promise<unknown>;

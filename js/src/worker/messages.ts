@@ -44,6 +44,7 @@ export type Method =
   | "delete_adapters"
   | "get_active_adapters"
   | "get_list_adapters"
+  | "describe"
   | "preview"
   | "verify"
   | "dispose";

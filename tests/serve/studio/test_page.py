@@ -98,7 +98,7 @@ def test_studio_json_says_where_a_runtime_of_the_page_lies(tmp_path: Path) -> No
     assert [path for path in files if path.startswith("/device/")] == ["/device/worker.js"]
 
 
-def test_the_page_names_no_other_origin() -> None:
-    for path, file in page_files().items():
+def test_the_page_names_no_other_origin(tmp_path: Path) -> None:
+    for path, file in page_files(device=tmp_path / "none").items():
         addresses = set(re.findall(rb"(?:https?:)?//[a-z0-9.-]+\.[a-z]+", file.content))
         assert addresses <= {b"http://www.w3.org"}, path
