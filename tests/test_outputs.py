@@ -38,6 +38,7 @@ ALLOWED = {
         {"open", "replace"},
         "an upload, with O_EXCL under a name that is drawn, in a directory of the server's own, in which an admitted one is renamed",
     ),
+    "serve/studio/export.py": ({"write_bytes", "copyfile"}, "into a new directory of `new_directory`"),
     "export/bake/files.py": ({"copyfile"}, "files of a bundle into the hidden directory that is renamed into place"),
     "export/ort_adapters.py": ({"open", "save"}, "graphs and adapters, into the hidden directory that is renamed into place"),
     "zoo/train/assemble.py": ({"save_pretrained"}, "diffusers' own layout, of a training that is run by hand"),

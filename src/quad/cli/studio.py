@@ -24,7 +24,7 @@ from quad.cli.shared_options import (
     Vae,
     png_options,
 )
-from quad.cli.show import Json, result
+from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 
 if TYPE_CHECKING:
@@ -55,6 +55,13 @@ ReportDir = Annotated[
     Path | None,
     typer.Option("--report", help="Where report.html and ablate.json lie, for the bundle's card.", metavar="DIR", show_default=False),
 ]
+Export = Annotated[
+    Path | None,
+    typer.Option(
+        "--export", help="Serve nothing: write a folder for any static host; its page makes pictures in the browser alone.", metavar="DIR",
+        show_default=False,
+    ),
+]  # fmt: skip
 Parameters = Annotated[bool, typer.Option("--parameters/--no-parameters", help="Write into each picture's file how it was made.")]
 
 
@@ -78,6 +85,7 @@ def studio(
     adapter: Adapters = None,
     vae: Vae = None,
     report: ReportDir = None,
+    export: Export = None,
     parameters: Parameters = True,
     mark: Mark = False,
     sign: Sign = None,
@@ -85,6 +93,9 @@ def studio(
 ) -> None:
     """Make pictures on a page in the browser, until SIGTERM or Ctrl-C; nothing leaves this machine."""
     check_serve("quad studio")
+    if export is not None:
+        _export(bundle, export, as_json)
+        return
     from quad.serve.endpoint import port_endpoint
     from quad.serve.launch import ServeOptions, StudioOptions, launch
     from quad.serve.limits import Limits
@@ -108,6 +119,16 @@ def studio(
         studio=StudioOptions(page=page_files(), report=report, reference_command=command),
     )
     launch(options, port_endpoint(port, token_file), lambda endpoint, service: _announce(endpoint, service, as_json))
+
+
+def _export(bundle: Path, folder: Path, as_json: bool) -> None:
+    from quad.serve.studio.export import export_page
+
+    with stage_bar() as progress:
+        files = export_page(bundle, folder, progress)
+    n_bytes = sum(files.values())
+    lines = [f"{len(files)} files, {size(n_bytes)}", f"try it: python -m http.server --directory {folder}", str(folder)]
+    result({"export": str(folder), "files": len(files), "bytes": n_bytes}, as_json, lines)
 
 
 def _reference_command(bundle: Path, model: str, adapters: list[str], vae: Path | None) -> list[str]:
