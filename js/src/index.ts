@@ -23,6 +23,7 @@ export {
 export type { BundleManifest } from "./core/manifest.js";
 export type { TaskSpec } from "./core/task.js";
 export type { Float, Tensor } from "./core/tensor.js";
+export type { SignedPack } from "./delivery/repository.js";
 export { MEMORY_PLANS, type MemoryPlan } from "./engine/graph.js";
 export { Generator, type Seed } from "./noise/generator.js";
 export type { AdapterSource } from "./pipeline/adapter_methods.js";

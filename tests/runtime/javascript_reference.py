@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import sys
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +23,10 @@ from quad.core.errors import QuadError
 from quad.core.manifest import NoiseSchedule, SamplerSpec, TaskSpec
 from quad.core.sampling import SamplerKind, SamplerSettings
 from quad.core.storage.pack import write_pack
+from quad.delivery.publisher.keys import Keys
+from quad.delivery.publisher.repository import Repository
+from quad.delivery.publisher.terms import PublishTerms
+from quad.delivery.publisher.working_copy import ServedComparison
 from quad.model.base.checkpoint.clip_vocabulary import checkpoint_tokenizer
 from quad.runtime.conditioning.condition import Pictures, make_condition
 from quad.runtime.conditioning.embeddings import WordVectors
@@ -189,6 +195,30 @@ def refusals(pipe: QuadPipeline) -> list[dict[str, Any]]:
     return answers
 
 
+def write_repositories(pipe: QuadPipeline, out: Path) -> None:
+    """A signed repository at three moments, one pack, two of one name, and one of them withdrawn; and one by other keys."""
+    first, second = (load_file(pipe.bundle.adapter_files(name)[1]) for name in pipe.adapters[:2])
+    packs = []
+    for version, tensors in enumerate((first, second), start=1):
+        packs.append(out / f"{version}.qpack")
+        manifest = msgspec.structs.replace(pipe.adapter_manifest(pipe.adapters[version - 1]), name="ink", tasks={})
+        write_pack(packs[-1], manifest, tensors)
+    terms = PublishTerms("0.2", "1", 0)
+    for name in ("repository", "other"):
+        working_copy = out / name / "now"
+        comparison = ServedComparison(url=None, wanted=False, on_note=lambda _: None)
+        repository = Repository(working_copy, Keys(out / f"{name}.keys", b"a password"), comparison)
+        repository.init()
+        changes = (
+            partial(repository.add, packs[:1], terms),
+            partial(repository.add, packs[1:], terms),
+            partial(repository.revoke, "ink:2", "blurred"),
+        )
+        for moment, change in enumerate(changes, start=1):
+            change()
+            shutil.copytree(working_copy, out / name / str(moment))
+
+
 def write_reference(bundle: Path, out: Path) -> None:
     """Write into a folder what `js/test/beside_python.test.ts` reads."""
     pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1)
@@ -206,6 +236,7 @@ def write_reference(bundle: Path, out: Path) -> None:
         "samplers": runs,
         "refusals": refusals(pipe),
     }
+    write_repositories(pipe, out)
     first = pipe.adapters[0]
     write_pack(out / "first.qpack", pipe.adapter_manifest(first), load_file(pipe.bundle.adapter_files(first)[1]))
     (out / "reference.json").write_text(json.dumps(reference))

@@ -16,7 +16,7 @@ from tests.runtime.javascript_reference import write_reference
 
 PACKAGE = Path(__file__).resolve().parents[2] / "js"
 RUNNER = PACKAGE / "node_modules/vitest/vitest.mjs"
-TESTS = ("test/beside_python.test.ts", "test/pipeline.test.ts")
+TESTS = ("test/beside_python.test.ts", "test/delivery.test.ts", "test/pipeline.test.ts")
 
 pytestmark = pytest.mark.skipif(
     shutil.which("node") is None or not RUNNER.is_file(), reason="no Node, or its packages are not installed: make js"

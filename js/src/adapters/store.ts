@@ -37,6 +37,11 @@ export class AdapterStore {
     for (const name of this.#bundle.manifest.adapters) await this.#registerShipped(name, options);
   }
 
+  /** Digests of what the bundle was made of. */
+  get parents(): Readonly<Record<string, string>> {
+    return this.#bundle.manifest.parents;
+  }
+
   get names(): readonly string[] {
     return [...this.#entries.keys()];
   }

@@ -2,17 +2,19 @@
 
 import { adapterWeights, type Weight, type WeightInput } from "../adapters/block_weights.js";
 import type { AdapterMix } from "../adapters/buffers.js";
-import { type AdapterFiles, readFiles, readPack } from "../adapters/file.js";
+import { type AdapterFile, type AdapterFiles, readFiles, readPack } from "../adapters/file.js";
 import type { AdapterStore } from "../adapters/store.js";
 import { wholeFile } from "../bundle/places.js";
 import type { AdapterManifest } from "../core/adapter_manifest.js";
 import { mismatch, UsageError } from "../core/errors.js";
 import { quoted } from "../core/text.js";
+import { checkPromise } from "../delivery/offer.js";
+import { fetchSigned, type SignedPack } from "../delivery/repository.js";
 import type { Graph } from "../engine/graph.js";
 import { Turns } from "../engine/turns.js";
 
-/** A pack: its bytes, a file, or its place; or the two files of an adapter directory. */
-export type AdapterSource = string | URL | Uint8Array | Blob | AdapterFiles;
+/** A pack: its bytes, a file, or its place; the two files of an adapter directory; or a pack by its name in a signed repository. */
+export type AdapterSource = string | URL | Uint8Array | Blob | AdapterFiles | SignedPack;
 
 /**
  * The part of a pipeline that knows adapters. Until `set_adapters` or `disable_lora` is called, each call uses its task's own adapter; after
@@ -80,13 +82,20 @@ export abstract class AdapterMethods {
    * packed for another bundle, a `VerificationError` where it was changed.
    */
   async load_lora_weights(source: AdapterSource, adapter_name?: string): Promise<string> {
-    const isPlace = typeof source === "string" || source instanceof URL;
-    const where = isPlace ? String(source) : (adapter_name ?? "adapter");
-    const isFiles = !isPlace && "manifest" in source;
-    const file = isFiles ? await readFiles(where, source) : await readPack(where, await wholeFile(source));
+    const file = await this.#adapterFile(source, adapter_name ?? "adapter");
     const name = this.store.register(file, adapter_name);
     if (this.active.has(name)) await this.turns.take(() => this.bind(this.active));
     return name;
+  }
+
+  async #adapterFile(source: AdapterSource, name: string): Promise<AdapterFile> {
+    if (typeof source === "string" || source instanceof URL) return readPack(String(source), await wholeFile(source));
+    if ("manifest" in source) return readFiles(name, source);
+    if (!("repository" in source)) return readPack(name, await wholeFile(source));
+    const { where, content, terms } = await fetchSigned(source, this.store.parents);
+    const file = await readPack(where, content);
+    checkPromise(terms, file.manifest.name, file.manifest.parents);
+    return file;
   }
 
   /** Unregister an adapter, or all of them; the base rules where one of them was active, and the bundle's own come back. */

@@ -6,6 +6,7 @@ import type { OpenOptions } from "../bundle/bundle.js";
 import type { Check } from "../conformance/verify.js";
 import type { BundleManifest } from "../core/manifest.js";
 import type { Float } from "../core/tensor.js";
+import type { SignedPack } from "../delivery/repository.js";
 import { type CallOptions, checkOptions } from "../pipeline/call_options.js";
 import type { RgbaPicture } from "../pipeline/output.js";
 import type { Description } from "../pipeline/pipeline.js";
@@ -64,7 +65,7 @@ export class WorkerPipeline {
     return this.#call("disable_lora");
   }
 
-  load_lora_weights(source: string | Uint8Array | Blob | AdapterFiles, adapter_name?: string): Promise<string> {
+  load_lora_weights(source: string | Uint8Array | Blob | AdapterFiles | SignedPack, adapter_name?: string): Promise<string> {
     return this.#call("load_lora_weights", source, adapter_name);
   }
 

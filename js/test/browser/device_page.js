@@ -45,7 +45,7 @@ Object.assign(globalThis, {
     let previews = 0;
     await backend.run(request, { onProgress: (...done) => steps.push(done), onPreview: () => previews++ });
     const abort = new AbortController();
-    const running = backend.run(request, { signal: abort.signal, onProgress: () => abort.abort() });
+    const running = backend.run({ ...request, steps: 50 }, { signal: abort.signal, onProgress: () => abort.abort() });
     const error = await running.then(() => "none").catch(({ name }) => name);
     return { steps, previews, error };
   },

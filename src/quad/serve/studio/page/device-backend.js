@@ -119,8 +119,11 @@ class DeviceBackend {
       on_progress: onProgress,
       callback_on_step_end: onPreview && this.#previews(onPreview),
     });
+    const picture = await pngOf(output.images[0]);
+    // It may have been done when it was told to stop.
+    signal?.throwIfAborted();
     return {
-      picture: await pngOf(output.images[0]),
+      picture,
       seed: output.seed,
       seconds: (performance.now() - begin) / 1000,
       timings: output.timings_ms,
