@@ -1,6 +1,7 @@
-// What makes a U-Net call of onnxruntime-web faster or not: `node benchmarks/javascript_levers.mjs BUNDLE...`, after `npm run build` in `js/`.
+// What makes a U-Net call of onnxruntime-web faster or not: `node benchmarks/javascript_levers.mjs BUNDLE... [--threads N]`, after `npm run build` in `js/`.
 // Each lever and the plain call take turns in one process, one thread unless the lever says otherwise; CPU milliseconds, least and median of
 // CALLS, wall milliseconds, and how far the output is from the plain call's (dB).
+import { parseArgs } from "node:util";
 import * as ort from "../js/node_modules/onnxruntime-web/dist/ort.node.min.mjs";
 import { readSafetensors } from "../js/dist/bundle/safetensors.js";
 import { QuadPipeline } from "../js/dist/index.js";
@@ -45,8 +46,9 @@ function decibels(expected, found) {
 const TYPES = { Float32Array: "float32", Int8Array: "int8", Int16Array: "int16", Uint8Array: "uint8", BigInt64Array: "int64" };
 const wrapped = ({ data, shape }) => new ort.Tensor(TYPES[data.constructor.name], data, shape);
 
-for (const bundle of process.argv.slice(2)) {
-  const pipe = await QuadPipeline.open(bundle, { threads: 1, memory: "minimal" });
+const { positionals, values } = parseArgs({ allowPositionals: true, options: { threads: { type: "string", default: "1" } } });
+for (const bundle of positionals) {
+  const pipe = await QuadPipeline.open(bundle, { threads: Number(values.threads), memory: "minimal" });
   const { tensors } = readSafetensors("probes", await pipe.bundle.read("probes.safetensors"));
   const model = await pipe.bundle.read("unet/model.onnx");
   const data = "unet/model.onnx.data" in pipe.manifest.files ? await pipe.bundle.read("unet/model.onnx.data") : undefined;
