@@ -107,6 +107,24 @@ describe.skipIf(ADDRESS === undefined || !isThere)("the studio", () => {
     });
     expect([same.width, same.height]).toEqual([24, 16]);
     expect(same.corner).toEqual([10, 200, 30, 255]);
+    // Another picture, and back: with the first one, its mask comes back.
+    await page.click("#clear");
+    await stroke(page, [0.9, 0.9], [0.8, 0.9]);
+    await make(page);
+    await page.click("#entries li:last-child button");
+    await live(page, "Its settings are back");
+    await make(page);
+    const sources = await page.locator("#entries img").evaluateAll(async (images) => {
+      const marks = [];
+      for (const image of images as HTMLImageElement[]) {
+        const context = new OffscreenCanvas(24, 16).getContext("2d")!;
+        context.drawImage(image, 0, 0);
+        marks.push(context.getImageData(0, 0, 24, 16).data.join());
+      }
+      return marks;
+    });
+    expect(sources[0]).toBe(sources[2]);
+    expect(sources[0]).not.toBe(sources[1]);
   });
 
   walk("by keys alone: tabs, a mask, the picture", async (page) => {

@@ -67,3 +67,13 @@ export function tell(error) {
 
 /** @param {unknown} error */
 export const isAbort = (error) => error instanceof DOMException && error.name === "AbortError";
+
+/**
+ * @param {Blob} blob
+ * @param {string} name of the file that it is saved as
+ */
+export function download(blob, name) {
+  const url = URL.createObjectURL(blob);
+  el("a", { href: url, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}

@@ -1,9 +1,10 @@
 /** Strokes of a brush over a picture or a blank sheet: a mask, or a drawing. Positions and sizes are in pixels of the canvas. */
 
 import { el } from "./dom.js";
+import { exported, line, ring } from "./strokes.js";
 
 /** @typedef {"mask" | "draw" | "show"} PaintMode */
-/** @typedef {{ points: [number, number][], size: number, erase: boolean } | "clear"} Stroke */
+/** @typedef {import("./strokes.js").Stroke | "clear"} Stroke */
 
 const LEAST = 512; // of the canvas' longer side
 const LONGEST = 1024;
@@ -65,6 +66,23 @@ export class Painter {
     this.render();
   }
 
+  /**
+   * A mask that was painted before.
+   *
+   * @param {Blob} file
+   * @param {ImageBitmap} mask white where it is painted
+   */
+  setMask(file, mask) {
+    const area = el("canvas", { width: this.canvas.width, height: this.canvas.height });
+    const context = area.getContext("2d");
+    if (context === null) return;
+    context.drawImage(mask, 0, 0, area.width, area.height);
+    const pixels = context.getImageData(0, 0, area.width, area.height);
+    for (let at = 0; at < pixels.data.length; at += 4) pixels.data[at + 3] = pixels.data[at] ?? 0;
+    context.putImageData(pixels, 0, 0);
+    this.strokes.mask = [{ points: [], size: 0, erase: false, area, file }];
+  }
+
   /** Anything is painted. */
   get isPainted() {
     const strokes = this.strokes[this.mode];
@@ -83,6 +101,8 @@ export class Painter {
 
   /** @returns {Promise<Blob>} white where it is painted, black elsewhere, of the picture's size */
   mask() {
+    const only = this.strokes.mask.length === 1 ? this.strokes.mask[0] : undefined;
+    if (only !== undefined && only !== "clear" && only.file) return Promise.resolve(only.file);
     const { width, height } = this.background ?? this.canvas;
     this.#paintLayer("mask", "#fff");
     return exported(width, height, (context) => {
@@ -214,54 +234,4 @@ export class Painter {
     const box = this.canvas.getBoundingClientRect();
     return [((event.clientX - box.left) * this.canvas.width) / box.width, ((event.clientY - box.top) * this.canvas.height) / box.height];
   }
-}
-
-/**
- * @param {CanvasRenderingContext2D} context
- * @param {Exclude<Stroke, "clear">} stroke
- */
-function line(context, { points, size, erase }) {
-  context.globalCompositeOperation = erase ? "destination-out" : "source-over";
-  context.lineWidth = size;
-  context.beginPath();
-  const [first, ...rest] = points;
-  if (first === undefined) return;
-  context.moveTo(...first);
-  context.lineTo(first[0] + 0.01, first[1]);
-  for (const point of rest) context.lineTo(...point);
-  context.stroke();
-}
-
-/**
- * @param {CanvasRenderingContext2D} context
- * @param {number} x
- * @param {number} y
- * @param {number} radius
- */
-function ring(context, x, y, radius) {
-  for (const [width, colour] of /** @type {[number, string][]} */ ([
-    [4, "#fff"],
-    [2, "#000"],
-  ])) {
-    context.lineWidth = width;
-    context.strokeStyle = colour;
-    context.beginPath();
-    context.arc(x, y, radius, 0, 2 * Math.PI);
-    context.stroke();
-  }
-}
-
-/**
- * @param {number} width
- * @param {number} height
- * @param {(context: CanvasRenderingContext2D) => void} paint
- * @returns {Promise<Blob>}
- */
-function exported(width, height, paint) {
-  const canvas = el("canvas", { width, height });
-  const context = canvas.getContext("2d");
-  if (context) paint(context);
-  return new Promise((resolve, reject) => {
-    canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("The browser has no memory for this picture."))), "image/png");
-  });
 }

@@ -48,8 +48,11 @@ export class PictureInput {
     return { image, mask: await this.painter.mask() };
   }
 
-  /** @param {Blob} file */
-  async open(file) {
+  /**
+   * @param {Blob} file
+   * @param {Blob} [mask] of it, white where it is to change
+   */
+  async open(file, mask) {
     if (!TYPES.includes(file.type)) throw new BackendError("This is no PNG, JPEG or WebP picture.", "InputError");
     /** @type {ImageBitmap} */
     let bitmap;
@@ -61,6 +64,7 @@ export class PictureInput {
     this.file = file;
     this.isDrawing = false;
     this.painter.open(bitmap, this.sheet);
+    if (mask) this.painter.setMask(mask, await createImageBitmap(mask));
     this.#show();
     announce(`Picture opened, ${bitmap.width} by ${bitmap.height} pixels.`);
     this.onPicture(file);

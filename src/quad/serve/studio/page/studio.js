@@ -1,16 +1,18 @@
 /** The studio over one backend: what is asked for, what is made, what was made. */
 
 import { AdaptersPanel } from "./adapters-panel.js";
+import { besideOptions, changed } from "./beside.js";
 import { cardView } from "./card-view.js";
-import { announce, button, el, find, isAbort, part, select, tell } from "./dom.js";
+import { announce, button, download, find, isAbort, part, select, tell } from "./dom.js";
 import { History } from "./history.js";
 import { Manage } from "./manage.js";
 import { PictureInput } from "./picture-input.js";
-import { settingsOf, withSettings } from "./png-text.js";
+import { withSettings } from "./png-text.js";
 import { fetchReport } from "./server-backend.js";
 import { Settings } from "./settings.js";
 import { Stage } from "./stage.js";
 import { Tabs } from "./tabs.js";
+import { offerSettings, showTriggers } from "./triggers.js";
 
 /** @typedef {import("./backend.js").Backend} Backend */
 /** @typedef {import("./backend.js").Card} Card */
@@ -35,9 +37,9 @@ export class Studio {
     this.current = null;
     this.prompt = find("#prompt", HTMLTextAreaElement);
     this.stage = new Stage();
-    this.history = new History((entry) => this.restore(entry));
+    this.history = new History((entry) => void this.restore(entry).catch(tell));
     this.tabs = new Tabs(part("tasks"), (name) => this.#setTask(name));
-    this.picture = new PictureInput((file) => void this.#offerSettings(file));
+    this.picture = new PictureInput((file) => void offerSettings(file, (settings) => this.#restoreRequest(settings)));
     this.adapters = new AdaptersPanel(part("chips"), part("weights"), () => this.#showTriggers());
     this.manage = new Manage(() => this.refresh());
     this.taskName = "";
@@ -154,13 +156,8 @@ export class Studio {
     this.stage.show(entry);
     this.history.render(entry.id);
     const others = this.history.entries.filter((one) => one !== entry);
-    const options = others.map((one) => el("option", { value: one.id }, one.label));
-    const again = [el("option", { value: "seed" }, "another seed")];
-    if (Object.keys(entry.picture.adapters).length > 0) again.push(el("option", { value: "base" }, "no adapter"));
-    if (this.backend?.capabilities.has("compare") && !entry.request.reference)
-      again.push(el("option", { value: "reference" }, "full precision"));
-    select("beside").replaceChildren(el("option", { value: "" }, "nothing"), el("optgroup", { label: "The same, with" }, ...again));
-    if (options.length > 0) select("beside").append(el("optgroup", { label: "From the history" }, ...options));
+    const names = this.card?.adapters.map(({ name }) => name) ?? [];
+    select("beside").replaceChildren(...besideOptions(entry, others, names, this.backend?.capabilities.has("compare") ?? false));
   }
 
   /** Lay another picture beside the one that is shown. @param {string} choice */
@@ -171,14 +168,8 @@ export class Studio {
       this.stage.show(left);
       return;
     }
-    /** @type {Record<string, Partial<PictureRequest>>} */
-    const changes = {
-      seed: { seed: (crypto.getRandomValues(new Uint32Array(1))[0] ?? 0) >>> 0 },
-      base: { adapters: {} },
-      reference: { reference: true },
-    };
-    const change = changes[choice];
-    const right = change ? await this.#run({ ...left.request, seed: left.picture.seed, ...change }) : this.history.find(choice);
+    const request = changed(choice, left);
+    const right = request ? await this.#run(request) : this.history.find(choice);
     if (right === null) return;
     this.#show(left);
     select("beside").value = right.id;
@@ -186,9 +177,11 @@ export class Studio {
   }
 
   /** Show a picture again, with the settings that made it. @param {Entry} entry */
-  restore(entry) {
+  async restore(entry) {
+    const { image, mask } = entry.request;
     this.#show(entry);
     this.#restoreRequest(entry.request);
+    if (image) await this.picture.open(image, mask);
     announce("Its settings are back.");
   }
 
@@ -202,34 +195,8 @@ export class Studio {
     this.#showTriggers();
   }
 
-  /** A picture that this page saved knows how it was made. @param {Blob} file */
-  async #offerSettings(file) {
-    const settings = await settingsOf(file).catch(() => null);
-    if (settings === null) return;
-    const restore = el("button", { type: "button", class: "link" }, "Use the settings in this picture's file");
-    restore.addEventListener("click", () => {
-      try {
-        this.#restoreRequest(settings);
-        restore.remove();
-      } catch (error) {
-        tell(error);
-      }
-    });
-    part("triggers").replaceChildren(restore);
-  }
-
   #showTriggers() {
-    const missing = this.adapters.active.filter(({ trigger }) => trigger && !this.prompt.value.includes(trigger));
-    const chips = missing.map(({ name, trigger }) => {
-      const add = el("button", { type: "button", class: "link" }, `Add “${trigger}” for ${name}`);
-      add.addEventListener("click", () => {
-        this.prompt.value = [this.prompt.value.trim(), trigger].filter(Boolean).join(", ");
-        this.#showTriggers();
-        this.prompt.focus();
-      });
-      return add;
-    });
-    part("triggers").replaceChildren(...chips);
+    showTriggers(this.prompt, this.adapters.active);
   }
 
   async #save() {
@@ -284,14 +251,4 @@ export class Studio {
   async #saveReport(path) {
     if (path !== null) download(await fetchReport(path, this.token), "report.html");
   }
-}
-
-/**
- * @param {Blob} blob
- * @param {string} name
- */
-function download(blob, name) {
-  const url = URL.createObjectURL(blob);
-  el("a", { href: url, download: name }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
