@@ -11,9 +11,9 @@ import { readsPicture } from "../src/core/task.js";
 import { QuadPipeline, type RgbaPicture } from "../src/index.js";
 import { samplerText } from "../src/samplers/names.js";
 import { writePage } from "../tools/page.mjs";
-import { chromiumPath, launchChromium } from "./browser/chromium.js";
 import { type FolderServer, serveFolders } from "./browser/folders.js";
 import { bundlePath, packPath } from "./reference.js";
+import { isThere, launch } from "./studio/browser.js";
 
 const PAGE = fileURLToPath(new URL("../../src/quad/serve/studio/page", import.meta.url));
 const HEADERS = {
@@ -27,7 +27,7 @@ const RED = Uint8Array.from({ length: 4 * SIDE * SIDE }, (_, i) => (i % 4 === 3 
 const MASK = Uint8Array.from({ length: 4 * SIDE * SIDE }, (_, i) => (i % 4 === 3 || (i >> 2) % SIDE < 9 ? 255 : 0));
 const digest = (data: Uint8Array | Uint8ClampedArray): string => createHash("sha256").update(data).digest("hex");
 
-describe.skipIf(bundlePath === undefined || chromiumPath === undefined)("the page's own backend", () => {
+describe.skipIf(bundlePath === undefined || !isThere)("the page's own backend", () => {
   const folder = mkdtempSync(join(tmpdir(), "quad-device-"));
   let [server, browser, page, pipe] = [] as unknown as [FolderServer, Browser, Page, QuadPipeline];
   const foreign: string[] = [];
@@ -38,7 +38,7 @@ describe.skipIf(bundlePath === undefined || chromiumPath === undefined)("the pag
     copyFileSync(fileURLToPath(new URL("browser/device_page.js", import.meta.url)), join(folder, "device_page.js"));
     const places = { "": { path: PAGE }, device: { path: join(folder, "device") }, bundle: { path: bundlePath!, token: "secret" } };
     server = await serveFolders({ ...places, walk: { path: folder } }, HEADERS);
-    browser = await launchChromium();
+    browser = await launch();
     page = await browser.newPage();
     page.on("request", (request) => {
       if (!request.url().startsWith(server.address) && !request.url().startsWith("blob:")) foreign.push(request.url());

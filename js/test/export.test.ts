@@ -10,7 +10,7 @@ import { createServer } from "node:net";
 import { fileURLToPath } from "node:url";
 import type { Browser, BrowserContext, BrowserContextOptions, Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { chromiumPath, launchChromium } from "./browser/chromium.js";
+import { isThere, launch, make } from "./studio/browser.js";
 
 const folder = process.env.QUAD_TEST_EXPORT;
 const WALK = readFileSync(fileURLToPath(new URL("browser/export_walk.js", import.meta.url)), "utf8");
@@ -23,7 +23,7 @@ interface Walked {
   readonly pictures: readonly string[];
 }
 
-describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported page", () => {
+describe.skipIf(folder === undefined || !isThere)("an exported page", () => {
   let [browser, host, address] = [] as unknown as [Browser, ChildProcess, string];
   let pictures: readonly string[] | undefined;
 
@@ -31,7 +31,7 @@ describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported
     const port = await freePort();
     address = `http://localhost:${port}/`;
     host = await serving(port);
-    browser = await launchChromium();
+    browser = await launch();
   });
 
   afterAll(async () => {
@@ -39,9 +39,13 @@ describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported
     host?.kill();
   });
 
-  test.each(Object.entries(PHONES))("on a %s phone: all tasks, with threads, and offline again", async (_, viewport) => {
+  test.each(Object.entries(PHONES))("on a %s phone: all tasks, with threads, and offline again", async (size, viewport) => {
     const { page, context, foreign, errors } = await visit({ viewport, isMobile: true, hasTouch: true, deviceScaleFactor: 2 });
     await page.waitForFunction(() => crossOriginIsolated && navigator.serviceWorker.controller !== null);
+    await ready(page);
+    expect(await page.textContent("#where")).toContain("on this device");
+    await page.fill("#prompt", "the car");
+    await make(page);
     const walked = await walk(page);
     expect(walked.server).toBe(false);
     expect(walked.threads).toMatch(/^\d+$/);
@@ -49,13 +53,15 @@ describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported
     expect(new Set(walked.pictures).size).toBe(walked.tasks.length);
     pictures ??= walked.pictures;
     expect(walked.pictures).toEqual(pictures);
-    const width = await page.evaluate(() => (document.querySelector("meta[name=viewport]") ? document.documentElement.scrollWidth : 0));
-    expect(width).toBeLessThanOrEqual(viewport.width);
+    expect(await page.evaluate(() => document.documentElement.scrollWidth)).toBeLessThanOrEqual(viewport.width);
+    if (process.env.QUAD_TEST_SHOTS) await page.screenshot({ path: `${process.env.QUAD_TEST_SHOTS}/${size}.png`, fullPage: true });
 
     const gone = new Promise((exit) => host.once("exit", exit));
     host.kill();
     await gone;
     await page.reload();
+    await ready(page);
+    await make(page);
     expect((await walk(page)).pictures).toEqual(walked.pictures);
     host = await serving(Number(new URL(address).port));
     expect(foreign).toEqual([]);
@@ -65,6 +71,7 @@ describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported
 
   test("without a service worker it has one thread, and says so", async () => {
     const { page, context } = await visit({ serviceWorkers: "block" });
+    await ready(page);
     const walked = await walk(page);
     expect(walked.threads).toMatch(/^1, since the page is not cross-origin isolated/);
     expect(walked.pictures).toEqual(pictures);
@@ -103,6 +110,10 @@ describe.skipIf(folder === undefined || chromiumPath === undefined)("an exported
     page.on("pageerror", (error) => errors.push(error.message));
     await page.goto(address);
     return { page, context, foreign, errors };
+  }
+
+  async function ready(page: Page): Promise<void> {
+    await page.waitForSelector("#studio:not([hidden])");
   }
 
   async function walk(page: Page): Promise<Walked> {
