@@ -7,7 +7,6 @@ each network's own values take their places in the graph.
 
 from __future__ import annotations
 
-import copy
 import enum
 import functools
 import hashlib
@@ -16,8 +15,7 @@ import json
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, EllipsisType, FunctionType, MethodType
 from typing import Any
@@ -26,15 +24,12 @@ import msgspec
 import numpy as np
 import onnx
 import onnx_ir as ir
-import pytest
 import torch
 from torch import nn
-from torch.onnx._internal.exporter._registration import ONNXRegistry
 
 from quad.compile import export
 from quad.compile.export import GraphSpec
 
-_FROM_TORCHLIB = ONNXRegistry.from_torchlib
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
 _PLAIN = (type(None), EllipsisType, msgspec.UnsetType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
 _PLACES = "parameters"
@@ -186,26 +181,6 @@ def _read(content: bytes) -> tuple[ir.Model, dict[str, str]]:
     return ir.from_proto(proto), places
 
 
-@contextmanager
-def _one_registry() -> Iterator[None]:
-    """torch imports its table of 1,000 operators for every trace, which is a tenth of the time of a small one."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(_registry))
-        yield
-
-
-@functools.cache
-def _torchlib(*arguments: Any, **options: Any) -> ONNXRegistry:
-    return _FROM_TORCHLIB(*arguments, **options)
-
-
-def _registry(*arguments: Any, **options: Any) -> ONNXRegistry:
-    """A copy: an export adds its own operators."""
-    registry = copy.copy(_torchlib(*arguments, **options))
-    registry.functions = {name: [*held] for name, held in registry.functions.items()}
-    return registry
-
-
 def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
     """`traced` that asks `folder` first, which several processes may share."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -217,8 +192,7 @@ def sharing(folder: Path, trace: Trace = export.traced) -> Trace:
         path = folder / f"{key}.onnx"
         if path.is_file():
             return _filled(*_read(path.read_bytes()), module)
-        with _one_registry():
-            model = trace(module, spec)
+        model = trace(module, spec)
         part, content = path.with_suffix(f".{os.getpid()}"), _written(model, _places(module, model))
         part.write_bytes(content)
         part.replace(path)

@@ -15,6 +15,7 @@ import torch
 from onnxscript import values
 from torch import Tensor, nn
 
+from quad.compile.operator_table import one_operator_table
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.picture_size import PictureSize, graph_name
@@ -79,7 +80,7 @@ def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
     """
     kwargs = {"slots": dict(spec.slots)} if spec.slots else {}
     try:
-        with _quiet(), exporting(), torch.no_grad():
+        with _quiet(), exporting(), one_operator_table(), torch.no_grad():
             program = torch.onnx.export(
                 module, tuple(spec.inputs.values()), kwargs=kwargs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 custom_translation_table={SITE_OP: _site_node},
