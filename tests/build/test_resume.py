@@ -25,7 +25,7 @@ from tests.build.samples import SAMPLES, picture
 
 PIECES = {
     "references", "tasks", "probes.mixed.channels", "probes.mixed", "statistics.base", "statistics.transform", "statistics.removal",
-    "rules", "sensitivity", "probes", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder",
+    "rules", "sensitivity", "probes.align", "aligned.transform", "aligned.removal", "graph.unet", "graph.text_encoder",
     "graph.vae_encoder", "graph.vae_decoder", "preview", "rounded",
 }  # fmt: skip
 

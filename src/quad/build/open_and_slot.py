@@ -41,7 +41,8 @@ from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.latent_preview import fit_preview
-from quad.quantize.observe.probes import record_probes
+from quad.quantize.observe.probes import ProbeOptions, record_probes
+from quad.quantize.profile.divergence import MIN_VALUES
 
 _log = logging.getLogger(__name__)
 
@@ -196,11 +197,12 @@ def _equalize(model: SlottedModel) -> SlottedModel:
     """Gains in the network itself and in copies of the adapters; where something is measured, with the calls it is measured on."""
     mixed_precision = model.mixed_precision
     if mixed_precision.needs_probes:
+        options = ProbeOptions(min_values=MIN_VALUES)  # adapters are scored on them too
         probes, channels = resumable.probes_and_channels(
             model.cache,
             "probes.mixed",
             mixed_precision.network,
-            lambda: record_probes(model.measured, model.networks, model.table, model.adapters, model.samples),
+            lambda: record_probes(model.measured, model.networks, model.table, model.adapters, model.samples, options),
         )
         mixed_precision = replace(mixed_precision, probes=probes, channels=channels)
     return replace(model, mixed_precision=mixed_precision.equalized())

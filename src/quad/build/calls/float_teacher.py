@@ -10,6 +10,7 @@ from torch import nn
 
 from quad.build.open_and_slot import SlottedModel
 from quad.build.resume import stages as resumable
+from quad.core.component_call import BASE_SOURCE
 from quad.model.base.modules import share_copy
 from quad.quantize.observe.calibrate import with_adapter
 from quad.quantize.observe.probes import ProbeOptions, Probes, record_probes
@@ -35,12 +36,16 @@ class FloatTeacher:
 
     @cached_property
     def probes(self) -> Probes:
-        """Calls with their answers, to score on and to measure on; recorded when first asked for.
+        """Calls with their answers, to score on and to measure on: those that equalization recorded, else recorded when first asked for.
+
+        Equalizing leaves the function as it was, so answers of before hold.
 
         Raises:
             InputError: an adapter has no sample.
         """
         model = self.model
+        if recorded := model.mixed_precision.probes:
+            return {source: calls for source, calls in recorded.items() if source != BASE_SOURCE}
         base, samples = model.measured, with_adapter(model.measured, model.samples)
         options = ProbeOptions(min_values=MIN_VALUES)
         return resumable.probes(
