@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import Layer, layers_of
-from quad.quantize.observe import input_grams
+from quad.quantize.observe import input_grams, side_by_side
 from quad.quantize.observe.input_grams import LONGEST, InputGram, gathering, longest_run, run_lengths
 
 GEOMETRIES = ({"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "stride": 2}, {"kernel_size": (3, 1), "padding": (1, 0), "dilation": 2})
@@ -88,17 +88,38 @@ class Attention(nn.Module):
         return self.to_out(self.to_q(x) + self.to_k(seen) + self.to_v(seen))
 
 
-def test_layers_with_one_input_share_what_is_counted() -> None:
+def counted(network: nn.Module, calls: list[tuple[Tensor, ...]], lanes: int) -> dict[str, InputGram]:
+    """What the layers of a network are given in these calls, counted on so many cores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(side_by_side, "lanes", lambda: lanes)
+        with torch.no_grad(), gathering({"net": network}, lambda component, path: True) as grams:
+            for call in calls:
+                network(*call)
+    return {path: gram for (_, path), gram in grams.items()}
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_layers_with_one_input_share_what_is_counted_until_they_part_company(lanes: int) -> None:
     network = Attention()
     add_sites(network)
     x, text = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
-    with torch.no_grad(), gathering({"net": network}, lambda component, path: True) as grams:
-        for _ in range(2):
-            network(x)
-        q, k, v, out = (grams["net", path] for path in ("to_q", "to_k", "to_v", "to_out"))
-        assert q is k is v is not out
-        torch.testing.assert_close(q.grams[0], 2 * x.flatten(0, 1).T @ x.flatten(0, 1))
-        network(x, text)  # they part company
-        k, v = grams["net", "to_k"], grams["net", "to_v"]
-    assert q is not k
-    torch.testing.assert_close(k.grams[0], v.grams[0])
+    one = x.flatten(0, 1).T @ x.flatten(0, 1)
+    grams = counted(network, [(x,), (x,)], lanes)
+    assert grams["to_q"] is grams["to_k"] is grams["to_v"] is not grams["to_out"]
+    torch.testing.assert_close(grams["to_q"].grams[0], 2 * one)
+    grams = counted(network, [(x,), (x,), (x, text)], lanes)
+    assert grams["to_q"] is not grams["to_k"]
+    torch.testing.assert_close(grams["to_q"].grams[0], 3 * one)
+    torch.testing.assert_close(grams["to_k"].grams[0], grams["to_v"].grams[0])
+
+
+def test_on_two_cores_the_sums_are_those_of_one() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 5))
+    add_sites(network)
+    calls = [(torch.randn(1, 3, 8, 8),) for _ in range(5)]
+    one, two = (counted(network, calls, lanes) for lanes in (1, 2))
+    assert one.keys() == two.keys()
+    for path, gram in one.items():
+        assert all(torch.equal(a, b) for a, b in zip(gram.grams, two[path].grams, strict=True))
+        assert torch.equal(gram.mean, two[path].mean)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from itertools import pairwise
 from typing import Any, final
 
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.model.slots.layers import Layer, layers_of
+from quad.quantize.observe.side_by_side import Behind
 
 GRAM_BYTES = 1_000_000_000
 LONGEST = 1152  # inputs: 128 channels of a 3x3 convolution
@@ -85,7 +87,7 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
         chosen: says of a component and the path of a layer in it whether its inputs are counted.
 
     Yields:
-        Component and path -> what was counted, of layers that a call has reached.
+        Component and path -> what was counted, of layers that a call has reached; complete when the block ends.
     """
     layers = {
         (component, path): layer
@@ -93,22 +95,26 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
         for path, layer in layers_of(network).items()
         if chosen(component, path) and (isinstance(layer, nn.Linear) or (layer.groups == 1 and not isinstance(layer.padding, str)))
     }
-    counter = _Counter(longest_run(list(layers.values())))
-    grams = counter.grams
-    hooks = [layer.register_forward_pre_hook(counter.hook(key, layer)) for key, layer in layers.items()]
-    try:
-        yield grams
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with Behind() as behind:
+        counter = _Counter(longest_run(list(layers.values())), behind)
+        hooks = [layer.register_forward_pre_hook(counter.hook(key, layer)) for key, layer in layers.items()]
+        try:
+            yield counter.grams
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @final
 class _Counter:
-    """Counts what layers are given, each tensor once."""
+    """Counts what layers are given, each tensor once.
 
-    def __init__(self, longest: int) -> None:
-        self._longest = longest
+    Args:
+        behind: does the sums while the network goes on.
+    """
+
+    def __init__(self, longest: int, behind: Behind) -> None:
+        self._longest, self._behind = longest, behind
         self.grams: dict[Key, InputGram] = {}
         self._sharing: set[Key] = set()  # layers whose inputs another one counts
         self._last: tuple[Tensor, InputGram] | None = None  # what a Linear was given last
@@ -124,10 +130,11 @@ class _Counter:
             if counted is not None:
                 self._sharing.add(key)
         if key in self._sharing and counted is not self.grams[key]:  # the two part company
+            self._behind.wait()
             self.grams[key] = deepcopy(self.grams[key])
             self._sharing.remove(key)
         if key not in self._sharing:
-            self.grams[key].add(inputs)
+            self._behind.give(partial(self.grams[key].add, inputs))
         self._last = (inputs, self.grams[key]) if isinstance(layer, nn.Linear) else None
 
 

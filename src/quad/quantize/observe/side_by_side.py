@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import TypeVar, final
 
 import torch
 
@@ -53,6 +53,50 @@ def in_order(compute: Callable[[Piece], Result], pieces: Iterable[Piece]) -> Ite
                 yield running.popleft().result()
         while running:
             yield running.popleft().result()
+
+
+@final
+class Behind:
+    """Work that a second core does while the caller goes on, one piece after the other as it is given; at once where there is one lane.
+
+    As a context manager it ends with all of it done.
+
+    Args:
+        most: pieces that may wait, with what they hold in memory; the caller waits with the next one.
+    """
+
+    def __init__(self, most: int = 8) -> None:
+        self._most = most
+        self._pool = ThreadPoolExecutor(1, "quad-behind") if lanes() > 1 else None
+        self._waiting: deque[Future[None]] = deque()
+
+    def give(self, work: Callable[[], None]) -> None:
+        """Have it done after all that was given before.
+
+        Raises:
+            Exception: that of an earlier piece.
+        """
+        if self._pool is None:
+            work()
+            return
+        self._waiting.append(self._pool.submit(work))
+        if len(self._waiting) > self._most:
+            self._waiting.popleft().result()
+
+    def wait(self) -> None:
+        """Until all that was given is done; raises as `give`."""
+        while self._waiting:
+            self._waiting.popleft().result()
+
+    def __enter__(self) -> Behind:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
 
 
 @contextmanager
