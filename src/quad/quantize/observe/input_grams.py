@@ -26,6 +26,7 @@ from quad.quantize.observe.side_by_side import Behind
 GRAM_BYTES = 1_000_000_000
 LONGEST = 1152  # inputs: 128 channels of a 3x3 convolution
 Key = tuple[str, str]  # component, and path of a layer in it
+_BLOCK = 64  # rows of a matrix that are added to at once, each up to its diagonal: the rest is its mirror image
 POSITIONS = 256  # of each picture, spread at random: neighbours say much the same
 _SHRINK = 0.9  # how much shorter runs are tried than those that took too many bytes
 
@@ -41,23 +42,33 @@ class InputGram:
 
     def __init__(self, layer: Layer, longest: int) -> None:
         self._layer = layer
-        lengths = run_lengths(layer, longest)
-        device = layer.weight.device
-        self.grams = [torch.zeros(length, length, device=device) for length in lengths]
-        self._sum, self._count = torch.zeros(sum(lengths), dtype=_wide(device), device=device), 0
+        lengths, taps = run_lengths(layer, longest), math.prod(layer.weight.shape[2:])
+        device, wide = layer.weight.device, _wide(layer.weight.device)
+        self._channels = [length // taps for length in lengths]
+        self._lower = [torch.zeros(length, length, device=device) for length in lengths]  # blocks above the diagonal stay zero
+        self._sums, self._count = [torch.zeros(length, dtype=wide, device=device) for length in lengths], 0
 
     def add(self, inputs: Tensor) -> None:
         """Count what one call gave the layer, `(batch, ..., in)` or `(batch, in, height, width)`."""
-        seen = _columns(self._layer, inputs.detach().float())
-        for gram, part in zip(self.grams, seen.split([len(gram) for gram in self.grams]), strict=True):
-            gram.addmm_(part, part.T)
-        self._sum += seen.sum(dim=1, dtype=self._sum.dtype)
+        inputs = inputs.detach().float()
+        runs = inputs.split(self._channels, dim=-1 if isinstance(self._layer, nn.Linear) else 1)
+        for gram, total, run in zip(self._lower, self._sums, runs, strict=True):
+            seen = _columns(self._layer, run)  # run by run: what was copied is still in the processor's cache when it is multiplied
+            for first in range(0, len(gram), _BLOCK):
+                rows = slice(first, first + _BLOCK)
+                gram[rows, : rows.stop].addmm_(seen[rows], seen[: rows.stop].T)
+            total += seen.sum(dim=1)
         self._count += seen.shape[1]
+
+    @property
+    def grams(self) -> list[Tensor]:
+        """The sum of `x x^T` of each run."""
+        return [gram.tril() + gram.tril(-1).T for gram in self._lower]
 
     @property
     def mean(self) -> Tensor:
         """Mean of each input, `(inputs,)`; at a convolution's border zeros are counted as they are read."""
-        return self._sum.cpu().double() / self._count
+        return torch.cat(self._sums).cpu().double() / self._count
 
 
 def run_lengths(layer: Layer, longest: int) -> list[int]:
@@ -148,11 +159,15 @@ def _columns(layer: Layer, x: Tensor) -> Tensor:
     padded = functional.pad(x, (before, before, above, above))
     reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip((rows, columns), layer.dilation, strict=True)]
     height, width = (padded.shape[2] - reach[0]) // down + 1, (padded.shape[3] - reach[1]) // right + 1
+    if height * width <= POSITIONS:
+        whole: Tensor = functional.unfold(x, (rows, columns), layer.dilation, (above, before), layer.stride)
+        return whole.transpose(0, 1).flatten(1)
     tops, lefts = np.divmod(_positions(height * width), width)
-    at_rows = torch.from_numpy(tops * down)[:, None, None] + torch.arange(rows)[None, :, None] * layer.dilation[0]
-    at_columns = torch.from_numpy(lefts * right)[:, None, None] + torch.arange(columns)[None, None, :] * layer.dilation[1]
-    patches = padded[:, :, at_rows.to(x.device), at_columns.to(x.device)]  # (batch, channels, positions, rows, columns)
-    return patches.permute(1, 3, 4, 0, 2).reshape(-1, patches.shape[0] * patches.shape[2])
+    taps = np.add.outer(np.arange(rows) * layer.dilation[0] * padded.shape[3], np.arange(columns) * layer.dilation[1]).ravel()
+    places = torch.from_numpy(np.add.outer(taps, tops * down * padded.shape[3] + lefts * right)).to(x.device)
+    patches: Tensor = padded.flatten(2).index_select(2, places.flatten()).reshape(*x.shape[:2], *places.shape)
+    # (batch, channels, taps, positions)
+    return patches.permute(1, 2, 0, 3).reshape(-1, patches.shape[0] * patches.shape[3])
 
 
 def _wide(device: torch.device) -> torch.dtype:
