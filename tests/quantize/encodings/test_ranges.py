@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from quad.core.encoding import encode_range
 from quad.core.margins import Margin
+from quad.quantize.encodings import ranges
 from quad.quantize.encodings.histogram import Density, Histogram, pool
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, expected_error, weight_encoding
 
@@ -91,3 +92,12 @@ def test_weight_search_never_loses_to_the_largest_magnitude() -> None:
         encoding = weight_encoding(weight, 8, RangeOptions(method=method))  # type: ignore[arg-type]
         errors.append((np.abs(encoding.dequantize(encoding.quantize(weight)) - weight).astype(np.float64) ** 2.4).sum(axis=1))
     assert (errors[0] <= errors[1] * (1 + 1e-6)).all()
+
+
+def test_a_weight_is_encoded_alike_however_many_values_are_tried_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = np.random.default_rng(7).standard_t(3, size=(9, 40, 3)).astype(np.float32)
+    encodings = []
+    for together in (1, 300, 2**16):
+        monkeypatch.setattr(ranges, "_TOGETHER", together)
+        encodings.append(weight_encoding(weight, 8, RangeOptions()))
+    assert encodings[0] == encodings[1] == encodings[2]

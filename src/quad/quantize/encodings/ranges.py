@@ -107,6 +107,7 @@ def weight_encoding(weight: NDArray[np.float32], bits: int, options: RangeOption
 
 
 _PATIENCE = 8  # tries without gain in any channel, after which smaller ranges only lose more
+_TOGETHER = 2**16  # values that are tried at once: what they become on the way stays in the processor's cache
 
 
 def _row_shares(rows: NDArray[np.float32], largest: NDArray[np.float32], bits: int, options: RangeOptions) -> NDArray[np.float32]:
@@ -115,10 +116,8 @@ def _row_shares(rows: NDArray[np.float32], largest: NDArray[np.float32], bits: i
     best, shares, stale = np.full(len(rows), np.inf), np.ones(len(rows), dtype=np.float32), 0
     for attempt in range(options.tries):
         share = np.float32(1.0 - 0.01 * attempt)
-        scale = np.maximum(largest * share / levels, 1e-8)[:, None]
-        error = (np.abs(np.minimum(np.rint(rows / scale), levels) * scale - rows) / scale) ** np.float32(options.p)
-        # Powers of the error in steps, not in weights: those of small weights would underflow in float32.
-        error = error.sum(axis=1, dtype=np.float64) * scale[:, 0].astype(np.float64) ** options.p
+        scale = np.maximum(largest * share / levels, 1e-8)
+        error = _rounding_errors(rows, scale, levels, np.float32(options.p))
         better = error < best
         shares[better] = share
         best = np.minimum(best, error)
@@ -126,3 +125,25 @@ def _row_shares(rows: NDArray[np.float32], largest: NDArray[np.float32], bits: i
         if stale >= _PATIENCE:
             break
     return shares
+
+
+def _rounding_errors(rows: NDArray[np.float32], scale: NDArray[np.float32], levels: int, p: np.float32) -> NDArray[np.float64]:
+    """`sum |W - W_hat|^p` of each row of magnitudes, `(rows,)`.
+
+    Args:
+        scale: of each row, `(rows,)`.
+        levels: the largest integer.
+    """
+    together = max(1, _TOGETHER // max(1, rows.shape[1]))
+    sums, memory = np.empty(len(rows)), np.empty((min(together, len(rows)), rows.shape[1]), np.float32)
+    for first in range(0, len(rows), together):
+        part, step = rows[first : first + together], scale[first : first + together, None]
+        error = memory[: len(part)]
+        np.rint(np.divide(part, step, out=error), out=error)
+        np.multiply(np.minimum(error, levels, out=error), step, out=error)
+        np.abs(np.subtract(error, part, out=error), out=error)
+        # Powers of the error in steps, not in weights: those of small weights would underflow in float32.
+        np.power(np.divide(error, step, out=error), p, out=error)
+        sums[first : first + together] = error.sum(axis=1, dtype=np.float64)
+    powers: NDArray[np.float64] = sums * scale.astype(np.float64) ** float(p)
+    return powers

@@ -25,6 +25,7 @@ from quad.quantize.encodings.histogram import Density
 from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
 from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics
+from quad.quantize.observe.side_by_side import side_by_side
 
 _CENTRED = "centred"
 _SYMMETRIC = ("channel", "symmetric", _CENTRED)
@@ -118,19 +119,17 @@ def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable
 
 
 def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]], options: UnifyOptions) -> dict[str, Encoding]:
-    encodings: dict[str, Encoding] = {}
-    for name, tensor in tensors.items():
-        rule = rule_for(component, name, options.rules)
-        if rule is None:
-            continue
+    def encoding(named: tuple[str, Rule]) -> Encoding:
+        name, rule = named
         try:
             if rule.shape != "channel":
-                encodings[name] = encode_site(rule, _extremes(tensor))
-            else:
-                encodings[name] = weight_encoding(tensor, rule.bits, options.ranges).within(options.int16_largest)
+                return encode_site(rule, _extremes(tensors[name]))
+            return weight_encoding(tensors[name], rule.bits, options.ranges).within(options.int16_largest)
         except ValueError as error:
             raise InputError(mismatch(f"{component}, {name}", "finite weights", "NaN or Inf", "give another model")) from error
-    return encodings
+
+    ruled = [(name, rule) for name in tensors if (rule := rule_for(component, name, options.rules)) is not None]
+    return {name: of_weight for (name, _), of_weight in zip(ruled, side_by_side(encoding, ruled), strict=True)}
 
 
 def _extremes(tensor: NDArray[np.float32]) -> tuple[float, float]:
