@@ -18,7 +18,10 @@ import quad
 from quad.build.fixed_threads import fixed_threads
 from quad.cli.main import app
 from quad.core.digests import file_digest
+from quad.core.float_type import BF16, F32
+from quad.model.device import HERE
 from quad.quantize.observe import side_by_side as observe
+from quad.quantize.observe.short_floats import bf16_offered
 
 ROOT = Path(__file__).parents[2]
 # `--multi_gpu` is the launcher's word for several processes, on a CPU too. Port 0 is any free one. The launcher of tests brings
@@ -33,7 +36,9 @@ Command = Callable[[Path], list[str]]
 def command(model_dir: Path, adapter_files: dict[str, Path]) -> Command:
     """The words of one build, by its output."""
     adapters = [word for name, file in adapter_files.items() for word in ("--adapter", f"{name}={file}")]
-    return lambda out: ["build", str(model_dir), *adapters, "-o", str(out), "--precision", "w8a16", "--distill-steps", "2", "--json"]
+    statistics = ["--statistics", BF16 if bf16_offered(HERE) else F32]
+    rest = ["--precision", "w8a16", "--distill-steps", "2", *statistics, "--json"]
+    return lambda out: ["build", str(model_dir), *adapters, "-o", str(out), *rest]
 
 
 def digests(bundle: Path) -> dict[str, str]:

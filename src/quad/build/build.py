@@ -27,6 +27,7 @@ from quad.core.processes import is_main
 from quad.core.progress import Progress, StageClock, silent
 from quad.core.storage.directories import require_replaceable
 from quad.model.device import HERE, open_device
+from quad.quantize.observe.short_floats import bf16_offered, check_statistics_type
 from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.processes.dealt import shared
 
@@ -56,7 +57,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     backend.require(request.model)
     for directory in request.directories:
         require_replaceable(directory.path, directory.marker, directory.option)
-    request = replace(request.with_files_defaults(), device=str(open_device(request.device)))
+    device = open_device(request.device)
+    check_statistics_type(request.statistics, offered=bf16_offered(device))
+    request = replace(request.with_files_defaults(), device=str(device))
     clock = StageClock(STAGES, progress if is_main() else silent)
     with build_lock(request), fixed_threads(request.threads), one_lane(request.device != CPU):
         try:

@@ -189,16 +189,17 @@ def _pooled(model: SlottedModel, statistics: Statistics, slots: SlotTable, optio
 def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:
     """Statistics of every Site, and with `needs_calls` the calls they were taken from."""
     total = len(model.samples) * len(model.measured_at_each)
+    float_type = model.statistics_type
     if needs_calls:  # every call must be recorded: nothing is taken from an earlier run
         recorder = CallRecorder.of(model.adapters, model.table)
         options = CalibrationOptions(call_hook=lambda component, inputs, _: recorder.record(component, inputs))
-        feeds = _feeds(model, options)
-        statistics = observe(model.networks, recorder.follow(with_progress(feeds, total, "calibrate", progress)), together=False)
+        feeds = recorder.follow(with_progress(_feeds(model, options), total, "calibrate", progress))
+        statistics = observe(model.networks, feeds, together=False, float_type=float_type)
         return statistics, tuple(recorder.calls())
     feeds = _feeds(model, CalibrationOptions())
     sources = (*(adapter.name for adapter in model.adapters), BASE_SOURCE)
     feeds = with_progress(feeds, total, "calibrate", progress)
-    return resumable.observed(model.cache, model.networks, feeds, sources), ()
+    return resumable.observed(model.cache, model.networks, feeds, sources, float_type), ()
 
 
 def _feeds(model: SlottedModel, options: CalibrationOptions) -> Iterator[Feed]:

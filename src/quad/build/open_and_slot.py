@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import msgspec
+import torch
 from torch import nn
 
 from quad.build.eight_bit_sites import MixedPrecision
@@ -42,6 +43,7 @@ from quad.model.slots.network import slot_networks
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.latent_preview import fit_preview
 from quad.quantize.observe.probes import ProbeOptions, record_probes
+from quad.quantize.observe.short_floats import bf16_offered, choose_statistics_type
 from quad.quantize.profile.divergence import MIN_VALUES
 
 _log = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ class SlottedModel:
 
     Args:
         mixed_precision: the U-Net, and the adapters as they fit it.
+        statistics_type: `f32` or `bf16`, what the networks compute in while they are observed.
         references: calls of the float networks as they were slotted, with their outputs.
         calibration_sizes: of the pictures that ranges are measured on.
     """
@@ -65,6 +68,7 @@ class SlottedModel:
     specs: Mapping[str, GraphSpec]
     references: tuple[ComponentCall, ...]
     cache: BuildCache
+    statistics_type: str
     calibration_sizes: tuple[PictureSize, ...]
 
     @property
@@ -103,6 +107,7 @@ def open_and_slot(request: BuildRequest, clock: StageClock) -> SlottedModel:
         for path in request.adapters.values():
             require_lora(path)
         base = _base(request)
+        request = replace(request, statistics=_statistics_type(request, base))
     with clock("lora"):
         adapters = _read_adapters(request, base)
         for module in (base.unet, base.text_encoder, base.vae):
@@ -126,6 +131,12 @@ def _base(request: BuildRequest) -> Base:
     if load_target(request.target).text_vectors:
         return base
     return replace(base, text=msgspec.structs.replace(base.text, first_vector_id=msgspec.UNSET))
+
+
+def _statistics_type(request: BuildRequest, base: Base) -> str:
+    """The type that the networks are observed in, known before pieces of an earlier run are looked for."""
+    weights = sum(parameter.numel() for parameter in base.unet.parameters())
+    return choose_statistics_type(request.statistics, offered=bf16_offered(torch.device(request.device)), weights=weights)
 
 
 def _read_adapters(request: BuildRequest, base: Base) -> tuple[FloatAdapter, ...]:
@@ -178,6 +189,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         specs=specs,
         references=references,
         cache=sources.cache,
+        statistics_type=request.statistics,
         calibration_sizes=request.measured_sizes or base.sizes,
     )
 

@@ -16,6 +16,7 @@ from quad.compile.targets import check_options, load_target, target_names
 from quad.core.component_call import BASE_SOURCE
 from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
+from quad.core.float_type import AUTO as AUTO_TYPE
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
 from quad.core.profile import MOST_GROUPS
@@ -85,6 +86,8 @@ class BuildRequest:
         vae: the autoencoder's file or directory, in place of the model's own.
         prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
         device: that torch computes on: `cpu`, `cuda`, `mps`, or `auto` for an accelerator where there is one. The bundle depends on it.
+        statistics: what the float networks compute in while ranges, means and inputs of layers are gathered: `f32`, `bf16`, or `auto` for
+            bf16 where the processor has it and the denoiser is large. The bundle depends on it.
         threads: that one sum is dealt to. The bundle depends on it, and on no other count of threads, cores or processes.
     """
 
@@ -125,6 +128,7 @@ class BuildRequest:
     prediction: str | None = None
     threads: int = 1
     device: str = CPU
+    statistics: str = AUTO_TYPE
 
     @property
     def resolved_precision(self) -> str:

@@ -28,6 +28,7 @@ from quad.quantize.correct.rounding import compensated_integers
 from quad.quantize.correct.simulate import mark_lattice
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import InputGram, Key, gathering
+from quad.quantize.observe.short_floats import computing_in, weights_in
 from quad.quantize.observe.side_by_side import side_by_side
 
 RUNS = 8  # pictures that are made to see inputs by
@@ -74,7 +75,13 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
 
     samples = few_samples(model)
     feeds = calibration_feeds(model.measured, model.networks, model.table, _named(model, samples), samples, CalibrationOptions(seed=SEED))
-    with torch.no_grad(), gathering(model.networks, compensated) as grams:
+    float_type = model.statistics_type
+    with (
+        torch.no_grad(),
+        computing_in(float_type),
+        weights_in(float_type, model.networks.values()),
+        gathering(model.networks, compensated) as grams,
+    ):
         for feed in with_progress(feeds, len(samples), "round", progress):
             feed.run()
     layers = {component: layers_of(network) for component, network in model.networks.items()}

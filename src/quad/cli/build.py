@@ -140,6 +140,11 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         typer.Option(help="What torch computes on; the bundle depends on it. auto takes an accelerator where there is one.",
                      metavar="auto|cpu|cuda|mps", show_default="cpu"),
     ] = None  # fmt: skip
+    statistics: Annotated[
+        str | None,
+        typer.Option(help="What the float networks compute in while ranges are measured; the bundle depends on it.",
+                     metavar="auto|f32|bf16", show_default="bf16 for a large model where the processor has it"),
+    ] = None  # fmt: skip
 
     @property
     def stated(self) -> dict[str, Any]:

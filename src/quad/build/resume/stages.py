@@ -32,11 +32,14 @@ from quad.quantize.processes.dealt import ARRAYS, Codec, dealt, from_each
 _STATISTICS, _ARTIFACT = "statistics", "graph"
 
 
-def observed(cache: BuildCache, networks: Mapping[str, nn.Module], feeds: Iterable[Feed], sources: Sequence[str]) -> Statistics:
+def observed(
+    cache: BuildCache, networks: Mapping[str, nn.Module], feeds: Iterable[Feed], sources: Sequence[str], float_type: str
+) -> Statistics:
     """`observe`, which goes on behind the last feed that an earlier run has finished.
 
     Args:
         sources: names that feeds may have.
+        float_type: as of `observe`.
     """
     pieces = {source: piece for source in sources if (piece := cache.read(f"{_STATISTICS}.{source}")) is not None}
     statistics = join_pieces(pieces)
@@ -56,7 +59,7 @@ def observed(cache: BuildCache, networks: Mapping[str, nn.Module], feeds: Iterab
     def write(feed: Feed) -> None:
         cache.write(f"{_STATISTICS}.{feed.source}", *source_piece(statistics, feed.source, *at_work.popleft()))
 
-    return observe(networks, following(), statistics, write)
+    return observe(networks, following(), statistics, write, float_type=float_type)
 
 
 def probes(cache: BuildCache, name: str, make: Callable[[], Probes]) -> Probes:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from quad.core.errors import InputError, mismatch
+from quad.core.float_type import F32
 from quad.core.processes import process_count
 from quad.model.slots.sites import collect_sites
+from quad.quantize.observe.short_floats import computing_in, weights_in
 from quad.quantize.observe.side_by_side import in_order, lanes
 from quad.quantize.observe.site_statistics import SiteStatistics as SiteStatistics
 from quad.quantize.observe.site_statistics import Statistics as Statistics
@@ -58,6 +60,7 @@ def observe(
     done: Callable[[Feed], None] = lambda feed: None,
     *,
     together: bool = True,
+    float_type: str = F32,
 ) -> Statistics:
     """Run every feed once and gather the statistics of all sites that it passes.
 
@@ -69,15 +72,17 @@ def observe(
         before: what was observed so far; it is added to.
         done: called with each feed in order, once it is counted.
         together: feeds may run side by side; else each has been run when the next one is asked for.
+        float_type: `f32` or `bf16`, of the networks' products.
 
     Raises:
         InputError: there is no feed, the networks have no sites that were reached, or a value is NaN or infinite.
     """
-    statistics, feeds_run = before or Statistics(), 0
+    statistics, feeds_run, count = before or Statistics(), 0, partial(_counted, float_type)
     with ExitStack() as stack:
+        stack.enter_context(weights_in(float_type, networks.values()))
         for component, network in networks.items():
             stack.enter_context(transforming(network, partial(_recorder, component)))
-        for feed, counted in _run(feeds) if together else map(_counted, feeds):
+        for feed, counted in _run(count, feeds) if together else map(count, feeds):
             statistics.merge(counted)
             feeds_run += 1
             done(feed)
@@ -87,10 +92,10 @@ def observe(
     return statistics
 
 
-def _run(feeds: Iterable[Feed]) -> Iterator[tuple[Feed, Statistics]]:
+def _run(count: Callable[[Feed], tuple[Feed, Statistics]], feeds: Iterable[Feed]) -> Iterator[tuple[Feed, Statistics]]:
     """Every feed and its statistics, in order; of several processes each runs some of them whole."""
     if process_count() == 1:
-        yield from in_order(_counted, feeds)
+        yield from in_order(count, feeds)
         return
     asked_for: deque[Feed] = deque()
 
@@ -100,18 +105,18 @@ def _run(feeds: Iterable[Feed]) -> Iterator[tuple[Feed, Statistics]]:
             yield feed
 
     def counted(feed: Feed) -> tuple[str, Statistics]:
-        return feed.source, _counted(feed)[1]
+        return feed.source, count(feed)[1]
 
     for _, statistics in dealt(counted, following(), SOURCE_CODEC, lanes()):
         yield asked_for.popleft(), statistics
 
 
-def _counted(feed: Feed) -> tuple[Feed, Statistics]:
-    """A feed and the statistics of its run; gradients are switched by thread."""
+def _counted(float_type: str, feed: Feed) -> tuple[Feed, Statistics]:
+    """A feed and the statistics of its run; gradients and types are switched by thread."""
     statistics = Statistics()
     token = _AT_WORK.set((feed.source, statistics))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), computing_in(float_type):
             feed.run()
     finally:
         _AT_WORK.reset(token)

@@ -62,7 +62,7 @@ class TorchSession:
         arguments: Any = moved(tuple(torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._shapes), self._device)
         with torch.no_grad():
             output: torch.Tensor = self._network(*arguments) if self._table is None else self._network(*arguments, slots=self._slots)
-        return output.cpu().numpy()
+        return output.cpu().float().numpy()
 
 
 @final
