@@ -22,6 +22,7 @@ from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
 from quad.core.device import CPU
 from quad.core.errors import BackendError, QuadError
+from quad.core.memory import release_memory
 from quad.core.precision import eight_bit_percent
 from quad.core.processes import is_main
 from quad.core.progress import Progress, StageClock, silent
@@ -60,7 +61,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     device = open_device(request.device)
     check_statistics_type(request.statistics, offered=bf16_offered(device))
     request = replace(request.with_files_defaults(), device=str(device))
-    clock = StageClock(STAGES, progress if is_main() else silent)
+    clock = StageClock(STAGES, _releasing(progress if is_main() else silent))
     with build_lock(request), fixed_threads(request.threads), one_lane(request.device != CPU):
         try:
             return _build(request, backend, clock, start)
@@ -102,6 +103,16 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         notes=(*model.base.notes, *_precision_notes(request), *bundle.notes),
         lora={adapter.name: adapter.to_json() for adapter in model.adapters},
     )
+
+
+def _releasing(progress: Progress) -> Progress:
+    """The same; before each part begins, memory that earlier ones have freed goes back to the system: their tensors had other sizes."""
+
+    def tell(part: str, share: float) -> None:
+        release_memory()
+        progress(part, share)
+
+    return tell
 
 
 def _precision_notes(request: BuildRequest) -> tuple[str, ...]:
