@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 _SEED, _EFFECT = 0, 0.1
+WIDTH = 320  # channels of the true U-Net's first blocks
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 RANKS = {"anime": 4, "pixel": 4, "clay": 8, "watercolour": 8, "ink": 16, "film": 16, "logo": 32, "portrait": 32, "lcm": 64, "world": 128}
@@ -23,14 +24,19 @@ EVERYWHERE = "lcm"  # LCM-LoRA's layout: every Linear and convolution of the blo
 WITH_TEXT = ("anime", "logo")
 
 
-def write_pipeline(root: Path) -> None:
-    """The directory of a pipeline, 2.1 GB."""
+def denoiser(width: int = WIDTH) -> UNet2DConditionModel:
+    """A U-Net with that many channels in its first blocks, and twice and four times as many behind them."""
+    channels = (width, 2 * width, 4 * width, 4 * width)
+    return UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8, block_out_channels=channels)
+
+
+def write_pipeline(root: Path, width: int = WIDTH) -> None:
+    """The directory of a pipeline, 2.1 GB at the true width."""
     torch.manual_seed(_SEED)
-    unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-    _save(unet, root / "unet")
+    _save(denoiser(width), root / "unet")
     _save(
         AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512),
+            block_out_channels=tuple(channels * width // WIDTH for channels in (128, 256, 512, 512)),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,
@@ -76,11 +82,10 @@ def _letter(byte: int) -> str:
     return chr(byte) if byte in plain else chr(256 + [b for b in range(256) if b not in plain].index(byte))
 
 
-def write_adapters(folder: Path) -> dict[str, Path]:
+def write_adapters(folder: Path, width: int = WIDTH) -> dict[str, Path]:
     """Ten LoRA files of mixed rank, dialect and target, in half precision."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8)
-        text = text_encoder()
+        unet, text = denoiser(width), text_encoder()
     folder.mkdir(parents=True, exist_ok=True)
     return {name: _write_adapter(folder / f"{name}.safetensors", name, rank, unet, text) for name, rank in RANKS.items()}
 
