@@ -3,8 +3,8 @@
 import type { Bundle, OpenOptions } from "../bundle/bundle.js";
 import { readSafetensors } from "../bundle/safetensors.js";
 import {
+  type Decoded,
   DecodeError,
-  type Decoder,
   decodeJson,
   integer,
   listOf,
@@ -18,78 +18,33 @@ import {
 } from "../core/decode.js";
 import { CompatibilityError, mismatch, VerificationError } from "../core/errors.js";
 import { CONFORMANCE_FILE, CONFORMANCE_TENSORS_FILE } from "../core/manifest.js";
-import { type SamplerSpec, samplerSpec } from "../core/sampling.js";
+import { samplerSpec } from "../core/sampling.js";
 import type { Numbers, Tensor } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
 
 const VECTORS_VERSION = 1;
 
-/** The first noise of a seed, to the bit. */
-export interface NoiseVector {
-  readonly seed: number;
-  readonly shape: readonly number[];
-  readonly sha256: string;
-}
-
-/** A prompt, its tokens, and the hidden states that the denoiser reads, of the base. */
-export interface TextVector {
-  readonly prompt: string;
-  readonly prompt_syntax: string;
-  readonly ids: readonly (readonly number[])[];
-  readonly weights: readonly (readonly number[])[];
-  readonly values: readonly number[];
-  readonly tolerance: number;
-}
-
-/** One call of a graph, with an adapter at weight 1 or the base. */
-export interface CallVector {
-  readonly graph: string;
-  readonly adapter: string | undefined;
-  readonly inputs: Readonly<Record<string, string>>;
-  readonly values: readonly number[];
-  readonly tolerance: number;
-}
-
-/** A sampler's run from noise, its network replaced by noise. */
-export interface SamplerVector {
-  readonly name: string;
-  readonly spec: SamplerSpec;
-  readonly shape: readonly number[];
-  readonly seed: number;
-  readonly output_seed: number;
-  readonly timesteps: readonly number[];
-  readonly states: string;
-  readonly tolerance: number;
-}
-
-/** A whole picture of a task with its own adapter, from prompt to pixels. */
-export interface PictureVector {
-  readonly task: string;
-  readonly prompt: string;
-  readonly seed: number;
-  readonly steps: number;
-  readonly image: string | undefined;
-  readonly mask: string | undefined;
-  readonly values: readonly number[];
-  readonly tolerance: number;
-}
-
-/** `conformance.json`. */
-export interface Vectors {
-  readonly format_version: number;
-  readonly grid: number;
-  readonly noise: readonly NoiseVector[];
-  readonly texts: readonly TextVector[];
-  readonly calls: readonly CallVector[];
-  readonly samplers: readonly SamplerVector[];
-  readonly pictures: readonly PictureVector[];
-}
-
 const numbers = listOf(number());
 const shape = listOf(integer(0));
 
+const noiseVector = struct({ seed: required(integer()), shape: required(shape), sha256: required(text) });
+const textVector = struct({
+  prompt: required(text),
+  prompt_syntax: required(text),
+  ids: required(listOf(listOf(integer()))),
+  weights: required(listOf(numbers)),
+  values: required(numbers),
+  tolerance: required(number()),
+});
+const callVector = struct({
+  graph: required(text),
+  adapter: maybe(text),
+  inputs: required(mapOf(text)),
+  values: required(numbers),
+  tolerance: required(number()),
+});
 /** A run of a sampler, as a file has it. */
-export const samplerVector: Decoder<SamplerVector> = struct<SamplerVector>({
+export const samplerVector = struct({
   name: required(text),
   spec: required(samplerSpec),
   shape: required(shape),
@@ -99,53 +54,38 @@ export const samplerVector: Decoder<SamplerVector> = struct<SamplerVector>({
   states: required(text),
   tolerance: required(number()),
 });
-
-const vectorsDecoder = struct<Vectors>({
+const pictureVector = struct({
+  task: required(text),
+  prompt: required(text),
+  seed: required(integer()),
+  steps: required(integer()),
+  image: maybe(text),
+  mask: maybe(text),
+  values: required(numbers),
+  tolerance: required(number()),
+});
+const vectorsDecoder = struct({
   format_version: optional(integer(), VECTORS_VERSION),
   grid: optional(integer(1), 8),
-  noise: optional(listOf(struct<NoiseVector>({ seed: required(integer()), shape: required(shape), sha256: required(text) })), []),
-  texts: optional(
-    listOf(
-      struct<TextVector>({
-        prompt: required(text),
-        prompt_syntax: required(text),
-        ids: required(listOf(listOf(integer()))),
-        weights: required(listOf(numbers)),
-        values: required(numbers),
-        tolerance: required(number()),
-      }),
-    ),
-    [],
-  ),
-  calls: optional(
-    listOf(
-      struct<CallVector>({
-        graph: required(text),
-        adapter: maybe(text),
-        inputs: required(mapOf(text)),
-        values: required(numbers),
-        tolerance: required(number()),
-      }),
-    ),
-    [],
-  ),
+  noise: optional(listOf(noiseVector), []),
+  texts: optional(listOf(textVector), []),
+  calls: optional(listOf(callVector), []),
   samplers: optional(listOf(samplerVector), []),
-  pictures: optional(
-    listOf(
-      struct<PictureVector>({
-        task: required(text),
-        prompt: required(text),
-        seed: required(integer()),
-        steps: required(integer()),
-        image: maybe(text),
-        mask: maybe(text),
-        values: required(numbers),
-        tolerance: required(number()),
-      }),
-    ),
-    [],
-  ),
+  pictures: optional(listOf(pictureVector), []),
 });
+
+/** The first noise of a seed, to the bit. */
+export type NoiseVector = Decoded<typeof noiseVector>;
+/** A prompt, its tokens, and the hidden states that the denoiser reads, of the base. */
+export type TextVector = Decoded<typeof textVector>;
+/** One call of a graph, with an adapter at weight 1 or the base. */
+export type CallVector = Decoded<typeof callVector>;
+/** A sampler's run from noise, its network replaced by noise. */
+export type SamplerVector = Decoded<typeof samplerVector>;
+/** A whole picture of a task with its own adapter, from prompt to pixels. */
+export type PictureVector = Decoded<typeof pictureVector>;
+/** `conformance.json`. */
+export type Vectors = Decoded<typeof vectorsDecoder>;
 
 /** The vectors and the tensors that they name. */
 export class ConformanceVectors {

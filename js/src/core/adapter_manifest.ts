@@ -1,40 +1,26 @@
 /** `adapter.json`: one adapter as shipped; as `quad.core.manifest`. */
 
-import { type Decoder, integer, listOf, mapOf, matching, maybe, number, oneOf, optional, required, struct, text } from "./decode.js";
-import { type AdapterDefaults, adapterDefaults } from "./sampling.js";
-import { type TaskSpec, taskSpec } from "./task.js";
-
-/** The answer of the U-Net with the adapter to one stored probe, coarsely. */
-export interface Golden {
-  readonly probe: number;
-  readonly values: readonly number[];
-}
-
-/** What an adapter says of itself. */
-export interface AdapterManifest {
-  readonly name: string;
-  readonly format_version: number;
-  readonly rank: number;
-  readonly bits: number;
-  readonly size_bytes: number;
-  readonly sha256: string;
-  readonly parents: Readonly<Record<string, string>>;
-  readonly tasks: Readonly<Record<string, TaskSpec>>;
-  readonly headroom: number | undefined;
-  readonly defaults: AdapterDefaults | undefined;
-  readonly group: number;
-  readonly golden: Golden | undefined;
-}
-
-/** An adapter that is in a bundle's weights. */
-export interface MergedAdapter {
-  readonly name: string;
-  readonly defaults: AdapterDefaults | undefined;
-}
+import {
+  type Decoded,
+  type Decoder,
+  integer,
+  listOf,
+  mapOf,
+  matching,
+  maybe,
+  number,
+  oneOf,
+  optional,
+  required,
+  struct,
+  text,
+} from "./decode.js";
+import { adapterDefaults } from "./sampling.js";
+import { taskSpec } from "./task.js";
 
 export const adapterName: Decoder<string> = matching(/^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/);
 
-export const adapterManifest: Decoder<AdapterManifest> = struct<AdapterManifest>({
+export const adapterManifest = struct({
   name: required(adapterName),
   format_version: required(integer()),
   rank: required(integer(0, 2 ** 16)),
@@ -46,10 +32,17 @@ export const adapterManifest: Decoder<AdapterManifest> = struct<AdapterManifest>
   headroom: maybe(number()),
   defaults: maybe(adapterDefaults),
   group: optional(integer(0, 15), 0),
-  golden: maybe(struct<Golden>({ probe: required(integer(0, 2 ** 10)), values: required(listOf(number())) })),
+  /** The answer of the U-Net with the adapter to one stored probe, coarsely. */
+  golden: maybe(struct({ probe: required(integer(0, 2 ** 10)), values: required(listOf(number())) })),
 });
 
-export const mergedAdapter: Decoder<MergedAdapter> = struct<MergedAdapter>({
+/** What an adapter says of itself. */
+export type AdapterManifest = Decoded<typeof adapterManifest>;
+
+export const mergedAdapter = struct({
   name: required(adapterName),
   defaults: maybe(adapterDefaults),
 });
+
+/** An adapter that is in a bundle's weights. */
+export type MergedAdapter = Decoded<typeof mergedAdapter>;

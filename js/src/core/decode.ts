@@ -1,6 +1,8 @@
 /** JSON into typed values; what does not fit is told in the words that msgspec uses in Python. */
 
 export type Decoder<T> = (value: unknown, at: string) => T;
+/** What a decoder gives. */
+export type Decoded<D> = D extends Decoder<infer T> ? T : never;
 
 /** A field of an object: its decoder, and what stands for it where it is absent. */
 export interface Field<T> {
@@ -95,7 +97,7 @@ export function maybe<T>(decode: Decoder<T>): Field<T | undefined> {
 }
 
 /** An object with these fields; others are passed over, or refused where `closed`. */
-export function struct<T extends object>(fields: { [K in keyof T]-?: Field<T[K]> }, closed = false): Decoder<T> {
+export function struct<T extends object>(fields: { [K in keyof T]-?: Field<T[K]> }, closed = false): Decoder<Readonly<T>> {
   return (value, at) => {
     if (!isObject(value)) return fail("object", value, at);
     const decoded = {} as T;
