@@ -151,6 +151,8 @@ def test_tasks_and_adapters_are_the_pipelines(serve: Serve, pipe: QuadPipeline) 
         {"task": "text-to-image", "sampler": "abacus"},
         {"task": "text-to-image", "guidance_interval": (0.9, 0.1)},
         {"task": "text-to-image", "width": 24},
+        {"task": "text-to-image", "original_size": (32, 32)},
+        {"task": "text-to-image", "original_size": (32, -1)},
         {"task": "removal", "image": np.zeros((4, 4, 3), np.uint8), "mask_image": np.zeros((4, 4), np.uint8)},
         {"image": "nowhere.png", "task": "transform"},
         {"image": np.zeros((0, 4, 3), np.uint8), "task": "transform"},

@@ -18,6 +18,7 @@ from quad.core.sampling import AdapterDefaults
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.mask import MAX_GROW_PX
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.conditioning.size_conditions import LARGEST, SIZE_NAMES, SizeConditions
 from quad.runtime.request import MOST_REUSE
 
 JSON, PACK = "application/json", "application/octet-stream"
@@ -28,6 +29,7 @@ ENDED: tuple[State, ...] = ("done", "failed", "cancelled", "expired")
 Prompt = Annotated[str, Meta(max_length=LONGEST_PROMPT)]
 Weight = Annotated[float, Meta(ge=-100, le=100)]
 Share = Annotated[float, Meta(ge=0, le=1)]
+Sides = tuple[Annotated[int, Meta(ge=0, le=LARGEST)], Annotated[int, Meta(ge=0, le=LARGEST)]]
 Picture = Annotated[bytes, Meta(description="base64 of a PNG, JPEG or WebP file")]
 
 
@@ -78,10 +80,21 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     guidance_interval: tuple[Share, Share] | None = None
     reuse: Annotated[int, Meta(ge=1, le=MOST_REUSE)] = 1
     prompt_syntax: PromptSyntax = "a1111"
+    original_size: Sides | None = None
+    crops_coords_top_left: Sides | None = None
+    target_size: Sides | None = None
+    negative_original_size: Sides | None = None
+    negative_crops_coords_top_left: Sides | None = None
+    negative_target_size: Sides | None = None
     priority: Annotated[int, Meta(ge=-100, le=100)] = 0
     deadline_s: Annotated[float, Meta(gt=0, le=86_400)] | None = None
     client: Annotated[str, Meta(max_length=128)] = ""
     previews: bool = False
+
+    @property
+    def sizes(self) -> SizeConditions:
+        """The sizes that a model is told, if it is told any."""
+        return SizeConditions(**{name: getattr(self, name) for name in SIZE_NAMES})
 
 
 class Step(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from http.client import HTTPResponse
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
 from quad.runtime.conditioning.prompt_syntax import PromptSyntax
+from quad.runtime.conditioning.size_conditions import SIZE_NAMES, stated_sizes
 from quad.runtime.not_here import CLIENT_CALL, refuse_arguments
 from quad.runtime.stages import PipelineOutput
 from quad.serve.admission.options import AdmissionOptions
@@ -163,12 +164,13 @@ class QuadClient:
         """Make one picture, the same as the pipeline's, bit for bit. Leaving early, by an exception too, frees the server's work.
 
         Args:
-            others: words of the pipeline that a server does not take, which are refused with the way.
+            others: sizes that a model is told, see `SizeConditions`; words that a server does not take are refused with the way.
 
         Raises:
             QuadError: as the pipeline. BackendError: no server there. BusyError: no room now. StoppedError: it was stopped.
         """
-        refuse_arguments(others, CLIENT_CALL)
+        refuse_arguments({name: value for name, value in others.items() if name not in SIZE_NAMES}, CLIENT_CALL)
+        sizes = asdict(stated_sizes({name: value for name, value in others.items() if name in SIZE_NAMES}).checked())
         request = NewRequest(
             prompt=prompt,
             task=task,
@@ -188,6 +190,7 @@ class QuadClient:
             guidance_interval=None if guidance_interval is None else parse_interval(guidance_interval),
             reuse=reuse,
             prompt_syntax=prompt_syntax,
+            **sizes,
             priority=priority,
             deadline_s=deadline_s,
             client=self._name,

@@ -68,6 +68,7 @@ class SizeConditions:
 
 
 DEFAULT_SIZES = SizeConditions()
+SIZE_NAMES = tuple(field.name for field in fields(SizeConditions))
 
 
 def stated_sizes(arguments: Mapping[str, Any]) -> SizeConditions:
@@ -76,8 +77,7 @@ def stated_sizes(arguments: Mapping[str, Any]) -> SizeConditions:
     Raises:
         UsageError: there are other arguments.
     """
-    names = {field.name for field in fields(SizeConditions)}
-    refuse_arguments({name: value for name, value in arguments.items() if name not in names})
+    refuse_arguments({name: value for name, value in arguments.items() if name not in SIZE_NAMES})
     return SizeConditions(**arguments)
 
 
@@ -86,6 +86,17 @@ def _pair(name: str, value: Any) -> Pair:
     if len(pair) != 2 or not all(isinstance(number, int | np.integer) and 0 <= number <= LARGEST for number in pair):
         raise UsageError(mismatch(name, f"two whole numbers from 0 to {LARGEST}, rows first", repr(value), "give two"))
     return int(pair[0]), int(pair[1])
+
+
+def require_told(text: TextSpec, sizes: SizeConditions) -> None:
+    """Refuse sizes where nobody reads them.
+
+    Raises:
+        UsageError: sizes are said to a model that is told none.
+    """
+    if text.sizes is msgspec.UNSET and not sizes.is_default:
+        names = "original_size, crops_coords_top_left, target_size"
+        raise UsageError(mismatch(names, "a model that is told sizes", "one that is not", "leave them out"))
 
 
 def with_sizes(text: TextSpec, features: Float, numbers: Sequence[int]) -> Float:

@@ -13,6 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from quad.core.errors import InputError, UsageError, mismatch
+from quad.runtime.conditioning.size_conditions import require_told
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
 from quad.serve.api import NewRequest, RequestState
@@ -121,6 +122,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         guidance_interval=body.guidance_interval,
         reuse=body.reuse,
         prompt_syntax=body.prompt_syntax,
+        sizes=body.sizes,
     )
 
 
@@ -128,6 +130,7 @@ def _submit(service: Service, request: Request, body: NewRequest) -> Ticket:
     steps, most = service.pipe.switch.resolve(request).spec.sampler.steps, service.limits.max_steps
     if steps > most:
         raise UsageError(mismatch("num_inference_steps", f"at most {most} on this server", steps, "choose fewer"))
+    require_told(service.pipe.bundle.manifest.text, request.sizes)
     return service.scheduler.submit(request, priority=body.priority, deadline_s=body.deadline_s, client=body.client, previews=body.previews)
 
 
