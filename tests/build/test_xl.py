@@ -52,5 +52,6 @@ def test_quantized_with_an_adapter(tmp_path: Path) -> None:
     expected = np.asarray(theirs(PROMPT, latents=torch.from_numpy(noise), height=64, width=64, **given).images)
     assert db(ours, expected) >= BAR_DB
     assert db(plain, expected) < 20  # the adapter counts
+    assert sum("leave half precision's range" in note for note in made.notes) == 1
     slots = pipe.bundle.slots
     assert {slot.component for slot in slots.slots} == {UNET, TEXT_ENCODER}

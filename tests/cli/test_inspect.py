@@ -233,6 +233,8 @@ def test_a_textual_inversion(tmp_path: Path) -> None:
         assert (facts["kind"], facts["adapters"]) == ("embedding", {})
         assert facts["details"] == {"words": ["<cat>"], "vectors": {"<cat>": [3, 8]}}
     assert "<cat>: 3 vectors of 8\n" in RUNNER.invoke(app, ["inspect", str(tmp_path)]).stdout
+    save_file({"clip_l": np.ones((2, 8), np.float16), "clip_g": np.ones((2, 12), np.float16)}, tmp_path / "toy.safetensors")  # SDXL's
+    assert _inspect(tmp_path / "toy.safetensors")["details"] == {"words": ["toy"], "vectors": {"toy": [2, 20]}}
 
 
 def test_a_model_is_told_from_a_lora(tmp_path: Path) -> None:

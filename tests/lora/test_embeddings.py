@@ -83,6 +83,18 @@ def test_a_lora_brings_its_words(unet: UNet2DConditionModel, tmp_path: Path) -> 
     assert (plain.embeddings, plain.notes) == ({}, ())
 
 
+def test_vectors_of_two_text_encoders_stand_side_by_side(unet: UNet2DConditionModel, tmp_path: Path) -> None:
+    pair = {"clip_g": draw(2, 12), "clip_l": draw(2, 8)}
+    alone = read_embeddings(saved(tmp_path / "toy.safetensors", pair))
+    bundled = {**{f"bundle_emb.toy.{part}": vectors for part, vectors in pair.items()}, "bundle_emb.dog.clip_g": draw(1, 12)}
+    adapter = read_adapter("a", saved(tmp_path / "a.safetensors", {**lora(), **bundled}), unet)
+    expected = torch.cat([pair["clip_l"], pair["clip_g"]], dim=1).numpy()
+    for words in (alone, adapter.embeddings):
+        assert words.keys() == {"toy"}
+        np.testing.assert_array_equal(words["toy"], expected)
+    assert adapter.notes[-1] == "embeddings of another text encoder left out: bundle_emb.dog.clip_g"
+
+
 @pytest.mark.parametrize(
     ("tensors", "says"),
     [
@@ -98,6 +110,7 @@ def test_a_lora_brings_its_words(unet: UNet2DConditionModel, tmp_path: Path) -> 
         ({"a\x1b[2J": draw(2, 8)}, "a word of 1 to 200 printable letters"),
         ({"a" * 201: draw(2, 8)}, "a word of 1 to 200 printable letters"),
         ({"bundle_emb.cat.clip_l": draw(2, 8), "bundle_emb.cat.emb_params": draw(2, 8)}, "one embedding for 'cat', found two"),
+        ({"clip_l": draw(2, 8), "clip_g": draw(1, 12)}, "as many vectors for clip_l as for clip_g, found 2 and 1"),
         ({"bundle_emb.cat.clip_l": draw(2, 8) * torch.inf}, "finite numbers, found NaN or Inf"),
     ],
 )
@@ -107,8 +120,9 @@ def test_what_is_no_embedding_is_one_line(tensors: dict[str, Tensor], says: str,
 
 
 def test_another_models_embedding_and_pickles_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="vectors for clip_g, clip_l: another model's text encoders"):
-        read_embeddings(saved(tmp_path / "a.safetensors", {"clip_l": draw(2, 8), "clip_g": draw(2, 12)}))
+    for others in (("clip_g",), ("clip_l", "t5xxl")):
+        with pytest.raises(UnsupportedError, match=f"vectors for {', '.join(others)}: another model's text encoders"):
+            read_embeddings(saved(tmp_path / "a.safetensors", {name: draw(2, 8) for name in others}))
     for name in ("cat.pt", "learned_embeds.bin"):
         (tmp_path / name).write_bytes(b"\x80\x04.")
         with pytest.raises(InputError, match="pickle"):

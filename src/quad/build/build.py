@@ -14,7 +14,7 @@ from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import choose_profile
 from quad.build.fixed_threads import fixed_threads
 from quad.build.make_bundle import WRITTEN, BuildStages, make_bundle, stored_files
-from quad.build.open_and_slot import open_and_slot
+from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
 from quad.build.result import BuildResult, SlotRoom
 from quad.build.resume.cache import build_lock, clear_cache
@@ -100,7 +100,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         emulation=bundle.emulation,
         alignment=aligned.alignments,
         resumed=tuple(model.cache.resumed),
-        notes=(*model.base.notes, *_precision_notes(request), *bundle.notes),
+        notes=(*model.base.notes, *_range_notes(model), *_precision_notes(request), *bundle.notes),
         lora={adapter.name: adapter.to_json() for adapter in model.adapters},
     )
 
@@ -113,6 +113,13 @@ def _releasing(progress: Progress) -> Progress:
         progress(part, share)
 
     return tell
+
+
+def _range_notes(model: SlottedModel) -> tuple[str, ...]:
+    """A line where the model's own code would leave half precision for the autoencoder."""
+    if not model.base.vae_overflows:
+        return ()
+    return ("vae: its activations leave half precision's range (force_upcast); here they are float32, bfloat16 or integers, never half",)
 
 
 def _precision_notes(request: BuildRequest) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
     diffusers           one tensor; its key is the word
     A1111, OneTrainer   one tensor with a key that all files have (`emb_params`); the file's name is the word
     inside a LoRA       `bundle_emb.WORD.clip_l`, for any number of words (OneTrainer)
+    SDXL                two tensors, `clip_l` and `clip_g`, alone or inside a LoRA: vectors of its two text encoders
 
 Source: Gal 2022 (Textual Inversion).
 """
@@ -29,6 +30,7 @@ EMBEDDINGS_NAME = "learned_embeds.safetensors"  # as diffusers' trainers save it
 _BUNDLED = re.compile(r"^bundle_emb\.(?P<word>.+)\.(?P<part>string_to_param\.\*|[\w-]+)$")
 # Keys of what CLIP's token embedding is given; the misspelt one is OneTrainer's.
 _PARTS = ("emb_params", "emp_params", "clip_l", "clip_h", "string_to_param.*", "*")
+_PAIR = ("clip_l", "clip_g")  # whose vectors stand side by side, in this order
 _OTHER_ENCODERS = ("clip_g", "t5", "t5xxl")
 _LONGEST_WORD = 200
 
@@ -43,15 +45,22 @@ def bundled_embeddings(where: str, tensors: Mapping[str, StoredTensor]) -> dict[
     Raises:
         InputError: a word is given twice or is none, or its tensor is no list of finite vectors.
     """
+    keys: dict[str, dict[str, str]] = {}  # word -> part -> key
+    for key in tensors:
+        if (match := _BUNDLED.match(key)) is not None:
+            keys.setdefault(match["word"], {})[match["part"]] = key
     words: dict[str, Vectors] = {}
-    for key, tensor in tensors.items():
-        match = _BUNDLED.match(key)
-        if match is None or match["part"] not in _PARTS:
+    for name, parts in keys.items():
+        read = [part for part in parts if part in _PARTS]
+        if not read:
             continue
-        word = _checked_word(where, match["word"])
-        if word in words:
+        word = _checked_word(where, name)
+        if len(read) > 1:
             raise InputError(mismatch(where, f"one embedding for {word!r}", "two", "leave one of them out"))
-        words[word] = _vectors(where, key, tensor)
+        if parts.keys() >= set(_PAIR):
+            words[word] = _joined(where, {part: tensors[parts[part]] for part in _PAIR})
+        else:
+            words[word] = _vectors(where, parts[read[0]], tensors[parts[read[0]]])
     return words
 
 
@@ -63,8 +72,13 @@ def bundled_words(keys: Iterable[str]) -> tuple[str, ...]:
 
 def unread_embeddings(keys: Iterable[str]) -> list[str]:
     """Of a LoRA file's keys, those of embeddings that `bundled_embeddings` passes over."""
-    bundled = [key for key in keys if is_bundled(key)]
-    return [key for key in bundled if (match := _BUNDLED.match(key)) is None or match["part"] not in _PARTS]
+    matches = {key: _BUNDLED.match(key) for key in keys if is_bundled(key)}
+    paired = {match["word"] for match in matches.values() if match is not None and match["part"] == _PAIR[0]}
+
+    def is_read(match: re.Match[str] | None) -> bool:
+        return match is not None and (match["part"] in _PARTS or (match["part"] == _PAIR[1] and match["word"] in paired))
+
+    return [key for key, match in matches.items() if not is_read(match)]
 
 
 def embedding_notes(words: Mapping[str, Vectors], unread: Iterable[str]) -> tuple[str, ...]:
@@ -98,8 +112,16 @@ def read_embeddings(path: Path) -> dict[str, Vectors]:
     return _lone_embedding(file, tensors)
 
 
-def is_lone_embedding(key: str, shape: tuple[int, ...]) -> bool:
-    """Whether the only tensor of a file is an embedding, as far as that can be told of a file that may be anything: vectors, and a word."""
+def is_lone_embedding(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether all tensors of a file are one embedding, as far as that can be told of a file that may be anything: vectors, and a word.
+
+    Args:
+        shapes: of the tensors, by key.
+    """
+    return shapes.keys() == set(_PAIR) or (len(shapes) == 1 and all(_may_be_vectors(*item) for item in shapes.items()))
+
+
+def _may_be_vectors(key: str, shape: tuple[int, ...]) -> bool:
     return not _is_module(key) and ("." not in key or key in _PARTS) and len(shape) in (1, 2)
 
 
@@ -109,6 +131,8 @@ def _is_module(key: str) -> bool:
 
 def _lone_embedding(file: Path, tensors: Mapping[str, StoredTensor]) -> dict[str, Vectors]:
     """The word of a file that holds one embedding and nothing else."""
+    if tensors.keys() == set(_PAIR):
+        return {_checked_word(f"{file}", file.stem): _joined(f"{file}", tensors)}
     if any(key in _OTHER_ENCODERS for key in tensors):
         found = f"vectors for {', '.join(sorted(tensors))}: another model's text encoders"
         raise UnsupportedError(mismatch(f"{file}", "an embedding for one CLIP", found, "use one that was trained for this base"))
@@ -119,6 +143,15 @@ def _lone_embedding(file: Path, tensors: Mapping[str, StoredTensor]) -> dict[str
     ((key, tensor),) = tensors.items()
     word = file.stem if key in _PARTS else key
     return {_checked_word(f"{file}", word): _vectors(f"{file}", key, tensor)}
+
+
+def _joined(where: str, parts: Mapping[str, StoredTensor]) -> Vectors:
+    """The vectors of SDXL's two text encoders, each word's side by side."""
+    first, second = (_vectors(where, part, parts[part]) for part in _PAIR)
+    if len(first) != len(second):
+        actual = f"{len(first)} and {len(second)}"
+        raise InputError(mismatch(where, "as many vectors for clip_l as for clip_g", actual, "use another checkpoint of its training"))
+    return np.concatenate([first, second], axis=1)
 
 
 def _checked_word(where: str, word: str) -> str:

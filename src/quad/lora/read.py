@@ -127,7 +127,7 @@ def _require_matches(matched: _Matched, allow_unused: bool) -> None:
         remedy = "pass --allow-unused-keys to leave them out" if modules else "there is nothing that a slot could carry"
         kinds = " and ".join(dict.fromkeys(map(beside, unused)))
         raise InputError(mismatch(where, "updates of weights alone", f"{len(unused)} tensors of {kinds}: {listed(unused)}", remedy))
-    if not modules and len(unused) == 1 and is_lone_embedding(unused[0], matched.file.tensors[unused[0]].shape):
+    if not modules and is_lone_embedding({key: matched.file.tensors[key].shape for key in unused}):
         raise InputError(mismatch(where, "a LoRA", f"an embedding of '{quoted(unused[0])}' alone", EMBEDDING_REMEDY))
     problem = f"{len(unused)} of {len(matched.file.tensors)} match nothing: {listed(unused)}" if unused else "no tensors at all"
     raise InputError(mismatch(where, "every key to match a Linear or Conv2d of the model", problem, remedy))

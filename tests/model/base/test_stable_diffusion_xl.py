@@ -9,18 +9,24 @@ from typing import Any
 
 import diffusers
 import msgspec
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from quad.core.errors import InputError, UnsupportedError, UsageError
 from quad.core.families import EDITING, INPAINTING
 from quad.core.manifest import TextSpec
-from quad.model.base.open import Base, BaseOptions, open_model
+from quad.lora.embeddings import read_embeddings
+from quad.model.base.open import Base, BaseOptions, open_model, text_module, vae_decoder_module, vae_encoder_module
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
+from quad.quantize.observe.torch_session import TorchSession
+from quad.runtime.conditioning.embeddings import WordVectors
+from quad.runtime.conditioning.prompt_chunks import read_prompt
 from quad.runtime.conditioning.size_conditions import SizeConditions, with_sizes
-from quad.runtime.conditioning.text_features import filled_up
+from quad.runtime.conditioning.text_features import filled_up, text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from tests.checkpoints import original_vae, save_checkpoint
 from tests.stable_diffusion_xl import LENGTH, POOLED, TIME_CHANNELS, WIDTHS, one_file_parts, original_tensors, save_xl, unet
@@ -123,6 +129,56 @@ def test_a_context_of_several_chunks_reads_a_short_prompt_the_same(base: Base) -
         ours = longer.unet(sample, TIME, torch.from_numpy(with_sizes(longer.text, padded.numpy(), SIZES))).sample
     assert longer.text.rows == 2 * LENGTH + 3
     assert error(ours, expected) < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_latents_with_a_mean_and_a_spread_of_each_channel_are_decoded_as_by_diffusers(copied: Path) -> None:
+    mean, spread = [0.4, -0.3, 0.2, -1.1], [0.9, 1.2, 0.7, 1.6]
+    edit(copied / "vae" / "config.json", latents_mean=mean, latents_std=spread)
+    ours = open_model(copied)
+    assert ours.latent.shift == tuple(mean)
+    pipe: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(copied, local_files_only=True, add_watermarker=False)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    call = {"prompt": "a cat", "latents": noise, "num_inference_steps": 1, "height": 64, "width": 64}
+    latents, picture = (torch.as_tensor(pipe(**call, output_type=kind).images) for kind in ("latent", "pt"))
+    with torch.no_grad():
+        decoded = (vae_decoder_module(ours)(latents) / 2 + 0.5).clamp(0, 1)
+        back = vae_encoder_module(ours)(2 * picture - 1)
+        posterior = pipe.vae.encode(2 * picture - 1).latent_dist.mean
+    assert error(decoded, picture) < 1e-5
+    scaled = (posterior - torch.tensor(mean).view(1, -1, 1, 1)) * 0.13025 / torch.tensor(spread).view(1, -1, 1, 1)  # as its image-to-image
+    assert error(back, scaled) < 1e-5
+    edit(copied / "vae" / "config.json", latents_std=[1.0, 2.0])
+    with pytest.raises(InputError, match="4 numbers each as latents_mean and latents_std, the latter above 0"):
+        open_model(copied)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+def test_a_textual_inversion_of_both_encoders_is_read_as_by_diffusers(base: Base, directory: Path, tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(3)
+    vectors = {name: torch.randn(2, width, generator=draw) for name, width in zip(("clip_l", "clip_g"), WIDTHS, strict=True)}
+    save_file(vectors, tmp_path / "toy.safetensors")
+    words, prompt = WordVectors(read_embeddings(tmp_path / "toy.safetensors")), "a photo of toy, red"
+    network = text_module(base)
+    session = TorchSession(network, {"input_ids": (1, LENGTH), "embeddings": (1, LENGTH, sum(WIDTHS))})
+    rows = text_features(session, read_prompt(Tokenizer(base.tokenizer, base.text), prompt, words=words), base.text)
+    pipe: Any = diffusers.StableDiffusionXLPipeline.from_pretrained(directory, local_files_only=True, add_watermarker=False)
+    for name, encoder, tokenizer in (("clip_l", "text_encoder", "tokenizer"), ("clip_g", "text_encoder_2", "tokenizer_2")):
+        places = {"text_encoder": getattr(pipe, encoder), "tokenizer": getattr(pipe, tokenizer)}
+        pipe.load_textual_inversion(vectors[name], token="toy", **places)
+    with torch.no_grad():
+        states, _, pooled, _ = pipe.encode_prompt(prompt, device="cpu", do_classifier_free_guidance=False)
+    assert error(torch.from_numpy(rows[:, :LENGTH]), states) < 1e-5
+    assert error(torch.from_numpy(rows[:, LENGTH:]).flatten(1)[:, :POOLED], pooled) < 1e-5
+    plain = text_features(session, read_prompt(Tokenizer(base.tokenizer, base.text), prompt), base.text)
+    assert np.abs(plain - rows).max() > 0.1  # the word counts
+
+
+def test_a_vae_that_half_precision_holds_says_so(copied: Path) -> None:
+    assert open_model(copied).vae_overflows
+    edit(copied / "vae" / "config.json", force_upcast=False)
+    assert not open_model(copied).vae_overflows
 
 
 def test_an_empty_prompt_may_be_words(copied: Path) -> None:

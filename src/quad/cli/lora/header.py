@@ -74,7 +74,7 @@ def read_words(path: Path) -> dict[str, tuple[int, int]]:
     if not file.is_file() or is_pickled(file):
         return {}
     header = read_lora_header(StableFile.of(file))
-    if len(header.entries) != 1 or not all(is_lone_embedding(key, entry.shape) for key, entry in header.entries.items()):
+    if not is_lone_embedding({key: entry.shape for key, entry in header.entries.items()}):
         return {}
     return {word: (len(vectors), vectors.shape[1]) for word, vectors in read_embeddings(file).items()}
 

@@ -82,6 +82,8 @@ SDXL = Family(
     ),
     zeros_for_empty=True,
     vae_scaling=0.13025,
+    vae_statistics=True,
+    vae_overflows=True,
     guidance=5.0,
     one_file=OneFile(
         texts=(

@@ -188,6 +188,8 @@ class Family:
         texts: text encoders, in the order in which their states stand side by side.
         zeros_for_empty: an empty negative prompt is zeros, where `model_index.json` (`force_zeros_for_empty_prompt`) does not say.
         vae_scaling: of its autoencoder's latents, where it is given in original names, which do not say.
+        vae_statistics: its pipelines read the mean and the spread of each channel of these latents (latents_mean, latents_std).
+        vae_overflows: activations of its autoencoder leave the range of half precision, unless its config says that they do not.
         guidance: scale where nobody says.
         one_file: None where one-file checkpoints do not open.
     """
@@ -200,6 +202,8 @@ class Family:
     texts: tuple[TextEncoder, ...]
     zeros_for_empty: bool = False
     vae_scaling: float
+    vae_statistics: bool = False
+    vae_overflows: bool = False
     guidance: float
     one_file: OneFile | None = None
     lora: LoraNames

@@ -58,6 +58,7 @@ class Base:
         samplers: see `BundleManifest.samplers`.
         preview: colours of its latents, once they are fitted.
         adapter_defaults: name -> how an adapter that is built in is meant to be run; its own tasks run so already.
+        vae_overflows: its autoencoder's activations leave the range of half precision.
     """
 
     directory: Path
@@ -77,6 +78,7 @@ class Base:
     preview: LatentPreview | None = None
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
     more_sizes: tuple[PictureSize, ...] = ()
+    vae_overflows: bool = False
 
     def digest_as(self, expected: str) -> str:
         """`expected` where that is its identity, in the form of this version or of bundles before 0.2; else its own."""
@@ -216,7 +218,7 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
     unet, vae, texts = parts.unet, parts.vae, parts.texts
     family, toyland = parts.family, read_toyland(model)
     inputs = denoiser_inputs(family, model / family.denoiser.folder, unet.config, int(vae.config.latent_channels))
-    latent = latent_spec(toyland, vae.config, inputs)
+    latent = latent_spec(toyland, vae.config, inputs, statistics=family.vae_statistics)
     text = _text(model, unet, texts.text, family)
     sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(family, toyland, latent, sampler, options)
     samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
@@ -238,6 +240,7 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
         notes=(*parts.notes, *unet.notes, *texts.notes, *vae.notes),
         samplers=samplers,
         adapter_defaults=options.adapter_defaults,
+        vae_overflows=family.vae_overflows and bool(vae.config.get("force_upcast", True)),
     )
     return replace(base, tasks={name: base.run_with(name, spec.adapter) for name, spec in base.tasks.items()})
 
