@@ -217,12 +217,26 @@ describe.skipIf(ADDRESS === undefined || !isThere)("the studio", () => {
   });
 
   walk("a run is cancelled, and the next one begins", async (page) => {
+    const call = (method: string, path: string, body?: object) =>
+      page.evaluate(
+        async ([method, path, body]) => {
+          const token = sessionStorage.getItem("quad-studio-token");
+          const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/json" };
+          const response = await fetch(path!, { method: method!, headers, body: body ?? null });
+          return response.status === 204 ? null : response.json();
+        },
+        [method, path, body && JSON.stringify(body)] as const,
+      );
+    // Others are before it, so that it is not done before it is cancelled.
+    const others = [];
+    for (let i = 0; i < 4; i++) others.push(await call("POST", "v1/requests", { prompt: "car", num_inference_steps: 1000, priority: 1 }));
     await page.click("#more summary");
     await page.fill("#steps", "1000");
     await page.click("#make");
     await page.click("#cancel");
     await live(page, "Cancelled");
     expect(await page.locator("#entries li").count()).toBe(0);
+    for (const { id } of others) await call("DELETE", `v1/requests/${id}`);
     await page.fill("#steps", "1");
     await make(page);
   });
@@ -258,8 +272,7 @@ describe.skipIf(ADDRESS === undefined || !isThere)("the studio", () => {
     );
     await page.click("#make");
     expect(await width).toBe(4);
-    await page.click("#cancel");
-    await live(page, "Cancelled");
+    await page.waitForSelector("#make:not([hidden])");
   });
 
   walk("a pack is installed, used, replaced, rolled back and removed; what is none is refused", async (page, studio) => {
@@ -319,6 +332,18 @@ describe.skipIf(ADDRESS === undefined || !isThere)("the studio", () => {
       { colorScheme },
     );
   }
+
+  walk("the checks see what they are for: a field without a name, a call to another origin, an inline style", async (page, studio) => {
+    await page.evaluate(async () => {
+      document.querySelector('label[for="prompt"]')!.remove();
+      document.querySelector("#prompt")!.setAttribute("style", "color: red");
+      await fetch("http://127.0.0.2:9/").catch(() => {});
+    });
+    expect((await seriousFindings(page)).map((line) => line.split(":")[0])).toContain("label");
+    for (const kind of ["style-src", "connect-src"]) expect(studio.complaints.join()).toContain(kind);
+    expect(await page.locator("#prompt").evaluate((node) => getComputedStyle(node).color)).not.toBe("rgb(255, 0, 0)");
+    studio.complaints.length = studio.foreign.length = 0;
+  });
 
   for (const width of [360, 412]) {
     walk(

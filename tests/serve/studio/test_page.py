@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
-from quad.serve.studio.files import DevicePlace, page_files
+from quad.serve.studio.files import DevicePlace, PageFile, page_files
 from quad.serve.studio.headers import HEADERS
 from tests.serve.conftest import Serve, Served
 
@@ -48,6 +49,18 @@ def test_the_page_is_read_without_a_token_and_nothing_else_is(studio: Served) ->
         "/%6dain.jsx",
     ):
         assert _headers(studio, path)[0] == 401, path
+
+
+def test_a_large_file_is_not_given_away_before_it_is_read(serve: Serve) -> None:
+    large = PageFile(content=bytes(range(256)) * 2**15, media_type="application/wasm")  # 8 MiB
+    served = serve(token=TOKEN, page={**page_files(), "/device/large.wasm": large})
+    with socket.create_connection(("127.0.0.1", int(served.address.rpartition(":")[2])), 30) as stranger:
+        stranger.sendall(b"GET /device/large.wasm HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert served.call("GET", "/health")[0] == 200  # others are answered meanwhile
+        data = b""
+        while len(data) < len(large.content):
+            data += stranger.recv(2**20)
+    assert data.partition(b"\r\n\r\n")[2].ljust(len(large.content), b"?")[: 2**20] == large.content[: 2**20]
 
 
 def test_under_another_hosts_name_there_is_no_page(studio: Served) -> None:

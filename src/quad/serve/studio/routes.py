@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 from starlette.requests import Request as HttpRequest
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from quad.core.errors import InputError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.serve.error_response import HttpError
+from quad.serve.operations.stream import PIECE_BYTES
 from quad.serve.service import Service
 from quad.serve.studio.files import PageFile
 
@@ -37,9 +39,24 @@ def _answer(file: PageFile) -> Callable[[HttpRequest], Awaitable[Response]]:
     async def answer(http: HttpRequest) -> Response:
         if file.etag in http.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
-        return Response(file.content, 200, headers, file.media_type)
+        return _InPieces(file, headers)
 
     return answer
+
+
+class _InPieces(Response):
+    """A file of the page, no more of it given away than its reader has taken: whoever has no token may ask for it, and many at once."""
+
+    def __init__(self, file: PageFile, headers: Mapping[str, str]) -> None:
+        super().__init__(headers={**headers, "Content-Length": str(len(file.content))}, media_type=file.media_type)
+        self._content = file.content
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        content = memoryview(b"" if scope["method"] == "HEAD" else self._content)
+        for begin in range(0, len(content) or 1, PIECE_BYTES):
+            end = begin + PIECE_BYTES
+            await send({"type": "http.response.body", "body": bytes(content[begin:end]), "more_body": end < len(content)})
 
 
 def _bundle_file(service: Service) -> Callable[[HttpRequest], Awaitable[Response]]:
