@@ -100,7 +100,10 @@ def joined_texts(
 
 
 def _end(tokenizer: str) -> int:
-    return int(Tokenizer.from_str(tokenizer).encode("").ids[-1])
+    """The token behind a prompt's last one, where it is not filled up."""
+    unpadded = Tokenizer.from_str(tokenizer)
+    unpadded.no_padding()
+    return int(unpadded.encode("").ids[-1])
 
 
 def _end_of(config: Any) -> int:
