@@ -60,7 +60,7 @@ def test_features_have_a_row_for_every_picture(judge: Judge) -> None:
 
 
 def test_another_shape_is_refused(judge: Judge) -> None:
-    with pytest.raises(InputError, match=r"expected uint8 pictures \(N, 64, 64, 3\), found uint8 \(1, 32, 32, 3\)"):
+    with pytest.raises(InputError, match=r"expected uint8 pictures \(N, 64, 64, 3\), or whole multiples, found uint8 \(1, 32, 32, 3\)"):
         judge.attributes(np.zeros((1, 32, 32, 3), np.uint8))
 
 

@@ -114,4 +114,4 @@ def test_winter_and_golden_change_the_same_in_every_scene(seed: int) -> None:
 
 def test_what_is_learnt_later_is_no_task_of_the_model() -> None:
     assert not set(samples.LATER) & set(samples.TASKS)
-    assert set(samples.SAMPLERS) == {*samples.TASKS, *samples.LATER}
+    assert set(samples.SAMPLERS) == {*samples.TASKS, *samples.LATER, samples.FEW_STEPS}

@@ -188,7 +188,7 @@ def make_page(result: EvaluationResult) -> Report:
         ("engine", result.evaluation.engine),
     ]
     lead = "The bundle's pictures against those of the full-precision model, from the same noise, on samples that training never saw."
-    footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are 64x64 pixels, three times enlarged.",)
+    footer = (f"Differences are absolute and {DIFFERENCE_GAIN} times amplified. Pictures are three times enlarged.",)
     tables = (pairs_table(tasks, result.precision), effect_table(tasks), truth_loss_table(tasks))
     chapters = [chapter(run) for run in result.runs]
     plots = [Plots("How much of each adapter comes through", EFFECT_LEAD, (gain_chart(gains),))] if gains else []

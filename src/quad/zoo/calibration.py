@@ -16,10 +16,11 @@ from quad.model.base.weight_files import read_config
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.runtime.request import TEXT_TO_IMAGE
 from quad.zoo.draw import draw_mask, draw_scene
-from quad.zoo.samples import TASKS, sample
+from quad.zoo.samples import sample, with_samples
 from quad.zoo.world import sample_scene
 
 PER_TASK = 6
+SIZE = 64
 PICTURE_PX = 256
 GRAIN = 10.0
 
@@ -33,11 +34,11 @@ def calibration_samples(model: Path, adapters: Collection[str]) -> tuple[Calibra
     Args:
         model: a diffusers directory; one with `toyland.json` is of the reference world.
     """
-    tasks = _task_adapters(model / WORLD_FILE)
-    rendered = [_rendered(task, seed) for task in TASKS if task in tasks for seed in range(PER_TASK)]
+    tasks, size = _tasks_and_size(model / WORLD_FILE)
+    rendered = [_rendered(task, seed, size) for task in with_samples(tasks) for seed in range(PER_TASK)]
     if not rendered:
         return short_samples(tasks_of(model, adapters), adapters, _picture)
-    prompts = [_rendered(TEXT_TO_IMAGE, seed).prompt for seed in range(PER_ADAPTER)]
+    prompts = [_rendered(TEXT_TO_IMAGE, seed, size).prompt for seed in range(PER_ADAPTER)]
     extra = [
         CalibrationSample(task=TEXT_TO_IMAGE, prompt=prompt, adapter=name)
         for name in adapters
@@ -56,14 +57,15 @@ def _picture(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     return picture, draw_mask(scene.toys[0], PICTURE_PX)
 
 
-def _task_adapters(file: Path) -> dict[str, str | None]:
-    """Task -> its adapter, of `toyland.json`; none where there is no such file. Whether it is well-formed is `open_model`'s to say."""
+def _tasks_and_size(file: Path) -> tuple[dict[str, str | None], int]:
+    """Task -> its adapter, and the pictures' size, of `toyland.json`; no task without one. `open_model` says whether it is well-formed."""
     try:
-        return {str(task): spec.get("adapter") for task, spec in read_config(file).get("tasks", {}).items()}
-    except (QuadError, AttributeError):
-        return {}
+        world = read_config(file)
+        return {str(task): spec.get("adapter") for task, spec in world.get("tasks", {}).items()}, int(world.get("size", SIZE))
+    except (QuadError, AttributeError, TypeError, ValueError):
+        return {}, SIZE
 
 
-def _rendered(task: str, seed: int) -> CalibrationSample:
-    drawn = sample(task, seed)
+def _rendered(task: str, seed: int, size: int) -> CalibrationSample:
+    drawn = sample(task, seed, size)
     return CalibrationSample(task=task, prompt=drawn.prompt, image=drawn.image, mask=drawn.mask, truth=drawn.truth)

@@ -1,6 +1,6 @@
 """The judge: a small classifier of our own that says what a picture of Toyland shows.
 
-It reads 64x64 pictures only, knows every attribute word of `quad.zoo.world`, and is trained on renders by
+It reads 64x64 pictures, larger ones reduced to that, knows every attribute word of `quad.zoo.world`, and is trained on renders by
 `python -m quad.zoo.train.judge`. Its features also serve the toy versions of LPIPS and FID (docs/method.md section 7).
 """
 
@@ -93,16 +93,29 @@ def split_heads(logits: Tensor) -> dict[str, Tensor]:
     return dict(zip(HEADS, logits.split([len(words) for words in HEADS.values()], dim=1), strict=True))
 
 
-def to_signal(pictures: NDArray[np.uint8]) -> Tensor:
-    """uint8 `(N, 64, 64, 3)` to float `(N, 3, 64, 64)` in [-1, 1].
+def reduced(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pictures `(N, 64 k, 64 k, 3)` at 64 pixels, by means of k by k.
 
     Raises:
         InputError: another shape or element type.
     """
-    if pictures.ndim != 4 or pictures.shape[1:] != (SIZE, SIZE, 3) or pictures.dtype != np.uint8:
+    factor = pictures.shape[1] // SIZE if pictures.ndim == 4 else 0
+    if factor < 1 or pictures.shape[1:] != (factor * SIZE, factor * SIZE, 3) or pictures.dtype != np.uint8:
         actual = f"{pictures.dtype} {pictures.shape}"
-        raise InputError(mismatch("judge", f"uint8 pictures (N, {SIZE}, {SIZE}, 3)", actual, "resize them first"))
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+        raise InputError(mismatch("judge", f"uint8 pictures (N, {SIZE}, {SIZE}, 3), or whole multiples", actual, "resize them first"))
+    if factor == 1:
+        return pictures
+    means = pictures.reshape(len(pictures), SIZE, factor, SIZE, factor, 3).mean(axis=(2, 4))
+    return np.asarray(np.round(means), dtype=np.uint8)
+
+
+def to_signal(pictures: NDArray[np.uint8]) -> Tensor:
+    """uint8 `(N, 64 k, 64 k, 3)` to float `(N, 3, 64, 64)` in [-1, 1].
+
+    Raises:
+        InputError: as `reduced`.
+    """
+    return torch.from_numpy(np.ascontiguousarray(reduced(pictures))).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _visible(row: dict[str, str]) -> dict[str, str]:
@@ -140,7 +153,7 @@ class Judge:
         """The attributes of each picture, by head; only heads that apply to its medium.
 
         Args:
-            pictures: uint8 `(N, 64, 64, 3)`.
+            pictures: uint8 `(N, 64, 64, 3)`, or whole multiples.
         """
         with torch.inference_mode():
             parts = [split_heads(self.net(x)) for x in to_signal(pictures).split(BATCH)]

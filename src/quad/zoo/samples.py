@@ -5,8 +5,8 @@ Every function is deterministic in its generator. Pictures are uint8 `(H, W, 3)`
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Container
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from quad.zoo.world import Portrait, Scene
 
 TASKS = ("text-to-image", "transform", "removal", "sketch", "sticker", "portrait")
 LATER = ("pastel", "winter", "golden")  # learnt after the model was frozen: no task of the shipped bundle, what `quad adapt` is shown with
+FEW_STEPS = "few-steps"  # text-to-image of a model with a speed LoRA of its own
 HOLE = 127
 
 
@@ -151,12 +152,18 @@ SAMPLERS: dict[str, Callable[..., Sample]] = {
     "pastel": pastel,
     "winter": _restyled("winter", world.WINTER_PROMPT, world.winter),
     "golden": _restyled("golden", world.GOLDEN_PROMPT, world.golden),
+    FEW_STEPS: lambda rng, size=64: replace(text_to_image(rng, size), task=FEW_STEPS),
 }
+
+
+def with_samples(tasks: Container[str]) -> list[str]:
+    """Those of a model's tasks that it is measured on, in the order of the tables."""
+    return [task for task in (*TASKS, FEW_STEPS) if task in tasks]
 
 
 def sample(task: str, seed: int, size: int = 64) -> Sample:
     """Sample number `seed` of a task; training uses seeds below 10**9, held-out sets those above."""
-    return SAMPLERS[task](np.random.default_rng([(*TASKS, *LATER).index(task), seed]), size)
+    return SAMPLERS[task](np.random.default_rng([(*TASKS, *LATER, FEW_STEPS).index(task), seed]), size)
 
 
 def masked(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

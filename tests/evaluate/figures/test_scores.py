@@ -11,7 +11,7 @@ from quad.evaluate.figures.paired import paired_task
 from quad.evaluate.figures.quality import ROWS, held_out, task_figures
 from quad.evaluate.figures.scores import SCORERS, score
 from quad.zoo.judge import Judge
-from quad.zoo.samples import TASKS
+from quad.zoo.samples import FEW_STEPS, TASKS
 
 N = 24
 
@@ -21,9 +21,9 @@ def judge() -> Judge:
     return Judge.load()
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_truth_reaches_every_bar_and_another_samples_truth_does_not(task: str, judge: Judge) -> None:
-    samples = held_out(task, N)
+@pytest.mark.parametrize(("task", "size"), [*((task, 64) for task in TASKS), *((task, 128) for task in ("sticker", "portrait", FEW_STEPS))])
+def test_the_truth_reaches_every_bar_and_another_samples_truth_does_not(task: str, size: int, judge: Judge) -> None:
+    samples = held_out(task, N, size)
     truth = np.stack([sample.truth for sample in samples])
     right = task_figures({task: score(task, samples, truth, judge)}, {}, {task: N})
     wrong = task_figures({task: score(task, samples, np.roll(truth, 1, axis=0), judge)}, {}, {task: N})
@@ -35,7 +35,7 @@ def test_the_truth_reaches_every_bar_and_another_samples_truth_does_not(task: st
 
 
 def test_every_task_has_a_scorer() -> None:
-    assert set(SCORERS) == set(TASKS)
+    assert set(SCORERS) == {*TASKS, FEW_STEPS}
 
 
 def test_removal_that_does_nothing_misses_and_the_object_is_still_there(judge: Judge) -> None:

@@ -100,7 +100,7 @@ def held_out_probes(
     for module in (base.unet, base.text_encoder, base.vae):
         module.to(open_device(device))
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
-    drawn = [(task, sample) for task in with_adapter for sample in held_out(task, runs)]
+    drawn = [(task, sample) for task in with_adapter for sample in held_out(task, runs, base.picture_size.width)]
     samples = [CalibrationSample(task=task, prompt=sample.prompt, image=sample.image, mask=sample.mask) for task, sample in drawn]
     networks = component_networks(base, slotted.unet, slotted.text_encoder)
     probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))

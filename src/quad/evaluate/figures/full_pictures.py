@@ -25,7 +25,7 @@ from quad.core.manifest import TaskSpec
 from quad.core.storage.files import write_bytes
 from quad.evaluate.figures.quality import held_out, picture_requests
 from quad.evaluate.figures.reference import Reference
-from quad.zoo.samples import TASKS
+from quad.zoo.samples import with_samples
 
 CONTROL_SEED = 10**6
 _NICE, _SPECS = 10, "tasks.json"
@@ -42,7 +42,7 @@ class FullPictures:
 
 def full_pictures(reference: Reference, task: str, n: int, spec: TaskSpec) -> FullPictures:
     """Both, of the first `n` held-out samples."""
-    samples = held_out(task, n)
+    samples = held_out(task, n, reference.picture_size.width)
     return FullPictures(*(reference.pictures(task, picture_requests(samples, seed), spec) for seed in (0, CONTROL_SEED)))
 
 
@@ -83,7 +83,7 @@ def making(model: Path, adapters: Mapping[str, Path], n: int, folder: Path) -> I
 def write_pictures(model: Path, adapters: Mapping[str, Path], n: int, folder: Path) -> None:
     """Make the pictures of every task whose adapter is there, and leave them in `folder`."""
     reference = Reference(model, adapters)
-    tasks = {task: reference.tasks[task] for task in TASKS if task in reference.tasks}
+    tasks = {task: reference.tasks[task] for task in with_samples(reference.tasks)}
     specs = {task: spec for task, spec in tasks.items() if spec.adapter in (None, *adapters)}
     for task, spec in specs.items():
         made = full_pictures(reference, task, n, spec)

@@ -99,7 +99,7 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
     slotted = slot_networks(base.unet, base.text_encoder, loaded)
     generator = torch.Generator().manual_seed(5)
     sample = torch.randn(1, 2 * base.latent.channels + 1, *base.latent.grid(base.picture_size), generator=generator)
-    words = torch.randn(1, base.text.length, base.text.hidden, generator=generator)
+    words = torch.randn(1, base.text.rows, base.text.hidden, generator=generator)
     ids = torch.from_numpy(Tokenizer(base.tokenizer, base.text)(PROMPT).ids)
     errors = {}
     for adapter in loaded:
@@ -110,7 +110,7 @@ def slotted_error(directory: Path, adapters: dict[str, Path], reference: Referen
         if slotted.text_encoder is not None:
             with torch.inference_mode():
                 hidden = slotted.text_encoder(ids, slots=slots)
-            error = max(error, _distance(hidden, reference.words([PROMPT])))
+            error = max(error, _distance(hidden, reference.words([PROMPT])[:, : hidden.shape[1]]))
         errors[adapter.name] = error
     return errors
 

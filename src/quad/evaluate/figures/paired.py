@@ -24,7 +24,7 @@ def _mean(values: NDArray[np.float64] | list[float]) -> float:
 
 @dataclass(frozen=True)
 class PictureFeatures:
-    """Pictures `(N, 64, 64, 3)` with the judge's features of them: maps `(N, C, h, w)` by level, embedding `(N, D)`."""
+    """Pictures `(N, S, S, 3)` with the judge's features of them: maps `(N, C, h, w)` by level, embedding `(N, D)`."""
 
     pictures: Pictures
     maps: Sequence[NDArray[np.float32]]

@@ -23,7 +23,7 @@ from quad.evaluate.figures.scores import SCORERS, score
 from quad.model.base.open import WORLD_FILE
 from quad.zoo.judge import Judge
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
-from quad.zoo.samples import TASKS, Sample, sample
+from quad.zoo.samples import FEW_STEPS, Sample, sample, with_samples
 
 Pictures = NDArray[np.uint8]
 HELD_OUT = 10**9
@@ -75,6 +75,8 @@ ROWS = (
     ),
     QualityRow(task="text-to-image", key="kind_colour", name="text-to-image, kind and colour", bar=0.60),
     QualityRow(task="text-to-image", key="expression", name="text-to-image, expression", bar=0.70),
+    QualityRow(task=FEW_STEPS, key="kind", name="few-steps, object kind at its place", bar=0.75),
+    QualityRow(task=FEW_STEPS, key="kind_colour", name="few-steps, kind and colour", bar=0.60),
     QualityRow(task="transform", key="changed", name="transform, asked attribute changed", bar=0.80),
     QualityRow(task="transform", key="kept", name="transform, others kept", bar=0.90),
     QualityRow(task="sketch", key="edges", name="sketch, edges within 2 px", bar=0.70, controls=(("edges_control", "another picture"),)),
@@ -105,9 +107,9 @@ def find_adapters(model: Path) -> dict[str, Path]:
     return {name: file for name in entry_names(folder) if is_file(file := folder / name / ADAPTER_FILE)}
 
 
-def held_out(task: str, n: int) -> list[Sample]:
-    """The first `n` samples that training never sees."""
-    return [sample(task, HELD_OUT + i) for i in range(n)]
+def held_out(task: str, n: int, size: int = 64) -> list[Sample]:
+    """The first `n` samples that training never sees, pictures of `size` pixels."""
+    return [sample(task, HELD_OUT + i, size) for i in range(n)]
 
 
 def picture_requests(samples: Sequence[Sample], first_seed: int = 0) -> list[PictureRequest]:
@@ -170,8 +172,8 @@ def quality_table(directory: Path, adapters: dict[str, Path], n: int = 128, prog
         adapters: name -> LoRA file; tasks whose adapter is missing are left out.
     """
     reference, judge = Reference(directory, adapters), Judge.load()
-    tasks = [task for task in TASKS if task in reference.tasks and reference.tasks[task].adapter in (None, *adapters)]
-    samples = {task: held_out(task, n) for task in tasks if task in SCORERS}
+    tasks = [task for task in with_samples(reference.tasks) if reference.tasks[task].adapter in (None, *adapters)]
+    samples = {task: held_out(task, n, reference.picture_size.width) for task in tasks if task in SCORERS}
     scores: dict[str, Scores] = {}
     for i, (task, rows) in enumerate(samples.items()):
         progress(task, i / len(samples))

@@ -11,13 +11,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
-import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quad.core.errors import UnsupportedError, UsageError, mismatch
+from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import LatentSpec, NoiseSchedule, TaskSpec, TextSpec
 from quad.core.picture_size import PictureSize
 from quad.evaluate.figures.merged_adapters import MergedAdapters
@@ -27,6 +26,7 @@ from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.device import HERE, open_device
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
 from quad.runtime.conditioning.guidance import is_guided
+from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, with_sizes
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.samplers import run_sampler
 from quad.runtime.stages import to_picture
@@ -70,14 +70,8 @@ class Reference:
             merged: the same of kinds that diffusers does not load.
             merged_weights: factors of their updates, where they are not 1.
             clip_skip, vae: as a bundle was built with.
-
-        Raises:
-            UnsupportedError: a model that is told sizes, of two text encoders.
         """
         base = with_clip_skip(open_model(directory, BaseOptions(vae=vae)), clip_skip)
-        if base.text.sizes is not msgspec.UNSET:
-            remedy = "compare its pictures with diffusers' own"
-            raise UnsupportedError(mismatch(f"{directory}", "a model that reads words alone", "one that is told sizes (SDXL)", remedy))
         self.schedule: NoiseSchedule = base.schedule
         self.latent: LatentSpec = base.latent
         self.text: TextSpec = base.text
@@ -136,11 +130,21 @@ class Reference:
         return np.concatenate(parts)
 
     def words(self, prompts: Sequence[str]) -> Tensor:
-        """Text conditioning `(N, L, D)` with the adapter that was used last."""
+        """All that the U-Net is told of prompts, `(N, rows, D)`, with the adapter that was used last: states, and the picture's size."""
         ids = torch.from_numpy(np.concatenate([self._tokenizer(prompt).ids for prompt in prompts]))
         with torch.inference_mode():
             hidden: Tensor = self._text_encoder(input_ids=ids.to(self._device)).last_hidden_state.cpu()
-        return hidden
+        return self._with_size(hidden)
+
+    def _with_size(self, states: Tensor) -> Tensor:
+        numbers = DEFAULT_SIZES.numbers(self.picture_size)
+        return torch.from_numpy(np.concatenate([with_sizes(self.text, row[None].numpy(), numbers) for row in states]))
+
+    def _no_words(self, words: Tensor) -> Tensor:
+        """The side without a prompt, as many rows as `words`."""
+        if self.text.zeros_for_empty is True:
+            return self._with_size(torch.zeros(len(words), self.text.context + self.text.pooled_rows, words.shape[2]))
+        return self.words([""] * len(words))
 
     def _condition(self, conditions: Sequence[Condition]) -> Tensor:
         """The extra channels of every request: `[condition latent | mask]`, `(N, C + 1, h, w)`."""
@@ -158,7 +162,7 @@ class Reference:
         ]
         words, extra = self.words([request.prompt for request in requests]), self._condition(conditions)
         if is_guided(spec):
-            words, extra = torch.cat([self.words([""] * len(requests)), words]), torch.cat([extra, extra])
+            words, extra = torch.cat([self._no_words(words), words]), torch.cat([extra, extra])
 
         def model(x: NDArray[Any], t: float) -> NDArray[Any]:
             latent = torch.from_numpy(np.ascontiguousarray(x))

@@ -26,7 +26,7 @@ from quad.quantize.observe.side_by_side import side_by_side
 from quad.quantize.processes.dealt import Codec, dealt, json_codec
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.judge import Judge
-from quad.zoo.samples import TASKS, Sample
+from quad.zoo.samples import Sample, with_samples
 
 Pictures = NDArray[np.uint8]
 Shortcuts = Mapping[str, Any]  # words of a call that leave work out; the full-precision side leaves nothing out
@@ -129,14 +129,17 @@ class _Maker:
         quantized, full = side_by_side(lambda make: make(part), (self._quantized, self._full))
         return _Pictures({**quantized.sides, **full.sides}, quantized.times_ms)
 
+    def _samples(self, part: _Part) -> list[Sample]:
+        return held_out(part.task, part.last, self.reference.picture_size.width)[part.first :]
+
     def _again(self, part: _Part) -> Sequence[PictureRequest]:
         """The requests that are made again with the zero adapter."""
-        samples = held_out(part.task, part.last)[part.first :]
+        samples = self._samples(part)
         has_adapter = self.pipe.tasks[part.task].adapter is not None
         return picture_requests(samples[: max(0, self.side.zeros - part.first)], part.first) if has_adapter else ()
 
     def _quantized(self, part: _Part) -> _Pictures:
-        task, samples = part.task, held_out(part.task, part.last)[part.first :]
+        task, samples = part.task, self._samples(part)
         use_adapter(self.pipe, self.pipe.tasks[task].adapter)
         pictures, times = bundle_pictures(self.pipe, task, picture_requests(samples, part.first), self.side.shortcuts)
         sides: dict[str, Pictures] = {"quantized": pictures}
@@ -151,7 +154,7 @@ class _Maker:
         if task in self.made:
             sides = {"fp": self.made[task].pictures[rows], "control": self.made[task].control[rows]}
         else:
-            samples = held_out(task, part.last)[part.first :]
+            samples = self._samples(part)
             requests = {"fp": picture_requests(samples, part.first), "control": picture_requests(samples, CONTROL_SEED + part.first)}
             sides = {name: self.reference.pictures(task, each, spec) for name, each in requests.items()}
         if again := self._again(part):
@@ -169,7 +172,7 @@ def run_tasks(
         side: how the bundle makes its own.
         made: full precision's by task, as far as they are there.
     """
-    tasks = {task: pipe.tasks[task] for task in TASKS if task in pipe.tasks}
+    tasks = {task: pipe.tasks[task] for task in with_samples(pipe.tasks)}
     parts = [part for task in tasks for part in _parts(task, n)]
 
     def following() -> Iterator[_Part]:
@@ -181,13 +184,15 @@ def run_tasks(
     pictures: dict[str, list[_Pictures]] = {task: [] for task in tasks}
     for part, of_part in zip(parts, dealt(maker.pictures, following(), _CODEC), strict=True):
         pictures[part.task].append(of_part)
-    return [_task_run(task, spec, held_out(task, n), pictures[task]) for task, spec in tasks.items()]
+    size = reference.picture_size.width
+    return [_task_run(task, spec, held_out(task, n, size), pictures[task]) for task, spec in tasks.items()]
 
 
 def run_task(reference: Reference, pipe: QuadPipeline, task: str, n: int) -> TaskRun:
     """Both sides of one task alone, `n` held-out samples, in this process."""
     maker = _Maker(reference=reference, pipe=pipe, side=PLAIN, made={})
-    return _task_run(task, pipe.tasks[task], held_out(task, n), [maker.pictures(part) for part in _parts(task, n)])
+    samples = held_out(task, n, reference.picture_size.width)
+    return _task_run(task, pipe.tasks[task], samples, [maker.pictures(part) for part in _parts(task, n)])
 
 
 def _parts(task: str, n: int) -> list[_Part]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from quad.evaluate.figures import metrics
 from quad.evaluate.figures.evaluation import Scores
 from quad.zoo import draw, world
-from quad.zoo.judge import NONE, Judge, truth_of
-from quad.zoo.samples import Sample
+from quad.zoo.judge import NONE, Judge, reduced, truth_of
+from quad.zoo.samples import FEW_STEPS, Sample
 from quad.zoo.world import Portrait, Scene
 
 Pictures = NDArray[np.uint8]
@@ -124,7 +124,7 @@ def sticker(samples: Sequence[Sample], pictures: Pictures, judge: Judge) -> Scor
     for sample, predicted in zip(samples, judge.attributes(pictures), strict=True):
         toy = _scene(sample.before).toys[int(sample.detail)]
         right.append(predicted.get(f"{toy.place}.kind") == toy.kind and predicted.get(f"{toy.place}.colour") == toy.colour)
-    return {"outline": _share([metrics.is_sticker(picture) for picture in pictures]), "object": _share(right)}
+    return {"outline": _share([metrics.is_sticker(picture) for picture in reduced(pictures)]), "object": _share(right)}
 
 
 def has_style_ground(picture: Pictures, style: str) -> bool:
@@ -153,6 +153,7 @@ SCORERS: dict[str, Callable[[Sequence[Sample], Pictures, Judge], Scores]] = {
     "sketch": sketch,
     "sticker": sticker,
     "portrait": portrait,
+    FEW_STEPS: text_to_image,
 }
 
 
@@ -160,7 +161,7 @@ def score(task: str, samples: Sequence[Sample], pictures: Pictures, judge: Judge
     """All scores of one task, with PSNR and SSIM against the truth.
 
     Args:
-        pictures: uint8 `(N, 64, 64, 3)`, one per sample.
+        pictures: uint8 `(N, S, S, 3)`, one per sample.
     """
     scores = SCORERS[task](samples, pictures, judge)
     scores["truth_psnr_db"] = float(np.mean([metrics.psnr(p, s.truth) for p, s in zip(pictures, samples, strict=True)]))
