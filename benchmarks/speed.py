@@ -1,6 +1,6 @@
-"""The speed LoRA of the reference model: 4 steps against 16, alone and stacked, in full precision and from a bundle.
+"""The speed LoRA of a reference model: 4 steps against 16, alone and stacked, in full precision and from a bundle.
 
-    python -m benchmarks.speed BUNDLE [--n 32] [-o out/speed] [--json FILE]
+    python -m benchmarks.speed BUNDLE [--model toyland-xl] [--n 32] [-o out/speed] [--json FILE]
 
 Full precision is diffusers and PEFT with the same adapters. Of each stack: pictures against the 16-step teacher, the bundle's against full
 precision, and how the effect of both adapters together comes through, at the U-Net's output along the float runs.
@@ -40,9 +40,11 @@ from quad.runtime.bundle import Bundle
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.request import TEXT_TO_IMAGE
 from quad.zoo.judge import Judge
-from quad.zoo.reference import reference_adapters, reference_dir, shipped_adapter
+from quad.zoo.reference import MODELS, NAME, reference_adapters, reference_dir, shipped_adapter
+from quad.zoo.samples import Sample
 
-SPEED, STACKED = "speed", ("sticker", "portrait", "transform")
+SPEED = "speed"
+STACKED = {"toyland": ("sticker", "portrait", "transform"), "toyland-xl": ("portrait", "transform")}
 EFFECT_SAMPLES, SHOWN = 4, 4
 GRID = (
     "teacher, 16 steps",
@@ -66,9 +68,9 @@ class RecordingReference(Reference):
         return output
 
 
-def held_energy(bundle: Bundle) -> float:
+def held_energy(bundle: Bundle, model: str) -> float:
     """Share of the speed LoRA's update, by sum of squares, that the bundle's slots hold: after cutting to their ranks and rounding."""
-    adapter = read_adapter(SPEED, shipped_adapter(SPEED), open_model(reference_dir()).unet)
+    adapter = read_adapter(SPEED, shipped_adapter(SPEED, model), open_model(reference_dir(model)).unet)
     fitted = fit(adapter, bundle.slots, bundle.profile)
     return fitted.applied * (1 - 10 ** (-(fitted.product_db or np.inf) / 10))
 
@@ -76,10 +78,14 @@ def held_energy(bundle: Bundle) -> float:
 class Measurement:
     """Both sides of everything that is measured."""
 
-    def __init__(self, bundle: Path, n: int) -> None:
+    def __init__(self, bundle: Path, model: str, n: int) -> None:
         self.pipe, self.judge, self.n = QuadPipeline.from_pretrained(bundle), Judge.load(), n
-        self.reference = RecordingReference(reference_dir(), {**reference_adapters(), SPEED: shipped_adapter(SPEED)})
+        self.reference = RecordingReference(reference_dir(model), {**reference_adapters(model), SPEED: shipped_adapter(SPEED, model)})
         self.blocks: list[Pictures] = []
+
+    def samples(self, task: str, n: int) -> list[Sample]:
+        """The first held-out ones, of the model's size."""
+        return held_out(task, n, self.reference.picture_size.width)
 
     def made(self, task: str, requests: Sequence[PictureRequest], sampler: str, *adapters: str) -> Pictures:
         """Pictures in full precision; `lcm` has guidance 1, any other sampler the task's."""
@@ -90,7 +96,7 @@ class Measurement:
     def task(self, task: str) -> dict[str, Any]:
         """The figures of one task, text-to-image or one with its own adapter, with a block of the grid: a row for each side of `GRID`."""
         own = () if task == TEXT_TO_IMAGE else (task,)
-        samples = held_out(task, self.n)
+        samples = self.samples(task, self.n)
         requests, again = picture_requests(samples), picture_requests(samples, CONTROL_SEED)
         self.pipe.set_adapters([SPEED, *own])
         quantized, _ = bundle_pictures(self.pipe, task, requests)
@@ -115,7 +121,7 @@ class Measurement:
 
     def effect(self, task: str, own: Sequence[str]) -> Effect:
         """How the effect of all active adapters comes through, at the U-Net's output along float runs of the stack."""
-        self.made(task, picture_requests(held_out(task, EFFECT_SAMPLES)), "lcm:4", SPEED, *own)
+        self.made(task, picture_requests(self.samples(task, EFFECT_SAMPLES)), "lcm:4", SPEED, *own)
         calls, true, quantized = list(self.reference.calls), [], []
         session, store = open_unet(self.pipe.bundle, self.pipe.engine), AdapterStore(self.pipe.bundle)
         active, _ = store.mix([SPEED, *own], [1.0] * (1 + len(own)))
@@ -133,21 +139,23 @@ class Measurement:
 def main() -> None:
     """Measure text-to-image and all stacks, print the bars and draw the grid."""
     parser = command_line(__doc__)
-    parser.add_argument("bundle", type=Path, help="of toyland, built with --adapter toyland --adapter toyland:speed")
+    parser.add_argument("bundle", type=Path, help="of the model, with its adapters and speed")
+    parser.add_argument("--model", choices=MODELS, default=NAME, help="the reference model")
     parser.add_argument("--n", type=int, default=32, help="held-out samples a task")
     parser.add_argument("-o", "--output", type=Path, default=Path("out/speed"), help="where grid.png goes")
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    measurement = Measurement(options.bundle, options.n)
-    report: dict[str, Any] = {"held_energy": held_energy(measurement.pipe.bundle)}
-    for task in (TEXT_TO_IMAGE, *STACKED):
+    measurement = Measurement(options.bundle, options.model, options.n)
+    report: dict[str, Any] = {"held_energy": held_energy(measurement.pipe.bundle, options.model)}
+    tasks = (TEXT_TO_IMAGE, *STACKED[options.model])
+    for task in tasks:
         report[task] = measurement.task(task)
         print(task, msgspec.json.encode(report[task]).decode(), file=sys.stderr)
-    pairs = (measurement.blocks[:2], measurement.blocks[2:])
-    grid = np.concatenate([np.concatenate(pair, axis=1) for pair in pairs])
+    halves = (measurement.blocks[:2], measurement.blocks[2:])
+    grid = np.concatenate([np.concatenate(half, axis=1) for half in halves if len(half) == 2])
     Image.fromarray(grid).save(options.output / "grid.png", optimize=True)
     figures = [Figure(name="energy of the speed LoRA that the slots hold", value=report["held_energy"], bar=0.99, least=True)]
-    for task in (TEXT_TO_IMAGE, *STACKED):
+    for task in tasks:
         off = abs(report[task]["effect"]["gain"] - 1)
         figures.append(Figure(name=f"gain of the stack, {task}, off 1 by", value=off, bar=0.02))
     print_figures(figures)

@@ -11,11 +11,11 @@ DOCS = ROOT / "docs"
 CODE = tuple(folder for name in ("src", "tests", "benchmarks", "tools", "examples", "findings") if (folder := ROOT / name).is_dir())
 SOURCES = sorted(path for folder in CODE for suffix in ("py", "sh", "toml") for path in folder.rglob(f"*.{suffix}"))
 TEXTS = {path: path.read_text("utf-8") for path in SOURCES if path != Path(__file__)}
-# The card of a bundle is a template: its links are those of the directory that it is written to.
+# Cards are templates: their links are those of the directory that they are written to.
 PAGES = {
     page: page.read_text("utf-8")
     for page in sorted({*DOCS.rglob("*.md"), *ROOT.glob("*.md"), *(page for folder in CODE for page in folder.rglob("*.md"))})
-    if page.name != "card.md"
+    if page.parent.name != "page"
 }
 
 DOCUMENT = re.compile(r"(?<![\w./-])((?:[\w-]+/)*[\w-]+\.md)\b")

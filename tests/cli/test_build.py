@@ -85,11 +85,14 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     return requests
 
 
-def test_toyland_brings_its_adapters_and_samples(model_dir: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "reference_dir", lambda: model_dir)
-    monkeypatch.setattr(reference, "reference_adapters", lambda: {"removal": model_dir / "r", "transform": model_dir / "t"})
-    RUNNER.invoke(app, ["build", "toyland", "-o", "phone"])
-    RUNNER.invoke(app, ["build", "toyland", "-o", "phone", "--adapter", "ink=ink.safetensors"])
+@pytest.mark.parametrize("model", reference.MODELS)
+def test_toyland_brings_its_adapters_and_samples(
+    model: str, model_dir: Path, asked: list[BuildRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reference, "reference_dir", {model: model_dir}.__getitem__)
+    monkeypatch.setattr(reference, "reference_adapters", {model: {"removal": model_dir / "r", "transform": model_dir / "t"}}.__getitem__)
+    RUNNER.invoke(app, ["build", model, "-o", "phone"])
+    RUNNER.invoke(app, ["build", model, "-o", "phone", "--adapter", "ink=ink.safetensors"])
     five, one = asked
     assert (five.model, list(five.adapters)) == (model_dir, ["removal", "transform"])
     assert {sample.task for sample in five.samples} == {"text-to-image", "transform", "removal"}

@@ -13,7 +13,7 @@ import typer
 
 from quad.cli.extras import check_build
 from quad.cli.options import one_parameter_per_field, read_recipe, stated_adapters
-from quad.cli.shared_options import REFERENCE, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory, with_shipped
+from quad.cli.shared_options import REFERENCES, AdaptersToBuild, Model, UnusedKeys, local_adapters, model_directory, with_shipped
 from quad.cli.show import Json, result, stage_bar
 from quad.cli.show import size as shown_size
 from quad.core.processes import speaks
@@ -200,19 +200,19 @@ def build(
 
 
 def _request(model: str, adapters: dict[str, Path], output: Path, options: BuildOptions) -> BuildRequest:
-    """The build that is asked for; `toyland` brings its directory and, where no adapter is named, its five."""
+    """The build that is asked for; a shipped model brings its directory and, where no adapter is named, its adapters."""
     from quad.build.request import BuildRequest
     from quad.lora.file import require_lora
     from quad.zoo.calibration import calibration_samples
     from quad.zoo.reference import reference_adapters
 
     adapters = local_adapters(adapters)
-    if model != REFERENCE and not Path(model).exists():
+    if model not in REFERENCES and not Path(model).exists():
         for path in adapters.values():  # before a model is fetched
             require_lora(path)
     directory = model_directory(model)
-    if model == REFERENCE:
-        adapters = adapters or reference_adapters()
+    if model in REFERENCES:
+        adapters = adapters or reference_adapters(model)
     stated = {name: value for name, value in options.stated.items() if name != "adapter"}
     samples = calibration_samples(directory, adapters)
     return BuildRequest(model=directory, adapters=adapters, output=output, samples=samples, **stated)

@@ -15,14 +15,13 @@ from quad.core.storage.reading import file_status
 if TYPE_CHECKING:
     from quad.runtime.provenance.png import PngOptions
 
-REFERENCE = "toyland"  # the model that the package ships
-_SHIPPED = f"{REFERENCE}:"  # before the name of an adapter that it ships
+REFERENCES = ("toyland", "toyland-xl")  # the models that the package ships
 
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A diffusers directory, a checkpoint FILE.safetensors, a hub id (owner/name[@revision]), or toyland: the shipped model.",
+        help="A diffusers directory, a checkpoint FILE.safetensors, a hub id (owner/name[@revision]), or toyland(-xl), which is shipped.",
         show_default=False,
     ),
 ]
@@ -30,7 +29,7 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         "--adapter",
-        help="A LoRA's path or hub id under a name; repeat it. toyland brings five.",
+        help="A LoRA's path or hub id under a name; repeat it. toyland(-xl) brings its own.",
         metavar="NAME=PATH",
         show_default=False,
     ),
@@ -38,7 +37,7 @@ Adapters = Annotated[
 AdaptersToBuild = Annotated[
     list[str] | None,
     typer.Option(
-        "--adapter", help="A LoRA file or directory under a name, and how it is meant to be run; repeat it. toyland brings five.",
+        "--adapter", help="A LoRA file or directory under a name, and how it is meant to be run; repeat it. toyland(-xl) brings its own.",
         metavar="NAME=PATH[,sampler=KIND:STEPS][,guidance=G]", show_default=False,
     ),
 ]  # fmt: skip
@@ -107,7 +106,7 @@ def check_report_dir(output: Path | None) -> None:
 
 
 def local_adapters(adapters: Mapping[str, Path]) -> dict[str, Path]:
-    """Adapters by name: `toyland:NAME` is a shipped one, and those are fetched that are hub ids and no paths here.
+    """Adapters by name: `toyland:NAME` and `toyland-xl:NAME` are shipped ones, and those are fetched that are hub ids and no paths here.
 
     Raises:
         UsageError: none is shipped under that name. InputError: there is none of that id, or the hub is not to be reached.
@@ -130,30 +129,32 @@ def _is_there(path: Path) -> bool:
 
 
 def with_shipped(values: Sequence[str]) -> list[str]:
-    """`NAME=PATH` values, where `toyland` stood for all adapters that it brings and `toyland:NAME` for a shipped one under its own name."""
+    """`NAME=PATH` values, where a shipped model stood for all adapters that it brings and `toyland:NAME` for one under its own name."""
     expanded: list[str] = []
     for value in values:
         head, _, rest = value.partition(",")
-        if head == REFERENCE and not rest:
+        model, shipped, name = head.partition(":")
+        if head in REFERENCES and not rest:
             from quad.zoo.reference import reference_adapters
 
-            expanded += [f"{name}={_SHIPPED}{name}" for name in reference_adapters()]
+            expanded += [f"{name}={head}:{name}" for name in reference_adapters(head)]
         else:
-            expanded.append(f"{head.removeprefix(_SHIPPED)}={value}" if head.startswith(_SHIPPED) and "=" not in head else value)
+            expanded.append(f"{name}={value}" if model in REFERENCES and shipped and "=" not in head else value)
     return expanded
 
 
 def _shipped(path: Path) -> Path | None:
-    """The file of `toyland:NAME`; None for any other path."""
-    if len(path.parts) != 1 or not path.name.startswith(_SHIPPED):
+    """The file of `toyland:NAME`, of either model; None for any other path."""
+    model, shipped, name = path.name.partition(":")
+    if len(path.parts) != 1 or not shipped or model not in REFERENCES:
         return None
     from quad.zoo.reference import shipped_adapter
 
-    return shipped_adapter(path.name.removeprefix(_SHIPPED))
+    return shipped_adapter(name, model)
 
 
 def model_directory(model: str) -> Path:
-    """The directory or checkpoint of a model that was named on the command line: `toyland`, a path, or a hub id.
+    """The directory or checkpoint of a model that was named on the command line: a shipped one, a path, or a hub id.
 
     Raises:
         InputError: there is no such model.
@@ -161,7 +162,7 @@ def model_directory(model: str) -> Path:
     from quad.model.base.hub import resolve_model
     from quad.zoo.reference import reference_dir
 
-    return reference_dir() if model == REFERENCE else resolve_model(model)
+    return reference_dir(model) if model in REFERENCES else resolve_model(model)
 
 
 def png_options(*, parameters: bool, mark: bool, sign: Path | None) -> PngOptions:

@@ -1,4 +1,4 @@
-"""Where the shipped reference model lies, a diffusers directory with its five adapters, and later ones beside it: data of this package."""
+"""Where the shipped reference models lie, diffusers directories with their adapters, and later ones beside them: data of this package."""
 
 from __future__ import annotations
 
@@ -8,42 +8,46 @@ from quad.core.errors import InputError, UsageError, mismatch
 from quad.core.storage.reading import entry_names, is_file
 
 NAME = "toyland"
-PREFIX = f"{NAME}:"  # before the name of a shipped adapter, where a path is asked for
+MODELS = (NAME, f"{NAME}-xl")
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 
 
-def reference_dir() -> Path:
-    """The reference model's diffusers directory.
+def reference_dir(model: str = NAME) -> Path:
+    """A reference model's diffusers directory.
+
+    Args:
+        model: one of `MODELS`.
 
     Raises:
         InputError: this installation came without the weights (wheels do).
     """
-    directory = Path(__file__).parent / "weights" / NAME
+    directory = Path(__file__).parent / "weights" / model
     if not (directory / "model_index.json").is_file():
         remedy = "install quad from a checkout (pip install -e .[build]), wheels leave them out"
         raise InputError(mismatch(str(directory), "the reference weights", "none", remedy))
     return directory
 
 
-def reference_adapters() -> dict[str, Path]:
-    """Adapter name -> LoRA file, sorted by name, as shipped with the reference model."""
-    return _files_below(reference_dir() / "adapters")
+def reference_adapters(model: str = NAME) -> dict[str, Path]:
+    """Adapter name -> LoRA file, sorted by name, as shipped with a reference model."""
+    return _files_below(reference_dir(model) / "adapters")
 
 
 def later_adapters() -> dict[str, Path]:
-    """Adapter name -> LoRA file of those that lie beside the model: none of its tasks needs them, and no build takes them by itself."""
+    """Adapter name -> LoRA file of those that lie beside `toyland`: none of its tasks needs them, and no build takes them by itself."""
     return _files_below(reference_dir().parent)
 
 
-def shipped_adapter(name: str) -> Path:
-    """The LoRA file of a shipped adapter, of the model or beside it.
+def shipped_adapter(name: str, model: str = NAME) -> Path:
+    """The LoRA file of a shipped adapter, of a model or beside it.
 
     Raises:
         UsageError: none has that name. InputError: this installation came without the weights.
     """
-    files = reference_adapters() | later_adapters()
+    files = reference_adapters(model) | (later_adapters() if model == NAME else {})
     if name not in files:
-        raise UsageError(mismatch("--adapter", f"{PREFIX}NAME with one of {', '.join(files)}", f"{PREFIX}{name}", "choose one of these"))
+        expected = f"{model}:NAME with one of {', '.join(files)}"
+        raise UsageError(mismatch("--adapter", expected, f"{model}:{name}", "choose one of these"))
     return files[name]
 
 

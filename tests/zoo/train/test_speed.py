@@ -19,6 +19,7 @@ from quad.runtime.request import TEXT_TO_IMAGE
 from quad.zoo.reference import ADAPTER_FILE
 from quad.zoo.train import base, speed, text, trajectories, vae
 from quad.zoo.train.adapters import CONVOLUTION, TIME
+from quad.zoo.train.frozen import Frozen
 from quad.zoo.train.trajectories import ABARS, TIMESTEPS, Conditions, Teacher
 from quad.zoo.train.writers import save_diffusers, save_lycoris
 
@@ -33,18 +34,21 @@ class _Oracle(nn.Module):
         return SimpleNamespace(sample=abar.sqrt() * eps - (1 - abar).sqrt() * clean)
 
 
-class _Words(nn.Module):
-    """Words as a number: 1, or -1 for none at all."""
+def _model(unet: nn.Module, words: base.Words) -> Frozen:
+    numbers = {"shift": np.zeros(4, np.float32), "scale": np.ones(4, np.float32)}
+    return Frozen(unet=unet, words=words, tokenizer=text.new_tokenizer(), vae=vae.new_vae(), **numbers)
 
-    def forward(self, ids: Tensor) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=torch.where(ids[:, 1:2] > 2, 1.0, -1.0).unsqueeze(2))
+
+def _number(ids: Tensor, sizes: Tensor | None) -> Tensor:
+    """Words as a number: 1, or -1 for none at all."""
+    return torch.where(ids[:, 1:2] > 2, 1.0, -1.0).unsqueeze(2)
 
 
 @pytest.mark.parametrize(("guidance", "clean"), [(1.0, 1.0), (2.0, 3.0)])
 def test_a_run_leads_to_the_guided_picture_and_f_knows_it_from_the_beginning(guidance: float, clean: float) -> None:
     given = Conditions(condition=torch.zeros(2, 4, 16, 16), mask=torch.ones(2, 1, 16, 16), ids=torch.full((2, 4), 5))
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    states = trajectories.run_teacher(_Oracle(), _Words(), given, guidance, noise)
+    states = trajectories.run_teacher(_model(_Oracle(), _number), given, guidance, noise)
     torch.testing.assert_close(states[:, -1], torch.full_like(noise, clean), atol=1e-4, rtol=0)
     for place, abar in enumerate(ABARS):
         on_line = abar.sqrt().float() * clean + (1 - abar).sqrt().float() * noise
@@ -74,13 +78,9 @@ def test_two_steps_of_the_stage_leave_a_lora_that_says_how_it_is_run(tmp_path: P
     monkeypatch.setattr(speed, "BATCH", 4)
     student, weights = _small_unet(), dict(_small_unet().named_parameters())
     teacher = Teacher(
-        unet=_small_unet(),
-        text=text.new_text_encoder().eval(),
-        vae=vae.new_vae(),
+        model=_model(_small_unet(), base.last_states(text.new_text_encoder().eval())),
         weights=dict.fromkeys(speed.SHARES, weights),
         guidance={TEXT_TO_IMAGE: 2.0},
-        shift=np.zeros(4, np.float32),
-        scale=np.ones(4, np.float32),
         out=tmp_path,
     )
     speed.train_speed((tmp_path, tmp_path / "speed"), student, teacher, 2)
@@ -91,7 +91,7 @@ def test_two_steps_of_the_stage_leave_a_lora_that_says_how_it_is_run(tmp_path: P
     assert all(any(f"{target}.lora_A" in key for key in keys) for target in (*CONVOLUTION, *TIME))
     adapter = read_adapter("speed", file, _small_unet())
     assert sum(pair.power for pair in adapter.weights.values()) > 0
-    assert len(list(tmp_path.glob("speed_*.npz"))) == len({speed.Runs(teacher).batch(step, 4)[0] for step in range(2)})
+    assert len(list(tmp_path.glob("speed_*.npz"))) == len({speed.Runs(teacher, speed.SHARES).batch(step, 4)[0] for step in range(2)})
 
 
 def test_files_of_both_dialects_are_one_lora(tmp_path: Path) -> None:

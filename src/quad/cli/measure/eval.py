@@ -36,7 +36,7 @@ FullPrecisionModel = Annotated[
     typer.Option(
         "--against",
         metavar="MODEL",
-        help="The full-precision model the bundle was built from: a directory, a hub id, or toyland.",
+        help="The full-precision model the bundle was built from: a directory, a hub id, toyland or toyland-xl.",
         show_default=False,
     ),
 ]

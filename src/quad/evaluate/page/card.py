@@ -20,18 +20,18 @@ from PIL import Image
 from quad.core.storage.files import write_bytes
 from quad.evaluate.figures.quality import QualityFigure, find_adapters, held_out, picture_requests, quality_table
 from quad.evaluate.figures.reference import Reference
-from quad.zoo.reference import reference_dir
-from quad.zoo.samples import TASKS
+from quad.zoo.reference import MODELS, NAME, reference_dir
+from quad.zoo.samples import with_samples
 
 COLUMNS = 8
 ENLARGE = 2
 GAP = 6
-PROSE = (Path(__file__).parent / "card.md").read_text()
+PROSE = {name: Path(__file__).parent / file for name, file in zip(MODELS, ("card.md", "card-xl.md"), strict=True)}
 
 
 def task_rows(reference: Reference, task: str) -> list[NDArray[np.uint8]]:
-    """Rows of pictures `(64, COLUMNS * 64, 3)`: what the model was given (if any), what it made, and the truth."""
-    samples = held_out(task, COLUMNS)
+    """Rows of pictures `(S, COLUMNS * S, 3)`: what the model was given (if any), what it made, and the truth."""
+    samples = held_out(task, COLUMNS, reference.picture_size.width)
     drawn = list(reference.pictures(task, picture_requests(samples)))
     rows = [[s.image for s in samples if s.image is not None], drawn, [s.truth for s in samples]]
     return [np.concatenate(row, axis=1) for row in rows if row]
@@ -40,7 +40,7 @@ def task_rows(reference: Reference, task: str) -> list[NDArray[np.uint8]]:
 def grid(reference: Reference) -> Image.Image:
     """All tasks below each other, enlarged, with a gap between tasks."""
     parts = []
-    for task in TASKS:
+    for task in with_samples(reference.tasks):
         rows = np.concatenate(task_rows(reference, task), axis=0)
         parts += [rows, np.full((GAP, rows.shape[1], 3), 255, np.uint8)]
     picture = Image.fromarray(np.concatenate(parts[:-1], axis=0))
@@ -70,9 +70,10 @@ def main(
     buffer = io.BytesIO()
     grid(Reference(directory, adapters)).save(buffer, "PNG", optimize=True)
     write_bytes(directory / "grid.png", buffer.getvalue())
+    prose = PROSE.get(directory.name, PROSE[NAME])
     rows = [{**asdict(figure), "passed": figure.passed} for figure in figures]
     write_bytes(directory / "quality.json", (json.dumps(rows, indent=1) + "\n").encode())
-    write_bytes(directory / "README.md", PROSE.replace("<!-- table -->", table(figures)).encode())
+    write_bytes(directory / "README.md", prose.read_text().replace("<!-- table -->", table(figures)).encode())
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from quad.zoo.samples import LATER, TASKS, masked, sample
-from quad.zoo.train.base import Batch, denoising_loss, new_scheduler
-from quad.zoo.train.cache import LATENT, encode_pictures, pool_mask
+from quad.zoo.train.base import Batch, Words, denoising_loss, new_scheduler
+from quad.zoo.train.cache import LATENT, pool_mask
+from quad.zoo.train.frozen import Frozen
 from quad.zoo.train.loop import Plan, run_stage
-from quad.zoo.train.text import encode, new_tokenizer
 from quad.zoo.train.writers import DIFFUSERS, LYCORIS, WRITERS
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -39,6 +38,7 @@ class Recipe:
     Args:
         dora: trains the norms of weight columns too.
         dialect: how its file is spelt, of `quad.zoo.train.writers`.
+        texts: layers of the text encoders, name endings; none leaves these as they are.
     """
 
     rank: int
@@ -49,6 +49,7 @@ class Recipe:
     batches: int = 260
     dora: bool = False
     dialect: str = DIFFUSERS
+    texts: tuple[str, ...] = ()
 
 
 RECIPES: dict[str, Recipe] = {
@@ -91,17 +92,13 @@ def drawn_sample(job: tuple[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarr
 class TaskData:
     """All samples of one task, encoded once; batches come out like the base's."""
 
-    def __init__(self, task: str, count: int, *, vae: AutoencoderTiny, shift: np.ndarray, scale: np.ndarray) -> None:
+    def __init__(self, task: str, count: int, model: Frozen) -> None:
         with get_context("fork").Pool(2) as pool:
             drawn = pool.map(drawn_sample, [(task, i) for i in range(count)], chunksize=50)
 
-        def latents(index: int) -> Tensor:
-            raw = encode_pictures(vae, np.stack([d[index] for d in drawn])).astype(np.float32)
-            return torch.from_numpy((raw - shift.reshape(4, 1, 1)) * scale.reshape(4, 1, 1))
-
-        self.target, self.condition = latents(0), latents(1)
+        self.target, self.condition = (model.latents(np.stack([d[index] for d in drawn])) for index in range(2))
         self.mask = torch.from_numpy(np.stack([d[2] for d in drawn]))[:, None]
-        self.ids = encode(new_tokenizer(), [d[3] for d in drawn])
+        self.ids = model.ids([d[3] for d in drawn])
         difference = np.stack([np.abs(d[0].astype(np.float32) - d[1]).max(-1) > 24 for d in drawn])
         cells = difference.reshape(count, LATENT, 4, LATENT, 4).max(axis=(2, 4))
         self.changed = torch.from_numpy(cells.astype(np.float32))[:, None]
@@ -123,7 +120,7 @@ def own_timesteps(steps: int, size: int) -> Tensor:
 
 
 def adapter_loss(
-    unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData, *, batch: int, steps: int, changed_weight: float
+    unet: UNet2DConditionModel, words: Words, data: TaskData, *, batch: int, steps: int, changed_weight: float
 ) -> Callable[[int], Tensor]:
     """The loss of a training step by its number; what of the networks is trained, their parameters say.
 
@@ -136,24 +133,25 @@ def adapter_loss(
 
     def loss(step: int) -> Tensor:
         b = data.batch(step, batch)
-        hidden = text(b.ids).last_hidden_state
-        return denoising_loss(unet, hidden, b, 1 + (changed_weight - 1) * b.focus, abar, own_timesteps(steps, batch))
+        return denoising_loss(unet, words(b.ids, b.sizes), b, 1 + (changed_weight - 1) * b.focus, abar, own_timesteps(steps, batch))
 
     return loss
 
 
-def train_adapter(task: str, run: tuple[Path, Path], unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
-    """Train one LoRA and write it in diffusers' format; `run` is where checkpoints go and the directory of the file."""
-    out, target = run
-    recipe = (RECIPES | LATER_RECIPES)[task]
-    unet.requires_grad_(False)
+def train_adapter(task: str, recipe: Recipe, run: tuple[Path, Path], model: Frozen, data: TaskData) -> None:
+    """Train one LoRA and write it; `run` is where checkpoints go and the directory of the file."""
+    (out, target), unet = run, model.unet
+    texts = model.texts if recipe.texts else {}
     torch.manual_seed((*TASKS, *LATER).index(task))
-    config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(recipe.targets), use_dora=recipe.dora)
-    unet.add_adapter(config, adapter_name=task)
-    unet.set_adapter(task)
+    for network, targets in ((unet, recipe.targets), *((text, recipe.texts) for text in texts.values())):
+        network.requires_grad_(False)
+        config = LoraConfig(r=recipe.rank, lora_alpha=recipe.alpha, target_modules=list(targets), use_dora=recipe.dora)
+        network.add_adapter(config, adapter_name=task)
+        network.set_adapter(task)
     plan = Plan(
         name=f"adapter-{task}", out=out, steps=recipe.batches, batch=BATCH, lr=2e-3, warmup=20, ema=0.98, weight_decay=0.0, save_every=130
     )
-    run_stage(plan, [unet], adapter_loss(unet, text, data, batch=BATCH, steps=recipe.steps, changed_weight=recipe.changed_weight))
-    WRITERS[recipe.dialect](unet, task, target)
+    loss = adapter_loss(unet, model.words, data, batch=BATCH, steps=recipe.steps, changed_weight=recipe.changed_weight)
+    run_stage(plan, [unet, *texts.values()], loss)
+    WRITERS[recipe.dialect](unet, task, target, texts)
     unet.delete_adapters(task)

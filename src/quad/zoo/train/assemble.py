@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
-from diffusers import AutoencoderTiny, UNet2DConditionModel
-from transformers import CLIPTextModel
+from tokenizers import Tokenizer
 
 from quad.core.manifest import SamplerSpec, TaskSpec
 from quad.core.storage.files import write_bytes
 from quad.zoo.train.adapters import RECIPES
 from quad.zoo.train.base import new_scheduler
-from quad.zoo.train.text import new_tokenizer
 
-MODEL_INDEX = {
-    "_class_name": "StableDiffusionInpaintPipeline",
-    "_diffusers_version": "0.42.1",
-    "unet": ["diffusers", "UNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderTiny"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-    "safety_checker": [None, None],
-    "feature_extractor": [None, None],
-    "requires_safety_checker": False,
-}
+CHECKER = {"safety_checker": [None, None], "feature_extractor": [None, None], "requires_safety_checker": False}
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "model_max_length": 32,
@@ -63,25 +52,36 @@ def write_json(path: Path, value: object) -> None:
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
-def write_toyland(out: Path, shift: np.ndarray, scale: np.ndarray, tasks: dict[str, TaskSpec]) -> None:
+def write_toyland(out: Path, shift: np.ndarray, scale: np.ndarray, tasks: dict[str, TaskSpec], size: int = 64) -> None:
     """Write `toyland.json`: the latent's normalisation, the pictures' size and the tasks."""
     write_json(
         out / "toyland.json",
         {
             "latent_scale": [float(x) for x in scale],
             "latent_shift": [float(x) for x in shift],
-            "size": 64,
+            "size": size,
             "tasks": msgspec.to_builtins(tasks),
         },
     )
 
 
-def assemble(out: Path, unet: UNet2DConditionModel, vae: AutoencoderTiny, text: CLIPTextModel) -> None:
-    """Write the model directory; `toyland.json` is written apart."""
-    unet.half().save_pretrained(out / "unet")
-    vae.half().save_pretrained(out / "vae")
-    text.half().save_pretrained(out / "text_encoder")
+def assemble(out: Path, parts: Mapping[str, Any], tokenizers: Mapping[str, Tokenizer], pipeline: str) -> None:
+    """Write the model directory; `toyland.json` is written apart.
+
+    Args:
+        parts: networks by their folders.
+        tokenizers: by their folders.
+        pipeline: diffusers' class.
+    """
+    index: dict[str, Any] = {"_class_name": pipeline, "_diffusers_version": "0.42.1"}
+    for name, module in parts.items():
+        module.half().save_pretrained(out / name)
+        library = "transformers" if name.startswith("text_encoder") else "diffusers"
+        index[name] = [library, type(module).__name__]
+    for name, tokenizer in tokenizers.items():
+        write_bytes(out / name / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+        write_json(out / name / "tokenizer_config.json", TOKENIZER_CONFIG)
+        index[name] = ["transformers", "PreTrainedTokenizerFast"]
     new_scheduler().save_pretrained(out / "scheduler")
-    write_bytes(out / "tokenizer" / "tokenizer.json", new_tokenizer().to_str(pretty=True).encode())
-    write_json(out / "tokenizer" / "tokenizer_config.json", TOKENIZER_CONFIG)
-    write_json(out / "model_index.json", MODEL_INDEX)
+    own = {"force_zeros_for_empty_prompt": True} if len(tokenizers) > 1 else CHECKER
+    write_json(out / "model_index.json", index | {"scheduler": ["diffusers", "DDIMScheduler"]} | own)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
-from torch import Tensor
+from tokenizers import Tokenizer
+from torch import Tensor, nn
 from transformers import CLIPTextModel
 
 from quad.zoo.train.loop import Plan, run_stage
@@ -50,20 +53,39 @@ def new_scheduler() -> DDIMScheduler:
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Target latents, condition latents, masks and focus `(N, ., 16, 16)`, token ids `(N, L)`."""
+    """Target latents, condition latents, masks and focus `(N, ., 16, 16)`, token ids `(N, L)`, and size conditions `(N, 6)`, if any."""
 
     target: Tensor
     condition: Tensor
     mask: Tensor
     focus: Tensor
     ids: Tensor
+    sizes: Tensor | None = None
+
+
+Words = Callable[[Tensor, Tensor | None], Tensor]  # token ids `(N, L)` and size conditions to what the U-Net reads, `(N, rows, D)`
 
 
 class Mixture:
     """Draws batches from the cached kinds; latents come out normalised per channel."""
 
-    def __init__(self, cached: dict[str, dict[str, np.ndarray]], shift: np.ndarray, scale: np.ndarray) -> None:
-        tokenizer = new_tokenizer()
+    def __init__(
+        self,
+        cached: dict[str, dict[str, np.ndarray]],
+        shift: np.ndarray,
+        scale: np.ndarray,
+        *,
+        shares: Mapping[str, float] = MappingProxyType(MIXTURE),
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """Take the cached kinds.
+
+        Args:
+            shift, scale: normalisation of the latents, `(4,)`.
+            shares: kind -> its part of a batch; `copy` is a plain picture given as its own condition.
+            tokenizer: `toyland`'s where none is named.
+        """
+        tokenizer, self.shares = tokenizer or new_tokenizer(), shares
         self.ids = {kind: encode(tokenizer, data["prompts"].tolist()) for kind, data in cached.items()}
         self.empty = encode(tokenizer, [""])[0]
         self.data = cached
@@ -73,7 +95,7 @@ class Mixture:
         raw = self.data[kind]["latents"][row, index].astype(np.float32)
         return np.asarray((raw - self.shift) * self.scale, dtype=np.float32)
 
-    def _one(self, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, Tensor]:
+    def _one(self, kind: str, rng: np.random.Generator) -> tuple[Any, ...]:
         source = {"copy": "plain"}.get(kind, kind)
         row = int(rng.integers(len(self.data[source]["latents"])))
         masks = self.data[source]["masks"][row].astype(np.float32)
@@ -81,19 +103,21 @@ class Mixture:
         condition, mask = np.zeros_like(target), np.ones_like(masks[:1])
         if kind == "copy":
             condition, mask = target, np.zeros_like(mask)
-        elif kind != "plain" and kind != "face":
+        elif self.data[source]["latents"].shape[1] > 1:
             condition = self._latent(source, row, 1)
             mask = masks[1:2] if kind == "inpaint" else np.full_like(mask, float(kind == "line"))
         ids = self.empty if rng.random() < CAPTION_DROP and kind != "edit" else self.ids[source][row]
-        return target, condition, mask, masks[:1], ids
+        row_of_sizes = self.data[source]["sizes"][row] if "sizes" in self.data[source] else np.zeros(0, np.int64)
+        return target, condition, mask, masks[:1], row_of_sizes, ids
 
     def batch(self, step: int, size: int) -> Batch:
         """Samples of all kinds in their shares, the same at the same step."""
         rng = np.random.default_rng([9, step])
-        kinds = rng.choice(list(MIXTURE), size=size, p=list(MIXTURE.values()))
+        kinds = rng.choice(list(self.shares), size=size, p=list(self.shares.values()))
         rows = [self._one(str(kind), rng) for kind in kinds]
-        target, condition, mask, focus = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(4))
-        return Batch(target=target, condition=condition, mask=mask, focus=focus, ids=torch.stack([row[4] for row in rows]))
+        target, condition, mask, focus, sizes = (torch.from_numpy(np.stack([row[i] for row in rows])) for i in range(5))
+        ids = torch.stack([row[5] for row in rows])
+        return Batch(target=target, condition=condition, mask=mask, focus=focus, ids=ids, sizes=sizes if sizes.numel() else None)
 
 
 def v_weight(abar: Tensor) -> Tensor:
@@ -115,8 +139,13 @@ def denoising_loss(unet: UNet2DConditionModel, hidden: Tensor, batch: Batch, wei
     return loss
 
 
-def train_base(out: Path, unet: UNet2DConditionModel, text: CLIPTextModel, mixture: Mixture, plan: Plan) -> None:
-    """Train both in place; `unet` and `text` hold the averaged weights afterwards."""
+def last_states(text: CLIPTextModel) -> Words:
+    """The words of a model with one text encoder."""
+    return lambda ids, sizes: text(ids).last_hidden_state
+
+
+def train_base(unet: UNet2DConditionModel, texts: Sequence[nn.Module], words: Words, mixture: Mixture, plan: Plan) -> None:
+    """Train U-Net and text encoders in place; all hold the averaged weights afterwards."""
     unet.set_attn_processor(AttnProcessor())  # on a CPU the fused attention's backward pass takes 28 % of a step
     abar = new_scheduler().alphas_cumprod.double()
 
@@ -124,7 +153,6 @@ def train_base(out: Path, unet: UNet2DConditionModel, text: CLIPTextModel, mixtu
         batch = mixture.batch(step, plan.batch)
         t = (torch.rand(plan.batch) * 1000).long()
         t[: plan.batch // 16] = 999
-        hidden = text(batch.ids).last_hidden_state
-        return denoising_loss(unet, hidden, batch, 1 + (FOCUS_WEIGHT - 1) * batch.focus, abar, t)
+        return denoising_loss(unet, words(batch.ids, batch.sizes), batch, 1 + (FOCUS_WEIGHT - 1) * batch.focus, abar, t)
 
-    run_stage(plan, [unet, text], loss)
+    run_stage(plan, [unet, *texts], loss)

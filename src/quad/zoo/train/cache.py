@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -98,14 +98,16 @@ def encode_pictures(vae: AutoencoderTiny, pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(out)
 
 
-def build(out: Path, vae: AutoencoderTiny, kind: str, count: int, processes: int = 2) -> dict[str, np.ndarray]:
+def build(
+    out: Path, vae: AutoencoderTiny, kind: str, count: int, processes: int = 2, kinds: Mapping[str, Callable[[int], Drawn]] = KINDS
+) -> dict[str, np.ndarray]:
     """Render and encode `count` samples of a kind, or load them when they are there."""
     file = out / f"cache_{kind}_{count}.npz"
     if not file.exists():
         latents, masks, prompts = [], [], []
         with get_context("fork").Pool(processes) as pool:
             for start in track(range(0, count, 1000), description=f"cache {kind}"):
-                drawn = pool.map(KINDS[kind], range(start, min(count, start + 1000)), chunksize=50)
+                drawn = pool.map(kinds[kind], range(start, min(count, start + 1000)), chunksize=50)
                 pictures = np.stack([p for d in drawn for p in d[0]])
                 latents.append(encode_pictures(vae, pictures).reshape(len(drawn), -1, 4, LATENT, LATENT))
                 masks.append(np.stack([np.stack(d[1]) for d in drawn]))

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import CLIPTextModel
 
+from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.files import write_bytes
 from quad.zoo.reference import ADAPTER_FILE
 from quad.zoo.train.adapters import ATTENTION, FEED_FORWARD, TaskData, adapter_loss
+from quad.zoo.train.frozen import Frozen
 from quad.zoo.train.loop import Plan, run_stage
 
 WORDS = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")  # of the text encoder
@@ -176,9 +176,10 @@ def lycoris_names(prefix: str, deltas: Mapping[str, Delta]) -> Named:
     }
 
 
-def train_kind(name: str, run: tuple[Path, Path], unet: UNet2DConditionModel, text: CLIPTextModel, data: TaskData) -> None:
+def train_kind(name: str, run: tuple[Path, Path], model: Frozen, data: TaskData) -> None:
     """Train one adapter and write it; `run` is where checkpoints go and the directory of the file."""
     (out, target), recipe = run, KIND_RECIPES[name]
+    unet, text = model.unet, model.texts[TEXT_ENCODER]
     unet.requires_grad_(False)
     torch.manual_seed(list(KIND_RECIPES).index(name))
     deltas, words = attach(unet, recipe, recipe.targets), attach(text, recipe, recipe.words)
@@ -193,5 +194,5 @@ def train_kind(name: str, run: tuple[Path, Path], unet: UNet2DConditionModel, te
         weight_decay=0.0,
         save_every=60,
     )
-    run_stage(plan, [unet, text], adapter_loss(unet, text, data, batch=BATCH, steps=8, changed_weight=2.0))
+    run_stage(plan, [unet, text], adapter_loss(unet, model.words, data, batch=BATCH, steps=8, changed_weight=2.0))
     write_bytes(target / ADAPTER_FILE, save(lycoris_names("lora_unet", deltas) | lycoris_names("lora_te_text_model", words)))

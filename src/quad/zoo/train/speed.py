@@ -12,7 +12,9 @@ Source: Luo et al. 2023 (latent consistency models), Eq. 9 and Algorithm 1; Luo 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -67,14 +69,14 @@ def draw_places(rng: np.random.Generator, size: int) -> Tensor:
 class Runs:
     """Batches of one task each, the same at the same step; the teacher makes another chunk whenever one is due."""
 
-    def __init__(self, teacher: Teacher) -> None:
-        self.teacher = teacher
-        self.chunks: dict[str, list[tuple[Conditions, Tensor]]] = {task: [] for task in SHARES}
+    def __init__(self, teacher: Teacher, shares: Mapping[str, float]) -> None:
+        self.teacher, self.shares = teacher, shares
+        self.chunks: dict[str, list[tuple[Conditions, Tensor]]] = {task: [] for task in shares}
 
     def batch(self, step: int, size: int) -> tuple[str, Conditions, Tensor, Tensor, Tensor]:
         """The task, its conditions, places `(N,)`, and states there and at the end `(N, 4, 16, 16)`."""
         rng = np.random.default_rng([17, step])
-        task = str(rng.choice(list(SHARES), p=list(SHARES.values())))
+        task = str(rng.choice(list(self.shares), p=list(self.shares.values())))
         known, due = self.chunks[task], 1 + step // STEPS_OF_A_CHUNK
         known += [self.teacher.runs(task, chunk, SAMPLES_OF_A_CHUNK[task]) for chunk in range(len(known), due)]
         given, states = known[int(rng.integers(due))]
@@ -91,22 +93,29 @@ def add_speed(unet: UNet2DConditionModel) -> None:
     unet.set_adapter("speed")
 
 
-def train_speed(run: tuple[Path, Path], unet: UNet2DConditionModel, teacher: Teacher, steps: int) -> None:
-    """Train the LoRA and write it in diffusers' format; `run` is where checkpoints go and the directory of the file."""
+def train_speed(
+    run: tuple[Path, Path], unet: UNet2DConditionModel, teacher: Teacher, steps: int, shares: Mapping[str, float] = MappingProxyType(SHARES)
+) -> None:
+    """Train the LoRA and write it in diffusers' format.
+
+    Args:
+        run: where checkpoints go, and the directory of the file.
+        shares: task -> its part of the batches.
+    """
     out, target = run
     unet.set_attn_processor(AttnProcessor())
     add_speed(unet)
-    runs = Runs(teacher)
+    runs = Runs(teacher, shares)
     timesteps = torch.tensor(TIMESTEPS)
 
     def loss(step: int) -> Tensor:
         task, given, places, x, end = runs.batch(step, BATCH)
         use_weights(unet, teacher.weights[task])
         with torch.no_grad():
-            hidden = teacher.text(given.ids).last_hidden_state
+            hidden = teacher.model.words(given.ids, None)
         v = unet(given.channels(x), timesteps[places], hidden).sample.float()
         return pseudo_huber(consistency(x, v, places) - end).mean()
 
     plan = Plan(name="speed", out=out, steps=steps, batch=BATCH, lr=1e-3, warmup=20, ema=0.99, weight_decay=0.0, save_every=25)
     run_stage(plan, [unet], loss)
-    save_diffusers(unet, "speed", target, MEANT)
+    save_diffusers(unet, "speed", target, meant=MEANT)

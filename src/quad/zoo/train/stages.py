@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save
 from transformers import CLIPTextModel
 
 from quad.build.olss_tables import solve_tasks
+from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.files import new_file, write_bytes
 from quad.model.adapters import read_adapter
 from quad.model.base.open import open_model
@@ -24,8 +24,10 @@ from quad.quantize.observe.calibrate import component_networks
 from quad.zoo.calibration import calibration_samples
 from quad.zoo.reference import ADAPTER_FILE, reference_dir
 from quad.zoo.train import adapters, assemble, base, cache, kinds, speed, text, vae
+from quad.zoo.train.frozen import Frozen
 from quad.zoo.train.loop import Plan
-from quad.zoo.train.trajectories import Teacher
+from quad.zoo.train.run import Run
+from quad.zoo.train.trajectories import Teacher, merged_weights
 
 CACHE_COUNTS = {"plain": 26_000, "face": 8_000, "edit": 12_000, "line": 10_000, "inpaint": 14_000}
 VAE_SAMPLES = 88_000
@@ -37,22 +39,8 @@ KIND_SAMPLES = 400
 SPEED_STEPS = 1_200
 
 
-@dataclass(frozen=True)
-class Run:
-    """Where a training lives, how much longer than the two-core recipe it is, and on how many threads."""
-
-    out: Path
-    scale: float = 1.0
-    threads: int = 2
-
-    def __post_init__(self) -> None:
-        torch.set_num_threads(self.threads)
-        self.out.mkdir(parents=True, exist_ok=True)
-
-    @property
-    def model(self) -> Path:
-        """The directory of the model that the run assembles."""
-        return self.out / "toyland"
+def _model(run: Run) -> Path:
+    return run.out / "toyland"
 
 
 def _cached_pictures(run: Run) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +86,8 @@ def warm_up_text(run: Run) -> None:
     """Train the text encoder to tell captions apart before it meets the U-Net."""
     torch.manual_seed(0)
     model = text.new_text_encoder()
-    text.warm_up_text(run.out, model)
+    plan = Plan(name="text", out=run.out, steps=700, batch=128, lr=2e-3, save_every=100)
+    text.warm_up_text(plan, model, lambda ids: model(ids).last_hidden_state[:, -4:], text.HIDDEN, text.new_tokenizer())
     write_bytes(run.out / "text_warm.safetensors", save(model.state_dict()))
 
 
@@ -112,7 +101,7 @@ def train_base(run: Run) -> None:
     unet = base.new_unet()
     steps = int(BASE_STEPS * run.scale)
     plan = Plan(name="base", out=run.out, steps=steps, batch=BASE_BATCH, lr=1e-3, warmup=150, ema=0.998, muon=True, save_every=100)
-    base.train_base(run.out, unet, encoder, base.Mixture(cached, *latent_stats(run)), plan)
+    base.train_base(unet, [encoder], base.last_states(encoder), base.Mixture(cached, *latent_stats(run)), plan)
     write_bytes(run.out / "unet.safetensors", save({k: v.contiguous() for k, v in unet.state_dict().items()}))
     write_bytes(run.out / "text.safetensors", save(encoder.state_dict()))
 
@@ -122,66 +111,58 @@ def make_directory(run: Run) -> None:
     unet, encoder = base.new_unet(), text.new_text_encoder()
     unet.load_state_dict(load_file(run.out / "unet.safetensors"))
     encoder.load_state_dict(load_file(run.out / "text.safetensors"))
-    assemble.assemble(run.model, unet, load_vae(run), encoder)
-    assemble.write_toyland(run.model, *latent_stats(run), assemble.default_tasks())
+    parts = {"unet": unet, "vae": load_vae(run), TEXT_ENCODER: encoder}
+    assemble.assemble(_model(run), parts, {"tokenizer": text.new_tokenizer()}, "StableDiffusionInpaintPipeline")
+    assemble.write_toyland(_model(run), *latent_stats(run), assemble.default_tasks())
 
 
-def _frozen(model: Path) -> tuple[CLIPTextModel, AutoencoderTiny, UNet2DConditionModel]:
-    """Text encoder, autoencoder and U-Net of a model directory, in float32."""
+def frozen(model: Path) -> Frozen:
+    """A model directory's networks, in float32."""
     encoder = CLIPTextModel.from_pretrained(model / "text_encoder", torch_dtype=torch.float32).eval().requires_grad_(False)
     autoencoder = AutoencoderTiny.from_pretrained(model / "vae", torch_dtype=torch.float32)
     unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
     unet.set_attn_processor(AttnProcessor())
-    return encoder, autoencoder, unet.requires_grad_(False)
-
-
-def _task_data(model: Path, task: str, count: int, autoencoder: AutoencoderTiny) -> adapters.TaskData:
     settings = read_toyland(model).settings
-    shift, scale = np.array(settings.latent_shift, np.float32), np.array(settings.latent_scale, np.float32)
-    return adapters.TaskData(task, count, vae=autoencoder, shift=shift, scale=scale)
+    return Frozen(
+        unet=unet.requires_grad_(False),
+        texts={TEXT_ENCODER: encoder},
+        words=base.last_states(encoder),
+        tokenizer=text.new_tokenizer(),
+        vae=autoencoder,
+        shift=np.array(settings.latent_shift, np.float32),
+        scale=np.array(settings.latent_scale, np.float32),
+    )
 
 
 def _train_adapter(run: Run, model: Path, task: str, target: Path) -> None:
     """One LoRA on the base in `model`, unless `target` is there already."""
     if target.exists():
         return
-    encoder, autoencoder, unet = _frozen(model)
-    data = _task_data(model, task, ADAPTER_SAMPLES, autoencoder)
-    adapters.train_adapter(task, (run.out, target), unet, encoder, data)
+    recipe, network = (adapters.RECIPES | adapters.LATER_RECIPES)[task], frozen(model)
+    adapters.train_adapter(task, recipe, (run.out, target), network, adapters.TaskData(task, ADAPTER_SAMPLES, network))
 
 
 def train_adapters(run: Run, tasks: tuple[str, ...] = tuple(adapters.RECIPES)) -> None:
     """Train the LoRA of each task on the frozen model."""
     for task in tasks:
-        _train_adapter(run, run.model, task, run.model / "adapters" / task)
+        _train_adapter(run, _model(run), task, _model(run) / "adapters" / task)
 
 
 def train_later(run: Run) -> None:
     """The LoRAs of after the freeze, on the model of this run, or on the shipped one where this run has none; they lie beside it."""
-    model = run.model if run.model.exists() else reference_dir()
+    model = _model(run) if _model(run).exists() else reference_dir()
     for task in adapters.LATER_RECIPES:
         _train_adapter(run, model, task, run.out / "later" / task)
 
 
 def train_kinds(run: Run, names: tuple[str, ...] = tuple(kinds.KIND_RECIPES)) -> None:
     """Later adapters of further kinds, on the model of this run, or on the shipped one where this run has none; they lie beside it."""
-    model = run.model if run.model.exists() else reference_dir()
+    model = _model(run) if _model(run).exists() else reference_dir()
     for name in names:
         if (target := run.out / "kinds" / name).exists():
             continue
-        encoder, autoencoder, unet = _frozen(model)
-        data = _task_data(model, kinds.KIND_RECIPES[name].task, KIND_SAMPLES, autoencoder)
-        kinds.train_kind(name, (run.out, target), unet, encoder, data)
-
-
-def _merged_weights(model: Path, adapter: str | None) -> dict[str, torch.Tensor]:
-    """The U-Net's weights by name, with a shipped adapter merged in."""
-    unet = UNet2DConditionModel.from_pretrained(model / "unet", torch_dtype=torch.float32)
-    if adapter is not None:
-        unet.load_lora_adapter(str(model / "adapters" / adapter), weight_name=ADAPTER_FILE, prefix="unet")
-        unet.fuse_lora()
-        unet.unload_lora()
-    return dict(unet.named_parameters())
+        network = frozen(model)
+        kinds.train_kind(name, (run.out, target), network, adapters.TaskData(kinds.KIND_RECIPES[name].task, KIND_SAMPLES, network))
 
 
 def train_speed(run: Run) -> None:
@@ -189,30 +170,25 @@ def train_speed(run: Run) -> None:
     target = run.out / "later" / "speed"
     if target.exists():
         return
-    model = run.model if run.model.exists() else reference_dir()
-    encoder, autoencoder, unet = _frozen(model)
-    settings = read_toyland(model).settings
+    model = _model(run) if _model(run).exists() else reference_dir()
+    tasks = read_toyland(model).settings.tasks
     teacher = Teacher(
-        unet=_frozen(model)[2],
-        text=encoder,
-        vae=autoencoder,
-        weights={task: _merged_weights(model, spec.adapter) for task, spec in settings.tasks.items()},
-        guidance={task: spec.guidance for task, spec in settings.tasks.items()},
-        shift=np.array(settings.latent_shift, np.float32),
-        scale=np.array(settings.latent_scale, np.float32),
+        model=frozen(model),
+        weights={task: merged_weights(UNet2DConditionModel, model, spec.adapter) for task, spec in tasks.items()},
+        guidance={task: spec.guidance for task, spec in tasks.items()},
         out=run.out,
     )
-    speed.train_speed((run.out, target), unet, teacher, int(SPEED_STEPS * run.scale))
+    speed.train_speed((run.out, target), frozen(model).unet, teacher, int(SPEED_STEPS * run.scale))
 
 
 def solve_samplers(run: Run) -> None:
     """Solve the OLSS tables that the tasks ask for and write them into `toyland.json`."""
-    model = open_model(run.model)
-    loras = [read_adapter(task, run.model / "adapters" / task / ADAPTER_FILE, model.unet) for task in adapters.RECIPES]
+    model = open_model(_model(run))
+    loras = [read_adapter(task, _model(run) / "adapters" / task / ADAPTER_FILE, model.unet) for task in adapters.RECIPES]
     network, table = slot_network(model.unet, loras)
-    samples = calibration_samples(run.model, [lora.name for lora in loras])
+    samples = calibration_samples(_model(run), [lora.name for lora in loras])
     solved = solve_tasks(model, component_networks(model, network), table, loras, samples)
-    assemble.write_toyland(run.model, *latent_stats(run), solved.tasks)
+    assemble.write_toyland(_model(run), *latent_stats(run), solved.tasks)
 
 
 STAGES: dict[str, Callable[[Run], None]] = {

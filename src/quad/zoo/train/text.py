@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -69,23 +69,25 @@ def _labels(scene: world.Scene) -> list[int]:
 _CLASSES = [3, 3] + [6, 5, 3] * 3
 
 
-def warm_up_text(out: Path, model: CLIPTextModel, steps: int = 700, batch: int = 128) -> None:
-    """Teach the text model to gather a whole caption at its last tokens, before any picture is seen.
+def warm_up_text(plan: Plan, model: nn.Module, read: Callable[[Tensor], Tensor], width: int, tokenizer: Tokenizer) -> None:
+    """Teach a text model to gather a whole caption at its last tokens, before any picture is seen.
 
     Cross-attention then finds 'which kind, which colour, where' ready made; learning that binding through the
     denoising loss alone is the slowest part of training a small text-to-image model.
+
+    Args:
+        read: token ids `(N, L)` to the states that are to know all, `(N, rows, width)`.
     """
-    tokenizer = new_tokenizer()
-    head = nn.Linear(HIDDEN, sum(_CLASSES))
+    head = nn.Linear(width, sum(_CLASSES))
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([31, step])
-        scenes = [world.sample_scene(rng, (0.4, 0.35, 0.25)) for _ in range(batch)]
+        scenes = [world.sample_scene(rng, (0.4, 0.35, 0.25)) for _ in range(plan.batch)]
         target = torch.tensor([_labels(scene) for scene in scenes])
-        hidden = model(encode(tokenizer, [scene.caption for scene in scenes])).last_hidden_state
-        logits = head(hidden[:, -4:].float())
+        states = read(encode(tokenizer, [scene.caption for scene in scenes])).float()
+        logits, rows = head(states), states.shape[1]
         parts = logits.split(_CLASSES, dim=-1)
-        losses = [cross_entropy(p.flatten(0, 1), target[:, i, None].expand(-1, 4).flatten()) for i, p in enumerate(parts)]
+        losses = [cross_entropy(p.flatten(0, 1), target[:, i, None].expand(-1, rows).flatten()) for i, p in enumerate(parts)]
         return torch.stack(losses).mean()
 
-    run_stage(Plan(name="text", out=out, steps=steps, batch=batch, lr=2e-3, save_every=100), [model, head], loss)
+    run_stage(plan, [model, head], loss)

@@ -11,25 +11,24 @@ Source: Song et al. 2021, Eq. 12 with sigma 0 (DDIM); Luo et al. 2023, Eq. 14 (g
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderTiny, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from quad.core.manifest import NoiseSchedule
 from quad.core.storage.files import new_file
 from quad.runtime.request import TEXT_TO_IMAGE
 from quad.runtime.samplers.lcm import lcm_timesteps
+from quad.zoo.reference import ADAPTER_FILE
 from quad.zoo.samples import TASKS, sample
 from quad.zoo.train.adapters import drawn_sample
 from quad.zoo.train.base import new_scheduler
-from quad.zoo.train.cache import LATENT, encode_pictures
-from quad.zoo.train.text import encode, new_tokenizer
+from quad.zoo.train.cache import LATENT
+from quad.zoo.train.frozen import Frozen
 
 TEACHER_STEPS = 16
 BATCH = 32
@@ -54,18 +53,17 @@ class Conditions:
         return Conditions(condition=self.condition[rows], mask=self.mask[rows], ids=self.ids[rows])
 
 
-def draw_conditions(task: str, seeds: range, latents: Callable[[np.ndarray], Tensor]) -> Conditions:
-    """Conditions of a task's samples; `latents` encodes and normalises pictures."""
-    tokenizer = new_tokenizer()
+def draw_conditions(task: str, seeds: range, model: Frozen) -> Conditions:
+    """Conditions of a task's samples."""
     if task == TEXT_TO_IMAGE:
         shape = (len(seeds), 1, LATENT, LATENT)
         prompts = [sample(task, seed).prompt for seed in seeds]
-        return Conditions(condition=torch.zeros(shape).repeat(1, 4, 1, 1), mask=torch.ones(shape), ids=encode(tokenizer, prompts))
+        return Conditions(condition=torch.zeros(shape).repeat(1, 4, 1, 1), mask=torch.ones(shape), ids=model.ids(prompts))
     drawn = [drawn_sample((task, seed)) for seed in seeds]
     return Conditions(
-        condition=latents(np.stack([d[1] for d in drawn])),
+        condition=model.latents(np.stack([d[1] for d in drawn])),
         mask=torch.from_numpy(np.stack([d[2] for d in drawn]))[:, None],
-        ids=encode(tokenizer, [d[3] for d in drawn]),
+        ids=model.ids([d[3] for d in drawn]),
     )
 
 
@@ -76,10 +74,10 @@ def x0_and_eps(x: Tensor, v: Tensor, abar: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def run_teacher(unet: UNet2DConditionModel, text: CLIPTextModel, given: Conditions, guidance: float, x: Tensor) -> Tensor:
+def run_teacher(model: Frozen, given: Conditions, guidance: float, x: Tensor) -> Tensor:
     """All states of one run, `(N, steps + 1, 4, 16, 16)`."""
-    hidden = text(given.ids).last_hidden_state
-    empty = text(encode(new_tokenizer(), [""])).last_hidden_state.expand_as(hidden)
+    unet, hidden = model.unet, model.words(given.ids, None)
+    empty = model.words(model.ids([""]), None).expand_as(hidden)
     states = [x]
     for k, t in enumerate(TIMESTEPS):
         channels = given.channels(x)
@@ -100,34 +98,24 @@ class Teacher:
     Args:
         weights: task -> the U-Net's weights for it, by name.
         guidance: task -> scale; 1 where none is said.
-        shift, scale: normalisation of the latents, `(4,)`.
         out: where runs are kept.
     """
 
-    unet: UNet2DConditionModel
-    text: CLIPTextModel
-    vae: AutoencoderTiny
+    model: Frozen
     weights: dict[str, dict[str, Tensor]]
     guidance: dict[str, float]
-    shift: np.ndarray
-    scale: np.ndarray
     out: Path
-
-    def latents(self, pictures: np.ndarray) -> Tensor:
-        """Pictures uint8 `(N, 64, 64, 3)` to normalised latents."""
-        raw = encode_pictures(self.vae, pictures).astype(np.float32)
-        return torch.from_numpy((raw - self.shift.reshape(4, 1, 1)) * self.scale.reshape(4, 1, 1))
 
     def runs(self, task: str, chunk: int, count: int) -> tuple[Conditions, Tensor]:
         """Run number `chunk` of a task, of `count` samples: from its file where there is one."""
         file = self.out / f"speed_{task}_{chunk}_{count}.npz"
         if not file.exists():
-            given = draw_conditions(task, range(chunk * count, (chunk + 1) * count), self.latents)
+            given = draw_conditions(task, range(chunk * count, (chunk + 1) * count), self.model)
             noise = torch.randn(count, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(1000 * chunk + TASKS.index(task)))
-            use_weights(self.unet, self.weights[task])
+            use_weights(self.model.unet, self.weights[task])
             with torch.autocast("cpu", torch.bfloat16):
                 parts = [
-                    run_teacher(self.unet, self.text, given.at(rows), self.guidance.get(task, 1.0), noise[rows])
+                    run_teacher(self.model, given.at(rows), self.guidance.get(task, 1.0), noise[rows])
                     for rows in torch.arange(count).split(BATCH)
                 ]
             with new_file(file) as stream:
@@ -143,3 +131,13 @@ def use_weights(unet: UNet2DConditionModel, weights: dict[str, Tensor]) -> None:
     for name, parameter in unet.named_parameters():
         if (plain := name.replace(".base_layer", "")) in weights:
             parameter.data = weights[plain]
+
+
+def merged_weights(kind: type[UNet2DConditionModel], model: Path, adapter: str | None) -> dict[str, torch.Tensor]:
+    """The U-Net's weights by name, with a shipped adapter merged in; `kind` is its class."""
+    unet = kind.from_pretrained(model / "unet", torch_dtype=torch.float32)
+    if adapter is not None:
+        unet.load_lora_adapter(str(model / "adapters" / adapter), weight_name=ADAPTER_FILE, prefix="unet")
+        unet.fuse_lora()
+        unet.unload_lora()
+    return dict(unet.named_parameters())
