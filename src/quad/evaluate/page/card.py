@@ -24,7 +24,7 @@ from quad.zoo.reference import MODELS, NAME, reference_dir
 from quad.zoo.samples import with_samples
 
 COLUMNS = 8
-ENLARGE = 2
+SHOWN_PX = 128  # of one picture; smaller ones are enlarged
 GAP = 6
 PROSE = {name: Path(__file__).parent / file for name, file in zip(MODELS, ("card.md", "card-xl.md"), strict=True)}
 
@@ -44,7 +44,8 @@ def grid(reference: Reference) -> Image.Image:
         rows = np.concatenate(task_rows(reference, task), axis=0)
         parts += [rows, np.full((GAP, rows.shape[1], 3), 255, np.uint8)]
     picture = Image.fromarray(np.concatenate(parts[:-1], axis=0))
-    return picture.resize((picture.width * ENLARGE, picture.height * ENLARGE), Image.Resampling.NEAREST)
+    factor = SHOWN_PX // reference.picture_size.width
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
 
 
 def table(figures: list[QualityFigure]) -> str:
