@@ -5,18 +5,33 @@ from __future__ import annotations
 import pytest
 
 from quad.core.errors import UsageError
-from quad.core.precision import eight_bit_percent, precision_kind
+from quad.core.precision import eight_bit_percent, has_four_bits, precision_kind
 from quad.quantize.encodings.rules import RULES, keeps_16_bits, rule_for, with_eight_bit
 from quad.quantize.profile.pooled_profile import encode_site
 
 
 @pytest.mark.parametrize(
     ("word", "percent"),
-    [("w8a16", 0), ("mixed:0", 0), ("mixed:80", 80), ("mixed:12.5", 12.5), ("mixed:100", 100), ("w8a8", 100), ("float", None)],
+    [
+        ("w8a16", 0),
+        ("mixed:0", 0),
+        ("mixed:80", 80),
+        ("mixed:12.5", 12.5),
+        ("mixed:100", 100),
+        ("w8a8", 100),
+        ("float", None),
+        ("w4a16", 0),
+    ],
 )
 def test_shares(word: str, percent: float | None) -> None:
     assert eight_bit_percent(word) == percent
     assert precision_kind(word) == word.split(":")[0]
+
+
+def test_shares_beside_weights_of_4_bits() -> None:
+    assert eight_bit_percent("w4:mixed:80") == 80
+    assert precision_kind("w4:mixed:80") == "w4:mixed"
+    assert [has_four_bits(word) for word in ("w4a16", "w4:mixed:80", "w8a16", "mixed:80", "float")] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("word", ["mixed:-1", "mixed:101", "mixed:100.5", "mixed:", "mixed", "mixed:x", "mixed:nan", "mixed:5 "])
@@ -25,9 +40,9 @@ def test_a_share_outside_0_to_100_is_refused_in_one_line(word: str) -> None:
         eight_bit_percent(word)
 
 
-@pytest.mark.parametrize("word", ["w2a2", "", "w8a16:3"])
+@pytest.mark.parametrize("word", ["w2a2", "", "w8a16:3", "w4:w8a16", "w4:float"])
 def test_other_words_are_refused_with_the_list(word: str) -> None:
-    with pytest.raises(UsageError, match=r"w8a16 \| w8a8 \| mixed:P \| float"):
+    with pytest.raises(UsageError, match=r"w8a16 \| w8a8 \| w4a16 \| mixed:P \| w4:mixed:P \| float"):
         eight_bit_percent(word)
 
 

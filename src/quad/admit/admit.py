@@ -190,13 +190,13 @@ def _read(admission: Admission) -> FloatAdapter:
 
 def _read_as_it_is(admission: Admission) -> FloatAdapter:
     request, bundle = admission.request, admission.bundle
-    largest = max(slot.rank for slot in bundle.slots.slots)
+    largest = max(slot.adapter_rank for slot in bundle.slots.slots)
     # What is lost is judged with what the slots' ranks lose.
     limits = RankLimits(None, 0.0, max(CONVERTED_RANK, largest))
     if admission.base is not None:
         return admission.base.read(request, limits)
     layers = {component: paths_with(Role.WEIGHT, bundle.profile.component(component)) for component in (UNET, TEXT_ENCODER)}
-    unet, text = bundle_layouts(bundle.slots, layers)
+    unet, text = bundle_layouts(bundle.slots.of_adapters, layers)
     text = None if text is None else with_skipped(text, bundle.manifest.text.skipped_layers)
     return read_lora(request.name, request.adapter, unet, request.allow_unused_keys, text_encoder=text, limits=limits)
 

@@ -16,7 +16,8 @@ from quad.core.slots import UNET
 from quad.lora.fit.integers import quantize_adapter
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter, RankLimits
-from quad.runtime.adapters.buffers import Buffers, whole_buffers, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, whole_buffers
+from quad.runtime.adapters.file import bundle_zeros
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Engine, Session
 from quad.runtime.fixed_threads import ENGINE_THREADS
@@ -104,4 +105,4 @@ def rescale(bundle: Bundle, fitted: Fitted) -> AlignedAdapter:
         inputs: Mapping[str, NDArray[Any]] = slot_inputs(fitted.adapter, bundle.slots)
     else:
         inputs = quantize_adapter(fitted.adapter, bundle.slots, bundle.profile)
-    return AlignedAdapter(buffers=whole_buffers(inputs, zero_buffers(bundle.slots, bundle.profile)))
+    return AlignedAdapter(buffers=whole_buffers(inputs, bundle_zeros(bundle)))

@@ -115,7 +115,7 @@ def fit(adapter: FloatAdapter, table: SlotTable, profile: Profile) -> Fitted:
     Raises:
         CompatibilityError: a target has no slot. InputError: a weight is NaN or infinite.
     """
-    slots = table.by_path()
+    slots = table.of_adapters.by_path()
     require_finite(adapter)
     require_slots(adapter.name, (path for path in adapter.weights if path not in slots))
     small = with_gains(_cut_to(adapter, slots), profile)
@@ -183,8 +183,8 @@ def _cut_to(adapter: FloatAdapter, slots: Mapping[str, Slot]) -> FloatAdapter:
     """At most the slots' ranks; what is not above them stays as it is."""
     weights, energy, shares = dict(adapter.weights), dict(adapter.energy), []
     for path, pair in adapter.weights.items():
-        if pair.rank > slots[path].rank:
-            weights[path], share = cut(pair, slots[path].rank)
+        if pair.rank > slots[path].adapter_rank:
+            weights[path], share = cut(pair, slots[path].adapter_rank)
             energy[path] = energy.get(path, 1.0) * share
             shares.append(share)
     if not shares:
@@ -213,7 +213,7 @@ def _measure(slot: Slot, pair: LowRank, scales: Scales | None, profile: Profile)
     return SlotFit(
         path=slot.path,
         rank=pair.rank,
-        slot_rank=slot.rank,
+        slot_rank=slot.adapter_rank,
         energy=1.0,
         share=0.0,
         product_db=right,

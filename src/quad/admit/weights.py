@@ -113,10 +113,11 @@ def shrunk(buffers: Buffers, reaches: Mapping[str, float], zeros: ZeroBuffers) -
     slots, arrays = zeros.slots.by_path(), {**buffers}
     scales = {path: part.copy() for path, part in slot_scales(buffers.scales, zeros.slots).items()}
     for path, reach in reaches.items():
-        a, factor = arrays[slots[path].a_name], _REACH / reach
-        rows = a * factor
-        arrays[slots[path].a_name] = (rows if a.dtype.kind == "f" else np.rint(rows)).astype(a.dtype)
-        scales[path] = (scales[path] / factor).astype(np.float32)
+        a, factor, own = arrays[slots[path].a_name].copy(), _REACH / reach, slice(slots[path].adapter_rank)
+        rows = a[own] * factor
+        a[own] = rows if a.dtype.kind == "f" else np.rint(rows)
+        arrays[slots[path].a_name] = a
+        scales[path][own] = (scales[path][own] / factor).astype(np.float32)
     vectors = scale_vectors({slots[path].scale_name: part for path, part in scales.items()}, zeros.slots)
     return Buffers({**arrays, **zeros.encoded(vectors)}, scales=vectors)
 

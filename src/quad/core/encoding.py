@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 MIN_SCALE = 1e-8
 
 _DTYPES: dict[tuple[int, bool], type[np.integer]] = {
+    (4, False): np.uint8,  # NumPy has no smaller one; files hold two in a byte
     (8, True): np.int8,
     (8, False): np.uint8,
     (16, True): np.int16,
@@ -21,7 +22,7 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
     """Affine encoding of one tensor.
 
     Args:
-        bits: 8, 16 or 32.
+        bits: 4, 8, 16 or 32.
         signed: integers are two's complement; symmetric encodings use `[-qmax, qmax]` only.
         symmetric: zero point is 0 and the range is `+-max|T|`.
         scale: one entry, or one per channel.
@@ -43,12 +44,17 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
         return np.dtype(_DTYPES[self.bits, self.signed])
 
     @property
+    def stored_as(self) -> str:
+        """Its element type in a file."""
+        return "uint4" if self.bits == 4 else self.dtype.name
+
+    @property
     def qmin(self) -> int:
-        return -self.qmax if self.symmetric and self.signed else int(np.iinfo(self.dtype).min)
+        return -self.qmax if self.symmetric and self.signed else -(2 ** (self.bits - 1)) * self.signed
 
     @property
     def qmax(self) -> int:
-        return int(np.iinfo(self.dtype).max) if self.largest is msgspec.UNSET else self.largest
+        return 2 ** (self.bits - self.signed) - 1 if self.largest is msgspec.UNSET else self.largest
 
     def within(self, largest: int | msgspec.UnsetType) -> Encoding:
         """The same range on integers of no larger magnitude, in wider steps; UNSET, and what is no bound to these integers, change nothing.

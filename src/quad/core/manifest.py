@@ -28,6 +28,8 @@ TOKENIZER_FILE = "tokenizer/tokenizer.json"
 # Calls of the U-Net to try an adapter on, and what a build wrote into the U-Net beside its encodings; older bundles have neither.
 PROBES_FILE = "probes.safetensors"
 CORRECTIONS_FILE = "corrections.safetensors"
+# What 4 bits took from the base, in the slots' last rank channels; where `slots.json` says that there are some.
+BASE_CORRECTION_FILE = "base_correction.safetensors"
 # Textual inversions that came with the adapters: word -> float32 (n, hidden); absent where none did.
 EMBEDDINGS_FILE = "embeddings.safetensors"
 # Inputs and answers that any runtime can be compared with, and the tensors that they name.

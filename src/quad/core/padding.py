@@ -54,7 +54,7 @@ def slot_scales(vectors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[s
 def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
     """The part of an adapter that a file holds: A `(r, in, ...)` and B `(out, r, ...)` of every slot where it is not zero, in slot order.
 
-    Of normalised slots its scales `(r,)` too, from the vectors that the graphs read.
+    Of normalised slots its scales `(r,)` too, from the vectors that the graphs read. Channels of the base's correction are no adapter's.
 
     Args:
         tensors: graph input name -> array of any rank up to the slot's; a slot that is not there is zero.
@@ -65,6 +65,7 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
         if slot.a_name in tensors:
             a, b = tensors[slot.a_name], tensors[slot.b_name]
             used = np.flatnonzero(a.any(axis=tuple(range(1, a.ndim))) | b.any(axis=(0, *range(2, b.ndim))))
+            used = used[used < slot.adapter_rank]
             if used.size:
                 rank = int(used[-1]) + 1
                 trimmed |= {slot.a_name: np.ascontiguousarray(a[:rank]), slot.b_name: np.ascontiguousarray(b[:, :rank])}

@@ -44,6 +44,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         kernel: spatial size of A; `(1, 1)` for linear.
         component: the graph that holds the slot.
         largest: magnitude that integers of its tensors may have, where the target counts fewer than the type has; UNSET for the type's own.
+        correction: how many of the rank channels, the last ones, the base's own correction has; UNSET for none. See `quad.core.correction`.
     """
 
     path: str
@@ -55,6 +56,12 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     kernel: tuple[Side, Side] = (1, 1)
     component: str = UNET
     largest: Annotated[int, msgspec.Meta(ge=1, le=32767)] | msgspec.UnsetType = msgspec.UNSET
+    correction: Annotated[int, msgspec.Meta(ge=1, le=2**16)] | msgspec.UnsetType = msgspec.UNSET
+
+    @property
+    def adapter_rank(self) -> int:
+        """Rank channels that adapters have, the first ones; 0 where only the base's correction has any."""
+        return self.rank - (0 if self.correction is msgspec.UNSET else self.correction)
 
     @property
     def channel_bytes(self) -> int:
@@ -109,6 +116,16 @@ class SlotTable(msgspec.Struct, frozen=True):
         return self.mode == NORMALISED
 
     @property
+    def of_adapters(self) -> SlotTable:
+        """The slots that an adapter may have something for."""
+        return self.with_slots(slot for slot in self.slots if slot.adapter_rank)
+
+    @property
+    def corrected(self) -> bool:
+        """Has a slot a correction of the base."""
+        return any(slot.correction is not msgspec.UNSET for slot in self.slots)
+
+    @property
     def components(self) -> tuple[str, ...]:
         """The graphs that have slots, in order."""
         return tuple(dict.fromkeys(slot.component for slot in self.slots))
@@ -122,6 +139,7 @@ class SlotTable(msgspec.Struct, frozen=True):
         return SlotTable(tuple(slots), self.mode)
 
     def by_path(self) -> dict[str, Slot]:
+        """All slots, those of the base's correction alone too."""
         return {slot.path: slot for slot in self.slots}
 
     def scale_inputs(self) -> dict[str, tuple[Slot, ...]]:

@@ -21,7 +21,17 @@ import msgspec
 
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import InputError, VerificationError, mismatch
-from quad.core.manifest import BUNDLE_FILE, FORMAT_VERSION, MOST_STEPS, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, seal
+from quad.core.manifest import (
+    BASE_CORRECTION_FILE,
+    BUNDLE_FILE,
+    FORMAT_VERSION,
+    MOST_STEPS,
+    PROFILE_FILE,
+    SLOTS_FILE,
+    TOKENIZER_FILE,
+    BundleManifest,
+    seal,
+)
 from quad.core.picture_size import PictureSize
 from quad.core.profile import Profile
 from quad.core.slots import UNET, SlotTable
@@ -125,8 +135,10 @@ class Bundle:
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
-        """Digests of slots and profile, which an adapter must have been packed for; computed once, because a profile is large."""
-        return {"slots": self.slots.digest, "profile": self.profile.digest}
+        """Digests of slots, profile, and any correction of the base, which an adapter must have been packed for; computed once,
+        because a profile is large."""
+        correction = {"correction": self.manifest.files[BASE_CORRECTION_FILE].sha256} if self.slots.corrected else {}
+        return {"slots": self.slots.digest, "profile": self.profile.digest, **correction}
 
     def _unchanged(self, name: str) -> Path:
         path = inside(self.root, name)
@@ -181,6 +193,8 @@ def _open(root: Path, verify: bool) -> Bundle:
     _check_numbers(root / BUNDLE_FILE, manifest)
     slots = _decode(inside(root, SLOTS_FILE), SlotTable)
     profile = _decode(inside(root, PROFILE_FILE), Profile)
+    if slots.corrected and BASE_CORRECTION_FILE not in manifest.files:
+        raise VerificationError(mismatch(f"{root / BUNDLE_FILE}", f"a digest of {BASE_CORRECTION_FILE}, which slots have", "none", AGAIN))
     bundle = Bundle(root=root, manifest=manifest, slots=slots, profile=profile, marker=marker, hashed=hashed)
     for parent, has in bundle.digests.items():
         expected = manifest.parents.get(parent, "none")

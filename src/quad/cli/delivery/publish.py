@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -11,6 +10,7 @@ import typer
 from quad.cli.delivery.passwords import read_password
 from quad.cli.extras import check_delivery
 from quad.cli.show import Json, note, result, size
+from quad.core.byte_size import parse_bytes
 from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
@@ -50,7 +50,6 @@ NoCompare = Annotated[
     bool, typer.Option("--no-compare", help="Believe nothing that is served: a key was stolen, or the server is gone for good.")
 ]
 
-_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 app = typer.Typer(help="Offer packs to devices: a signed directory that any static host can serve.", no_args_is_help=True)
 
@@ -77,7 +76,7 @@ def add(
 ) -> None:
     """Offer packs, each as the next version of its adapter."""
     first, before = _range(runtime)
-    bound = None if min_ram is None else _bytes(min_ram)
+    bound = None if min_ram is None else parse_bytes("--min-ram", min_ram)
     repository = _open(repo, keys, None, password_file, compared=_Compared(url, no_compare))
     from quad.delivery.publisher.terms import PublishTerms
 
@@ -183,10 +182,3 @@ def _range(text: str | None) -> tuple[str, str]:
     if not dots:
         raise UsageError(mismatch("--runtime", "FROM..BEFORE", repr(text), "write --runtime 0.1..1"))
     return first, before
-
-
-def _bytes(text: str) -> int:
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,3})?) ?([A-Za-z]{0,2})", text)
-    if match is None or match[2].upper() not in _UNITS:
-        raise UsageError(mismatch("--min-ram", "a size", repr(text), "write --min-ram 2GB"))
-    return int(float(match[1]) * _UNITS[match[2].upper()])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -124,10 +125,15 @@ class ConstantPlacer:
 def encoding_constants(graph: ir.Graph, name: str, encoding: Encoding) -> tuple[ir.Value, ir.Value]:
     """Scale and zero point as constants of a graph, `<name>/scale` and `<name>/zero_point`."""
     scale = np.asarray(encoding.scale, np.float32)
-    zero = np.asarray(encoding.zero_point, encoding.dtype)
+    zero = as_file(np.asarray(encoding.zero_point, encoding.dtype), encoding)
     if encoding.axis is None:
         scale, zero = scale.reshape(()), zero.reshape(())
     return new_constant(graph, f"{name}/scale", scale), new_constant(graph, f"{name}/zero_point", zero)
+
+
+def as_file(integers: NDArray[np.integer], encoding: Encoding) -> NDArray[Any]:
+    """The integers in the element type of the file: those of 4 bits lie two in a byte there."""
+    return integers.astype(ir.DataType.UINT4.numpy()) if encoding.stored_as == "uint4" else integers
 
 
 def own_range(array: NDArray[np.floating], role: str) -> Encoding:

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from quad.compile.passes import Observer, RemoveSites, finish, passes_after, run_passes, unobserved, weight_permutation
 from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.compile.passes.layout.fold_transpose import as_parameter, as_stored
-from quad.compile.placement.constants import encoding_constants
+from quad.compile.placement.constants import as_file, encoding_constants
 from quad.compile.placement.integer_readers import Use, integer_readers
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding
@@ -194,7 +194,7 @@ def _integers(weight: ir.Value, encoding: Encoding) -> tuple[np.ndarray, int | N
     array = weight.const_value.numpy()
     permutation = weight_permutation(weight)
     if permutation is None:
-        return encoding.quantize(array), encoding.axis
+        return as_file(encoding.quantize(array), encoding), encoding.axis
     parameter = as_parameter(array, permutation)
     axis = None if encoding.axis is None else permutation.index(encoding.axis % parameter.ndim)
-    return as_stored(encoding.quantize(parameter), permutation), axis
+    return as_file(as_stored(encoding.quantize(parameter), permutation), encoding), axis

@@ -41,12 +41,17 @@ def stored_weights(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, ND
             return _in_parameter_axes(constants[name], constant(constants[name]))
         return _joined(parts[name]) if name in parts else _beside_scale(constants, name, shape)
 
-    stored = {name: stored_weight(name, shape) for name, shape in shapes.items()}
+    stored = {name: _whole_bytes(stored_weight(name, shape)) for name, shape in shapes.items()}
     return {
         name: array
         for name, array in stored.items()
         if array is not None and array.shape == shapes[name] and np.issubdtype(array.dtype, np.integer)
     }
+
+
+def _whole_bytes(array: NDArray[Any] | None) -> NDArray[Any] | None:
+    """Integers of 4 bits in NumPy's smallest."""
+    return array.astype(np.uint8) if array is not None and array.dtype == ir.DataType.UINT4.numpy() else array
 
 
 def _in_parameter_axes(weight: ir.Value, array: NDArray[Any] | None) -> NDArray[Any] | None:

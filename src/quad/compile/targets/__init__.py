@@ -102,8 +102,8 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             UnsupportedError: the operator has no scheme for it.
         """
         scheme = self.weights.get(op_type)
-        if scheme is None or encoding.dtype.name not in scheme.dtypes or (encoding.axis is not None and not scheme.per_channel):
-            expected, actual = f"a weight scheme of {op_type} on target {self.name}", f"{encoding.dtype.name}, axis {encoding.axis}"
+        if scheme is None or encoding.stored_as not in scheme.dtypes or (encoding.axis is not None and not scheme.per_channel):
+            expected, actual = f"a weight scheme of {op_type} on target {self.name}", f"{encoding.stored_as}, axis {encoding.axis}"
             raise UnsupportedError(mismatch(name, expected, actual, "choose another --precision"))
 
     def for_profile(self, profile: Profile) -> Target:

@@ -35,7 +35,7 @@ def slot_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str, NDA
 
 def _pad(name: str, slot: Slot, pair: LowRank) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     a, b = np.zeros(slot.a_shape, np.float32), np.zeros(slot.b_shape, np.float32)
-    fits = pair.a.shape[1:] == a.shape[1:] and pair.b.shape[0] == b.shape[0] and pair.rank <= slot.rank
+    fits = pair.a.shape[1:] == a.shape[1:] and pair.b.shape[0] == b.shape[0] and pair.rank <= slot.adapter_rank
     if not fits:
         raise CompatibilityError(
             mismatch(

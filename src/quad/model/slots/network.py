@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -23,20 +24,24 @@ from quad.model.slots.table import new_table
 
 
 class SlotFeed(threading.local):
-    """The values that the slots of a network read during one call: graph input name to tensor. Empty means no LoRA branch at all.
+    """The values that the slots of a network read during one call: name to tensor. A slot that has none has no LoRA branch at all.
 
     Of each thread its own: calls with different adapters may run side by side.
+
+    Args:
+        correction: A, B and scale of the base's correction by name, behind those of every adapter; of all threads, and to be filled later.
     """
 
     tensors: Mapping[str, Tensor]
 
-    def __init__(self, table: SlotTable) -> None:
+    def __init__(self, table: SlotTable, correction: dict[str, Tensor]) -> None:
         self.tensors = {}
+        self.correction = correction
         self._table, self._names = table, tuple(table.input_shapes())
 
-    def __reduce__(self) -> tuple[type[SlotFeed], tuple[SlotTable]]:
+    def __reduce__(self) -> tuple[type[SlotFeed], tuple[SlotTable, dict[str, Tensor]]]:
         """A copy of a network has a feed of its own, with nothing bound."""
-        return SlotFeed, (self._table,)
+        return SlotFeed, (self._table, self.correction)
 
     @contextmanager
     def bound_to(self, slots: Mapping[str, Tensor] | None) -> Iterator[None]:
@@ -47,12 +52,21 @@ class SlotFeed(threading.local):
         """
         if slots and (missing := [name for name in self._names if name not in slots]):
             raise CompatibilityError(mismatch("slots", f"{len(self._names)} inputs", f"no {missing[0]!r}", "use slot_inputs()"))
-        self.tensors = {**slots, **self._scales(slots)} if slots else {}
+        self.tensors = self._corrected({**slots, **self._scales(slots)} if slots else {})
         try:
             yield
         finally:
             # Nothing of an adapter outlives its call: A -> B -> A leaves no trace.
             self.tensors = {}
+
+    def _corrected(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the rank channels of the correction behind those of the adapter."""
+        for slot in self._table.slots:
+            if slot.a_name in self.correction:
+                for name, axis in ((slot.a_name, 0), (slot.b_name, 1), (slot.scale_name, 0)):
+                    own = self.correction[name]
+                    tensors[name] = torch.cat([_of_adapter(tensors[name], slot, axis), own], axis) if name in tensors else own
+        return tensors
 
     def _scales(self, slots: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`<path>.lora_scale` -> `(rank,)`, cut from the vectors that hold all of them; an adapter's A may have other ranks."""
@@ -61,6 +75,11 @@ class SlotFeed(threading.local):
             cut = slots[name].split([slots[slot.a_name].shape[0] for slot in members])
             parts |= {slot.scale_name: part for slot, part in zip(members, cut, strict=True)}
         return parts
+
+
+def _of_adapter(tensor: Tensor, slot: Slot, axis: int) -> Tensor:
+    """Without the zeros that stand in the channels of the base's correction, where it was padded to the slot's rank."""
+    return tensor.narrow(axis, 0, slot.adapter_rank) if tensor.shape[axis] == slot.rank else tensor
 
 
 class SlottedLinear(SitedLinear):
@@ -74,9 +93,9 @@ class SlottedLinear(SitedLinear):
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)
         y = functional.linear(x, self.weight, self.bias)
-        if not self.feed.tensors:
+        down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
+        if down is None or up is None:
             return y
-        down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
         mid = self.mid_site(functional.linear(x, down))
         scale = self.feed.tensors.get(self.slot.scale_name)
         return y + functional.linear(mid if scale is None else mid * scale, up)
@@ -93,9 +112,9 @@ class SlottedConv2d(SitedConv2d):
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)
         y: Tensor = self._conv_forward(x, self.weight, self.bias)
-        if not self.feed.tensors:
+        down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
+        if down is None or up is None:
             return y
-        down, up = self.feed.tensors[self.slot.a_name], self.feed.tensors[self.slot.b_name]
         mid = self.mid_site(self._conv_forward(x, down, None))
         scale = self.feed.tensors.get(self.slot.scale_name)
         return y + functional.conv2d(mid if scale is None else mid * scale.reshape(-1, 1, 1), up)
@@ -112,6 +131,7 @@ class SlottedNetwork(nn.Module):
     def __init__(self, unet: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
         super().__init__()
         self.unet, self.table, self._feed = unet, table, feed
+        self.correction = feed.correction
         self.sites: dict[str, Site] = collect_sites(unet)
         self.train(unet.training)
 
@@ -143,6 +163,7 @@ class SlottedText(TextModule):
     def __init__(self, text_encoder: nn.Module, table: SlotTable, feed: SlotFeed) -> None:
         super().__init__(text_encoder)
         self.table, self._feed = table, feed
+        self.correction = feed.correction
         self.train(text_encoder.training)
 
     def forward(self, input_ids: Tensor, embeddings: Tensor | None = None, slots: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -210,13 +231,13 @@ def slotted_as(unet: nn.Module, text_encoder: nn.Module, table: SlotTable) -> Sl
 
 
 def _slotted_unet(unet: nn.Module, table: SlotTable) -> SlottedNetwork:
-    copied, feed = share_copy(unet), SlotFeed(table)
+    copied, feed = share_copy(unet), SlotFeed(table, {})
     _put_slots(copied, table, feed)
     return SlottedNetwork(copied, table, feed)
 
 
 def _slotted_text(text_encoder: nn.Module, table: SlotTable) -> SlottedText:
-    feed = SlotFeed(table)
+    feed = SlotFeed(table, {})
     module = SlottedText(with_vector_table(share_copy(text_encoder)), table, feed)
     _put_slots(module, table, feed)
     return module

@@ -1,13 +1,15 @@
-"""The slots of a bundle's networks: the union of what its adapters reach."""
+"""The slots of a bundle's networks: the union of what its adapters reach, and where the base is corrected."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
+import msgspec
 from torch import nn
 
 from quad.core.errors import InputError, UnsupportedError, mismatch
-from quad.core.slots import NORMALISED, SEARCHED, Slot, SlotMode, SlotTable
+from quad.core.slots import NORMALISED, SEARCHED, TEXT_ENCODER, UNET, Slot, SlotMode, SlotTable
 from quad.lora.read import FloatAdapter
 
 
@@ -61,3 +63,27 @@ def new_table(networks: Mapping[str, nn.Module], adapters: Sequence[FloatAdapter
     sums = {path: max(max_rank, *of_slot) if max_rank else sum(sorted(of_slot, reverse=True)[:room]) for path, of_slot in ranks.items()}
     slots = tuple(_new_slot(path, layer, sums[path], component) for path, (layer, component) in layers.items() if path in sums)
     return SlotTable(slots) if mode == SEARCHED else SlotTable(slots, NORMALISED)
+
+
+def corrected_table(table: SlotTable, component: str, network: nn.Module, paths: Collection[str], rank: int) -> SlotTable:
+    """The table with rank channels for the base's correction behind those of adapters; a layer without a slot gets one of them alone.
+
+    Args:
+        network: of the component; other components keep their slots.
+        paths: layers of it that are corrected.
+        rank: of each correction; a layer of fewer inputs or outputs takes as many.
+    """
+    layers, known = dict(network.named_modules()), table.of(component).by_path()
+    slots: list[Slot] = []
+    for path, layer in layers.items():
+        slot = known.get(path)
+        if path in paths:
+            new = _new_slot(path, layer, rank, component) if slot is None else slot
+            most = min(rank, new.out_features, new.in_features * math.prod(new.kernel))
+            before = 0 if slot is None else slot.rank
+            slots.append(msgspec.structs.replace(new, rank=before + most, correction=most))
+        elif slot is not None:
+            slots.append(slot)
+    places = {name: table.of(name).slots for name in table.components} | {component: tuple(slots)}
+    order = [name for name in (UNET, TEXT_ENCODER) if name in places]
+    return table.with_slots(slot for name in order for slot in places[name])

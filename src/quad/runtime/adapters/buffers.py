@@ -13,9 +13,11 @@ from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from quad.core.correction import place_correction
 from quad.core.encoding import Encoding
 from quad.core.errors import VerificationError, mismatch
 from quad.core.memory import memory_block
@@ -56,7 +58,7 @@ class Buffers(dict[str, NDArray[Any]]):
 
 
 class ZeroBuffers(Buffers):
-    """The zero adapter of a slot table, and what the table's graphs take.
+    """The zero adapter of a slot table, the base's correction behind its channels, and what the table's graphs take.
 
     Args:
         slots: the table.
@@ -68,6 +70,14 @@ class ZeroBuffers(Buffers):
     def __init__(self, slots: SlotTable, encodings: Mapping[str, Encoding], *arrays: Any, scales: Vectors = _NO_VECTORS) -> None:
         super().__init__(*arrays, scales=scales)
         self.slots, self.encodings = slots, encodings
+
+    def corrected(self, scales: Vectors) -> Vectors:
+        """Scales of an adapter, zero in the channels of the base's correction, with those of the correction."""
+        return {name: vector + self.scales[name] for name, vector in scales.items()} if self.slots.corrected else scales
+
+    def uncorrected(self, scales: Vectors) -> Vectors:
+        """The scales of `corrected` without those of the correction."""
+        return {name: vector - self.scales[name] for name, vector in scales.items()} if self.slots.corrected else scales
 
     def encoded(self, scales: Vectors) -> dict[str, NDArray[Any]]:
         """Scales as the graphs read them: floats, or integers of their encoding; those of no graph here are left out."""
@@ -97,13 +107,16 @@ def scale_encodings(slots: SlotTable, profile: Profile) -> dict[str, Encoding]:
     return {name: encodings[name] for name, encodings in parts.items() if name in encodings}
 
 
-def zero_buffers(slots: SlotTable, profile: Profile | None = None) -> ZeroBuffers:
+def zero_buffers(
+    slots: SlotTable, profile: Profile | None = None, correction: Mapping[str, NDArray[Any]] = MappingProxyType({})
+) -> ZeroBuffers:
     """The zero adapter, the base bit for bit: all slot encodings are symmetric, so integer zero is zero.
 
-    Inputs of one shape share one array; not to be written to.
+    Inputs of one shape without a correction share one array; not to be written to.
 
     Args:
         profile: says which inputs of scales are integers; without it they are floats.
+        correction: the base's, of `quad.core.correction.correction_tensors`.
     """
     shared: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
     zeros: dict[str, NDArray[Any]] = {}
@@ -113,8 +126,11 @@ def zero_buffers(slots: SlotTable, profile: Profile | None = None) -> ZeroBuffer
             if key not in shared:
                 shared[key] = np.zeros(shape, slot.dtype)
             zeros[name] = shared[key]
+    placed = place_correction(correction, slots)
+    zeros |= {name: array for name, array in placed.items() if name in zeros}
     encodings = {} if profile is None else scale_encodings(slots, profile)
-    buffers = ZeroBuffers(slots, encodings, zeros, scales=scale_vectors({}, slots))
+    scales = {name: placed.get(name, vector) for name, vector in scale_vectors({}, slots).items()}
+    buffers = ZeroBuffers(slots, encodings, zeros, scales=scales)
     buffers |= buffers.encoded(buffers.scales)
     return buffers
 
@@ -144,7 +160,7 @@ def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTab
     Raises:
         VerificationError: the tensors are not what the slots digest promises.
     """
-    where, known = f"adapter {name!r}", {part for slot in slots.slots for part in _names(slot, slots)}
+    where, known = f"adapter {name!r}", {part for slot in slots.slots if slot.adapter_rank for part in _names(slot, slots)}
     if odd := sorted(tensors.keys() - known):
         raise _odd(where, f"tensors of {len(slots.slots)} slots", f"{odd[0]}, which is none")
     for slot in slots.slots:
@@ -165,8 +181,8 @@ def _names(slot: Slot, slots: SlotTable) -> tuple[str, ...]:
 def _check_slot(where: str, tensors: Mapping[str, NDArray[Any]], slot: Slot, slots: SlotTable) -> None:
     a = tensors[slot.a_name]
     rank = len(a) if a.ndim else 0
-    if not 1 <= rank <= slot.rank:
-        raise _odd(f"{where}, {slot.a_name}", f"a rank from 1 to {slot.rank}", f"shape {a.shape}")
+    if not 1 <= rank <= slot.adapter_rank:
+        raise _odd(f"{where}, {slot.a_name}", f"a rank from 1 to {slot.adapter_rank}", f"shape {a.shape}")
     a_shape, b_shape = own_shapes(slot, rank)
     parts = {slot.a_name: (slot.dtype, a_shape), slot.b_name: (slot.dtype, b_shape), slot.scale_name: ("float32", (rank,))}
     for part in _names(slot, slots):
@@ -186,7 +202,8 @@ def pad(tensors: Mapping[str, NDArray[Any]], zeros: ZeroBuffers) -> Buffers:
 
     Where all tensors have it, they are taken as they are, not copied. Where one is smaller, or begins where no number of its type may, all
     of them are copied into one block of memory with zeros behind the smaller ones: what they were views of is then needed no more, and the
-    block goes back to the system whole. Scales, a few thousand numbers, are copied always.
+    block goes back to the system whole. Scales, a few thousand numbers, are copied always. Where the base has a correction, it stands
+    behind every adapter: it is copied once, when the adapter is read.
 
     Args:
         tensors: name in an adapter's file -> array in the slot's dtype, of any rank up to the slot's; those of other slots are passed over.
@@ -195,23 +212,34 @@ def pad(tensors: Mapping[str, NDArray[Any]], zeros: ZeroBuffers) -> Buffers:
     shapes = {name: zero.shape for name, zero in zeros.items() if name in tensors and name not in zeros.scales}
     arrays = {name: tensors[name] for name in shapes}
     if any(tensors[name].shape != shape or not tensors[name].flags.aligned for name, shape in shapes.items()):
-        arrays = _grown(tensors, shapes)
-    scales = scale_vectors(tensors, zeros.slots)
+        arrays = _grown(tensors, shapes, zeros)
+    scales = zeros.corrected(scale_vectors(tensors, zeros.slots))
     return Buffers({**zeros, **arrays, **zeros.encoded(scales)}, scales=scales)
 
 
 def whole_buffers(inputs: Mapping[str, NDArray[Any]], zeros: ZeroBuffers) -> Buffers:
-    """Buffers of every graph input at the slot's rank.
+    """Buffers of every graph input at the slot's rank, the base's correction behind the adapter's channels.
 
     Args:
-        inputs: graph input name -> array in the slot's dtype; scales are floats.
+        inputs: graph input name -> array in the slot's dtype, zero in the correction's channels; scales are floats.
     """
-    scales = {name: inputs[name] for name in zeros.scales}
-    return Buffers({**inputs, **zeros.encoded(scales)}, scales=scales)
+    scales = zeros.corrected({name: inputs[name] for name in zeros.scales})
+    arrays = {name: array + zeros[name] for name, array in inputs.items()} if zeros.slots.corrected else inputs
+    return Buffers({**arrays, **zeros.encoded(scales)}, scales=scales)
 
 
-def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[Any]]:
-    """Copies of these shapes, side by side in one block."""
+def beside_correction(arrays: Mapping[str, NDArray[Any]], zeros: ZeroBuffers, slot: Slot) -> dict[str, NDArray[Any]]:
+    """A and B of a slot, of a sum, with the base's correction where it is not there yet: zeros stand in its channels."""
+    if slot.correction is msgspec.UNSET:
+        return dict(arrays)
+    first = slot.adapter_rank
+    if arrays[slot.a_name][first:].any():
+        return dict(arrays)
+    return {name: array + zeros[name] for name, array in arrays.items()}
+
+
+def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], zeros: ZeroBuffers) -> dict[str, NDArray[Any]]:
+    """Copies of these shapes, side by side in one block, with the base's correction behind them."""
     places: dict[str, int] = {}
     end = 0
     for name, shape in shapes.items():
@@ -221,5 +249,7 @@ def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, 
     grown: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
         grown[name] = np.ndarray(shape, tensors[name].dtype, block, places[name])
+        if zeros.slots.corrected:
+            grown[name][...] = zeros[name]
         grown[name][tuple(slice(size) for size in tensors[name].shape)] = tensors[name]
     return grown

@@ -15,8 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
 
+import numpy as np
+from safetensors.numpy import load
+
+from quad.core.correction import correction_shapes
 from quad.core.errors import CompatibilityError, InputError, VerificationError, mismatch
-from quad.core.manifest import AdapterManifest
+from quad.core.manifest import BASE_CORRECTION_FILE, AdapterManifest
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.storage.files import inside
 from quad.core.storage.pack import check_digest, content_digest, pack_manifest, parse_adapter_manifest
@@ -24,7 +28,7 @@ from quad.core.storage.pickles import is_pickled
 from quad.core.storage.reading import is_directory, is_file, reading_from
 from quad.core.storage.stable_file import Identity
 from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header
-from quad.runtime.adapters.buffers import Buffers, MakeRoom, ZeroBuffers, check_tensors, pad, padded_bytes
+from quad.runtime.adapters.buffers import Buffers, MakeRoom, ZeroBuffers, check_tensors, pad, padded_bytes, zero_buffers
 from quad.runtime.bundle import Bundle
 
 _LOG = logging.getLogger(__name__)
@@ -188,6 +192,33 @@ def open_directory(manifest_file: Path, tensors_file: Path, mapped: bool) -> Ada
     with reading_from(manifest_file):
         manifest = parse_adapter_manifest(str(manifest_file), manifest_file.read_bytes())
     return AdapterFile(path=tensors_file, manifest=manifest, packed=False, mapped=mapped)
+
+
+def bundle_zeros(bundle: Bundle) -> ZeroBuffers:
+    """The zero adapter of a bundle, with its base's correction.
+
+    Raises:
+        VerificationError: as `correction_of`.
+    """
+    return zero_buffers(bundle.slots, bundle.profile, correction_of(bundle))
+
+
+def correction_of(bundle: Bundle) -> dict[str, np.ndarray]:
+    """Tensors of the base's correction as its file holds them, none where the base has none.
+
+    Raises:
+        VerificationError: the correction was changed, or is none for the bundle's slots.
+    """
+    if not bundle.slots.corrected:
+        return {}
+    tensors = load(bundle.read(BASE_CORRECTION_FILE))
+    expected = correction_shapes(bundle.slots)
+    for name in sorted(expected.keys() | tensors.keys()):
+        actual = (tensors[name].dtype.name, tensors[name].shape) if name in tensors else None
+        if actual != expected.get(name) or not np.isfinite(tensors[name]).all():
+            where, shown = f"{bundle.root / BASE_CORRECTION_FILE}, {name}", expected.get(name, "none of that name")
+            raise VerificationError(mismatch(where, shown, actual or "none", "build the bundle again"))
+    return tensors
 
 
 def check_parents(manifest: AdapterManifest, bundle: Bundle) -> None:

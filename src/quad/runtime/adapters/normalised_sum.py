@@ -36,15 +36,15 @@ def add_scaled(parts: Sequence[ScaledPart], slot: Slot) -> tuple[Sum, NDArray[np
     """The sum of parts, one at least, none without a channel, and its scales `(slot.rank,)`."""
     if len(parts) == 1:
         return Sum(a=parts[0].part.a, b=parts[0].part.b, clipped={}), parts[0].scales.astype(np.float32)
-    if sum(len(each.part.rows) for each in parts) <= slot.rank:
+    if sum(len(each.part.rows) for each in parts) <= slot.adapter_rank:
         return _side_by_side(parts, slot)
     a = np.concatenate([each.part.a[each.part.rows].reshape(len(each.part.rows), -1) for each in parts])
     b = np.concatenate([_columns(each, slot) for each in parts], axis=1)
-    if (places := row_places(a)).max() < slot.rank:
+    if (places := row_places(a)).max() < slot.adapter_rank:
         rows, columns = gathered(a, b, places)
         return _written(rows, *_normalised(columns.T, slot), slot)
     rows = a.astype(np.float64)
-    product = nearest(rows, b, slot.rank, math.inf)
+    product = nearest(rows, b, slot.adapter_rank, math.inf)
     longest = MID_ROOM * float(np.linalg.norm(rows, axis=1).max(initial=0.0))
     down, gains = _normalised(product.a, slot, longest)
     return _written(down, *_normalised(product.b.T * gains[:, None], slot), slot, product.energy)

@@ -18,6 +18,7 @@ from quad.core.slots import SlotDtype, SlotTable
 from quad.runtime.adapters.buffers import scale_encodings
 from quad.runtime.adapters.weighted_sum import headroom
 
+PARENTS = ("slots", "profile", "graph", "correction")  # of a bundle, that an adapter names; the last one where it is there
 _BITS: Mapping[SlotDtype, Literal[8, 16, 32]] = {"int8": 8, "int16": 16, "float32": 32}
 
 
@@ -59,7 +60,7 @@ def adapter_manifest(
         bits=_BITS[slots.slots[0].dtype],  # one type in all slots, also where an adapter is all zeros and has no tensor
         size_bytes=0,
         sha256="",
-        parents={"source": adapter.source, **{key: parents[key] for key in ("slots", "profile", "graph")}},
+        parents={"source": adapter.source, **{key: parents[key] for key in PARENTS if key in parents}},
         tasks=dict(tasks),
         headroom=room if math.isfinite(room) else msgspec.UNSET,
         quality=adapter.quality,

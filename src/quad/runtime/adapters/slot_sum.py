@@ -43,7 +43,7 @@ class Part:
     def of(name: str, weight: float, buffers: Buffers, slot: Slot) -> Part:
         a, b = buffers[slot.a_name], buffers[slot.b_name]
         alive = a.reshape(slot.rank, -1).any(axis=1) & b.reshape(slot.out_features, slot.rank).any(axis=0)
-        rows = np.flatnonzero(alive) if weight else np.zeros(0, np.intp)
+        rows = np.flatnonzero(np.asarray(alive)[: slot.adapter_rank]) if weight else np.zeros(0, np.intp)
         return Part(name=name, weight=weight, a=a, b=b, rows=rows)
 
     def without(self, silent: NDArray[np.bool_]) -> Part:

@@ -17,9 +17,9 @@ from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest, TaskSpec
 from quad.core.sampling import AdapterDefaults
 from quad.runtime.adapters.block_weights import Weight
-from quad.runtime.adapters.buffers import Buffers, ZeroBuffers, padded_bytes, zero_buffers
+from quad.runtime.adapters.buffers import Buffers, ZeroBuffers, padded_bytes
 from quad.runtime.adapters.cache import BufferCache
-from quad.runtime.adapters.file import AdapterFile, check_parents, open_adapter, open_shipped
+from quad.runtime.adapters.file import AdapterFile, bundle_zeros, check_parents, open_adapter, open_shipped
 from quad.runtime.adapters.weighted_sum import mix_adapters, strength_notes
 from quad.runtime.bundle import Bundle
 
@@ -71,7 +71,7 @@ class AdapterStore:
         if budget_bytes is not None and budget_bytes < 0:
             raise UsageError(mismatch("adapter budget", "0 bytes or more", budget_bytes, "leave it out for no bound"))
         self._bundle = bundle
-        self._zeros = zero_buffers(bundle.slots, bundle.profile)
+        self._zeros = bundle_zeros(bundle)
         self._manifests: dict[str, AdapterManifest] = {}
         self._files: dict[str, AdapterFile] = {}
         self._cache = BufferCache(budget_bytes)

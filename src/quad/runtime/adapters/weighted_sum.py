@@ -22,7 +22,7 @@ from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.padding import scale_vectors, slot_scales
 from quad.core.slots import Slot, SlotTable
 from quad.runtime.adapters.block_weights import BlockWeights, Weight, largest_weight, weight_at
-from quad.runtime.adapters.buffers import Buffers, Vectors, ZeroBuffers
+from quad.runtime.adapters.buffers import Buffers, Vectors, ZeroBuffers, beside_correction
 from quad.runtime.adapters.normalised_sum import ScaledPart, add_scaled
 from quad.runtime.adapters.slot_sum import Part, add, largest_integer
 
@@ -118,11 +118,12 @@ def _mix_searched(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], s
 
 
 def _mix_scaled(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slots: SlotTable, zeros: ZeroBuffers) -> tuple[Buffers, Notes]:
-    """At normalised slots; of one adapter alone A and B stay the same arrays."""
-    weighted = {name: _times(name, weights[name], buffers.scales, slots) for name, buffers in parts.items()}
+    """At normalised slots; of one adapter alone A and B stay the same arrays. A weight is an adapter's, the base's correction has none."""
+    weighted = {name: _times(name, weights[name], zeros.uncorrected(buffers.scales), slots) for name, buffers in parts.items()}
+    vectors: Vectors
     if len(parts) == 1:
         ((name, source),) = parts.items()
-        vectors = {graph_input: vector.astype(np.float32) for graph_input, vector in weighted[name].items()}
+        vectors = zeros.corrected({graph_input: vector.astype(np.float32) for graph_input, vector in weighted[name].items()})
         mixed = Buffers({**source, **zeros.encoded(vectors)}, scales=vectors, source=source)
         return mixed, _scale_notes(mixed, parts, weights, zeros)
     scaled = {name: slot_scales(vectors, slots) for name, vectors in weighted.items()}
@@ -136,11 +137,11 @@ def _mix_scaled(parts: Mapping[str, Buffers], weights: Mapping[str, Weight], slo
         ]
         if used := [each for each in candidates if len(each.part.rows)]:
             total, totals[slot.scale_name] = add_scaled(used, slot)
-            arrays |= {slot.a_name: total.a, slot.b_name: total.b}
+            arrays |= beside_correction({slot.a_name: total.a, slot.b_name: total.b}, zeros, slot)
             if total.energy is not None:
                 cut[slot.path] = total.energy
     _require_energy(cut, parts, weights, slots)
-    vectors = scale_vectors(totals, slots)
+    vectors = zeros.corrected(scale_vectors(totals, slots))
     mixed = Buffers(arrays | zeros.encoded(vectors), scales=vectors)
     return mixed, (*_cut_notes(cut, parts), *_scale_notes(mixed, parts, weights, zeros))
 
@@ -182,8 +183,8 @@ def _refusal(cut: Mapping[str, float], parts: Mapping[str, Buffers], weights: Ma
     count = max(sum(rank > 0 for rank in ranks_at_slot.values()) for ranks_at_slot in used.values())
     needed, most = sum(used[worst.path].values()), max(sum(ranks_at_slot.values()) for ranks_at_slot in used.values())
     return CompatibilityError(
-        f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.rank}, and the nearest sum of that rank keeps "
-        f"{cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --room {count} or --max-rank {most}"
+        f"adapters {ranks} need rank {needed} at slot {worst.path}, the bundle has {worst.adapter_rank}, and the nearest sum of that rank "
+        f"keeps {cut[worst.path]:.2f} of theirs, under {MIN_ENERGY}: use fewer at once or build with --room {count} or --max-rank {most}"
     )
 
 

@@ -34,6 +34,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, lack_of
+from quad.core.precision import ALL_AS_WRITTEN
 from quad.runtime.engines.engine import BoundSession, first_line
 from quad.runtime.engines.exact_products import with_exact_products
 from quad.runtime.engines.processor import products_saturate
@@ -64,7 +65,7 @@ def session_options(precision: str, threads: int) -> ort.SessionOptions:
 
 def is_large(model_file: Path, precision: str) -> bool:
     """Does memory count more than time: a graph of many weights that all become floats."""
-    if precision != AS_WRITTEN or not model_file.is_file():
+    if precision not in ALL_AS_WRITTEN or not model_file.is_file():
         return False
     files = [file for file in model_file.parent.iterdir() if file == model_file or file.suffix == ".data"]
     return sum(file.stat().st_size for file in files) >= LARGE_BYTES
@@ -145,7 +146,7 @@ class OrtEngine:
         if not (lean or is_large(model_file, self._precision)):
             return OrtSession(model_file, options)
         options.enable_cpu_mem_arena = options.enable_mem_pattern = options.enable_mem_reuse = False
-        return OrtSession(model_file, options, LEFT_OUT if self._precision == AS_WRITTEN else ())
+        return OrtSession(model_file, options, LEFT_OUT if self._precision in ALL_AS_WRITTEN else ())
 
 
 def open_engine(precision: str) -> OrtEngine:
