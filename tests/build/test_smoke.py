@@ -74,7 +74,7 @@ def test_a_golden_output_that_is_not_finite_is_refused(made: BuildResult, monkey
     session = open_engine("float").load(bundle.graph("unet"), 1)
     session.bind(zero_buffers(bundle.slots.of("unet")))
     case = ComponentCall(source="base", inputs=CALL, expected=session.run(CALL))
-    files = SmokeFiles({"unet": bundle.graph("unet")}, bundle.path(PROBES_FILE))
+    files = SmokeFiles(graphs={"unet": bundle.graph("unet")}, probes=bundle.path(PROBES_FILE))
     own = [PackedAdapter(name="ink", tensors={}, rank=1, source="source")]
     assert set(run_smoke(files, "ort", "float", [case], bundle.slots, own).goldens) == {"ink"}
     monkeypatch.setattr("quad.build.smoke.calls_of", lambda _: ({**CALL, "sample": CALL["sample"] * np.float32(np.nan)},))

@@ -23,7 +23,8 @@ from quad.model.device import open_device
 from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity
 from quad.runtime.adapter_defaults import reachable_strength, with_defaults
-from quad.runtime.adapters.buffers import whole_buffers, zero_buffers
+from quad.runtime.adapters.buffers import whole_buffers
+from quad.runtime.adapters.file import bundle_zeros
 from quad.runtime.request import TEXT_TO_IMAGE
 
 OBSERVED_CALLS = 4  # of the adapter's own calls, whose activations are observed
@@ -68,7 +69,7 @@ class OpenedBase:
             distilled = networks.align(fitted.adapter, probes, options)
             alignment = distilled.alignment
             if alignment.steps:
-                forms.append(whole_buffers(distilled.integers, zero_buffers(bundle.slots, bundle.profile)))
+                forms.append(whole_buffers(distilled.integers, bundle_zeros(bundle)))
 
         # The nearest to float on calls that nothing was trained on.
         teacher_calls = networks.held_out(probes)

@@ -25,11 +25,12 @@ from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
 from quad.build.calls.call_recorder import spread
 from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
+from quad.core.correction import steps_of_byte
 from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, InputError, mismatch
 from quad.core.manifest import CORRECTIONS_FILE, TaskSpec
 from quad.core.profile import Profile
-from quad.core.slots import UNET, SlotTable
+from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import Role, role_of, weight_name
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
@@ -38,7 +39,7 @@ from quad.model.base.open import Base, BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.layers import apply_weight, layers_of
-from quad.model.slots.network import slotted_as
+from quad.model.slots.network import SlottedNetwork, slotted_as
 from quad.model.slots.skips import split_skips
 from quad.quantize.correct.bias import apply_biases
 from quad.quantize.correct.smooth import fold_scales
@@ -47,7 +48,8 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
-from quad.runtime.adapters.buffers import Buffers, zero_buffers
+from quad.runtime.adapters.buffers import Buffers
+from quad.runtime.adapters.file import bundle_zeros, correction_of
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.engine import Session
 from quad.runtime.golden_outputs import unet_buffers
@@ -92,6 +94,7 @@ class BaseNetworks:
         student = share_copy(slotted.unet)
         apply_biases(student, dict(corrections.biases))
         is_exact = _apply_stored_weights(student, bundle, corrections.compensated)
+        _apply_correction(student, bundle)
         networks = component_networks(base, slotted.unet, slotted.text_encoder)
         pair = TeacherStudent(teacher=slotted.unet, student=student, table=bundle.slots, profile=bundle.profile)
         return BaseNetworks(
@@ -169,7 +172,7 @@ def measure_fidelity(bundle: Bundle, session: Session, teacher_calls: Sequence[T
         session.bind(unet_buffers(bundle, buffers))
         return [torch.from_numpy(np.concatenate([session.run(call) for call in calls_in(teacher_call)])) for teacher_call in teacher_calls]
 
-    without = outputs(zero_buffers(bundle.slots, bundle.profile))
+    without = outputs(bundle_zeros(bundle))
     return [fidelity(teacher_calls, outputs(form), without) for form in forms]
 
 
@@ -185,6 +188,19 @@ def _corrections(bundle: Bundle) -> Corrections:
         where, expected = f"bundle {bundle.name!r}", f"what its build corrected ({CORRECTIONS_FILE})"
         raise CompatibilityError(mismatch(where, expected, "none, it is of an older build", "build it again"))
     return Corrections.read(bundle.read(CORRECTIONS_FILE))
+
+
+def _apply_correction(student: SlottedNetwork, bundle: Bundle) -> None:
+    """Put the base's correction behind every adapter's channels, in the slots' own numbers."""
+    if not bundle.slots.corrected:
+        return
+    tensors, encodings = correction_of(bundle), bundle.profile.component(UNET)
+    for slot in bundle.slots.of(UNET).slots:
+        for name in (slot.a_name, slot.b_name) if slot.a_name in tensors else ():
+            values = tensors[name].astype(np.float32) * np.float32(steps_of_byte(slot) * encodings[name].scale[0])
+            student.correction[name] = torch.from_numpy(values)
+        if slot.scale_name in tensors:
+            student.correction[slot.scale_name] = torch.from_numpy(tensors[slot.scale_name])
 
 
 def _apply_stored_weights(student: nn.Module, bundle: Bundle, paths: Sequence[str]) -> bool:
@@ -220,4 +236,9 @@ def _is_split(profile: Profile) -> bool:
 def _widened(table: SlotTable, adapter: FloatAdapter) -> SlotTable:
     """The slots with room for the adapter as it is; ranks are no part of a float network."""
     ranks = {path: pair.rank for path, pair in adapter.weights.items()}
-    return table.with_slots(msgspec.structs.replace(slot, rank=max(slot.rank, ranks.get(slot.path, 1))) for slot in table.slots)
+
+    def widened(slot: Slot) -> Slot:
+        more = ranks.get(slot.path, 1) - slot.adapter_rank
+        return msgspec.structs.replace(slot, rank=slot.rank + max(more, 0))
+
+    return table.with_slots(map(widened, table.slots))

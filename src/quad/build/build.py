@@ -1,6 +1,7 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> equalize -> calibrate -> score -> unify -> align -> export -> place [-> compile -> emulate] -> write
+open -> lora -> slot -> solve -> equalize [-> narrow] -> calibrate -> score -> unify -> align -> export -> place
+[-> compile -> emulate] -> write
 (with a smoke run before the bundle gets its name)
 """
 
@@ -13,6 +14,7 @@ from quad.build.align_adapters import align_adapters
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import choose_profile
 from quad.build.fixed_threads import fixed_threads
+from quad.build.four_bits.narrow_weights import NarrowWeights, narrow_weights, without_correction
 from quad.build.make_bundle import WRITTEN, BuildStages, make_bundle, stored_files
 from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
@@ -35,7 +37,7 @@ from quad.quantize.processes.dealt import shared
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
 STAGES = (
-    "open", "lora", "slot", "solve", "equalize", "calibrate", "score", "unify", "round",
+    "open", "lora", "slot", "solve", "equalize", "narrow", "calibrate", "score", "unify", "round",
     "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
 
@@ -77,11 +79,22 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     """All stages, one after the other: each takes what the earlier ones gave."""
     model = open_and_slot(request, clock)
     teacher = FloatTeacher.of(model)  # before biases are corrected
-    profile = choose_profile(request, model, teacher, clock, needs_calls=backend.needs_calls)
+    narrowed = NarrowWeights()
+    if model.four_bit_paths:
+        with clock("narrow"):
+            narrowed = narrow_weights(request, model, clock.within("narrow"))
+    profile = choose_profile(request, model, teacher, clock, given=narrowed.encodings, needs_calls=backend.needs_calls)
     with clock("align"):
         aligned = align_adapters(request, model, teacher, profile, clock.within("align"))
-    stages = BuildStages(model=model, profile=profile, adapters=aligned.packed, stored=stored_files(request, model, teacher))
+    stages = BuildStages(
+        model=model,
+        profile=profile,
+        adapters=aligned.packed,
+        stored=stored_files(request, model, teacher),
+        correction=narrowed.tensors(profile.slots, profile.profile),
+    )
     del teacher  # it holds the weights as they were before they were rounded
+    without_correction(model.networks)
     for network in model.networks.values():
         network.to(HERE)  # graphs are exported there
     bundle = shared(lambda: make_bundle(request, backend, stages, clock), WRITTEN)

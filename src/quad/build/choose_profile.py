@@ -58,11 +58,15 @@ class ProfileStage:
 
 
 def choose_profile(
-    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, needs_calls: bool
-) -> ProfileStage:
+    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, given: Mapping[str, Encoding],
+    needs_calls: bool,
+) -> ProfileStage:  # fmt: skip
     """The stages calibrate, score, unify and round; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
 
     Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
+
+    Args:
+        given: encodings of those weights of the U-Net that are rounded already.
 
     Raises:
         InputError, UsageError: as `quad.build.build.build`.
@@ -75,14 +79,7 @@ def choose_profile(
     with clock("calibrate"):
         statistics, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
     with clock("score"):
-        options = UnifyOptions(
-            lora_bits=request.lora_bits,
-            ranges=request.quality.ranges,
-            parents={**parents, "slots": slots.digest},
-            literal_shared_scale=request.literal_shared_scale,
-            int16_largest=target.int16_largest,
-            integer_scales=target.integers_only,
-        )
+        options = _options(request, {**parents, "slots": slots.digest}, given)
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
         options = _with_rules(options, rules, request, slots)
         pooled = _pooled(model, statistics, slots, options)
@@ -115,6 +112,19 @@ def choose_profile(
     report = ProfileReport.of(profile, chosen)
     calls = fitted_calls(calls, model.adapters, slots, profile)
     return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
+
+
+def _options(request: BuildRequest, parents: Mapping[str, str], given: Mapping[str, Encoding]) -> UnifyOptions:
+    target = load_target(request.target)
+    return UnifyOptions(
+        lora_bits=request.lora_bits,
+        ranges=request.quality.ranges,
+        parents=parents,
+        literal_shared_scale=request.literal_shared_scale,
+        int16_largest=target.int16_largest,
+        integer_scales=target.integers_only,
+        given={UNET: given},
+    )
 
 
 def _float_profile(

@@ -11,6 +11,8 @@ from typing import Any
 
 import msgspec
 import onnx_ir as ir
+from numpy.typing import NDArray
+from safetensors.numpy import save
 from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
@@ -34,7 +36,7 @@ from quad.compile.passes import Observer
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
 from quad.core.float_type import F32
-from quad.core.manifest import PROBES_FILE, BundleManifest
+from quad.core.manifest import BASE_CORRECTION_FILE, PROBES_FILE, BundleManifest
 from quad.core.picture_size import graph_name
 from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
@@ -56,12 +58,14 @@ class BuildStages:
     Args:
         adapters: as they ship.
         stored: files for adapters to come.
+        correction: tensors of the base's correction, empty for none.
     """
 
     model: SlottedModel
     profile: ProfileStage
     adapters: tuple[PackedAdapter, ...]
     stored: Mapping[str, bytes]
+    correction: Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +102,8 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
     """
     model = stages.model
     files = {**stages.stored, **embedding_files(model.adapters, model.base)}
+    if stages.correction:
+        files[BASE_CORRECTION_FILE] = save(dict(stages.correction))
     with backend.writing() as writer, scratch_directory() as scratch:
         context = CompileContext(
             target=load_target(request.target),
@@ -125,7 +131,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             stored=files,
         )
         with clock("write"):
-            return _write(request, parts, model)
+            return _write(request, parts, stages)
 
 
 def stored_files(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher) -> dict[str, bytes]:
@@ -184,8 +190,9 @@ class _GroupGraphs:
         return self.compiler.of_group(group).placed(model, self.spec, observer)
 
 
-def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> WrittenBundle:
+def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> WrittenBundle:
     """The bundle on disk, once its graphs have run and come near the float networks; and how near."""
+    model = stages.model
     errors: dict[str, Mapping[str, float]] = {}
     groups = {adapter.name: adapter.group for adapter in parts.adapters}
     references = of_groups(model.references, groups, parts.profile.group_count)
@@ -193,7 +200,7 @@ def _write(request: BuildRequest, parts: BundleParts, model: SlottedModel) -> Wr
 
     def check(stage: Path, graphs: Mapping[str, Path]) -> SmokeResult:
         try:
-            files = SmokeFiles(graphs, stage / PROBES_FILE, parts.profile)
+            files = SmokeFiles(graphs=graphs, probes=stage / PROBES_FILE, profile=parts.profile, correction=stages.correction)
             smoke = run_smoke(files, parts.engines[0], request.resolved_precision, cases, parts.slots, parts.adapters)
         except BackendError:
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again

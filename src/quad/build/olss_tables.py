@@ -33,6 +33,12 @@ def unsolved(tasks: Mapping[str, TaskSpec]) -> tuple[str, ...]:
     return tuple(name for name, spec in tasks.items() if spec.sampler.kind == "olss" and spec.sampler.olss is None)
 
 
+def with_teachers(base: Base) -> Base:
+    """The base with many steps in place of a sampler that is not solved yet."""
+    tasks = {name: msgspec.structs.replace(base.tasks[name], sampler=TEACHER) for name in unsolved(base.tasks)}
+    return replace(base, tasks={**base.tasks, **tasks})
+
+
 def solve_tasks(base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter],
                 samples: Sequence[CalibrationSample]) -> Base:  # fmt: skip
     """The base with an OLSS table in every task that lacks one.

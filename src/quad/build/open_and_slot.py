@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import msgspec
 import torch
@@ -18,6 +19,7 @@ from torch import nn
 
 from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.embeddings import checked_words
+from quad.build.four_bits.choose_layers import choose_layers
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
@@ -30,16 +32,17 @@ from quad.core.component_call import ComponentCall
 from quad.core.errors import UnsupportedError, UsageError, mismatch
 from quad.core.manifest import LatentPreview, TaskSpec
 from quad.core.picture_size import PictureSize
-from quad.core.precision import eight_bit_percent
+from quad.core.precision import eight_bit_percent, has_four_bits
 from quad.core.progress import StageClock
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.file import require_lora
 from quad.lora.read import FloatAdapter
 from quad.model.adapters import read_adapter
 from quad.model.base.open import Base, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
-from quad.model.slots.network import slot_networks
+from quad.model.slots.network import slot_networks, slotted_as
+from quad.model.slots.table import corrected_table
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.latent_preview import fit_preview
 from quad.quantize.observe.probes import ProbeOptions, record_probes
@@ -58,6 +61,7 @@ class SlottedModel:
         statistics_type: `f32` or `bf16`, what the networks compute in while they are observed.
         references: calls of the float networks as they were slotted, with their outputs.
         calibration_sizes: of the pictures that ranges are measured on.
+        four_bit_paths: layers of the U-Net whose weights get 4 bits.
     """
 
     base: Base
@@ -70,6 +74,7 @@ class SlottedModel:
     cache: BuildCache
     statistics_type: str
     calibration_sizes: tuple[PictureSize, ...]
+    four_bit_paths: frozenset[str] = frozenset()
 
     @property
     def adapters(self) -> tuple[FloatAdapter, ...]:
@@ -169,6 +174,15 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     slotted = slot_networks(
         sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room, request.slots
     )
+    chosen: frozenset[str] = frozenset()
+    if has_four_bits(request.resolved_precision):
+        floats = component_networks(replace(sources.base, unet=slotted.unet.unet), slotted.unet, slotted.text_encoder)
+        measured = sources.base.at((request.measured_sizes or sources.base.sizes)[0])
+        choice = partial(choose_layers, request, measured, floats, slotted.table, sources.adapters, sources.samples)
+        chosen = frozenset(sources.cache.value("four_bits", lambda: sorted(choice()), list[str]))
+        if request.resolved_correction_rank:
+            table = corrected_table(slotted.table, UNET, sources.base.unet, chosen, request.resolved_correction_rank)
+            slotted = slotted_as(sources.base.unet, sources.base.text_encoder, table)
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.resolved_precision) or 0.0
     mixed_precision = MixedPrecision(
@@ -191,6 +205,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         cache=sources.cache,
         statistics_type=request.statistics,
         calibration_sizes=request.measured_sizes or base.sizes,
+        four_bit_paths=chosen,
     )
 
 

@@ -13,12 +13,14 @@ from typing import Any
 from quad.compile.backend import Backend, BackendRequest, OutputDirectory, open_backend
 from quad.compile.dump import CENSUS_FILE, OPTION
 from quad.compile.targets import check_options, load_target, target_names
+from quad.core.byte_size import parse_bytes
 from quad.core.component_call import BASE_SOURCE
 from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
 from quad.core.float_type import AUTO as AUTO_TYPE
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.picture_size import PictureSize
+from quad.core.precision import has_four_bits
 from quad.core.profile import MOST_GROUPS
 from quad.core.sampling import AdapterDefaults
 from quad.core.slots import NORMALISED, SEARCHED, SlotMode
@@ -38,6 +40,7 @@ COMPENSATED, NEAREST = "compensated", "nearest"
 ROUNDINGS = (COMPENSATED, NEAREST)
 _CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
+CORRECTION_RANK, MOST_CORRECTION = 8, 1024
 ROOM = 2  # adapters at once: one that speeds up or repairs, and a style
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BACKEND_OPTION = {"reader": "backend"}  # of a field: what only some targets read, see `Target.options`
@@ -73,6 +76,9 @@ class BuildRequest:
         lambda_: weight of the denoising loss in that training; it needs samples with their truth.
         dump_passes: a directory for the graphs after each pass and their census; None for none.
         soc: the chip that a vendor's compiler makes binaries for, or several where the target has one file a chip; None for its default.
+        correction_rank: of what mends the base's error at 4 bits, beside every adapter; 0 for none, None for 8.
+        weight_budget: bytes that the U-Net's weights and their correction may take at 4 bits; layers whose error is felt most keep 8 while
+            it lasts. None for what all of them take at 4 bits and a tenth of these weights once more.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         rounding: of weights to int8: `compensated`, so that errors cancel on the inputs that samples bring, or `nearest`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.
@@ -114,6 +120,8 @@ class BuildRequest:
     distill_steps: int = 0
     lambda_: float = 0.0
     rounding: str = COMPENSATED
+    correction_rank: int | None = None
+    weight_budget: str | int | None = None
     literal_shared_scale: bool = False
     dump_passes: Path | None = None
     soc: str | Sequence[str] | None = field(default=None, metadata=_BACKEND_OPTION)
@@ -138,6 +146,22 @@ class BuildRequest:
             UsageError: no such target.
         """
         return load_target(self.target).default_precision if self.precision is None else self.precision
+
+    @property
+    def resolved_correction_rank(self) -> int:
+        """Rank of the base's correction, 0 for none."""
+        if not has_four_bits(self.resolved_precision):
+            return 0
+        return CORRECTION_RANK if self.correction_rank is None else self.correction_rank
+
+    @property
+    def weight_budget_bytes(self) -> int:
+        """Bytes for the U-Net's weights, where a bound was given.
+
+        Raises:
+            UsageError: it is no size.
+        """
+        return parse_bytes("--weight-budget", self.weight_budget or 0)
 
     @property
     def base_options(self) -> BaseOptions:
@@ -239,8 +263,24 @@ class BuildRequest:
             RankLimits(rank).check(f"--adapter {name}, rank")
         self._check_room()
         self._check_profiles()
+        self._check_four_bits()
         if self.rounding not in ROUNDINGS:
             raise UsageError(mismatch("--rounding", " or ".join(ROUNDINGS), repr(self.rounding), "choose one of these"))
+
+    def _check_four_bits(self) -> None:
+        rank, four = self.correction_rank, has_four_bits(self.resolved_precision)
+        if rank is not None and not four:
+            raise UsageError(mismatch("--correction-rank", "--precision w4a16 or w4:mixed:P", self.resolved_precision, "leave it out"))
+        if self.weight_budget is not None and not four:
+            raise UsageError(mismatch("--weight-budget", "--precision w4a16 or w4:mixed:P", self.resolved_precision, "leave it out"))
+        if self.weight_budget is not None and self.weight_budget_bytes < 1:
+            raise UsageError(mismatch("--weight-budget", "a size", repr(self.weight_budget), "write --weight-budget 500MB"))
+        if rank is not None and not 0 <= rank <= MOST_CORRECTION:
+            raise UsageError(mismatch("--correction-rank", f"0 to {MOST_CORRECTION}", rank, "choose one in that range"))
+        if four and self.slots != NORMALISED:
+            raise UsageError(mismatch("--slots", f"{NORMALISED} with {self.resolved_precision}", self.slots, "leave it out"))
+        if four and self.reuse:
+            raise UsageError(mismatch("--reuse", "weights of 8 bits", self.resolved_precision, "leave one of them out"))
 
     def _check_profiles(self) -> None:
         limits = self.profile_limits

@@ -161,10 +161,10 @@ class SlotRoom:
         scale = 4 if slots.normalised else 0  # float32
         least = sum(
             (slot.channel_bytes + scale) * max(a.weights[slot.path].rank for a in adapters if slot.path in a.weights)
-            for slot in slots.slots
+            for slot in slots.of_adapters.slots
         )
         return SlotRoom(
-            adapters=count, input_bytes=sum(slot.rank * (slot.channel_bytes + scale) for slot in slots.slots), least_bytes=least
+            adapters=count, input_bytes=sum(slot.adapter_rank * (slot.channel_bytes + scale) for slot in slots.slots), least_bytes=least
         )
 
     def to_json(self) -> dict[str, int | None]:

@@ -6,7 +6,7 @@ The exporter and the simulated network round them again, to the nearest: to them
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,17 +73,7 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
         encoding = profile.component(component).get(weight_name(path))
         return encoding is not None and encoding.bits == _BITS and encoding.symmetric
 
-    samples = few_samples(model)
-    feeds = calibration_feeds(model.measured, model.networks, model.table, _named(model, samples), samples, CalibrationOptions(seed=SEED))
-    float_type = model.statistics_type
-    with (
-        torch.no_grad(),
-        computing_in(float_type),
-        weights_in(float_type, model.networks.values()),
-        gathering(model.networks, compensated) as grams,
-    ):
-        for feed in with_progress(feeds, len(samples), "round", progress):
-            feed.run()
+    grams = gather_grams(model, compensated, "round", progress)
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     sharing: dict[int, list[Key]] = {}  # layers by the matrix that they share
     for key, gram in grams.items():
@@ -96,6 +86,27 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
     return {key: rounded[key] for key in grams}
 
 
+def gather_grams(model: SlottedModel, chosen: Callable[[str, str], bool], stage: str, progress: Progress) -> dict[Key, InputGram]:
+    """The inputs of layers while a few samples run, by component and path; of those that the samples reach.
+
+    Args:
+        chosen: says of a component and the path of a layer in it whether its inputs are counted.
+        stage: whose progress is shown.
+    """
+    samples = few_samples(model)
+    feeds = calibration_feeds(model.measured, model.networks, model.table, _named(model, samples), samples, CalibrationOptions(seed=SEED))
+    float_type = model.statistics_type
+    with (
+        torch.no_grad(),
+        computing_in(float_type),
+        weights_in(float_type, model.networks.values()),
+        gathering(model.networks, chosen) as grams,
+    ):
+        for feed in with_progress(feeds, len(samples), stage, progress):
+            feed.run()
+    return grams
+
+
 def _encoding(profile: Profile, key: Key) -> Encoding:
     return profile.component(key[0])[weight_name(key[1])]
 
@@ -104,7 +115,8 @@ def _round(layers: Sequence[tuple[Layer, Encoding]], gram: InputGram) -> list[Ro
     """The weights of layers with the same inputs, rounded as one that has all their outputs."""
     weights = [layer.weight.detach().float().cpu().numpy() for layer, _ in layers]
     scales = [np.broadcast_to(encoding.scale, len(weight)) for weight, (_, encoding) in zip(weights, layers, strict=True)]
-    every = msgspec.structs.replace(layers[0][1], scale=tuple(map(float, np.concatenate(scales))), axis=0)
+    scale = np.concatenate(scales)
+    every = msgspec.structs.replace(layers[0][1], scale=tuple(map(float, scale)), zero_point=(0,) * len(scale), axis=0)
     integers = compensated_integers(np.concatenate(weights), every, gram.grams)
     parts = np.split(integers, np.cumsum([len(weight) for weight in weights])[:-1])
     rounded, mean = [], gram.mean.numpy()

@@ -39,13 +39,19 @@ QUANTIZED_LIMIT = 0.3
 BF16_LOSS_DB = 2.0  # of the denoiser's SQNR against f32, at most: what the reference model's pictures bear (ADR 43)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SmokeFiles:
-    """The files of a bundle that is tried: its graphs by name, its stored calls, which need not be there, and its profile."""
+    """The files of a bundle that is tried: its graphs by name, its stored calls, which need not be there, its profile, and the tensors of
+    its base's correction."""
 
     graphs: Mapping[str, Path]
     probes: Path
     profile: Profile | None = None
+    correction: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+
+    def zeros(self, slots: SlotTable) -> ZeroBuffers:
+        """The base of a graph with these slots."""
+        return zero_buffers(slots, self.profile, self.correction)
 
 
 @dataclass(frozen=True)
@@ -132,7 +138,7 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
     limit = LIMITS.get(precision, QUANTIZED_LIMIT)
 
     def run(graph: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
-        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), zero_buffers(slots.of(component_of(graph)), files.profile)
+        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), files.zeros(slots.of(component_of(graph)))
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
         own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
         return errors, _goldens(files.probes, session, own, zeros) if own else {}
@@ -145,7 +151,7 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
         errors[graph], adapter_goldens = run(graph, calls)
         goldens |= adapter_goldens
         if short is not None and component_of(graph) == UNET:
-            zeros = zero_buffers(slots.of(UNET), files.profile)
+            zeros = files.zeros(slots.of(UNET))
             session = short.load(files.graphs[graph], ENGINE_THREADS)
             in_f32 += errors[graph].values()
             in_short += [_error(session, case, zeros, float("inf")) for case in calls]

@@ -19,6 +19,7 @@ from quad.compile.shared_weights import write_variants
 from quad.core.chips import of_all
 from quad.core.digests import canonical_json, file_digest
 from quad.core.manifest import (
+    BASE_CORRECTION_FILE,
     BUNDLE_FILE,
     FORMAT_VERSION,
     PROFILE_FILE,
@@ -97,6 +98,8 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None, ve
                    "graph": graph_digest(stage, components["unet"])}  # fmt: skip
         for name, content in parts.stored.items():
             write_bytes(stage / name, content)
+        if BASE_CORRECTION_FILE in parts.stored:
+            parents["correction"] = file_digest(stage / BASE_CORRECTION_FILE)
         smoke = check(stage, _graph_files(stage, components)) if check is not None else SmokeResult()
         for adapter in parts.adapters:
             _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, smoke.goldens.get(adapter.name, msgspec.UNSET))

@@ -30,8 +30,9 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     target: Annotated[str | None, typer.Option(help="The chip and toolchain to build for.", show_default="cpu")] = None
     precision: Annotated[
         str | None,
-        typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), dynamic-w8 (target litert: weights of 8 bits, "
-                     "activations rounded as the engine runs), or float to compare with.",
+        typer.Option(help="w8a16, w8a8, mixed:P (P percent of activation sites at 8 bits), w4a16 and w4:mixed:P (the U-Net's weights at 4 "
+                     "bits), dynamic-w8 (target litert: weights of 8 bits, activations rounded as the engine runs), or float to compare "
+                     "with.",
                      show_default="mixed:80 for cpu and openvino, w8a16 for chips"),
     ] = None  # fmt: skip
     lora_bits: Annotated[int | None, typer.Option(help="Bits of a LoRA weight: 16 or 8.", show_default="16")] = None
@@ -83,6 +84,16 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         str | None,
         typer.Option(help="How weights become int8: with errors that cancel on calibration inputs, or each to the nearest integer.",
                      metavar="compensated|nearest", show_default="compensated"),
+    ] = None  # fmt: skip
+    correction_rank: Annotated[
+        int | None,
+        typer.Option(help="Rank of what mends the base's error at 4 bits, beside every adapter; 0 for none.", metavar="C", min=0,
+                     show_default="8"),
+    ] = None  # fmt: skip
+    weight_budget: Annotated[
+        str | int | None,
+        typer.Option(help="Bytes for the U-Net's weights at 4 bits, as 500MB: layers whose error is felt most keep 8 while they last.",
+                     metavar="SIZE", show_default="a tenth of the weights at 8"),
     ] = None  # fmt: skip
     literal_shared_scale: Annotated[
         bool | None,

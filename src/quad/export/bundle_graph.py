@@ -19,8 +19,11 @@ _MERGE_FIRST = (
 
 def require_slots(bundle: Bundle) -> None:
     """Raises:
-    CompatibilityError: it has none, or its U-Net is in two graphs that share them.
+    CompatibilityError: it has none, its U-Net is in two graphs that share them, or they hold a correction of the base too.
     """
+    if bundle.slots.corrected:
+        found = "weights of 4 bits, which slots correct"
+        raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "weights of 8 bits", found, "build it with --correction-rank 0"))
     if SHALLOW_UNET in bundle.manifest.components:
         found = "one that was built with --reuse"
         raise CompatibilityError(mismatch(f"bundle {bundle.name!r}", "a U-Net in one graph", found, "build it again without --reuse"))

@@ -44,7 +44,7 @@ from quad.lora.file import find_lora
 from quad.quantize.encodings.quality_steps import QualitySteps
 from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.processes.dealt import Codec, dealt, json_codec, shared
-from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.file import bundle_zeros
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
@@ -296,7 +296,7 @@ class _BuildFacts:
 
 def _build_facts(built: Mapping[str, Any], pipe: QuadPipeline) -> _BuildFacts:
     session = open_unet(pipe.bundle, pipe.engine, pipe.float_type)
-    zeros = {name: buffer for name, buffer in zero_buffers(pipe.bundle.slots, pipe.bundle.profile).items() if name in session.inputs}
+    zeros = {name: buffer for name, buffer in bundle_zeros(pipe.bundle).items() if name in session.inputs}
     return _BuildFacts(
         profile=built["profile"],
         alignment=built["alignment"],

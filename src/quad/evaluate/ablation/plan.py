@@ -13,8 +13,8 @@ from quad.core.precision import eight_bit_percent
 BASELINE = "w8a16"
 MOST_SENSITIVE = "most-sensitive"  # as `anchor`: the adapter of highest QSS in the first row's build
 STEPS_AT = "mixed:80"  # 16 bits forgive what a step mends: the steps are judged where most sites have 8
-GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps", "text", "slots")
-ALONE = ("text", "slots")  # groups that are compared within themselves and with the rows they name
+GROUPS = ("precision", "lora", "profile", "hard", "rounding", "steps", "text", "slots", "four-bits")
+ALONE = ("text", "slots", "four-bits")  # groups that are compared within themselves and with the rows they name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +95,20 @@ def _slot_rows() -> tuple[AblationRow, ...]:
     return tuple(rows)
 
 
+def _four_bit_rows() -> tuple[AblationRow, ...]:
+    """Weights of 4 bits, and each of what keeps their error small left out."""
+    precision = {"precision": "w4a16"}
+    return (
+        AblationRow(name="w4a16", group="four-bits", build=precision),
+        AblationRow(name="w4a16-uncorrected", group="four-bits", build={**precision, "correction_rank": 0}, baseline="w4a16"),
+        AblationRow(
+            name="w4a16-nearest", group="four-bits", build={**precision, "correction_rank": 0, "rounding": "nearest"}, baseline="w4a16"
+        ),
+        AblationRow(name="w4a16-rank-32", group="four-bits", build={**precision, "correction_rank": 32}, baseline="w4a16"),
+        AblationRow(name="w4-mixed-80", group="four-bits", build={"precision": "w4:mixed:80"}, baseline="mixed-80"),
+    )
+
+
 ROWS = (
     AblationRow(name=BASELINE, group="precision", build={"precision": BASELINE}),
     *(_mixed(percent) for percent in (20, 40, 60, 80, 90)),
@@ -127,6 +141,7 @@ ROWS = (
     AblationRow(name="distillation-mixed-80", group="steps", build={"precision": STEPS_AT, "distill_steps": 20}, baseline="mixed-80"),
     AblationRow(name="begin-of-text", group="text", build={"precision": "w8a8"}, quality={"text_at_16": True}, baseline="w8a8"),
     *_slot_rows(),
+    *_four_bit_rows(),
 )
 
 

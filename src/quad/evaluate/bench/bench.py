@@ -29,7 +29,7 @@ from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.results import BenchResult, BundleFacts, CallTimes, StageBegins, Switching, TaskTimes
 from quad.evaluate.bench.switching import bench_resident, bench_switch, flatness
 from quad.evaluate.bench.timing import median, median_p95, milliseconds
-from quad.runtime.adapters.buffers import zero_buffers
+from quad.runtime.adapters.file import bundle_zeros
 from quad.runtime.bundle import COMPONENTS, Bundle
 from quad.runtime.engines.engine import Session, default_threads, open_engine
 from quad.runtime.engines.float_types import denoiser_engine
@@ -84,7 +84,7 @@ def bench_components(bundle: Bundle, engine: str, threads: int, repeats: int, fl
     for component in COMPONENTS:
         with bundle.graph_to_load(component) as file:
             session = (denoiser if component == UNET else opened).load(file, threads)
-        zeros = {name: buffer for name, buffer in zero_buffers(bundle.slots, bundle.profile).items() if name in session.inputs}
+        zeros = {name: buffer for name, buffer in bundle_zeros(bundle).items() if name in session.inputs}
         times[component] = median_p95(graph_times(session, zeros, repeats))
     return times
 

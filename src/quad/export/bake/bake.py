@@ -18,8 +18,9 @@ from quad import __version__
 from quad.compile.artifact import graph_digest
 from quad.core.component_call import Inputs
 from quad.core.digests import canonical_json
-from quad.core.errors import CompatibilityError, InputError, mismatch
+from quad.core.errors import CompatibilityError, InputError, UnsupportedError, mismatch
 from quad.core.manifest import BUNDLE_FILE, PROFILE_FILE, SLOTS_FILE, TOKENIZER_FILE, BundleManifest, Component, seal
+from quad.core.precision import has_four_bits
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
@@ -81,6 +82,9 @@ def bake(request: BakeRequest, progress: Progress = silent) -> BakeResult:
     bundle = open_bundle(request.bundle)
     require_onnx(bundle)
     require_slots(bundle)
+    if has_four_bits(bundle.manifest.precision):
+        hint = "merge the LoRA into the model's own weights and build that without it"
+        raise UnsupportedError(mismatch(f"bundle {bundle.name!r}", "weights of 8 bits", bundle.manifest.precision, hint))
     engine = open_engine(request.engine, bundle.manifest.engines, bundle.manifest.precision)
     progress("sum", 0.1)
     merge = _merge(request, bundle)

@@ -32,6 +32,7 @@ from quad.core.encoding import Encoding
 
 DAMPING = 0.01  # of the mean energy of a column: inputs that calibration has not seen are not zero
 _WIDTH = 64  # columns that are rounded between two matrix products
+Ends = tuple[NDArray[np.float64], NDArray[np.float64]]  # smallest and largest steps from zero, of each output or of all
 
 
 def compensated_integers(weight: NDArray[np.float32], encoding: Encoding, grams: Sequence[Tensor]) -> NDArray[np.integer]:
@@ -39,20 +40,21 @@ def compensated_integers(weight: NDArray[np.float32], encoding: Encoding, grams:
 
     Args:
         weight: `(out, in, *kernel)`.
-        encoding: signed and symmetric, one scale for each output channel, or one for all.
+        encoding: one scale and zero point for each output channel, or one for all.
         grams: sums of `x x^T` over inputs, one for each run of columns in their order; runs do not make up for each other.
     """
     flat, scale = weight.reshape(len(weight), -1), np.asarray(encoding.scale, np.float32).astype(np.float64)
+    zero = np.asarray(encoding.zero_point, np.float64)
     integers, first = np.empty(flat.shape, encoding.dtype), 0
     for gram in grams:
         run = slice(first, first + len(gram))
         columns = torch.from_numpy(np.ascontiguousarray((flat[:, run] / scale[:, None]).T))
-        integers[:, run] = _rounded(columns, gram, encoding.qmax).numpy().T
+        integers[:, run] = _rounded(columns, gram, (encoding.qmin - zero, encoding.qmax - zero)).numpy().T + zero[:, None]
         first = run.stop
     return integers.reshape(weight.shape)
 
 
-def _rounded(columns: Tensor, gram: Tensor, largest: int) -> Tensor:
+def _rounded(columns: Tensor, gram: Tensor, ends: Ends) -> Tensor:
     """Integers of some columns `(k, out)`, given in steps, by the Gram matrix `(k, k)` of their inputs."""
     gram = gram.cpu()
     order = torch.argsort(gram.diagonal(), stable=True)
@@ -67,11 +69,11 @@ def _rounded(columns: Tensor, gram: Tensor, largest: int) -> Tensor:
         first = max(last - _WIDTH, 0)
         targets = ordered[first:last] + factor[last:, first:last].T @ left[last:]
         block = slice(first, last)
-        integers[block] = _round_block(targets, factor[block, block], ordered[block], left[block], largest)
+        integers[block] = _round_block(targets, factor[block, block], ordered[block], left[block], ends)
     return integers[torch.argsort(order)]
 
 
-def _round_block(targets: Tensor, factor: Tensor, ordered: Tensor, left: Tensor, largest: int) -> Tensor:
+def _round_block(targets: Tensor, factor: Tensor, ordered: Tensor, left: Tensor, ends: Ends) -> Tensor:
     """Integers of the columns of one block, the last one first; what is left of each goes into `left`.
 
     NumPy on the same memory: it takes a third of torch's time for so small steps.
@@ -80,6 +82,6 @@ def _round_block(targets: Tensor, factor: Tensor, ordered: Tensor, left: Tensor,
     integers = np.empty_like(wanted)
     for j in range(len(wanted) - 1, -1, -1):
         np.rint(wanted[j] + coupling[j + 1 :, j] @ rest[j + 1 :], out=integers[j])
-        np.clip(integers[j], -largest, largest, out=integers[j])
+        np.clip(integers[j], *ends, out=integers[j])
         np.subtract(values[j], integers[j], out=rest[j])
     return torch.from_numpy(integers)

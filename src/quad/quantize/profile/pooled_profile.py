@@ -45,6 +45,7 @@ class UnifyOptions:
         literal_shared_scale: one scale for a layer's W and the A and B of all its adapters, as the paper may be read; to compare with.
         int16_largest: magnitude that 16-bit weights may have as integers on the target; UNSET for all that the type has.
         integer_scales: the target takes no floats: scales of normalised slots have an encoding too.
+        given: component -> name -> encoding of weights that lie on their lattices already.
     """
 
     lora_bits: int = 16
@@ -54,6 +55,7 @@ class UnifyOptions:
     literal_shared_scale: bool = False
     int16_largest: int | msgspec.UnsetType = msgspec.UNSET
     integer_scales: bool = False
+    given: Mapping[str, Mapping[str, Encoding]] = field(default_factory=dict)
 
 
 def unify(
@@ -121,6 +123,8 @@ def _share_scales(encodings: Mapping[str, dict[str, Encoding]], table: SlotTable
 def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]], options: UnifyOptions) -> dict[str, Encoding]:
     def encoding(named: tuple[str, Rule]) -> Encoding:
         name, rule = named
+        if known := options.given.get(component, {}).get(name):
+            return known
         try:
             if rule.shape != "channel":
                 return encode_site(rule, _extremes(tensors[name]))

@@ -1,0 +1,156 @@
+"""The stage `narrow`: the U-Net's weights at 4 bits, and a correction beside them, in the networks themselves, before ranges are measured.
+
+So what comes after it, ranges, sensitivity, alignment, sees the network that will run. The float teacher shares none of it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from quad.build.open_and_slot import SlottedModel
+from quad.build.request import COMPENSATED, BuildRequest
+from quad.build.round_weights import gather_grams
+from quad.core.correction import BYTE_END, steps_of_byte
+from quad.core.encoding import Encoding
+from quad.core.profile import Profile
+from quad.core.progress import Progress, silent
+from quad.core.slots import UNET, Slot, SlotTable
+from quad.core.tensor_names import weight_name
+from quad.model.slots.layers import apply_weight, layers_of
+from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
+from quad.quantize.correct.simulate import mark_lattice
+from quad.quantize.observe.input_grams import InputGram
+from quad.quantize.observe.side_by_side import side_by_side
+
+_PIECE = "narrowed"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class NarrowWeights:
+    """The U-Net's weights of 4 bits.
+
+    Args:
+        encodings: by name.
+        corrections: slot path -> its correction.
+    """
+
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    corrections: Mapping[str, Correction] = field(default_factory=dict)
+
+    def tensors(self, slots: SlotTable, profile: Profile) -> dict[str, NDArray[Any]]:
+        """The file of the correction: bytes that are whole steps of the slots' encodings, and scales that make up for the rest."""
+        encodings, tensors = profile.component(UNET), dict[str, NDArray[Any]]()
+        for path, correction in self.corrections.items():
+            slot = slots.by_path()[path]
+            a, b = (encodings[name].scale[0] * steps_of_byte(slot) * BYTE_END for name in (slot.a_name, slot.b_name))
+            tensors[slot.a_name], tensors[slot.b_name] = _as_slot(correction, slot)
+            tensors[slot.scale_name] = (correction.scales / np.float64(a * b)).astype(np.float32)
+        return tensors
+
+
+def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progress = silent) -> NarrowWeights:
+    """Write weights of 4 bits and their correction into the U-Net of `model`; others that share its weights do not see it."""
+    piece = model.cache.read(_PIECE)
+    narrowed = _of_arrays(piece[1]) if piece is not None else _narrowed(request, model, progress)
+    if piece is None:
+        model.cache.write(_PIECE, None, _arrays(narrowed))
+    network, slots = model.networks[UNET], model.table.by_path()
+    layers = layers_of(network)
+    corrections: dict[str, torch.Tensor] = network.correction  # type: ignore[assignment]
+    for path, layer in narrowed.items():
+        target = layers[path]
+        apply_weight(target, layer.weight.encoding.dequantize(layer.weight.integers))
+        mark_lattice(target.weight, layer.weight.encoding)
+        if target.bias is not None and request.quality.bias_correction:
+            target.bias = nn.Parameter(target.bias - torch.from_numpy(layer.shift).to(target.bias.device), requires_grad=False)
+        if layer.weight.correction is not None:
+            corrections.update(_as_bound(layer.weight.correction, slots[path], target.weight.device))
+    _log.info("weights of %d layers at 4 bits", len(narrowed))
+    return NarrowWeights(
+        {weight_name(path): layer.weight.encoding for path, layer in narrowed.items()},
+        {path: layer.weight.correction for path, layer in narrowed.items() if layer.weight.correction is not None},
+    )
+
+
+def without_correction(networks: Mapping[str, nn.Module]) -> None:
+    """Take the corrections out of the networks: graphs read them as inputs."""
+    for network in networks.values():
+        correction: dict[str, torch.Tensor] = getattr(network, "correction", {})
+        correction.clear()
+
+
+@dataclass(frozen=True)
+class _NarrowLayer:
+    """A weight, and the mean of its error in the layer's output `(out,)` on the inputs seen."""
+
+    weight: FourBitWeight
+    shift: NDArray[np.float32]
+
+
+def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[str, _NarrowLayer]:
+    chosen = model.four_bit_paths
+    grams = gather_grams(model, lambda component, path: component == UNET and path in chosen, "narrow", progress)
+    layers, slots = layers_of(model.networks[UNET]), model.table.by_path()
+
+    def narrow(path: str) -> _NarrowLayer:
+        weight, gram = layers[path].weight.detach().float().cpu().numpy(), grams[UNET, path]
+        slot = slots.get(path)
+        rank = 0 if slot is None or slot.correction is msgspec.UNSET else slot.correction
+        used = gram.grams if request.rounding == COMPENSATED else None
+        result = four_bit_weight(weight, used, rank=rank, metric=gram.grams)
+        return _NarrowLayer(result, _shift(weight, result, gram))
+
+    paths = [path for component, path in grams if component == UNET]
+    return dict(zip(paths, side_by_side(narrow, paths), strict=True))
+
+
+def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:
+    error = (result.values - weight).reshape(len(weight), -1)
+    shift: NDArray[np.float32] = (error @ gram.mean.numpy()).astype(np.float32)
+    return shift
+
+
+def _as_slot(correction: Correction, slot: Slot) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
+    """A and B in the shapes of the slot's inputs."""
+    rank = len(correction.scales)
+    return correction.a.reshape(rank, *slot.a_shape[1:]), correction.b.reshape(slot.b_shape[0], rank, *slot.b_shape[2:])
+
+
+def _as_bound(correction: Correction, slot: Slot, device: torch.device) -> dict[str, torch.Tensor]:
+    """As the slotted network reads it: A and B end at 1."""
+    a, b = (torch.from_numpy(part.astype(np.float32) / BYTE_END).to(device) for part in _as_slot(correction, slot))
+    return {slot.a_name: a, slot.b_name: b, slot.scale_name: torch.from_numpy(correction.scales).to(device)}
+
+
+def _arrays(narrowed: Mapping[str, _NarrowLayer]) -> dict[str, NDArray[Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    for path, layer in narrowed.items():
+        weight = layer.weight
+        parts: dict[str, Any] = {"q": weight.integers, "s": weight.encoding.scale, "z": weight.encoding.zero_point, "shift": layer.shift}
+        if weight.correction is not None:
+            parts |= {"a": weight.correction.a, "b": weight.correction.b, "c": weight.correction.scales}
+        types = {"s": np.float32, "z": np.int64}
+        arrays |= {f"{path}/{name}": np.asarray(part, types.get(name)) for name, part in parts.items()}
+    return arrays
+
+
+def _of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, _NarrowLayer]:
+    """The results of `_arrays`."""
+    narrowed: dict[str, _NarrowLayer] = {}
+    for path in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
+        scale, zero = (tuple(arrays[f"{path}/{name}"].tolist()) for name in ("s", "z"))
+        encoding = Encoding(bits=4, signed=False, symmetric=False, scale=scale, zero_point=zero, axis=0)
+        correction = Correction(a=arrays[f"{path}/a"], b=arrays[f"{path}/b"], scales=arrays[f"{path}/c"]) if f"{path}/a" in arrays else None
+        weight = FourBitWeight(integers=arrays[f"{path}/q"], encoding=encoding, correction=correction)
+        narrowed[path] = _NarrowLayer(weight, arrays[f"{path}/shift"])
+    return narrowed

@@ -1,0 +1,146 @@
+"""Weights of 4 bits: the base corrected in its slots, whatever adapter is bound beside it and with whatever weight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+from quad.admit.request import AdaptRequest
+from quad.align.adapt import adapt
+from quad.build.build import BuildRequest, build
+from quad.build.result import BuildResult
+from quad.core.decibels import relative_error
+from quad.core.errors import UnsupportedError, UsageError, VerificationError
+from quad.core.manifest import BASE_CORRECTION_FILE
+from quad.runtime.bundle import open_bundle
+from quad.runtime.pipeline import QuadPipeline
+from tests.build.samples import SAMPLES
+
+Latents = NDArray[np.float32]
+
+
+def _request(model_dir: Path, adapters: dict[str, Path], output: Path, rank: int | None = 2) -> BuildRequest:
+    return BuildRequest(model_dir, adapters, output, samples=SAMPLES, precision="w4a16", correction_rank=rank)
+
+
+@pytest.fixture(scope="module")
+def built(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> BuildResult:
+    return build(_request(model_dir, adapter_files, tmp_path_factory.mktemp("four") / "phone"))
+
+
+@pytest.fixture(scope="module")
+def pipe(built: BuildResult) -> QuadPipeline:
+    return QuadPipeline.from_pretrained(built.bundle, threads=1)
+
+
+def _call(pipe: QuadPipeline, **adapters: float) -> Latents:
+    graph, draw = pipe.graph("unet"), np.random.default_rng(0)
+    pipe.set_adapters(list(adapters), list(adapters.values()))
+    names = ("sample", "timestep", "encoder_hidden_states")
+    inputs = {name: draw.standard_normal([n or 1 for n in graph.inputs[name]]).astype(np.float32) for name in names}
+    return np.asarray(graph.run({**inputs, "timestep": np.array([400.0], np.float32)}), np.float32)
+
+
+def test_weights_lie_in_half_a_byte(built: BuildResult) -> None:
+    bundle = open_bundle(built.bundle)
+    encodings = {name: encoding.bits for name, encoding in bundle.profile.component("unet").items() if name.endswith(".weight")}
+    stored = {tensor.name: tensor for tensor in onnx.load(str(bundle.graph("unet")), load_external_data=False).graph.initializer}
+    four = [name for name, bits in encodings.items() if bits == 4]
+    assert len(four) > len(encodings) / 2
+    assert encodings["conv_in.weight"] == encodings["conv_out.weight"] == 16
+    assert {stored[name].data_type for name in four} == {onnx.TensorProto.UINT4}
+
+
+def test_every_layer_of_4_bits_has_a_corrected_slot(built: BuildResult) -> None:
+    bundle = open_bundle(built.bundle)
+    corrected = {slot.path for slot in bundle.slots.slots if slot.rank > slot.adapter_rank}
+    assert corrected == {name.removesuffix(".weight") for name, e in bundle.profile.component("unet").items() if e.bits == 4}
+    assert any(slot.adapter_rank == 0 for slot in bundle.slots.slots)
+
+
+def test_the_correction_brings_the_base_nearer(built: BuildResult, model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
+    plain = build(_request(model_dir, adapter_files, tmp_path / "plain", rank=0))
+    assert not open_bundle(plain.bundle).slots.corrected
+    for case, error in built.smoke["unet"].items():
+        assert error < 0.9 * plain.smoke["unet"][case], case
+
+
+def test_a_weight_is_the_adapters_alone(pipe: QuadPipeline) -> None:
+    """Effects of weights are in proportion, and the base, corrected, is where they begin."""
+    base, half, whole = (_call(pipe, transform=weight) if weight else _call(pipe) for weight in (0.0, 0.5, 1.0))
+    tiny = _call(pipe, transform=1e-4)
+    assert relative_error(tiny, base) < 0.01 * relative_error(whole, base)
+    assert 0.4 < relative_error(half, base) / relative_error(whole, base) < 0.6
+
+
+def test_a_then_b_then_a_and_the_base_again(pipe: QuadPipeline) -> None:
+    base, first = _call(pipe), _call(pipe, transform=1.0)
+    _call(pipe, removal=1.0)
+    np.testing.assert_array_equal(_call(pipe, transform=1.0), first)
+    np.testing.assert_array_equal(_call(pipe), base)
+
+
+def test_two_adapters_lie_beside_one_correction(pipe: QuadPipeline) -> None:
+    base, one, other = _call(pipe), _call(pipe, transform=1.0), _call(pipe, removal=1.0)
+    both = _call(pipe, transform=1.0, removal=1.0)
+    sum_of_effects = one + other - base
+    assert relative_error(both, sum_of_effects) < 0.5 * max(relative_error(both, one), relative_error(both, other))
+    nearly = _call(pipe, transform=1.0, removal=1e-4)
+    assert relative_error(nearly, one) < 0.01 * relative_error(one, base) + 1e-3
+
+
+def test_a_later_adapter_is_admitted_and_names_the_correction(built: BuildResult, adapter_files: dict[str, Path], tmp_path: Path) -> None:
+    bundle = open_bundle(built.bundle)
+    result = adapt(AdaptRequest(built.bundle, "later", adapter_files["transform"], output=tmp_path / "later.qpack", task="transform"))
+    assert result.manifest.parents["correction"] == bundle.manifest.files[BASE_CORRECTION_FILE].sha256
+    pipe = QuadPipeline.from_pretrained(built.bundle, threads=1)
+    pipe.load_lora_weights(tmp_path / "later.qpack", adapter_name="later")
+    np.testing.assert_allclose(_call(pipe, later=1.0), _call(pipe, transform=1.0), atol=1e-5)
+
+
+def test_an_adapters_file_holds_nothing_of_the_correction(built: BuildResult) -> None:
+    slots = open_bundle(built.bundle).slots.by_path()
+    for file in (built.bundle / "adapters").glob("*/adapter.safetensors"):
+        for name, array in load_file(file).items():
+            if name.endswith(".lora_A"):
+                assert len(array) <= slots[name.removesuffix(".lora_A")].adapter_rank
+
+
+def test_a_changed_correction_is_refused(built: BuildResult, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for file in built.bundle.rglob("*"):
+        if file.is_file():
+            place = copy / file.relative_to(built.bundle)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(file.read_bytes())
+    data = bytearray((copy / BASE_CORRECTION_FILE).read_bytes())
+    data[-1] ^= 1
+    (copy / BASE_CORRECTION_FILE).write_bytes(bytes(data))
+    with pytest.raises(VerificationError, match=BASE_CORRECTION_FILE):
+        open_bundle(copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"precision": "w8a16", "correction_rank": 8}, "--correction-rank: expected --precision w4a16"),
+        ({"correction_rank": 5000}, "--correction-rank: expected 0 to 1024"),
+        ({"slots": "searched"}, "--slots: expected normalised with w4a16"),
+    ],
+)
+def test_options_that_do_not_fit(model_dir: Path, tmp_path: Path, change: dict[str, object], message: str) -> None:
+    request = BuildRequest(model_dir, {}, tmp_path / "no", **{"precision": "w4a16", **change})  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=message):
+        build(request)
+
+
+@pytest.mark.parametrize("target", ["qnn-htp", "litert"])
+def test_a_target_that_does_not_take_it_says_so(model_dir: Path, tmp_path: Path, target: str) -> None:
+    with pytest.raises(UnsupportedError, match="w4a16"):
+        build(BuildRequest(model_dir, {}, tmp_path / "no", precision="w4a16", target=target))
