@@ -190,6 +190,10 @@ function checkNumbers(where: string, manifest: BundleManifest): void {
       mismatch(where, "a model that reads the prompt's hidden states alone", "one that reads sizes too (SDXL)", way),
     );
   }
+  if (manifest.precision.startsWith("w4")) {
+    const way = "run it with quad in Python, or build it with weights of 8 bits";
+    throw new UnsupportedError(mismatch(where, "weights of 8 bits", `${manifest.precision}, weights of 4 bits`, way));
+  }
   const { schedule, latent } = manifest;
   const betas = schedule.trained_betas;
   if (!(schedule.steps >= 2 && schedule.steps <= MOST_STEPS) || (betas !== undefined && betas.length !== schedule.steps)) {
