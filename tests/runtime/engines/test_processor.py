@@ -70,3 +70,9 @@ def test_products_of_computed_bytes_are_exact_where_kernels_saturate(tmp_path: P
     exact = onnx.load_from_string(with_exact_products(file.read_bytes()))
     assert [node.op_type for node in exact.graph.node][2:5] == ["DequantizeLinear", "DequantizeLinear", "MatMul"]
     assert [node.op_type for node in exact.graph.node].count("MatMulIntegerToFloat") == 1
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_a_file_that_is_no_model_is_left_for_the_engine_to_refuse(cut: int) -> None:
+    damaged = (b"\x3a\x40" + b"MatMulIntegerToFloat")[:-cut] + b"MatMulIntegerToFloat"
+    assert with_exact_products(damaged) == damaged

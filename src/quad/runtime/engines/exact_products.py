@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from quad.runtime.engines.wire_format import BYTES, fields
+from quad.runtime.engines.wire_format import BYTES, Unreadable, fields
 
 KERNEL, DOMAIN = b"MatMulIntegerToFloat", b"com.microsoft"
 _GRAPH, _NODE, _INITIALIZER, _TENSOR_NAME = 7, 1, 5, 8
@@ -20,14 +20,17 @@ _INPUT, _OUTPUT, _NAME, _OP, _DOMAIN = 1, 2, 3, 4, 7
 
 
 def with_exact_products(model: bytes) -> bytes:
-    """The model with its products of computed bytes in float; the same bytes where it has none.
+    """The model with products of computed bytes in float; the same bytes where it has none, or is no model: the engine says so better.
 
     Args:
         model: an ONNX file.
     """
     if KERNEL not in model:
         return model
-    return b"".join(_field(_GRAPH, _rewritten(value)) if number == _GRAPH else raw for number, value, raw in _fields(model))
+    try:
+        return b"".join(_field(_GRAPH, _rewritten(value)) if number == _GRAPH else raw for number, value, raw in _fields(model))
+    except Unreadable:
+        return model
 
 
 def _rewritten(graph: bytes) -> bytes:
