@@ -147,11 +147,10 @@ class SlotTable(msgspec.Struct, frozen=True):
 
         The scales of a slot of rank r take r places, those of a smaller adapter the first of them.
         """
-        inputs: dict[str, tuple[Slot, ...]] = {}
+        members: dict[str, list[Slot]] = {}
         for slot in self.slots if self.normalised else ():
-            name = lora_scales_name(slot.component)
-            inputs[name] = (*inputs.get(name, ()), slot)
-        return inputs
+            members.setdefault(slot.component, []).append(slot)
+        return {lora_scales_name(component): tuple(slots) for component, slots in members.items()}
 
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
         """Graph input name to shape: A before B, in slot order, then the scales of each graph.

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 
 _QUANTIZE, _DEQUANTIZE = "/Q", "/DQ"
 
@@ -50,6 +51,7 @@ class Role(StrEnum):
 ATTENTION_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.PROBABILITY)
 CONSTANT_ROLES = (Role.WEIGHT, Role.LORA_A, Role.LORA_B, Role.LORA_SCALES)  # encoded, but no activations
 _ROLES = {role.value: role for role in Role}
+_REMEMBERED = 2**14  # names of slots, which a switch asks for by the thousand
 
 
 @dataclass(frozen=True)
@@ -111,11 +113,13 @@ def attention_names(path: str) -> tuple[str, ...]:
     return tuple(str(TensorName(path, role)) for role in ATTENTION_ROLES)
 
 
+@lru_cache(_REMEMBERED)
 def lora_a_name(path: str) -> str:
     """Graph input A of a slot."""
     return str(TensorName(path, Role.LORA_A))
 
 
+@lru_cache(_REMEMBERED)
 def lora_b_name(path: str) -> str:
     """Graph input B of a slot."""
     return str(TensorName(path, Role.LORA_B))
@@ -126,6 +130,7 @@ def lora_mid_name(path: str) -> str:
     return str(TensorName(path, Role.LORA_MID))
 
 
+@lru_cache(_REMEMBERED)
 def lora_scale_name(path: str) -> str:
     """The scales of a normalised slot's rank channels, in an adapter's file."""
     return str(TensorName(path, Role.LORA_SCALE))

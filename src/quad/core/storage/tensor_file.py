@@ -57,22 +57,17 @@ class TensorFile:
         """Digest of all bytes; reads the file as it goes."""
         return hashlib.sha256(self.content.data).hexdigest()
 
-    def read_ahead(self) -> None:
-        """Have the system begin to read all of a mapped file, while the caller does something else."""
-        if isinstance(self.content.base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
-            with suppress(OSError):  # a hint
-                self.content.base.madvise(mmap.MADV_WILLNEED)
-
     def touch(self) -> None:
         """Have all of it read now, not when a graph first asks for it."""
         self.content[::_PAGE_BYTES].max()
 
 
-def map_tensors(path: Path) -> TensorFile:
+def map_tensors(path: Path, ahead: bool = False) -> TensorFile:
     """Map a safetensors file that nobody writes to once it has its name, such as one of a bundle.
 
     Args:
         path: a regular file; see to that first, because a pipe is waited for.
+        ahead: have the system begin to read all of it, while its header is looked at and whatever follows.
 
     Raises:
         InputError: the system does not let it be read.
@@ -84,6 +79,9 @@ def map_tensors(path: Path) -> TensorFile:
         if identity.size_bytes <= LENGTH_BYTES:
             raise _malformed(where, f"{identity.size_bytes} bytes")
         memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+        if ahead and hasattr(mmap, "MADV_WILLNEED"):
+            with suppress(OSError):  # a hint
+                memory.madvise(mmap.MADV_WILLNEED)
     content: NDArray[np.uint8] = np.ndarray((len(memory),), np.uint8, memory)
     return _parsed(where, content, identity)
 

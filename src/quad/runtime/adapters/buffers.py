@@ -170,7 +170,8 @@ def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTab
             expected = "A, B and scales, or none of them" if slots.normalised else "both A and B, or neither"
             raise _odd(f"{where}, slot {slot.path}", expected, f"{' and '.join(parts)} alone")
         if parts:
-            _check_slot(where, tensors, slot, slots)
+            _check_slot(where, tensors, slot, names)
+    _check_scales(where, tensors, slots)
 
 
 def _names(slot: Slot, slots: SlotTable) -> tuple[str, ...]:
@@ -178,19 +179,24 @@ def _names(slot: Slot, slots: SlotTable) -> tuple[str, ...]:
     return (slot.a_name, slot.b_name, *([slot.scale_name] if slots.normalised else []))
 
 
-def _check_slot(where: str, tensors: Mapping[str, NDArray[Any]], slot: Slot, slots: SlotTable) -> None:
-    a = tensors[slot.a_name]
+def _check_slot(where: str, tensors: Mapping[str, NDArray[Any]], slot: Slot, names: tuple[str, ...]) -> None:
+    a = tensors[names[0]]
     rank = len(a) if a.ndim else 0
     if not 1 <= rank <= slot.adapter_rank:
-        raise _odd(f"{where}, {slot.a_name}", f"a rank from 1 to {slot.adapter_rank}", f"shape {a.shape}")
+        raise _odd(f"{where}, {names[0]}", f"a rank from 1 to {slot.adapter_rank}", f"shape {a.shape}")
     a_shape, b_shape = own_shapes(slot, rank)
-    parts = {slot.a_name: (slot.dtype, a_shape), slot.b_name: (slot.dtype, b_shape), slot.scale_name: ("float32", (rank,))}
-    for part in _names(slot, slots):
-        array, (dtype, shape) = tensors[part], parts[part]
-        if (array.dtype, array.shape) != (np.dtype(dtype), shape):
+    for part, dtype, shape in zip(names, (slot.dtype, slot.dtype, "float32"), (a_shape, b_shape, (rank,)), strict=False):
+        array = tensors[part]
+        if array.shape != shape or array.dtype != dtype:
             raise _odd(f"{where}, {part}", f"{dtype} {shape}", f"{array.dtype} {array.shape}")
-    if slots.normalised and not np.isfinite(tensors[slot.scale_name]).all():
-        raise _odd(f"{where}, {slot.scale_name}", "finite scales", "NaN or Inf")
+
+
+def _check_scales(where: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> None:
+    """All of them in one look: there is one small array a slot."""
+    scales = {name: tensors[name] for slot in slots.slots if (name := slot.scale_name) in tensors} if slots.normalised else {}
+    if scales and not np.isfinite(np.concatenate([*scales.values()])).all():
+        odd = next(name for name, values in scales.items() if not np.isfinite(values).all())
+        raise _odd(f"{where}, {odd}", "finite scales", "NaN or Inf")
 
 
 def _odd(where: str, expected: str, actual: str) -> VerificationError:

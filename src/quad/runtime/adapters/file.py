@@ -88,10 +88,9 @@ class AdapterFile:
         Raises:
             InputError, VerificationError: as `check`.
         """
-        mapped = map_tensors(self.path) if self.mapped else None  # which takes no memory yet
+        mapped = map_tensors(self.path, ahead=True) if self.mapped else None  # which takes no memory of this process yet
         make_room(padded_bytes(open_header(self.path).entries if mapped is None else mapped.tensors, zeros))
         file = copy_tensors(self.path) if mapped is None else mapped
-        file.read_ahead()
         with self._checked_beside(file, zeros):
             buffers = pad(file.tensors, zeros)
         if any(buffers[name] is not tensor for name, tensor in file.tensors.items() if name in zeros):
