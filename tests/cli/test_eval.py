@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from quad.build.request import BuildRequest
 from quad.cli.main import app
-from quad.evaluate.ablation import ablate as ablation
 from quad.evaluate.ablation import cross_table as cross
 from quad.evaluate.ablation import later
+from quad.evaluate.ablation import measure_row as ablation
 from quad.evaluate.ablation.later_truth import LaterCall
 from quad.quantize.observe.probes import Probe
 from quad.quantize.profile.anchor import CrossTable

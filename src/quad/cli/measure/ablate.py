@@ -19,7 +19,7 @@ from quad.core.device import CPU
 from quad.core.processes import speaks
 
 if TYPE_CHECKING:
-    from quad.evaluate.ablation.ablate import AblationRequest
+    from quad.evaluate.ablation.request import AblationRequest
     from quad.evaluate.ablation.results import AblationResult
 
 Output = Annotated[
@@ -90,8 +90,8 @@ def _own_place(output: Path) -> Iterator[Path]:
 
 def _request(model: str, adapters: dict[str, Path], later: dict[str, Path], output: Path, names: list[str], n: int) -> AblationRequest:
     """The rows that are asked for; a model directory brings its own adapters where none is named."""
-    from quad.evaluate.ablation.ablate import AblationRequest
     from quad.evaluate.ablation.plan import plan
+    from quad.evaluate.ablation.request import AblationRequest
     from quad.evaluate.figures.quality import find_adapters
     from quad.zoo.reference import later_adapters, reference_dir
 

@@ -15,7 +15,7 @@ from quad.build.olss_tables import solve_tasks
 from quad.core.digests import digest
 from quad.core.processes import is_main
 from quad.core.progress import Progress
-from quad.evaluate.ablation.ablate import AblationRequest
+from quad.evaluate.ablation.request import AblationRequest
 from quad.evaluate.ablation.results import CrossTableResult
 from quad.evaluate.figures.identity import adapter_identities, model_identity
 from quad.evaluate.page.output import write_json

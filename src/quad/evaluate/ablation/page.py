@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from quad.core.storage.files import write_bytes
-from quad.evaluate.ablation.ablate import AblationRequest
 from quad.evaluate.ablation.cross_table import CrossTables
 from quad.evaluate.ablation.later import STRENGTHS
 from quad.evaluate.ablation.pictures import KEPT_PICTURES, picture_file
+from quad.evaluate.ablation.request import AblationRequest
 from quad.evaluate.ablation.results import Ablation, AblationResult
 from quad.evaluate.ablation.tables import PSNR_BARS, Rows, by_name, later_table, paired_tables, rows_table
 from quad.evaluate.figures import metrics
