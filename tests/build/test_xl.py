@@ -1,4 +1,4 @@
-"""SDXL with weights of 8 bits, and an adapter of both text encoders and the size embedding: near to diffusers' own picture."""
+"""SDXL with 8-bit weights, reuse, and an adapter of both text encoders and the size embedding: near to diffusers' own picture."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_quantized_with_an_adapter(tmp_path: Path) -> None:
     file.parent.mkdir()
     save_file(tensors, file)
     samples = calibration_samples(directory, ["ink"])
-    made = build(BuildRequest(directory, {"ink": file}, tmp_path / "phone", samples=samples, precision="w8a16", distill_steps=0))
+    made = build(BuildRequest(directory, {"ink": file}, tmp_path / "phone", samples=samples, precision="w8a16", reuse=True))
     pipe = QuadPipeline.from_pretrained(made.bundle)
     noise = np.random.default_rng(7).standard_normal((1, 4, 8, 8)).astype(np.float32)
     given = {"num_inference_steps": STEPS, "output_type": "latent"}
@@ -55,3 +55,21 @@ def test_quantized_with_an_adapter(tmp_path: Path) -> None:
     assert sum("leave half precision's range" in note for note in made.notes) == 1
     slots = pipe.bundle.slots
     assert {slot.component for slot in slots.slots} == {UNET, TEXT_ENCODER}
+    _reuse_is_exact_with_adapters(pipe, noise)
+
+
+def _reuse_is_exact_with_adapters(pipe: QuadPipeline, noise: Any) -> None:
+    """The build has compared the shallow U-Net, which hears the sizes too, with the whole one."""
+    given = {"task": "text-to-image", "latents": noise, "num_inference_steps": 2 * STEPS, "guidance_scale": 5.0, "output_type": "latent"}
+
+    def made(**words: Any) -> Any:
+        return np.asarray(pipe(PROMPT, **given, **words).images)
+
+    pipe.set_adapters("ink")
+    whole, reused = made(), made(reuse=2)
+    np.testing.assert_array_equal(made(reuse=1), whole)
+    pipe.disable_lora()
+    base = made(reuse=2)
+    assert db(base, reused) < db(reused, whole)  # the adapter counts for more than what reuse loses
+    pipe.set_adapters("ink")
+    np.testing.assert_array_equal(made(reuse=2), reused)
