@@ -29,7 +29,7 @@ from benchmarks.rig.report import command_line, write_report
 from quad import QuadPipeline
 from quad.compile.artifact import FileArtifact
 from quad.compile.shallow import write_with_shallow
-from quad.core.deep_reuse import DEEP_FEATURE, SHALLOW_UNET
+from quad.core.extra_graphs import DEEP_FEATURE, SHALLOW_UNET, TINY_DECODER
 from quad.core.slots import UNET
 from quad.evaluate.bench.bench import use_adapter
 from quad.evaluate.figures import metrics
@@ -57,6 +57,8 @@ def shortcuts(pipe: QuadPipeline, guided: bool) -> dict[str, Words]:
         rows |= {f"reuse {every}": {"reuse": every} for every in REUSED}
         if guided:
             rows["reuse 2, guidance 0:0.8"] = {"reuse": 2, "guidance_interval": "0:0.8"}
+    if TINY_DECODER in pipe.bundle.manifest.components:
+        rows["tiny decoder"] = {"tiny_decoder": True}
     return rows
 
 

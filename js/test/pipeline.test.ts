@@ -23,6 +23,15 @@ async function sealed(text: string, seal: string): Promise<Uint8Array> {
   return new TextEncoder().encode(text.replace(seal, own));
 }
 
+/** The test's bundle in memory. */
+async function everyFile(): Promise<Map<string, Uint8Array>> {
+  const disk = new DirectorySource(bundlePath!);
+  const { manifest } = await openBundle(disk);
+  const files = new Map<string, Uint8Array>();
+  for (const name of ["bundle.json", ...Object.keys(manifest.files)]) files.set(name, (await disk.read(name))!);
+  return files;
+}
+
 describe.skipIf(bundlePath === undefined)("a bundle", () => {
   let pipe: QuadPipeline;
   let tasks: readonly string[];
@@ -153,12 +162,31 @@ describe.skipIf(bundlePath === undefined)("a bundle", () => {
     port1.close();
   });
 
+  test("decodes by a tiny decoder where there is one", async () => {
+    const call = options(tasks[0]!);
+    await expect(pipe.run("the car", { ...call, tiny_decoder: true })).rejects.toThrow("expected a bundle of quad build --tiny-decoder");
+    const files = await everyFile();
+    const text = new TextDecoder().decode(files.get("bundle.json"));
+    const { manifest } = await openBundle(new MemorySource(files));
+    const component = JSON.stringify(manifest.components.vae_encoder);
+    // In its place the encoder, which reads another input: whoever runs it is told so.
+    const other = text.replace('"components":{', `"components":{"tiny_decoder":${component},`);
+    files.set("bundle.json", await sealed(other, manifest.sha256));
+    const wrong = await QuadPipeline.open(new MemorySource(files), { threads: 1 });
+    expect((await wrong.run("the car", call)).images).toEqual((await pipe.run("the car", call)).images);
+    await expect(wrong.run("the car", { ...call, tiny_decoder: true })).rejects.toThrow("tiny_decoder");
+    await wrong.dispose();
+    const own = text.replace('"components":{', `"components":{"tiny_decoder":${JSON.stringify(manifest.components.vae_decoder)},`);
+    files.set("bundle.json", await sealed(own, manifest.sha256));
+    const same = await QuadPipeline.open(new MemorySource(files), { threads: 1 });
+    expect((await same.run("the car", { ...call, tiny_decoder: true })).images).toEqual((await pipe.run("the car", call)).images);
+    await same.dispose();
+  });
+
   test("a file that was changed is refused when it is read, a name outside at once", async () => {
-    const disk = new DirectorySource(bundlePath!);
-    const { manifest } = await openBundle(disk);
-    const files = new Map<string, Uint8Array>();
-    for (const name of ["bundle.json", ...Object.keys(manifest.files)]) files.set(name, (await disk.read(name))!);
+    const files = await everyFile();
     const opened = await openBundle(new MemorySource(files));
+    const { manifest } = opened;
     const model = files.get("unet/model.onnx")!.slice();
     model[10]! ^= 1;
     files.set("unet/model.onnx", model);

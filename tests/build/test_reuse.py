@@ -10,11 +10,14 @@ import pytest
 from numpy.typing import NDArray
 
 from quad.build.build import BuildRequest, build
+from quad.build.extra_graphs.shallow import check_shallow
 from quad.build.result import BuildResult
-from quad.core.deep_reuse import DEEP_FEATURE, SHALLOW_UNET
 from quad.core.errors import CompatibilityError, UsageError
+from quad.core.extra_graphs import DEEP_FEATURE, SHALLOW_UNET
 from quad.export.bake.bake import bake
 from quad.export.bake.request import BakeRequest
+from quad.runtime.engines.engine import open_engine
+from quad.runtime.engines.float_types import in_bf16
 from quad.runtime.engines.graph import Graph
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.provenance.parameters import parameters_text
@@ -115,15 +118,35 @@ def test_what_it_cannot_be_is_refused(pipe: QuadPipeline, model_dir: Path, tmp_p
             BuildRequest(model_dir, {}, tmp_path / "phone", reuse=True, **words).check()
 
 
-def test_openvino_too(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
-    """Its build compares the two graphs with every adapter."""
-    output = tmp_path / "phone"
+@pytest.fixture(scope="module")
+def openvino_bundle(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("reuse-openvino") / "phone"
     request = BuildRequest(model_dir, adapter_files, output, samples=SAMPLES, target="openvino", precision="w8a16", reuse=True)
-    other = QuadPipeline.from_pretrained(build(request).bundle, threads=1)
+    return build(request).bundle
+
+
+def test_openvino_too(openvino_bundle: Path) -> None:
+    """Its build compares the two graphs with every adapter."""
+    other = QuadPipeline.from_pretrained(openvino_bundle, threads=1)
     full, reused = _latents(other), _latents(other, reuse=2)
     assert np.isfinite(reused).all()
     assert (reused != full).any()
     np.testing.assert_array_equal(_latents(other, reuse=2), reused)
+
+
+def test_in_bf16(openvino_bundle: Path) -> None:
+    """Both U-Nets run in it, and a shallow call is as near to a whole one as the processor's bf16 lets it be."""
+    if in_bf16(open_engine("openvino", (), "w8a16")) is None:
+        pytest.skip("this processor has no bf16")
+    exact, short = (QuadPipeline.from_pretrained(openvino_bundle, threads=1, float_type=name) for name in ("f32", "bf16"))
+    for adapter in ("transform", "removal", "transform"):
+        for pipe in (exact, short):
+            pipe.set_adapters(adapter)
+        np.testing.assert_array_equal(_latents(short, reuse=1), _latents(short))
+        reused = _latents(short, reuse=2)
+        assert (reused != _latents(exact, reuse=2)).any()
+        np.testing.assert_allclose(reused, _latents(exact, reuse=2), atol=0.15)
+    check_shallow(short)
 
 
 def test_adapters_cannot_be_merged_into_two_graphs(built: BuildResult, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ import type { BundleSource } from "./source.js";
 export const COMPONENTS = [UNET, TEXT_ENCODER, "vae_encoder", "vae_decoder"] as const;
 /** The graphs that hang on the size of the pictures. */
 export const SIZED = [UNET, "vae_encoder", "vae_decoder"] as const;
+/** What some bundles have beside `vae_decoder`, for calls that ask for it. */
+export const TINY_DECODER = "tiny_decoder";
 const AGAIN = "fetch or build the bundle again";
 
 /** How the files of a bundle are read. */
@@ -86,6 +88,11 @@ export async function openBundle(source: BundleSource, options: OpenOptions = {}
     throw new CompatibilityError(mismatch("engine", `${manifest.engines.join(" or ")}, which this bundle was built for`, "ort", way));
   }
   return new Bundle(source, manifest, slots, profile);
+}
+
+/** The graphs that hang on the size of the pictures, those that a bundle has by choice among them. */
+export function sizedComponents(manifest: BundleManifest): readonly string[] {
+  return Object.hasOwn(manifest.components, TINY_DECODER) ? [...SIZED, TINY_DECODER] : SIZED;
 }
 
 async function readManifest(source: BundleSource, options: OpenOptions): Promise<BundleManifest> {
@@ -221,7 +228,7 @@ function checkSizes(where: string, manifest: BundleManifest): void {
     const expected = `sizes of multiples of ${factor}, each once, the first ${manifest.size} wide`;
     throw new VerificationError(mismatch(where, expected, names.join(", "), AGAIN));
   }
-  for (const component of SIZED) {
+  for (const component of sizedComponents(manifest)) {
     const part = manifest.components[component]!;
     for (const group of [part, ...(part.groups ?? [])]) {
       const own = Object.keys(group.sizes ?? {}).sort();

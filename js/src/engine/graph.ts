@@ -6,7 +6,7 @@
  */
 
 import type { AdapterMix } from "../adapters/buffers.js";
-import { type Bundle, COMPONENTS, type OpenOptions, SIZED } from "../bundle/bundle.js";
+import { type Bundle, COMPONENTS, type OpenOptions, sizedComponents, TINY_DECODER } from "../bundle/bundle.js";
 import { mismatch, throwIfAborted, UsageError, VerificationError } from "../core/errors.js";
 import { graphOf, pictureSizes } from "../core/manifest.js";
 import { graphName, type PictureSize } from "../core/picture_size.js";
@@ -134,12 +134,13 @@ export async function openGraphs(
     throw new UsageError(mismatch("memory", `one of ${plans}`, quoted(memory), "choose one of these"));
   }
   const resident: readonly string[] = MEMORY_PLANS[memory as MemoryPlan];
+  const stays = (component: string): boolean => resident.includes(component === TINY_DECODER ? "vae_decoder" : component);
   const turns = new Turns();
   const graphs = new Map<string, Graph>();
   for (const { component, size, group } of places(bundle)) {
     const name = graphName(component, size, group);
     const load = async (): Promise<Session> => engine.load(name, await contentOf(bundle, component, size, group, options));
-    graphs.set(name, new Graph(name, load, inputShapes(bundle.slots, component), resident.includes(component), turns));
+    graphs.set(name, new Graph(name, load, inputShapes(bundle.slots, component), stays(component), turns));
   }
   if (memory !== "keep-all") {
     const unets = [...graphs.values()].filter((graph) => graph.name.split(".", 1)[0] === UNET);
@@ -158,10 +159,12 @@ interface Place {
 /** Of every graph, those of the first size and group first. */
 function places(bundle: Bundle): readonly Place[] {
   const [, ...further] = pictureSizes(bundle.manifest);
+  const sized = sizedComponents(bundle.manifest);
+  const extra = sized.filter((component) => component === TINY_DECODER);
   const groups = Array.from({ length: bundle.groupCount - 1 }, (_, index) => index + 1);
   return [
-    ...COMPONENTS.map((component) => ({ component, size: null, group: 0 })),
-    ...further.flatMap((size) => SIZED.map((component) => ({ component, size, group: 0 }))),
+    ...[...COMPONENTS, ...extra].map((component) => ({ component, size: null, group: 0 })),
+    ...further.flatMap((size) => sized.map((component) => ({ component, size, group: 0 }))),
     ...groups.flatMap((group) => [null, ...further].map((size) => ({ component: UNET, size, group }))),
   ];
 }

@@ -26,6 +26,8 @@ export interface CallOptions<P = unknown> {
   readonly strength?: number | undefined;
   readonly image_guidance_scale?: number | undefined;
   readonly guidance_interval?: IntervalInput | undefined;
+  /** Decode by the small decoder of a bundle of `quad build --tiny-decoder`. */
+  readonly tiny_decoder?: boolean | undefined;
   readonly prompt_syntax?: PromptSyntax | undefined;
   readonly sampler?: string | undefined;
   readonly num_images_per_prompt?: number | undefined;
@@ -59,6 +61,7 @@ const NAMES: Readonly<Record<keyof CallOptions, true>> = {
   strength: true,
   image_guidance_scale: true,
   guidance_interval: true,
+  tiny_decoder: true,
   prompt_syntax: true,
   sampler: true,
   num_images_per_prompt: true,

@@ -1,7 +1,7 @@
 /** `QuadPipeline`: pictures from a bundle, tasks by swapping buffers. Names are those of the Python class, which follows diffusers. */
 
 import { AdapterStore } from "../adapters/store.js";
-import { type Bundle, type OpenOptions, openBundle } from "../bundle/bundle.js";
+import { type Bundle, type OpenOptions, openBundle, TINY_DECODER } from "../bundle/bundle.js";
 import type { ByteCache } from "../bundle/cache.js";
 import { sourceOf } from "../bundle/places.js";
 import type { BundleSource } from "../bundle/source.js";
@@ -157,6 +157,7 @@ export class QuadPipeline extends AdapterMethods {
       guidance_scale: options.guidance_scale,
       image_guidance_scale: options.image_guidance_scale,
       guidance_interval: options.guidance_interval,
+      tiny_decoder: options.tiny_decoder ?? false,
       strength: options.strength,
       width: options.width,
       height: options.height,
@@ -173,7 +174,9 @@ export class QuadPipeline extends AdapterMethods {
   ): Promise<PictureOutput> {
     const { manifest } = this;
     const presets = { adapters: this.store.defaults(), samplers: manifest.samplers ?? {}, merged: mergedDefaults(manifest) };
-    const resolved = resolve(request, { tasks: this.tasks, schedule: manifest.schedule, presets, sizes: pictureSizes(manifest) });
+    const tinyDecoder = Object.hasOwn(manifest.components, TINY_DECODER);
+    const offer = { tasks: this.tasks, schedule: manifest.schedule, presets, sizes: pictureSizes(manifest), tinyDecoder };
+    const resolved = resolve(request, offer);
     const mix = await this.mix(resolved.weights);
     const prepared = await this.stages.prepare(request, resolved, mix, memo, signal);
     this.active = mix.weights;

@@ -34,6 +34,7 @@ export interface Request {
   readonly guidance_scale: number | undefined;
   readonly image_guidance_scale: number | undefined;
   readonly guidance_interval: IntervalInput | undefined;
+  readonly tiny_decoder: boolean;
   readonly strength: number | undefined;
   readonly seed: Seed;
   readonly generator: Generator | undefined;
@@ -59,6 +60,7 @@ export interface Offer {
   readonly schedule: NoiseSchedule;
   readonly presets: Presets;
   readonly sizes: readonly [PictureSize, ...PictureSize[]];
+  readonly tinyDecoder: boolean;
 }
 
 /** Task and adapters that a request means. Raises a `UsageError` for an unknown task or sampler, or a number out of its range. */
@@ -70,6 +72,10 @@ export function resolve(request: Request, offer: Offer): Resolved {
   if (!SYNTAXES.includes(request.prompt_syntax)) {
     const expected = `one of ${SYNTAXES.join(", ")}`;
     throw new UsageError(mismatch("prompt_syntax", expected, quoted(request.prompt_syntax), "choose one of these"));
+  }
+  if (request.tiny_decoder && !offer.tinyDecoder) {
+    const way = "build with --tiny-decoder, or leave it out";
+    throw new UsageError(mismatch("tiny_decoder", "a bundle of quad build --tiny-decoder", "one without", way));
   }
   wholeNumber("mask_grow", request.mask_grow);
   const task = chooseTask(request.task, [...(request.adapters?.keys() ?? [])], offer.tasks);

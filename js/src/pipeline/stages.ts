@@ -2,6 +2,7 @@
 
 import type { Weight } from "../adapters/block_weights.js";
 import type { AdapterMix } from "../adapters/buffers.js";
+import { TINY_DECODER } from "../bundle/bundle.js";
 import { type DenoisingRun, drawNoise, planRun } from "../conditioning/denoising.js";
 import type { WordVectors } from "../conditioning/embeddings.js";
 import { countsAt, isGuided } from "../conditioning/guidance.js";
@@ -187,11 +188,12 @@ export class Stages {
   }
 
   async #picture(prepared: Prepared, x0: Float, outputType: OutputType, signal?: AbortSignal): Promise<RgbaPicture | Float> {
-    const decoder = this.graph("vae_decoder", prepared.resolved.size);
+    const name = prepared.request.tiny_decoder ? TINY_DECODER : "vae_decoder";
+    const decoder = this.graph(name, prepared.resolved.size);
     const image = await prepared.clocks.time("vae_decoder", () => decoder.run(new Map([["latent", x0]]), signal));
     if (!isFinite32(image.data)) {
       const way = "use guidance_scale or adapter weights nearer to 1";
-      throw new BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", way));
+      throw new BackendError(mismatch(`graph ${name}`, "a picture of finite numbers", "NaN or Inf", way));
     }
     const { paste } = prepared.denoising.condition;
     if (outputType === "np" && paste === undefined) return toFloats(image);

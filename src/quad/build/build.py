@@ -1,6 +1,6 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> equalize [-> narrow] -> calibrate -> score -> unify -> align -> export -> place
+open -> lora -> slot -> solve -> equalize [-> decoder] [-> narrow] -> calibrate -> score -> unify -> align -> export -> place
 [-> compile -> emulate] -> write
 (with a smoke run before the bundle gets its name)
 """
@@ -13,6 +13,7 @@ from dataclasses import replace
 from quad.build.align_adapters import align_adapters
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import choose_profile
+from quad.build.extra_graphs.tiny_decoder import with_tiny_decoder
 from quad.build.fixed_threads import fixed_threads
 from quad.build.four_bits.narrow_weights import NarrowWeights, narrow_weights, without_correction
 from quad.build.make_bundle import WRITTEN, BuildStages, make_bundle, stored_files
@@ -37,7 +38,7 @@ from quad.quantize.processes.dealt import shared
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
 STAGES = (
-    "open", "lora", "slot", "solve", "equalize", "narrow", "calibrate", "score", "unify", "round",
+    "open", "lora", "slot", "solve", "equalize", "decoder", "narrow", "calibrate", "score", "unify", "round",
     "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
 
@@ -78,6 +79,9 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
 def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: float) -> BuildResult:
     """All stages, one after the other: each takes what the earlier ones gave."""
     model = open_and_slot(request, clock)
+    if request.tiny_decoder:
+        with clock("decoder"):
+            model = with_tiny_decoder(model, clock.within("decoder"))
     teacher = FloatTeacher.of(model)  # before biases are corrected
     narrowed = NarrowWeights()
     if model.four_bit_paths:

@@ -17,9 +17,9 @@ from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
 from quad.build.calls.float_teacher import FloatTeacher
-from quad.build.check_shallow import check_shallow, shallow_notes
 from quad.build.choose_profile import ProfileStage
 from quad.build.embeddings import embedding_files
+from quad.build.extra_graphs.shallow import check_shallow, shallow_notes
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable

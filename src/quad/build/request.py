@@ -89,6 +89,7 @@ class BuildRequest:
         calibration_size: of the pictures that ranges are measured on, as `size`; None for those of the bundle.
         prompt_chunks: how many times 75 tokens of a prompt are read at most, for a CLIP text encoder of 77.
         reuse: also write the U-Net's shallow part, which takes the deep feature of an earlier step.
+        tiny_decoder: also distil a small decoder of the model's own, which a caller may take in its place.
         vae: the autoencoder's file or directory, in place of the model's own.
         prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
         device: that torch computes on: `cpu`, `cuda`, `mps`, or `auto` for an accelerator where there is one. The bundle depends on it.
@@ -132,6 +133,7 @@ class BuildRequest:
     clip_skip: int = 1
     prompt_chunks: int = 1
     reuse: bool = False
+    tiny_decoder: bool = False
     vae: Path | None = None
     prediction: str | None = None
     threads: int = 1

@@ -132,6 +132,10 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
         bool | None,
         typer.Option("--reuse", help="Also write the U-Net's shallow part, so that steps can reuse the deep part of an earlier one."),
     ] = None
+    tiny_decoder: Annotated[
+        bool | None,
+        typer.Option("--tiny-decoder", help="Also distil a small decoder of the model's own, which quad run takes with --tiny-decoder."),
+    ] = None
     vae: Annotated[
         Path | None,
         typer.Option(help="An autoencoder in place of the model's own: a .safetensors file or a directory.", metavar="FILE|DIR",

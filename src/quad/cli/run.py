@@ -23,6 +23,7 @@ from quad.cli.shared_options import (
     Reuse,
     Sign,
     StoreDir,
+    TinyDecoder,
     png_options,
 )  # fmt: skip
 from quad.cli.show import Json, note, progress_bar, result
@@ -128,6 +129,7 @@ def run(
     image_guidance: ImageGuidance = None,
     guidance_interval: GuidanceInterval = None,
     reuse: Reuse = 1,
+    tiny_decoder: TinyDecoder = False,
     negative_prompt: Negative = "",
     prompt_syntax: Syntax = "a1111",
     original_size: OriginalSize = None,
@@ -146,15 +148,14 @@ def run(
     """Make a picture, or several, from a bundle, without torch."""
     outputs = _outputs(output, num_images)
     png = png_options(parameters=parameters, mark=mark, sign=sign)
-    weights = weighted_names("--adapter", adapter or [])
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
-        "guidance_interval": guidance_interval, "reuse": reuse, "negative_prompt": negative_prompt,
+        "guidance_interval": guidance_interval, "reuse": reuse, "tiny_decoder": tiny_decoder, "negative_prompt": negative_prompt,
         "prompt_syntax": prompt_syntax, "seed": secrets.randbelow(MAX_SEED) if seed is None else seed, "num_images_per_prompt": num_images,
         **_size(size), "sizes": size_conditions(original_size, crop, target_size),
     }  # fmt: skip
-    embeddings = words_of_files("--embedding", embedding or [])
+    weights, embeddings = weighted_names("--adapter", adapter or []), words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
         pipe = _open(bundle, engine=engine, memory=memory, store=store or store_beside(bundle), float_type=float_type)
@@ -163,7 +164,7 @@ def run(
         if weights:
             names = [pipe.load_lora_weights(name) if is_pack(name) else name for name in weights]
             pipe.set_adapters(names, list(weights.values()))
-        return _generate(pipe, words, _Previews(outputs, preview_every), partial(_save, png))
+        return _generate(pipe, words, _Previews(outputs, preview_every, tiny_decoder), partial(_save, png))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
     for line in generated.notes:
@@ -218,6 +219,7 @@ class _Previews:
 
     outputs: Sequence[Path]
     every: int | None
+    tiny_decoder: bool = False
     picture: int = -1
 
     def step(self, pipe: QuadPipeline, index: int, denoised: NDArray[np.float32]) -> None:
@@ -226,7 +228,7 @@ class _Previews:
         if self.every is None or (index + 1) % self.every:
             return
         try:
-            preview = pipe.preview(denoised)
+            preview = pipe.preview(denoised, self.tiny_decoder)
         except UsageError as error:
             note(str(error))
             self.every = None

@@ -81,6 +81,10 @@ Reuse = Annotated[
     typer.Option(help="Compute every N-th step whole, and those between from its deep feature; for bundles of quad build --reuse.",
                  metavar="N", min=1),
 ]  # fmt: skip
+TinyDecoder = Annotated[
+    bool,
+    typer.Option("--tiny-decoder", help="Decode by the small decoder, previews too; for bundles of quad build --tiny-decoder."),
+]
 Mark = Annotated[bool, typer.Option("--mark", help="Say in the picture's XMP that a model made it.")]
 Sign = Annotated[
     Path | None,

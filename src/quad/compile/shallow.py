@@ -15,8 +15,8 @@ import onnx_ir as ir
 
 from quad.compile.artifact import MODEL_FILE, Artifact
 from quad.compile.shared_weights import WEIGHTS_FILE, SharedWeights, point_into
-from quad.core.deep_reuse import DEEP_FEATURE, SHALLOW_UNET
 from quad.core.errors import UnsupportedError, mismatch
+from quad.core.extra_graphs import DEEP_FEATURE, SHALLOW_UNET
 from quad.core.manifest import Component
 from quad.core.slots import UNET
 from quad.core.storage.files import writing_to

@@ -7,8 +7,8 @@ import numpy as np
 import onnx_ir as ir
 
 from quad.compile.targets import load_target
-from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import CompatibilityError, UnsupportedError, VerificationError, mismatch
+from quad.core.extra_graphs import SHALLOW_UNET
 from quad.core.picture_size import PictureSize
 from quad.runtime.bundle import AGAIN, Bundle
 

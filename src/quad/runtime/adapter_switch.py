@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import UsageError, mismatch
+from quad.core.extra_graphs import SHALLOW_UNET
 from quad.core.picture_size import component_of
 from quad.core.slots import UNET
 from quad.runtime.adapter_defaults import Presets, merged_defaults
@@ -20,6 +20,7 @@ from quad.runtime.adapters.buffers import AdapterMix
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.bundle import Bundle
 from quad.runtime.engines.graph import Graph
+from quad.runtime.preview import require_tiny_decoder
 from quad.runtime.request import Request, Resolved, choose_size, resolve
 
 _LOG = logging.getLogger(__name__)
@@ -115,6 +116,8 @@ class AdapterSwitch:
             raise UsageError(
                 mismatch("reuse", "1, or a bundle of quad build --reuse", resolved.reuse, "build with --reuse, or leave it out")
             )
+        if resolved.tiny_decoder:
+            require_tiny_decoder(manifest)
         for name in resolved.weights:
             self.store.manifest(name)
         return resolved

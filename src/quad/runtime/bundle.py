@@ -21,6 +21,7 @@ import msgspec
 
 from quad.core.digests import canonical_json, file_digest
 from quad.core.errors import InputError, VerificationError, mismatch
+from quad.core.extra_graphs import TINY_DECODER
 from quad.core.manifest import (
     BASE_CORRECTION_FILE,
     BUNDLE_FILE,
@@ -269,12 +270,17 @@ def _check_sizes(where: Path, manifest: BundleManifest) -> None:
     if sizes[0].width != manifest.size or len(set(sizes)) < len(sizes) or any(side % factor for size in sizes for side in size):
         expected = f"sizes of multiples of {factor}, each once, the first {manifest.size} wide"
         raise VerificationError(mismatch(f"{where}", expected, ", ".join(map(str, sizes)), AGAIN))
-    for component in SIZED:
+    for component in sized_components(manifest):
         part = manifest.components[component]
         for graphs in (group.sizes or {} for group in (part, *(part.groups or ()))):
             if sorted(graphs) != sorted(map(str, sizes[1:])):
                 expected = f"a graph of {component} for each of {', '.join(map(str, sizes))}"
                 raise VerificationError(mismatch(f"{where}", expected, ", ".join(sorted(graphs)) or "the first alone", AGAIN))
+
+
+def sized_components(manifest: BundleManifest) -> tuple[str, ...]:
+    """Names of the graphs that hang on the size of the pictures, those that a bundle has by choice among them."""
+    return (*SIZED, TINY_DECODER) if TINY_DECODER in manifest.components else SIZED
 
 
 def _check_groups(where: Path, manifest: BundleManifest, profile: Profile) -> None:

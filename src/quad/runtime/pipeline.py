@@ -139,6 +139,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         image_guidance_scale: float | None = None,
         guidance_interval: str | Sequence[float] | None = None,
         reuse: int = 1,
+        tiny_decoder: bool = False,
         prompt_syntax: PromptSyntax = "a1111",
         sampler: str | None = None,
         num_images_per_prompt: int = 1,
@@ -161,7 +162,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             mask_grow: pixels of the graph's picture by which the mask is grown.
             strength: how much of the given picture is made anew, more than 0, at most 1.
             guidance_scale, image_guidance_scale: how strongly the prompt and the given picture count, 1 is plainly.
-            guidance_interval, reuse: what is not computed, by choice, see `quad.runtime.request.Request`.
+            guidance_interval, reuse, tiny_decoder: what is not computed, by choice, see `quad.runtime.request.Request`.
             prompt_syntax: `a1111` reads `(word:1.2)`, `[word]` and `BREAK` in both prompts; `plain` reads every character as it stands.
             width, height: pixels, one of the bundle's sizes; None for its first one.
             more: `original_size`, `crops_coords_top_left`, `target_size` and the same with `negative_`, see `SizeConditions`.
@@ -171,13 +172,12 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
             InputError: a picture is no picture, the mask is empty.
         """
-        sizes = stated_sizes(more)
         check_output(output_type)
         common = Request(
             task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
             num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
-            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval, reuse=reuse,
-            prompt_syntax=prompt_syntax, width=width, height=height, sizes=sizes,
+            image_guidance_scale=image_guidance_scale, guidance_interval=guidance_interval, reuse=reuse, tiny_decoder=tiny_decoder,
+            prompt_syntax=prompt_syntax, width=width, height=height, sizes=stated_sizes(more),
         )  # fmt: skip
         words = BatchWords(prompt=prompt, negative_prompt=negative_prompt, num_images_per_prompt=num_images_per_prompt, generator=generator)
         requests, notes = expand(common, words)
@@ -239,13 +239,16 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         x0 = self.stages.denoise(prepared, on_step)
         return self.stages.decode(prepared, x0, output_type)
 
-    def preview(self, latents: Float) -> Image:
+    def preview(self, latents: Float, tiny_decoder: bool = False) -> Image:
         """A coarse picture of latents `(1, c, h, w)`, in no time: best of `denoised`, which the callback of a call gets.
 
+        Args:
+            tiny_decoder: a sharp one, by the bundle's small decoder, in a fraction of a step's time.
+
         Raises:
-            UsageError: the bundle is of an older build, or was built without a picture.
+            UsageError: the bundle is of an older build, or was built without a picture, or without that decoder.
         """
-        return bundle_preview(self.bundle.manifest, latents)
+        return self.stages.tiny_picture(latents) if tiny_decoder else bundle_preview(self.bundle.manifest, latents)
 
     def __getattr__(self, name: str) -> Any:
         """Words of diffusers that are not here, told with the way that is.

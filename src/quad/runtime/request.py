@@ -48,6 +48,7 @@ class Request:
         width, height: of the picture in pixels, one of the bundle's sizes; None for its first one, or the first of that other side.
         guidance_interval: `START:END` or a pair, shares of the way from noise, 0, to picture, 1, between which guidance counts.
         reuse: one call of the U-Net of so many is whole, the others take its deep feature, where the bundle is built for it.
+        tiny_decoder: the picture comes of the small decoder, where the bundle has one.
         generator: in place of the seed; it is drawn from when the request is prepared, and while it runs.
         sizes: what the model is told of the picture's size, if it is told any.
     """
@@ -67,6 +68,7 @@ class Request:
     image_guidance_scale: float | None = None
     guidance_interval: str | Sequence[float] | None = None
     reuse: int = 1
+    tiny_decoder: bool = False
     latents: NDArray[np.float32] | None = None
     width: int | None = None
     height: int | None = None
@@ -84,7 +86,7 @@ class Resolved:
         weights: adapter name -> weight.
         notes: what the user should be told.
         size: of the picture; None for the bundle's first one.
-        reuse: as asked for.
+        reuse, tiny_decoder: as asked for.
     """
 
     task: str
@@ -93,6 +95,7 @@ class Resolved:
     notes: tuple[str, ...] = ()
     size: PictureSize | None = None
     reuse: int = 1
+    tiny_decoder: bool = False
 
 
 def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSchedule, presets: Presets | None = None) -> Resolved:
@@ -129,8 +132,10 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     spec = with_overrides(task, sampled, request, schedule)
     if spec.sampler.kind != sampled.sampler.kind:
         notes.append(f"sampler olss has a table for {sampled.sampler.steps} steps alone: {sampler_text(spec.sampler)} took its place")
-    told = (*notes, *wishes, *trigger_notes(weights, presets, request.prompt))
-    return Resolved(task=task, spec=spec, weights=weights, notes=told, reuse=_reuse(request.reuse))
+    if not isinstance(request.tiny_decoder, bool):
+        raise UsageError(mismatch("tiny_decoder", "True or False", repr(request.tiny_decoder), "give one of these"))
+    told, tiny = (*notes, *wishes, *trigger_notes(weights, presets, request.prompt)), request.tiny_decoder
+    return Resolved(task=task, spec=spec, weights=weights, notes=told, reuse=_reuse(request.reuse), tiny_decoder=tiny)
 
 
 def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, TaskSpec]) -> str:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import BackendError, mismatch
+from quad.core.extra_graphs import SHALLOW_UNET, TINY_DECODER
 from quad.core.manifest import BundleManifest, TaskSpec
 from quad.core.picture_size import PictureSize, graph_name
 from quad.core.slots import UNET
@@ -33,6 +33,7 @@ from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.graph import Graph
+from quad.runtime.preview import latent_size, require_tiny_decoder
 from quad.runtime.provenance.facts import PictureFacts
 from quad.runtime.request import Request, Resolved
 from quad.runtime.samplers import OnStep, SamplingRun, plan_sampling
@@ -209,6 +210,16 @@ class Stages:
             facts=(_facts(prepared, self.manifest),),
         )
 
+    def tiny_picture(self, latents: Float) -> Image.Image:
+        """What the tiny decoder makes of latents `(1, c, h, w)`, on their way or clean.
+
+        Raises:
+            UsageError: the bundle has none, or none for latents of that shape.
+        """
+        require_tiny_decoder(self.manifest)
+        size = latent_size(self.manifest, latents)
+        return to_picture(np.nan_to_num(self.graph(TINY_DECODER, size).run({"latent": np.asarray(latents, np.float32)})))
+
     def _interval_notes(self, spec: TaskSpec, sampling: SamplingRun) -> list[str]:
         """A line where an interval leaves no step of this run guided."""
         guidance = Guidance.of(spec, self.manifest.schedule.steps)
@@ -221,11 +232,12 @@ class Stages:
         """A list of one PIL picture, or float32 `(1, H, W, 3)` in [0, 1]."""
         clocks, paste = prepared.clocks, prepared.denoising.condition.paste
         with clocks.time("total"):
+            decoder = TINY_DECODER if prepared.resolved.tiny_decoder else "vae_decoder"
             with clocks.time("vae_decoder"):
-                image = self.graph("vae_decoder", prepared.resolved.size).run({"latent": np.asarray(x0, np.float32)})
+                image = self.graph(decoder, prepared.resolved.size).run({"latent": np.asarray(x0, np.float32)})
             if not np.isfinite(image).all():
                 next_step = "use guidance_scale or adapter weights nearer to 1"
-                raise BackendError(mismatch("graph vae_decoder", "a picture of finite numbers", "NaN or Inf", next_step))
+                raise BackendError(mismatch(f"graph {decoder}", "a picture of finite numbers", "NaN or Inf", next_step))
             if output_type == "np" and paste is None:
                 return np.clip(image.transpose(0, 2, 3, 1) / 2 + np.float32(0.5), 0, 1).astype(np.float32)
             picture = to_picture(image, paste)
@@ -270,6 +282,7 @@ def _facts(prepared: Prepared, manifest: BundleManifest) -> PictureFacts:
         model=(manifest.name, manifest.sha256),
         adapters=dict(prepared.mix.weights),
         reuse=prepared.resolved.reuse,
+        tiny_decoder=prepared.resolved.tiny_decoder,
         strength=spec.strength if isinstance(spec.strength, float) and spec.reads_picture else None,
         edited=spec.reads_picture,
     )

@@ -79,6 +79,7 @@ class NewRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     image_guidance_scale: Annotated[float, Meta(ge=-1000, le=1000)] | None = None
     guidance_interval: tuple[Share, Share] | None = None
     reuse: Annotated[int, Meta(ge=1, le=MOST_REUSE)] = 1
+    tiny_decoder: bool = False
     prompt_syntax: PromptSyntax = "a1111"
     original_size: Sides | None = None
     crops_coords_top_left: Sides | None = None

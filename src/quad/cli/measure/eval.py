@@ -19,6 +19,7 @@ from quad.cli.shared_options import (
     GuidanceInterval,
     Reuse,
     Samples,
+    TinyDecoder,
     Vae,
     check_report_dir,
     local_adapters,
@@ -64,6 +65,7 @@ def eval(
     guidance_interval: GuidanceInterval = None,
     device: DeviceName = CPU,
     reuse: Reuse = 1,
+    tiny_decoder: TinyDecoder = False,
     as_json: Json = False,
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
@@ -75,7 +77,7 @@ def eval(
         from quad.runtime.conditioning.guidance import parse_interval
 
         shortcuts: dict[str, Any] = {} if guidance_interval is None else {"guidance_interval": parse_interval(guidance_interval)}
-        shortcuts |= {"reuse": reuse} if reuse > 1 else {}
+        shortcuts |= {**({"reuse": reuse} if reuse > 1 else {}), **({"tiny_decoder": True} if tiny_decoder else {})}
         files = local_adapters(adapters)
         request = EvaluationRequest(
             bundle=bundle,

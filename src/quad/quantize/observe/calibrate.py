@@ -16,6 +16,7 @@ from torch import nn
 
 from quad.core.component_call import BASE_SOURCE
 from quad.core.errors import InputError, UsageError, mismatch
+from quad.core.extra_graphs import TINY_DECODER
 from quad.core.manifest import TaskSpec
 from quad.core.slots import SlotTable
 from quad.lora.fit.integers import BalancedSlots
@@ -157,7 +158,10 @@ class TaskRunner:
 
     def run(self, sample: CalibrationSample, spec: TaskSpec, slots: Mapping[str, NDArray[np.float32]], index: int) -> None:
         """One picture from prompt to pixels."""
-        image = self.sessions["vae_decoder"].run({"latent": self.denoise(sample, spec, slots, index)})
+        latent = self.denoise(sample, spec, slots, index)
+        image = self.sessions["vae_decoder"].run({"latent": latent})
+        if TINY_DECODER in self.sessions:
+            self.sessions[TINY_DECODER].run({"latent": latent})
         if not spec.reads_picture:
             # The encoder too must have seen pictures where no sample brings one.
             self.sessions["vae_encoder"].run({"image": np.clip(image, -1.0, 1.0)})

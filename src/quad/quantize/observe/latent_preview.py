@@ -32,7 +32,7 @@ def fit_preview(
     pictures = [sample.image for sample in samples if sample.image is not None][:PICTURES]
     if not pictures:
         return None
-    latents = [sessions["vae_encoder"].run({"image": _model_picture(picture, base.picture_size)}) for picture in pictures]
+    latents = [sessions["vae_encoder"].run({"image": model_picture(picture, base.picture_size)}) for picture in pictures]
     decoded = [sessions["vae_decoder"].run({"latent": latent}) for latent in latents]
     z = np.concatenate([_pixels(latent) for latent in latents])
     colours = np.concatenate([_pixels(_pooled(image, base.latent.factor)) for image in decoded])
@@ -41,7 +41,8 @@ def fit_preview(
     return LatentPreview((red[:-1], green[:-1], blue[:-1]), (red[-1], green[-1], blue[-1]))
 
 
-def _model_picture(source: PictureSource, size: PictureSize) -> NDArray[np.float32]:
+def model_picture(source: PictureSource, size: PictureSize) -> NDArray[np.float32]:
+    """A picture as the encoder reads it, `(1, 3, H, W)` in [-1, 1]."""
     pixels, _ = to_rgb(open_picture(source))
     scaled = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC), np.float32)
     return (scaled / 127.5 - 1).transpose(2, 0, 1)[None]

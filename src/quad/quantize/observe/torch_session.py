@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.errors import BackendError, mismatch
+from quad.core.extra_graphs import TINY_DECODER
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
 from quad.model.device import device_of, moved
@@ -93,6 +94,8 @@ class RecordingSession:
 def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTable) -> dict[str, TorchSession]:
     """A session for each component of `component_networks`, with the graph contract's inputs; only the U-Net's batch is dynamic.
 
+    One of a tiny decoder too, where there is one.
+
     Args:
         table: the slots of all of them.
     """
@@ -104,11 +107,12 @@ def torch_sessions(base: Base, networks: Mapping[str, nn.Module], table: SlotTab
         "timestep": (1,),
         "encoder_hidden_states": (None, base.text.rows, base.text.hidden),
     }
+    decoders = [name for name in ("vae_decoder", TINY_DECODER) if name in networks]
     return {
         "unet": TorchSession(networks["unet"], unet, table.of(UNET)),
         "text_encoder": TorchSession(networks["text_encoder"], {"input_ids": (1, base.text.length)}, text if text.slots else None),
         "vae_encoder": TorchSession(networks["vae_encoder"], {"image": (1, 3, *base.picture_size.grid)}),
-        "vae_decoder": TorchSession(networks["vae_decoder"], {"latent": (1, latent, *grid)}),
+        **{name: TorchSession(networks[name], {"latent": (1, latent, *grid)}) for name in decoders},
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quad.core.deep_reuse import DEEP_FEATURE
+from quad.core.extra_graphs import DEEP_FEATURE
 from quad.runtime.engines.engine import Arrays, Runnable
 
 Float = NDArray[np.float32]

@@ -18,6 +18,7 @@ from PIL import Image
 
 from quad.core.component_call import UNET_INPUTS
 from quad.core.errors import QuadError, UnsupportedError, UsageError
+from quad.core.extra_graphs import TINY_DECODER
 from quad.core.manifest import PROBES_FILE, SamplerSpec, TaskSpec
 from quad.core.picture_size import component_of, graph_name
 from quad.core.slots import UNET
@@ -127,6 +128,8 @@ def _calls(recording: _Recording) -> Iterable[CallVector]:
     image, latent = pipe.graph("vae_encoder").inputs["image"], _latent_shape(pipe)
     yield recording.call("vae_encoder", {"image": _drawn(image[2] or 1, image[3] or 1).transpose(2, 0, 1)[None] / np.float32(127.5) - 1})
     yield recording.call("vae_decoder", {"latent": np.random.default_rng(0).standard_normal(latent).astype(np.float32)})
+    if TINY_DECODER in pipe.bundle.manifest.components:
+        yield recording.call(TINY_DECODER, {"latent": np.random.default_rng(0).standard_normal(latent).astype(np.float32)})
     unet = _unet_inputs(pipe)
     yield recording.call(UNET, unet)
     for adapter in pipe.bundle.manifest.adapters:

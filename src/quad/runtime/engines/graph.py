@@ -25,14 +25,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from quad.core.deep_reuse import SHALLOW_UNET
 from quad.core.errors import BackendError, UsageError, VerificationError, mismatch
+from quad.core.extra_graphs import SHALLOW_UNET, TINY_DECODER
 from quad.core.memory import release_memory
 from quad.core.picture_size import PictureSize, component_of, graph_name
 from quad.core.slots import UNET
 from quad.core.storage.reading import reading_from
 from quad.runtime.adapters.buffers import AdapterMix, Buffers
-from quad.runtime.bundle import COMPONENTS, SIZED, Bundle
+from quad.runtime.bundle import COMPONENTS, Bundle, sized_components
 from quad.runtime.engines.engine import Arrays, Engine, PreparedInputs, Shape, SwitchSession
 from quad.runtime.engines.onnx_inputs import graph_inputs
 
@@ -40,6 +40,7 @@ _LOG = logging.getLogger(__name__)
 
 # Memory plan -> the components that stay.
 KEEP_ALL = "keep-all"
+_IN_PLACE_OF = {SHALLOW_UNET: UNET, TINY_DECODER: "vae_decoder"}  # loaded when they are first asked for, and kept as these are
 PLANS: Mapping[str, tuple[str, ...]] = {KEEP_ALL: COMPONENTS, "balanced": (UNET,), "minimal": ()}
 _BINDINGS = count(1)
 Place = tuple[str, PictureSize | None, int]  # component, further size, and group of adapters counted from 0
@@ -272,7 +273,7 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoi
     graphs = {}
     for place in _places(bundle):
         component, size, group = place
-        plain = UNET if component == SHALLOW_UNET else component
+        plain = _IN_PLACE_OF.get(component, component)
         runner = denoiser if denoiser is not None and plain == UNET else engine
         load = partial(_load, runner, bundle, place, threads=threads, lean=memory == LEAN)
         shapes = slots.of(component).input_shapes() if component != SHALLOW_UNET else _shallow_shapes(bundle)
@@ -294,8 +295,9 @@ def open_graphs(bundle: Bundle, engine: Engine, threads: int, memory: str, denoi
 def _places(bundle: Bundle) -> list[Place]:
     """Of every graph, those of the first size and group first."""
     further = bundle.manifest.picture_sizes[1:]
-    shallow = [SHALLOW_UNET] if SHALLOW_UNET in bundle.manifest.components else []
-    places = [(name, None, 0) for name in (*COMPONENTS, *shallow)] + [(name, size, 0) for size in further for name in SIZED]
+    extra = [name for name in _IN_PLACE_OF if name in bundle.manifest.components]
+    sized = sized_components(bundle.manifest)
+    places = [(name, None, 0) for name in (*COMPONENTS, *extra)] + [(name, size, 0) for size in further for name in sized]
     return places + [(UNET, size, group) for group in range(1, bundle.profile.group_count) for size in (None, *further)]
 
 

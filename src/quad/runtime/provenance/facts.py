@@ -16,6 +16,7 @@ class PictureFacts:
         sampler: `KIND:STEPS`, or `KIND-karras:STEPS`.
         guidance_interval: shares of the noise schedule between which guidance counted; None for all of it.
         reuse: one call of the U-Net of so many was whole.
+        tiny_decoder: the picture came of the small decoder.
         seed: None where the noise was brought along.
         size: width and height, pixels.
         model: the bundle's name, and its own digest.
@@ -35,4 +36,5 @@ class PictureFacts:
     strength: float | None = None
     guidance_interval: tuple[float, float] | None = None
     reuse: int = 1
+    tiny_decoder: bool = False
     edited: bool = False

@@ -47,6 +47,8 @@ def _fields(facts: PictureFacts) -> dict[str, str]:
         fields["Guidance interval"] = "{:g} to {:g}".format(*facts.guidance_interval)
     if facts.reuse > 1:
         fields["Deep feature reuse"] = str(facts.reuse)
+    if facts.tiny_decoder:
+        fields["Decoder"] = "tiny"
     return {**fields, "Version": f"quad {__version__}"}
 
 

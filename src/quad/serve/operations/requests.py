@@ -121,6 +121,7 @@ def to_request(body: NewRequest, image: Image | None, mask: Image | None) -> Req
         image_guidance_scale=body.image_guidance_scale,
         guidance_interval=body.guidance_interval,
         reuse=body.reuse,
+        tiny_decoder=body.tiny_decoder,
         prompt_syntax=body.prompt_syntax,
         sizes=body.sizes,
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from quad.core.deep_reuse import DEEP_FEATURE, SHALLOW_UNET
 from quad.core.errors import BackendError, mismatch
+from quad.core.extra_graphs import DEEP_FEATURE, SHALLOW_UNET
 from quad.core.manifest import BundleManifest
 from quad.core.slots import UNET
 from quad.runtime.pipeline import QuadPipeline
