@@ -164,7 +164,7 @@ def run(
         if weights:
             names = [pipe.load_lora_weights(name) if is_pack(name) else name for name in weights]
             pipe.set_adapters(names, list(weights.values()))
-        return _generate(pipe, words, _Previews(outputs, preview_every, tiny_decoder), partial(_save, png))
+        return _generate(pipe, words, _Previews(outputs=outputs, every=preview_every, tiny_decoder=tiny_decoder), partial(_save, png))
 
     generated = unless_replaced(bundle / BUNDLE_FILE, generate)
     for line in generated.notes:
@@ -213,7 +213,7 @@ def _generate(
     return joined(answers, notes)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Previews:
     """Pictures on their way, beside those that they become; a bundle without colours for its latents says so once."""
 

@@ -211,7 +211,7 @@ class Stages:
         )
 
     def tiny_picture(self, latents: Float) -> Image.Image:
-        """What the tiny decoder makes of latents `(1, c, h, w)`, on their way or clean.
+        """The picture that the tiny decoder makes of latents `(1, c, h, w)`, on their way or clean.
 
         Raises:
             UsageError: the bundle has none, or none for latents of that shape.
