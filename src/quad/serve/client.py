@@ -173,30 +173,14 @@ class QuadClient:
         refuse_arguments({name: value for name, value in others.items() if name not in SIZE_NAMES}, CLIENT_CALL)
         sizes = asdict(stated_sizes({name: value for name, value in others.items() if name in SIZE_NAMES}).checked())
         request = NewRequest(
-            prompt=prompt,
-            task=task,
-            adapters=self._chosen,
-            image=picture_file(image, "image"),
-            mask_image=picture_file(mask_image, "mask"),
-            num_inference_steps=num_inference_steps,
-            sampler=sampler,
-            width=width,
-            height=height,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            negative_prompt="" if negative_prompt is None else negative_prompt,
-            mask_grow=mask_grow,
-            strength=strength,
+            prompt=prompt, task=task, adapters=self._chosen,
+            image=picture_file(image, "image"), mask_image=picture_file(mask_image, "mask"),
+            num_inference_steps=num_inference_steps, sampler=sampler, width=width, height=height, guidance_scale=guidance_scale, seed=seed,
+            negative_prompt="" if negative_prompt is None else negative_prompt, mask_grow=mask_grow, strength=strength,
             image_guidance_scale=image_guidance_scale,
-            guidance_interval=None if guidance_interval is None else parse_interval(guidance_interval),
-            reuse=reuse,
-            tiny_decoder=tiny_decoder,
-            prompt_syntax=prompt_syntax,
-            **sizes,
-            priority=priority,
-            deadline_s=deadline_s,
-            client=self._name,
-        )
+            guidance_interval=None if guidance_interval is None else parse_interval(guidance_interval), reuse=reuse,
+            tiny_decoder=tiny_decoder, prompt_syntax=prompt_syntax, **sizes, priority=priority, deadline_s=deadline_s, client=self._name,
+        )  # fmt: skip
         return self._make(request, callback_on_step_end)
 
     def _make(self, request: NewRequest, callback: StepCallback | None) -> PipelineOutput:
