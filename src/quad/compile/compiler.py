@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import onnx_ir as ir
@@ -12,6 +13,7 @@ from quad.compile.artifact import Artifact
 from quad.compile.backend import Backend, CompileContext
 from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import Observer, passes_before, run_passes
+from quad.core.errors import UnsupportedError, mismatch
 from quad.core.picture_size import graph_name
 
 
@@ -35,12 +37,12 @@ class Compiler:
         """One component exported and rewritten, as it is for all groups of adapters.
 
         Raises:
-            UnsupportedError: the network cannot be exported.
+            UnsupportedError: the network cannot be exported, or the target has no form for some operator of it.
         """
         clock = self.context.clock
         with clock("export"):
             model = export_graph(network, spec, observer)
-        with clock("place"):
+        with clock("place"), self._rewriting(spec):
             return run_passes(model, passes_before(self.context.target.passes), observer)
 
     def artifact(self, network: nn.Module, spec: GraphSpec, observer: Observer) -> Artifact:
@@ -60,7 +62,17 @@ class Compiler:
         Raises:
             UnsupportedError: the target cannot run it whole. BackendError: the compiler is missing.
         """
-        return self.backend.artifact(model, graph_name(spec.graph, None, self.group), self.context, observer)
+        with self._rewriting(spec):
+            return self.backend.artifact(model, graph_name(spec.graph, None, self.group), self.context, observer)
+
+    @contextmanager
+    def _rewriting(self, spec: GraphSpec) -> Iterator[None]:
+        """A pass that cannot rewrite the graph refuses it in one line; a broken promise of a pass stays what it is."""
+        try:
+            yield
+        except ir.passes.PassError as error:
+            expected = f"a graph that the passes of {self.context.target.name} can rewrite"
+            raise UnsupportedError(mismatch(spec.graph, expected, str(error), "build for another target")) from error
 
 
 def emulation_json(artifacts: Mapping[str, Artifact]) -> dict[str, dict[str, float]]:

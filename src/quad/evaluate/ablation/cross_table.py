@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from quad.build.fixed_threads import fixed_threads
 from quad.build.olss_tables import solve_tasks
 from quad.core.digests import digest
 from quad.core.processes import is_main
@@ -51,15 +52,16 @@ class CrossTables:
 
 
 def cross(request: AblationRequest, progress: Progress) -> CrossTables:
-    """The N x N tables of a model, each measured once and kept in a file."""
+    """The N x N tables of a model, each measured once and kept in a file; the same by any number of threads and processes."""
     groups = {row.group for row in request.rows}
     adapters = {name: find_lora(path) for name, path in request.adapters.items()}
     plain = hard = None
-    if "profile" in groups and len(adapters) > 1:
-        plain = _measured_once(request, adapters, request.out / CROSS_FILE, progress)
-    if "hard" in groups:
-        with_synthetic = {**adapters, SYNTHETIC: request.synthetic_dir}
-        hard = _measured_once(request, with_synthetic, request.out / HARD_FILE, progress)
+    with fixed_threads():
+        if "profile" in groups and len(adapters) > 1:
+            plain = _measured_once(request, adapters, request.out / CROSS_FILE, progress)
+        if "hard" in groups:
+            with_synthetic = {**adapters, SYNTHETIC: request.synthetic_dir}
+            hard = _measured_once(request, with_synthetic, request.out / HARD_FILE, progress)
     return CrossTables(plain, hard)
 
 
