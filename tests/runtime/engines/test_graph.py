@@ -152,14 +152,14 @@ def test_a_plan_of_another_name(tiny_bundle: Path) -> None:
 def test_a_lying_table_is_refused_before_anything_is_made_of_it(
     bundle_copy: Path, rewrite: Any, memory: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def made(_slots: Any) -> Mapping[str, Any]:
+    def made(*_: Any) -> Mapping[str, Any]:
         raise AssertionError("buffers were made of a lie")
 
     bundle = open_bundle(bundle_copy)
     slots = msgspec.structs.replace(bundle.slots, slots=(msgspec.structs.replace(bundle.slots.slots[0], rank=5), bundle.slots.slots[1]))
     (bundle_copy / "slots.json").write_bytes(msgspec.json.encode(slots))
     rewrite(bundle_copy, parents=bundle.manifest.parents | {"slots": slots.digest}, adapters=(), tasks={})
-    monkeypatch.setattr("quad.runtime.adapters.store.zero_buffers", made)
+    monkeypatch.setattr("quad.runtime.adapters.file.zero_buffers", made)
     with pytest.raises(VerificationError, match=r"graph unet, input conv_in.lora_A: expected \(5, 9, 3, 3\)"):
         _open(bundle_copy, memory)
 
