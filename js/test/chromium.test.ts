@@ -23,7 +23,7 @@ describe.skipIf(!isThere)("in Chromium", () => {
   test.each([false, true])("isolated %s: pictures, worker, offline, and its own origin alone", async (isolated) => {
     const site = await serveSite(bundlePath!, isolated);
     const profile = mkdtempSync(join(tmpdir(), "quad-chromium-"));
-    const browser = spawn(CHROMIUM, [...FLAGS, `--user-data-dir=${profile}`, site.address], { stdio: "ignore" });
+    const browser = spawn(CHROMIUM, [...FLAGS, `--user-data-dir=${profile}`, site.address], { stdio: "ignore", detached: true });
     try {
       const { open_ms, threads, notes, ...answer } = await site.answer;
       expect(answer).toEqual({
@@ -39,10 +39,10 @@ describe.skipIf(!isThere)("in Chromium", () => {
       if (!isolated) expect(threads).toBe(1);
     } finally {
       const gone = new Promise((closed) => browser.once("close", closed));
-      browser.kill();
+      process.kill(-browser.pid!, "SIGKILL"); // with its children, which write into the profile for a while yet
       await gone;
       site.close();
-      rmSync(profile, { recursive: true, force: true, maxRetries: 5 });
+      rmSync(profile, { recursive: true, force: true, maxRetries: 20, retryDelay: 100 });
     }
   });
 });
