@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPResponse
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -62,7 +62,8 @@ class Served:
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         token = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         given = {name.replace("_", "-"): value for name, value in headers.items()}
-        connection.request(method, path, data, {"Content-Type": kind, **token, **given})
+        with suppress(BrokenPipeError, ConnectionResetError):  # refused by its head, before the body was sent: the answer waits to be read
+            connection.request(method, path, data, {"Content-Type": kind, **token, **given})
         response: HTTPResponse = connection.getresponse()
         read = response.read()
         connection.close()
