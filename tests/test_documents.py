@@ -101,6 +101,13 @@ def test_links_between_pages_lead_somewhere() -> None:
     assert broken == []
 
 
+def test_pages_of_the_site_link_to_none_that_it_has_not() -> None:
+    """The site's generator takes `docs` alone; elsewhere a path in code style is what a page names."""
+    pages = {page: CODE_BLOCK.sub("", text) for page, text in PAGES.items() if page.is_relative_to(DOCS)}
+    links = {(page, link.partition("#")[0]) for page, text in pages.items() for link in LINK.findall(text) if ":" not in link}
+    assert [(_name(page), name) for page, name in sorted(links) if not (page.parent / name).resolve().is_relative_to(DOCS)] == []
+
+
 def test_documents_named_in_a_page_ship() -> None:
     absent = []
     for page, text in PAGES.items():

@@ -1,8 +1,8 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> equalize [-> decoder] [-> narrow] -> calibrate -> score -> unify -> align -> export -> place
-[-> compile -> emulate] -> write
-(with a smoke run before the bundle gets its name)
+open -> lora -> slot -> solve -> equalize -> decoder -> narrow -> calibrate -> score -> unify -> round -> align -> export -> place
+-> compile -> emulate -> write
+(decoder, narrow, compile and emulate where they are asked for; with a smoke run before the bundle gets its name)
 """
 
 from __future__ import annotations
