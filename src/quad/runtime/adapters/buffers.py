@@ -116,7 +116,7 @@ def zero_buffers(
 
     Args:
         profile: says which inputs of scales are integers; without it they are floats.
-        correction: the base's, of `quad.core.correction.correction_tensors`.
+        correction: the tensors of its file, as `quad.core.correction.correction_shapes` lists them; none for no correction.
     """
     shared: dict[tuple[str, tuple[int, ...]], NDArray[Any]] = {}
     zeros: dict[str, NDArray[Any]] = {}
