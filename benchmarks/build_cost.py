@@ -1,11 +1,11 @@
 """What a whole build costs, beside that of another checkout: clock, CPU time by stage, memory, and what the adapters keep.
 
-    python -m benchmarks.build_cost --against TREE [--width 160] [--size 128] [--adapters ink,logo,clay] [--precision w8a16] [--turns 1]
-        [--cache out/build-cost] [--json FILE]
+    python -m benchmarks.build_cost [--against TREE] [--width 160] [--size 128] [--adapters ink,logo,clay|all] [--precision w8a16]
+        [--turns 1] [--cache out/build-cost] [--json FILE]
 
 The model has Stable Diffusion 1.5's layout and random weights: `--width 320 --size 256` and all ten adapters are the true size, an hour or
 more a side on two cores. Smaller ones spend a larger share on what does not grow with it, tracing and loading. Each side is `quad build`
-in a process of its own, by the code of its checkout; turns go there and back (A B, B A).
+in a process of its own, by the code of its checkout; turns go there and back (A B, B A). Without `--against` this side builds alone.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ class Built:
 
     Args:
         seconds, cpu: by the clock; of the processor, user and system.
+        stages: seconds by stage.
+        stage_cpu, stage_peaks: seconds of the processor; bytes held at most up to the stage's end; empty where the checkout does not say.
         output_db: SQNR of the U-Net's output by adapter, aligned.
     """
 
@@ -46,6 +48,8 @@ class Built:
     cpu: float
     peak_bytes: int
     stages: dict[str, float]
+    stage_cpu: dict[str, float]
+    stage_peaks: dict[str, int]
     output_db: dict[str, float]
 
 
@@ -53,7 +57,7 @@ def main() -> int:
     """Build in turns and compare."""
     options = _options()
     model, adapters = _world(options.cache, options.width, options.adapters)
-    trees = {"other": options.against.resolve(), "this": HERE}
+    trees = {**({} if options.against is None else {"other": options.against.resolve()}), "this": HERE}
     sides: dict[str, list[Built]] = {name: [] for name in trees}
     for turn in range(options.turns):
         for name in trees if turn % 2 == 0 else reversed(trees):
@@ -64,7 +68,7 @@ def main() -> int:
         print(
             f"{name:6} {', '.join(f'{built.seconds:.0f} s ({built.cpu:.0f} of CPU, {built.peak_bytes / GB:.2f} GB)' for built in builds)}"
         )
-        print("       " + ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in builds[-1].stages.items() if seconds >= 1.0))
+        print("       " + ", ".join(_stage(builds[-1], stage) for stage, seconds in builds[-1].stages.items() if seconds >= 1.0))
     print_figures(figures)
     write_report(options.json, {"sides": {name: [asdict(built) for built in builds] for name, builds in sides.items()}}, figures)
     return 0
@@ -72,14 +76,18 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("--against", type=Path, required=True, metavar="TREE", help="root of another checkout, such as a git worktree")
+    parser.add_argument("--against", type=Path, metavar="TREE", help="root of another checkout, such as a git worktree")
     parser.add_argument("--width", type=int, default=160, help=f"channels of the U-Net's first blocks, {WIDTH} in the true one")
     parser.add_argument("--size", type=int, default=128, help="of the pictures, in pixels")
-    parser.add_argument("--adapters", type=lambda text: tuple(text.split(",")), default=("ink", "logo", "clay"), help=",".join(RANKS))
+    parser.add_argument("--adapters", type=_names, default=("ink", "logo", "clay"), help=f"all, or of {','.join(RANKS)}")
     parser.add_argument("--precision", default="w8a16")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("out/build-cost"), help="where models, LoRAs and bundles lie")
     return parser.parse_args()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(RANKS) if text == "all" else tuple(text.split(","))
 
 
 def _world(cache: Path, width: int, names: tuple[str, ...]) -> tuple[Path, dict[str, Path]]:
@@ -106,8 +114,15 @@ def _build(tree: Path, model: Path, adapters: dict[str, Path], options: argparse
         cpu=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         peak_bytes=answer["peak_ram_bytes"],
         stages=answer["stages"],
+        stage_cpu=answer.get("stage_cpu", {}),
+        stage_peaks=answer.get("stage_peak_bytes", {}),
         output_db={name: steps["after_rescale_db"] for name, steps in answer["alignment"].items()},
     )
+
+
+def _stage(built: Built, stage: str) -> str:
+    line = f"{stage} {built.stages[stage]:.0f} s"
+    return f"{line} ({built.stage_cpu[stage]:.0f}, {built.stage_peaks[stage] / GB:.2f} GB)" if stage in built.stage_cpu else line
 
 
 def _figures(sides: dict[str, list[Built]], options: argparse.Namespace) -> list[Figure]:
@@ -115,12 +130,14 @@ def _figures(sides: dict[str, list[Built]], options: argparse.Namespace) -> list
         this, other = (median(getattr(built, field) for built in sides[name]) for name in ("this", "other"))
         return float(this / other)
 
-    lost = mean(sides["other"][-1].output_db[name] - db for name, db in sides["this"][-1].output_db.items())
-    figures = [
-        Figure(name="build, by the clock, over the other's", value=ratio("seconds"), bar=BAR, unit="x"),
-        Figure(name="CPU time, over the other's", value=ratio("cpu"), bar=BAR, unit="x"),
-        Figure(name="SQNR of the adapters' output that is lost, mean", value=lost, bar=LOSS_DB, unit="dB"),
-    ]
+    figures = []
+    if "other" in sides:
+        lost = mean(sides["other"][-1].output_db[name] - db for name, db in sides["this"][-1].output_db.items())
+        figures = [
+            Figure(name="build, by the clock, over the other's", value=ratio("seconds"), bar=BAR, unit="x"),
+            Figure(name="CPU time, over the other's", value=ratio("cpu"), bar=BAR, unit="x"),
+            Figure(name="SQNR of the adapters' output that is lost, mean", value=lost, bar=LOSS_DB, unit="dB"),
+        ]
     if options.width == WIDTH:
         figures.append(Figure(name="peak memory", value=max(built.peak_bytes for built in sides["this"]) / GB, bar=PEAK_GB, unit="GB"))
     return figures

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 _SEED, _EFFECT = 0, 0.1
-WIDTH = 320  # channels of the true U-Net's first blocks
+WIDTH = 320  # channels of the true U-Net's first blocks; another one is a multiple of `_GROUPS`
+_GROUPS = 32  # that channels are normalized in
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TEXT_LAYERS = ("q_proj", "k_proj", "v_proj", "out_proj")
 RANKS = {"anime": 4, "pixel": 4, "clay": 8, "watercolour": 8, "ink": 16, "film": 16, "logo": 32, "portrait": 32, "lcm": 64, "world": 128}
@@ -36,7 +37,7 @@ def write_pipeline(root: Path, width: int = WIDTH) -> None:
     _save(denoiser(width), root / "unet")
     _save(
         AutoencoderKL(
-            block_out_channels=tuple(channels * width // WIDTH for channels in (128, 256, 512, 512)),
+            block_out_channels=tuple(_GROUPS * max(1, channels * width // (WIDTH * _GROUPS)) for channels in (128, 256, 512, 512)),
             down_block_types=("DownEncoderBlock2D",) * 4,
             up_block_types=("UpDecoderBlock2D",) * 4,
             layers_per_block=2,

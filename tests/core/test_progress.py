@@ -17,4 +17,5 @@ def test_each_stage_and_its_seconds_are_in_the_log(caplog: pytest.LogCaptureFixt
     with pytest.raises(ValueError, match="lost"), clock("write"):
         raise ValueError("lost")
     assert caplog.messages == ["stage open: begins", "stage open: 0.0 s", "stage write: begins", "stage write: 0.0 s"]
-    assert clock.seconds.keys() == {"open", "write"}
+    assert clock.seconds.keys() == clock.cpu.keys() == {"open", "write"}
+    assert 0 < clock.peak_bytes["open"] <= clock.peak_bytes["write"]

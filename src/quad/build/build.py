@@ -112,6 +112,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
         slots=request.slots,
         room=SlotRoom.of(profile.slots, model.adapters, request.slot_room if request.max_rank is None else None),
         stages=clock.seconds,
+        stage_cpu=clock.cpu,
+        stage_peaks=clock.peak_bytes,
         smoke=bundle.smoke,
         placement=bundle.placement,
         emulation=bundle.emulation,

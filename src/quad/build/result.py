@@ -189,6 +189,8 @@ class BuildResult:
 
     Args:
         stages: seconds per stage.
+        stage_cpu: the same of the processor.
+        stage_peaks: largest resident size up to each stage's end, bytes.
         smoke: component -> case -> relative error of the shipped graph against the float network.
         placement: of the U-Net: `nodes`, `on_target`, `on_cpu`, `partitions`; the same per component in `components`; empty in a process
             that is not the main one.
@@ -209,6 +211,8 @@ class BuildResult:
     slots: SlotMode
     room: SlotRoom
     stages: Mapping[str, float]
+    stage_cpu: Mapping[str, float]
+    stage_peaks: Mapping[str, int]
     smoke: Mapping[str, Mapping[str, float]]
     placement: Mapping[str, Any] = field(default_factory=dict)
     emulation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -234,6 +238,8 @@ class BuildResult:
             "slots": self.slots,
             "room": self.room.to_json(),
             "stages": dict(self.stages),
+            "stage_cpu": dict(self.stage_cpu),
+            "stage_peak_bytes": dict(self.stage_peaks),
             "smoke": {component: dict(cases) for component, cases in self.smoke.items()},
             "rom_bytes": rom_bytes(self.manifest),
             "tasks": sorted(self.manifest.tasks),

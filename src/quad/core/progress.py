@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+from quad.core.memory import peak_ram_bytes
+
 _LOG = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -26,7 +28,7 @@ def with_progress(items: Iterable[T], total: int, name: str, progress: Progress)
 
 
 class StageClock:
-    """Seconds per stage; tells `progress` when one begins.
+    """Seconds per stage, by the clock and of the processor, and memory; tells `progress` when a stage begins.
 
     Args:
         stages: names in the order they will run, for the share done.
@@ -36,6 +38,8 @@ class StageClock:
         self._stages, self._progress = stages, progress
         self._share = 0.0
         self.seconds: dict[str, float] = {}
+        self.cpu: dict[str, float] = {}
+        self.peak_bytes: dict[str, int] = {}  # largest resident size of the process so far, at each stage's end
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
@@ -43,12 +47,14 @@ class StageClock:
         self._share = max(self._share, self._stages.index(stage) / len(self._stages))
         self._progress(stage, self._share)
         _LOG.debug("stage %s: begins", stage)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         try:
             yield
         finally:
             seconds = time.perf_counter() - start
             self.seconds[stage] = self.seconds.get(stage, 0.0) + seconds
+            self.cpu[stage] = self.cpu.get(stage, 0.0) + time.process_time() - cpu
+            self.peak_bytes[stage] = peak_ram_bytes()
             _LOG.info("stage %s: %.1f s", stage, seconds)
 
     def done(self) -> None:
