@@ -111,7 +111,10 @@ export function pad(tensors: ReadonlyMap<string, Tensor>, zeros: ZeroBuffers): B
     const up = slotArray(slot, slot.out_features * slot.rank);
     down.set(a.data as Int16Array);
     const columns = b.data as Int16Array;
-    for (let out = 0; out < slot.out_features; out++) up.set(columns.subarray(out * rank, (out + 1) * rank), out * slot.rank);
+    // Number by number: a view of each short row takes three times as long.
+    for (let out = 0; out < slot.out_features; out++) {
+      for (let channel = 0; channel < rank; channel++) up[out * slot.rank + channel] = columns[out * rank + channel]!;
+    }
     arrays.set(aName(slot), { data: down, shape: aShape(slot) });
     arrays.set(bName(slot), { data: up, shape: bShape(slot) });
   }

@@ -95,7 +95,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         return (self.out_features, self.rank, *tail)
 
 
-class SlotTable(msgspec.Struct, frozen=True):
+class SlotTable(msgspec.Struct, frozen=True, cache_hash=True):
     """All slots of a bundle, each graph's in the order of its inputs: first the U-Net's, then the text encoder's.
 
     Args:

@@ -18,7 +18,7 @@ from safetensors.numpy import load, save
 
 from quad.core.errors import InputError, VerificationError
 from quad.core.storage.stable_file import SETTLED_NS, Identity
-from quad.core.storage.tensor_file import DTYPES, copy_tensors, map_tensors, open_header
+from quad.core.storage.tensor_file import DTYPES, copy_tensors, map_content, map_tensors, open_header
 
 Tensors = dict[str, NDArray[Any]]
 TYPES = sorted({kind.str for kind in DTYPES.values()})
@@ -115,13 +115,14 @@ def test_arrays_outlive_the_file_s_name_and_its_successor(tmp_path: Path) -> Non
     path = tmp_path / "x"
     path.write_bytes(WHOLE)
     file = map_tensors(path)
-    file.touch()
+    file.content.touch()
     (tmp_path / "y").write_bytes(save({"other": np.zeros(9)}))
     os.replace(tmp_path / "y", path)
     same(file.tensors, TENSORS)
-    assert map_tensors(path).identity != file.identity
+    assert map_content(path).identity != file.content.identity
     path.unlink()
     same(file.tensors, TENSORS)
+    file.content.read_ahead()  # a hint: nothing is at that name to be read
 
 
 @pytest.mark.parametrize("change", ["written", "replaced", "longer", "set back"])
@@ -129,8 +130,8 @@ def test_an_identity_does_not_survive_a_change(tmp_path: Path, change: str) -> N
     path = tmp_path / "x"
     path.write_bytes(WHOLE)
     os.utime(path, ns=(0, 0))
-    before = map_tensors(path).identity
-    assert map_tensors(path).identity == before
+    before = map_content(path).identity
+    assert map_content(path).identity == before
     if change == "replaced":
         (tmp_path / "y").write_bytes(WHOLE)
         os.replace(tmp_path / "y", path)

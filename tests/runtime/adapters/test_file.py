@@ -16,7 +16,7 @@ import pytest
 from quad.core.errors import InputError, UsageError, VerificationError
 from quad.core.padding import trim
 from quad.core.storage.pack import write_pack
-from quad.core.storage.tensor_file import TensorFile
+from quad.core.storage.tensor_file import FileContent
 from quad.runtime import AdapterStore, bundle, open_bundle
 from quad.runtime.adapters import file as adapter_file
 from quad.runtime.adapters.buffers import AdapterMix, padded_bytes, zero_buffers
@@ -48,7 +48,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def hashed(spy: Spy) -> list[str]:
     """Files whose bytes were hashed, in order."""
-    files = spy(TensorFile, "sha256", lambda file: file.where)
+    files = spy(FileContent, "sha256", lambda file: file.where)
     return spy(adapter_file, "content_digest", lambda _tensors: "pack", into=files)
 
 

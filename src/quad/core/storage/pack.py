@@ -92,8 +92,8 @@ def read_pack(path: Path) -> Pack:
         InputError: it cannot be read, or was changed meanwhile. VerificationError: it is no pack, or a byte of it was changed.
     """
     file = copy_tensors(path)
-    manifest = pack_manifest(file.where, file.metadata)
-    check_digest(file.where, content_digest(file.tensors), manifest.sha256)
+    manifest = pack_manifest(str(path), file.metadata)
+    check_digest(str(path), content_digest(file.tensors), manifest.sha256)
     return Pack(manifest, file.tensors)
 
 

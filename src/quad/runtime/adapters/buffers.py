@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -33,6 +34,8 @@ Vectors = Mapping[str, NDArray[np.float32]]
 # loses.
 BESIDE_BYTES = 1_600
 _ALIGNED_BYTES = 64  # where each copy begins: a line of the processor's cache
+_SCALE = np.dtype("float32")
+_TABLES = 8  # of slots, whose names are remembered
 _NO_VECTORS: Vectors = MappingProxyType({})
 
 
@@ -160,35 +163,31 @@ def check_tensors(name: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTab
     Raises:
         VerificationError: the tensors are not what the slots digest promises.
     """
-    where, known = f"adapter {name!r}", {part for slot in slots.slots if slot.adapter_rank for part in _names(slot, slots)}
-    if odd := sorted(tensors.keys() - known):
+    where, expected = f"adapter {name!r}", _expected(slots)
+    if odd := sorted(tensors.keys() - {part for _, names, _ in expected for part in names}):
         raise _odd(where, f"tensors of {len(slots.slots)} slots", f"{odd[0]}, which is none")
-    for slot in slots.slots:
-        names = _names(slot, slots)
-        parts = [part for part in names if part in tensors]
-        if 0 < len(parts) < len(names):
-            expected = "A, B and scales, or none of them" if slots.normalised else "both A and B, or neither"
-            raise _odd(f"{where}, slot {slot.path}", expected, f"{' and '.join(parts)} alone")
-        if parts:
-            _check_slot(where, tensors, slot, names)
+    for slot, names, dtype in expected:
+        parts = [tensors[part] for part in names if part in tensors]
+        if not parts:
+            continue
+        if len(parts) < len(names):
+            pair = "A, B and scales, or none of them" if slots.normalised else "both A and B, or neither"
+            raise _odd(f"{where}, slot {slot.path}", pair, f"{' and '.join(part for part in names if part in tensors)} alone")
+        rank = len(parts[0]) if parts[0].ndim else 0
+        if not 1 <= rank <= slot.adapter_rank:
+            raise _odd(f"{where}, {names[0]}", f"a rank from 1 to {slot.adapter_rank}", f"shape {parts[0].shape}")
+        for array, part, kind, shape in zip(parts, names, (dtype, dtype, _SCALE), (*own_shapes(slot, rank), (rank,)), strict=False):
+            if array.shape != shape or array.dtype != kind:
+                raise _odd(f"{where}, {part}", f"{kind} {shape}", f"{array.dtype} {array.shape}")
     _check_scales(where, tensors, slots)
 
 
-def _names(slot: Slot, slots: SlotTable) -> tuple[str, ...]:
-    """The tensors of a slot in a file."""
-    return (slot.a_name, slot.b_name, *([slot.scale_name] if slots.normalised else []))
-
-
-def _check_slot(where: str, tensors: Mapping[str, NDArray[Any]], slot: Slot, names: tuple[str, ...]) -> None:
-    a = tensors[names[0]]
-    rank = len(a) if a.ndim else 0
-    if not 1 <= rank <= slot.adapter_rank:
-        raise _odd(f"{where}, {names[0]}", f"a rank from 1 to {slot.adapter_rank}", f"shape {a.shape}")
-    a_shape, b_shape = own_shapes(slot, rank)
-    for part, dtype, shape in zip(names, (slot.dtype, slot.dtype, "float32"), (a_shape, b_shape, (rank,)), strict=False):
-        array = tensors[part]
-        if array.shape != shape or array.dtype != dtype:
-            raise _odd(f"{where}, {part}", f"{dtype} {shape}", f"{array.dtype} {array.shape}")
+@lru_cache(_TABLES)
+def _expected(slots: SlotTable) -> tuple[tuple[Slot, tuple[str, ...], np.dtype[Any]], ...]:
+    """The slots that an adapter may have something for, names of their tensors in a file, and the type of A and B."""
+    of_adapters = [slot for slot in slots.slots if slot.adapter_rank]
+    scales = {slot.path: (slot.scale_name,) if slots.normalised else () for slot in of_adapters}
+    return tuple((slot, (slot.a_name, slot.b_name, *scales[slot.path]), np.dtype(slot.dtype)) for slot in of_adapters)
 
 
 def _check_scales(where: str, tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> None:
@@ -252,10 +251,12 @@ def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, 
         places[name] = end
         end += -(-math.prod(shape) * tensors[name].itemsize // _ALIGNED_BYTES) * _ALIGNED_BYTES
     block = memory_block(end)
+    is_corrected = zeros.slots.corrected
     grown: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
-        grown[name] = np.ndarray(shape, tensors[name].dtype, block, places[name])
-        if zeros.slots.corrected:
-            grown[name][...] = zeros[name]
-        grown[name][tuple(slice(size) for size in tensors[name].shape)] = tensors[name]
+        tensor = tensors[name]
+        grown[name] = whole = np.ndarray(shape, tensor.dtype, block, places[name])
+        if is_corrected:
+            whole[...] = zeros[name]
+        whole[tuple(map(slice, tensor.shape))] = tensor
     return grown

@@ -8,14 +8,16 @@ that the clock could hide another change.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import time_ns
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from quad.core.correction import correction_shapes
@@ -27,7 +29,7 @@ from quad.core.storage.pack import check_digest, content_digest, pack_manifest, 
 from quad.core.storage.pickles import is_pickled
 from quad.core.storage.reading import is_directory, is_file, reading_from
 from quad.core.storage.stable_file import Identity
-from quad.core.storage.tensor_file import TensorFile, copy_tensors, map_tensors, open_header
+from quad.core.storage.tensor_file import FileContent, TensorFile, copy_content, map_content, open_header
 from quad.runtime.adapters.buffers import Buffers, MakeRoom, ZeroBuffers, check_tensors, pad, padded_bytes, zero_buffers
 from quad.runtime.bundle import Bundle
 
@@ -72,11 +74,12 @@ class AdapterFile:
             InputError: it cannot be read.
             VerificationError: it was changed, or is no adapter for these slots.
         """
-        file = self._open()
+        content = map_content(self.path) if self.mapped else copy_content(self.path)
         if verify:
-            self._check(file, zeros)
+            with self._checked_beside(content, zeros):
+                pass
         else:
-            check_tensors(self.manifest.name, file.tensors, zeros.slots)
+            check_tensors(self.manifest.name, content.parsed().tensors, zeros.slots)
 
     def read(self, zeros: ZeroBuffers, make_room: MakeRoom) -> Buffers:
         """Its buffers: the file itself where all of its ranks are the slots', else a padded copy.
@@ -88,60 +91,51 @@ class AdapterFile:
         Raises:
             InputError, VerificationError: as `check`.
         """
-        mapped = map_tensors(self.path, ahead=True) if self.mapped else None  # which takes no memory of this process yet
-        make_room(padded_bytes(open_header(self.path).entries if mapped is None else mapped.tensors, zeros))
-        file = copy_tensors(self.path) if mapped is None else mapped
-        with self._checked_beside(file, zeros):
-            buffers = pad(file.tensors, zeros)
-        if any(buffers[name] is not tensor for name, tensor in file.tensors.items() if name in zeros):
+        if not self.mapped:
+            make_room(padded_bytes(open_header(self.path).entries, zeros))
+        content = map_content(self.path) if self.mapped else copy_content(self.path)
+        with self._checked_beside(content, zeros) as tensors:
+            if self.mapped:  # which has taken no memory of this process yet
+                make_room(padded_bytes(tensors, zeros))
+            buffers = pad(tensors, zeros)
+        if any(buffers[name] is not tensor for name, tensor in tensors.items() if name in zeros):
             _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
         return buffers
 
-    def _open(self) -> TensorFile:
-        return map_tensors(self.path) if self.mapped else copy_tensors(self.path)
-
-    def _check(self, file: TensorFile, zeros: ZeroBuffers) -> None:
-        with self._checked_beside(file, zeros):
-            pass
-
     @contextmanager
-    def _checked_beside(self, file: TensorFile, zeros: ZeroBuffers) -> Iterator[None]:
-        """The block runs once the tensors are seen to fit, while another thread hashes the file; it is left when that is done.
+    def _checked_beside(self, content: FileContent, zeros: ZeroBuffers) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """The block gets the tensors, seen to fit, while another thread reads and hashes the file, and is left when that is done.
 
         Raises:
             VerificationError: as `check`; a digest that is another goes before whatever else is wrong.
         """
-        with self._hashed_beside(file):
-            if not self.fits:
-                check_tensors(self.manifest.name, file.tensors, zeros.slots)
-            yield
+        now_ns, known = time_ns(), content.identity == self.hashed
+        if self.mapped:
+            content.read_ahead()
+        with ThreadPoolExecutor(1, "quad-hash") as beside:
+            hashed = beside.submit(self._read, content, hashes=not known and not self.packed)
+            try:
+                file = content.parsed()
+                if self.packed and not known:  # one digest of many tensors: the interpreter's lock would go to and fro
+                    self._hash_pack(content.where, file)
+                if not self.fits:
+                    check_tensors(self.manifest.name, file.tensors, zeros.slots)
+                yield file.tensors
+            finally:
+                hashed.result()
+        self.hashed = content.identity if known or content.identity.settled(now_ns) else None
         self.fits = True  # for good: only the same bytes get here again
 
-    @contextmanager
-    def _hashed_beside(self, file: TensorFile) -> Iterator[None]:
-        if file.identity == self.hashed:
-            file.touch()
-            yield
-        elif self.packed:  # one digest of many tensors: the interpreter's lock would go to and fro
-            self._hash(file)
-            yield
+    def _read(self, content: FileContent, hashes: bool) -> None:
+        if hashes:
+            check_digest(content.where, content.sha256(), self.manifest.sha256)
         else:
-            with ThreadPoolExecutor(1, "quad-hash") as beside:
-                hashed = beside.submit(self._hash, file)
-                try:
-                    yield
-                except Exception:
-                    hashed.result()
-                    raise
-                hashed.result()
+            content.touch()
 
-    def _hash(self, file: TensorFile) -> None:
-        now_ns = time_ns()
-        if self.packed and pack_manifest(file.where, file.metadata) != self.manifest:
-            raise VerificationError(mismatch(file.where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
-        digest = content_digest(file.tensors) if self.packed else file.sha256()
-        check_digest(file.where, digest, self.manifest.sha256)
-        self.hashed = file.identity if file.identity.settled(now_ns) else None
+    def _hash_pack(self, where: str, file: TensorFile) -> None:
+        if pack_manifest(where, file.metadata) != self.manifest:
+            raise VerificationError(mismatch(where, f"the pack that was loaded as {self.manifest.name!r}", "another", "load it again"))
+        check_digest(where, content_digest(file.tensors), self.manifest.sha256)
 
 
 def open_adapter(path: Path, mapped: bool = False) -> AdapterFile:

@@ -43,12 +43,13 @@ FLOAT, AS_WRITTEN = "float", "w8a16"
 LARGE_BYTES = 32_000_000
 LEFT_OUT = ("ConstantFolding",)  # what would make floats of a large graph's weights at load
 _FATAL = 3
-_ELEMENT_TYPES = {
-    "tensor(float)": np.float32,
-    "tensor(int8)": np.int8,
-    "tensor(int16)": np.int16,
-    "tensor(int64)": np.int64,
+_ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(int8)": np.dtype(np.int8),
+    "tensor(int16)": np.dtype(np.int16),
+    "tensor(int64)": np.dtype(np.int64),
 }
+_TYPE_NUMBERS = dict(zip(_ELEMENT_TYPES.values(), (1, 3, 5, 7), strict=True))  # ONNX's own
 
 
 def session_options(precision: str, threads: int) -> ort.SessionOptions:
@@ -109,7 +110,8 @@ class OrtSession(BoundSession):
         return int(self._session.get_session_options().intra_op_num_threads)
 
     def _wrap(self, array: NDArray[Any]) -> Any:
-        return ort.OrtValue.ortvalue_from_numpy(array)
+        # The plain function looks up the device anew each time: 2.5 times as long.
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(array, _TYPE_NUMBERS[array.dtype])
 
     def _new_handle(self) -> ort.IOBinding:
         binding = self._session.io_binding()
