@@ -1,10 +1,11 @@
-"""The reference model on Qualcomm's emulated HTP against full precision, with the bars it is held to.
+"""A reference model on Qualcomm's emulated HTP against full precision, with the bars it is held to.
 
     quad build toyland --target qnn-htp -o out/htp
-    python -m benchmarks.htp out/htp [--n 16] [--json FILE]
+    python -m benchmarks.htp out/htp [--model toyland-xl] [--n 16] [--pictures 16] [--json FILE]
 
-- U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR pooled over the calls.
-- Removal: whole pictures, all four components on the emulated HTP, PSNR against full precision.
+- U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR pooled over the calls,
+  and the gain and SQNR of the adapter's effect: the same calls with the zero adapter, taken away.
+- Pictures: whole ones of the task of fewest steps, all four components on the emulated HTP, PSNR against full precision.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rich.table import Table
 
 from quad.core.decibels import sqnr_db
 from quad.evaluate.bench.machine import machine
-from quad.evaluate.figures.effect import held_out_probes, open_unet, unet_output
+from quad.evaluate.figures.effect import effect_of, held_out_probes, open_unet, unet_output
 from quad.evaluate.figures.metrics import psnr
 from quad.evaluate.figures.quality import find_adapters
 from quad.evaluate.figures.reference import Reference
@@ -31,9 +32,10 @@ from quad.quantize.observe.probes import Probe
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.engines.engine import default_threads
 from quad.runtime.pipeline import QuadPipeline
-from quad.zoo.reference import reference_dir
+from quad.zoo.reference import MODELS, NAME, reference_dir
 
-UNET_BAR_DB, REMOVAL_BAR_DB = 38.0, 36.0
+UNET_BAR_DB, PICTURE_BAR_DB, GAIN_BAR = 38.0, 36.0, (0.98, 1.02)
+PICTURE_TASKS = {"toyland": "removal", "toyland-xl": "few-steps"}
 
 
 def one_of_each_run(probes: Sequence[Probe]) -> Iterator[Probe]:
@@ -45,63 +47,77 @@ def one_of_each_run(probes: Sequence[Probe]) -> Iterator[Probe]:
         yield calls[run % len(calls)]
 
 
-def unet_sqnr(pipe: QuadPipeline, reference: Reference, n: int, console: Console) -> dict[str, dict[str, float]]:
-    """Adapter -> `sqnr_db` pooled over `n` calls, `worst_db` of one call, `n`."""
+def unet_figures(pipe: QuadPipeline, reference: Reference, model: Path, n: int, console: Console) -> dict[str, dict[str, float]]:
+    """Adapter -> `sqnr_db` pooled over `n` calls, `worst_db` of one call, `gain` and `effect_db` of its effect, `n`."""
     session, store = open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle)
-    model = reference_dir()
-    chosen = list(one_of_each_run(held_out_probes(model, find_adapters(model), pipe.tasks, n)))
-    sums: dict[str, list[tuple[float, float]]] = {}
-    for probe in track(chosen, "U-Net", console=console):
+    zero = store.mix([], [])[0]
+    calls: dict[str, list[tuple[Any, ...]]] = {}
+    for probe in track(list(one_of_each_run(held_out_probes(model, find_adapters(model), pipe.tasks, n))), "U-Net", console=console):
         sample, _, words = probe.tensors()
-        true = reference.network_output(probe.source, sample, probe.timestep, words).numpy().astype(np.float64)
-        quantized = unet_output(session, store.buffers(probe.source), probe)
-        sums.setdefault(probe.source, []).append((float(np.sum(true**2)), float(np.sum((true - quantized) ** 2))))
+        true, base = (reference.network_output(name, sample, probe.timestep, words).numpy() for name in (probe.source, None))
+        quantized, without = (unet_output(session, buffers, probe) for buffers in (store.buffers(probe.source), zero))
+        calls.setdefault(probe.source, []).append((true, quantized, true - base, quantized - without))
+    return {name: _figures(of_one) for name, of_one in calls.items()}
+
+
+def _figures(calls: Sequence[tuple[Any, ...]]) -> dict[str, float]:
+    power = [
+        (float(np.sum(np.square(true, dtype=np.float64))), float(np.sum(np.square(true - q, dtype=np.float64)))) for true, q, *_ in calls
+    ]
+    effect = effect_of([call[2] for call in calls], [call[3] for call in calls])
+    if effect is None:
+        raise ValueError("an adapter without an effect")
     return {
-        name: {
-            "sqnr_db": sqnr_db(sum(p for p, _ in calls), sum(q for _, q in calls)),
-            "worst_db": min(sqnr_db(p, q) for p, q in calls),
-            "n": len(calls),
-        }
-        for name, calls in sums.items()
+        "sqnr_db": sqnr_db(sum(p for p, _ in power), sum(q for _, q in power)),
+        "worst_db": min(sqnr_db(p, q) for p, q in power),
+        "gain": effect.gain,
+        "effect_db": effect.sqnr_db,
+        "n": len(calls),
     }
 
 
-def removal_psnr(pipe: QuadPipeline, reference: Reference, n: int) -> dict[str, float]:
-    """Mean and worst PSNR of `n` held-out removals, dB."""
-    run = run_task(reference, pipe, "removal", n)
+def picture_psnr(pipe: QuadPipeline, reference: Reference, task: str, n: int) -> dict[str, float]:
+    """Mean and worst PSNR of `n` held-out pictures of a task, dB."""
+    run = run_task(reference, pipe, task, n)
     each = [psnr(a, b) for a, b in zip(run.fp, run.quantized, strict=True)]
     return {"psnr_db": float(np.mean(each)), "worst_db": min(each), "n": n}
 
 
 def table(result: dict[str, Any]) -> Table:
     """The figures beside their bars."""
-    shown = Table("figure", "bar", "measured", "worst", "n", title="HTP emulation against FP32")
+    shown = Table("figure", "bar", "measured", "worst", "effect: gain, SQNR", "n", title="HTP emulation against FP32")
     rows = [(f"U-Net with {name}", UNET_BAR_DB, "sqnr_db", figures) for name, figures in result["unet"].items()]
-    rows.append(("removal, whole picture", REMOVAL_BAR_DB, "psnr_db", result["removal"]))
+    rows += [(f"{task}, whole picture", PICTURE_BAR_DB, "psnr_db", figures) for task, figures in result["pictures"].items()]
     for label, bar, key, figures in rows:
-        colour = "green" if figures[key] >= bar else "red"
-        shown.add_row(label, f"{bar:.0f} dB", f"[{colour}]{figures[key]:.1f} dB[/]", f"{figures['worst_db']:.1f} dB", str(figures["n"]))
+        colour, effect = "green" if figures[key] >= bar else "red", ""
+        if "gain" in figures:
+            within = "green" if GAIN_BAR[0] <= figures["gain"] <= GAIN_BAR[1] else "red"
+            effect = f"[{within}]{figures['gain']:.3f}[/], {figures['effect_db']:.1f} dB"
+        measured, worst = f"[{colour}]{figures[key]:.1f} dB[/]", f"{figures['worst_db']:.1f} dB"
+        shown.add_row(label, f"{bar:.0f} dB", measured, worst, effect, str(figures["n"]))
     return shown
 
 
 def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("bundle", type=Path, help="toyland built for qnn-htp")
+    parser.add_argument("bundle", type=Path, help="a reference model built for qnn-htp")
+    parser.add_argument("--model", choices=MODELS, default=NAME, help="which one it is")
     parser.add_argument("--n", type=int, default=16, help="held-out samples")
+    parser.add_argument("--pictures", type=int, default=16, help="whole pictures; 0 for none")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure a bundle on the emulated HTP."""
     options, console = _options(), Console(stderr=True)
-    model = reference_dir()
+    model, task = reference_dir(options.model), PICTURE_TASKS[options.model]
     pipe, reference = QuadPipeline.from_pretrained(options.bundle, engine="qnn"), Reference(model, find_adapters(model))
     result = {
         "machine": machine("qnn", default_threads()),
         "requires": pipe.bundle.manifest.requires,
         "precision": pipe.bundle.manifest.precision,
-        "unet": unet_sqnr(pipe, reference, options.n, console),
-        "removal": removal_psnr(pipe, reference, options.n),
+        "unet": unet_figures(pipe, reference, model, options.n, console),
+        "pictures": {task: picture_psnr(pipe, reference, task, options.pictures)} if options.pictures else {},
     }
     console.print(table(result))
     write_report(options.json, result)

@@ -115,6 +115,14 @@ CASES = {
     "slice": Case(nodes=[node("Slice", "xabc")], inputs={"x": X}, constants={"a": ints(1), "b": ints(-1), "c": ints(1)}, kinds=["SLICE"]),
     "gather": Case(nodes=[node("Gather", [TABLE, "i"])], inputs={"i": np.array([[2, 0, 2]], np.int32)}, constants={TABLE: normal(4, 8)},
                    kinds=["GATHER"]),
+    "one row for another": Case(
+        nodes=[node("Equal", "ik", "e"), node("Where", ["e", "n", "i"], "w"), node("Gather", [TABLE, "w"])],
+        inputs={"i": np.array([[2, 0, 2]], np.int32)}, kinds=["EQUAL", "SELECT_V2", "GATHER"],
+        constants={TABLE: normal(4, 8), "k": np.array(2, np.int32), "n": np.array(3, np.int32)}),
+    "where a number is": Case(
+        nodes=[node("Equal", "ik", "e"), node("Cast", "e", "n", to=TensorProto.INT32), node("Cast", "n", to=TensorProto.FLOAT)],
+        inputs={"i": np.array([[2, 0, 2]], np.int32)}, constants={"k": np.array(2, np.int32)},
+        kinds=["EQUAL", "CAST", "CAST", "QUANTIZE"]),
     "resize": Case(nodes=[node("Resize", ["x", "", "k"], mode="nearest", nearest_mode="floor",
                                coordinate_transformation_mode="asymmetric")],
                    inputs={"x": XC}, constants={"k": np.array([1, 1, 2, 3], np.float32)},

@@ -47,7 +47,31 @@ def test_the_same_rows_are_looked_up(op: str, tmp_path: Path) -> None:
     assert before.graph.inputs[0].dtype == ir.DataType.INT64
 
 
-@pytest.mark.parametrize("model", [lookup("Gather", data=True), lookup("GatherND"), lookup("Add")], ids=["data", "GatherND", "Add"])
+def replaced(other: Any = 2, *, computed: bool = False) -> ir.Model:
+    """ids -> each 7 becomes another one -> rows of a table."""
+    sketch = Sketch()
+    ids = sketch.input("input_ids", 1, 6, dtype=ir.DataType.INT64)
+    end = sketch.value("Equal", [ids, sketch.constant("end", np.array(7))], 1, 6, dtype=ir.DataType.BOOL)
+    taken = sketch.constant("other", np.array(other))
+    if computed:
+        taken = sketch.value("Neg", [taken], dtype=ir.DataType.INT64)
+    chosen = sketch.value("Where", [end, taken, ids], 1, 6, dtype=ir.DataType.INT64)
+    return sketch.model(sketch.value("Gather", [sketch.noise("table", 8, 5), chosen], 1, 6, 5))
+
+
+def test_ids_are_compared_and_replaced_as_before(tmp_path: Path) -> None:
+    before = replaced()
+    after = run_passes(before.clone(), ["narrow_ids"])
+    expected, found = run(before, IDS, tmp_path / "before.onnx"), run(after, IDS.astype(np.int32), tmp_path / "after.onnx")
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found[0, 2:4], found[0, [5, 5]])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [lookup("Gather", data=True), lookup("GatherND"), lookup("Add"), replaced(2**40), replaced(computed=True)],
+    ids=["data", "GatherND", "Add", "a number of 64 bits", "a computed number"],
+)
 def test_who_needs_64_bits_is_named(model: ir.Model) -> None:
     with pytest.raises(ir.passes.PassError, match=r"reads ids of 64 bits"):
         run_passes(model, ["narrow_ids"])

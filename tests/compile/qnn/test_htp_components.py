@@ -1,7 +1,7 @@
 """The other three graphs of a Stable Diffusion model, small and random, on the emulator: operators that the reference model has not.
 
-CLIP with either activation; AutoencoderKL with attention in its middle, downsampling that pads on two sides only, and moments of which half
-are read.
+CLIP with either activation, and two as SDXL reads them; AutoencoderKL with attention in its middle, downsampling that pads on two sides
+only, and moments of which half are read.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from quad.core.picture_size import PictureSize
 from quad.core.profile import GroupRanges
 from quad.core.slots import SlotTable
 from quad.model.base.modules import TextModule, VaeDecoderModule, VaeEncoderModule, share_copy
+from quad.model.base.text.clip_pair import ClipPair
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import weights_of
 from quad.quantize.observe.observers import Feed, observe
@@ -35,18 +36,23 @@ from tests.compile.qnn.placed_htp import htp_compiler
 
 pytest.importorskip("onnxruntime_qnn")
 
-CALLS, TOKENS, WORDS, SIDE = 3, 77, 64, 32
+CALLS, TOKENS, WORDS, END, SIDE = 3, 77, 64, 2, 32
 LATENT = LatentSpec(channels=4, factor=4, scale=(0.18215,) * 4, shift=(0.0,) * 4)
 NO_SLOTS = SlotTable(())
 
 
-def clip(activation: str) -> nn.Module:
+def clip(activation: str, kind: type[nn.Module] = transformers.CLIPTextModel) -> nn.Module:
     torch.manual_seed(0)
     config = transformers.CLIPTextConfig(
         vocab_size=WORDS, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        max_position_embeddings=TOKENS, hidden_act=activation, bos_token_id=1, eos_token_id=2, pad_token_id=2,
+        max_position_embeddings=TOKENS, hidden_act=activation, bos_token_id=1, eos_token_id=END, pad_token_id=END, projection_dim=24,
     )  # fmt: skip
-    return TextModule(share_copy(transformers.CLIPTextModel(config).eval()))
+    return kind(config).eval()
+
+
+def clip_pair() -> nn.Module:
+    """Two, whose prompts are filled up with another token in the second."""
+    return ClipPair(clip("quick_gelu"), clip("gelu", transformers.CLIPTextModelWithProjection), end=END, pads=(END, 0))
 
 
 def vae() -> nn.Module:
@@ -60,9 +66,10 @@ def vae() -> nn.Module:
 def networks() -> Iterator[tuple[str, nn.Module, GraphSpec]]:
     """Test name, network and what it is fed with."""
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(3, WORDS, (1, TOKENS), generator=generator)
-    for activation in ("quick_gelu", "gelu"):
-        yield activation, clip(activation), GraphSpec(component="text_encoder", inputs={"input_ids": ids}, output="last_hidden_state")
+    ids = prompt(generator)
+    for name, encoder in (("quick_gelu", clip("quick_gelu")), ("gelu", clip("gelu")), ("pair", clip_pair())):
+        spec = GraphSpec(component="text_encoder", inputs={"input_ids": ids}, output="last_hidden_state")
+        yield name, TextModule(share_copy(encoder)), spec
     picture = torch.rand(1, 3, SIDE, SIDE, generator=generator) * 2 - 1
     yield (
         "encoder",
@@ -73,11 +80,18 @@ def networks() -> Iterator[tuple[str, nn.Module, GraphSpec]]:
     yield "decoder", VaeDecoderModule(share_copy(vae()), LATENT), GraphSpec(component="vae_decoder", inputs={"latent": z}, output="image")
 
 
+def prompt(generator: torch.Generator) -> Tensor:
+    """Tokens of some words, its end, and the end again up to the full length."""
+    ids = torch.randint(END + 1, WORDS, (1, TOKENS), generator=generator)
+    ids[:, int(torch.randint(2, TOKENS, (), generator=generator)) :] = END
+    return ids
+
+
 def others_like(given: Tensor) -> list[Tensor]:
     """That input and some more of its kind."""
     generator = torch.Generator().manual_seed(2)
     if given.dtype == torch.int64:
-        return [given, *(torch.randint(3, WORDS, given.shape, generator=generator) for _ in range(CALLS - 1))]
+        return [given, *(prompt(generator) for _ in range(CALLS - 1))]
     return [given, *(given.flatten()[torch.randperm(given.numel(), generator=generator)].view(given.shape) for _ in range(CALLS - 1))]
 
 

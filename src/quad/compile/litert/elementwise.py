@@ -14,11 +14,13 @@ from quad.compile.passes.edit import axis_of
 from quad.core.errors import UnsupportedError, mismatch
 
 _UNARY = {"Relu": "RELU", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
-_BINARY: dict[str, tuple[str, str, dict[str, Any]]] = {
+_BROADCAST: dict[str, tuple[str, str, dict[str, Any]]] = {
     # Scales of 16 bits that are all powers of two are another operator, of other bounds; no such flag, one operator for all.
     "Add": ("ADD", "AddOptions", {"potScaleInt16": False}),
     "Sub": ("SUB", "SubOptions", {"potScaleInt16": False}),
     "Mul": ("MUL", "MulOptions", {}),
+    "Equal": ("EQUAL", "EqualOptions", {}),
+    "Where": ("SELECT_V2", "SelectV2Options", {}),
 }
 
 
@@ -67,9 +69,20 @@ def mean(lowering: Lowering, node: ir.Node) -> None:
     lowering.operator("MEAN", [source.index, lowering.integers("axes", places)], [output], "ReducerOptions", keepDims=True)
 
 
-def binary(lowering: Lowering, node: ir.Node) -> None:
-    """Two operands that are broadcast against each other, in the order of the first that has all axes."""
-    kind, table, options = _BINARY[node.op_type]
+def cast(lowering: Lowering, node: ir.Node) -> None:
+    """The same numbers in another element type; a float that is read as integers of an encoding is quantized behind it."""
+    source = lowering.operand(node.inputs[0])
+    output = lowering.result(node.outputs[0], source.order)
+    written = lowering.builder.tensors[output]
+    whole = output if written.encoding is None else lowering.builder.tensor(f"{written.name}/whole", written.shape, np.float32)
+    lowering.builder.operator("CAST", [source.index], [whole])
+    if whole != output:
+        lowering.operator("QUANTIZE", [whole], [output])
+
+
+def broadcast(lowering: Lowering, node: ir.Node) -> None:
+    """Operands that are broadcast against each other, in the order of the first that has all axes."""
+    kind, table, options = _BROADCAST[node.op_type]
     rank = len(lowering.shape(node.outputs[0]))
     computed = [value for value in node.inputs if lowering.constant(value) is None]
     full = sorted((value for value in computed if len(lowering.shape(value)) == rank), key=lambda value: -prod(lowering.shape(value)))

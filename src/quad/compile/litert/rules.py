@@ -11,16 +11,18 @@ from quad.compile.litert.lowering import Lowering
 from quad.compile.litert.tflite_model import TfliteModel
 
 RULES: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
-    "Add": elementwise.binary,
+    "Add": elementwise.broadcast,
+    "Cast": elementwise.cast,
     "Concat": shapes.concat,
     "Conv": convolutions.convolution,
+    "Equal": elementwise.broadcast,
     "Flatten": shapes.reshape,
     "Gather": shapes.gather,
     "Gelu": elementwise.gelu,
     "Gemm": products.gemm,
     "Identity": shapes.identity,
     "MatMul": products.matmul,
-    "Mul": elementwise.binary,
+    "Mul": elementwise.broadcast,
     "Pad": shapes.pad,
     "Pow": elementwise.power,
     "ReduceMean": elementwise.mean,
@@ -32,10 +34,11 @@ RULES: Mapping[str, Callable[[Lowering, ir.Node], None]] = {
     "Softmax": elementwise.softmax,
     "Split": shapes.split,
     "Squeeze": shapes.reshape,
-    "Sub": elementwise.binary,
+    "Sub": elementwise.broadcast,
     "Tanh": elementwise.unary,
     "Transpose": shapes.transpose,
     "Unsqueeze": shapes.reshape,
+    "Where": elementwise.broadcast,
 }
 
 

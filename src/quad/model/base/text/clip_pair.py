@@ -44,14 +44,14 @@ class ClipPair(nn.Module):
 
     def forward(self, input_ids: Tensor) -> BaseModelOutput:
         """`last_hidden_state (batch, tokens + pooled rows, D)` of `input_ids (batch, tokens)`; D is that of both together."""
-        ended = (input_ids == self.end).long()
-        later = functional.pad(ended[:, :-1], (1, 0))  # behind an end
+        ended = (input_ids == self.end).int()
+        later = torch.cat([0 * ended[:, :1], ended[:, :-1]], dim=1)  # behind an end; chips take no Pad of integers
         padding = (ended * later).bool() if self.pads[0] == self.end else None
         ids = input_ids if padding is None else torch.where(padding, self.pads[1], input_ids)
         first, _ = self._states(text_model(self.clip_l), input_ids, None)
         second, last = self._states(text_model(self.clip_g), ids, 1 - self.layer)
         at_end = (ended * (1 - later)).to(last.dtype)
-        pooled = self.clip_g.text_projection((at_end[:, None] @ text_model(self.clip_g).final_layer_norm(last))[:, 0])
+        pooled = self.clip_g.text_projection((at_end[:, None] @ text_model(self.clip_g).final_layer_norm(last)).flatten(1))
         states = torch.cat([first, second], dim=-1)
         rows = functional.pad(pooled, (0, -pooled.shape[1] % states.shape[2])).unflatten(1, (-1, states.shape[2]))
         return BaseModelOutput(last_hidden_state=torch.cat([states, rows], dim=1))
