@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from quad.build.calls.call_recorder import PER_SOURCE, CallRecorder
+from quad.build.calls.call_recorder import PER_SOURCE, CallRecorder, corrected_calls
 from quad.core.component_call import BASE_SOURCE, ComponentCall
+from quad.core.encoding import Encoding
+from quad.core.profile import Profile
 from quad.core.slots import Slot, SlotTable
 from quad.lora.fit.integers import balanced_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
@@ -107,3 +109,23 @@ def test_adapters_are_given_balanced_as_calibration_gives_them(tiny: Any) -> Non
         assert list(call.slots) == list(expected)
         for name, array in expected.items():
             np.testing.assert_array_equal(call.slots[name], array)
+
+
+def test_a_correction_stands_behind_every_adapter_and_for_the_base_alone() -> None:
+    slot = Slot(path="a", kind="linear", in_features=2, out_features=3, rank=3, correction=2, dtype="int8")
+    table = SlotTable((slot,), mode="normalised")
+    byte = Encoding(bits=8, signed=True, symmetric=True, scale=(0.5,), zero_point=(0,))
+    profile = Profile(encodings={"unet": {slot.a_name: byte, slot.b_name: byte}}, mode="pooled", parents={})
+    own = {slot.a_name: np.ones((2, 2), np.int8), slot.b_name: np.ones((3, 2), np.int8), slot.scale_name: np.full(2, 0.25, np.float32)}
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in table.input_shapes().items()}
+    ink = {name: array + (np.arange(array.size).reshape(array.shape) % 3 == 0) for name, array in zeros.items()}
+    ink[slot.a_name][1:] = ink[slot.b_name][:, 1:] = 0.0
+    calls = [ComponentCall(source=source, inputs={}, slots=slots) for source, slots in (("ink", ink), (BASE_SOURCE, zeros))]
+    of_ink, of_base = corrected_calls(calls, own, table, profile)
+    for call in (of_ink, of_base):
+        assert (call.slots[slot.a_name][1:] == 0.5).all()
+        assert (call.slots[slot.b_name][:, 1:] == 0.5).all()
+        assert (call.slots["unet.lora_scales"][1:] == 0.25).all()
+    np.testing.assert_array_equal(of_ink.slots[slot.a_name][:1], ink[slot.a_name][:1])
+    assert not of_base.slots[slot.a_name][:1].any()
+    assert corrected_calls(calls, {}, table, profile) == tuple(calls)

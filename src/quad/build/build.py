@@ -87,7 +87,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     if model.four_bit_paths:
         with clock("narrow"):
             narrowed = narrow_weights(request, model, clock.within("narrow"))
-    profile = choose_profile(request, model, teacher, clock, given=narrowed.encodings, needs_calls=backend.needs_calls)
+    profile = choose_profile(request, model, teacher, clock, given=narrowed, needs_calls=backend.needs_calls)
     with clock("align"):
         aligned = align_adapters(request, model, teacher, profile, clock.within("align"))
     stages = BuildStages(

@@ -11,6 +11,7 @@ from torch import nn
 
 from quad.build.calls.call_recorder import CallRecorder, fitted_calls, spread
 from quad.build.calls.float_teacher import FloatTeacher
+from quad.build.four_bits.narrow_weights import NarrowWeights
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
 from quad.build.result import GroupReport, ProfileChoice, ProfileReport
@@ -58,7 +59,7 @@ class ProfileStage:
 
 
 def choose_profile(
-    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, given: Mapping[str, Encoding],
+    request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, given: NarrowWeights,
     needs_calls: bool,
 ) -> ProfileStage:  # fmt: skip
     """The stages calibrate, score, unify and round; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
@@ -66,7 +67,7 @@ def choose_profile(
     Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
 
     Args:
-        given: encodings of those weights of the U-Net that are rounded already.
+        given: weights of the U-Net that are rounded already.
 
     Raises:
         InputError, UsageError: as `quad.build.build.build`.
@@ -114,7 +115,7 @@ def choose_profile(
     return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
 
 
-def _options(request: BuildRequest, parents: Mapping[str, str], given: Mapping[str, Encoding]) -> UnifyOptions:
+def _options(request: BuildRequest, parents: Mapping[str, str], given: NarrowWeights) -> UnifyOptions:
     target = load_target(request.target)
     return UnifyOptions(
         lora_bits=request.lora_bits,
@@ -123,7 +124,8 @@ def _options(request: BuildRequest, parents: Mapping[str, str], given: Mapping[s
         literal_shared_scale=request.literal_shared_scale,
         int16_largest=target.int16_largest,
         integer_scales=target.integers_only,
-        given={UNET: given},
+        given={UNET: given.encodings},
+        corrections=given.largest_scales,
     )
 
 

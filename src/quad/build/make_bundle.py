@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
+from quad.build.calls.call_recorder import corrected_calls
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import ProfileStage
 from quad.build.embeddings import embedding_files
@@ -111,7 +112,7 @@ def make_bundle(request: BuildRequest, backend: Backend, stages: BuildStages, cl
             slots=stages.profile.slots,
             clock=clock,
             scratch=scratch,
-            calls=stages.profile.calls,
+            calls=corrected_calls(stages.profile.calls, stages.correction, stages.profile.slots, stages.profile.profile),
             group_of=stages.profile.group_of,
             sinusoid=sinusoid_of(model.base),
         )

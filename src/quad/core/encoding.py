@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 MIN_SCALE = 1e-8
 
 _DTYPES: dict[tuple[int, bool], type[np.integer]] = {
-    (4, False): np.uint8,  # NumPy has no smaller one; files hold two in a byte
+    (4, True): np.int8,  # NumPy has no smaller one; files hold two in a byte
+    (4, False): np.uint8,
     (8, True): np.int8,
     (8, False): np.uint8,
     (16, True): np.int16,
@@ -46,7 +47,7 @@ class Encoding(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def stored_as(self) -> str:
         """Its element type in a file."""
-        return "uint4" if self.bits == 4 else self.dtype.name
+        return self.dtype.name if self.bits > 4 else "int4" if self.signed else "uint4"
 
     @property
     def qmin(self) -> int:

@@ -140,6 +140,15 @@ def test_integer_scales_have_a_range_and_keep_what_fits(tiny: Any, make_adapter:
         quantize_adapter(make_adapter("huge", 5, 2, (100.0, 100.0)), table, profile)
 
 
+def test_integer_scales_hold_those_of_the_bases_correction(tiny: Any) -> None:
+    table, path = integer_slots(normalised(tiny), 16, 32639), tiny.table.slots[0].path
+    profile = profile_of(tiny, table, integer_scales=True, corrections={path: 400.0})
+    encodings = profile.component("unet")
+    unit = encodings[f"{path}.lora_B"].scale[0] * encodings[f"{path}.lora_B"].qmax
+    assert 400.0 / unit == pytest.approx(8.0, rel=1e-3)
+    assert profile_of(tiny, table, corrections={path: 400.0}) == profile_of(tiny, table)
+
+
 def test_a_weight_that_is_no_number_is_refused(tiny: Any, make_adapter: Make) -> None:
     adapter = make_adapter("broken", 1, 2, (1.0, float("nan")))
     with pytest.raises(InputError, match="expected finite weights"):

@@ -41,6 +41,15 @@ def test_every_weight_lies_on_one_of_16_steps(weight: NDArray[np.float32]) -> No
     assert (clipped <= np.asarray(encoding.scale) * 4).all()  # a range that is cut is cut by little
 
 
+def test_signed_steps_have_no_zero_point(weight: NDArray[np.float32]) -> None:
+    encoding = four_bit_encoding(weight, signed=True)
+    integers = encoding.quantize(weight)
+    assert encoding.stored_as == "int4"
+    assert not any(encoding.zero_point)
+    assert (integers.min(), integers.max()) == (-7, 7)
+    assert np.abs(encoding.dequantize(integers) - weight).max() <= 4 * max(encoding.scale)
+
+
 @pytest.mark.parametrize("rank", [1, 4, 24])
 def test_no_product_of_that_rank_is_nearer(inputs: Matrix, weight: NDArray[np.float32], rank: int) -> None:
     encoding = four_bit_encoding(weight)

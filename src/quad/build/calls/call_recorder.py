@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.component_call import ComponentCall, split_batch
+from quad.core.correction import place_correction
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
-from quad.lora.fit.integers import balanced_inputs, rescaled_inputs
+from quad.lora.fit.integers import balanced_inputs, dequantize_adapter, rescaled_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.quantize.observe.observers import Feed
@@ -82,6 +83,27 @@ def fitted_calls(
         return call if of_source is None else replace(call, slots={name: of_source[name] for name in call.slots})
 
     return tuple(map(fitted, calls))
+
+
+def corrected_calls(
+    calls: Sequence[ComponentCall], correction: Mapping[str, NDArray[Any]], table: SlotTable, profile: Profile
+) -> tuple[ComponentCall, ...]:
+    """The calls with the base's correction behind every adapter's channels, and for the base alone, as graphs read it.
+
+    Args:
+        calls: of `fitted_calls`, zero in the correction's channels.
+        correction: tensors of its file; none changes nothing.
+    """
+    placed = dequantize_adapter(place_correction(correction, table), table, profile)
+    sums: dict[str, dict[str, NDArray[Any]]] = {}
+
+    def corrected(call: ComponentCall) -> ComponentCall:
+        shared = sums.setdefault(call.source, {})
+        for name in call.slots.keys() & placed.keys() - shared.keys():
+            shared[name] = call.slots[name] + placed[name]
+        return replace(call, slots={name: shared.get(name, array) for name, array in call.slots.items()})
+
+    return tuple(map(corrected, calls)) if placed else tuple(calls)
 
 
 def spread(items: Sequence[Item], most: int) -> list[Item]:

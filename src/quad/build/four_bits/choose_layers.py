@@ -10,6 +10,7 @@ from torch import nn
 
 from quad.build.olss_tables import with_teachers
 from quad.build.request import BuildRequest
+from quad.compile.targets import load_target
 from quad.core.errors import UsageError, mismatch
 from quad.core.slots import UNET, SlotTable
 from quad.core.tensor_names import weight_name
@@ -58,7 +59,8 @@ def choose_layers(
         )
     ordered = [path for path in layers if path in paths]
     probes = record_probes(with_teachers(base), networks, table, adapters, samples, ProbeOptions(per_adapter=1, seed=SEED))
-    damages = weight_damages(networks[UNET], ordered, probes, BalancedSlots(adapters, table.of(UNET)))
+    signed = load_target(request.target).signed_four_bits
+    damages = weight_damages(networks[UNET], ordered, probes, BalancedSlots(adapters, table.of(UNET)), signed=signed)
     costs = [
         LayerCost(path=path, damage=damages[path], weights=layers[path].weight.numel(), correction_bytes=sizes[path]) for path in ordered
     ]

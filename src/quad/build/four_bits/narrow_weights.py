@@ -19,6 +19,7 @@ from torch import nn
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
 from quad.build.round_weights import gather_grams
+from quad.compile.targets import load_target
 from quad.core.correction import BYTE_END, steps_of_byte
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
@@ -46,6 +47,11 @@ class NarrowWeights:
 
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
     corrections: Mapping[str, Correction] = field(default_factory=dict)
+
+    @property
+    def largest_scales(self) -> dict[str, float]:
+        """Slot path -> the largest scale of its correction."""
+        return {path: float(correction.scales.max(initial=0.0)) for path, correction in self.corrections.items()}
 
     def tensors(self, slots: SlotTable, profile: Profile) -> dict[str, NDArray[Any]]:
         """The file of the correction: bytes that are whole steps of the slots' encodings, and scales that make up for the rest."""
@@ -101,13 +107,14 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
     chosen = model.four_bit_paths
     grams = gather_grams(model, lambda component, path: component == UNET and path in chosen, "narrow", progress)
     layers, slots = layers_of(model.networks[UNET]), model.table.by_path()
+    signed = load_target(request.target).signed_four_bits
 
     def narrow(path: str) -> _NarrowLayer:
         weight, gram = layers[path].weight.detach().float().cpu().numpy(), grams[UNET, path]
         slot = slots.get(path)
         rank = 0 if slot is None or slot.correction is msgspec.UNSET else slot.correction
         used = gram.grams if request.rounding == COMPENSATED else None
-        result = four_bit_weight(weight, used, rank=rank, metric=gram.grams)
+        result = four_bit_weight(weight, used, rank=rank, metric=gram.grams, signed=signed)
         return _NarrowLayer(result, _shift(weight, result, gram))
 
     paths = [path for component, path in grams if component == UNET]
@@ -149,8 +156,10 @@ def _of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, _NarrowLayer]:
     narrowed: dict[str, _NarrowLayer] = {}
     for path in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
         scale, zero = (tuple(arrays[f"{path}/{name}"].tolist()) for name in ("s", "z"))
-        encoding = Encoding(bits=4, signed=False, symmetric=False, scale=scale, zero_point=zero, axis=0)
+        integers = arrays[f"{path}/q"]
+        signed = np.issubdtype(integers.dtype, np.signedinteger)
+        encoding = Encoding(bits=4, signed=signed, symmetric=signed, scale=scale, zero_point=zero, axis=0)
         correction = Correction(a=arrays[f"{path}/a"], b=arrays[f"{path}/b"], scales=arrays[f"{path}/c"]) if f"{path}/a" in arrays else None
-        weight = FourBitWeight(integers=arrays[f"{path}/q"], encoding=encoding, correction=correction)
+        weight = FourBitWeight(integers=integers, encoding=encoding, correction=correction)
         narrowed[path] = _NarrowLayer(weight, arrays[f"{path}/shift"])
     return narrowed

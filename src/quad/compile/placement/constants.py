@@ -99,8 +99,8 @@ class ConstantPlacer:
         key = (str(value.name), encoding)
         self.encodings.setdefault(str(value.name), encoding)
         if key not in self._stored:
-            suffix = f"/{encoding.dtype.name}/{sum(name == key[0] for name, _ in self._stored)}"
-            self._stored[key] = new_constant(self._graph, key[0] + suffix, encoding.quantize(_array(value)))
+            suffix = f"/{encoding.stored_as}/{sum(name == key[0] for name, _ in self._stored)}"
+            self._stored[key] = new_constant(self._graph, key[0] + suffix, as_file(encoding.quantize(_array(value)), encoding))
         dequantize = ir.node(
             "DequantizeLinear",
             [self._stored[key], *self.encoding(encoding)],
@@ -133,7 +133,7 @@ def encoding_constants(graph: ir.Graph, name: str, encoding: Encoding) -> tuple[
 
 def as_file(integers: NDArray[np.integer], encoding: Encoding) -> NDArray[Any]:
     """The integers in the element type of the file: those of 4 bits lie two in a byte there."""
-    return integers.astype(ir.DataType.UINT4.numpy()) if encoding.stored_as == "uint4" else integers
+    return integers.astype(ir.DataType[encoding.stored_as.upper()].numpy()) if encoding.bits == 4 else integers
 
 
 def own_range(array: NDArray[np.floating], role: str) -> Encoding:

@@ -154,12 +154,12 @@ class _EdgePlacer:
         return second is not None and second.const_value is None and index == self._int16_operand
 
     def _has_byte_kernel(self, node: ir.Node, index: int) -> bool:
-        """A layer with a constant weight of 8 bits; its input is the first operand."""
+        """A layer with a constant weight of 8 bits or fewer; its input is the first operand."""
         if index != 0 or node.op_type not in self._byte_kernels:
             return False
         value = node.inputs[_SECOND]
         weight = None if value is None or value.const_value is None else self._profile.get(str(value.name))
-        return weight is not None and weight.bits == 8
+        return weight is not None and weight.bits <= 8
 
     def _site(self, value: ir.Value | None) -> Encoding | None:
         node = value.producer() if value is not None else None

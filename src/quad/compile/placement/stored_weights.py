@@ -51,7 +51,8 @@ def stored_weights(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, ND
 
 def _whole_bytes(array: NDArray[Any] | None) -> NDArray[Any] | None:
     """Integers of 4 bits in NumPy's smallest."""
-    return array.astype(np.uint8) if array is not None and array.dtype == ir.DataType.UINT4.numpy() else array
+    smallest = {ir.DataType.UINT4.numpy(): np.uint8, ir.DataType.INT4.numpy(): np.int8}
+    return array.astype(smallest[array.dtype]) if array is not None and array.dtype in smallest else array
 
 
 def _in_parameter_axes(weight: ir.Value, array: NDArray[Any] | None) -> NDArray[Any] | None:

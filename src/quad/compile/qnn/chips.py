@@ -53,7 +53,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
     passes: tuple[str, ...] = ()
     int16_operand: int = 1
-    weight_dtypes: tuple[str, ...] = ("int8", "int16")
+    weight_dtypes: tuple[str, ...] = ("int4", "int8", "int16")
 
     def table(self, target: Target) -> Target:
         """The target's table for chips of this generation."""
@@ -63,7 +63,7 @@ class Generation(msgspec.Struct, frozen=True, kw_only=True):
 
 NEWER = Generation()
 # v68 and v69 read no 16-bit weight, constant or computed, but a signed 16-bit matrix on the left of a product (docs/targets.md).
-_EIGHT_BIT_WEIGHTS = Generation(passes=("dynamic_conv", "left_operands"), int16_operand=0, weight_dtypes=("int8",))
+_EIGHT_BIT_WEIGHTS = Generation(passes=("dynamic_conv", "left_operands"), int16_operand=0, weight_dtypes=("int4", "int8"))
 _GENERATIONS = {68: _EIGHT_BIT_WEIGHTS, 69: _EIGHT_BIT_WEIGHTS}
 
 

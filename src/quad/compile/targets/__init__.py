@@ -23,7 +23,7 @@ from quad.core.precision import eight_bit_percent, precision_kind
 from quad.core.profile import Profile
 from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
-_BYTE, _FINE = 8, "int16"
+_BYTE, _FINE, _SIGNED_FOUR = 8, "int16", "int4"
 LAYERS = ("Conv", "MatMul", "Gemm")  # operators with a weight that is multiplied
 
 
@@ -94,6 +94,11 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def takes_fine_weights(self) -> bool:
         """Its layers take constant weights of 16 bits."""
         return any(_FINE in scheme.dtypes for op_type, scheme in self.weights.items() if op_type in LAYERS)
+
+    @property
+    def signed_four_bits(self) -> bool:
+        """Its weights of 4 bits are signed and symmetric, not with a zero point."""
+        return all(_SIGNED_FOUR in self.weights[op_type].dtypes for op_type in LAYERS if op_type in self.weights)
 
     def check_weight(self, op_type: str, name: str, encoding: Encoding) -> None:
         """Refuse a weight's encoding that an operator cannot read.

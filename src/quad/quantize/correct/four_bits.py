@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -68,15 +69,20 @@ class FourBitWeight:
         return weight if self.correction is None else weight + self.correction.product.reshape(weight.shape)
 
 
-def four_bit_encoding(weight: NDArray[np.float32]) -> Encoding:
-    """Unsigned encoding of a weight `(out, ...)` for each output channel, with the zero point and the range of least error."""
+def four_bit_encoding(weight: NDArray[np.float32], *, signed: bool = False) -> Encoding:
+    """Encoding of a weight `(out, ...)` for each output channel, in the range of least error.
+
+    Args:
+        signed: symmetric; else with a zero point.
+    """
+    kind: dict[str, Any] = {"bits": BITS, "signed": signed, "symmetric": signed, "axis": 0}
     rows = weight.reshape(len(weight), -1)
     low, high = np.minimum(rows.min(axis=1), 0.0), np.maximum(rows.max(axis=1), 0.0)
-    least, best = np.full(len(rows), np.inf), encode_range(low, high, bits=BITS, signed=False, symmetric=False, axis=0)
+    least, best = np.full(len(rows), np.inf), encode_range(low, high, **kind)
     scale, zero = np.array(best.scale, np.float32), np.array(best.zero_point)
     for attempt in range(_TRIES):
         share = 1.0 - _STEP * attempt
-        tried = encode_range(low * share, high * share, bits=BITS, signed=False, symmetric=False, axis=0)
+        tried = encode_range(low * share, high * share, **kind)
         error = (np.abs(tried.dequantize(tried.quantize(rows)) - rows).astype(np.float64) ** _POWER).sum(axis=1)
         better = error < least
         least = np.minimum(least, error)
@@ -84,7 +90,9 @@ def four_bit_encoding(weight: NDArray[np.float32]) -> Encoding:
     return msgspec.structs.replace(best, scale=tuple(map(float, scale)), zero_point=tuple(map(int, zero)))
 
 
-def four_bit_weight(weight: NDArray[np.float32], grams: Sequence[Tensor] | None, *, rank: int, metric: Sequence[Tensor]) -> FourBitWeight:
+def four_bit_weight(
+    weight: NDArray[np.float32], grams: Sequence[Tensor] | None, *, rank: int, metric: Sequence[Tensor], signed: bool = False
+) -> FourBitWeight:
     """Round a weight to 4 bits and correct it.
 
     Args:
@@ -92,8 +100,9 @@ def four_bit_weight(weight: NDArray[np.float32], grams: Sequence[Tensor] | None,
         grams: sums of `x x^T` that rounding makes up by; None rounds each weight to the nearest.
         rank: of the correction, 0 for none.
         metric: sums of `x x^T` that the correction is best for.
+        signed: as of `four_bit_encoding`.
     """
-    encoding = four_bit_encoding(weight)
+    encoding = four_bit_encoding(weight, signed=signed)
     integers = encoding.quantize(weight) if grams is None else compensated_integers(weight, encoding, grams)
     error = (weight - encoding.dequantize(integers)).reshape(len(weight), -1).astype(np.float64)
     return FourBitWeight(integers=integers, encoding=encoding, correction=weighted_correction(error, metric, rank) if rank else None)

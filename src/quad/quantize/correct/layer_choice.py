@@ -78,20 +78,23 @@ def within_budget(costs: Sequence[LayerCost], budget_bytes: int) -> frozenset[st
     return frozenset(narrow)
 
 
-def weight_damages(network: nn.Module, paths: Sequence[str], probes: Mapping[str, Sequence[Probe]], slots: SlotValues) -> dict[str, float]:
+def weight_damages(
+    network: nn.Module, paths: Sequence[str], probes: Mapping[str, Sequence[Probe]], slots: SlotValues, *, signed: bool = False
+) -> dict[str, float]:
     """The damage of each of these weights alone, rounded to the nearest of 4 bits.
 
     Args:
         network: float slotted network.
         probes: source -> calls of full-precision runs; two of each are used.
         slots: source -> float slot inputs of its adapter; a source without any is the base.
+        signed: as of `four_bit_encoding`.
 
     Returns:
         Path -> mean over calls of `|y' - y|^2 / |y|^2`.
     """
     layers, device = layers_of(network), device_of(network)
     weights = [layers[path].weight for path in paths]
-    encodings = [four_bit_encoding(weight.detach().float().cpu().numpy()) for weight in weights]
+    encodings = [four_bit_encoding(weight.detach().float().cpu().numpy(), signed=signed) for weight in weights]
     generator, damages, calls = torch.Generator().manual_seed(0), np.zeros(len(paths)), 0
     for source, all_calls in probes.items():
         tensors = {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}

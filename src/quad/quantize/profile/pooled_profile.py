@@ -46,6 +46,7 @@ class UnifyOptions:
         int16_largest: magnitude that 16-bit weights may have as integers on the target; UNSET for all that the type has.
         integer_scales: the target takes no floats: scales of normalised slots have an encoding too.
         given: component -> name -> encoding of weights that lie on their lattices already.
+        corrections: slot path -> the largest scale of the base's correction there, which an encoding of scales has to hold.
     """
 
     lora_bits: int = 16
@@ -56,6 +57,7 @@ class UnifyOptions:
     int16_largest: int | msgspec.UnsetType = msgspec.UNSET
     integer_scales: bool = False
     given: Mapping[str, Mapping[str, Encoding]] = field(default_factory=dict)
+    corrections: Mapping[str, float] = field(default_factory=dict)
 
 
 def unify(
@@ -178,6 +180,8 @@ def slot_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: 
 
 def _normalised_encodings(table: SlotTable, adapters: Sequence[FloatAdapter], options: UnifyOptions) -> list[tuple[str, str, Encoding]]:
     units, encodings = slot_units(adapters, table), []
+    for path, largest in options.corrections.items() if options.integer_scales else ():
+        units[path] = max(units[path], largest / SCALES_END)
     for slot in table.slots:
         for name, end in ((slot.a_name, 1.0), (slot.b_name, units[slot.path])):
             encoding = encode_range(-end, end, bits=options.lora_bits, signed=True, symmetric=True)
