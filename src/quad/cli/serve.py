@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -17,9 +18,19 @@ from quad.core.errors import UsageError, mismatch
 
 if TYPE_CHECKING:
     from quad.serve.endpoint import Endpoint
+    from quad.serve.launch import ServeOptions, StudioOptions
     from quad.serve.service import Service
 
 MIB = 2**20
+_AS_NAMED = ("bundle", "engine", "float_type", "threads", "memory", "store", "allow_uploads")
+_LIMITS = {
+    "max_body": "max_body_bytes",
+    "max_pixels": "max_pixels",
+    "max_queue": "max_queue",
+    "max_steps": "max_steps",
+    "time_limit": "time_limit_s",
+    "lease": "lease_s",
+}
 
 BundleDir = Annotated[
     Path | None, typer.Argument(metavar="BUNDLE", help="A bundle directory, as quad build writes it.", show_default=False)
@@ -77,6 +88,7 @@ def serve(
     as_json: Json = False,
 ) -> None:
     """Serve a bundle to the apps of this device until SIGTERM or Ctrl-C."""
+    words = locals()
     if openapi:
         _print_document()
         return
@@ -88,27 +100,33 @@ def serve(
         raise UsageError(mismatch("--token-file", "--port with it", "none", "a socket needs no token, its file mode is the check"))
     check_serve("quad serve")
     from quad.serve.endpoint import port_endpoint, socket_endpoint
-    from quad.serve.launch import ServeOptions, launch
+    from quad.serve.launch import launch
+
+    listening = socket_endpoint(socket) if port is None else port_endpoint(port, token_file)
+    launch(serve_options(words), listening, lambda endpoint, service: _announce(endpoint, service, as_json))
+
+
+def serve_options(words: Mapping[str, Any], studio: StudioOptions | None = None) -> ServeOptions:
+    """The options of `quad serve` and `quad studio` as a server takes them.
+
+    Args:
+        words: of the verb, by the names of its parameters; limits that it does not have are the server's own.
+        studio: the page over it.
+
+    Raises:
+        UsageError: a textual inversion is no file under a word. UnsupportedError, InputError: as `png_options`.
+    """
+    from quad.serve.launch import ServeOptions
     from quad.serve.limits import Limits
 
-    limits = Limits(
-        max_body_bytes=max_body, max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit, lease_s=lease
+    return ServeOptions(
+        **{name: words[name] for name in _AS_NAMED},
+        limits=Limits(**{field: words[name] for name, field in _LIMITS.items() if name in words}),
+        adapter_budget_bytes=words["adapter_budget"],
+        png=png_options(parameters=words["parameters"], mark=words["mark"], sign=words["sign"]),
+        embeddings=words_of_files("--embedding", words["embedding"] or []),
+        studio=studio,
     )
-    options = ServeOptions(
-        bundle=bundle,
-        engine=engine,
-        float_type=float_type,
-        threads=threads,
-        memory=memory,
-        store=store,
-        allow_uploads=allow_uploads,
-        limits=limits,
-        adapter_budget_bytes=adapter_budget,
-        png=png_options(parameters=parameters, mark=mark, sign=sign),
-        embeddings=words_of_files("--embedding", embedding or []),
-    )
-    listening = socket_endpoint(socket) if port is None else port_endpoint(port, token_file)
-    launch(options, listening, lambda endpoint, service: _announce(endpoint, service, as_json))
 
 
 def _print_document() -> None:

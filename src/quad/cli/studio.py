@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quad.cli.extras import check_serve
-from quad.cli.options import named_paths, words_of_files
-from quad.cli.serve import MIB, Budget, Memory, Pixels, Queue, Steps, Time, TokenFile, Uploads
+from quad.cli.options import named_paths
+from quad.cli.serve import MIB, Budget, Memory, Pixels, Queue, Steps, Time, TokenFile, Uploads, serve_options
 from quad.cli.shared_options import (
     BundleDir,
     Embeddings,
@@ -22,7 +22,6 @@ from quad.cli.shared_options import (
     StoreDir,
     Threads,
     Vae,
-    png_options,
 )
 from quad.cli.show import Json, result, size, stage_bar
 from quad.core.errors import UnsupportedError, UsageError, mismatch
@@ -92,33 +91,21 @@ def studio(
     as_json: Json = False,
 ) -> None:
     """Make pictures on a page in the browser, until SIGTERM or Ctrl-C; nothing leaves this machine."""
+    words = locals()
     check_serve("quad studio")
     if export is not None:
         _export(bundle, export, as_json)
         return
     from quad.serve.endpoint import port_endpoint
-    from quad.serve.launch import ServeOptions, StudioOptions, launch
-    from quad.serve.limits import Limits
+    from quad.serve.launch import StudioOptions, launch
     from quad.serve.studio.files import page_files
 
     if against is None and (adapter or vae is not None):
         raise UsageError(mismatch("--adapter, --vae", "--against with them", "none", "name the full-precision model, or leave them out"))
     command = [] if against is None else _reference_command(bundle, against, adapter or [], vae)
-    options = ServeOptions(
-        bundle=bundle,
-        engine=engine,
-        float_type=float_type,
-        threads=threads,
-        memory=memory,
-        store=store,
-        allow_uploads=allow_uploads,
-        limits=Limits(max_pixels=max_pixels, max_queue=max_queue, max_steps=max_steps, time_limit_s=time_limit),
-        adapter_budget_bytes=adapter_budget,
-        png=png_options(parameters=parameters, mark=mark, sign=sign),
-        embeddings=words_of_files("--embedding", embedding or []),
-        studio=StudioOptions(page=page_files(), report=report, reference_command=command),
-    )
-    launch(options, port_endpoint(port, token_file), lambda endpoint, service: _announce(endpoint, service, as_json))
+    page = StudioOptions(page=page_files(), report=report, reference_command=command)
+    listening = port_endpoint(port, token_file)
+    launch(serve_options(words, page), listening, lambda endpoint, service: _announce(endpoint, service, as_json))
 
 
 def _export(bundle: Path, folder: Path, as_json: bool) -> None:
