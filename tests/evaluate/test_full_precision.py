@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,12 @@ import pytest
 from PIL import Image
 
 from quad.evaluate.figures.reference import PictureRequest, Reference
-from quad.evaluate.full_precision import FullPrecision, answer
+from quad.evaluate.full_precision import FullPrecision, _opened, answer
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.bundle import open_bundle
 from quad.runtime.provenance.png import plain_png
 from quad.serve.api import ErrorBody, NewRequest
+from quad.zoo.reference import MODELS, reference_dir
 from tests.runtime.conftest import bundle_copy as bundle_copy
 from tests.runtime.conftest import write_manifest
 
@@ -55,6 +57,7 @@ def test_its_picture_is_the_references(opened: FullPrecision, task: str, adapter
         ({"adapters": {"none": 1.0}}, "none"),
         ({"task": "nothing"}, "task"),
         ({"width": 1, "height": 1}, "width"),
+        ({"original_size": (32, 32)}, "the picture's own sizes"),
     ],
 )
 def test_what_it_does_not_read_is_one_line_and_ends_nothing(opened: FullPrecision, words: dict[str, Any], line: str) -> None:
@@ -63,6 +66,14 @@ def test_what_it_does_not_read_is_one_line_and_ends_nothing(opened: FullPrecisio
     assert answered.error is not None
     assert line in answered.error.error
     assert answer(opened, msgspec.json.encode(NewRequest(prompt="red"))).picture is not None
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_each_shipped_model_has_a_name(model: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[Path] = []
+    monkeypatch.setattr(FullPrecision, "open", lambda _root, directory, *_words: asked.append(directory))
+    _opened(Namespace(bundle=tmp_path, model=model, adapter=[], vae=None))
+    assert asked == [reference_dir(model)]
 
 
 def test_a_model_that_cannot_be_opened_is_told_by_each_picture() -> None:

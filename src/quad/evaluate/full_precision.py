@@ -27,9 +27,7 @@ from quad.runtime.request import Request, Resolved
 from quad.serve.api import ErrorBody, NewRequest, error_body
 from quad.serve.studio.reference_process import ReferenceAnswer, ReferencePicture
 from quad.serve.worker_stream import LENGTH, framed, read_exactly, write_all
-from quad.zoo.reference import reference_dir
-
-REFERENCE = "toyland"
+from quad.zoo.reference import MODELS, reference_dir
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +79,7 @@ class FullPrecision:
             (any(weight != 1.0 for weight in resolved.weights.values()), "adapters of weight 1", str(resolved.weights)),
             (bool(body.negative_prompt), "no negative prompt", "one"),
             (spec.strength is not msgspec.UNSET or bool(spec.blend), "a task that begins at noise", resolved.task),
+            (not body.sizes.is_default, "the picture's own sizes", "others"),
             (spec.image_guidance is not msgspec.UNSET, "a task without picture guidance", resolved.task),
             (resolved.size not in (None, self.reference.picture_size), f"pictures of {self.reference.picture_size}", str(resolved.size)),
         ):
@@ -123,7 +122,7 @@ def answer(opened: FullPrecision | ErrorBody, data: bytes) -> ReferenceAnswer:
 
 def _opened(words: argparse.Namespace) -> FullPrecision | ErrorBody:
     try:
-        model = reference_dir() if words.model == REFERENCE else resolve_model(words.model)
+        model = reference_dir(words.model) if words.model in MODELS else resolve_model(words.model)
         return FullPrecision.open(words.bundle, model, _named(words.adapter), words.vae)
     except QuadError as error:
         return error_body(error)

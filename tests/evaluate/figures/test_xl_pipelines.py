@@ -6,6 +6,7 @@ diffusers draws some noise itself; there it is made to draw ours, and to take th
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from PIL import Image
 from quad.build.build import build
 from quad.build.request import BuildRequest
 from quad.core.errors import UsageError
+from quad.evaluate.full_precision import FullPrecision
 from quad.runtime.pipeline import QuadPipeline
+from quad.serve.api import NewRequest
 from tests.stable_diffusion_xl import save_xl
 
 PROMPT, NEGATIVE, STEPS, SIDE = "a painting of the cat, highly detailed", "blurry", 4, 64
@@ -117,6 +120,18 @@ def test_text_to_image(made: Made) -> None:
     both = ours(pipe, "text-to-image", **SIZED, **negative)
     assert db(both, theirs(directory, diffusers.StableDiffusionXLPipeline, **sized, **SIZED, **negative)) >= BAR_DB
     assert db(both, told) < 40
+
+
+@pytest.mark.parametrize("channels", [4, pytest.param(9, marks=pytest.mark.soak)])
+def test_the_full_precision_side_of_a_page_makes_the_same_picture(channels: int, made: Made) -> None:
+    directory, pipe = made(channels)
+    side = FullPrecision.open(directory.parent / "phone", directory, {})
+    for seed in (3, 4):
+        answered = side.picture(NewRequest(prompt=PROMPT, task="text-to-image", num_inference_steps=STEPS, seed=seed))
+        (found,) = pipe(PROMPT, task="text-to-image", num_inference_steps=STEPS, seed=seed).images
+        expected = np.asarray(Image.open(BytesIO(answered.image)), np.float64)
+        assert expected.std() > 10
+        assert np.abs(np.asarray(found, np.float64) - expected).max() <= 1
 
 
 def test_image_to_image(made: Made) -> None:

@@ -25,6 +25,7 @@ from quad.model.base.open import BaseOptions, open_model
 from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.device import HERE, open_device
 from quad.runtime.conditioning.condition import Condition, PasteBack, Pictures, make_condition, to_model
+from quad.runtime.conditioning.denoising import layouts
 from quad.runtime.conditioning.guidance import is_guided
 from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, with_sizes
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -82,6 +83,7 @@ class Reference:
         self._tokenizer = Tokenizer(base.tokenizer, base.text)
         # Plain diffusers modules, opened for this object alone: what PEFT does to them stays here.
         self._unet, self._text_encoder, self._vae = cast(Any, base.unet), cast(Any, base.text_encoder), cast(Any, base.vae)
+        self._beside = layouts(base.latent)[int(self._unet.config.in_channels)]
         self._merged = MergedAdapters(self._unet, self._text_encoder, merged, weights=merged_weights)  # before PEFT wraps the layers
         self._adapters = PeftAdapters(self._unet, self._text_encoder, adapters)
         self._device = HERE
@@ -110,8 +112,10 @@ class Reference:
         """Pictures `(N, 3, S, S)` in [-1, 1] to model latents `(N, C, S/f, S/f)`."""
         shift, scale = self._shift_scale()
         with torch.inference_mode():
-            latent: Tensor = (self._vae.encode(x.to(self._device)).latents.cpu() - shift) * scale
-        return latent
+            encoded = self._vae.encode(x.to(self._device))
+            # AutoencoderTiny gives the latent itself, AutoencoderKL a distribution: its mean is meant.
+            mean: Tensor = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mode()
+        return (mean.cpu() - shift) * scale
 
     def decode(self, latent: Tensor, pastes: Sequence[PasteBack | None]) -> NDArray[np.uint8]:
         """Model latents to pictures, rounded and pasted back as the runtime does."""
@@ -147,12 +151,13 @@ class Reference:
         return self.words([""] * len(words))
 
     def _condition(self, conditions: Sequence[Condition]) -> Tensor:
-        """The extra channels of every request: `[condition latent | mask]`, `(N, C + 1, h, w)`."""
+        """The channels of every request that the model reads beside its latent, as `[condition latent | mask]`: `(N, k, h, w)`."""
         mask = torch.from_numpy(np.concatenate([condition.mask for condition in conditions]))
         images = [torch.from_numpy(condition.image) for condition in conditions if condition.image is not None]
-        if images:
-            return torch.cat([self.encode_signal(torch.cat(images)), mask], dim=1)
-        return torch.cat([torch.zeros(len(conditions), self.latent.channels, *mask.shape[2:]), mask], dim=1)
+        latent = self.encode_signal(torch.cat(images)) if images else torch.zeros(len(mask), self.latent.channels, *mask.shape[2:])
+        shift, scale = self._shift_scale()
+        parts = {"mask": mask, "condition": latent, "raw-condition": latent / scale + shift if images else latent}
+        return torch.cat([mask[:, :0], *(parts[name] for name in self._beside)], dim=1)
 
     def _batch(self, task: str, spec: TaskSpec, requests: Sequence[PictureRequest]) -> NDArray[np.uint8]:
         rows = SeedRows([request.seed for request in requests])
