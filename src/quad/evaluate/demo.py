@@ -19,7 +19,7 @@ from quad.zoo.reference import reference_dir
 
 DEFAULT_OUT = Path("out/demo")
 # Shares of the whole that the bar gives to each stage, from runs on two cores.
-SHARES = {"build": 30, "run": 50, "score": 8, "measure": 12}
+SHARES = {"build": 62, "run": 17, "score": 4, "measure": 17}
 
 
 def _print_summary(measured: DemoResult, out: Path, console: Console) -> None:

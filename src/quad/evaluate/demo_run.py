@@ -29,11 +29,11 @@ from quad.evaluate.figures.full_pictures import Making, making
 from quad.evaluate.figures.laws import Laws
 from quad.evaluate.figures.quality import QualityFigure, vae_figures
 from quad.evaluate.figures.reference import Reference
-from quad.evaluate.figures.runs import TaskRun, evaluate_all, run_tasks
+from quad.evaluate.figures.runs import BundleSide, TaskRun, evaluate_all, run_tasks
 from quad.evaluate.page.output import save_pictures, write_json
 from quad.evaluate.page.report import render
 from quad.evaluate.page.summary import DemoResult, Fp16Bytes, make_report
-from quad.quantize.observe.side_by_side import side_by_side
+from quad.quantize.observe.side_by_side import Behind, side_by_side
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
@@ -130,27 +130,35 @@ class _Evaluated:
 
 def _evaluated(paths: DemoPaths, n: int, full: Making, show: Callable[[str, str, float], None]) -> _Evaluated:
     """Pictures of both sides, and all that is measured on them and on single calls; what does not need each other runs at once."""
-    reference, pipe = Reference(paths.model, dict(paths.adapters)), QuadPipeline.from_pretrained(paths.bundle, threads=ENGINE_THREADS)
     adapters = dict(paths.adapters)
+    reference, pipe = Reference(paths.model, adapters), QuadPipeline.from_pretrained(paths.bundle, threads=ENGINE_THREADS)
     runs: list[TaskRun] = []
     effects: dict[str, Effect | None] = {}
+    slotted: dict[str, float] = {}
 
     def make_pictures() -> None:
         made = full.wait(pipe.tasks)
-        runs.extend(run_tasks(reference, pipe, n, lambda step, share: show("run", f"run: {step}", share), made=made))
+        second = QuadPipeline.from_pretrained(paths.bundle, threads=ENGINE_THREADS)
+        runs.extend(
+            run_tasks(reference, pipe, n, lambda step, share: show("run", f"run: {step}", share), BundleSide(beside=(second,)), made)
+        )
         for run in runs:
             save_pictures(run, paths.out / "pictures" / run.task)
 
-    def measure_effects() -> None:
-        effects.update(bundle_effects(pipe, Reference(paths.model, adapters), paths.model, adapters, EFFECT_RUNS))
+    def measure_calls() -> None:
+        apart = Reference(paths.model, adapters)
+        effects.update(bundle_effects(pipe, apart, paths.model, adapters, EFFECT_RUNS))
+        slotted.update(laws.slotted_error(paths.model, adapters, apart))
 
-    side_by_side(lambda work: work(), (make_pictures, measure_effects))
-    evaluation = evaluate_all(runs, reference, pipe.engine, effects, lambda step, share: show("score", f"score: {step}", share))
-    vae = vae_figures(reference, {run.task: list(run.samples) for run in runs})
+    def score() -> tuple[Evaluation, list[QualityFigure]]:
+        scores = evaluate_all(runs, reference, pipe.engine, effects, lambda step, share: show("score", f"score: {step}", share))
+        return scores, vae_figures(reference, {run.task: list(run.samples) for run in runs})
+
+    side_by_side(lambda work: work(), (make_pictures, measure_calls))
+    with Behind() as behind:
+        switching: dict[str, bool] = {}
+        behind.give(lambda: switching.update(laws.switching_is_exact(pipe)))
+        evaluation, vae = score()
     show("measure", "laws", 0.0)
-    checked = laws.Laws(
-        slotted=laws.slotted_error(paths.model, adapters, reference),
-        switching=laws.switching_is_exact(pipe),
-        runtime_import=laws.runtime_import(),
-    )
+    checked = laws.Laws(slotted=slotted, switching=switching, runtime_import=laws.runtime_import())
     return _Evaluated(runs=runs, evaluation=evaluation, laws=checked, vae=vae)

@@ -40,10 +40,12 @@ class BundleSide:
     Args:
         zeros: how many of a task's are made again with the zero adapter, on both sides.
         shortcuts: words of each call that leave work out.
+        beside: more pipelines of the bundle, each of which makes its share of a task's pictures on a core of its own.
     """
 
     zeros: int = 0
     shortcuts: Shortcuts = field(default_factory=dict)
+    beside: Sequence[QuadPipeline] = ()
 
 
 PLAIN = BundleSide()
@@ -140,13 +142,25 @@ class _Maker:
 
     def _quantized(self, part: _Part) -> _Pictures:
         task, samples = part.task, self._samples(part)
-        use_adapter(self.pipe, self.pipe.tasks[task].adapter)
-        pictures, times = bundle_pictures(self.pipe, task, picture_requests(samples, part.first), self.side.shortcuts)
+        pictures, times = self._shared(task, picture_requests(samples, part.first))
         sides: dict[str, Pictures] = {"quantized": pictures}
         if again := self._again(part):
             use_adapter(self.pipe, None)
             sides["zero_quantized"], _ = bundle_pictures(self.pipe, task, again, self.side.shortcuts)
         return _Pictures(sides, times)
+
+    def _shared(self, task: str, requests: Sequence[PictureRequest]) -> tuple[Pictures, list[float]]:
+        """The bundle's pictures with the task's adapter, every so many of them by one pipeline."""
+        pipes = (self.pipe, *self.side.beside)[: len(requests)]
+
+        def share(lane: int) -> tuple[Pictures, list[float]]:
+            use_adapter(pipes[lane], self.pipe.tasks[task].adapter)
+            return bundle_pictures(pipes[lane], task, requests[lane :: len(pipes)], self.side.shortcuts)
+
+        shares = side_by_side(share, range(len(pipes)))
+        places = np.argsort([place for lane in range(len(pipes)) for place in range(lane, len(requests), len(pipes))])
+        times = [ms for _, of_lane in shares for ms in of_lane]
+        return np.concatenate([pictures for pictures, _ in shares])[places], [times[place] for place in places]
 
     def _full(self, part: _Part) -> _Pictures:
         task, spec = part.task, self.pipe.tasks[part.task]
