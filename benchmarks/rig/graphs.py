@@ -122,11 +122,17 @@ def build_graphs(cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell
     return {"seconds": seconds, "peak_rss_bytes": peaks}
 
 
-def build_shared(cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell) -> dict[str, dict[str, float]]:
-    """Write the quantized graphs that are one for all adapters, no others; as `build_graphs`."""
+def build_shared(
+    cache: Path, shape: Shape, engines: tuple[str, ...], tell: Tell, unet: UNet2DConditionModel | None = None
+) -> dict[str, dict[str, float]]:
+    """Write the quantized graphs that are one for all adapters, no others; as `build_graphs`.
+
+    Args:
+        unet: in place of Stable Diffusion 1.5's.
+    """
     seconds: dict[str, float] = {}
     peaks: dict[str, float] = {}
-    unet = random_unet()
+    unet = unet or random_unet()
     adapters = (random_adapter(unet, shape.rank),)
     built = _Built(cache=cache, side=SHARED, shape=shape, seconds=seconds, peaks=peaks, tell=tell)
     built.write(*slot_network(unet, adapters), adapters, engines)
