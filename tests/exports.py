@@ -29,11 +29,15 @@ from torch import nn
 
 from quad.compile import export
 from quad.compile.export import GraphSpec
+from quad.compile.lazy_weights import lazy_weight
+from quad.core.tensor_names import weight_name
+from quad.model.slots.held_weight import HeldWeight
+from quad.model.slots.layers import layers_of
 
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
 _PLAIN = (type(None), EllipsisType, msgspec.UnsetType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
 _PLACES = "parameters"
-_OURS = ("quad.model", "quad.compile.export")
+_OURS = ("quad.model", "quad.compile.export", "quad.compile.lazy_weights")
 
 
 class _Unknown(Exception):
@@ -149,10 +153,13 @@ def export_key(module: nn.Module, spec: GraphSpec) -> str | None:
 
 
 def _places(module: nn.Module, model: ir.Model) -> dict[str, str]:
-    """Initializer -> the parameter whose values it has."""
+    """Initializer -> the parameter whose values it has; of a layer's weight, which is made when it is read, the one of its own name."""
     by_place = {(tensor.data_ptr(), tuple(tensor.shape)): name for name, tensor in module.named_parameters()}
     places = {}
     for name, value in model.graph.initializers.items():
+        if isinstance(value.const_value, ir.LazyTensor):
+            places[name] = name
+            continue
         raw = getattr(value.const_value, "raw", None)
         if isinstance(raw, torch.Tensor) and (key := (raw.data_ptr(), tuple(raw.shape))) in by_place:
             places[name] = by_place[key]
@@ -162,8 +169,11 @@ def _places(module: nn.Module, model: ir.Model) -> dict[str, str]:
 def _filled(model: ir.Model, places: dict[str, str], module: nn.Module) -> ir.Model:
     """The graph of another network of the structure, with this one's parameters."""
     parameters = dict(module.named_parameters())
+    weights = {weight_name(path): HeldWeight.of(layer) for path, layer in layers_of(module).items()}
     for name, parameter in places.items():
-        model.graph.initializers[name].const_value = ir.tensor(parameters[parameter].detach().numpy(), name=name)
+        model.graph.initializers[name].const_value = (
+            lazy_weight(weights[name], name) if name in weights else ir.tensor(parameters[parameter].detach().numpy(), name=name)
+        )
     return model
 
 

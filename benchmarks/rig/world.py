@@ -65,15 +65,19 @@ def _save(module: nn.Module, folder: Path) -> None:
     module.half().save_pretrained(folder)  # type: ignore[operator]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """CLIP's vocabulary without its merges: letters and word-final letters, then names that nobody writes, then the two marks."""
+def write_tokenizer(folder: Path, pad: str | None = None) -> None:
+    """CLIP's vocabulary without its merges: letters and word-final letters, then names that nobody writes, then the two marks.
+
+    Args:
+        pad: the token that fills a prompt up; None for its end.
+    """
     letters = [_letter(byte) for byte in range(256)]
     tokens = [*letters, *(f"{letter}</w>" for letter in letters)]
     tokens += [f"\u00a4{i}" for i in range(49406 - len(tokens))] + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n")
-    special = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": tokens[-1]}
+    special = {"bos_token": tokens[-2], "eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": pad or tokens[-1]}
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, **special}))
 
 
@@ -98,13 +102,13 @@ def _write_adapter(file: Path, name: str, rank: int, unet: nn.Module, text: nn.M
         kohya = f"lora_unet_{path.replace('.', '_')}"
         names = (f"{kohya}.lora_down.weight", f"{kohya}.lora_up.weight") if name == EVERYWHERE else (
             f"unet.{path}.lora_A.weight", f"unet.{path}.lora_B.weight")  # fmt: skip
-        tensors |= dict(zip(names, _pair(layer, rank, generator), strict=True))
+        tensors |= dict(zip(names, random_pair(layer, rank, generator), strict=True))
         if name == EVERYWHERE:
             tensors[f"{kohya}.alpha"] = torch.tensor(float(rank))
     for path, layer in text.named_modules() if name in WITH_TEXT else ():
         if path.endswith(TEXT_LAYERS):
             stem = f"text_encoder.text_model.{path.removeprefix('text_model.')}"
-            tensors |= dict(zip((f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"), _pair(layer, rank, generator), strict=True))
+            tensors |= dict(zip((f"{stem}.lora_A.weight", f"{stem}.lora_B.weight"), random_pair(layer, rank, generator), strict=True))
     save_file(tensors, file)
     return file
 
@@ -116,7 +120,7 @@ def _targets(unet: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
             yield path, layer
 
 
-def _pair(layer: nn.Module, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def random_pair(layer: nn.Module, rank: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Random matrices whose product has about `_EFFECT` of a fresh layer's own size."""
     weight = layer.weight
     assert isinstance(weight, Tensor)

@@ -16,7 +16,7 @@ from quad.build.choose_profile import choose_profile
 from quad.build.extra_graphs.tiny_decoder import with_tiny_decoder
 from quad.build.fixed_threads import fixed_threads
 from quad.build.four_bits.narrow_weights import NarrowWeights, narrow_weights, without_correction
-from quad.build.make_bundle import WRITTEN, BuildStages, make_bundle, stored_files
+from quad.build.make_bundle import META, WRITTEN, BuildStages, make_bundle, stored_files
 from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
 from quad.build.result import BuildResult, SlotRoom
@@ -101,6 +101,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     without_correction(model.networks)
     for network in model.networks.values():
         network.to(HERE)  # graphs are exported there
+    for module in (model.base.text_encoder, model.base.vae):
+        module.to(META)  # the networks have their weights
     bundle = shared(lambda: make_bundle(request, backend, stages, clock), WRITTEN)
     clear_cache(request)
     clock.done()

@@ -38,6 +38,7 @@ from quad.compile.targets import load_target
 from quad.core.errors import BackendError
 from quad.core.float_type import F32
 from quad.core.manifest import BASE_CORRECTION_FILE, PROBES_FILE, BundleManifest
+from quad.core.memory import release_memory
 from quad.core.picture_size import graph_name
 from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
@@ -49,6 +50,7 @@ from quad.runtime.conformance import record_vectors
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
+META = "meta"  # where torch holds shapes without numbers
 _log = logging.getLogger(__name__)
 
 
@@ -153,13 +155,18 @@ def _artifacts(request: BuildRequest, compiler: Compiler, model: SlottedModel) -
     cache = model.cache if request.dump_passes is None and not compiler.backend.directories else BuildCache(None)
     with dumping(request.dump_passes) as dump:
         artifacts: dict[str, Artifact] = {}
-        for name, spec in model.specs.items():
+        components = [spec.component for spec in model.specs.values()]
+        for number, (name, spec) in enumerate(model.specs.items()):
             network = model.networks[spec.component]
             graphs = _GroupGraphs(compiler=compiler, network=network, spec=spec, observer=observer_of(dump, name))
             artifacts[name] = resumable.compiled(cache, name, graphs.first)
             for group in graphs.further:
                 named = graph_name(name, None, group)
                 artifacts[named] = resumable.compiled(cache, named, partial(graphs.of_group, group, observer_of(dump, named)))
+            del graphs
+            if spec.component not in components[number + 1 :] and cache.folder is not None:  # its graphs are on disk
+                network.to(META)
+                release_memory()
         return artifacts
 
 

@@ -41,6 +41,7 @@ ROUNDINGS = (COMPENSATED, NEAREST)
 _CALIBRATION = "--calibration-size"
 _RESERVED = (BASE_SOURCE, AUTO, UNIFIED)
 CORRECTION_RANK, MOST_CORRECTION = 8, 1024
+COMPACT_FROM = 2**27  # numbers of a network: what is larger is held as its file has it, see `quad.model.slots.held_weight`
 ROOM = 2  # adapters at once: one that speeds up or repairs, and a style
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _BACKEND_OPTION = {"reader": "backend"}  # of a field: what only some targets read, see `Target.options`
@@ -169,8 +170,9 @@ class BuildRequest:
     def base_options(self) -> BaseOptions:
         """How the model is opened."""
         return BaseOptions(
-            self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults, vae=self.vae, prediction=self.prediction
-        )
+            self.size, self.sampler, tuple(self.adapters), adapter_defaults=self.adapter_defaults, vae=self.vae, prediction=self.prediction,
+            compact_from=COMPACT_FROM,
+        )  # fmt: skip
 
     def with_files_defaults(self) -> BuildRequest:
         """With what each adapter's file says of how it is meant to be run, where nothing else was said.

@@ -23,7 +23,7 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, silent, with_progress
 from quad.core.tensor_names import Role, bias_name, paths_with, weight_name
 from quad.lora.read import FloatAdapter
-from quad.model.slots.layers import Layer, apply_weight, layers_of
+from quad.model.slots.layers import Layer, apply_integers, layers_of, weight_array
 from quad.quantize.correct.rounding import compensated_integers
 from quad.quantize.correct.simulate import mark_lattice
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
@@ -59,7 +59,7 @@ def round_weights(model: SlottedModel, profile: Profile, *, correct_biases: bool
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     for (component, path), result in rounded.items():
         layer, encoding = layers[component][path], profile.component(component)[weight_name(path)]
-        apply_weight(layer, encoding.dequantize(result.integers))
+        apply_integers(layer, result.integers, encoding)
         mark_lattice(layer.weight, encoding)
         if correct_biases and layer.bias is not None:
             layer.bias = nn.Parameter(layer.bias - torch.from_numpy(result.shift).to(layer.bias.device), requires_grad=False)
@@ -113,7 +113,7 @@ def _encoding(profile: Profile, key: Key) -> Encoding:
 
 def _round(layers: Sequence[tuple[Layer, Encoding]], gram: InputGram) -> list[RoundedLayer]:
     """The weights of layers with the same inputs, rounded as one that has all their outputs."""
-    weights = [layer.weight.detach().float().cpu().numpy() for layer, _ in layers]
+    weights = [weight_array(layer) for layer, _ in layers]
     scales = [np.broadcast_to(encoding.scale, len(weight)) for weight, (_, encoding) in zip(weights, layers, strict=True)]
     scale = np.concatenate(scales)
     every = msgspec.structs.replace(layers[0][1], scale=tuple(map(float, scale)), zero_point=(0,) * len(scale), axis=0)

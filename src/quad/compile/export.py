@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -15,11 +16,13 @@ import torch
 from onnxscript import values
 from torch import Tensor, nn
 
+from quad.compile.lazy_weights import lazy_weight, placeholders
 from quad.compile.operator_table import one_operator_table
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.picture_size import PictureSize, graph_name
 from quad.core.tensor_names import Role, TensorName, weight_name
+from quad.model.slots.held_weight import HeldWeight
 from quad.model.slots.layers import layers_of, tables_of
 from quad.model.slots.sites import SITE_OP, exporting
 
@@ -79,10 +82,21 @@ def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
         UnsupportedError: as `export_graph`.
     """
     kwargs = {"slots": dict(spec.slots)} if spec.slots else {}
+    with placeholders(module) as held:
+        model = _model(module, spec, kwargs)
+        _name_edges(model.graph, spec)
+        _name_weights(model.graph, module, held)
+    _drop_idle_squeezes(model.graph)
+    model.graph.name = spec.component
+    model.producer_name, model.producer_version = "quad", ""
+    return model
+
+
+def _model(module: nn.Module, spec: GraphSpec, kwargs: Mapping[str, Any]) -> ir.Model:
     try:
         with _quiet(), exporting(), one_operator_table(), torch.no_grad():
             program = torch.onnx.export(
-                module, tuple(spec.inputs.values()), kwargs=kwargs, dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
+                module, tuple(spec.inputs.values()), kwargs=dict(kwargs), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
                 custom_translation_table={SITE_OP: _site_node},
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
@@ -90,12 +104,7 @@ def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
         raise UnsupportedError(mismatch(spec.component, "a network torch can export to ONNX", reason, "report its operators")) from error
     if program is None:
         raise UnsupportedError(mismatch(spec.component, "an exported program", "none", "use torch 2.9 or later"))
-    model = program.model
-    _name_edges(model.graph, spec)
-    _name_weights(model.graph, module)
-    _drop_idle_squeezes(model.graph)
-    model.graph.name = spec.component
-    model.producer_name, model.producer_version = "quad", ""
+    model: ir.Model = program.model
     return model
 
 
@@ -110,8 +119,12 @@ def _name_edges(graph: ir.Graph, spec: GraphSpec) -> None:
     graph.outputs[0].name = spec.output
 
 
-def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
-    """Weights and biases of sited layers, and token tables, by the profile's names, wherever the exported module holds them."""
+def _name_weights(graph: ir.Graph, module: nn.Module, held: Mapping[int, HeldWeight]) -> None:
+    """Weights and biases of sited layers, and token tables, by the profile's names, wherever the exported module holds them.
+
+    Args:
+        held: of `placeholders`; each gives way to the weight it stands in for.
+    """
     values = {id(tensor): graph.initializers[name] for name, tensor in module.named_parameters(remove_duplicate=False)
               if name in graph.initializers}  # fmt: skip
     parameters = [
@@ -123,6 +136,8 @@ def _name_weights(graph: ir.Graph, module: nn.Module) -> None:
     for name, tensor in parameters:
         if id(tensor) in values:
             values[id(tensor)].name = name
+            if id(tensor) in held:
+                values[id(tensor)].const_value = lazy_weight(held[id(tensor)], name)
 
 
 def _drop_idle_squeezes(graph: ir.Graph) -> None:

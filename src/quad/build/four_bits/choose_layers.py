@@ -60,7 +60,7 @@ def choose_layers(
     ordered = [path for path in layers if path in paths]
     probes = record_probes(with_teachers(base), networks, table, adapters, samples, ProbeOptions(per_adapter=1, seed=SEED))
     signed = load_target(request.target).signed_four_bits
-    damages = weight_damages(networks[UNET], ordered, probes, BalancedSlots(adapters, table.of(UNET)), signed=signed)
+    damages = weight_damages(networks[UNET], ordered, probes, BalancedSlots(adapters, table), signed=signed)
     costs = [
         LayerCost(path=path, damage=damages[path], weights=layers[path].weight.numel(), correction_bytes=sizes[path]) for path in ordered
     ]

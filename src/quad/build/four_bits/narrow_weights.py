@@ -26,7 +26,7 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import weight_name
-from quad.model.slots.layers import apply_weight, layers_of
+from quad.model.slots.layers import apply_integers, layers_of, weight_array
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
 from quad.quantize.observe.input_grams import InputGram
@@ -75,7 +75,7 @@ def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progres
     corrections: dict[str, torch.Tensor] = network.correction  # type: ignore[assignment]
     for path, layer in narrowed.items():
         target = layers[path]
-        apply_weight(target, layer.weight.encoding.dequantize(layer.weight.integers))
+        apply_integers(target, layer.weight.integers, layer.weight.encoding)
         mark_lattice(target.weight, layer.weight.encoding)
         if target.bias is not None and request.quality.bias_correction:
             target.bias = nn.Parameter(target.bias - torch.from_numpy(layer.shift).to(target.bias.device), requires_grad=False)
@@ -110,7 +110,7 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
     signed = load_target(request.target).signed_four_bits
 
     def narrow(path: str) -> _NarrowLayer:
-        weight, gram = layers[path].weight.detach().float().cpu().numpy(), grams[UNET, path]
+        weight, gram = weight_array(layers[path]), grams[UNET, path]
         slot = slots.get(path)
         rank = 0 if slot is None or slot.correction is msgspec.UNSET else slot.correction
         used = gram.grams if request.rounding == COMPENSATED else None

@@ -29,6 +29,8 @@ DIFFUSION_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 # What no model of the families that open here has nearly reached.
 LARGEST_NUMBER, MOST_LAYERS, MOST_BLOCKS = 2**20, 128, 16
 _AGAIN = "fetch or save the model again"
+# Networks whose layers may be held in less than float32.
+WIDENED = (diffusers.UNet2DConditionModel, transformers.CLIPTextModel, transformers.CLIPTextModelWithProjection)
 # Stored by old text encoders, and a constant.
 _CONSTANTS = ("position_ids",)
 # What a running average of weights, or a trainer, counts beside them.
@@ -58,18 +60,30 @@ class StoredComponent:
         """The network's."""
         return self.module.config
 
-    def load(self) -> nn.Module:
+    def load(self, least: int | None = None) -> nn.Module:
         """The network in float32, eval, without gradients.
+
+        Args:
+            least: from so many numbers on, weights of its layers are in the precision of their file: for who gives the layers Sites, which
+                widen them at every call. None for float32 however many there are.
 
         Raises:
             InputError: a file was changed since it was looked at, or weights are not finite.
         """
         owners = dict(self.module.state_dict(keep_vars=True))
+        compact = self._layer_weights() if least is not None and sum(map(Tensor.numel, owners.values())) >= least else ()
         for name, weight in self.weights.items():
-            value = weight.read()
+            value = weight.read_as_stored() if name in compact else weight.read()
             for twin in _twins(owners, name):
                 _assign(self.module, twin, value)
         return self.module.eval().requires_grad_(False)
+
+    def _layer_weights(self) -> frozenset[str]:
+        """Names of the weights of Linears and convolutions, none where the network's own code asks for their type."""
+        if not isinstance(self.module, WIDENED):
+            return frozenset()
+        layers = [path for path, module in self.module.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        return frozenset(f"{path}.weight" for path in layers)
 
 
 def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> StoredComponent:

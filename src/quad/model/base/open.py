@@ -113,6 +113,7 @@ class BaseOptions:
         adapter_defaults: how those are meant to be run, as far as it is known.
         vae: the autoencoder's file or directory, in place of the model's own.
         prediction: `epsilon` or `v`, of a one-file checkpoint; None for what it tells itself.
+        compact_from: as `least` of `StoredComponent.load`.
     """
 
     size: str | int | None = None
@@ -122,6 +123,7 @@ class BaseOptions:
     adapter_defaults: Mapping[str, AdapterDefaults] = field(default_factory=dict)
     vae: Path | None = None
     prediction: str | None = None
+    compact_from: int | None = None
 
     def asked_sizes(self, option: str = "--size") -> tuple[PictureSize, ...]:
         """The sizes as width and height, none for the model's own.
@@ -222,7 +224,7 @@ def open_model(model: Path, options: BaseOptions | None = None) -> Base:
     text = _text(model, unet, texts.text, family)
     sizes, tasks = _sizes(model, unet.config, toyland, latent, options), _tasks(family, toyland, latent, sampler, options)
     samplers = stated_samplers(parts.scheduler, sampler, parts.pipeline, parts.index_class)
-    networks = {UNET: unet.load(), TEXT_ENCODER: texts.load(), VAE: vae.load()}
+    networks = {UNET: unet.load(options.compact_from), TEXT_ENCODER: texts.load(options.compact_from), VAE: vae.load()}
     base = Base(
         directory=model,
         unet=networks[UNET],

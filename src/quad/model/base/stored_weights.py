@@ -98,14 +98,24 @@ class StoredWeight:
         Raises:
             InputError: NaN or infinity, or the file was changed since it was looked at.
         """
+        value = self.read_as_stored()
+        return value.to(torch.float32).contiguous()
+
+    def read_as_stored(self) -> Tensor:
+        """Its numbers in the precision of the file, float32 at most.
+
+        Raises:
+            InputError: as `read`.
+        """
         stored = torch.from_numpy(self.file.read(self.start, self.size)).view(_TYPES[self.dtype]).reshape(self.stored_shape)
-        value = self._taken(stored).to(torch.float32).contiguous()
+        value = self._taken(stored)
+        value = (value.to(torch.float32) if value.dtype == torch.float64 else value).contiguous()
         # Of the extremes alone: over the tensor, `isfinite` would make others of its size.
         if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
             raise InputError(
                 mismatch(f"{self.file.path}", "finite weights", f"NaN or infinity in {self.key}", "fetch or save the model again")
             )
-        return value.clone() if self.parts and self.dtype == "F32" else value  # a part alone, without the rest of it in memory
+        return value.clone() if self.parts else value  # a part alone, without the rest of it in memory
 
 
 def stored_weights(file: StableFile) -> Mapping[str, StoredWeight]:
@@ -135,7 +145,7 @@ def tensors_digest(networks: Mapping[str, nn.Module]) -> str:
         networks: component -> the network, loaded.
     """
     tensors = {
-        f"{component}.{name.removeprefix('text_model.')}": [list(tensor.shape), hashlib.sha256(tensor.numpy().data).hexdigest()]
+        f"{component}.{name.removeprefix('text_model.')}": [list(tensor.shape), hashlib.sha256(tensor.float().numpy().data).hexdigest()]
         for component, network in networks.items()
         for name, tensor in network.state_dict().items()
     }

@@ -19,6 +19,7 @@ from quad.lora.read import FloatAdapter
 from quad.model.base.modules import TextModule, share_copy
 from quad.model.base.text.vector_table import with_vector_table
 from quad.model.slots.attention import add_sites
+from quad.model.slots.held_weight import convolution, linear
 from quad.model.slots.sites import Site, SitedConv2d, SitedLinear, collect_sites
 from quad.model.slots.table import new_table
 
@@ -92,7 +93,7 @@ class SlottedLinear(SitedLinear):
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)
-        y = functional.linear(x, self.weight, self.bias)
+        y = linear(self, x)
         down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
         if down is None or up is None:
             return y
@@ -111,7 +112,7 @@ class SlottedConv2d(SitedConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         x = self.site(input)
-        y: Tensor = self._conv_forward(x, self.weight, self.bias)
+        y = convolution(self, x)
         down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
         if down is None or up is None:
             return y

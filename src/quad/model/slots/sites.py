@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.tensor_names import attention_names, input_name, skip_input_name
+from quad.model.slots.held_weight import add_step, convolution, linear
 
 _EXPORTING: ContextVar[bool] = ContextVar("quad_exporting", default=False)
 
@@ -90,11 +91,12 @@ class SitedLinear(nn.Linear):
     def __init__(self, layer: nn.Linear, path: str) -> None:
         super().__init__(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
         self.weight, self.bias = layer.weight, layer.bias
+        add_step(self, layer)
         self.site = Site(input_name(path))
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(self.site(input))
+        return linear(self, self.site(input))
 
 
 class SitedConv2d(nn.Conv2d):
@@ -107,11 +109,12 @@ class SitedConv2d(nn.Conv2d):
         self.dilation, self.groups, self.padding_mode = layer.dilation, layer.groups, layer.padding_mode
         self._reversed_padding_repeated_twice = layer._reversed_padding_repeated_twice
         self.weight, self.bias = layer.weight, layer.bias
+        add_step(self, layer)
         self.site: Site | SplitSite = Site(input_name(path))
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        return super().forward(self.site(input))
+        return convolution(self, self.site(input))
 
 
 class AttentionSites(nn.Module):

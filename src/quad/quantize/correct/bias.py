@@ -7,12 +7,13 @@ A layer without a bias is left as it is.
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from quad.core.profile import Profile
 from quad.core.tensor_names import bias_name, weight_name
-from quad.model.slots.layers import Layer, input_sites, layers_of
+from quad.model.slots.layers import Layer, input_sites, layers_of, weight_array
 from quad.quantize.observe.observers import Statistics
 
 
@@ -25,7 +26,7 @@ def corrected_biases(network: nn.Module, component: str, statistics: Statistics,
         sites = input_sites(path, layer)
         if layer.bias is None or encoding is None or not observed.keys() >= set(sites) or getattr(layer, "groups", 1) != 1:
             continue
-        weight = layer.weight.detach().float().cpu().numpy()
+        weight = weight_array(layer)
         mean = np.concatenate([statistics.channel_mean(component, site) for site in sites])
         shift = _mean_shift(encoding.dequantize(encoding.quantize(weight)) - weight, mean)
         corrected[bias_name(path)] = (layer.bias.detach().float().cpu().numpy() - shift).astype(np.float32)
@@ -37,7 +38,7 @@ def apply_biases(network: nn.Module, biases: dict[str, NDArray[np.float32]]) -> 
     layers = {bias_name(path): layer for path, layer in layers_of(network).items()}
     for name, values in biases.items():
         layer: Layer = layers[name]
-        layer.bias = nn.Parameter(layer.weight.new_tensor(values), requires_grad=False)
+        layer.bias = nn.Parameter(torch.tensor(values, device=layer.weight.device), requires_grad=False)
 
 
 def _mean_shift(error: NDArray[np.float32], mean: NDArray[np.float64]) -> NDArray[np.float64]:

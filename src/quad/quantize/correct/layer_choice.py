@@ -21,7 +21,7 @@ from quad.core.encoding import Encoding
 from quad.core.slots import UNET
 from quad.core.tensor_names import weight_name
 from quad.model.device import device_of, moved
-from quad.model.slots.layers import Layer, layers_of
+from quad.model.slots.layers import Layer, layers_of, widened
 from quad.quantize.correct.four_bits import four_bit_encoding
 from quad.quantize.correct.mixed_precision import SlotValues
 from quad.quantize.encodings.fake_quantize import fake_quantize
@@ -93,15 +93,16 @@ def weight_damages(
         Path -> mean over calls of `|y' - y|^2 / |y|^2`.
     """
     layers, device = layers_of(network), device_of(network)
-    weights = [layers[path].weight for path in paths]
-    encodings = [four_bit_encoding(weight.detach().float().cpu().numpy(), signed=signed) for weight in weights]
     generator, damages, calls = torch.Generator().manual_seed(0), np.zeros(len(paths)), 0
-    for source, all_calls in probes.items():
-        tensors = {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}
-        for probe in (all_calls[len(all_calls) // 4], all_calls[-1 - len(all_calls) // 4]) if all_calls else ():
-            one_call = _Call(network, moved(probe.tensors(), device), tensors)
-            damages += one_call.squares(weights, encodings, generator)
-            calls += 1
+    with widened(layers[path] for path in paths):
+        weights = [layers[path].weight for path in paths]
+        encodings = [four_bit_encoding(weight.detach().cpu().numpy(), signed=signed) for weight in weights]
+        for source, all_calls in probes.items():
+            tensors = {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}
+            for probe in (all_calls[len(all_calls) // 4], all_calls[-1 - len(all_calls) // 4]) if all_calls else ():
+                one_call = _Call(network, moved(probe.tensors(), device), tensors)
+                damages += one_call.squares(weights, encodings, generator)
+                calls += 1
     return dict(zip(paths, (damages / max(calls, 1)).tolist(), strict=True))
 
 

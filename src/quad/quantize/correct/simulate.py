@@ -17,11 +17,13 @@ from torch import nn
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.tensor_names import Role, bias_name, role_of, weight_name
-from quad.model.slots.layers import layers_of, tables_of
-from quad.quantize.encodings.fake_quantize import FakeQuantizer, fake_quantize
+from quad.model.slots.held_weight import HeldWeight
+from quad.model.slots.layers import Layer, layers_of, tables_of
+from quad.quantize.encodings.fake_quantize import FakeQuantizer, fake_quantize, quantize
 from quad.quantize.observe.observers import transforming
 
 _LATTICE, _ROUNDED_FROM = "quad_lattice", "quad_rounded_from"  # attributes of a parameter: its encoding, and what it was before
+_BYTE = 8
 
 
 def mark_lattice(weight: torch.Tensor, encoding: Encoding) -> None:
@@ -57,11 +59,8 @@ def simulated(
     """
     encodings = profile.component(component)
     quantizers = {name: FakeQuantizer(encoding) for name, encoding in encodings.items()}
-    before: list[tuple[nn.Module, str, nn.Parameter | None]] = []
-
-    def put(owner: nn.Module, kind: str, values: torch.Tensor, like: torch.Tensor) -> None:
-        before.append((owner, kind, getattr(owner, kind)))
-        setattr(owner, kind, nn.Parameter(values.to(like.device, like.dtype), requires_grad=False))
+    weights_before: list[tuple[nn.Module, HeldWeight]] = []
+    biases_before: list[tuple[Layer, torch.Tensor | None]] = []
 
     layers = layers_of(network)
     owners: dict[str, nn.Linear | nn.Conv2d | nn.Embedding] = {**layers, **tables_of(network)}
@@ -69,20 +68,33 @@ def simulated(
         for path, owner in owners.items():
             weight = encodings.get(weight_name(path))
             if weight is not None and not lies_on(owner.weight, weight):
-                before_rounding = getattr(owner.weight, _ROUNDED_FROM, owner.weight)
-                values = fake_quantize(before_rounding.detach(), weight)
-                if torch.equal(values, owner.weight):  # of one that lies on its lattice no second copy is held
+                held = HeldWeight.of(owner)
+                original: HeldWeight = getattr(owner.weight, _ROUNDED_FROM, held)
+                rounded = _rounded(original, weight)
+                if torch.equal(rounded.numbers(), held.numbers()):  # of one that lies on its lattice no second copy is held
                     mark_lattice(owner.weight, weight)
                 else:
-                    put(owner, "weight", values, owner.weight)
+                    weights_before.append((owner, held))
+                    rounded.put(owner)
                     mark_lattice(owner.weight, weight)
-                    setattr(owner.weight, _ROUNDED_FROM, before_rounding)
+                    setattr(owner.weight, _ROUNDED_FROM, original)
         for path, layer in layers.items():
             bias = (biases or {}).get(bias_name(path))
             if bias is not None:
-                put(layer, "bias", torch.from_numpy(bias), layer.weight)
+                biases_before.append((layer, layer.bias))
+                layer.bias = nn.Parameter(torch.from_numpy(bias).to(layer.weight.device), requires_grad=False)
         with transforming(network, quantizers.get):
             yield
     finally:
-        for changed, kind, parameter in before:
-            setattr(changed, kind, parameter)
+        for changed, held in reversed(weights_before):
+            held.put(changed)
+        for layer, before in reversed(biases_before):
+            layer.bias = before
+
+
+def _rounded(original: HeldWeight, encoding: Encoding) -> HeldWeight:
+    """A weight through its encoding; as integers where it is held in less than float32."""
+    numbers = original.numbers().detach()
+    if original.is_compact and encoding.symmetric and encoding.bits == _BYTE:
+        return HeldWeight.of_integers(quantize(numbers, encoding), encoding)
+    return HeldWeight(nn.Parameter(fake_quantize(numbers, encoding), requires_grad=False))

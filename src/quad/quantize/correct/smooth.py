@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from quad.core.errors import CompatibilityError, mismatch
 from quad.core.tensor_names import input_name
 from quad.lora.fit.channel_gains import SmoothingScales
+from quad.model.slots.held_weight import HeldWeight
 from quad.model.slots.layers import Layer, layers_of
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.observe.observers import transforming
@@ -146,7 +147,7 @@ def _affine(norm: nn.Module | None) -> bool:
 
 def _scales(activation: NDArray[np.float64], layers: Sequence[Layer], alpha: float) -> NDArray[np.float32]:
     """The scales of one norm, with geometric mean 1 and none beyond `LARGEST_SCALE` either way."""
-    columns = [layer.weight.detach().abs().transpose(0, 1).flatten(1).amax(1).cpu().double().numpy() for layer in layers]
+    columns = [HeldWeight.of(layer).numbers().detach().abs().transpose(0, 1).flatten(1).amax(1).cpu().double().numpy() for layer in layers]
     weight = np.max(columns, axis=0)
     logs = alpha * np.log(np.maximum(activation, 1e-8)) - (1.0 - alpha) * np.log(np.maximum(weight, 1e-8))
     bound = np.log(LARGEST_SCALE)
@@ -161,4 +162,4 @@ def _fold(norm: nn.Module, layers: Sequence[Layer], scale: NDArray[np.float32]) 
     owner.bias = nn.Parameter(owner.bias / by, requires_grad=False)
     for layer in layers:
         shape = (1, -1, *(1,) * (layer.weight.ndim - 2))
-        layer.weight = nn.Parameter(layer.weight * by.view(shape), requires_grad=False)
+        HeldWeight.of(layer).scaled(by.view(shape)).put(layer)

@@ -14,6 +14,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from quad.compile.lazy_tensor import lazy_tensor
+
 Permutation = tuple[int | None, ...]
 
 _PERMUTATION = "quad.permutation"
@@ -44,11 +46,16 @@ def restore_weight(weight: ir.Value, permutation: Sequence[int | None]) -> None:
     """Store a weight's axes anew, in place: its axis k becomes what was axis `permutation[k]`, or a new one of length 1 for None."""
     if weight.const_value is None:
         raise ir.passes.PassError(f"{weight.name}: not a constant")
-    array = as_stored(weight.const_value.numpy(), tuple(permutation))
+    stored, axes = weight.const_value, tuple(permutation)
     before = weight_permutation(weight)
     now = [k if k is None or before is None else before[k] for k in permutation]
-    weight.const_value = ir.tensor(array, name=weight.name)
-    weight.shape = ir.Shape(array.shape)
+    lengths = stored.shape.numpy()
+    shape = tuple(1 if k is None else lengths[k] for k in axes)
+    if isinstance(stored, ir.LazyTensor):
+        weight.const_value = lazy_tensor(lambda: as_stored(stored.numpy(), axes), stored.dtype, shape, weight.name)
+    else:
+        weight.const_value = ir.tensor(as_stored(stored.numpy(), axes), name=weight.name)
+    weight.shape = ir.Shape(shape)
     weight.metadata_props[_PERMUTATION] = json.dumps(now)
 
 

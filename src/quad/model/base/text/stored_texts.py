@@ -48,13 +48,16 @@ class StoredTexts:
         """Lines on what is stored and passed over."""
         return tuple(note for encoder in self.encoders for note in encoder.notes)
 
-    def load(self) -> nn.Module:
+    def load(self, least: int | None = None) -> nn.Module:
         """The network that reads a prompt, in float32, eval, without gradients.
+
+        Args:
+            least: as of `StoredComponent.load`.
 
         Raises:
             InputError: as `StoredComponent.load`.
         """
-        networks = [encoder.load() for encoder in self.encoders]
+        networks = [encoder.load(least) for encoder in self.encoders]
         if len(networks) == 1:
             return networks[0]
         pair = ClipPair(*networks, end=self.end, pads=(self.pads[0], self.pads[1]))
