@@ -23,6 +23,7 @@ from quad.compile.passes.integers.integer_conv import IntegerConv
 from quad.compile.passes.integers.integer_matmul import IntegerMatMul
 from quad.compile.passes.integers.integer_products import IntegerProducts
 from quad.compile.passes.integers.split_concat import SplitConcat
+from quad.compile.passes.integers.widen_weights import WidenWeights
 from quad.compile.passes.layout.linear_to_conv import LinearToConv
 from quad.compile.passes.layout.linear_to_gemm import LinearToGemm
 from quad.compile.passes.layout.transposes import CancelTransposes
@@ -103,6 +104,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "split_halves": NamedPass(SplitHalves, placed=True),
         "split_heads": NamedPass(SplitHeads),
         "to_group_norm": NamedPass(ToGroupNorm),
+        "widen_weights": NamedPass(WidenWeights, placed=True),
         "write_norms": NamedPass(WriteNorms),
     }
 )

@@ -1,6 +1,6 @@
 """Where a CPU computes in integers: which readers of a Site have an integer kernel, given the profile.
 
-A linear layer or convolution has one where both its input and its constant weight have 8 bits. A LoRA branch has none: its matrices are
+A linear layer or convolution has one where its input has 8 bits and its constant weight 8 or 4. A LoRA branch has none: its matrices are
 inputs. It reads x as it was before rounding, which costs no second conversion. A product of attention has one where both operands have 8
 bits, and the engine multiplies two computed values as integers.
 """
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import onnx_ir as ir
 
 from quad.compile.passes.edit import constant, is_op, sole_reader
-from quad.compile.passes.integers.dequantized import dequantized
+from quad.compile.passes.integers.dequantized import BYTE_WEIGHTS, dequantized
 from quad.compile.passes.integers.remove_sites import is_site, site_name
 from quad.core.encoding import Encoding
 
@@ -44,7 +44,7 @@ def integer_readers(site: ir.Node, encodings: Mapping[str, Encoding], operators:
             return True
         if place != 0 or not is_op(node, *operators) or not _has_byte(site, encodings):
             return False
-        weight = dequantized(node.inputs[1], ir.DataType.INT8)
+        weight = dequantized(node.inputs[1], *BYTE_WEIGHTS)
         return weight is not None and constant(weight.integers) is not None
 
     return [use for use in site.outputs[0].uses() if has_kernel(use)]

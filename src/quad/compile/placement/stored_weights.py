@@ -78,6 +78,12 @@ def _joined(parts: Mapping[int, tuple[int, ir.Value]]) -> NDArray[Any] | None:
     return _in_parameter_axes(first, np.concatenate([array for array in arrays if array is not None], axis=axis))
 
 
+def _before_cast(value: ir.Value | None) -> ir.Value | None:
+    """Of a weight of 4 bits, which a kernel reads as bytes, its constant."""
+    cast = None if value is None else value.producer()
+    return cast.inputs[0] if cast is not None and is_op(cast, "Cast") else value
+
+
 def _beside_scale(constants: Mapping[str, ir.Value], name: str, shape: Shape) -> NDArray[Any] | None:
     """Of products whose second scale is the weight's: one, or two for the channels before and behind a split concat."""
     scale = constants.get(f"{name}/scale")
@@ -85,7 +91,9 @@ def _beside_scale(constants: Mapping[str, ir.Value], name: str, shape: Shape) ->
     parts = []
     for node, index in () if scale is None else scale.uses():
         is_kernel = node.op_type == KERNEL and index == _KERNEL_SCALE
-        matrix = constant(node.inputs[1]) if is_kernel else constant(node.inputs[0]) if is_op(node, "DequantizeLinear") else None
+        matrix = (
+            constant(_before_cast(node.inputs[1])) if is_kernel else constant(node.inputs[0]) if is_op(node, "DequantizeLinear") else None
+        )
         if matrix is None or matrix.ndim != 2 or matrix.shape[1] != out or matrix.shape[0] % math.prod(kernel):
             return None
         taps_first = matrix.reshape(*kernel, -1, out)

@@ -10,7 +10,7 @@ Source: field numbers of onnx.proto.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 
 from quad.runtime.engines.wire_format import BYTES, Unreadable, fields
 
@@ -36,6 +36,7 @@ def with_exact_products(model: bytes) -> bytes:
 def _rewritten(graph: bytes) -> bytes:
     fields = list(_fields(graph))
     constants = {_text(value, _TENSOR_NAME) for number, value, _ in fields if number == _INITIALIZER}
+    constants |= {_text(value, _OUTPUT) for number, value, _ in fields if number == _NODE and _is_widened(value, constants)}
     parts = []
     for number, value, raw in fields:
         if number == _NODE and _text(value, _OP) == KERNEL and _texts(value, _INPUT)[1] not in constants:
@@ -43,6 +44,11 @@ def _rewritten(graph: bytes) -> bytes:
         else:
             parts.append(raw)
     return b"".join(parts)
+
+
+def _is_widened(node: bytes, constants: Set[bytes]) -> bool:
+    """Is it the Cast of a constant: a weight of 4 bits in bytes."""
+    return _text(node, _OP) == b"Cast" and _text(node, _INPUT) in constants
 
 
 def _written_out(node: bytes) -> tuple[bytes, ...]:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, constant, producer, static_shape
 
+BYTE_WEIGHTS = (ir.DataType.INT8, ir.DataType.UINT4)  # that a kernel of 8-bit integers can read: of 4 bits they are widened
 PART = "quad.part"  # of a constant that was cut: the name of the whole, the number of this part, and the axis
 
 
@@ -28,13 +29,13 @@ class Dequantized:
     axis: int | None
 
 
-def dequantized(value: ir.Value | None, dtype: ir.DataType | None = None) -> Dequantized | None:
-    """Integers and encoding of a value; None where it is no DQ of constant encoding, or its integers are not of this element type."""
+def dequantized(value: ir.Value | None, *dtypes: ir.DataType) -> Dequantized | None:
+    """Integers and encoding of a value; None where it is no DQ of constant encoding, or its integers are of none of these element types."""
     node = producer(value, "DequantizeLinear")
     if node is None or node.inputs[0] is None or constant(node.inputs[1]) is None:
         return None
     integers, scale, *zeros = node.inputs
-    if integers is None or scale is None or (dtype is not None and integers.dtype != dtype):
+    if integers is None or scale is None or (dtypes and integers.dtype not in dtypes):
         return None
     axis = (node.attributes["axis"].as_int() if "axis" in node.attributes else 1) if static_shape(scale) else None
     return Dequantized(integers=integers, scale=scale, zero=zeros[0] if zeros else None, axis=axis)

@@ -15,13 +15,13 @@ import numpy as np
 import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, constant, is_op, replace, static_shape
-from quad.compile.passes.integers.dequantized import Dequantized, dequantized, write_dequantized
+from quad.compile.passes.integers.dequantized import BYTE_WEIGHTS, Dequantized, dequantized, write_dequantized
 
 _LAST, _BACK = (0, 2, 3, 1), (0, 3, 1, 2)
 
 
 class IntegerConv(ir.passes.InPlacePass):
-    """Write every convolution over pictures of 8-bit input and weight as a matmul; groups of 1, no dilation, padding in numbers."""
+    """Write every convolution over pictures of 8-bit input, and a weight of 8 or 4, as a matmul; groups of 1, no dilation."""
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         convolutions = [(node, window) for node in model.graph if is_op(node, "Conv") and (window := _window(node)) is not None]
@@ -48,7 +48,7 @@ def _ints(node: ir.Node, name: str, default: tuple[int, ...]) -> tuple[int, ...]
 
 
 def _window(node: ir.Node) -> _Window | None:
-    x, weight = dequantized(node.inputs[0], ir.DataType.UINT8), dequantized(node.inputs[1], ir.DataType.INT8)
+    x, weight = dequantized(node.inputs[0], ir.DataType.UINT8), dequantized(node.inputs[1], *BYTE_WEIGHTS)
     shapes = (static_shape(node.inputs[0]), static_shape(node.outputs[0]))
     if x is None or weight is None or constant(weight.integers) is None or None in shapes:
         return None
