@@ -70,3 +70,11 @@ def test_what_lies_on_the_lattice_stays(weight: NDArray[np.float32]) -> None:
     encoding, x = weight_encoding(weight, 8, RangeOptions()), correlated(90, 400)
     integers = compensated_integers(weight, encoding, [torch.from_numpy(x @ x.T)])
     np.testing.assert_array_equal(encoding.quantize(encoding.dequantize(integers)), integers)
+
+
+def test_a_matrix_that_float32_cannot_factor_is_factored_in_float64(weight: NDArray[np.float32], monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding, x = weight_encoding(weight, 8, RangeOptions()), correlated(90, 400)
+    grams = [torch.from_numpy(x @ x.T)]
+    integers = compensated_integers(weight, encoding, grams)
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda matrix: (torch.full_like(matrix, torch.nan), torch.tensor(3)))
+    assert np.mean(compensated_integers(weight, encoding, grams) == integers) > 0.999
