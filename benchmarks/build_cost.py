@@ -1,7 +1,7 @@
 """What a whole build costs, beside that of another checkout: clock, CPU time by stage, memory, and what the adapters keep.
 
     python -m benchmarks.build_cost [--against TREE] [--width 160] [--size 128] [--adapters ink,logo,clay|all] [--precision w8a16]
-        [--turns 1] [--cache out/build-cost] [--json FILE]
+        [--statistics auto|f32|bf16] [--turns 1] [--cache out/build-cost] [--json FILE]
 
 The model has Stable Diffusion 1.5's layout and random weights: `--width 320 --size 256` and all ten adapters are the true size, an hour or
 more a side on two cores. Smaller ones spend a larger share on what does not grow with it, tracing and loading. Each side is `quad build`
@@ -81,6 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=128, help="of the pictures, in pixels")
     parser.add_argument("--adapters", type=_names, default=("ink", "logo", "clay"), help=f"all, or of {','.join(RANKS)}")
     parser.add_argument("--precision", default="w8a16")
+    parser.add_argument("--statistics", help="of this side's build; the other checkout may not know the option")
     parser.add_argument("--turns", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("out/build-cost"), help="where models, LoRAs and bundles lie")
     return parser.parse_args()
@@ -102,6 +103,8 @@ def _build(tree: Path, model: Path, adapters: dict[str, Path], options: argparse
     named = [word for name, path in adapters.items() for word in ("--adapter", f"{name}={path.resolve()}")]
     words = ["build", str(model.resolve()), *named, "-o", str((options.cache / "bundle").resolve()), "--size", str(options.size),
              "--precision", options.precision, "--distill-steps", "0", "--json"]  # fmt: skip
+    if options.statistics and tree == HERE:
+        words += ["--statistics", options.statistics]
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(tree / "src")}
     run = subprocess.run([sys.executable, "-m", "quad", *words], cwd=tree, env=environment, capture_output=True, text=True, check=False)

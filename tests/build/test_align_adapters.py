@@ -12,9 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from quad.build.align_adapters import Aligner, checkpoint_file, measured_on
+from quad.build.align_adapters import Aligner, checkpoint_file
 from quad.build.build import build
-from quad.build.calls.float_teacher import share_networks
+from quad.build.calls.float_teacher import measured_on, share_networks
 from quad.build.open_and_slot import require_truths
 from quad.build.request import BuildRequest
 from quad.build.resume.cache import cache_dir

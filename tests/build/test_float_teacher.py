@@ -1,4 +1,4 @@
-"""The float side of every comparison: calls that equalization recorded serve all that is measured later."""
+"""The float side of every comparison: its calls serve all that is measured later, and its weights go before others take their place."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quad.build.admission_data import Corrections
 from quad.build.build import STAGES
 from quad.build.calls import float_teacher
-from quad.build.calls.float_teacher import FloatTeacher
+from quad.build.calls.float_teacher import FloatTeacher, measured_on
 from quad.build.open_and_slot import open_and_slot
 from quad.build.request import BuildRequest
 from quad.core.decibels import relative_error
 from quad.core.progress import StageClock, silent
 from quad.lora.fit.integers import balanced_inputs
+from quad.lora.fit.slot_inputs import slot_inputs
+from quad.model.slots.layers import apply_weight, layers_of, weights_of
+from quad.quantize.distill.teacher_calls import call_teacher, fingerprint
 from quad.quantize.observe.batched_calls import batched_forward
 from tests.build.samples import SAMPLES
 
@@ -33,3 +37,20 @@ def test_calls_of_before_equalization_are_recorded_once_and_their_answers_hold(
         answers = batched_forward(teacher.networks["unet"], [call.tensors() for call in calls], balanced_inputs(adapter, model.table))
         recorded = [np.asarray(call.expected) for call in calls]
         assert max(relative_error(answer.numpy(), expected) for answer, expected in zip(answers, recorded, strict=True)) < 1e-4
+
+
+def test_what_is_let_go_leaves_memory_and_its_answers_stay(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
+    request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="w8a16")
+    model = open_and_slot(request, StageClock(STAGES, silent))
+    teacher = FloatTeacher.of(model)
+    adapter = model.adapters[0]
+    asked = call_teacher(teacher.networks["unet"], slot_inputs(adapter, model.table), measured_on(teacher.probes[adapter.name]))
+    teacher.let_go()
+    recorded = call_teacher(None, {}, teacher.measured[adapter.name])
+    assert [fingerprint([call]) for call in recorded] == [fingerprint([call]) for call in asked]
+    path, layer = next(iter(layers_of(model.networks["unet"]).items()))
+    weight, _ = teacher.layers[path]
+    assert weight() is layer.weight
+    apply_weight(layer, weights_of(model.networks["unet"])[f"{path}.weight"].copy())
+    assert weight() is None
+    assert Corrections.since(teacher.layers, model.networks["unet"], {}).compensated == (path,)

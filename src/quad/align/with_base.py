@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from quad.admit.request import AdaptRequest
 from quad.build.admission_data import Corrections
-from quad.build.align_adapters import MEASURED_CALLS, RUNS, SEED
+from quad.build.align_adapters import RUNS, SEED
 from quad.build.calls.call_recorder import spread
+from quad.build.calls.float_teacher import MEASURED_CALLS
 from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
 from quad.core.correction import steps_of_byte

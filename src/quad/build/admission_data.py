@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from weakref import ref
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from quad.build.calls.call_recorder import spread
 from quad.core.component_call import UNET_INPUTS, Inputs
@@ -26,6 +27,7 @@ from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, record_probes
 
 STORED = 4
+Before = Mapping[str, tuple["ref[Tensor]", "ref[Tensor] | None"]]  # layer path -> its weight and bias as they were
 
 
 @dataclass(frozen=True)
@@ -43,15 +45,15 @@ class Corrections:
     compensated: tuple[str, ...] = ()
 
     @staticmethod
-    def between(teacher: nn.Module, student: nn.Module, gains: Mapping[str, Sequence[float]]) -> Corrections:
-        """Biases and weights that are the student's own; two networks of shared weights otherwise."""
-        before, layers = layers_of(teacher), layers_of(student)
+    def since(before: Before, network: nn.Module, gains: Mapping[str, Sequence[float]]) -> Corrections:
+        """Biases and weights of the network that are others than they were."""
+        layers = layers_of(network)
         biases = {
             bias_name(path): layer.bias.detach().float().cpu().numpy()
             for path, layer in layers.items()
-            if layer.bias is not None and layer.bias is not before[path].bias
+            if layer.bias is not None and ((bias := before[path][1]) is None or bias() is not layer.bias)
         }
-        compensated = tuple(path for path, layer in layers.items() if layer.weight is not before[path].weight)
+        compensated = tuple(path for path, layer in layers.items() if before[path][0]() is not layer.weight)
         return Corrections(biases, {path: np.asarray(gain, np.float32) for path, gain in gains.items()}, compensated)
 
     @staticmethod
@@ -66,6 +68,13 @@ class Corrections:
         """The file's bytes."""
         rounding = {rounding_name(path): np.ones(1, np.uint8) for path in self.compensated}
         return save({**self.biases, **{gain_name(path): gain for path, gain in self.gains.items()}, **rounding})
+
+
+def layers_now(network: nn.Module) -> Before:
+    """Every layer's weight and bias, to be told from those that take their place; nobody holds them in memory for that."""
+    return {
+        path: (ref(layer.weight), None if layer.bias is None else ref(layer.bias)) for path, layer in layers_of(network).items()
+    }  # fmt: skip
 
 
 def admission_files(probes: Sequence[Inputs], corrections: Corrections | None) -> dict[str, bytes]:

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.calls.call_recorder import spread
-from quad.build.calls.float_teacher import FloatTeacher
+from quad.build.calls.float_teacher import FloatTeacher, measured_on
 from quad.build.choose_profile import ProfileStage
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import BuildRequest
@@ -23,7 +22,7 @@ from quad.core.padding import trim
 from quad.core.precision import FLOAT
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import balanced_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
@@ -38,7 +37,6 @@ from quad.quantize.observe.torch_session import torch_sessions
 from quad.runtime.adapters.packed import PackedAdapter
 
 RUNS = 6  # of each adapter; measured with 20 steps: sketch gains 1.0 dB from 3 runs and 2.6 dB from 6
-MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained
 SEED = 20_000  # other noise than calibration and sensitivity draw
 
 
@@ -67,7 +65,7 @@ def align_adapters(
         table=model.table,
         adapters=model.adapters,
         samples=model.samples,
-        probes=lambda: teacher.probes,
+        probes=lambda: teacher.measured,
     )
     packed, alignments = aligner.pack(request, profile.profile, profile.slots, progress, model.cache, profile.group_of)
     return AlignedAdapters(packed, alignments)
@@ -93,7 +91,7 @@ class Aligner:
     """Networks, samples and calls that adapters are aligned with.
 
     Args:
-        teacher: float networks by component, of `share_networks`.
+        teacher: float networks by component, of `share_networks`; none where nothing is trained and the probes know their answers.
         student: the U-Net that will be compiled.
         table: float slots.
         samples: of calibration; those without an adapter are not used.
@@ -141,7 +139,7 @@ class Aligner:
 
         def make(adapter: FloatAdapter) -> Distilled:
             one = profile.of_group(groups.get(adapter.name, 0))
-            pair = TeacherStudent(teacher=self.teacher["unet"], student=self.student, table=slots, profile=one)
+            pair = TeacherStudent(teacher=self.teacher.get(UNET), student=self.student, table=slots, profile=one)
             options = DistillOptions(
                 steps=request.distill_steps,
                 effect_weight=request.quality.effect_weight,
@@ -186,11 +184,6 @@ def quality_of(fidelity: Fidelity) -> AdapterQuality:
 
 def _quality_of(distilled: Distilled) -> AdapterQuality:
     return quality_of(distilled.alignment.after_distill or distilled.alignment.after_rescale)
-
-
-def measured_on(probes: Sequence[Probe]) -> list[Probe]:
-    """Of an adapter's last run, `MEASURED_CALLS` at most."""
-    return spread([probe for probe in probes if probe.run == probes[-1].run], MEASURED_CALLS)
 
 
 def checkpoint_file(request: BuildRequest, adapter: str) -> Path:

@@ -64,7 +64,8 @@ def choose_profile(
 ) -> ProfileStage:  # fmt: skip
     """The stages calibrate, score, unify and round; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
 
-    Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are.
+    Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are, or are let go where
+    nothing is trained.
 
     Args:
         given: weights of the U-Net that are rounded already.
@@ -86,6 +87,8 @@ def choose_profile(
         pooled = _pooled(model, statistics, slots, options)
         scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
         sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
+        if not request.distill_steps:  # training asks the float networks again
+            teacher.let_go()
     with clock("unify"):
         chooser = RangeChooser(
             pooled=pooled, statistics=statistics, table=slots, sensitivity=sensitivity, options=options, anchor=request.anchor

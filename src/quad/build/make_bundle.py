@@ -145,7 +145,7 @@ def stored_files(request: BuildRequest, model: SlottedModel, teacher: FloatTeach
     if request.resolved_precision in FLOATS:
         probes = few_probes(model.base, teacher.networks, model.table, model.adapters, model.samples)
         return admission_files(chosen_calls(probes, grid), None)
-    corrections = Corrections.between(teacher.networks[UNET], model.networks[UNET], model.mixed_precision.folded)
+    corrections = Corrections.since(teacher.layers, model.networks[UNET], model.mixed_precision.folded)
     return admission_files(chosen_calls(teacher.probes, grid), corrections)
 
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import final
 
 from torch import nn
 
+from quad.build.admission_data import layers_now
+from quad.build.calls.call_recorder import spread
 from quad.build.open_and_slot import SlottedModel
 from quad.build.resume import stages as resumable
 from quad.core.component_call import BASE_SOURCE
+from quad.core.slots import UNET
 from quad.model.base.modules import share_copy
+from quad.quantize.observe.batched_calls import batched_forward
 from quad.quantize.observe.calibrate import with_adapter
-from quad.quantize.observe.probes import ProbeOptions, Probes, record_probes
+from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, record_probes
+from quad.quantize.observe.probes_file import RECORDED
+from quad.quantize.processes.dealt import dealt
 from quad.quantize.profile.divergence import MIN_VALUES
+
+MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained
 
 
 def share_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -22,12 +31,24 @@ def share_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {name: share_copy(network) for name, network in networks.items()}
 
 
-@dataclass(frozen=True)
-class FloatTeacher:
-    """Float networks by component, and calls of every adapter along their runs."""
+def measured_on(probes: Sequence[Probe]) -> list[Probe]:
+    """Of an adapter's last run, `MEASURED_CALLS` at most."""
+    return spread([probe for probe in probes if probe.run == probes[-1].run], MEASURED_CALLS)
 
-    model: SlottedModel
-    networks: Mapping[str, nn.Module]
+
+@final
+class FloatTeacher:
+    """Float networks by component, and calls of every adapter along their runs.
+
+    Args:
+        model: whose networks they are, or were.
+        networks: of `share_networks`; empty once they were let go.
+    """
+
+    def __init__(self, model: SlottedModel, networks: Mapping[str, nn.Module]) -> None:
+        self._model = model
+        self.networks = networks
+        self.layers = layers_now(networks[UNET])
 
     @staticmethod
     def of(model: SlottedModel) -> FloatTeacher:
@@ -43,7 +64,7 @@ class FloatTeacher:
         Raises:
             InputError: an adapter has no sample.
         """
-        model = self.model
+        model = self._model
         if recorded := model.mixed_precision.probes:
             return {source: calls for source, calls in recorded.items() if source != BASE_SOURCE}
         base, samples = model.measured, with_adapter(model.measured, model.samples)
@@ -51,3 +72,23 @@ class FloatTeacher:
         return resumable.probes(
             model.cache, "probes", lambda: record_probes(base, self.networks, model.table, model.adapters, samples, options)
         )
+
+    @cached_property
+    def measured(self) -> Probes:
+        """The calls that an adapter is measured on where nothing is trained, with answers with it and with the zero adapter."""
+        return resumable.probes(self._model.cache, "probes.measured", self._measure)
+
+    def let_go(self) -> None:
+        """Ask for all that is measured later, then hold no weight: rounding makes others, and a network has room in memory once."""
+        if self._model.adapters:
+            _ = self.probes, self.measured
+        self.networks = {}
+
+    def _measure(self) -> Probes:
+        def with_base(source: str) -> list[Probe]:
+            probes = measured_on(self.probes[source])
+            outputs = batched_forward(self.networks[UNET], [probe.tensors() for probe in probes], {})
+            return [replace(probe, without=output.numpy()) for probe, output in zip(probes, outputs, strict=True)]
+
+        sources = list(self.probes)
+        return dict(zip(sources, dealt(with_base, sources, RECORDED), strict=True))

@@ -40,13 +40,13 @@ class TeacherStudent:
     """Teacher and student.
 
     Args:
-        teacher: float slotted network, its biases as trained.
+        teacher: float slotted network, its biases as trained; None where the probes know all its answers.
         student: the slotted network that will be compiled; corrected biases are its own.
         table: its slots, with the integer types of the graph.
         profile: frozen.
     """
 
-    teacher: nn.Module
+    teacher: nn.Module | None
     student: nn.Module
     table: SlotTable
     profile: Profile

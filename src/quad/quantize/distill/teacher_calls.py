@@ -58,11 +58,11 @@ class Fidelity:
         return {"output_db": self.output_db, "effect_db": self.effect_db, "effect_gain": self.effect_gain}
 
 
-def call_teacher(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe]) -> list[TeacherCall]:
+def call_teacher(teacher: nn.Module | None, slots: SlotArrays, probes: Sequence[Probe]) -> list[TeacherCall]:
     """The float network's outputs for the probes, with the adapter and without.
 
     Args:
-        teacher: float slotted network, the one that probes were recorded with.
+        teacher: float slotted network, the one that probes were recorded with; None where they know all its answers.
         slots: float slot inputs of the original adapter.
 
     Raises:
@@ -71,8 +71,13 @@ def call_teacher(teacher: nn.Module, slots: SlotArrays, probes: Sequence[Probe])
     if not probes:
         raise InputError(mismatch("alignment", "at least one probe of the adapter", "none", "give calibration samples"))
     inputs = [probe.tensors() for probe in probes]
-    with torch.no_grad():
-        target, without = teacher_outputs(teacher, probes, slots), batched_forward(teacher, inputs, {})
+    answers = [(torch.tensor(p.expected), torch.tensor(p.without)) for p in probes if p.expected is not None and p.without is not None]
+    if len(answers) == len(probes):
+        target, without = [y for y, _ in answers], [y0 for _, y0 in answers]
+    else:
+        assert teacher is not None
+        with torch.no_grad():
+            target, without = teacher_outputs(teacher, probes, slots), batched_forward(teacher, inputs, {})
     return [
         TeacherCall(run=probe.run, inputs=x, target=y, without=y0) for probe, x, y, y0 in zip(probes, inputs, target, without, strict=True)
     ]

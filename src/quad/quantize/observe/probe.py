@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quad.core.component_call import UNET_INPUTS, ComponentCall
@@ -21,11 +23,13 @@ class Probe(ComponentCall):
         task: of the run.
         run: number of the adapter's run; the probes of one run are not independent.
         sigma_t: standard deviation of the noise in `x_t`, `sqrt(1 - abar_t)`.
+        without: what the float network gives with the zero adapter, in the form of `expected`; None where nobody has asked it.
     """
 
     task: str
     run: int
     sigma_t: float
+    without: NDArray[np.float32] | None = None
 
     @property
     def timestep(self) -> float:

@@ -1,7 +1,7 @@
 """Probes as a JSON value and arrays, and back.
 
 The value is source -> `[task, run, sigma_t, input names]` of each probe in order. Arrays: `<source>/<index>/<input>`, and
-`<source>/<index>/output` where the probe knows it.
+`<source>/<index>/output` and `<source>/<index>/without` where the probe knows them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from quad.quantize.observe.probe import Probe, Probes
 from quad.quantize.observe.statistics_file import Piece
 from quad.quantize.processes.dealt import Codec
 
-_OUTPUT = "output"
+_OUTPUT, _WITHOUT = "output", "without"
 
 
 def probes_piece(probes: Probes) -> Piece:
@@ -26,7 +26,8 @@ def probes_piece(probes: Probes) -> Piece:
         rows[source] = [[probe.task, probe.run, probe.sigma_t, sorted(probe.inputs)] for probe in calls]
         for index, probe in enumerate(calls):
             arrays |= {f"{source}/{index}/{name}": array for name, array in probe.inputs.items()}
-            arrays |= {} if probe.expected is None else {f"{source}/{index}/{_OUTPUT}": probe.expected}
+            outputs = {_OUTPUT: probe.expected, _WITHOUT: probe.without}
+            arrays |= {f"{source}/{index}/{name}": output for name, output in outputs.items() if output is not None}
     return rows, arrays
 
 
@@ -35,8 +36,8 @@ def read_probes_piece(value: Any, arrays: Mapping[str, NDArray[Any]]) -> Probes:
 
     def probe(source: str, index: int, task: str, run: int, sigma_t: float, names: list[str]) -> Probe:
         inputs = {name: arrays[f"{source}/{index}/{name}"] for name in names}
-        output = arrays.get(f"{source}/{index}/{_OUTPUT}")
-        return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output)
+        output, without = (arrays.get(f"{source}/{index}/{name}") for name in (_OUTPUT, _WITHOUT))
+        return Probe(source=source, task=task, run=run, inputs=inputs, sigma_t=sigma_t, expected=output, without=without)
 
     return {source: [probe(source, index, *row) for index, row in enumerate(rows)] for source, rows in value.items()}
 
