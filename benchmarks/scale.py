@@ -1,9 +1,10 @@
 """A whole build at Stable Diffusion 1.5's size with ten LoRAs of mixed rank, killed half-way and gone on with, and a picture from it.
 
     python -m benchmarks.scale [--size 256] [--calibration-size N] [--precision w8a16] [--distill-steps 0] [--widest]
-        [--cache out/scale] [--json FILE]
+        [--width 320] [--against FILE] [--cache out/scale] [--json FILE]
 
 What a user would do, by the command line, each command in a process of its own, which says what memory it took. Weights are random.
+`--against` compares with the file of an earlier run, as weights of 4 bits (`--precision w4a16`) with those of 8.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.report import command_line, print_figures, write_report
-from benchmarks.rig.world import RANKS, write_adapters, write_pipeline
+from benchmarks.rig.world import RANKS, WIDTH, write_adapters, write_pipeline
 
 from quad.core.manifest import BundleManifest
 from quad.runtime.bundle import COMPONENTS, open_bundle
@@ -61,8 +62,9 @@ def run(*arguments: str, kill_at: str | None = None) -> Command:
 def main() -> int:
     """Build, kill, go on, run, and print the bars."""
     options = _options()
-    bundle = options.cache / f"bundle-{options.size}-{options.precision.replace(':', '_')}{'-widest' if options.widest else ''}"
-    model, every = _world(options.cache / "world")
+    kind = f"{options.size}-{options.precision.replace(':', '_')}{'-widest' if options.widest else ''}"
+    bundle = options.cache / f"bundle-{kind}{'' if options.width == WIDTH else f'-{options.width}'}"
+    model, every = _world(options.cache / ("world" if options.width == WIDTH else f"world-{options.width}"), options.width)
     adapters = {name: path for name, path in every.items() if name in WIDEST or not options.widest}
     named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
     measured = options.calibration_size or options.size
@@ -74,7 +76,9 @@ def main() -> int:
                   "-o", str(options.cache / "cat.png"))  # fmt: skip
     manifest = open_bundle(bundle, verify=False).manifest
     report = _report(killed, built, picture, manifest)
-    figures = _figures(report)
+    figures = _figures(report, whole=options.width == WIDTH)
+    if options.against is not None:
+        figures += _against(report, json.loads(options.against.read_text()))
     print_figures(figures)
     write_report(options.json, report, figures)
     return 0
@@ -87,15 +91,17 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--precision", default="w8a16")
     parser.add_argument("--distill-steps", type=int, default=0)
     parser.add_argument("--widest", action="store_true", help=f"only {', '.join(WIDEST)}: the same slots, built in half the time")
+    parser.add_argument("--width", type=int, default=WIDTH, help=f"channels of the U-Net's first blocks, {WIDTH} in the true one")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="--json of an earlier run, such as one at w8a16")
     parser.add_argument("--cache", type=Path, default=Path("out/scale"), help="where model, LoRAs and bundle are kept, 5 GB")
     parser.add_argument("--no-kill", action="store_true", help="build in one go")
     return parser.parse_args()
 
 
-def _world(folder: Path) -> tuple[Path, dict[str, Path]]:
+def _world(folder: Path, width: int) -> tuple[Path, dict[str, Path]]:
     if not (folder / "model" / "model_index.json").is_file():
-        write_pipeline(folder / "model")
-    return folder / "model", write_adapters(folder / "loras")
+        write_pipeline(folder / "model", width)
+    return folder / "model", write_adapters(folder / "loras", width)
 
 
 def _report(killed: Command | None, built: Command, picture: Command, manifest: BundleManifest) -> dict[str, Any]:
@@ -117,12 +123,16 @@ def _report(killed: Command | None, built: Command, picture: Command, manifest: 
     }  # fmt: skip
 
 
-def _figures(report: dict[str, Any]) -> list[Figure]:
+def _figures(report: dict[str, Any], *, whole: bool) -> list[Figure]:
+    """`whole`: of the true width, which the bars of bytes are for."""
     build, picture, separate = report["build"], report["run"], report["separate_bytes"]
     every = len(report["rom_bytes"]["adapters"]) == len(RANKS)
-    return [
+    of_true_size = [
         Figure(name="peak memory of the build", value=build["peak_bytes"] / GB, bar=14.0, unit="GB"),
         Figure(name="shared part of the bundle", value=report["rom_bytes"]["shared"] / GB, bar=1.15, unit="GB"),
+    ]
+    return [
+        *(of_true_size if whole else []),
         Figure(
             name="peak memory of quad run over the files it reads",
             value=picture["peak_bytes"] / picture["resident_bytes"],
@@ -133,6 +143,28 @@ def _figures(report: dict[str, Any]) -> list[Figure]:
             [Figure(name="ten binaries over one bundle", value=separate / report["bundle_bytes"], bar=8.0, unit="x", least=True)]
             if every
             else []
+        ),
+    ]
+
+
+def _against(report: dict[str, Any], other: dict[str, Any]) -> list[Figure]:
+    def ratio(*path: str) -> float:
+        this, that = report, other
+        for key in path:
+            this, that = this[key], that[key]
+        return float(this / that)  # type: ignore[operator]
+
+    return [
+        Figure(name="peak memory of quad run, over the other's", value=ratio("run", "peak_bytes"), bar=0.7, unit="x"),
+        Figure(name="shared part of the bundle, over the other's", value=ratio("rom_bytes", "shared"), bar=0.56, unit="x"),
+        Figure(name="time of the build, over the other's", value=ratio("build", "seconds"), bar=1.2, unit="x"),
+        Figure(name="peak memory of the build, over the other's", value=ratio("build", "peak_bytes"), bar=1.0, unit="x"),
+        Figure(
+            name="the other's separate binaries, over this bundle",
+            value=other["separate_bytes"] / report["bundle_bytes"],
+            bar=12.0,
+            unit="x",
+            least=True,
         ),
     ]
 
