@@ -18,6 +18,7 @@ from quad.align.align import OpenedBase
 from quad.build.build import BuildRequest, BuildResult, build
 from quad.compile.shared_weights import WEIGHTS_FILE
 from quad.core.component_call import BASE_SOURCE
+from quad.core.float_type import F32
 from quad.core.picture_size import graph_name
 from quad.core.slots import UNET
 from quad.core.storage.pack import read_pack
@@ -115,6 +116,6 @@ def test_with_the_base_an_adapter_is_made_for_each_group_and_gets_the_nearest(
         tensors, buffers = pad(read_pack(again.pack).tensors, zero_buffers(bundle.slots)), AdapterStore(bundle).buffers(name)
         for slot_input in buffers:
             np.testing.assert_array_equal(tensors[slot_input], buffers[slot_input], slot_input)
-    pipe = QuadPipeline.from_pretrained(built.bundle, threads=1)
+    pipe = QuadPipeline.from_pretrained(built.bundle, threads=1, float_type=F32)
     pipe.set_adapters(pipe.load_lora_weights(again.pack))
     check_golden(pipe.graph(graph_name(UNET, None, again.manifest.group_number)), bundle, again.manifest)

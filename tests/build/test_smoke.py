@@ -38,8 +38,13 @@ def made(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pyte
         loaded.append(model_file.parent.name)
         return load(engine, model_file, *more)
 
+    def counting(*given: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(OrtEngine, "load", counted)
+            return run_smoke(*given)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OrtEngine, "load", counted)
+        patch.setattr("quad.build.make_bundle.run_smoke", counting)  # conformance vectors are recorded later, by a pipeline
         return build(BuildRequest(model_dir, adapter_files, tmp_path_factory.mktemp("out") / "phone", samples=SAMPLES, precision="float"))
 
 
