@@ -84,7 +84,7 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
             model = with_tiny_decoder(model, clock.within("decoder"))
     teacher = FloatTeacher.of(model)  # before biases are corrected
     narrowed = NarrowWeights()
-    if model.four_bit_paths:
+    if model.four_bit_layers:
         with clock("narrow"):
             narrowed = narrow_weights(request, model, clock.within("narrow"))
     profile = choose_profile(request, model, teacher, clock, given=narrowed, needs_calls=backend.needs_calls)

@@ -68,7 +68,7 @@ def choose_profile(
     nothing is trained.
 
     Args:
-        given: weights of the U-Net that are rounded already.
+        given: weights that are rounded already, or have an encoding.
 
     Raises:
         InputError, UsageError: as `quad.build.build.build`.
@@ -127,7 +127,7 @@ def _options(request: BuildRequest, parents: Mapping[str, str], given: NarrowWei
         literal_shared_scale=request.literal_shared_scale,
         int16_largest=target.int16_largest,
         integer_scales=target.integers_only,
-        given={UNET: given.encodings},
+        given=given.encodings,
         corrections=given.largest_scales,
     )
 

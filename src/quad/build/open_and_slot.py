@@ -44,6 +44,7 @@ from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_networks, slotted_as
 from quad.model.slots.table import corrected_table
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
+from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.latent_preview import fit_preview
 from quad.quantize.observe.probes import ProbeOptions, record_probes
 from quad.quantize.observe.short_floats import bf16_offered, choose_statistics_type
@@ -61,7 +62,7 @@ class SlottedModel:
         statistics_type: `f32` or `bf16`, what the networks compute in while they are observed.
         references: calls of the float networks as they were slotted, with their outputs.
         calibration_sizes: of the pictures that ranges are measured on.
-        four_bit_paths: layers of the U-Net whose weights get 4 bits.
+        four_bit_layers: component and path of those whose weights get 4 bits.
     """
 
     base: Base
@@ -74,7 +75,7 @@ class SlottedModel:
     cache: BuildCache
     statistics_type: str
     calibration_sizes: tuple[PictureSize, ...]
-    four_bit_paths: frozenset[str] = frozenset()
+    four_bit_layers: frozenset[Key] = frozenset()
 
     @property
     def adapters(self) -> tuple[FloatAdapter, ...]:
@@ -174,14 +175,15 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     slotted = slot_networks(
         sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room, request.slots
     )
-    chosen: frozenset[str] = frozenset()
+    chosen: frozenset[Key] = frozenset()
     if has_four_bits(request.resolved_precision):
         floats = component_networks(replace(sources.base, unet=slotted.unet.unet), slotted.unet, slotted.text_encoder)
         measured = sources.base.at((request.measured_sizes or sources.base.sizes)[0])
         choice = partial(choose_layers, request, measured, floats, slotted.table, sources.adapters, sources.samples)
-        chosen = frozenset(sources.cache.value("four_bits", lambda: sorted(choice()), list[str]))
+        chosen = frozenset(sources.cache.value("four_bits", lambda: sorted(choice()), list[Key]))
         if request.resolved_correction_rank:
-            table = corrected_table(slotted.table, UNET, sources.base.unet, chosen, request.resolved_correction_rank)
+            narrow = {path for component, path in chosen if component == UNET}
+            table = corrected_table(slotted.table, UNET, sources.base.unet, narrow, request.resolved_correction_rank)
             slotted = slotted_as(sources.base.unet, sources.base.text_encoder, table)
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.resolved_precision) or 0.0
@@ -205,7 +207,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         cache=sources.cache,
         statistics_type=request.statistics,
         calibration_sizes=request.measured_sizes or base.sizes,
-        four_bit_paths=chosen,
+        four_bit_layers=chosen,
     )
 
 

@@ -78,7 +78,7 @@ class BuildRequest:
         dump_passes: a directory for the graphs after each pass and their census; None for none.
         soc: the chip that a vendor's compiler makes binaries for, or several where the target has one file a chip; None for its default.
         correction_rank: of what mends the base's error at 4 bits, beside every adapter; 0 for none, None for 8.
-        weight_budget: bytes that the U-Net's weights and their correction may take at 4 bits; layers whose error is felt most keep 8 while
+        weight_budget: bytes that all weights and the correction may take at 4 bits; layers whose error is felt most keep 8 while
             it lasts. None for what all of them take at 4 bits and a tenth of these weights once more.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         rounding: of weights to int8: `compensated`, so that errors cancel on the inputs that samples bring, or `nearest`.
@@ -159,7 +159,7 @@ class BuildRequest:
 
     @property
     def weight_budget_bytes(self) -> int:
-        """Bytes for the U-Net's weights, where a bound was given.
+        """Bytes for the weights of all networks, where a bound was given.
 
         Raises:
             UsageError: it is no size.

@@ -92,7 +92,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     ] = None  # fmt: skip
     weight_budget: Annotated[
         str | int | None,
-        typer.Option(help="Bytes for the U-Net's weights at 4 bits, as 500MB: layers whose error is felt most keep 8 while they last.",
+        typer.Option(help="Bytes for all weights at 4 bits, as 600MB: layers whose error is felt most keep 8 while they last.",
                      metavar="SIZE", show_default="a tenth of the weights at 8"),
     ] = None  # fmt: skip
     literal_shared_scale: Annotated[

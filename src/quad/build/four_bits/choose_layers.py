@@ -1,30 +1,33 @@
-"""The layers of the U-Net that get 4 bits: under a budget of bytes, those whose error is felt least for their size."""
+"""The layers that get 4 bits: under a budget of bytes, those whose error is felt least for their size."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from torch import nn
 
+from quad.build.calls.call_recorder import CallRecorder
 from quad.build.olss_tables import with_teachers
 from quad.build.request import BuildRequest
 from quad.compile.targets import load_target
+from quad.core.component_call import ComponentCall, of_component
 from quad.core.errors import UsageError, mismatch
 from quad.core.slots import UNET, SlotTable
 from quad.core.tensor_names import weight_name
-from quad.lora.fit.integers import BalancedSlots
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
-from quad.model.slots.layers import Layer, layers_of
+from quad.model.slots.layers import Layer, layers_of, tables_of
 from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget
 from quad.quantize.encodings.rules import rule_for
-from quad.quantize.observe.calibrate import CalibrationSample
-from quad.quantize.observe.probes import ProbeOptions, record_probes
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
+from quad.quantize.observe.input_grams import Key
+from quad.quantize.observe.observers import Feed
 
 SEED = 40_000  # other noise than calibration, sensitivity, rounding and alignment draw
-SHARE = 0.1  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 56)
+SHARE = 0.1  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
+CALLS = 3  # of each network, with each adapter and without: the first, the last, and one between
 _log = logging.getLogger(__name__)
 
 
@@ -35,8 +38,8 @@ def choose_layers(
     table: SlotTable,
     adapters: Sequence[FloatAdapter],
     samples: Sequence[CalibrationSample],
-) -> frozenset[str]:
-    """Paths of the U-Net's layers that get weights of 4 bits.
+) -> frozenset[Key]:
+    """The layers of all networks that get weights of 4 bits.
 
     Args:
         networks: slotted for the adapters alone.
@@ -44,37 +47,86 @@ def choose_layers(
     Raises:
         UsageError: the budget is smaller than what 4 bits take.
     """
-    layers = layers_of(networks[UNET])
-    paths = four_bit_paths(networks[UNET])
-    rank = request.resolved_correction_rank
-    fixed = sum(layer.weight.numel() * _bytes(path) for path, layer in layers.items() if path not in paths)
-    sizes = {path: _correction_bytes(layers[path], rank) for path in paths}
-    least = fixed + sum(layers[path].weight.numel() // 2 + size for path, size in sizes.items())
-    budget = least + int(SHARE * sum(layers[path].weight.numel() for path in paths) / 2)
-    if request.weight_budget is not None:
-        budget = request.weight_budget_bytes
-    if budget < least:
-        raise UsageError(
-            mismatch("--weight-budget", f"at least {least / 1e6:.1f}MB, all layers at 4 bits", request.weight_budget, "raise it")
-        )
-    ordered = [path for path in layers if path in paths]
-    probes = record_probes(with_teachers(base), networks, table, adapters, samples, ProbeOptions(per_adapter=1, seed=SEED))
-    signed = load_target(request.target).signed_four_bits
-    damages = weight_damages(networks[UNET], ordered, probes, BalancedSlots(adapters, table), signed=signed)
-    costs = [
-        LayerCost(path=path, damage=damages[path], weights=layers[path].weight.numel(), correction_bytes=sizes[path]) for path in ordered
-    ]
-    chosen = within_budget(costs, budget - fixed)
-    _log.info("4 bits: %d of %d layers, the others keep 8", len(chosen), len(paths))
+    calls, damages = _calls(with_teachers(base), networks, table, adapters, samples), dict[Key, float]()
+    target = load_target(request.target)
+    for component in (UNET,) if target.integers_only else networks:
+        paths, mine = sorted(four_bit_paths(component, networks[component])), of_component(calls, component)
+        of_paths = weight_damages(networks[component], paths, mine, signed=target.signed_four_bits) if paths else {}
+        damages |= {(component, path): damage for path, damage in of_paths.items()}
+    costs, fixed = layer_costs(networks, damages, request.resolved_correction_rank)
+    chosen = within_budget(costs, _budget(request, costs, fixed) - fixed)
+    _log.info("4 bits: %d of %d layers, the others keep 8", len(chosen), len(costs))
     return chosen
 
 
-def _bytes(path: str) -> int:
-    rule = rule_for(UNET, weight_name(path))
-    return 4 if rule is None else rule.bits // 8
+def layer_costs(networks: Mapping[str, nn.Module], damages: Mapping[Key, float], rank: int) -> tuple[list[LayerCost], int]:
+    """The cost of each layer that may have 4 bits, and the bytes of all other weights.
+
+    Args:
+        networks: with Sites.
+        damages: of the layers that may have 4 bits.
+        rank: of the correction in the U-Net.
+    """
+    costs, fixed = list[LayerCost](), 0
+    for component, network in networks.items():
+        fixed += sum(table.weight.numel() for table in tables_of(network).values())  # a byte each
+        for path, layer in layers_of(network).items():
+            key, weights = (component, path), layer.weight.numel()
+            if key in damages:
+                mend = correction_bytes(layer, rank) if component == UNET else 0
+                costs.append(LayerCost(key=key, damage=damages[key], weights=weights, correction_bytes=mend))
+            else:
+                fixed += weights * _bytes(component, path)
+    return costs, fixed
 
 
-def _correction_bytes(layer: Layer, rank: int) -> int:
+def correction_bytes(layer: Layer, rank: int) -> int:
+    """Size of a layer's correction of that rank."""
     outputs, inputs = len(layer.weight), math.prod(layer.weight.shape[1:])
     used = min(rank, outputs, inputs)
     return used * (outputs + inputs + 4)
+
+
+def _calls(
+    base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]
+) -> list[ComponentCall]:
+    """Calls of each network along one run of each adapter, and of the base."""
+    recorder = CallRecorder.of(adapters, table)
+    options = CalibrationOptions(seed=SEED, call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+    for feed in recorder.follow(_one_of_each(calibration_feeds(base, networks, table, adapters, samples, options))):
+        feed.run()
+    return recorder.calls(CALLS)
+
+
+def _one_of_each(feeds: Iterable[Feed]) -> Iterator[Feed]:
+    seen = set()
+    for feed in feeds:
+        if feed.source not in seen:
+            seen.add(feed.source)
+            yield feed
+
+
+def default_room(costs: Sequence[LayerCost]) -> int:
+    """The bytes that 8 bits may take beyond 4 where nobody says how many."""
+    return int(SHARE * sum(cost.weights for cost in costs) / 2)
+
+
+def _budget(request: BuildRequest, costs: Sequence[LayerCost], fixed: int) -> int:
+    """Bytes that all weights may take.
+
+    Raises:
+        UsageError: the stated budget is smaller than what 4 bits take.
+    """
+    least = fixed + sum(cost.four_bytes for cost in costs)
+    if request.weight_budget is None:
+        return least + default_room(costs)
+    if request.weight_budget_bytes < least:
+        raise UsageError(
+            mismatch("--weight-budget", f"at least {least / 1e6:.1f}MB, all layers at 4 bits", request.weight_budget, "raise it")
+        )
+    return request.weight_budget_bytes
+
+
+def _bytes(component: str, path: str) -> int:
+    rule = rule_for(component, weight_name(path))
+    return 4 if rule is None else rule.bits // 8

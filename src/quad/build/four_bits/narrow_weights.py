@@ -1,4 +1,4 @@
-"""The stage `narrow`: the U-Net's weights at 4 bits, and a correction beside them, in the networks themselves, before ranges are measured.
+"""The stage `narrow`: weights at 4 bits, and the U-Net's correction beside them, in the networks, before ranges are measured.
 
 So what comes after it, ranges, sensitivity, alignment, sees the network that will run. The float teacher shares none of it.
 """
@@ -26,10 +26,11 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import weight_name
-from quad.model.slots.layers import apply_integers, layers_of, weight_array
+from quad.model.slots.layers import apply_integers, layers_of, tables_of, weight_array
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
-from quad.quantize.observe.input_grams import InputGram
+from quad.quantize.encodings.ranges import column_encoding
+from quad.quantize.observe.input_grams import InputGram, Key
 from quad.quantize.observe.side_by_side import side_by_side
 
 _PIECE = "narrowed"
@@ -38,14 +39,14 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class NarrowWeights:
-    """The U-Net's weights of 4 bits.
+    """The weights of 4 bits.
 
     Args:
-        encodings: by name.
-        corrections: slot path -> its correction.
+        encodings: component -> name -> encoding, of token tables too.
+        corrections: path of a slot of the U-Net -> its correction.
     """
 
-    encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    encodings: Mapping[str, Mapping[str, Encoding]] = field(default_factory=dict)
     corrections: Mapping[str, Correction] = field(default_factory=dict)
 
     @property
@@ -65,16 +66,18 @@ class NarrowWeights:
 
 
 def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progress = silent) -> NarrowWeights:
-    """Write weights of 4 bits and their correction into the U-Net of `model`; others that share its weights do not see it."""
+    """Write weights of 4 bits and their correction into the networks of `model`; others that share its weights do not see it."""
     piece = model.cache.read(_PIECE)
     narrowed = _of_arrays(piece[1]) if piece is not None else _narrowed(request, model, progress)
     if piece is None:
         model.cache.write(_PIECE, None, _arrays(narrowed))
-    network, slots = model.networks[UNET], model.table.by_path()
-    layers = layers_of(network)
-    corrections: dict[str, torch.Tensor] = network.correction  # type: ignore[assignment]
-    for path, layer in narrowed.items():
-        target = layers[path]
+    layers, slots = {component: layers_of(network) for component, network in model.networks.items()}, model.table.by_path()
+    corrections: dict[str, torch.Tensor] = model.networks[UNET].correction  # type: ignore[assignment]
+    takes_tables = not load_target(request.target).integers_only
+    encodings = {component: _table_encodings(network) if takes_tables else {} for component, network in model.networks.items()}
+    for (component, path), layer in narrowed.items():
+        target = layers[component][path]
+        encodings[component][weight_name(path)] = layer.weight.encoding
         apply_integers(target, layer.weight.integers, layer.weight.encoding)
         mark_lattice(target.weight, layer.weight.encoding)
         if target.bias is not None and request.quality.bias_correction:
@@ -83,8 +86,7 @@ def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progres
             corrections.update(_as_bound(layer.weight.correction, slots[path], target.weight.device))
     _log.info("weights of %d layers at 4 bits", len(narrowed))
     return NarrowWeights(
-        {weight_name(path): layer.weight.encoding for path, layer in narrowed.items()},
-        {path: layer.weight.correction for path, layer in narrowed.items() if layer.weight.correction is not None},
+        encodings, {path: layer.weight.correction for (_, path), layer in narrowed.items() if layer.weight.correction is not None}
     )
 
 
@@ -103,22 +105,27 @@ class _NarrowLayer:
     shift: NDArray[np.float32]
 
 
-def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[str, _NarrowLayer]:
-    chosen = model.four_bit_paths
-    grams = gather_grams(model, lambda component, path: component == UNET and path in chosen, "narrow", progress)
-    layers, slots = layers_of(model.networks[UNET]), model.table.by_path()
-    signed = load_target(request.target).signed_four_bits
+def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[Key, _NarrowLayer]:
+    chosen = model.four_bit_layers
+    grams = gather_grams(model, lambda component, path: (component, path) in chosen, "narrow", progress)
+    layers = {component: layers_of(network) for component, network in model.networks.items()}
+    slots, signed = model.table.of(UNET).by_path(), load_target(request.target).signed_four_bits
 
-    def narrow(path: str) -> _NarrowLayer:
-        weight, gram = weight_array(layers[path]), grams[UNET, path]
-        slot = slots.get(path)
+    def narrow(key: Key) -> _NarrowLayer:
+        component, path = key
+        weight, gram = weight_array(layers[component][path]), grams[key]
+        slot = slots.get(path) if component == UNET else None
         rank = 0 if slot is None or slot.correction is msgspec.UNSET else slot.correction
         used = gram.grams if request.rounding == COMPENSATED else None
         result = four_bit_weight(weight, used, rank=rank, metric=gram.grams, signed=signed)
         return _NarrowLayer(result, _shift(weight, result, gram))
 
-    paths = [path for component, path in grams if component == UNET]
-    return dict(zip(paths, side_by_side(narrow, paths), strict=True))
+    return dict(zip(grams, side_by_side(narrow, grams), strict=True))
+
+
+def _table_encodings(network: nn.Module) -> dict[str, Encoding]:
+    """Of token tables, a byte an entry: each of a table's columns has a range of its own."""
+    return {weight_name(path): column_encoding(table.weight.detach().float().cpu().numpy()) for path, table in tables_of(network).items()}
 
 
 def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:
@@ -139,27 +146,29 @@ def _as_bound(correction: Correction, slot: Slot, device: torch.device) -> dict[
     return {slot.a_name: a, slot.b_name: b, slot.scale_name: torch.from_numpy(correction.scales).to(device)}
 
 
-def _arrays(narrowed: Mapping[str, _NarrowLayer]) -> dict[str, NDArray[Any]]:
+def _arrays(narrowed: Mapping[Key, _NarrowLayer]) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    for path, layer in narrowed.items():
+    for (component, path), layer in narrowed.items():
         weight = layer.weight
         parts: dict[str, Any] = {"q": weight.integers, "s": weight.encoding.scale, "z": weight.encoding.zero_point, "shift": layer.shift}
         if weight.correction is not None:
             parts |= {"a": weight.correction.a, "b": weight.correction.b, "c": weight.correction.scales}
         types = {"s": np.float32, "z": np.int64}
-        arrays |= {f"{path}/{name}": np.asarray(part, types.get(name)) for name, part in parts.items()}
+        arrays |= {f"{component}/{path}/{name}": np.asarray(part, types.get(name)) for name, part in parts.items()}
     return arrays
 
 
-def _of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[str, _NarrowLayer]:
+def _of_arrays(arrays: Mapping[str, NDArray[Any]]) -> dict[Key, _NarrowLayer]:
     """The results of `_arrays`."""
-    narrowed: dict[str, _NarrowLayer] = {}
-    for path in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
-        scale, zero = (tuple(arrays[f"{path}/{name}"].tolist()) for name in ("s", "z"))
-        integers = arrays[f"{path}/q"]
-        signed = np.issubdtype(integers.dtype, np.signedinteger)
+    narrowed: dict[Key, _NarrowLayer] = {}
+    for place in dict.fromkeys(name.rpartition("/")[0] for name in arrays):
+        scale, zero = (tuple(arrays[f"{place}/{name}"].tolist()) for name in ("s", "z"))
+        signed = np.issubdtype(arrays[f"{place}/q"].dtype, np.signedinteger)
         encoding = Encoding(bits=4, signed=signed, symmetric=signed, scale=scale, zero_point=zero, axis=0)
-        correction = Correction(a=arrays[f"{path}/a"], b=arrays[f"{path}/b"], scales=arrays[f"{path}/c"]) if f"{path}/a" in arrays else None
-        weight = FourBitWeight(integers=integers, encoding=encoding, correction=correction)
-        narrowed[path] = _NarrowLayer(weight, arrays[f"{path}/shift"])
+        correction = None
+        if f"{place}/a" in arrays:
+            correction = Correction(a=arrays[f"{place}/a"], b=arrays[f"{place}/b"], scales=arrays[f"{place}/c"])
+        weight = FourBitWeight(integers=arrays[f"{place}/q"], encoding=encoding, correction=correction)
+        component, _, path = place.partition("/")
+        narrowed[component, path] = _NarrowLayer(weight, arrays[f"{place}/shift"])
     return narrowed

@@ -26,6 +26,8 @@ from quad.core.errors import CompatibilityError, UnsupportedError, mismatch
 from quad.core.slots import SlotTable
 from quad.core.tensor_names import dequantize_node, quantize_node
 
+_COLUMNS = -1  # the axis of a table's columns in what is looked up
+
 
 @dataclass(frozen=True)
 class Placed:
@@ -111,7 +113,7 @@ class _Placer:
         self._dequantize(value, encoding, encoding.axis)
 
     def place_weight(self, weight: ir.Value) -> None:
-        """float constant -> integer constant, DQ along its channel axis; of a table, behind the rows that are looked up."""
+        """float constant -> integer constant, DQ along its channel axis; of a table, by columns, behind the lookup."""
         name = weight.name or ""
         encoding = self._encodings.get(name)
         if encoding is None or weight.const_value is None:
@@ -125,7 +127,7 @@ class _Placer:
         lookups = [node for node, index in weight.uses() if node.op_type == "Gather" and index == 0]
         for node in lookups:
             node.outputs[0].type = ir.TensorType(weight.const_value.dtype)
-            self._dequantize(node.outputs[0], encoding, axis, node)
+            self._dequantize(node.outputs[0], encoding, None if axis is None else _COLUMNS, node)
         if len(lookups) < len(weight.uses()):
             self._dequantize(weight, encoding, axis)
 

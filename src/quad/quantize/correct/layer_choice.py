@@ -1,37 +1,37 @@
-"""The layers of a U-Net whose weights get 4 bits, and those that keep 8 because their error is felt most for their size.
+"""The layers whose weights get 4 bits, and those that keep 8 because their error is felt most for their size.
 
     |y' - y|^2 ~ |J e|^2 = E_u <G_u, W4 - W>^2        G_u: gradient of  u^T y  by W, u random signs
 
 So one backward pass says of all weights at once what rounding each of them alone does to the output, as for activation sites in
-`quad.quantize.correct.mixed_precision`.
+`quad.quantize.correct.mixed_precision`. An adapter is there for its effect, `y - y_0` with y_0 the output without it, which may be a
+hundredth of the output: the gradient of `u^T (y - y_0)` says what rounding does to that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.encoding import Encoding
-from quad.core.slots import UNET
 from quad.core.tensor_names import weight_name
 from quad.model.device import device_of, moved
 from quad.model.slots.layers import Layer, layers_of, widened
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.correct.mixed_precision import SlotValues
 from quad.quantize.encodings.fake_quantize import fake_quantize
 from quad.quantize.encodings.rules import rule_for
-from quad.quantize.observe.probes import Probe
+from quad.quantize.observe.input_grams import Key
 
 _BYTE = 8
-_DRAWS = 3  # of u, on each call
+_DRAWS = 2  # of u, on each call
 _LEAST = 1e-3  # bytes: a layer that 8 bits cost nothing goes first
-_KEEP = ("*.time_emb_proj",)  # what all channels of a block are moved by: few weights, and every pixel feels their error
+_FAINT = 1e-3  # of an output's energy: an effect below that counts as this much
+_IN_SIGHT = "vae_decoder"  # keeps 8 bits: its error stands in every picture as it is, and nothing mends it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +39,13 @@ class LayerCost:
     """A layer that may have 4 bits.
 
     Args:
-        damage: mean over calls of `|y' - y|^2 / |y|^2` with its weight alone at 4 bits.
+        key: the component and the layer's path in it.
+        damage: of `weight_damages`.
         weights: how many it has.
         correction_bytes: of what mends it at 4 bits.
     """
 
-    path: str
+    key: Key
     damage: float
     weights: int
     correction_bytes: int
@@ -60,89 +61,100 @@ class LayerCost:
         return self.weights - self.four_bytes
 
 
-def four_bit_paths(network: nn.Module) -> frozenset[str]:
-    """Layers that 8 bits are enough for, but for those whose error reaches every pixel of a block.
+def four_bit_paths(component: str, network: nn.Module) -> frozenset[str]:
+    """Layers of a component that 8 bits are enough for.
 
-    Convolutions in groups, and those that are padded by name, stay at 8 bits.
+    Convolutions in groups, those that are padded by name, and the decoder of pictures stay at 8 bits.
     """
-    return frozenset(path for path, layer in layers_of(network).items() if _takes_eight(path) and _is_plain(layer))
+    layers = () if component == _IN_SIGHT else layers_of(network).items()
+    return frozenset(path for path, layer in layers if _takes_eight(component, path) and _is_plain(layer))
 
 
-def within_budget(costs: Sequence[LayerCost], budget_bytes: int) -> frozenset[str]:
+def within_budget(costs: Sequence[LayerCost], budget_bytes: int) -> frozenset[Key]:
     """Layers that stay at 4 bits where all together may take so many bytes: those whose damage is least for what 8 bits would cost."""
-    spare, narrow = budget_bytes - sum(cost.four_bytes for cost in costs), {cost.path for cost in costs}
-    for cost in sorted(costs, key=lambda cost: (-cost.damage / max(cost.spared_bytes, _LEAST), cost.path)):
+    spare, narrow = budget_bytes - sum(cost.four_bytes for cost in costs), {cost.key for cost in costs}
+    for cost in sorted(costs, key=lambda cost: (-cost.damage / max(cost.spared_bytes, _LEAST), cost.key)):
         if cost.spared_bytes <= spare:
-            narrow.discard(cost.path)
+            narrow.discard(cost.key)
             spare -= cost.spared_bytes
     return frozenset(narrow)
 
 
-def weight_damages(
-    network: nn.Module, paths: Sequence[str], probes: Mapping[str, Sequence[Probe]], slots: SlotValues, *, signed: bool = False
-) -> dict[str, float]:
+def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[ComponentCall], *, signed: bool = False) -> dict[str, float]:
     """The damage of each of these weights alone, rounded to the nearest of 4 bits.
 
     Args:
-        network: float slotted network.
-        probes: source -> calls of full-precision runs; two of each are used.
-        slots: source -> float slot inputs of its adapter; a source without any is the base.
+        network: float network with Sites.
+        calls: of full-precision runs, of the base and of adapters with their float slots.
         signed: as of `four_bit_encoding`.
 
     Returns:
-        Path -> mean over calls of `|y' - y|^2 / |y|^2`.
+        Path -> mean over calls of `|y' - y|^2 / |y|^2`, of an adapter's call that of its effect beside it.
     """
     layers, device = layers_of(network), device_of(network)
-    generator, damages, calls = torch.Generator().manual_seed(0), np.zeros(len(paths)), 0
+    generator, damages = torch.Generator().manual_seed(0), np.zeros(len(paths))
     with widened(layers[path] for path in paths):
         weights = [layers[path].weight for path in paths]
         encodings = [four_bit_encoding(weight.detach().cpu().numpy(), signed=signed) for weight in weights]
-        for source, all_calls in probes.items():
-            tensors = {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}
-            for probe in (all_calls[len(all_calls) // 4], all_calls[-1 - len(all_calls) // 4]) if all_calls else ():
-                one_call = _Call(network, moved(probe.tensors(), device), tensors)
-                damages += one_call.squares(weights, encodings, generator)
-                calls += 1
-    return dict(zip(paths, (damages / max(calls, 1)).tolist(), strict=True))
+        for call in calls:
+            inputs = moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device)
+            slots = {name: torch.from_numpy(array).to(device) for name, array in call.slots.items()}
+            outputs = _Outputs(network=network, inputs=inputs, slots=slots, has_adapter=call.source != BASE_SOURCE)
+            damages += _squares(outputs, weights, encodings, generator)
+    return dict(zip(paths, (damages / max(len(calls), 1)).tolist(), strict=True))
 
 
-@dataclass(frozen=True)
-class _Call:
+@dataclass(frozen=True, kw_only=True)
+class _Outputs:
     """One call of the network."""
 
     network: nn.Module
     inputs: tuple[Tensor, ...]
     slots: Mapping[str, Tensor]
+    has_adapter: bool
 
-    def squares(self, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator) -> NDArray[np.float64]:
-        """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight."""
-        needed = [weight.requires_grad for weight in weights]
-        try:
-            for weight in weights:
-                weight.requires_grad_(True)
-            with torch.enable_grad():
-                output: Tensor = self.network(*self.inputs, self.slots)
-            power, totals = float(output.detach().square().sum().clamp(min=1e-30)), np.zeros(len(weights))
-            for draw in range(_DRAWS):
+    def __call__(self) -> list[tuple[Tensor, float]]:
+        """The output, and of an adapter's call its effect, each with its energy."""
+        output: Tensor = self.network(*self.inputs, slots=self.slots) if self.slots else self.network(*self.inputs)
+        power = float(output.detach().square().sum().clamp(min=1e-30))
+        if not (self.slots and self.has_adapter):
+            return [(output, power)]
+        effect = output - self.network(*self.inputs)
+        return [(output, power), (effect, max(float(effect.detach().square().sum()), _FAINT * power))]
+
+
+def _squares(
+    outputs: _Outputs, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator
+) -> NDArray[np.float64]:
+    """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, of all that one call gives."""
+    needed, totals = [weight.requires_grad for weight in weights], np.zeros(len(weights))
+    try:
+        for weight in weights:
+            weight.requires_grad_(True)
+        with torch.enable_grad():
+            answers = outputs()
+        for draw in range(_DRAWS):
+            for number, (output, power) in enumerate(answers):
                 signs = torch.randint(0, 2, output.shape, generator=generator).float().to(output.device) * 2 - 1
-                gradients = torch.autograd.grad(output, weights, signs, retain_graph=draw + 1 < _DRAWS, allow_unused=True)
+                is_last = draw + 1 == _DRAWS and number + 1 == len(answers)
+                gradients = torch.autograd.grad(output, weights, signs, retain_graph=not is_last, allow_unused=True)
                 changes = [
                     0.0 if g is None else float((g * _error(w, e)).sum()) for g, w, e in zip(gradients, weights, encodings, strict=True)
                 ]
-                totals += np.square(changes)
-            return totals / (power * _DRAWS)
-        finally:
-            for weight, before in zip(weights, needed, strict=True):
-                weight.requires_grad_(before)
+                totals += np.square(changes) / (power * _DRAWS)
+        return totals
+    finally:
+        for weight, before in zip(weights, needed, strict=True):
+            weight.requires_grad_(before)
 
 
 def _error(weight: Tensor, encoding: Encoding) -> Tensor:
     return fake_quantize(weight.detach(), encoding) - weight.detach()
 
 
-def _takes_eight(path: str) -> bool:
-    rule = rule_for(UNET, weight_name(path))
-    return rule is not None and rule.bits == _BYTE and rule.shape == "channel" and not any(fnmatchcase(path, keep) for keep in _KEEP)
+def _takes_eight(component: str, path: str) -> bool:
+    rule = rule_for(component, weight_name(path))
+    return rule is not None and rule.bits == _BYTE and rule.shape == "channel"
 
 
 def _is_plain(layer: Layer) -> bool:

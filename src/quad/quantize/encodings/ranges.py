@@ -106,6 +106,12 @@ def weight_encoding(weight: NDArray[np.float32], bits: int, options: RangeOption
     return encode_range(-largest, largest, bits=bits, signed=True, symmetric=True, axis=0)
 
 
+def column_encoding(table: NDArray[np.float32]) -> Encoding:
+    """Signed symmetric encoding of a table `(rows, columns)` in bytes, axis 1: the range of each column holds all of it."""
+    largest = np.abs(table).max(axis=0, initial=0.0)
+    return encode_range(-largest, largest, bits=8, signed=True, symmetric=True, axis=1)
+
+
 _PATIENCE = 8  # tries without gain in any channel, after which smaller ranges only lose more
 _TOGETHER = 2**16  # values that are tried at once: what they become on the way stays in the processor's cache
 
