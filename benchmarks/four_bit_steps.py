@@ -38,7 +38,7 @@ from quad.core.correction import correction_shapes
 from quad.core.digests import canonical_json
 from quad.core.encoding import Encoding, encode_range
 from quad.core.precision import eight_bit_percent
-from quad.core.slots import SlotTable
+from quad.core.slots import UNET, SlotTable
 from quad.core.tensor_names import ATTENTION_ROLES, role_of, weight_name
 from quad.evaluate.bench.machine import machine
 from quad.evaluate.bench.timing import median
@@ -82,7 +82,7 @@ def build(cache: Path, plan: Plan) -> None:
     adapter = random_adapter(unet, RANK)
     for bits in (8, 4):
         network, table = slot_network(unet, (adapter,))
-        narrow = four_bit_paths(network) if bits == 4 else frozenset[str]()
+        narrow = four_bit_paths(UNET, network) if bits == 4 else frozenset[str]()
         if narrow:
             table = corrected_table(table, COMPONENT, unet, narrow, CORRECTION_RANK)
             network = slotted_as(unet, nn.Module(), table).unet

@@ -13,6 +13,7 @@ from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import unobserved
 from quad.compile.placement.integer_graph import integer_feeds, place_integers, with_sinusoid
 from quad.compile.qnn.htp import compile_htp
+from quad.core.slots import UNET
 from quad.lora.fit.integers import integer_slots
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import weights_of
@@ -26,7 +27,9 @@ from tests.compile.qnn.placed_htp import SOC, TARGET, Placed, given_calls, lower
 @pytest.fixture(scope="module")
 def narrow(tiny: Any) -> Placed:
     weights = weights_of(tiny.network)
-    given = {name: four_bit_encoding(weights[name], signed=True) for path in four_bit_paths(tiny.network) if (name := f"{path}.weight")}
+    given = {
+        name: four_bit_encoding(weights[name], signed=True) for path in four_bit_paths(UNET, tiny.network) if (name := f"{path}.weight")
+    }
     table = integer_slots(tiny.table, 16, TARGET.int16_largest)
     statistics = observe({"unet": tiny.network}, [Feed("base", partial(tiny.torch_output, slot_inputs(None, tiny.table)))])
     options = UnifyOptions(int16_largest=TARGET.int16_largest, given={"unet": given})
