@@ -33,7 +33,7 @@ def precision_kind(precision: str) -> str:
 
 
 def has_four_bits(precision: str) -> bool:
-    """Are the U-Net's weights of 4 bits."""
+    """Are most weights of 4 bits."""
     return precision.startswith(_HALVED)
 
 

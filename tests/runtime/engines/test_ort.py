@@ -50,3 +50,11 @@ def test_graphs_with_integer_kernels_and_small_ones_are_rewritten_as_ever(
     assert ort.is_large(graph, "w8a16")
     assert not ort.is_large(graph, "mixed:80")
     assert not ort.is_large(graph, "float")
+
+
+def test_weights_of_four_bits_are_large_at_half_the_bytes(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = tiny_bundle / "unet/model.onnx"
+    size = sum(file.stat().st_size for file in graph.parent.iterdir() if file == graph or file.suffix == ".data")
+    monkeypatch.setattr(ort, "LARGE_BYTES", 2 * size)
+    assert ort.is_large(graph, "w4a16")
+    assert not ort.is_large(graph, "w8a16")

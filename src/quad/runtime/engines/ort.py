@@ -13,9 +13,10 @@ What its defaults do to a QDQ graph, measured with 1.31 (6 convolutions of 160 c
 Hence, at every precision: weights are folded to float at load, and every Q/DQ of an activation is kept and computed as it is written,
 which is what the simulated network computes. Where integer kernels are wanted, the graph names them (ADR 8).
 
-Folded, 8-bit weights take four times their files. A graph of `LARGE_BYTES` whose kernels are all float keeps them as they are, mapped
-from the file, and widens them as it runs: a quarter of the memory. Nor does it keep memory between operators: Stable Diffusion 1.5's
-pipeline at 512 pixels held 7.1 GB with the library's arena and all weights folded but the U-Net's, 3.0 GB so.
+Folded, 8-bit weights take four times their files, 4-bit ones eight. A graph of `LARGE_BYTES`, half of it at 4 bits, whose kernels are all
+float keeps them as they are, mapped from the file, and widens them as it runs: a quarter of the memory. Nor does it keep memory between
+operators: Stable Diffusion 1.5's pipeline at 512 pixels held 7.1 GB with the library's arena and all weights folded but the U-Net's,
+3.0 GB so.
 
 Nor does such a graph reuse the buffers of tensors that are done with: the library plans that over the whole graph, so a buffer of the first
 block is held until the last block, which has one of the same size. One call of that U-Net, whose own tensors take 154 MB at most and its
@@ -34,7 +35,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from quad.core.errors import BackendError, lack_of
-from quad.core.precision import ALL_AS_WRITTEN
+from quad.core.precision import ALL_AS_WRITTEN, has_four_bits
 from quad.runtime.engines.engine import BoundSession, first_line
 from quad.runtime.engines.exact_products import with_exact_products
 from quad.runtime.engines.processor import products_saturate
@@ -69,7 +70,8 @@ def is_large(model_file: Path, precision: str) -> bool:
     if precision not in ALL_AS_WRITTEN or not model_file.is_file():
         return False
     files = [file for file in model_file.parent.iterdir() if file == model_file or file.suffix == ".data"]
-    return sum(file.stat().st_size for file in files) >= LARGE_BYTES
+    limit = LARGE_BYTES // 2 if has_four_bits(precision) else LARGE_BYTES
+    return sum(file.stat().st_size for file in files) >= limit
 
 
 def _readable(model_file: Path, options: ort.SessionOptions) -> str | bytes:
