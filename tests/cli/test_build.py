@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner
 
 from quad.admit.request import AdaptRequest
-from quad.build.request import BuildRequest
+from quad.build.request import COMPACT_FROM, BuildRequest
 from quad.cli.adapt import adapt
 from quad.cli.build import BuildOptions
 from quad.cli.main import app
@@ -129,7 +129,7 @@ def test_size_and_sampler_go_to_the_build(tmp_path: Path, asked: list[BuildReque
     RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--sampler", "ddim:9"])
     (request,) = asked
     assert (request.size, request.sampler) == (128, "ddim:9")
-    assert request.base_options == BaseOptions(128, "ddim:9", ())
+    assert request.base_options == BaseOptions(128, "ddim:9", (), compact_from=COMPACT_FROM)
     RUNNER.invoke(app, ["build", str(tmp_path), "-o", "phone", "--recipe", str(recipe), "--size", "64x128"])
     assert asked[-1].base_options.asked_sizes() == ((64, 128),)
 

@@ -60,7 +60,7 @@ def _rounded(columns: Tensor, gram: Tensor, ends: Ends) -> Tensor:
     """Integers of some columns `(k, out)`, given in steps, by the Gram matrix `(k, k)` of their inputs."""
     gram = gram.cpu()
     order = torch.argsort(gram.diagonal(), stable=True)
-    damped = gram[order[:, None], order]
+    damped = gram[order[:, None], order].float()
     mean = float(damped.diagonal().double().mean())
     damped.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
     factor, failed = torch.linalg.cholesky_ex(damped)
