@@ -16,6 +16,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.grad import conv2d_input
 
 from quad.core.encoding import Encoding
 
@@ -77,15 +78,23 @@ def add_step(layer: nn.Module, like: nn.Module) -> None:
 def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """`W x + b` of `(..., in)`."""
     held = HeldWeight.of(layer)
-    if held.is_compact and torch.is_grad_enabled() and x.requires_grad:
+    if _is_remembered(held, x):
         return cast(Tensor, _Linear.apply(x, held, layer.bias))  # type: ignore[no-untyped-call]
     return functional.linear(x, held.numbers(), layer.bias)
 
 
 def convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     """The convolution of `(batch, in, height, width)`."""
-    answer: Tensor = layer._conv_forward(x, HeldWeight.of(layer).numbers(), layer.bias)
+    held = HeldWeight.of(layer)
+    if _is_remembered(held, x) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
+        return cast(Tensor, _Convolution.apply(x, held, layer))  # type: ignore[no-untyped-call]
+    answer: Tensor = layer._conv_forward(x, held.numbers(), layer.bias)
     return answer
+
+
+def _is_remembered(held: HeldWeight, x: Tensor) -> bool:
+    """Would torch keep the float32 numbers for the way back."""
+    return held.is_compact and torch.is_grad_enabled() and x.requires_grad
 
 
 class _Linear(torch.autograd.Function):
@@ -99,3 +108,19 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return grads[0] @ ctx.held.numbers(), None, None
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution that does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: HeldWeight, layer: nn.Conv2d) -> Tensor:
+        ctx.held, ctx.layer, ctx.shape = held, layer, x.shape
+        answer: Tensor = layer._conv_forward(x, held.numbers(), layer.bias)
+        return answer
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        layer: nn.Conv2d = ctx.layer
+        places = (layer.stride, layer.padding, layer.dilation, layer.groups)
+        return conv2d_input(ctx.shape, ctx.held.numbers(), grads[0], *places), None, None
