@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.calls.call_recorder import spread
+from quad.build.calls.call_recorder import CallRecorder, spread
 from quad.build.open_and_slot import SlottedModel
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
@@ -86,15 +86,23 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
     return {key: rounded[key] for key in grams}
 
 
-def gather_grams(model: SlottedModel, chosen: Callable[[str, str], bool], stage: str, progress: Progress) -> dict[Key, InputGram]:
+def gather_grams(
+    model: SlottedModel, chosen: Callable[[str, str], bool], stage: str, progress: Progress, recorder: CallRecorder | None = None
+) -> dict[Key, InputGram]:
     """The inputs of layers while a few samples run, by component and path; of those that the samples reach.
 
     Args:
         chosen: says of a component and the path of a layer in it whether its inputs are counted.
         stage: whose progress is shown.
+        recorder: records the calls of these runs.
     """
     samples = few_samples(model)
-    feeds = calibration_feeds(model.measured, model.networks, model.table, _named(model, samples), samples, CalibrationOptions(seed=SEED))
+    options = CalibrationOptions(seed=SEED)
+    if recorder is not None:
+        options = replace(options, call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+    feeds = calibration_feeds(model.measured, model.networks, model.table, named_adapters(model), samples, options)
+    if recorder is not None:
+        feeds = recorder.follow(feeds)
     float_type = model.statistics_type
     with (
         torch.no_grad(),
@@ -134,9 +142,9 @@ def few_samples(model: SlottedModel) -> list[CalibrationSample]:
     return spread(list(first.values()), RUNS)
 
 
-def _named(model: SlottedModel, samples: Sequence[CalibrationSample]) -> list[FloatAdapter]:
-    """The adapters that these samples run with."""
-    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in samples}
+def named_adapters(model: SlottedModel) -> list[FloatAdapter]:
+    """The adapters that the few samples run with."""
+    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in few_samples(model)}
     return [adapter for adapter in model.adapters if adapter.name in names]
 
 

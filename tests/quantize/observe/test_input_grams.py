@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quad.core.component_call import UNET_INPUTS, ComponentCall
+from quad.lora.fit.integers import balanced_inputs
+from quad.model.base.modules import share_copy
 from quad.model.slots.attention import add_sites
 from quad.model.slots.layers import Layer, layers_of
 from quad.quantize.observe import input_grams, side_by_side
-from quad.quantize.observe.input_grams import LONGEST, InputGram, gathering, longest_run, run_lengths
+from quad.quantize.observe.input_grams import LONGEST, InputGram, gathering, longest_run, run_lengths, weigh_effects
+from tests.quantize.conftest import Tiny
 
 GEOMETRIES = ({"kernel_size": 3, "padding": 1}, {"kernel_size": 3, "stride": 2}, {"kernel_size": (3, 1), "padding": (1, 0), "dilation": 2})
 
@@ -123,3 +128,44 @@ def test_on_two_cores_the_sums_are_those_of_one() -> None:
     for path, gram in one.items():
         assert all(torch.equal(a, b) for a, b in zip(gram.grams, two[path].grams, strict=True))
         assert torch.equal(gram.mean, two[path].mean)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(6, 4), nn.Conv2d(6, 4, 3, padding=1)])
+def test_a_change_has_the_energy_that_is_asked_for_and_leaves_the_mean(layer: Layer) -> None:
+    torch.manual_seed(0)
+    x, change = (torch.randn(2, 5, 6) if isinstance(layer, nn.Linear) else torch.randn(2, 6, 9, 8) for _ in range(2))
+    gram = InputGram(layer, 1000)
+    gram.add(x)
+    (before,), mean, (energy,) = gram.grams, gram.mean.clone(), gram.energies
+    gram.weigh(0.001 * change, [energy / 2])
+    seen = unfolded(layer, change)
+    torch.testing.assert_close(gram.grams[0], before + energy / 2 * (seen @ seen.T) / seen.square().sum(), rtol=1e-3, atol=1e-3)
+    assert torch.equal(gram.mean, mean)
+    after = gram.grams[0].clone()
+    gram.weigh(torch.zeros_like(change), [energy])
+    assert torch.equal(gram.grams[0], after)
+
+
+def test_a_faint_adapter_counts_as_much_as_a_loud_one(tiny: Tiny) -> None:
+    """And what the adapter leaves alone, before its first slot, is not counted twice."""
+    slots, names = balanced_inputs(tiny.adapters[1], tiny.table), {slot.b_name for slot in tiny.table.of("unet").slots}
+    inputs = dict(zip(UNET_INPUTS, (tensor.numpy() for tensor in tiny.inputs), strict=True))
+
+    def weighed(strength: float) -> dict[str, InputGram]:
+        network = share_copy(tiny.network)
+        bound = {name: array * np.float32(strength) if name in names else array for name, array in slots.items()}
+        call = ComponentCall(source="loud", inputs=inputs, slots=bound)
+        with torch.no_grad(), gathering({"unet": network}, lambda component, path: True) as grams:
+            network(*tiny.inputs)
+        of_unet = {path: gram for (_, path), gram in grams.items()}
+        weigh_effects(network, of_unet, [call], 0.5)
+        return of_unet
+
+    loud, faint, plain = weighed(1.0), weighed(0.01), weighed(0.0)
+    paths = [path for path in loud if not torch.equal(loud[path].grams[0], plain[path].grams[0])]
+    assert "conv_in" not in paths
+    assert "conv_out" in paths
+    for path in ("conv_out", paths[0]):
+        ratio = sum(loud[path].energies) / sum(plain[path].energies)
+        assert ratio == pytest.approx(1.5, rel=1e-3)
+        assert sum(faint[path].energies) == pytest.approx(sum(loud[path].energies), rel=1e-3)

@@ -16,10 +16,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quad.build.calls.call_recorder import CallRecorder
+from quad.build.four_bits.choose_layers import CALLS
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
-from quad.build.round_weights import gather_grams
+from quad.build.round_weights import gather_grams, named_adapters
 from quad.compile.targets import load_target
+from quad.core.component_call import BASE_SOURCE, of_component
 from quad.core.correction import BYTE_END, steps_of_byte
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
@@ -30,9 +33,10 @@ from quad.model.slots.layers import apply_integers, layers_of, tables_of, weight
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
 from quad.quantize.encodings.ranges import column_encoding
-from quad.quantize.observe.input_grams import InputGram, Key
+from quad.quantize.observe.input_grams import InputGram, Key, weigh_effects
 from quad.quantize.observe.side_by_side import side_by_side
 
+EFFECTS = 0.3  # energy of what adapters change in a layer's inputs, beside the inputs' own (ADR 59)
 _PIECE = "narrowed"
 _log = logging.getLogger(__name__)
 
@@ -106,8 +110,11 @@ class _NarrowLayer:
 
 
 def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[Key, _NarrowLayer]:
-    chosen = model.four_bit_layers
-    grams = gather_grams(model, lambda component, path: (component, path) in chosen, "narrow", progress)
+    chosen, recorder = model.four_bit_layers, CallRecorder.of(named_adapters(model), model.table)
+    grams = gather_grams(model, lambda component, path: (component, path) in chosen, "narrow", progress, recorder)
+    calls = [call for call in of_component(recorder.calls(CALLS), UNET) if call.slots and call.source != BASE_SOURCE]
+    of_unet = {path: gram for (component, path), gram in grams.items() if component == UNET}
+    weigh_effects(model.networks[UNET], of_unet, calls, EFFECTS)
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     slots, signed = model.table.of(UNET).by_path(), load_target(request.target).signed_four_bits
 

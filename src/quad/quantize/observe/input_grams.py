@@ -8,7 +8,7 @@ for all layers together.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from quad.core.component_call import ComponentCall
+from quad.model.device import device_of, moved
 from quad.model.slots.layers import Layer, layers_of
 from quad.quantize.observe.side_by_side import Behind
 
@@ -59,6 +61,25 @@ class InputGram:
                 gram[rows, : rows.stop].addmm_(seen[rows], seen[: rows.stop].T)
             total += seen.sum(dim=1)
         self._count += seen.shape[1]
+
+    def weigh(self, change: Tensor, energies: Sequence[float]) -> None:
+        """Count a change of the input beside the inputs, scaled to so much energy in each run; the mean stays that of the inputs.
+
+        Args:
+            change: shaped as an input of `add`.
+            energies: of the runs, as of `energies`.
+        """
+        runs = change.detach().float().split(self._channels, dim=-1 if isinstance(self._layer, nn.Linear) else 1)
+        for gram, run, energy in zip(self._lower, runs, energies, strict=True):
+            seen = _columns(self._layer, run)
+            size = float(seen.square().sum())
+            if size > 0.0:
+                gram.addmm_(seen, seen.T, alpha=energy / size).tril_()
+
+    @property
+    def energies(self) -> list[float]:
+        """The sum of `|x|^2` in each run."""
+        return [float(gram.diagonal().sum()) for gram in self._lower]
 
     @property
     def grams(self) -> list[Tensor]:
@@ -114,6 +135,48 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
         finally:
             for hook in hooks:
                 hook.remove()
+
+
+def weigh_effects(network: nn.Module, grams: Mapping[str, InputGram], calls: Sequence[ComponentCall], share: float) -> None:
+    """Count what adapters change in the inputs of layers, each call alike, however faint its adapter.
+
+    Args:
+        network: float network with slots.
+        grams: path of a layer -> what was counted of its inputs.
+        calls: of that network with adapters; each is made again with its slots and without.
+        share: of the inputs' energy that all these changes have together.
+    """
+    owners = dict[int, str]()  # of layers that share a matrix, the first
+    for path, gram in grams.items():
+        owners.setdefault(id(gram), path)
+    energies = {path: [share / max(len(calls), 1) * energy for energy in grams[path].energies] for path in owners.values()}
+    layers, device = layers_of(network), device_of(network)
+    for call in calls:
+        inputs = moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device)
+        slots = {name: torch.from_numpy(array).to(device) for name, array in call.slots.items()}
+        plain = _inputs_of(network, {path: layers[path] for path in energies}, inputs, {})
+        bound = _inputs_of(network, {path: layers[path] for path in energies}, inputs, slots)
+        for path, x in bound.items():
+            grams[path].weigh(x - plain.pop(path), energies[path])
+
+
+def _inputs_of(
+    network: nn.Module, layers: Mapping[str, Layer], inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor]
+) -> dict[str, Tensor]:  # fmt: skip
+    """The input of each layer in one call."""
+    layer_inputs: dict[str, Tensor] = {}
+
+    def record(path: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, arguments: layer_inputs.__setitem__(path, arguments[0])
+
+    hooks = [layer.register_forward_pre_hook(record(path)) for path, layer in layers.items()]
+    try:
+        with torch.no_grad():
+            network(*inputs, slots=slots) if slots else network(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return layer_inputs
 
 
 @final
