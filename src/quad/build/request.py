@@ -79,7 +79,7 @@ class BuildRequest:
         soc: the chip that a vendor's compiler makes binaries for, or several where the target has one file a chip; None for its default.
         correction_rank: of what mends the base's error at 4 bits, beside every adapter; 0 for none, None for 8.
         weight_budget: bytes that all weights and the correction may take at 4 bits; layers whose error is felt most keep 8 while
-            it lasts. None for what all of them take at 4 bits and a tenth of these weights once more.
+            it lasts. None for what all of them take at 4 bits and half a byte more for a twentieth of them.
         encodings: where the same quantization is written for a vendor's own converter; None for a place beside `output`.
         rounding: of weights to int8: `compensated`, so that errors cancel on the inputs that samples bring, or `nearest`.
         literal_shared_scale: one scale for a layer's weight and its adapters' A and B, to compare with.

@@ -93,7 +93,7 @@ class BuildOptions(msgspec.Struct, frozen=True, kw_only=True, rename="kebab", fo
     weight_budget: Annotated[
         str | int | None,
         typer.Option(help="Bytes for all weights at 4 bits, as 600MB: layers whose error is felt most keep 8 while they last.",
-                     metavar="SIZE", show_default="a tenth of the weights at 8"),
+                     metavar="SIZE", show_default="a twentieth of the weights at 8"),
     ] = None  # fmt: skip
     literal_shared_scale: Annotated[
         bool | None,

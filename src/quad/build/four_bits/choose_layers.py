@@ -26,7 +26,7 @@ from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.observers import Feed
 
 SEED = 40_000  # other noise than calibration, sensitivity, rounding and alignment draw
-SHARE = 0.1  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
+SHARE = 0.05  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
 CALLS = 3  # of each network, with each adapter and without: the first, the last, and one between
 _log = logging.getLogger(__name__)
 
