@@ -207,7 +207,7 @@ def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tu
     float_type = model.statistics_type
     if needs_calls:  # every call must be recorded: nothing is taken from an earlier run
         recorder = CallRecorder.of(model.adapters, model.table)
-        options = CalibrationOptions(call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+        options = CalibrationOptions(call_hook=recorder.hook)
         feeds = recorder.follow(with_progress(_feeds(model, options), total, "calibrate", progress))
         statistics = observe(model.networks, feeds, together=False, float_type=float_type)
         return statistics, tuple(recorder.calls())

@@ -99,7 +99,7 @@ def gather_grams(
     samples = few_samples(model)
     options = CalibrationOptions(seed=SEED)
     if recorder is not None:
-        options = replace(options, call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+        options = replace(options, call_hook=recorder.hook)
     feeds = calibration_feeds(model.measured, model.networks, model.table, named_adapters(model), samples, options)
     if recorder is not None:
         feeds = recorder.follow(feeds)

@@ -58,6 +58,10 @@ class CallRecorder:
             call = {name: np.array(array) for name, array in row.items()}
             self._recorded.setdefault((component, self._source, tuple(array.shape for array in call.values())), []).append(call)
 
+    def hook(self, component: str, inputs: Mapping[str, NDArray[Any]], _: object) -> None:
+        """`record`, as calibration tells of a call and its output."""
+        self.record(component, inputs)
+
     def calls(self, per_source: int = PER_SOURCE) -> list[ComponentCall]:
         """Of every component, source and picture size at most `per_source`, evenly spread, first and last among them."""
         calls = []

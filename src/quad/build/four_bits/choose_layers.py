@@ -92,7 +92,7 @@ def _calls(
 ) -> list[ComponentCall]:
     """Calls of each network along one run of each adapter, and of the base."""
     recorder = CallRecorder.of(adapters, table)
-    options = CalibrationOptions(seed=SEED, call_hook=lambda component, inputs, _: recorder.record(component, inputs))
+    options = CalibrationOptions(seed=SEED, call_hook=recorder.hook)
     for feed in recorder.follow(_one_of_each(calibration_feeds(base, networks, table, adapters, samples, options))):
         feed.run()
     return recorder.calls(CALLS)

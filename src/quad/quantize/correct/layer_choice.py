@@ -9,7 +9,7 @@ hundredth of the output: the gradient of `u^T (y - y_0)` says what rounding does
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.encoding import Encoding
 from quad.core.tensor_names import weight_name
-from quad.model.device import device_of, moved
 from quad.model.slots.layers import Layer, layers_of, widened
 from quad.quantize.correct.four_bits import four_bit_encoding
 from quad.quantize.encodings.fake_quantize import fake_quantize
 from quad.quantize.encodings.rules import rule_for
 from quad.quantize.observe.input_grams import Key
+from quad.quantize.observe.network_call import NetworkCall
 
 _BYTE = 8
 _DRAWS = 2  # of u, on each call
@@ -91,35 +91,31 @@ def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[Com
     Returns:
         Path -> mean over calls of `|y' - y|^2 / |y|^2`, of an adapter's call that of its effect beside it.
     """
-    layers, device = layers_of(network), device_of(network)
+    layers = layers_of(network)
     generator, damages = torch.Generator().manual_seed(0), np.zeros(len(paths))
     with widened(layers[path] for path in paths):
         weights = [layers[path].weight for path in paths]
         encodings = [four_bit_encoding(weight.detach().cpu().numpy(), signed=signed) for weight in weights]
         for call in calls:
-            inputs = moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device)
-            slots = {name: torch.from_numpy(array).to(device) for name, array in call.slots.items()}
-            outputs = _Outputs(network=network, inputs=inputs, slots=slots, has_adapter=call.source != BASE_SOURCE)
+            outputs = _Outputs(NetworkCall.of(network, call), has_adapter=call.source != BASE_SOURCE)
             damages += _squares(outputs, weights, encodings, generator)
     return dict(zip(paths, (damages / max(len(calls), 1)).tolist(), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class _Outputs:
     """One call of the network."""
 
-    network: nn.Module
-    inputs: tuple[Tensor, ...]
-    slots: Mapping[str, Tensor]
+    call: NetworkCall
     has_adapter: bool
 
     def __call__(self) -> list[tuple[Tensor, float]]:
         """The output, and of an adapter's call its effect, each with its energy."""
-        output: Tensor = self.network(*self.inputs, slots=self.slots) if self.slots else self.network(*self.inputs)
+        output = self.call.bound()
         power = float(output.detach().square().sum().clamp(min=1e-30))
-        if not (self.slots and self.has_adapter):
+        if not (self.call.slots and self.has_adapter):
             return [(output, power)]
-        effect = output - self.network(*self.inputs)
+        effect = output - self.call.plain()
         return [(output, power), (effect, max(float(effect.detach().square().sum()), _FAINT * power))]
 
 

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from quad.core.component_call import ComponentCall
-from quad.model.device import device_of, moved
 from quad.model.slots.layers import Layer, layers_of
+from quad.quantize.observe.network_call import NetworkCall
 from quad.quantize.observe.side_by_side import Behind
 
 GRAM_BYTES = 1_000_000_000
@@ -150,19 +150,16 @@ def weigh_effects(network: nn.Module, grams: Mapping[str, InputGram], calls: Seq
     for path, gram in grams.items():
         owners.setdefault(id(gram), path)
     energies = {path: [share / max(len(calls), 1) * energy for energy in grams[path].energies] for path in owners.values()}
-    layers, device = layers_of(network), device_of(network)
+    every = layers_of(network)
+    layers = {path: every[path] for path in energies}
     for call in calls:
-        inputs = moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device)
-        slots = {name: torch.from_numpy(array).to(device) for name, array in call.slots.items()}
-        plain = _inputs_of(network, {path: layers[path] for path in energies}, inputs, {})
-        bound = _inputs_of(network, {path: layers[path] for path in energies}, inputs, slots)
+        again = NetworkCall.of(network, call)
+        plain, bound = _inputs_of(layers, again.plain), _inputs_of(layers, again.bound)
         for path, x in bound.items():
             grams[path].weigh(x - plain.pop(path), energies[path])
 
 
-def _inputs_of(
-    network: nn.Module, layers: Mapping[str, Layer], inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor]
-) -> dict[str, Tensor]:  # fmt: skip
+def _inputs_of(layers: Mapping[str, Layer], call: Callable[[], Tensor]) -> dict[str, Tensor]:
     """The input of each layer in one call."""
     layer_inputs: dict[str, Tensor] = {}
 
@@ -172,7 +169,7 @@ def _inputs_of(
     hooks = [layer.register_forward_pre_hook(record(path)) for path, layer in layers.items()]
     try:
         with torch.no_grad():
-            network(*inputs, slots=slots) if slots else network(*inputs)
+            call()
     finally:
         for hook in hooks:
             hook.remove()
