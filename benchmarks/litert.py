@@ -1,7 +1,7 @@
-"""The reference model on LiteRT's CPU kernels against full precision, with the bars it is held to.
+"""A reference model on LiteRT's CPU kernels against full precision, with the bars it is held to.
 
     quad build toyland --target litert -o out/litert
-    python -m benchmarks.litert out/litert [--n 16] [--json FILE]
+    python -m benchmarks.litert out/litert [--model toyland-xl] [--n 16] [--json FILE]
 
 U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR of the output and of what
 the adapter changes in it, and the gain of that, pooled over the calls. Kernels of 16 bits are reference code: a second a call.
@@ -30,7 +30,7 @@ from quad.evaluate.figures.reference import Reference
 from quad.runtime.adapters.store import AdapterStore
 from quad.runtime.engines.engine import default_threads
 from quad.runtime.pipeline import QuadPipeline
-from quad.zoo.reference import reference_dir
+from quad.zoo.reference import MODELS, NAME, reference_dir
 
 UNET_BAR_DB, GAIN_BAR = 36.0, 0.03
 Outputs = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # float, float without adapter, quantized, that without
@@ -51,9 +51,9 @@ def figures(calls: Sequence[Outputs]) -> dict[str, Any]:
     }
 
 
-def unet(pipe: QuadPipeline, reference: Reference, n: int, console: Console) -> dict[str, dict[str, Any]]:
+def unet(pipe: QuadPipeline, reference: Reference, model: Path, n: int, console: Console) -> dict[str, dict[str, Any]]:
     """Adapter -> its figures."""
-    session, store, model = open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle), reference_dir()
+    session, store = open_unet(pipe.bundle, pipe.engine), AdapterStore(pipe.bundle)
     chosen = list(one_of_each_run(held_out_probes(model, find_adapters(model), pipe.tasks, n)))
     outputs: dict[str, list[Outputs]] = {}
     for probe in track(chosen, "U-Net", console=console):
@@ -84,7 +84,8 @@ def table(result: dict[str, Any]) -> Table:
 
 def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
-    parser.add_argument("bundle", type=Path, help="toyland built for litert")
+    parser.add_argument("bundle", type=Path, help="a reference model built for litert")
+    parser.add_argument("--model", choices=MODELS, default=NAME, help="which one it is")
     parser.add_argument("--n", type=int, default=16, help="held-out samples")
     parser.add_argument("--engine", default="litert", help="what runs the bundle")
     return parser.parse_args()
@@ -93,12 +94,12 @@ def _options() -> argparse.Namespace:
 def main() -> None:
     """Measure a bundle."""
     options, console = _options(), Console(stderr=True)
-    model = reference_dir()
+    model = reference_dir(options.model)
     pipe, reference = QuadPipeline.from_pretrained(options.bundle, engine=options.engine), Reference(model, find_adapters(model))
     result = {
         "machine": machine(options.engine, default_threads()),
         "precision": pipe.bundle.manifest.precision,
-        "unet": unet(pipe, reference, options.n, console),
+        "unet": unet(pipe, reference, model, options.n, console),
     }
     console.print(table(result))
     write_report(options.json, result)

@@ -5,14 +5,17 @@ from __future__ import annotations
 from math import prod
 from typing import Any
 
+import msgspec
 import numpy as np
 import onnx_ir as ir
 
 from quad.compile.litert.layout import Stored, plain
 from quad.compile.litert.lowering import Lowering, constant_name
 from quad.compile.passes.edit import axis_of
+from quad.core.encoding import Encoding
 from quad.core.errors import UnsupportedError, mismatch
 
+_FINE, _CHORD = 16, 128  # bits of a number, and its steps between two places of an operator's table
 _UNARY = {"Relu": "RELU", "Sigmoid": "LOGISTIC", "Tanh": "TANH"}
 _BROADCAST: dict[str, tuple[str, str, dict[str, Any]]] = {
     # Scales of 16 bits that are all powers of two are another operator, of other bounds; no such flag, one operator for all.
@@ -38,12 +41,33 @@ def gelu(lowering: Lowering, node: ir.Node) -> None:
 
 
 def power(lowering: Lowering, node: ir.Node) -> None:
-    """The inverse root, which is a Pow of -0.5."""
+    """The inverse root, which is a Pow of -0.5; of 16 bits near at every step of its input."""
     exponent = lowering.constant(node.inputs[1])
     if exponent is None or exponent[0].size != 1 or float(exponent[0].reshape(())) != -0.5:
         raise UnsupportedError(mismatch(f"{node.name}", "a Pow of -0.5", "another exponent", "report it with the model's name"))
     source = lowering.operand(node.inputs[0])
-    lowering.builder.operator("RSQRT", [source.index], [lowering.result(node.outputs[0], source.order)])
+    output, encoding = lowering.result(node.outputs[0], source.order), lowering.encoding(source.index)
+    if encoding is None or encoding.bits != _FINE:
+        lowering.builder.operator("RSQRT", [source.index], [output])
+    else:
+        _near_root(lowering, source, encoding, output)
+
+
+def _near_root(lowering: Lowering, source: Stored, encoding: Encoding, output: int) -> None:
+    """LiteRT takes a root of 16 bits by chords of 128 steps, and along the first few the function falls too fast for that.
+
+    So it is taken once more of the same value in steps 128 times as fine, which cut off all beyond the first two chords. A chord lies above
+    the function, and what is cut off gives a larger root: the lesser of the two is the nearer. It is `a - relu(a - b)`, since Qualcomm's
+    plugin leaves a MINIMUM of 16 bits to the CPU.
+    """
+    fine = lowering.requantized(source, msgspec.structs.replace(encoding, scale=(encoding.scale[0] / _CHORD,)))
+    shape = lowering.builder.tensors[output].shape
+    coarse_root, fine_root, over, excess = (lowering.temporary(output, label, shape) for label in ("coarse", "fine", "over", "excess"))
+    lowering.builder.operator("RSQRT", [source.index], [coarse_root])
+    lowering.builder.operator("RSQRT", [fine.index], [fine_root])
+    lowering.operator("SUB", [coarse_root, fine_root], [over], potScaleInt16=False)
+    lowering.builder.operator("RELU", [over], [excess])
+    lowering.operator("SUB", [coarse_root, excess], [output], potScaleInt16=False)
 
 
 def softmax(lowering: Lowering, node: ir.Node) -> None:

@@ -17,7 +17,7 @@ from quad.compile.litert.aot.chips import CHIPS, LSI, MEDIATEK, chips_named
 from quad.compile.litert.aot.compile import compile_for_chips
 from quad.compile.litert.aot.front_ends import run_front_end, sdk_folder
 from quad.core.chips import ACCEPTED, NOT_COMPILED
-from tests.compile.litert.aot.small_files import control_file, slot_file
+from tests.compile.litert.aot.small_files import control_file, norm_file, slot_file
 
 COMPILER = shutil.which("gcc") or shutil.which("cc")
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C compiler for the stand-ins")
@@ -65,6 +65,18 @@ def test_mediatek_s_front_end_takes_the_whole_file(
     assert (result.state, result.ops, result.partitions, result.file) == (ACCEPTED, 3, 1, None)
     assert "neuron 3" in record.read_text()
     assert [path.name for path in model.parent.iterdir()] == ["model.tflite"]
+
+
+def test_both_front_ends_take_a_norm_whole(record: Path, sdks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, operators, _ = norm_file()
+    model = written(content, tmp_path)
+    (result,) = compile_for_chips(model, chips_named(["MT6993"]), {}, tmp_path)
+    assert (result.state, result.ops, result.partitions) == (ACCEPTED, operators, 1)
+    monkeypatch.setenv("LD_PRELOAD", str(sdks / "liblocale.so"))
+    sdk = sdk_folder(LSI)
+    assert sdk is not None
+    assert run_front_end(model, CHIPS["E9965"], sdk).whole
+    assert f"litecore {operators}\n" in record.read_text()
 
 
 def test_mediatek_s_front_end_refuses_another_operator(record: Path, tmp_path: Path) -> None:

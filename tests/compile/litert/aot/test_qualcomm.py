@@ -17,7 +17,7 @@ from quad.compile.litert.aot.dispatch import read_dispatch
 from quad.compile.litert.aot.observed import ObservedModel, computed_tensors, with_outputs
 from quad.core.chips import EMULATED
 from quad.core.errors import BackendError, UsageError
-from tests.compile.litert.aot.small_files import control_file, slot_feed, slot_file
+from tests.compile.litert.aot.small_files import control_file, norm_file, slot_feed, slot_file
 from tests.compile.litert.aot.test_front_ends import written
 
 
@@ -40,6 +40,13 @@ def test_a_file_becomes_one_binary_that_computes_what_the_interpreter_does(tmp_p
     dispatch = read_dispatch(model.parent / "SM8650.tflite")
     assert [each.name for each in dispatch.inputs] == ["x", "fc.lora_A", "fc.lora_B"]
     assert b"soc_type=SM8650" in dispatch.binary
+
+
+def test_a_norm_is_taken_whole_and_computed(tmp_path: Path) -> None:
+    content, operators, feed = norm_file()
+    model = written(content, tmp_path)
+    (result,) = compile_for_chips(model, chips_named(["SM8750"]), {"a": feed}, model.parent)
+    assert (result.state, result.ops, result.partitions) == (EMULATED, operators, 1)
 
 
 def test_the_first_wrong_tensor_is_named_and_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
