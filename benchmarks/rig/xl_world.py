@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from benchmarks.rig.world import random_pair, write_tokenizer
@@ -56,19 +57,29 @@ def write_xl_pipeline(root: Path, shape: Shape) -> None:
     (root / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline", "force_zeros_for_empty_prompt": True}))
 
 
+def xl_unet_options(shape: Shape) -> dict[str, Any]:
+    """Arguments of the U-Net's class."""
+    heads, (clip_l, clip_g) = [shape.heads(full) for full in (5, 10, 20)], shape.text_widths
+    return {
+        "sample_size": 128,
+        "block_out_channels": tuple(HEAD_CHANNELS * count for count in heads),
+        "attention_head_dim": heads,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": [shape.layers(full) for full in (1, 2, 10)],
+        "cross_attention_dim": clip_l + clip_g,
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": _TIME_CHANNELS,
+        "projection_class_embeddings_input_dim": clip_g + 6 * _TIME_CHANNELS,
+    }
+
+
 def _networks(shape: Shape) -> dict[str, Callable[[], nn.Module]]:
-    heads = [shape.heads(full) for full in (5, 10, 20)]
     clip_l, clip_g = shape.text_widths
 
     def unet() -> nn.Module:
-        network: nn.Module = UNet2DConditionModel(
-            sample_size=128, block_out_channels=tuple(HEAD_CHANNELS * count for count in heads), attention_head_dim=heads,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=[shape.layers(full) for full in (1, 2, 10)],
-            cross_attention_dim=clip_l + clip_g, use_linear_projection=True, addition_embed_type="text_time",
-            addition_time_embed_dim=_TIME_CHANNELS, projection_class_embeddings_input_dim=clip_g + 6 * _TIME_CHANNELS,
-        )  # fmt: skip
+        network: nn.Module = UNet2DConditionModel(**xl_unet_options(shape))
         return network
 
     def vae() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ from quad.build.build import BuildRequest, build
 from quad.compile.artifact import save_graph
 from quad.compile.passes import unobserved
 from quad.compile.placement.edge_encodings import edge_encodings
-from quad.compile.placement.edge_ranges import float_edges, observe_edges
+from quad.compile.placement.edge_ranges import Range, float_edges, observe_edges
 from quad.compile.placement.integer_graph import place_integers
 from quad.compile.qnn.chips import SOCS, soc_named
 from quad.compile.qnn.htp import compile_htp
+from quad.core.component_call import ComponentCall
 from quad.core.decibels import relative_error
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import BackendError, CompatibilityError, InputError, UsageError
@@ -28,6 +30,10 @@ from quad.lora.fit.integers import quantize_adapter
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.runtime.engines.ort import session_options
 from tests.compile.qnn.placed_htp import SOC, TARGET, Placed, fed, lowered
+
+
+def observed(placed: Placed, calls: Sequence[ComponentCall]) -> dict[str, Range]:
+    return observe_edges(placed.floats, calls, placed.profile.component("unet"))
 
 
 def test_every_value_between_operators_is_an_integer(placed: Placed) -> None:
@@ -73,7 +79,7 @@ def test_the_placed_graph_is_near_the_float_network(tiny: Any, placed: Placed, t
 
 
 def test_shape_operators_keep_their_encoding(placed: Placed) -> None:
-    edges = edge_encodings(placed.floats.graph, placed.profile.component("unet"), observe_edges(placed.floats, placed.calls))
+    edges = edge_encodings(placed.floats.graph, placed.profile.component("unet"), observed(placed, placed.calls))
     kept = 0
     for node in placed.floats.graph:
         if node.op_type in ("Reshape", "Transpose") and node.inputs[0].name in edges and node.outputs[0].name in edges:
@@ -83,7 +89,7 @@ def test_shape_operators_keep_their_encoding(placed: Placed) -> None:
 
 
 def test_no_observed_value_is_clipped(placed: Placed) -> None:
-    ranges = observe_edges(placed.floats, placed.calls)
+    ranges = observed(placed, placed.calls)
     for name, (low, high) in ranges.items():
         if name in placed.graph.edges:
             e = placed.graph.edges[name]
@@ -93,8 +99,8 @@ def test_no_observed_value_is_clipped(placed: Placed) -> None:
 
 
 def test_ranges_are_those_of_all_calls(placed: Placed) -> None:
-    alone = [observe_edges(placed.floats, [call]) for call in placed.calls]
-    together = observe_edges(placed.floats, placed.calls)
+    alone = [observed(placed, [call]) for call in placed.calls]
+    together = observed(placed, placed.calls)
     for name, (low, high) in together.items():
         assert low == min(one[name][0] for one in alone)
         assert high == max(one[name][1] for one in alone)
@@ -103,11 +109,11 @@ def test_ranges_are_those_of_all_calls(placed: Placed) -> None:
 
 def test_no_calls_and_bad_weights_are_said(placed: Placed) -> None:
     with pytest.raises(InputError, match="at least one call"):
-        observe_edges(placed.floats, [])
+        observed(placed, [])
     call = placed.calls[0]
     broken = replace(call, inputs={**call.inputs, "sample": np.full_like(call.inputs["sample"], np.nan)})
     with pytest.raises(InputError, match="expected finite values"):
-        observe_edges(placed.floats, [broken])
+        observed(placed, [broken])
 
 
 def test_a_profile_of_another_graph_is_refused(tiny: Any, placed: Placed) -> None:

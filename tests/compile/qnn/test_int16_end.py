@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from quad.compile.placement.every_edge import symmetric16
 from quad.compile.placement.integer_graph import IntegerGraph
-from quad.compile.qnn.htp import compile_htp, compiler_options
+from quad.compile.qnn.compile_graph import compiler_options
+from quad.compile.qnn.htp import compile_htp
 from quad.core.encoding import Encoding, encode_range
 from quad.core.ports import Port, Ports
 from quad.core.tensor_names import Role, role_of

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from quad.compile.lazy_tensor import lazy_tensor
 
 
 def is_op(node: ir.Node | None, *types: str) -> bool:
@@ -62,8 +64,18 @@ def axis_of(node: ir.Node, rank: int, default: int) -> int:
 
 def new_constant(graph: ir.Graph, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer."""
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype))
+    return _registered(graph, ir.tensor(array, name=name))
+
+
+def lazy_constant(graph: ir.Graph, name: str, make: Callable[[], NDArray[Any]], dtype: ir.DataType, shape: tuple[int, ...]) -> ir.Value:
+    """A new initializer whose numbers are made when they are read, each time anew."""
+    return _registered(graph, lazy_tensor(make, dtype, shape, name))
+
+
+def _registered(graph: ir.Graph, tensor: ir.TensorProtocol) -> ir.Value:
+    value = ir.Value(
+        name=tensor.name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(ir.DataType(tensor.dtype))
+    )
     graph.register_initializer(value)
     return value
 

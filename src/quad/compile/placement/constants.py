@@ -1,4 +1,7 @@
-"""Constants of a graph on which every value is an integer: the target's table says what each operand is, this how it is stored."""
+"""Constants of a graph on which every value is an integer: the target's table says what each operand is, this how it is stored.
+
+The integers of a constant are made from its numbers when they are written: a graph in placement holds the weights of no layer.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quad.compile.passes import weight_permutation
-from quad.compile.passes.edit import new_constant
+from quad.compile.passes.edit import lazy_constant, new_constant
 from quad.compile.targets import Target
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import UnsupportedError, mismatch
@@ -63,12 +66,9 @@ class ConstantPlacer:
         """The profile's, along the axis on which the channels lie now; of a weight that it does not know, its own range."""
         encoding = self._profile.get(str(value.name))
         if encoding is None:
-            return own_range(_array(value), self._target.constants["*"]["*"])
+            return own_range(_tensor(value).numpy(), self._target.constants["*"]["*"])
         self._target.check_weight(node.op_type, str(value.name), encoding)
-        permutation = weight_permutation(value)
-        if permutation is None or encoding.axis is None:
-            return encoding
-        return msgspec.structs.replace(encoding, axis=permutation.index(encoding.axis))
+        return stored_encoding(value, encoding)
 
     def _with_bias(self, node: ir.Node, weight: Encoding, first: Encoding | None) -> Encoding:
         """The weight's encoding with wider steps where its channel's bias would leave 32 bits: a channel of next to nothing but a bias."""
@@ -100,7 +100,7 @@ class ConstantPlacer:
         self.encodings.setdefault(str(value.name), encoding)
         if key not in self._stored:
             suffix = f"/{encoding.stored_as}/{sum(name == key[0] for name, _ in self._stored)}"
-            self._stored[key] = new_constant(self._graph, key[0] + suffix, as_file(encoding.quantize(_array(value)), encoding))
+            self._stored[key] = integer_constant(self._graph, key[0] + suffix, value, encoding)
         dequantize = ir.node(
             "DequantizeLinear",
             [self._stored[key], *self.encoding(encoding)],
@@ -131,6 +131,25 @@ def encoding_constants(graph: ir.Graph, name: str, encoding: Encoding) -> tuple[
     return new_constant(graph, f"{name}/scale", scale), new_constant(graph, f"{name}/zero_point", zero)
 
 
+def stored_encoding(weight: ir.Value, encoding: Encoding) -> Encoding:
+    """A parameter's encoding along the axis on which its channels lie now."""
+    permutation = weight_permutation(weight)
+    if permutation is None or encoding.axis is None:
+        return encoding
+    return msgspec.structs.replace(encoding, axis=permutation.index(encoding.axis))
+
+
+def integer_constant(graph: ir.Graph, name: str, value: ir.Value, encoding: Encoding) -> ir.Value:
+    """The integers of a float constant as a further one, made when they are read.
+
+    Args:
+        encoding: along the axis on which the constant's channels lie.
+    """
+    numbers = _tensor(value)
+    dtype = ir.DataType[encoding.stored_as.upper()]
+    return lazy_constant(graph, name, lambda: as_file(encoding.quantize(numbers.numpy()), encoding), dtype, tuple(numbers.shape.numpy()))
+
+
 def as_file(integers: NDArray[np.integer], encoding: Encoding) -> NDArray[Any]:
     """The integers in the element type of the file: those of 4 bits lie two in a byte there."""
     return integers.astype(ir.DataType[encoding.stored_as.upper()].numpy()) if encoding.bits == 4 else integers
@@ -142,7 +161,7 @@ def own_range(array: NDArray[np.floating], role: str) -> Encoding:
     return encode_range(low, high, bits=_OWN_RANGE[role], signed=signed, symmetric=signed)
 
 
-def _array(value: ir.Value) -> NDArray[np.floating]:
+def _tensor(value: ir.Value) -> ir.TensorProtocol:
     if value.const_value is None:
         raise UnsupportedError(mismatch(str(value.name), "a constant", "a computed value", "export the network anew"))
-    return value.const_value.numpy()
+    return value.const_value

@@ -2,12 +2,13 @@
 
 A Site names the operand of a layer or of an attention; what lies between (residual sums, norms, activations) has no name in the profile.
 Its range is read from the exported graph itself: every edge gets a ReduceMin and a ReduceMax, so that no activation is kept, whatever
-the size of the network.
+the size of the network. Weights that the profile has encodings of are integers there, as in the graph that will run: a byte each, in a
+file that is mapped, and float32 for one layer at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ import onnxruntime as ort
 from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites
 from quad.compile.passes.integers.remove_sites import is_site
+from quad.compile.placement.constants import encoding_constants, integer_constant, stored_encoding
 from quad.core.component_call import ComponentCall
+from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, InputError, mismatch
 from quad.core.storage.files import scratch_directory
 from quad.runtime.engines.engine import first_line
 
 Range = tuple[float, float]
+_LAYERS, _WEIGHT = ("Conv", "Gemm", "MatMul"), 1
 
 
 def is_float(value: ir.Value | None) -> bool:
@@ -36,19 +40,20 @@ def float_edges(graph: ir.Graph) -> list[ir.Value]:
     return [value for value in (*graph.inputs, *computed) if is_float(value)]
 
 
-def observe_edges(model: ir.Model, calls: Sequence[ComponentCall]) -> dict[str, Range]:
+def observe_edges(model: ir.Model, calls: Sequence[ComponentCall], profile: Mapping[str, Encoding]) -> dict[str, Range]:
     """Smallest and largest value of every edge over all calls.
 
     Args:
         model: float, with or without Sites; it stays as it is.
         calls: of this component.
+        profile: of this component; weights with an encoding are rounded.
 
     Raises:
         InputError: there is no call, or an edge takes NaN or Inf.
     """
     if not calls:
         raise InputError(mismatch(f"ranges of {model.graph.name}", "at least one call", "none", "give calibration samples"))
-    observed, names = _with_extremes(model)
+    observed, names = _with_extremes(model, profile)
     with scratch_directory() as folder:
         session = _open(observed, folder)
         low, high = np.full(len(names), np.inf), np.full(len(names), -np.inf)
@@ -64,10 +69,11 @@ def observe_edges(model: ir.Model, calls: Sequence[ComponentCall]) -> dict[str, 
     return {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
 
 
-def _with_extremes(model: ir.Model) -> tuple[ir.Model, list[str]]:
+def _with_extremes(model: ir.Model, profile: Mapping[str, Encoding]) -> tuple[ir.Model, list[str]]:
     """A copy without Sites whose last outputs are the extremes of each edge, and the edges' names in that order."""
     copy = RemoveSites()(model.clone()).model
     edges = float_edges(copy.graph)
+    _round_weights(copy.graph, profile)
     for value in edges:
         for kind in ("ReduceMin", "ReduceMax"):
             node = ir.node(kind, [value], attributes={"keepdims": 0})
@@ -75,6 +81,28 @@ def _with_extremes(model: ir.Model) -> tuple[ir.Model, list[str]]:
             copy.graph.append(node)
             copy.graph.outputs.append(node.outputs[0])
     return copy, [str(value.name) for value in edges]
+
+
+def _round_weights(graph: ir.Graph, profile: Mapping[str, Encoding]) -> None:
+    """Layers read their weights from integers."""
+    rounded: dict[str, ir.Value] = {}
+    for node in list(graph):
+        weight = node.inputs[_WEIGHT] if node.op_type in _LAYERS else None
+        name = "" if weight is None else str(weight.name)
+        if weight is None or weight.const_value is None or name not in profile:
+            continue
+        if name not in rounded:
+            encoding, stem = stored_encoding(weight, profile[name]), f"{name}/rounded"
+            integers = integer_constant(graph, stem, weight, encoding)
+            axis = {} if encoding.axis is None else {"axis": encoding.axis}
+            dequantize = ir.node("DequantizeLinear", [integers, *encoding_constants(graph, stem, encoding)], attributes=axis)
+            rounded[name] = dequantize.outputs[0]
+            rounded[name].name, rounded[name].shape, rounded[name].dtype = f"{stem}/dq", weight.shape, ir.DataType.FLOAT
+            graph.insert_before(node, dequantize)
+        node.replace_input_with(_WEIGHT, rounded[name])
+    for name in rounded:
+        if not graph.initializers[name].uses():
+            del graph.initializers[name]
 
 
 def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:

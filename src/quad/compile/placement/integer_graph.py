@@ -98,7 +98,7 @@ def place_integers(
     Raises:
         InputError: no call, or an edge takes NaN or Inf. UnsupportedError: the target has no scheme for a constant.
     """
-    edges = edge_encodings(model.graph, profile, observe_edges(model, calls), signed=target.signed)
+    edges = edge_encodings(model.graph, profile, observe_edges(model, calls, profile), signed=target.signed)
     constants = place_edges(model, profile, edges, target)
     observer("place_edges", model)
     # Equal DQs are not merged: a compiler may want one for each reader, as Qualcomm's does.

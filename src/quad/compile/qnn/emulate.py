@@ -18,7 +18,7 @@ from quad.compile.agreement import AGREE_DB, as_written, encoding_of
 from quad.compile.first_divergence import first_under
 from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.qnn.chips import Soc
-from quad.compile.qnn.htp import compiler_options
+from quad.compile.qnn.compile_graph import compiler_options
 from quad.core.decibels import array_sqnr_db
 from quad.core.encoding import Encoding
 from quad.core.errors import BackendError, mismatch

@@ -13,16 +13,15 @@ import onnx
 from quad.compile.artifact import MODEL_FILE, save_graph
 from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.qnn.chips import Soc
+from quad.compile.qnn.compile_graph import compile_graph
+from quad.compile.qnn.own_process import compile_in_own_process
 from quad.core.digests import canonical_json, digest, file_digest
 from quad.core.errors import BackendError, UnsupportedError, mismatch
 from quad.core.ports import PORTS_FILE
 from quad.core.storage.files import TEMPORARY, write_bytes, writing_to
-from quad.runtime.engines.engine import first_line
-
-_UNWRITTEN = "Failed to write context cache"  # what the compiler says of a full disk
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Compiled:
     """Facts about one compiled graph.
 
@@ -30,14 +29,18 @@ class Compiled:
         placement: `nodes`, `on_target`, `on_cpu`, `partitions`.
         identity: digest of the placed graph, its ports and the chip. The binary's own differs each time: its objects are numbered in the
             order in which a process compiled.
+        peak_ram_bytes: of the compiler's process; 0 where it was this one.
     """
 
     placement: dict[str, int]
     identity: str
+    peak_ram_bytes: int = 0
 
 
 def compile_htp(graph: IntegerGraph, folder: Path, soc: Soc) -> Compiled:
     """Compile into `folder`: `model.onnx` (a pointer), `model_qnn.bin` and `ports.json`.
+
+    A graph of many weights is compiled in a process of its own.
 
     Raises:
         BackendError: the compiler is not installed, or does not take the whole graph.
@@ -47,11 +50,20 @@ def compile_htp(graph: IntegerGraph, folder: Path, soc: Soc) -> Compiled:
         folder.mkdir(parents=True)
         beside = save_graph(graph.model, placed)
     sources = [file_digest(folder / name) for name in (placed.name, *beside)]
-    _compile(placed, pointer, soc)
+    peak_ram_bytes = _compile(placed, pointer, soc, apart=bool(beside))
     for name in (placed.name, *beside):
         (folder / name).unlink()
     write_bytes(folder / PORTS_FILE, canonical_json(graph.ports))
-    return Compiled(_placement(pointer, graph.nodes), digest([sources, msgspec.to_builtins(graph.ports), soc.name]))
+    identity = digest([sources, msgspec.to_builtins(graph.ports), soc.name])
+    return Compiled(placement=placement_of(pointer, graph.nodes), identity=identity, peak_ram_bytes=peak_ram_bytes)
+
+
+def _compile(placed: Path, pointer: Path, soc: Soc, *, apart: bool) -> int:
+    """The largest resident size of the compiler's process, 0 where it is this one."""
+    if apart:
+        return compile_in_own_process(placed, pointer, soc.name)
+    compile_graph(placed, pointer, soc)
+    return 0
 
 
 def require_compiler() -> None:
@@ -68,28 +80,15 @@ def require_compiler() -> None:
     htp_devices()
 
 
-def compiler_options(soc: Soc) -> dict[str, str]:
-    """Of the provider, to compile for one chip."""
-    return {"soc_model": str(soc.model), "htp_arch": str(soc.arch), "htp_graph_finalization_optimization_mode": "3"}
+def placement_of(pointer: Path, nodes: int) -> dict[str, int]:
+    """Where a compiled graph's operators run, counted in its pointer: one EPContext node a partition, any other node is left to the CPU.
 
+    Args:
+        nodes: operators of the placed graph.
 
-def _compile(placed: Path, pointer: Path, soc: Soc) -> None:
-    from quad.runtime.engines.qnn import htp_session  # as above
-
-    config = {"ep.context_enable": "1", "ep.context_file_path": str(pointer), "ep.context_embed_mode": "0"}
-    try:
-        htp_session(placed, options=compiler_options(soc), config=config)
-    except BackendError as error:
-        reason = first_line(error.__cause__ if isinstance(error.__cause__, Exception) else error)
-        if _UNWRITTEN in reason:
-            refusal = f"{pointer.parent}: cannot write (no room for the binary)"
-            raise BackendError(f"{refusal}; nothing was written, free some space or {TEMPORARY}") from error
-        where, hint = f"{pointer.parent.name} on {soc.name}", "report it with the model's name, and try another --soc"
-        raise BackendError(mismatch(where, "a graph that the compiler takes whole", reason, hint)) from error
-
-
-def _placement(pointer: Path, nodes: int) -> dict[str, int]:
-    """Counted in the pointer that the compiler wrote: one EPContext node a partition, any other node is left to the CPU."""
+    Raises:
+        UnsupportedError: they are not in one partition.
+    """
     kinds = Counter(node.op_type for node in onnx.load(str(pointer), load_external_data=False).graph.node)
     partitions = kinds.pop("EPContext", 0)
     left = sum(kinds.values())

@@ -21,7 +21,8 @@ from quad.compile.litert.aot.dispatch import read_dispatch, write_context
 from quad.compile.litert.aot.observed import ObservedModel, computed_tensors, has_byte_activations, observed_name, with_outputs
 from quad.compile.litert.aot.plugin import PluginRun, apply_plugin
 from quad.compile.qnn.chips import soc_named
-from quad.compile.qnn.htp import compiler_options, require_compiler
+from quad.compile.qnn.compile_graph import compiler_options
+from quad.compile.qnn.htp import require_compiler
 from quad.core.decibels import array_sqnr_db
 from quad.core.errors import BackendError, mismatch
 from quad.core.storage.files import scratch_directory, write_bytes

@@ -6,14 +6,17 @@ keep to +-127, which kernels of 8 bits count on. Together they reach 255 * 127 +
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 from msgspec import UNSET
 from msgspec.structs import replace as replaced
+from numpy.typing import NDArray
 
-from quad.compile.passes.edit import Writer, constant, is_op, new_constant, replace, static_shape
+from quad.compile.passes.edit import Writer, is_op, lazy_constant, replace, static_shape
 from quad.compile.passes.layout.fold_transpose import weight_permutation
 from quad.core.encoding import Encoding
 
@@ -53,29 +56,44 @@ class SplitWeight(ir.passes.InPlacePass):
 
     def _concerns(self, node: ir.Node) -> bool:
         weight = node.inputs[_WEIGHT] if is_op(node, "Conv", "Gemm", "MatMul") else None
-        return weight is not None and constant(weight) is not None and weight.name in self._encodings
+        return weight is not None and weight.const_value is not None and weight.name in self._encodings
 
     def _split(self, node: ir.Node) -> None:
         x, weight, *bias = node.inputs
-        array, shape = constant(weight), static_shape(node.outputs[0])
-        if weight is None or array is None or shape is None or any(value is not None for value in bias):
+        shape = static_shape(node.outputs[0])
+        if weight is None or shape is None or any(value is not None for value in bias):
             raise ir.passes.PassError(f"{node.name}: a layer with a bias")
         writer = Writer(node, str(node.outputs[0].name))
         products = [writer.like(node, [x, half], shape).outputs[0] for half in self._halves(node, weight)]
         replace(node.outputs[0], writer.value("Add", products, shape))
 
     def _halves(self, node: ir.Node, weight: ir.Value) -> tuple[ir.Value, ir.Value]:
-        graph, name, array = node.graph, str(weight.name), constant(weight)
-        if graph is None or array is None:
+        graph, name, numbers = node.graph, str(weight.name), weight.const_value
+        if graph is None or numbers is None:
             raise ir.passes.PassError(f"{node.name}: a node outside a graph")
         if f"{name}/high" not in graph.initializers:
             encoding, permutation = self._encodings[name], weight_permutation(weight)
             if encoding.axis is not None and permutation is not None:
                 encoding = replaced(encoding, axis=permutation.index(encoding.axis))
-            integers = encoding.quantize(array).astype(np.int32)
-            high = (integers + _BASE // 2) // _BASE
-            scale, _ = encoding.broadcast(array.ndim)
-            for half, values in (("high", high * _BASE), ("low", integers - high * _BASE)):
-                value = new_constant(graph, f"{name}/{half}", (values * scale).astype(np.float32))
+            for half, numbers_of in (("high", _high), ("low", _low)):
+                make = partial(_half, numbers, encoding, numbers_of)
+                value = lazy_constant(graph, f"{name}/{half}", make, ir.DataType.FLOAT, tuple(numbers.shape.numpy()))
                 value.metadata_props.update(weight.metadata_props)
         return graph.initializers[f"{name}/high"], graph.initializers[f"{name}/low"]
+
+
+def _half(weight: ir.TensorProtocol, encoding: Encoding, part: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.float32]:
+    """The numbers of one half of a weight."""
+    integers = encoding.quantize(weight.numpy()).astype(np.int32)
+    scale, _ = encoding.broadcast(integers.ndim)
+    return (part(integers) * scale).astype(np.float32)
+
+
+def _high(integers: NDArray[Any]) -> NDArray[Any]:
+    high: NDArray[Any] = (integers + _BASE // 2) // _BASE * _BASE
+    return high
+
+
+def _low(integers: NDArray[Any]) -> NDArray[Any]:
+    low: NDArray[Any] = integers - _high(integers)
+    return low
