@@ -8,6 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from quad.compile.agreement import AGREE_DB
 from quad.compile.passes import passes_before, run_passes, unobserved
 from quad.compile.placement.integer_graph import IntegerGraph, integer_feeds, lower_layers, place_integers
 from quad.compile.qnn.chips import NEWER, SOCS, Soc, generation_of, soc_named
@@ -82,7 +83,8 @@ def test_an_older_chip_takes_all_of_it_and_computes_it_right(soc: Soc, tmp_path:
     graph, given = placed_for(soc)
     compiled = compile_htp(graph, tmp_path / "g", soc)
     assert (compiled.placement["on_cpu"], compiled.placement["partitions"]) == (0, 1)
-    assert check_agreement(graph, tmp_path / "g" / "model.onnx", soc, given)["noise"] > 40.0
+    # Ranges that are moved by up to 0.3 % give 36.6 to 47.5 dB on v68: the bar is a build's own, and garbage has 15 dB and less.
+    assert check_agreement(graph, tmp_path / "g" / "model.onnx", soc, given)["noise"] > AGREE_DB
     assert f"soc_type={soc.name};arch={soc.arch}".encode() in (tmp_path / "g" / "model_qnn.bin").read_bytes()
 
 
