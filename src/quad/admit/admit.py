@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from quad.admit.aligned import Admission, AlignedAdapter, OpenBase, rescale
+from quad.admit.repack import unpacked
 from quad.admit.report import adapter_quality, checks, task_notes, word_notes
 from quad.admit.request import AdaptRequest, AdaptResult
 from quad.admit.slots import Fitted, fit, refuse_unfit
@@ -190,6 +191,8 @@ def _read(admission: Admission) -> FloatAdapter:
 
 def _read_as_it_is(admission: Admission) -> FloatAdapter:
     request, bundle = admission.request, admission.bundle
+    if request.packed_for is not None:
+        return unpacked(request.name, request.adapter, request.packed_for, bundle)
     largest = max(slot.adapter_rank for slot in bundle.slots.slots)
     # What is lost is judged with what the slots' ranks lose.
     limits = RankLimits(None, 0.0, max(CONVERTED_RANK, largest))

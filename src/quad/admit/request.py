@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from quad.admit.repack import pack_defaults
 from quad.admit.slots import SlotFit, worst
 from quad.core.component_call import BASE_SOURCE
 from quad.core.device import CPU
@@ -35,8 +36,9 @@ class AdaptRequest:
     Args:
         bundle: the frozen bundle's directory; nothing in it is written.
         name: what the adapter will be called.
-        adapter: LoRA file or directory, of any dialect.
+        adapter: LoRA file or directory, of any dialect; with `packed_for` a pack.
         output: the pack to write.
+        packed_for: another bundle of the same model, which the adapter is a pack for; None for a LoRA.
         base: the model that the bundle was built from; None admits without it.
         vae: the autoencoder's file or directory that the bundle was built with in place of the model's own; read with `base` alone.
         samples: calls to learn from and to measure on; read with `base` alone.
@@ -57,6 +59,7 @@ class AdaptRequest:
     adapter: Path
     _: KW_ONLY
     output: Path
+    packed_for: Path | None = None
     base: Path | None = None
     vae: Path | None = None
     samples: Sequence[CalibrationSample] = ()
@@ -109,9 +112,11 @@ class AdaptRequest:
         """With what the adapter's file says of how it is meant to be run, where nothing else was said.
 
         Raises:
-            InputError: the file is missing, or no LoRA's. UsageError: it names a sampler that there is not.
+            InputError: the file is missing, or no LoRA's. VerificationError: nor a pack, where one is given. UsageError: it names a sampler
+            that there is not.
         """
-        defaults = self.defaults.over(defaults_of(self.adapter))
+        stated = defaults_of(self.adapter) if self.packed_for is None else pack_defaults(self.adapter)
+        defaults = self.defaults.over(stated)
         check_defaults(f"{self.adapter}", defaults)
         return replace(self, defaults=defaults)
 

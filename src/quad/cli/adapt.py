@@ -25,11 +25,18 @@ Adapter = Annotated[
     str,
     typer.Argument(
         metavar="NAME=PATH[,sampler=KIND:STEPS][,guidance=G]",
-        help="A float LoRA file or directory, under the name it will have.",
+        help="A float LoRA file or directory, under the name it will have; with --packed-for a pack.",
         show_default=False,
     ),
 ]
 Output = Annotated[Path, typer.Option("-o", "--output", help="The pack to write.", metavar="FILE.qpack", show_default=False)]
+PackedFor = Annotated[
+    Path | None,
+    typer.Option(
+        "--packed-for", metavar="BUNDLE", help="Another bundle of the same model that PATH is a pack for; it is rounded anew, not trained.",
+        show_default=False,
+    ),
+]  # fmt: skip
 BaseModel = Annotated[
     str | None,
     typer.Option(
@@ -58,6 +65,7 @@ def adapt(
     bundle: BundleDir,
     adapter: Adapter,
     output: Output,
+    packed_for: PackedFor = None,
     base: BaseModel = None,
     vae: Vae = None,
     device: DeviceName = CPU,
@@ -80,7 +88,8 @@ def adapt(
 
         name, path = next(iter(local_adapters(stated.paths).items()))
         request = AdaptRequest(
-            bundle, name, path, output=output, task=task, like=like, prompts=tuple(prompt or ()), distill_steps=distill_steps,
+            bundle, name, path, output=output, packed_for=packed_for, task=task, like=like, prompts=tuple(prompt or ()),
+            distill_steps=distill_steps,
             allow_unused_keys=bool(allow_unused_keys), engine=engine, vae=vae, device=device,
             defaults=stated.defaults.get(name, AdapterDefaults()),
         )  # fmt: skip

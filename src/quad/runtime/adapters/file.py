@@ -102,6 +102,15 @@ class AdapterFile:
             _LOG.debug("adapter %s: padded to the slots' ranks", self.manifest.name)
         return buffers
 
+    def own_tensors(self, zeros: ZeroBuffers) -> dict[str, NDArray[Any]]:
+        """Its tensors at its own ranks.
+
+        Raises:
+            InputError, VerificationError: as `check`.
+        """
+        with self._checked_beside(copy_content(self.path), zeros) as tensors:
+            return dict(tensors)
+
     @contextmanager
     def _checked_beside(self, content: FileContent, zeros: ZeroBuffers) -> Iterator[Mapping[str, NDArray[Any]]]:
         """The block gets the tensors, seen to fit, while another thread reads and hashes the file, and is left when that is done.
