@@ -2,7 +2,7 @@
 
 import { describe, expect, test } from "vitest";
 import { adapterWeights, BlockWeights, weightAt } from "../src/adapters/block_weights.js";
-import { pad, zeroBuffers } from "../src/adapters/buffers.js";
+import { checkTensors, pad, zeroBuffers } from "../src/adapters/buffers.js";
 import { nearest, type Rows } from "../src/adapters/low_rank.js";
 import { mixAdapters } from "../src/adapters/weighted_sum.js";
 import { CompatibilityError, UsageError } from "../src/core/errors.js";
@@ -106,6 +106,34 @@ describe.each([undefined, "normalised"] as const)("slots %s", (mode) => {
     const before = update(pad(own, zeroBuffers(small, PROFILE)).arrays, small);
     expect(update(pad(own, zeroBuffers(large, PROFILE)).arrays, large)).toEqual(before);
   });
+});
+
+test("the base's correction stands behind every adapter, and no weight counts for it", () => {
+  const [rank, own] = [6, 2];
+  const slots = table(rank, "normalised");
+  const { path } = slots.slots[0]!;
+  const corrected: SlotTable = { ...slots, slots: [{ ...slots.slots[0]!, correction: own }] };
+  const bytes = (seed: number, size: number): Int8Array => Int8Array.from(new Generator(seed).standardNormal([size]), (x) => 30 * x);
+  const file = new Map<string, Tensor>([
+    [`${path}.lora_A`, { data: bytes(1, own * IN), shape: [own, IN] }],
+    [`${path}.lora_B`, { data: bytes(2, OUT * own), shape: [OUT, own] }],
+    [`${path}.lora_scale`, { data: Float32Array.of(0.5, 0.25), shape: [own] }],
+  ]);
+  const zeros = zeroBuffers(corrected, PROFILE, file);
+  const base = update(zeros.arrays, corrected);
+  expect(squares(base)).toBeGreaterThan(0);
+  const parts = new Map(["one", "two"].map((name, seed) => [name, pad(adapter(7 * seed, 2, corrected), zeros)]));
+  const plain = new Map(["one", "two"].map((name, seed) => [name, pad(adapter(7 * seed, 2, slots), zeroBuffers(slots, PROFILE))]));
+  for (const weights of [{ one: 1 }, { one: 0.5 }, { one: 0 }, { one: 1, two: -0.37 }]) {
+    const names = Object.keys(weights);
+    const chosen = adapterWeights(names, Object.values(weights));
+    const of = (all: typeof parts): typeof parts => new Map(names.map((name) => [name, all.get(name)!]));
+    const alone = update(mixAdapters(of(plain), chosen, zeroBuffers(slots, PROFILE)).buffers.arrays, slots);
+    const together = update(mixAdapters(of(parts), chosen, zeros).buffers.arrays, corrected);
+    const rest = together.map((value, i) => value - alone[i]! - base[i]!);
+    expect(squares(rest) / squares(base), JSON.stringify(weights)).toBeLessThan(1e-10);
+  }
+  expect(() => checkTensors("large", adapter(3, 5, slots), corrected)).toThrow("a rank from 1 to 4");
 });
 
 test("weights by block count where their blocks are", () => {

@@ -9,10 +9,24 @@
 import { type Encoding, type Profile, quantize } from "../core/encoding.js";
 import { mismatch, VerificationError } from "../core/errors.js";
 import { sizeOf } from "../core/numbers.js";
-import { aName, aShape, bName, bShape, rowSize, type Slot, type SlotTable, scaleInputs, scaleName, slotArray } from "../core/slots.js";
+import {
+  adapterRank,
+  aName,
+  aShape,
+  bName,
+  bShape,
+  isCorrected,
+  rowSize,
+  type Slot,
+  type SlotTable,
+  scaleInputs,
+  scaleName,
+  slotArray,
+} from "../core/slots.js";
 import { isFinite32, type Numbers, sameShape, type Tensor } from "../core/tensor.js";
 import { shapeText } from "../core/text.js";
 import type { Weight } from "./block_weights.js";
+import { placeCorrection } from "./correction.js";
 
 /** Graph input of scales -> those of all its slots, one after the other, as they are before a graph's encoding of them. */
 export type ScaleVectors = ReadonlyMap<string, Float32Array>;
@@ -39,8 +53,9 @@ export interface AdapterMix {
 
 const DTYPES: Readonly<Record<string, string>> = { Float32Array: "float32", Int16Array: "int16", Int8Array: "int8" };
 
-/** The zero adapter; inputs of one shape share one array. */
-export function zeroBuffers(table: SlotTable, profile: Profile): ZeroBuffers {
+/** The zero adapter, with the base's correction where it has one; inputs of one shape without it share one array. */
+export function zeroBuffers(table: SlotTable, profile: Profile, correction: ReadonlyMap<string, Tensor> = new Map()): ZeroBuffers {
+  const placed = placeCorrection(correction, table);
   const shared = new Map<string, Tensor>();
   const arrays = new Map<string, Tensor>();
   for (const slot of table.slots) {
@@ -51,7 +66,7 @@ export function zeroBuffers(table: SlotTable, profile: Profile): ZeroBuffers {
       const key = `${slot.dtype} ${shape.join("x")}`;
       const array = shared.get(key) ?? { data: slotArray(slot, sizeOf(shape)), shape };
       shared.set(key, array);
-      arrays.set(name, array);
+      arrays.set(name, placed.get(name) ?? array);
     }
   }
   const encodings = new Map<string, Encoding>();
@@ -59,7 +74,7 @@ export function zeroBuffers(table: SlotTable, profile: Profile): ZeroBuffers {
     const encoding = profile.encodings[members[0]!.component]?.[name];
     if (encoding !== undefined) encodings.set(name, encoding);
   }
-  const scales = scaleVectors(new Map(), table);
+  const scales = scaleVectors(placed, table);
   return { table, encodings, scales, arrays: withScales(arrays, scales, encodings) };
 }
 
@@ -79,6 +94,18 @@ export function scaleVectors(tensors: ReadonlyMap<string, Tensor>, table: SlotTa
   return vectors;
 }
 
+/** Scales of an adapter, zero in the channels of the base's correction, with those of the correction. */
+export function corrected(scales: ScaleVectors, zeros: ZeroBuffers): ScaleVectors {
+  if (!isCorrected(zeros.table)) return scales;
+  return new Map([...scales].map(([name, vector]) => [name, vector.map((scale, index) => scale + zeros.scales.get(name)![index]!)]));
+}
+
+/** The scales of `corrected` without those of the correction. */
+export function uncorrected(scales: ScaleVectors, zeros: ZeroBuffers): ScaleVectors {
+  if (!isCorrected(zeros.table)) return scales;
+  return new Map([...scales].map(([name, vector]) => [name, vector.map((scale, index) => scale - zeros.scales.get(name)![index]!)]));
+}
+
 /** Arrays and scales as the graphs read them: floats, or integers of their encoding. */
 export function withScales(
   arrays: ReadonlyMap<string, Tensor>,
@@ -94,7 +121,10 @@ export function withScales(
   return all;
 }
 
-/** Every graph input at the slot's rank, zeros behind the channels of a smaller adapter; a tensor that has it already is not copied. */
+/**
+ * Every graph input at the slot's rank, zeros behind the channels of a smaller adapter, or the base's correction; a tensor that has it
+ * already is not copied.
+ */
 export function pad(tensors: ReadonlyMap<string, Tensor>, zeros: ZeroBuffers): Buffers {
   const arrays = new Map(zeros.arrays);
   for (const slot of zeros.table.slots) {
@@ -109,6 +139,10 @@ export function pad(tensors: ReadonlyMap<string, Tensor>, zeros: ZeroBuffers): B
     }
     const down = slotArray(slot, slot.rank * rowSize(slot));
     const up = slotArray(slot, slot.out_features * slot.rank);
+    if (slot.correction !== undefined) {
+      down.set(zeros.arrays.get(aName(slot))!.data as Int16Array);
+      up.set(zeros.arrays.get(bName(slot))!.data as Int16Array);
+    }
     down.set(a.data as Int16Array);
     const columns = b.data as Int16Array;
     // Number by number: a view of each short row takes three times as long.
@@ -118,7 +152,7 @@ export function pad(tensors: ReadonlyMap<string, Tensor>, zeros: ZeroBuffers): B
     arrays.set(aName(slot), { data: down, shape: aShape(slot) });
     arrays.set(bName(slot), { data: up, shape: bShape(slot) });
   }
-  const scales = scaleVectors(tensors, zeros.table);
+  const scales = corrected(scaleVectors(tensors, zeros.table), zeros);
   return { arrays: withScales(arrays, scales, zeros.encodings), scales };
 }
 
@@ -128,10 +162,11 @@ export function pad(tensors: ReadonlyMap<string, Tensor>, zeros: ZeroBuffers): B
  */
 export function checkTensors(name: string, tensors: ReadonlyMap<string, Tensor>, table: SlotTable): void {
   const where = `adapter '${name}'`;
-  const known = new Set(table.slots.flatMap((slot) => partNames(slot, table)));
+  const ofAdapters = table.slots.filter(adapterRank);
+  const known = new Set(ofAdapters.flatMap((slot) => partNames(slot, table)));
   const strange = [...tensors.keys()].filter((each) => !known.has(each)).sort();
   if (strange.length) throw odd(where, `tensors of ${table.slots.length} slots`, `${strange[0]}, which is none`);
-  for (const slot of table.slots) {
+  for (const slot of ofAdapters) {
     const names = partNames(slot, table);
     const parts = names.filter((each) => tensors.has(each));
     if (parts.length === 0) continue;
@@ -146,8 +181,8 @@ export function checkTensors(name: string, tensors: ReadonlyMap<string, Tensor>,
 function checkSlot(where: string, tensors: ReadonlyMap<string, Tensor>, slot: Slot, table: SlotTable): void {
   const a = tensors.get(aName(slot))!;
   const rank = a.shape[0] ?? 0;
-  if (rank < 1 || rank > slot.rank) {
-    throw odd(`${where}, ${aName(slot)}`, `a rank from 1 to ${slot.rank}`, `shape ${shapeText(a.shape)}`);
+  if (rank < 1 || rank > adapterRank(slot)) {
+    throw odd(`${where}, ${aName(slot)}`, `a rank from 1 to ${adapterRank(slot)}`, `shape ${shapeText(a.shape)}`);
   }
   const expected: readonly (readonly [string, string, readonly number[]])[] = [
     [aName(slot), slot.dtype, aShape(slot, rank)],

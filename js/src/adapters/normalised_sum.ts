@@ -8,7 +8,7 @@
  */
 
 import { roundHalfEven } from "../core/numbers.js";
-import { largestInteger, type Slot } from "../core/slots.js";
+import { adapterRank, largestInteger, type Slot } from "../core/slots.js";
 import { MID_ROOM, nearest, norm, peak, type Rows, scaled } from "./low_rank.js";
 import { asSum, columnOf, emptyBuffers, gathered, type Part, rowOf, rowPlaces, type Sum, writeChannel } from "./slot_sum.js";
 
@@ -31,15 +31,15 @@ export function addScaled(parts: readonly ScaledPart[], slot: Slot): ScaledSum {
     const { a, b } = first!.part;
     return { sum: { a, b, clipped: new Map(), energy: undefined }, scales: Float32Array.from(first!.scales) };
   }
-  if (parts.reduce((sum, { part }) => sum + part.rows.length, 0) <= slot.rank) return sideBySide(parts, slot);
+  if (parts.reduce((sum, { part }) => sum + part.rows.length, 0) <= adapterRank(slot)) return sideBySide(parts, slot);
   const rows = parts.flatMap(({ part }) => part.rows.map((row) => rowOf(part, row, slot)));
   const columns = parts.flatMap(({ part, scales }) => part.rows.map((row) => columnOf(part, row, slot, scales[row]!)));
   const places = rowPlaces(rows);
-  if (Math.max(...places) < slot.rank) {
+  if (Math.max(...places) < adapterRank(slot)) {
     const shared = gathered(rows, columns, places);
     return written(shared.a, normalised(shared.b, slot), slot, undefined);
   }
-  const product = nearest(rows, columns, slot.rank, Infinity);
+  const product = nearest(rows, columns, adapterRank(slot), Infinity);
   const longest = MID_ROOM * Math.max(0, ...rows.map(norm));
   const down = normalised(product.a, slot, longest);
   const up = product.b.map((column, channel) => scaled(column, down.undo[channel]!));

@@ -6,7 +6,7 @@
  */
 
 import { roundHalfEven } from "../core/numbers.js";
-import { aName, aShape, bName, bShape, largestInteger, rowSize, type Slot, slotArray } from "../core/slots.js";
+import { adapterRank, aName, aShape, bName, bShape, largestInteger, rowSize, type Slot, slotArray } from "../core/slots.js";
 import type { Tensor } from "../core/tensor.js";
 import type { Buffers } from "./buffers.js";
 import { nearest, type Rows } from "./low_rank.js";
@@ -42,15 +42,15 @@ export function partOf(name: string, weight: number, buffers: Buffers, slot: Slo
 export function addParts(parts: readonly Part[], slot: Slot): Sum {
   const [first] = parts;
   if (parts.length === 1) return alone(first!, slot);
-  if (parts.reduce((sum, part) => sum + part.rows.length, 0) <= slot.rank) return sideBySide(parts, slot);
+  if (parts.reduce((sum, part) => sum + part.rows.length, 0) <= adapterRank(slot)) return sideBySide(parts, slot);
   const a = parts.flatMap((part) => part.rows.map((row) => rowOf(part, row, slot)));
   const b = parts.flatMap((part) => part.rows.map((row) => columnOf(part, row, slot, part.weight)));
   const places = rowPlaces(a);
-  if (Math.max(...places) < slot.rank) {
+  if (Math.max(...places) < adapterRank(slot)) {
     const shared = gathered(a, b, places);
     return written(shared.a, shared.b, slot, undefined);
   }
-  const product = nearest(a, b, slot.rank, largestInteger(slot));
+  const product = nearest(a, b, adapterRank(slot), largestInteger(slot));
   return written(product.a, product.b, slot, product.energy);
 }
 

@@ -9,6 +9,7 @@ import type { TaskSpec } from "../core/task.js";
 import { quoted } from "../core/text.js";
 import { isUsed, type Weight } from "./block_weights.js";
 import { type AdapterMix, type Buffers, checkTensors, pad, type ZeroBuffers, zeroBuffers } from "./buffers.js";
+import { readCorrection } from "./correction.js";
 import { type AdapterFile, checkParents, shippedManifest, shippedTensors } from "./file.js";
 import { mixAdapters, strengthNotes } from "./weighted_sum.js";
 
@@ -22,7 +23,7 @@ interface Entry {
 
 /** Adapters by name; the bundle's own are read when they are first used. */
 export class AdapterStore {
-  readonly zeros: ZeroBuffers;
+  zeros: ZeroBuffers;
   readonly #bundle: Bundle;
   readonly #entries = new Map<string, Entry>();
   #latest: AdapterMix | undefined;
@@ -32,8 +33,9 @@ export class AdapterStore {
     this.zeros = zeroBuffers(bundle.slots, bundle.profile);
   }
 
-  /** Read the manifests of the bundle's own adapters. Raises a `CompatibilityError` where one was packed for another bundle. */
+  /** Read the base's correction, and the manifests of the bundle's own adapters. Raises a `CompatibilityError` where one was packed for another bundle. */
   async open(options: OpenOptions = {}): Promise<void> {
+    this.zeros = zeroBuffers(this.#bundle.slots, this.#bundle.profile, await readCorrection(this.#bundle, options));
     for (const name of this.#bundle.manifest.adapters) await this.#registerShipped(name, options);
   }
 

@@ -7,11 +7,11 @@
 
 import { qmax } from "../core/encoding.js";
 import { CompatibilityError, mismatch, UsageError } from "../core/errors.js";
-import { aName, bName, largestInteger, type Slot, type SlotTable, scaleInputs, scaleName } from "../core/slots.js";
+import { adapterRank, aName, bName, largestInteger, type Slot, type SlotTable, scaleInputs, scaleName } from "../core/slots.js";
 import type { Tensor } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
 import { BlockWeights, largestWeight, type Weight, weightAt, weightText } from "./block_weights.js";
-import { type Buffers, type ScaleVectors, scaleVectors, withScales, type ZeroBuffers } from "./buffers.js";
+import { type Buffers, corrected, type ScaleVectors, scaleVectors, uncorrected, withScales, type ZeroBuffers } from "./buffers.js";
 import { addScaled, type ScaledPart } from "./normalised_sum.js";
 import { addParts, partOf } from "./slot_sum.js";
 
@@ -67,12 +67,14 @@ function mixSearched(parts: Parts, weights: Weights, zeros: ZeroBuffers): Mixed 
 
 function mixScaled(parts: Parts, weights: Weights, zeros: ZeroBuffers): Mixed {
   const { table, encodings } = zeros;
-  const weighted = new Map([...parts].map(([name, { scales }]) => [name, times(name, weights.get(name)!, scales, table)]));
+  const weighted = new Map(
+    [...parts].map(([name, { scales }]) => [name, times(name, weights.get(name)!, uncorrected(scales, zeros), table)]),
+  );
   const [only] = parts;
   if (parts.size === 1) {
     // Of one adapter alone A and B stay the same arrays.
     const [name, source] = only!;
-    const scales = new Map([...weighted.get(name)!].map(([input, vector]) => [input, Float32Array.from(vector)]));
+    const scales = corrected(new Map([...weighted.get(name)!].map(([input, vector]) => [input, Float32Array.from(vector)])), zeros);
     const buffers = { arrays: withScales(source.arrays, scales, encodings), scales };
     return { buffers, notes: scaleNotes(scales, parts, weights, zeros) };
   }
@@ -85,14 +87,23 @@ function mixScaled(parts: Parts, weights: Weights, zeros: ZeroBuffers): Mixed {
     const alive = used.filter(({ part }) => part.rows.length);
     if (!alive.length) continue;
     const { sum, scales } = addScaled(alive, slot);
-    arrays.set(aName(slot), sum.a).set(bName(slot), sum.b);
+    arrays
+      .set(aName(slot), besideCorrection(sum.a, aName(slot), zeros, slot))
+      .set(bName(slot), besideCorrection(sum.b, bName(slot), zeros, slot));
     totals.set(scaleName(slot), { data: scales, shape: [scales.length] });
     if (sum.energy !== undefined) cut.set(slot.path, sum.energy);
   }
   requireEnergy(cut, parts, weights, table);
-  const scales = scaleVectors(totals, table);
+  const scales = corrected(scaleVectors(totals, table), zeros);
   const buffers = { arrays: withScales(arrays, scales, encodings), scales };
   return { buffers, notes: [...cutNotes(cut, parts), ...scaleNotes(scales, parts, weights, zeros)] };
+}
+
+/** A or B of a sum with the base's correction where it is not there yet: zeros stand in its channels, and other arrays are not written to. */
+function besideCorrection(tensor: Tensor, name: string, zeros: ZeroBuffers, slot: Slot): Tensor {
+  if (slot.correction === undefined) return tensor;
+  const own = zeros.arrays.get(name)!.data as Int16Array;
+  return { data: (tensor.data as Int16Array).map((value, index) => value || own[index]!), shape: tensor.shape };
 }
 
 /** A part without the rank channels that count nothing. */
@@ -142,7 +153,7 @@ function requireEnergy(cut: ReadonlyMap<string, number>, parts: Parts, weights: 
   const most = Math.max(...all.map((each) => each.reduce((sum, rank) => sum + rank, 0)));
   throw new CompatibilityError(
     `adapters ${names.map(([name, rank]) => `${quoted(name)} (rank ${rank})`).join(" + ")} need rank ${needed} at slot ${slot.path}, the ` +
-      `bundle has ${slot.rank}, and the nearest sum of that rank keeps ${worst[1].toFixed(2)} of theirs, under ${MIN_ENERGY}: use fewer at ` +
+      `bundle has ${adapterRank(slot)}, and the nearest sum of that rank keeps ${worst[1].toFixed(2)} of theirs, under ${MIN_ENERGY}: use fewer at ` +
       `once or build with --room ${count} or --max-rank ${most}`,
   );
 }

@@ -4,6 +4,7 @@ import { DecodeError, type Decoder, decodeJson } from "../core/decode.js";
 import { type Profile, profileDecoder } from "../core/encoding.js";
 import { CompatibilityError, InputError, mismatch, throwIfAborted, UnsupportedError, VerificationError } from "../core/errors.js";
 import {
+  BASE_CORRECTION_FILE,
   BUNDLE_FILE,
   type BundleManifest,
   bundleManifest,
@@ -16,7 +17,7 @@ import {
 } from "../core/manifest.js";
 import { sizeText } from "../core/picture_size.js";
 import { MOST_STEPS } from "../core/sampling.js";
-import { type SlotTable, slotTable, TEXT_ENCODER, UNET } from "../core/slots.js";
+import { isCorrected, type SlotTable, slotTable, TEXT_ENCODER, UNET } from "../core/slots.js";
 import { quoted } from "../core/text.js";
 import { checkDigest, sha256 } from "./digest.js";
 import { HttpSource } from "./http_source.js";
@@ -60,9 +61,10 @@ export class Bundle {
     return 1 + (this.manifest.components[UNET]?.groups?.length ?? 0);
   }
 
-  /** Digests of slots and profile, which an adapter must have been packed for. */
+  /** Digests of slots, profile, and any correction of the base, which an adapter must have been packed for. */
   get digests(): ReadonlyMap<string, string> {
-    return new Map(["slots", "profile"].map((parent) => [parent, this.manifest.parents[parent] ?? "none"]));
+    const digests = new Map(["slots", "profile"].map((parent) => [parent, this.manifest.parents[parent] ?? "none"]));
+    return isCorrected(this.slots) ? digests.set("correction", this.manifest.files[BASE_CORRECTION_FILE]!.sha256) : digests;
   }
 
   /** The bytes of a shipped file. Raises a `VerificationError` where the manifest does not list it, or it is another than that says. */
@@ -79,6 +81,9 @@ export async function openBundle(source: BundleSource, options: OpenOptions = {}
   checkNumbers(where, manifest);
   const slots = await readParent(source, manifest, SLOTS_FILE, "slots", slotTable, options);
   const profile = await readParent(source, manifest, PROFILE_FILE, "profile", profileDecoder, options);
+  if (isCorrected(slots) && !Object.hasOwn(manifest.files, BASE_CORRECTION_FILE)) {
+    throw new VerificationError(mismatch(where, `a digest of ${BASE_CORRECTION_FILE}, which slots have`, "none", AGAIN));
+  }
   const groups = 1 + (manifest.components[UNET]!.groups?.length ?? 0);
   if (groups !== 1 + (profile.groups?.length ?? 0)) {
     throw new VerificationError(mismatch(where, `${1 + (profile.groups?.length ?? 0)} groups of graphs of ${UNET}`, groups, AGAIN));
@@ -196,10 +201,6 @@ function checkNumbers(where: string, manifest: BundleManifest): void {
     throw new UnsupportedError(
       mismatch(where, "a model that reads the prompt's hidden states alone", "one that reads sizes too (SDXL)", way),
     );
-  }
-  if (manifest.precision.startsWith("w4")) {
-    const way = "run it with quad in Python, or build it with weights of 8 bits";
-    throw new UnsupportedError(mismatch(where, "weights of 8 bits", `${manifest.precision}, weights of 4 bits`, way));
   }
   const { schedule, latent } = manifest;
   const betas = schedule.trained_betas;

@@ -22,7 +22,7 @@ export interface Profile {
 }
 
 const encoding: Decoder<Encoding> = struct<Encoding>({
-  bits: required(integer(8, 32)),
+  bits: required(integer(4, 32)),
   signed: required(boolean),
   symmetric: required(boolean),
   scale: required(listOf(number())),

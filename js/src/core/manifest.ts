@@ -10,6 +10,8 @@ export const FORMAT_VERSION = 1;
 export const BUNDLE_FILE = "bundle.json";
 export const SLOTS_FILE = "slots.json";
 export const PROFILE_FILE = "profile.json";
+/** With weights of 4 bits: what mends their error, in the slots. */
+export const BASE_CORRECTION_FILE = "base_correction.safetensors";
 export const TOKENIZER_FILE = "tokenizer/tokenizer.json";
 export const EMBEDDINGS_FILE = "embeddings.safetensors";
 export const CONFORMANCE_FILE = "conformance.json";

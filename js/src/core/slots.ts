@@ -19,6 +19,8 @@ export interface Slot {
   readonly kernel: readonly number[];
   readonly component: string;
   readonly largest: number | undefined;
+  /** How many of the rank channels, the last ones, the base's own correction has. */
+  readonly correction: number | undefined;
 }
 
 /** All slots of a bundle, each graph's in the order of its inputs. */
@@ -37,6 +39,7 @@ const slot: Decoder<Slot> = struct<Slot>({
   kernel: optional(listOf(integer(1, 64), 2, 2), [1, 1]),
   component: optional(text, UNET),
   largest: maybe(integer(1, 32767)),
+  correction: maybe(integer(1, 2 ** 16)),
 });
 
 export const slotTable: Decoder<SlotTable> = struct<SlotTable>({
@@ -50,6 +53,12 @@ export const aName = (slot: Slot): string => `${slot.path}.lora_A`;
 export const bName = (slot: Slot): string => `${slot.path}.lora_B`;
 /** Name of its scales in an adapter's file, of normalised slots. */
 export const scaleName = (slot: Slot): string => `${slot.path}.lora_scale`;
+
+/** Rank channels that adapters have, the first ones; 0 where only the base's correction has any. */
+export const adapterRank = (slot: Slot): number => slot.rank - (slot.correction ?? 0);
+
+/** Has a slot a correction of the base. */
+export const isCorrected = (table: SlotTable): boolean => table.slots.some((slot) => slot.correction !== undefined);
 
 /** Shape of A of an adapter that has this rank at the slot. */
 export function aShape(slot: Slot, rank = slot.rank): readonly number[] {
