@@ -19,7 +19,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from quad.build.four_bits.choose_layers import default_room, layer_costs
+from quad.build.four_bits.choose_layers import correction_budget, default_room, layer_costs
 from quad.build.request import CORRECTION_RANK
 from quad.core.slots import TEXT_ENCODER, UNET
 from quad.core.tensor_names import weight_name
@@ -70,21 +70,23 @@ def main() -> int:
         mine = [cost for cost in costs if cost.key[0] == name]
         rest, _ = _rest(network, GRAPH_BYTES[4])
         four = layer_costs({name: network}, damages, options.correction_rank)[1] + sum(cost.four_bytes for cost in mine)
-        rows[name] = {"w8a16": eight[name], "w4a16, least": four + rest, "correction": sum(cost.correction_bytes for cost in mine)}
-    room, total = default_room(costs), sum(eight.values())
-    shared = sum(row["w4a16, least"] for row in rows.values()) + room
+        rows[name] = {"w8a16": eight[name], "w4a16, least": four + rest}
+    room, correction, total = default_room(costs), correction_budget(costs), sum(eight.values())
+    shared = sum(row["w4a16, least"] for row in rows.values()) + room + correction
     for name, row in rows.items():
         print(f"{name:14}" + ", ".join(f"{key} {value / 1e6:.1f} MB" for key, value in row.items()))
     print(
-        f"together {total / 1e6:.1f} MB at w8a16, {shared / 1e6:.1f} MB at w4a16, of which {room / 1e6:.1f} MB for layers that keep 8 bits"
+        f"together {total / 1e6:.1f} MB at w8a16, {shared / 1e6:.1f} MB at w4a16, of which {room / 1e6:.1f} MB for layers that keep 8 bits "
+        f"and {correction / 1e6:.1f} MB for the correction"
     )
-    one_for_all = rows[UNET]["w4a16, least"] + room + BINARIES * adapter_bytes(parts[UNET])
+    one_for_all = rows[UNET]["w4a16, least"] + room + correction + BINARIES * adapter_bytes(parts[UNET])
     figures = [
         Figure(name="shared bytes, w4a16 over w8a16", value=shared / total, bar=BAR, unit="x"),
         Figure(name=TEN, value=BINARIES * eight[UNET] / one_for_all, bar=RATIO, unit="x", least=True),
     ]
     print_figures(figures)
-    write_report(options.json, {"components": rows, "w8a16": total, "w4a16": shared, "room": room, "fixed": fixed}, figures)
+    together = {"w8a16": total, "w4a16": shared, "room": room, "correction": correction, "fixed": fixed}
+    write_report(options.json, {"components": rows, **together}, figures)
     return 0
 
 

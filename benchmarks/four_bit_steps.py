@@ -1,12 +1,12 @@
 """A step of Stable Diffusion 1.5's U-Net with weights of 4 bits beside 8, at the same activations: CPU time, file, memory.
 
-    python -m benchmarks.four_bit_steps [--width 320] [--latent 32] [--engines ort,openvino] [--activations 16,mixed] [--repeats 9]
-        [--json FILE]
+    python -m benchmarks.four_bit_steps [--width 320] [--latent 32] [--engines ort,openvino] [--activations 16,mixed] [--corrected some]
+        [--repeats 9] [--json FILE]
 
 Weights are random and rounded to the nearest: times and bytes are those of a build, numbers are none. Every layer that may have 4 bits has
-them, and the slot of rank 8 that its correction takes, beside 128 attention slots of rank 16. Sides take turns (A B, B A, ...), each in a
-process of its own, on one thread unless `--threads` says more. A side's memory holds this program's libraries too, 0.5 GB of torch: that of
-`quad run` is for `benchmarks.scale --against`.
+them. Of these as many as a build corrects, drawn at random (`--corrected all` for every one, or `none`), have a correction's slot, beside
+128 attention slots of rank 16. Sides take turns (A B, B A, ...), each in a process of its own, on one thread unless `--threads` says more.
+A side's memory holds this program's libraries too, 0.5 GB of torch: that of `quad run` is for `benchmarks.scale --against`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from benchmarks.rig.sides import Side
 from benchmarks.rig.world import WIDTH, denoiser
 from torch import Tensor, nn
 
+from quad.build.four_bits.choose_layers import correction_budget, layer_costs
 from quad.build.request import CORRECTION_RANK
 from quad.compile.artifact import save_graph
 from quad.compile.export import GraphSpec, export_graph
@@ -48,7 +49,7 @@ from quad.model.slots.layers import layers_of, weights_of
 from quad.model.slots.network import slot_network, slotted_as
 from quad.model.slots.skips import split_skips
 from quad.model.slots.table import corrected_table
-from quad.quantize.correct.layer_choice import four_bit_paths
+from quad.quantize.correct.layer_choice import four_bit_paths, within_correction
 from quad.quantize.correct.mixed_precision import eight_bit_sites
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
@@ -62,12 +63,22 @@ TEN, ROM_RANK = 10, 64
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What is built: width of the U-Net, side of the latent, engines, words of `PRECISIONS`."""
+    """What is built: width of the U-Net, side of the latent, engines, words of `PRECISIONS`, and which layers are corrected."""
 
     width: int
     latent: int
     engines: tuple[str, ...]
     activations: tuple[str, ...]
+    corrected: str
+
+
+def corrected_paths(network: nn.Module, narrow: frozenset[str], corrected: str) -> frozenset[str]:
+    """Layers that get a correction's slot; random ones, for random weights have no damage to rank by."""
+    draw = np.random.default_rng(0)
+    costs, _ = layer_costs({UNET: network}, {(UNET, path): draw.random() for path in sorted(narrow)}, CORRECTION_RANK)
+    costs = [replace(cost, damage=cost.damage * cost.correction_bytes) for cost in costs]
+    mended = within_correction(costs, correction_budget(costs)).corrected
+    return {"none": frozenset[str](), "all": narrow}.get(corrected, frozenset(path for _, path in mended))
 
 
 def graph_of(cache: Path, bits: int, engine: str, activations: str) -> Path:
@@ -84,7 +95,7 @@ def build(cache: Path, plan: Plan) -> None:
         network, table = slot_network(unet, (adapter,))
         narrow = four_bit_paths(UNET, network) if bits == 4 else frozenset[str]()
         if narrow:
-            table = corrected_table(table, COMPONENT, unet, narrow, CORRECTION_RANK)
+            table = corrected_table(table, COMPONENT, unet, corrected_paths(network, narrow, plan.corrected), CORRECTION_RANK)
             network = slotted_as(unet, nn.Module(), table).unet
         split_skips(network)
         inputs, integers = network_inputs(plan.latent), integer_slots(table, 16)
@@ -162,12 +173,15 @@ def main() -> int:
     parser.add_argument("--latent", type=int, default=32, help="side of the latent; 32 is a picture of 256 pixels")
     parser.add_argument("--engines", type=lambda text: tuple(text.split(",")), default=tuple(TARGETS), help="of ort,openvino")
     parser.add_argument("--activations", type=lambda text: tuple(text.split(",")), default=tuple(PRECISIONS), help="of 16,mixed")
+    parser.add_argument("--corrected", choices=("some", "all", "none"), default="some", help="which layers of 4 bits are corrected")
     parser.add_argument("--repeats", type=int, default=9, help="turns of each side")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--cache", type=Path, default=Path("out/four_bit_steps"), help="where graphs are kept, 6 GB at the true width")
     options = parser.parse_args()
-    plan = Plan(width=options.width, latent=options.latent, engines=options.engines, activations=options.activations)
-    cache = options.cache / f"{plan.width}-{plan.latent}"
+    plan = Plan(
+        width=options.width, latent=options.latent, engines=options.engines, activations=options.activations, corrected=options.corrected
+    )  # fmt: skip
+    cache = options.cache / f"{plan.width}-{plan.latent}-{plan.corrected}"
     if not all(graph_of(cache, bits, engine, kind).is_file() for bits in (8, 4) for engine in plan.engines for kind in plan.activations):
         process = get_context("spawn").Process(target=build, args=(cache, plan))
         process.start()

@@ -19,7 +19,7 @@ from torch import nn
 
 from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.embeddings import checked_words
-from quad.build.four_bits.choose_layers import choose_layers
+from quad.build.four_bits.choose_layers import FourBitLayers, choose_layers
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
@@ -175,15 +175,15 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
     slotted = slot_networks(
         sources.base.unet, sources.base.text_encoder, sources.adapters, request.max_rank, request.slot_room, request.slots
     )
-    chosen: frozenset[Key] = frozenset()
+    chosen = FourBitLayers()
     if has_four_bits(request.resolved_precision):
         floats = component_networks(replace(sources.base, unet=slotted.unet.unet), slotted.unet, slotted.text_encoder)
         measured = sources.base.at((request.measured_sizes or sources.base.sizes)[0])
         choice = partial(choose_layers, request, measured, floats, slotted.table, sources.adapters, sources.samples)
-        chosen = frozenset(sources.cache.value("four_bits", lambda: sorted(choice()), list[Key]))
-        if request.resolved_correction_rank:
-            narrow = {path for component, path in chosen if component == UNET}
-            table = corrected_table(slotted.table, UNET, sources.base.unet, narrow, request.resolved_correction_rank)
+        chosen = sources.cache.value("four_bits", choice, FourBitLayers)
+        if chosen.corrected:
+            paths = {path for _, path in chosen.corrected}
+            table = corrected_table(slotted.table, UNET, sources.base.unet, paths, request.resolved_correction_rank)
             slotted = slotted_as(sources.base.unet, sources.base.text_encoder, table)
     base, table = replace(sources.base, unet=slotted.unet.unet), slotted.table
     percent = eight_bit_percent(request.resolved_precision) or 0.0
@@ -207,7 +207,7 @@ def _slot(request: BuildRequest, sources: _Sources) -> SlottedModel:
         cache=sources.cache,
         statistics_type=request.statistics,
         calibration_sizes=request.measured_sizes or base.sizes,
-        four_bit_layers=chosen,
+        four_bit_layers=chosen.narrow,
     )
 
 

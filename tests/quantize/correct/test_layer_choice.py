@@ -15,7 +15,7 @@ from quad.model.base.modules import share_copy
 from quad.model.slots.layers import layers_of
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget
+from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget, within_correction
 from tests.quantize.conftest import Tiny
 from tests.small_model import base as base
 
@@ -42,8 +42,21 @@ def test_a_layer_that_does_not_fit_makes_way_for_a_smaller_one() -> None:
     assert _narrow([_cost("large", 100.0, 1000), _cost("small", 0.1, 10)], 500 + 10) == {"large"}
 
 
-def test_what_a_layer_of_8_bits_needs_no_longer_is_its_correction() -> None:
-    assert _narrow([_cost("a", 1.0, 100, correction=50)], 100) == set()
+@pytest.mark.parametrize(("budget", "corrected"), [(4, set()), (9, {"a"}), (10, {"b"}), (14, {"b"}), (15, {"a", "b"}), (99, {"a", "b"})])
+def test_corrections_go_where_the_most_damage_is_for_their_bytes(budget: int, corrected: set[str]) -> None:
+    """And a layer that has none takes no part."""
+    costs = [_cost("a", 1.0, 100, correction=5), _cost("b", 4.0, 100, correction=10), _cost("text", 9.0, 100)]
+    mended = within_correction(costs, budget)
+    assert {path for _, path in mended.corrected} == corrected
+    assert not mended.widened
+
+
+def test_a_layer_that_8_bits_cost_less_than_its_correction_gets_those() -> None:
+    costs = [_cost("small", 1.0, 20, correction=30), _cost("large", 1.0, 100, correction=30)]
+    mended = within_correction(costs, 40)
+    assert (mended.widened, mended.corrected) == ({("unet", "small")}, {("unet", "large")})
+    assert within_correction(costs, 10).widened == mended.widened
+    assert not within_correction(costs, 9).widened
 
 
 Outputs = Callable[[], list[torch.Tensor]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
@@ -19,16 +20,30 @@ from quad.core.tensor_names import weight_name
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import Layer, layers_of, tables_of
-from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget
+from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget, within_correction
 from quad.quantize.encodings.rules import rule_for
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.observers import Feed
 
 SEED = 40_000  # other noise than calibration, sensitivity, rounding and alignment draw
+CORRECTED = 0.1  # of the bytes that corrections of all layers would take, spent where rounding does most damage (ADR 68)
 SHARE = 0.05  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
 CALLS = 3  # of each network, with each adapter and without: the first, the last, and one between
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FourBitLayers:
+    """Layers by component and path.
+
+    Args:
+        narrow: those whose weights get 4 bits.
+        corrected: those of them whose error is mended in a slot.
+    """
+
+    narrow: frozenset[Key] = frozenset()
+    corrected: frozenset[Key] = frozenset()
 
 
 def choose_layers(
@@ -38,8 +53,8 @@ def choose_layers(
     table: SlotTable,
     adapters: Sequence[FloatAdapter],
     samples: Sequence[CalibrationSample],
-) -> frozenset[Key]:
-    """The layers of all networks that get weights of 4 bits.
+) -> FourBitLayers:
+    """The layers of all networks that get weights of 4 bits, and those of them that are corrected.
 
     Args:
         networks: slotted for the adapters alone.
@@ -54,9 +69,12 @@ def choose_layers(
         of_paths = weight_damages(networks[component], paths, mine, signed=target.signed_four_bits) if paths else {}
         damages |= {(component, path): damage for path, damage in of_paths.items()}
     costs, fixed = layer_costs(networks, damages, request.resolved_correction_rank)
-    chosen = within_budget(costs, _budget(request, costs, fixed) - fixed)
-    _log.info("4 bits: %d of %d layers, the others keep 8", len(chosen), len(costs))
-    return chosen
+    correction = correction_budget(costs)
+    narrow = within_budget(costs, _budget(request, costs, fixed + correction) - fixed - correction)
+    mended = within_correction([cost for cost in costs if cost.key in narrow], correction)
+    narrow -= mended.widened
+    _log.info("4 bits: %d of %d layers, the others keep 8; %d are corrected", len(narrow), len(costs), len(mended.corrected))
+    return FourBitLayers(narrow=narrow, corrected=mended.corrected)
 
 
 def layer_costs(networks: Mapping[str, nn.Module], damages: Mapping[Key, float], rank: int) -> tuple[list[LayerCost], int]:
@@ -104,6 +122,11 @@ def _one_of_each(feeds: Iterable[Feed]) -> Iterator[Feed]:
         if feed.source not in seen:
             seen.add(feed.source)
             yield feed
+
+
+def correction_budget(costs: Sequence[LayerCost]) -> int:
+    """The bytes that corrections may take, all together."""
+    return int(CORRECTED * sum(cost.correction_bytes for cost in costs))
 
 
 def default_room(costs: Sequence[LayerCost]) -> int:

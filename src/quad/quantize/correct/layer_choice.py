@@ -42,7 +42,7 @@ class LayerCost:
         key: the component and the layer's path in it.
         damage: of `weight_damages`.
         weights: how many it has.
-        correction_bytes: of what mends it at 4 bits.
+        correction_bytes: of what mends it at 4 bits; 0 where nothing does.
     """
 
     key: Key
@@ -52,12 +52,12 @@ class LayerCost:
 
     @property
     def four_bytes(self) -> int:
-        """Its size at 4 bits."""
-        return (self.weights + 1) // 2 + self.correction_bytes
+        """Its size at 4 bits, without its correction."""
+        return (self.weights + 1) // 2
 
     @property
     def spared_bytes(self) -> int:
-        """The bytes that 8 bits would take beside that; below zero for a layer so small that its correction outweighs it."""
+        """The bytes that 8 bits would take beside that."""
         return self.weights - self.four_bytes
 
 
@@ -78,6 +78,29 @@ def within_budget(costs: Sequence[LayerCost], budget_bytes: int) -> frozenset[Ke
             narrow.discard(cost.key)
             spare -= cost.spared_bytes
     return frozenset(narrow)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mended:
+    """Layers of 4 bits that get more bytes: those that are corrected, and those that 8 bits cost no more than their correction."""
+
+    corrected: frozenset[Key]
+    widened: frozenset[Key]
+
+
+def within_correction(costs: Sequence[LayerCost], budget_bytes: int) -> Mended:
+    """The layers to mend where that may take so many bytes: those whose damage is most for what mends it.
+
+    Args:
+        costs: of layers of 4 bits.
+    """
+    corrected, widened, spare = set[Key](), set[Key](), budget_bytes
+    ways = [(min(cost.correction_bytes, cost.spared_bytes), cost) for cost in costs if cost.correction_bytes]
+    for taken, cost in sorted(ways, key=lambda way: (-way[1].damage / max(way[0], _LEAST), way[1].key)):
+        if taken <= spare:
+            (corrected if cost.correction_bytes < cost.spared_bytes else widened).add(cost.key)
+            spare -= taken
+    return Mended(corrected=frozenset(corrected), widened=frozenset(widened))
 
 
 def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[ComponentCall], *, signed: bool = False) -> dict[str, float]:
