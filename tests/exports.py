@@ -37,7 +37,7 @@ from quad.model.slots.layers import layers_of
 Trace = Callable[[nn.Module, GraphSpec], ir.Model]
 _PLAIN = (type(None), EllipsisType, msgspec.UnsetType, bool, int, float, str, bytes, torch.dtype, torch.device, enum.Enum)
 _PLACES = "parameters"
-_OURS = ("quad.model", "quad.compile.export", "quad.compile.lazy_weights")
+_OURS = ("quad.model", "quad.compile.export", "quad.compile.lazy_weights", "quad.compile.one_trace")
 
 
 class _Unknown(Exception):

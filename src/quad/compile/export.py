@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from onnxscript import values
 from torch import Tensor, nn
 
 from quad.compile.lazy_weights import lazy_weight, placeholders
+from quad.compile.one_trace import as_captured, captured
 from quad.compile.operator_table import one_operator_table
 from quad.compile.passes import Observer, tidy, unobserved
 from quad.core.errors import UnsupportedError, mismatch
@@ -95,10 +96,13 @@ def traced(module: nn.Module, spec: GraphSpec) -> ir.Model:
 def _model(module: nn.Module, spec: GraphSpec, kwargs: Mapping[str, Any]) -> ir.Model:
     try:
         with _quiet(), exporting(), one_operator_table(), torch.no_grad():
-            program = torch.onnx.export(
-                module, tuple(spec.inputs.values()), kwargs=dict(kwargs), dynamo=True, opset_version=OPSET, optimize=False, verbose=False,
-                custom_translation_table={SITE_OP: _site_node},
-            )  # fmt: skip
+            arguments = tuple(spec.inputs.values())
+            one = captured(module, arguments, kwargs, OPSET)
+            with nullcontext() if one is None else as_captured():
+                program = torch.onnx.export(
+                    module if one is None else one, arguments, kwargs=dict(kwargs), dynamo=True, opset_version=OPSET, optimize=False,
+                    verbose=False, custom_translation_table={SITE_OP: _site_node},
+                )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UnsupportedError(mismatch(spec.component, "a network torch can export to ONNX", reason, "report its operators")) from error
