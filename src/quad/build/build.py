@@ -25,7 +25,7 @@ from quad.compile.backend import Backend
 from quad.compile.targets import check_precision, load_target
 from quad.core.device import CPU
 from quad.core.errors import BackendError, QuadError
-from quad.core.memory import release_memory
+from quad.core.memory import freed_memory_reused, release_memory
 from quad.core.precision import eight_bit_percent
 from quad.core.processes import is_main
 from quad.core.progress import Progress, StageClock, silent
@@ -65,7 +65,7 @@ def build(request: BuildRequest, progress: Progress = silent) -> BuildResult:
     check_statistics_type(request.statistics, offered=bf16_offered(device))
     request = replace(request.with_files_defaults(), device=str(device))
     clock = StageClock(STAGES, _releasing(progress if is_main() else silent))
-    with build_lock(request), fixed_threads(request.threads), one_lane(request.device != CPU):
+    with build_lock(request), fixed_threads(request.threads), one_lane(request.device != CPU), freed_memory_reused():
         try:
             return _build(request, backend, clock, start)
         except QuadError as error:

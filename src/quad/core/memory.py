@@ -5,8 +5,14 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# glibc's malloc.h: what `mallopt` takes.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
+_KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
+_USUAL = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26, _ARENA_MAX: 0}  # where glibc's own adaptation ends
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -38,6 +44,27 @@ def release_memory() -> None:
     """
     with suppress(OSError, AttributeError, TypeError):  # TypeError: a system whose libraries have no common handle
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def freed_memory_reused() -> Iterator[None]:
+    """While the block runs, freed memory is had again without asking the system (glibc), until `release_memory` gives it back.
+
+    Tensors of some megabytes come and go with every layer, and the system clears each page that it hands out: a fifth of a guided call.
+    """
+    _tell_allocator(_KEPT)
+    try:
+        yield
+    finally:
+        _tell_allocator(_USUAL)
+        release_memory()
+
+
+def _tell_allocator(options: dict[int, int]) -> None:
+    with suppress(OSError, AttributeError, TypeError):  # as in `release_memory`
+        mallopt = ctypes.CDLL(None).mallopt
+        for option, value in options.items():
+            mallopt(option, value)
 
 
 def memory_block(size: int) -> mmap.mmap:
