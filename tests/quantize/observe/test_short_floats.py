@@ -12,6 +12,7 @@ from torch import nn
 
 from quad.core.errors import CompatibilityError, UsageError
 from quad.core.float_type import AUTO, BF16, F32
+from quad.model.base.modules import share_copy
 from quad.model.slots.layers import layers_of
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.short_floats import LARGE, check_statistics_type, choose_statistics_type, computing_in, weights_in
@@ -78,6 +79,25 @@ def test_networks_have_their_own_weights_and_types_again(tiny: Any) -> None:
     assert all(layer.weight is before[path] for path, layer in layers_of(tiny.network).items())
     with torch.no_grad():
         assert torch.equal(_call(tiny, 0), expected)
+
+
+@pytest.mark.parametrize("room", [0, 30_000, 10**9])
+def test_weights_held_in_half_precision_answer_the_same_whether_they_are_converted_once_or_at_each_call(
+    tiny: Any, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quad.quantize.observe.short_floats.BESIDE_BYTES", room)
+    network = share_copy(tiny.network)
+    layers = list(layers_of(network).values())
+    for layer in layers:
+        layer.weight = nn.Parameter(layer.weight.half(), requires_grad=False)
+    with torch.no_grad(), computing_in(BF16):
+        expected = network(*tiny.inputs, {})
+        with weights_in(BF16, [network]):
+            short = sum(2 * layer.weight.numel() for layer in layers if layer.weight.dtype == torch.bfloat16)
+            assert torch.equal(network(*tiny.inputs, {}), expected)
+    assert short <= room
+    assert (short > 0) == (room > 0)
+    assert {layer.weight.dtype for layer in layers} == {torch.float16}
 
 
 def test_another_network_that_shares_the_weights_does_not_see_it(tiny: Any) -> None:

@@ -55,7 +55,14 @@ class HeldWeight:
     def numbers(self) -> Tensor:
         """Its numbers as float32; itself where it is held so."""
         full = self.stored.float()
-        return full if self.step is None else full * self.step
+        if self.step is None:
+            return full
+        return full * self.step if full is self.stored else full.mul_(self.step)
+
+    def factor(self) -> Tensor:
+        """Its numbers for a product: as they are held where products are computed in that type, else as float32."""
+        short = self.step is None and self.stored.dtype == torch.bfloat16 and torch.is_autocast_enabled(self.stored.device.type)
+        return self.stored if short else self.numbers()
 
     def scaled(self, by: Tensor) -> HeldWeight:
         """The same with its numbers multiplied, as `by` broadcasts."""
@@ -80,7 +87,7 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     held = HeldWeight.of(layer)
     if _is_remembered(held, x):
         return cast(Tensor, _Linear.apply(x, held, layer.bias))  # type: ignore[no-untyped-call]
-    return functional.linear(x, held.numbers(), layer.bias)
+    return functional.linear(x, held.factor(), layer.bias)
 
 
 def convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
@@ -88,7 +95,7 @@ def convolution(layer: nn.Conv2d, x: Tensor) -> Tensor:
     held = HeldWeight.of(layer)
     if _is_remembered(held, x) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
         return cast(Tensor, _Convolution.apply(x, held, layer))  # type: ignore[no-untyped-call]
-    answer: Tensor = layer._conv_forward(x, held.numbers(), layer.bias)
+    answer: Tensor = layer._conv_forward(x, held.factor(), layer.bias)
     return answer
 
 

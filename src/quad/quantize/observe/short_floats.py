@@ -14,9 +14,11 @@ from torch import nn
 from quad.core.errors import CompatibilityError, UsageError, mismatch
 from quad.core.float_type import AUTO, BF16, F32, FLOAT_TYPES
 from quad.model.device import HERE
-from quad.model.slots.layers import layers_of
+from quad.model.slots.held_weight import HeldWeight
+from quad.model.slots.layers import Layer, layers_of
 from quad.quantize.processes.dealt import from_each, json_codec
 
+BESIDE_BYTES = 2_000_000_000  # of bf16 weights that are held beside the float16 ones that they are made from
 LARGE = 100_000_000  # weights of the denoiser: smaller ones are heard as fast in float32
 
 
@@ -60,14 +62,21 @@ def computing_in(float_type: str) -> AbstractContextManager[object]:
 
 @contextmanager
 def weights_in(float_type: str, networks: Iterable[nn.Module]) -> Iterator[None]:
-    """The networks' own weights in that type while the block runs, which saves a conversion at each call; then those that were there."""
-    before = [
-        (layer, layer.weight) for network in networks for layer in layers_of(network).values() if layer.weight.dtype == torch.float32
-    ] if float_type == BF16 else []  # fmt: skip
+    """The networks' own weights in that type while the block runs, which saves a conversion at each call; then those that were there.
+
+    Of those held in float16 as many as `BESIDE_BYTES` hold; the others are converted at each call, to the same numbers.
+    """
+    before: list[tuple[Layer, HeldWeight]] = []
+    room = BESIDE_BYTES
+    for layer in (layer for network in networks for layer in layers_of(network).values()) if float_type == BF16 else ():
+        held = HeldWeight.of(layer)
+        room -= 2 * held.stored.numel() if held.stored.dtype == torch.float16 and held.step is None else 0
+        if held.step is None and (held.stored.dtype == torch.float32 or (held.stored.dtype == torch.float16 and room >= 0)):
+            before.append((layer, held))
     try:
-        for layer, weight in before:
-            layer.weight = nn.Parameter(weight.to(torch.bfloat16), requires_grad=False)
+        for layer, held in before:
+            HeldWeight(nn.Parameter(held.numbers().to(torch.bfloat16), requires_grad=False)).put(layer)
         yield
     finally:
-        for layer, weight in before:
-            layer.weight = weight
+        for layer, held in before:
+            held.put(layer)
