@@ -28,7 +28,17 @@ def limit_of(profile: Mapping[str, Encoding]) -> float:
 def as_written(model: ir.Model, path: Path) -> ort.InferenceSession:
     """A Q/DQ graph, saved at `path` and computed as it is written."""
     save_graph(model, path)
-    return ort.InferenceSession(str(path), session_options(AS_WRITTEN, 1), providers=["CPUExecutionProvider"])
+    options = session_options(AS_WRITTEN, 1)
+    in_written_order(options)
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def in_written_order(options: ort.SessionOptions) -> None:
+    """Compute the operators in the order of the file: each weight is dequantized just before its layer.
+
+    In the engine's own order all are first, and the float32 numbers of every layer are in memory at once.
+    """
+    options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
 
 
 def encoding_of(node: ir.Node) -> Encoding:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,6 +74,32 @@ def test_what_is_held_at_once_does_not_grow_with_the_number_of_layers(tmp_path: 
     few, many = (peak_bytes(layers, tmp_path) for layers in (2, 14))
     assert many - few < 2 * LAYER_BYTES
     assert (tmp_path / "placed.onnx.data").stat().st_size > 14 * LAYER_BYTES
+
+
+def alive_bytes(model: ir.Model) -> int:
+    """The most that computed values take at once, each held from its operator to its last reader, in the order of the file."""
+    last = {id(value): index for index, node in enumerate(model.graph) for value in node.inputs}
+    alive: dict[int, int] = {}
+    most = 0
+    for index, node in enumerate(model.graph):
+        alive |= {id(value): math.prod(value.shape.numpy()) * 4 for value in node.outputs if value.shape is not None}
+        most = max(most, sum(alive.values()))
+        alive = {key: size for key, size in alive.items() if last.get(key, -1) > index}
+    return most
+
+
+def test_no_graph_that_is_run_holds_the_numbers_of_several_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine computes in the order of the file: a weight is dequantized just before its layer, and an edge is looked at just behind."""
+    observed: list[ir.Model] = []
+
+    def save(model: ir.Model, path: Path) -> tuple[str, ...]:
+        observed.append(model)
+        return save_graph(model, path)
+
+    monkeypatch.setattr("quad.compile.placement.edge_ranges.save_graph", save)
+    placed = [place_integers(chain(lazy(layers)), encodings(layers), [CALL], TARGET, unobserved).model for layers in (2, 6)]
+    for few, many in (observed, placed):
+        assert 4 * LAYER_BYTES < alive_bytes(few) == alive_bytes(many) < 5 * LAYER_BYTES
 
 
 def test_ranges_are_those_of_the_rounded_weights() -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
+from quad.compile.agreement import in_written_order
 from quad.compile.artifact import save_graph
 from quad.compile.passes import RemoveSites
 from quad.compile.passes.integers.remove_sites import is_site
@@ -75,11 +76,18 @@ def _with_extremes(model: ir.Model, profile: Mapping[str, Encoding]) -> tuple[ir
     edges = float_edges(copy.graph)
     _round_weights(copy.graph, profile)
     for value in edges:
-        for kind in ("ReduceMin", "ReduceMax"):
-            node = ir.node(kind, [value], attributes={"keepdims": 0})
-            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = f"{value.name}/{kind}", ir.DataType.FLOAT, ir.Shape([])
-            copy.graph.append(node)
+        extremes = [ir.node(kind, [value], attributes={"keepdims": 0}) for kind in ("ReduceMin", "ReduceMax")]
+        for node in extremes:
+            node.outputs[0].name, node.outputs[0].dtype, node.outputs[0].shape = (
+                f"{value.name}/{node.op_type}",
+                ir.DataType.FLOAT,
+                ir.Shape([]),
+            )
             copy.graph.outputs.append(node.outputs[0])
+        if (maker := value.producer()) is not None:
+            copy.graph.insert_after(maker, extremes)
+        else:
+            copy.graph.insert_before(copy.graph[0], extremes)
     return copy, [str(value.name) for value in edges]
 
 
@@ -109,6 +117,7 @@ def _open(model: ir.Model, folder: Path) -> ort.InferenceSession:
     """As written: nothing is fused away that has a name."""
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    in_written_order(options)
     options.log_severity_level = 3
     path = folder / "observed.onnx"
     save_graph(model, path)
