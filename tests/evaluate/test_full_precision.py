@@ -58,6 +58,10 @@ def test_its_picture_is_the_references(opened: FullPrecision, task: str, adapter
         ({"task": "nothing"}, "task"),
         ({"width": 1, "height": 1}, "width"),
         ({"original_size": (32, 32)}, "the picture's own sizes"),
+        ({"guidance_interval": (0.2, 0.8)}, "guidance all the way"),
+        ({"reuse": 2}, "every step computed, found reuse 2"),
+        ({"tiny_decoder": True}, "the model's own decoder"),
+        ({"mask_grow": 5}, "a mask grown by 2, found 5"),
     ],
 )
 def test_what_it_does_not_read_is_one_line_and_ends_nothing(opened: FullPrecision, words: dict[str, Any], line: str) -> None:

@@ -22,6 +22,7 @@ from quad.model.base.hub import resolve_model
 from quad.runtime.adapter_defaults import sampler_text
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.bundle import Bundle, open_bundle
+from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.provenance.png import plain_png
 from quad.runtime.request import Request, Resolved
 from quad.serve.api import ErrorBody, NewRequest, error_body
@@ -80,6 +81,10 @@ class FullPrecision:
             (bool(body.negative_prompt), "no negative prompt", "one"),
             (spec.strength is not msgspec.UNSET or bool(spec.blend), "a task that begins at noise", resolved.task),
             (not body.sizes.is_default, "the picture's own sizes", "others"),
+            (body.guidance_interval is not None, "guidance all the way", str(body.guidance_interval)),
+            (body.reuse > 1, "every step computed", f"reuse {body.reuse}"),
+            (body.tiny_decoder, "the model's own decoder", "the tiny one"),
+            (body.mask_grow != DEFAULT_GROW_PX, f"a mask grown by {DEFAULT_GROW_PX}", str(body.mask_grow)),
             (spec.image_guidance is not msgspec.UNSET, "a task without picture guidance", resolved.task),
             (resolved.size not in (None, self.reference.picture_size), f"pictures of {self.reference.picture_size}", str(resolved.size)),
         ):
