@@ -2,39 +2,31 @@
 
     python -m benchmarks.four_bit_bytes [--correction-rank 8] [--json FILE]
 
-Nothing is built: networks lie on torch's meta device. Weights are counted in the bits that a build gives them, with the correction and with
-what 8 bits take for the most sensitive layers; scales and zero points as graphs hold them and again as the profile's text; all other
-parameters as float32. Nodes of graphs, slots, tokenizer and stored calls are left out: a few megabytes, the same in both.
+Nothing is built, see `rig.counted_bytes`. At 4 bits with the correction, and with what 8 bits take for the most sensitive layers. Token
+tables have 8 bits in both; the bar is of W8A16 with tables of 16.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 
 import torch
+from benchmarks.rig.counted_bytes import adapter_bytes, eight_bit_bytes, four_bit_bytes
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.report import command_line, print_figures, write_report
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from quad.build.four_bits.choose_layers import correction_budget, default_room, layer_costs
 from quad.build.request import CORRECTION_RANK
 from quad.core.slots import TEXT_ENCODER, UNET
-from quad.core.tensor_names import weight_name
 from quad.model.slots.attention import add_sites
-from quad.model.slots.layers import layers_of, tables_of
-from quad.quantize.correct.layer_choice import four_bit_paths
-from quad.quantize.encodings.rules import rule_for
+from quad.model.slots.layers import tables_of
 
 BAR = 0.56
 BINARIES, RANK, RATIO = 10, 64, 12.0  # merged INT8 U-Nets, against adapters of that rank in int16 on all attention projections
 TEN = f"ten INT8 U-Nets over one of 4 bits and ten adapters of rank {RANK}"
-PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 WIDTHS = (128, 256, 512, 512)
-GRAPH_BYTES = {8: 5, 4: 4.5}  # of a channel's scale and zero point
-TEXT_BYTES = 23  # of the same as text: a float32 in decimals, and a number of one digit
 
 
 def networks() -> dict[str, nn.Module]:
@@ -62,64 +54,23 @@ def main() -> int:
     parser.add_argument("--correction-rank", type=int, default=CORRECTION_RANK, help="rank of the correction, 0 for none")
     options = parser.parse_args()
     parts = networks()
-    eight = {name: eight_bit_bytes(name, network) for name, network in parts.items()}
-    damages = {(name, path): 0.0 for name, network in parts.items() for path in four_bit_paths(name, network)}
-    costs, fixed = layer_costs(parts, damages, options.correction_rank)
-    rows: dict[str, dict[str, float]] = {}
-    for name, network in parts.items():
-        mine = [cost for cost in costs if cost.key[0] == name]
-        rest, _ = _rest(network, GRAPH_BYTES[4])
-        four = layer_costs({name: network}, damages, options.correction_rank)[1] + sum(cost.four_bytes for cost in mine)
-        rows[name] = {"w8a16": eight[name], "w4a16, least": four + rest}
-    room, correction, total = default_room(costs), correction_budget(costs), sum(eight.values())
-    shared = sum(row["w4a16, least"] for row in rows.values()) + room + correction
+    eight, four = {name: eight_bit_bytes(name, network) for name, network in parts.items()}, four_bit_bytes(parts, options.correction_rank)
+    total, shared = sum(eight.values()), four.total
+    rows = {name: {"w8a16": eight[name], "w4a16, least": four.least[name]} for name in parts}
     for name, row in rows.items():
         print(f"{name:14}" + ", ".join(f"{key} {value / 1e6:.1f} MB" for key, value in row.items()))
-    print(
-        f"together {total / 1e6:.1f} MB at w8a16, {shared / 1e6:.1f} MB at w4a16, of which {room / 1e6:.1f} MB for layers that keep 8 bits "
-        f"and {correction / 1e6:.1f} MB for the correction"
-    )
-    one_for_all = rows[UNET]["w4a16, least"] + room + correction + BINARIES * adapter_bytes(parts[UNET])
+    print(f"together {total / 1e6:.1f} MB at w8a16; at w4a16 {shared / 1e6:.1f} MB, {shared / total:.3f} of it,", end=" ")
+    print(f"of which {four.room / 1e6:.1f} MB for layers that keep 8 bits and {four.correction / 1e6:.1f} MB for the correction")
+    one_for_all = four.least[UNET] + four.room + four.correction + BINARIES * adapter_bytes(parts[UNET], RANK)
+    fine = total + sum(table.weight.numel() for network in parts.values() for table in tables_of(network).values())
     figures = [
-        Figure(name="shared bytes, w4a16 over w8a16", value=shared / total, bar=BAR, unit="x"),
+        Figure(name="shared bytes, w4a16 over w8a16 with token tables of 16 bits", value=shared / fine, bar=BAR, unit="x"),
         Figure(name=TEN, value=BINARIES * eight[UNET] / one_for_all, bar=RATIO, unit="x", least=True),
     ]
     print_figures(figures)
-    together = {"w8a16": total, "w4a16": shared, "room": room, "correction": correction, "fixed": fixed}
+    together = {"w8a16": total, "w4a16": shared, "room": four.room, "correction": four.correction}
     write_report(options.json, {"components": rows, **together}, figures)
     return 0
-
-
-def adapter_bytes(unet: nn.Module) -> int:
-    """Of A and B in int16."""
-    layers = [layer for path, layer in layers_of(unet).items() if path.endswith(PROJECTIONS)]
-    return sum(RANK * (layer.weight.shape[0] + layer.weight.shape[1]) * 2 for layer in layers)
-
-
-def eight_bit_bytes(component: str, network: nn.Module) -> float:
-    """Of a component at W8A16."""
-    weights: Mapping[str, nn.Module] = {**layers_of(network), **tables_of(network)}
-    rest, _ = _rest(network, GRAPH_BYTES[8])
-    return rest + sum(_bits(component, path) / 8 * _size(module) for path, module in weights.items())
-
-
-def _rest(network: nn.Module, per_channel: float) -> tuple[float, int]:
-    """Bytes of scales, zero points and parameters that are no weights; and the number of channels."""
-    layers, tables = layers_of(network), tables_of(network)
-    channels = sum(len(layer.weight) for layer in layers.values())
-    weights = sum(_size(module) for module in (*layers.values(), *tables.values()))
-    others = sum(parameter.numel() for parameter in network.parameters()) - weights
-    return 4.0 * others + channels * (per_channel + TEXT_BYTES), channels
-
-
-def _bits(component: str, path: str) -> int:
-    rule = rule_for(component, weight_name(path))
-    return 32 if rule is None else rule.bits
-
-
-def _size(module: nn.Module) -> int:
-    weight: torch.Tensor = module.weight  # type: ignore[assignment]
-    return weight.numel()
 
 
 if __name__ == "__main__":

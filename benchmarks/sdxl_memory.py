@@ -1,11 +1,12 @@
 """What memory each stage of a build takes by the parameter, on models of SDXL's structure, and a picture from it.
 
     python -m benchmarks.sdxl_memory [--widths 0.3,0.6] [--depth 0.1] [--size 512] [--calibration-size N] [--precision w8a16]
-        [--lora-bits 16] [--steps 2] [--part build|steps] [--cache out/sdxl_memory] [--json FILE]
+        [--lora-bits 16] [--steps 2] [--part build|steps|bytes] [--cache out/sdxl_memory] [--json FILE]
 
 Weights are random. Each width is built in a process of its own, which says the largest memory of every stage beyond what it held when the
 model was not open yet. Two widths make a line for each stage, memory by parameters, which says what the real shape takes; `--widths 1.0
---depth 1.0` measures it. `--part steps` takes a minute: the steps that hold weights, without calls, beside the same in float32.
+--depth 1.0` measures it. `--part steps` takes a minute: the steps that hold weights, without calls, beside the same in float32. `--part
+bytes` builds nothing: it counts what the full shape's bundle takes, at W8A16 and at W4A16.
 """
 
 from __future__ import annotations
@@ -14,22 +15,27 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from benchmarks.rig.counted_bytes import adapter_bytes, eight_bit_bytes, four_bit_bytes
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.held_steps import held_steps
 from benchmarks.rig.report import command_line, print_figures, write_report
-from benchmarks.rig.xl_world import Shape, parameters, write_xl_adapters, write_xl_pipeline
+from benchmarks.rig.xl_world import Shape, counted_networks, parameters, write_xl_adapters, write_xl_pipeline
 
+from quad.build.request import CORRECTION_RANK
 from quad.core.memory import peak_ram_bytes, reset_peak
+from quad.core.slots import UNET
 from quad.runtime.bundle import COMPONENTS, open_bundle
 
 GB, FULL = 1e9, 1.0
 PICTURE_PX = 256
-RANK_32, SEPARATE = "portrait", 10  # the adapter of that rank, of attention alone; how many binaries are compared
+ADAPTER, RANK, SEPARATE = "portrait", 32, 10  # one of attention alone, its rank; how many binaries are compared
+TEN = f"ten separate binaries over one bundle with ten adapters of rank {RANK}"
 BARS = {"build": 18.0, "run": 1.3, "shared": 0.52, "separate": 8.5}
 
 
@@ -38,6 +44,8 @@ def main() -> int:
     options = _options()
     if options.part == "steps":
         return _held(options)
+    if options.part == "bytes":
+        return _counted(options)
     builds = {share: _built(share, options) for share in options.widths}
     report = {"builds": builds, "full": _full_shape(builds, options.depth)}
     figures = _figures(builds, report["full"])
@@ -52,7 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--widths", type=lambda text: [float(part) for part in text.split(",")], default=[0.3, 0.6], help="shares of SDXL's"
     )
-    parser.add_argument("--part", choices=("build", "steps"), default="build")
+    parser.add_argument("--part", choices=("build", "steps", "bytes"), default="build")
     parser.add_argument("--depth", type=float, default=0.1, help="share of SDXL's")
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--calibration-size", type=int, help="of the pictures that ranges are measured on, default as --size")
@@ -89,6 +97,38 @@ def _held(options: argparse.Namespace) -> int:
             print(f"  {step:10} {peak / ours['parameters']:6.2f} {control['peaks'][step] / ours['parameters']:6.2f}")
     write_report(options.json, report)
     return 0
+
+
+def _counted(options: argparse.Namespace) -> int:
+    """Bytes of the full shape's bundle, from its networks on the meta device."""
+    shape = Shape(FULL, FULL)
+    parts = counted_networks(shape)
+    each = {name: eight_bit_bytes(name, network) for name, network in parts.items()}
+    sizes = Sizes(shared=sum(each.values()), adapter=adapter_bytes(parts[UNET], RANK, options.lora_bits), parameters=parameters(shape))
+    four = four_bit_bytes(parts, CORRECTION_RANK).total
+    print(", ".join(f"{name} {count / 1e6:.1f} MB" for name, count in each.items()) + f"; an adapter {sizes.adapter / 1e6:.1f} MB")
+    print(f"together {sizes.shared / 1e6:.1f} MB; at w4a16 {four / 1e6:.1f} MB, {four / sizes.shared:.3f} of it")
+    print_figures(sizes.figures())
+    write_report(options.json, {"components": each, "adapter": sizes.adapter, "w4a16": four}, sizes.figures())
+    return 0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what all adapters share, and of one adapter; numbers of the model."""
+
+    shared: float
+    adapter: int
+    parameters: int
+
+    def figures(self) -> list[Figure]:
+        """The two bars on bytes."""
+        # A separate binary, with its LoRA merged in at the same precision, is as large as what all share.
+        ten = SEPARATE * self.shared / (self.shared + SEPARATE * self.adapter)
+        return [
+            Figure(name="shared part over the fp16 files", value=self.shared / (2 * self.parameters), bar=BARS["shared"], unit="x"),
+            Figure(name=TEN, value=ten, bar=BARS["separate"], unit="x", least=True),
+        ]
 
 
 def _built(share: float, options: argparse.Namespace) -> dict[str, Any]:
@@ -164,22 +204,13 @@ def _full_shape(builds: dict[float, dict[str, Any]], depth: float) -> dict[str, 
 def _figures(builds: dict[float, dict[str, Any]], full: dict[str, float]) -> list[Figure]:
     widest = builds[max(builds)]
     run, rom = widest["run"], widest["rom_bytes"]
-    shared, adapter = rom["shared"], rom["adapters"][RANK_32]
     figures = (
         [Figure(name="peak memory of the build, full shape", value=max(full.values()) / GB, bar=BARS["build"], unit="GB")] if full else []
     )
     return [
         *figures,
         Figure(name="peak of quad run over the files it reads", value=run["peak_bytes"] / run["resident_bytes"], bar=BARS["run"], unit="x"),
-        Figure(name="shared part over the fp16 files", value=shared / (2 * widest["parameters"]), bar=BARS["shared"], unit="x"),
-        # One with its LoRA merged in, at the same precision, is as large as what all share.
-        Figure(
-            name="ten separate binaries over one bundle with ten adapters of rank 32",
-            value=SEPARATE * shared / (shared + SEPARATE * adapter),
-            bar=BARS["separate"],
-            unit="x",
-            least=True,
-        ),
+        *Sizes(shared=rom["shared"], adapter=rom["adapters"][ADAPTER], parameters=widest["parameters"]).figures(),
     ]
 
 

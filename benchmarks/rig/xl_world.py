@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from quad.model.slots.attention import add_sites
+
 _SEED = 0
 HEAD_CHANNELS, _TIME_CHANNELS = 64, 256
 _ATTENTION, _TEXT = ("to_q", "to_k", "to_v", "to_out.0"), ("q_proj", "k_proj", "v_proj", "out_proj")
@@ -107,6 +109,22 @@ def parameters(shape: Shape) -> int:
     """Numbers in all networks."""
     with torch.device("meta"):
         return sum(tensor.numel() for network in _networks(shape).values() for tensor in network().parameters())
+
+
+def counted_networks(shape: Shape) -> dict[str, nn.Module]:
+    """Component -> its networks without memory, with Sites."""
+    with torch.device("meta"):
+        networks: dict[str, Any] = {name: network() for name, network in _networks(shape).items()}
+    vae = networks["vae"]
+    parts: dict[str, nn.Module] = {
+        "unet": networks["unet"],
+        "text_encoder": nn.ModuleList([networks["text_encoder"], networks["text_encoder_2"]]),
+        "vae_encoder": nn.ModuleDict({"encoder": vae.encoder, "quant_conv": vae.quant_conv}),
+        "vae_decoder": nn.ModuleDict({"decoder": vae.decoder, "post_quant_conv": vae.post_quant_conv}),
+    }
+    for part in parts.values():
+        add_sites(part)
+    return parts
 
 
 def write_xl_adapters(folder: Path, shape: Shape) -> dict[str, Path]:

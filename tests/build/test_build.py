@@ -94,6 +94,14 @@ def test_the_bundle_opens_verified_and_knows_its_parents(built: BuildResult) -> 
     assert len(bundle.manifest.tasks["removal"].sampler.olss.timesteps) == 2
 
 
+def test_its_token_table_has_a_byte_an_entry(built: BuildResult) -> None:
+    bundle = open_bundle(built.bundle)
+    (table,) = (name for name in bundle.profile.component("text_encoder") if name.endswith("token_embedding.weight"))
+    encoding = bundle.profile.component("text_encoder")[table]
+    assert (encoding.stored_as, encoding.axis) == ("int8", 1)
+    assert ir.load(bundle.graph("text_encoder")).graph.initializers[table].dtype == ir.DataType.INT8
+
+
 def test_its_conformance_vectors_are_what_it_computes(built: BuildResult, pipe: QuadPipeline) -> None:
     conformance = read_vectors(open_bundle(built.bundle))
     assert {picture.task for picture in conformance.vectors.pictures} == pipe.tasks.keys()

@@ -17,7 +17,7 @@ from quad.compile.export import GraphSpec, export_graph
 from quad.compile.passes import RemoveSites, passes_after, passes_before, run_passes, unobserved
 from quad.compile.passes.contract import ContractTrial, check_contract
 from quad.compile.placement.qdq import place_qdq
-from quad.compile.targets import load_target
+from quad.compile.targets import load_target, target_names
 from quad.core.component_call import ComponentCall
 from quad.core.profile import Profile
 from quad.core.slots import TEXT_ENCODER, SlotTable
@@ -27,6 +27,7 @@ from quad.lora.read import FloatAdapter, LowRank
 from quad.model.slots.layers import weights_of
 from quad.model.slots.network import SlottedText, slot_networks
 from quad.quantize.correct.simulate import simulated
+from quad.quantize.encodings.rules import RULES, Rule, with_fine_tables
 from quad.quantize.observe.observers import Feed, observe
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.runtime.engines.ort import OrtSession, session_options
@@ -116,11 +117,16 @@ def test_passes_keep_the_function_and_every_slot_input(target: str, text: Text, 
         assert [len(node.outputs) for node in shared] == [3, 3]  # q, k and v of each layer share one down-projection
 
 
-def profile_of(text: Text, table: SlotTable) -> Profile:
+def profile_of(text: Text, table: SlotTable, rules: tuple[Rule, ...] = RULES) -> Profile:
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
     feeds = [Feed(name, partial(text.output, ids, slots)) for name, slots in given.items() for ids in text.examples]
     statistics = observe({TEXT_ENCODER: text.network}, feeds)
-    return unify(statistics, {TEXT_ENCODER: weights_of(text.network)}, table, text.adapters, UnifyOptions())
+    return unify(statistics, {TEXT_ENCODER: weights_of(text.network)}, table, text.adapters, UnifyOptions(rules=rules))
+
+
+def test_targets_of_integers_alone_read_no_table_by_columns() -> None:
+    targets = [load_target(name) for name in target_names()]
+    assert [target.takes_byte_tables for target in targets] == [not target.integers_only for target in targets]
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino"])
@@ -131,7 +137,7 @@ def test_the_token_table_is_stored_as_integers_and_only_its_rows_become_floats(
     profile = profile_of(text, table)
     placed = place_qdq(graph.clone(), profile.component(TEXT_ENCODER), table, load_target(target).for_profile(profile)).model
     (stored,) = [value for name, value in placed.graph.initializers.items() if name.endswith("token_embedding.weight")]
-    assert stored.dtype == ir.DataType.UINT16
+    assert stored.dtype == ir.DataType.INT8
     assert {node.op_type for node, _ in stored.uses()} == {"Gather"}
     ir.save(placed, tmp_path / "model.onnx")
     session = OrtSession(tmp_path / "model.onnx", session_options("w8a16", 1))
@@ -155,7 +161,7 @@ def test_the_chip_takes_it_whole_and_carries_the_adapters(text: Text, tmp_path: 
 
     table = integer_slots(text.table, 16)
     given = {one.name if one else "base": balanced_inputs(one, table) for one in (None, *text.adapters)}
-    profile = profile_of(text, table)
+    profile = profile_of(text, table, with_fine_tables(RULES))
     calls = [
         ComponentCall(component=TEXT_ENCODER, source=name, inputs={"input_ids": ids.numpy()}, slots=slots)
         for name, slots in given.items()

@@ -27,7 +27,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
-from quad.quantize.encodings.rules import MIXED_COMPONENT, Rule, signed_rules, with_headroom, with_wider_mid
+from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, signed_rules, with_fine_tables, with_headroom, with_wider_mid
 from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probes
@@ -143,7 +143,7 @@ def _float_profile(
     encodings: dict[str, dict[str, Encoding]] = {}
     if request.resolved_precision == DYNAMIC:
         weights = {name: weights_of(network) for name, network in model.networks.items()}
-        encodings = byte_weights(weights, UnifyOptions(ranges=request.quality.ranges))
+        encodings = byte_weights(weights, UnifyOptions(ranges=request.quality.ranges, rules=with_fine_tables(RULES)))
     profile = Profile(encodings=encodings, mode=FLOAT, parents=dict(parents))
     if encodings and request.rounding == COMPENSATED:
         with clock("round"):
@@ -193,6 +193,7 @@ def _with_rules(options: UnifyOptions, rules: tuple[Rule, ...], request: BuildRe
         rules = with_wider_mid(request.quality.mid_widening, rules)
         # Where every edge is an integer, those between these sites have no headroom either.
         rules = rules if target.integers_only else with_headroom(rules)
+    rules = rules if target.takes_byte_tables else with_fine_tables(rules)
     return replace(options, rules=signed_rules(rules) if target.signed else rules)
 
 

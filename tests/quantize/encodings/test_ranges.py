@@ -9,7 +9,7 @@ from quad.core.encoding import encode_range
 from quad.core.margins import Margin
 from quad.quantize.encodings import ranges
 from quad.quantize.encodings.histogram import Density, Histogram, pool
-from quad.quantize.encodings.ranges import RangeOptions, choose_range, expected_error, weight_encoding
+from quad.quantize.encodings.ranges import RangeOptions, choose_range, column_encoding, expected_error, weight_encoding
 
 
 def density_of(values: np.ndarray) -> Density:
@@ -67,6 +67,17 @@ def test_percentile_leaves_out_the_rare_ones() -> None:
     low, high = choose_range(density_of(values), 8, RangeOptions(method="percentile", percentile=99.9))
     assert -1.1 < low < -0.9
     assert 0.9 < high < 1.1
+
+
+def test_a_table_is_within_half_a_step_of_its_columns_and_none_is_clipped() -> None:
+    """Columns of sizes that differ ten thousand times, one of them of zeros."""
+    rng = np.random.default_rng(6)
+    table = (rng.normal(size=(50, 8)) * 10.0 ** rng.uniform(-3, 1, 8)).astype(np.float32)
+    table[:, 3] = 0.0
+    encoding = column_encoding(table)
+    step = np.asarray(encoding.scale, np.float32)
+    assert (np.abs(encoding.dequantize(encoding.quantize(table)) - table) <= 0.5001 * step).all()
+    assert (encoding.bits, encoding.axis, encoding.symmetric) == (8, 1, True)
 
 
 @pytest.mark.parametrize("bits", [8, 16])

@@ -8,7 +8,7 @@ import pytest
 from quad.core.encoding import Encoding
 from quad.core.margins import ACTIVATION, HEADROOM
 from quad.quantize.encodings.histogram import Histogram, pool
-from quad.quantize.encodings.rules import RULES, rule_for, with_eight_bit, with_headroom
+from quad.quantize.encodings.rules import RULES, rule_for, weight_bits, with_eight_bit, with_fine_tables, with_headroom
 from quad.quantize.profile.pooled_profile import UnifyOptions, site_encoding
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0.attn1"
@@ -44,3 +44,11 @@ def test_all_other_tensors_keep_their_rule(name: str) -> None:
 def test_a_site_of_8_bits_has_none(name: str) -> None:
     rules = with_eight_bit([name])
     assert rule_for("unet", name, with_headroom(rules)) == rule_for("unet", name, rules)
+
+
+@pytest.mark.parametrize("path", ["text_encoder.clip_g.text_model.embeddings.token_embedding", "text_encoder.shared"])
+def test_token_tables_have_a_byte_an_entry_or_two_where_none_is_read_by_columns(path: str) -> None:
+    fine = rule_for("text_encoder", f"{path}.weight", with_fine_tables(RULES))
+    assert fine is not None
+    assert (weight_bits("text_encoder", path), fine.bits, fine.shape) == (8, 16, "asymmetric")
+    assert [now for rule, now in zip(RULES, with_fine_tables(RULES), strict=True) if now != rule and rule.shape != "column"] == []

@@ -16,12 +16,11 @@ from quad.compile.targets import load_target
 from quad.core.component_call import ComponentCall, of_component
 from quad.core.errors import UsageError, mismatch
 from quad.core.slots import UNET, SlotTable
-from quad.core.tensor_names import weight_name
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import Layer, layers_of, tables_of
 from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget, within_correction
-from quad.quantize.encodings.rules import rule_for
+from quad.quantize.encodings.rules import weight_bits
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.observers import Feed
@@ -87,14 +86,15 @@ def layer_costs(networks: Mapping[str, nn.Module], damages: Mapping[Key, float],
     """
     costs, fixed = list[LayerCost](), 0
     for component, network in networks.items():
-        fixed += sum(table.weight.numel() for table in tables_of(network).values())  # a byte each
-        for path, layer in layers_of(network).items():
+        layers, tables = layers_of(network), tables_of(network)
+        fixed += sum(table.weight.numel() * weight_bits(component, path) // 8 for path, table in tables.items())
+        for path, layer in layers.items():
             key, weights = (component, path), layer.weight.numel()
             if key in damages:
                 mend = correction_bytes(layer, rank) if component == UNET else 0
                 costs.append(LayerCost(key=key, damage=damages[key], weights=weights, correction_bytes=mend))
             else:
-                fixed += weights * _bytes(component, path)
+                fixed += weights * weight_bits(component, path) // 8
     return costs, fixed
 
 
@@ -148,8 +148,3 @@ def _budget(request: BuildRequest, costs: Sequence[LayerCost], fixed: int) -> in
             mismatch("--weight-budget", f"at least {least / 1e6:.1f}MB, all layers at 4 bits", request.weight_budget, "raise it")
         )
     return request.weight_budget_bytes
-
-
-def _bytes(component: str, path: str) -> int:
-    rule = rule_for(component, weight_name(path))
-    return 4 if rule is None else rule.bits // 8

@@ -29,10 +29,9 @@ from quad.core.profile import Profile
 from quad.core.progress import Progress, silent
 from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import weight_name
-from quad.model.slots.layers import apply_integers, layers_of, tables_of, weight_array
+from quad.model.slots.layers import apply_integers, layers_of, weight_array
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
-from quad.quantize.encodings.ranges import column_encoding
 from quad.quantize.observe.input_grams import InputGram, Key, weigh_effects
 from quad.quantize.observe.side_by_side import side_by_side
 
@@ -46,7 +45,7 @@ class NarrowWeights:
     """The weights of 4 bits.
 
     Args:
-        encodings: component -> name -> encoding, of token tables too.
+        encodings: component -> name -> encoding.
         corrections: path of a slot of the U-Net -> its correction.
     """
 
@@ -77,8 +76,7 @@ def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progres
         model.cache.write(_PIECE, None, _arrays(narrowed))
     layers, slots = {component: layers_of(network) for component, network in model.networks.items()}, model.table.by_path()
     corrections: dict[str, torch.Tensor] = model.networks[UNET].correction  # type: ignore[assignment]
-    takes_tables = not load_target(request.target).integers_only
-    encodings = {component: _table_encodings(network) if takes_tables else {} for component, network in model.networks.items()}
+    encodings: dict[str, dict[str, Encoding]] = {component: {} for component in model.networks}
     for (component, path), layer in narrowed.items():
         target = layers[component][path]
         encodings[component][weight_name(path)] = layer.weight.encoding
@@ -128,11 +126,6 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
         return _NarrowLayer(result, _shift(weight, result, gram))
 
     return dict(zip(grams, side_by_side(narrow, grams), strict=True))
-
-
-def _table_encodings(network: nn.Module) -> dict[str, Encoding]:
-    """Of token tables, a byte an entry: each of a table's columns has a range of its own."""
-    return {weight_name(path): column_encoding(table.weight.detach().float().cpu().numpy()) for path, table in tables_of(network).items()}
 
 
 def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:

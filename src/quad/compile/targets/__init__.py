@@ -23,7 +23,7 @@ from quad.core.precision import eight_bit_percent, precision_kind
 from quad.core.profile import Profile
 from quad.core.tensor_names import CONSTANT_ROLES, role_of
 
-_BYTE, _FINE, _SIGNED_FOUR = 8, "int16", "int4"
+_BYTE, _BYTES, _FINE, _SIGNED_FOUR = 8, "int8", "int16", "int4"
 LAYERS = ("Conv", "MatMul", "Gemm")  # operators with a weight that is multiplied
 
 
@@ -94,6 +94,12 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     def takes_fine_weights(self) -> bool:
         """Its layers take constant weights of 16 bits."""
         return any(_FINE in scheme.dtypes for op_type, scheme in self.weights.items() if op_type in LAYERS)
+
+    @property
+    def takes_byte_tables(self) -> bool:
+        """Its lookups read tables of bytes with a scale for each column."""
+        scheme = self.weights.get("Gather")
+        return scheme is not None and scheme.per_channel and _BYTES in scheme.dtypes
 
     @property
     def signed_four_bits(self) -> bool:

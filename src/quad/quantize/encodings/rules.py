@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import Literal
 
 from quad.core.margins import HEADROOM, LORA_MID, NO_MARGIN, Margin
+from quad.core.slots import TEXT_ENCODER
 from quad.core.tensor_names import (
     ATTENTION_ROLES,
     Role,
@@ -24,7 +25,7 @@ from quad.core.tensor_names import (
     weight_name,
 )
 
-Shape = Literal["channel", "symmetric", "centred", "asymmetric", "signed"]
+Shape = Literal["channel", "column", "symmetric", "centred", "asymmetric", "signed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class Rule:
     Args:
         component, name: shell patterns.
         bits: 8 or 16.
-        shape: `channel` (signed symmetric per output channel), `symmetric` (signed, per tensor), `centred` (the same on all integers of the
-            type, as engines clip, the lowest too), `asymmetric` (unsigned, per tensor),
+        shape: `channel` (signed symmetric per output channel), `column` (the same of each column of a table), `symmetric` (signed, per
+            tensor), `centred` (the same on all integers of the type, as engines clip, the lowest too), `asymmetric` (unsigned, per tensor),
             `signed` (with a zero point, per tensor); a weight that is not per channel takes its smallest and its largest value as range.
         fixed: a range known beforehand.
         margin: of the encoding over the range that was chosen.
@@ -60,15 +61,15 @@ _FINE_WEIGHTS = (
     ("unet", weight_name("adaln_single.emb.*")),
 )
 
-_BYTE = 8
+_BYTE, _FLOAT_BITS = 8, 32
 
-# A token's row is read, never multiplied: one range for all rows at 16 bits is nearly exact, and half of what floats take.
+# The outlying dimensions of a token table are columns: with a range for each of them a byte an entry is enough (ADR 59).
 _TOKEN_TABLES = (weight_name("*token_embedding"), weight_name("*shared"))  # CLIP's and T5's
 
 _ANY_ACTIVATION = Rule(component="*", name="*", bits=16, shape="asymmetric")
 
 RULES: tuple[Rule, ...] = (
-    *(Rule(component="text_encoder", name=name, bits=16, shape="asymmetric") for name in _TOKEN_TABLES),
+    *(Rule(component=TEXT_ENCODER, name=name, bits=8, shape="column") for name in _TOKEN_TABLES),
     *(Rule(component=component, name=name, bits=16, shape="channel") for component, name in _FINE_WEIGHTS),
     Rule(component="*", name=weight_name("*"), bits=8, shape="channel"),
     # Softmax gives [0, 1]. The scale 1/65536 is the one that Qualcomm's softmax takes (docs/targets.md); 1 itself becomes 65535/65536.
@@ -155,6 +156,11 @@ def with_headroom(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     return tuple(each for rule in rules for each in ((*roomy, rule) if rule == _ANY_ACTIVATION else (rule,)))
 
 
+def with_fine_tables(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """The rules for a target that takes no table by columns: one range for all of it, at 16 bits, which is nearly exact."""
+    return tuple(replace(rule, bits=16, shape="asymmetric") if rule.shape == "column" else rule for rule in rules)
+
+
 def signed_rules(rules: tuple[Rule, ...]) -> tuple[Rule, ...]:
     """The rules for a target whose integers are signed: 16 bits are symmetric there, 8 bits keep their zero point.
 
@@ -183,6 +189,12 @@ def _eight_bit(name: str) -> Rule:
     bounds = (0.0, 1.0) if role_of(name) is Role.PROBABILITY else None
     margin = LORA_MID[8] if role_of(name) is Role.LORA_MID else NO_MARGIN
     return Rule(component=MIXED_COMPONENT, name=name, bits=8, shape="asymmetric", fixed=bounds, margin=margin)
+
+
+def weight_bits(component: str, path: str) -> int:
+    """Bits of each number of a weight: those of its rule, 32 where it stays in float."""
+    rule = rule_for(component, weight_name(path))
+    return _FLOAT_BITS if rule is None else rule.bits
 
 
 def rule_for(component: str, name: str, rules: tuple[Rule, ...] = RULES) -> Rule | None:

@@ -22,7 +22,7 @@ from quad.lora.fit.integers import balanced_inputs
 from quad.lora.fit.normalise import slot_units
 from quad.lora.read import FloatAdapter
 from quad.quantize.encodings.histogram import Density
-from quad.quantize.encodings.ranges import RangeOptions, choose_range, weight_encoding
+from quad.quantize.encodings.ranges import RangeOptions, choose_range, column_encoding, weight_encoding
 from quad.quantize.encodings.rules import RULES, Rule, rule_for
 from quad.quantize.observe.observers import Statistics
 from quad.quantize.observe.side_by_side import side_by_side
@@ -128,6 +128,8 @@ def _weight_encodings(component: str, tensors: Mapping[str, NDArray[np.float32]]
         if known := options.given.get(component, {}).get(name):
             return known
         try:
+            if rule.shape == "column":
+                return column_encoding(tensors[name])
             if rule.shape != "channel":
                 return encode_site(rule, _extremes(tensors[name]))
             return weight_encoding(tensors[name], rule.bits, options.ranges).within(options.int16_largest)
