@@ -56,6 +56,10 @@ def test_vectors_cover_every_adapter_task_and_sampler(tiny_bundle: Path, conform
     } - without_signal_at_the_end
 
 
+def test_pipelines_side_by_side_record_the_same(tiny_bundle: Path, conformance: ConformanceVectors) -> None:
+    assert record_vectors(opened(tiny_bundle), beside=[opened(tiny_bundle), opened(tiny_bundle)]).files() == conformance.files()
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_every_engine_passes(tiny_bundle: Path, conformance: ConformanceVectors, engine: str) -> None:
     checks = verify(opened(tiny_bundle, engine), conformance)

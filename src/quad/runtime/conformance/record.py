@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -88,11 +89,14 @@ class _Recording:
         return msgspec.structs.replace(draft, values=rounded(answer.call_means(self.pipe, draft, self.so_far)))
 
 
-def record_vectors(pipe: QuadPipeline, samples: Sequence[CalibrationSample] = ()) -> ConformanceVectors:
+def record_vectors(
+    pipe: QuadPipeline, samples: Sequence[CalibrationSample] = (), beside: Sequence[QuadPipeline] = ()
+) -> ConformanceVectors:
     """All vectors of a bundle's first size.
 
     Args:
         samples: whose prompts and pictures are used, of each task the first; a task without one gets a drawn picture.
+        beside: further pipelines over the same bundle, which make some of the pictures at the same time.
     """
     recording = _Recording(pipe)
     vectors = Vectors(
@@ -101,7 +105,7 @@ def record_vectors(pipe: QuadPipeline, samples: Sequence[CalibrationSample] = ()
         calls=tuple(_calls(recording)),
         samplers=tuple(_samplers(recording)),
         # A bundle that requires a chip runs in its emulator where it is built: seconds a call, so no whole pictures.
-        pictures=() if pipe.bundle.manifest.requires else tuple(_pictures(recording, samples)),
+        pictures=() if pipe.bundle.manifest.requires else tuple(_pictures(recording, samples, beside)),
     )
     return replace(recording.so_far, vectors=vectors)
 
@@ -165,22 +169,38 @@ def _samplers(recording: _Recording) -> Iterable[SamplerVector]:
         yield msgspec.structs.replace(draft, timesteps=timesteps)
 
 
-def _pictures(recording: _Recording, samples: Sequence[CalibrationSample]) -> Iterable[PictureVector]:
-    pipe = recording.pipe
-    for task, spec in pipe.bundle.manifest.tasks.items():
-        example = next(
-            (sample for sample in samples if sample.task == task and sample.adapter is None), CalibrationSample(task=task, prompt="")
-        )
-        steps = spec.sampler.steps if spec.sampler.kind == "olss" else min(PICTURE_STEPS, spec.sampler.steps)
-        image, mask = _stored_pictures(recording, task, spec, example)
-        draft = PictureVector(
-            task=task, prompt=example.prompt, seed=0, steps=steps, image=image, mask=mask, values=(),
-            tolerance=recording.picture_tolerance,
-        )  # fmt: skip
-        try:
-            yield msgspec.structs.replace(draft, values=rounded(answer.picture_means(pipe, draft, recording.so_far)))
-        except QuadError as error:
-            _LOG.warning("conformance: no picture of task %s, %s", task, error)
+def _pictures(recording: _Recording, samples: Sequence[CalibrationSample], beside: Sequence[QuadPipeline] = ()) -> Iterable[PictureVector]:
+    drafts = [_picture_draft(recording, task, samples) for task in recording.pipe.bundle.manifest.tasks]
+    pipes = (recording.pipe, *beside)
+
+    def record(lane: int) -> list[PictureVector | None]:
+        return [_recorded_picture(pipes[lane], draft, recording.so_far) for draft in drafts[lane :: len(pipes)]]
+
+    with ThreadPoolExecutor(len(pipes), "quad-vectors") as pool:
+        lanes = list(pool.map(record, range(len(pipes))))
+    pictures = (lanes[number % len(pipes)][number // len(pipes)] for number in range(len(drafts)))
+    return [picture for picture in pictures if picture is not None]
+
+
+def _picture_draft(recording: _Recording, task: str, samples: Sequence[CalibrationSample]) -> PictureVector:
+    spec = recording.pipe.bundle.manifest.tasks[task]
+    example = next(
+        (sample for sample in samples if sample.task == task and sample.adapter is None), CalibrationSample(task=task, prompt="")
+    )
+    steps = spec.sampler.steps if spec.sampler.kind == "olss" else min(PICTURE_STEPS, spec.sampler.steps)
+    image, mask = _stored_pictures(recording, task, spec, example)
+    return PictureVector(
+        task=task, prompt=example.prompt, seed=0, steps=steps, image=image, mask=mask, values=(), tolerance=recording.picture_tolerance
+    )
+
+
+def _recorded_picture(pipe: QuadPipeline, draft: PictureVector, so_far: ConformanceVectors) -> PictureVector | None:
+    """The vector; None, with a warning, where the task makes no picture."""
+    try:
+        return msgspec.structs.replace(draft, values=rounded(answer.picture_means(pipe, draft, so_far)))
+    except QuadError as error:
+        _LOG.warning("conformance: no picture of task %s, %s", draft.task, error)
+        return None
 
 
 def _stored_pictures(
