@@ -241,4 +241,5 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
 
 
 def _fits_twice(manifest: BundleManifest) -> bool:
-    return sum(manifest.files[name].size_bytes for name in manifest.components[UNET].files) <= _TWICE_BYTES
+    """Whether a second pipeline is worth its memory; where a chip is required there are no pictures, and each pipeline is an emulator."""
+    return not manifest.requires and sum(manifest.files[name].size_bytes for name in manifest.components[UNET].files) <= _TWICE_BYTES
