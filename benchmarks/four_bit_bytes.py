@@ -60,8 +60,8 @@ def main() -> int:
     for name, row in rows.items():
         print(f"{name:14}" + ", ".join(f"{key} {value / 1e6:.1f} MB" for key, value in row.items()))
     print(f"together {total / 1e6:.1f} MB at w8a16; at w4a16 {shared / 1e6:.1f} MB, {shared / total:.3f} of it,", end=" ")
-    print(f"of which {four.room / 1e6:.1f} MB for layers that keep 8 bits and {four.correction / 1e6:.1f} MB for the correction")
-    one_for_all = four.least[UNET] + four.room + four.correction + BINARIES * adapter_bytes(parts[UNET], RANK)
+    print(f"of which {four.room / 1e6:.1f} MB for layers that keep 8 bits and the correction, this {four.correction / 1e6:.1f} MB at most")
+    one_for_all = four.least[UNET] + four.room + BINARIES * adapter_bytes(parts[UNET], RANK)
     fine = total + sum(table.weight.numel() for network in parts.values() for table in tables_of(network).values())
     figures = [
         Figure(name="shared bytes, w4a16 over w8a16 with token tables of 16 bits", value=shared / fine, bar=BAR, unit="x"),

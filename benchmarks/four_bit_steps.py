@@ -49,7 +49,7 @@ from quad.model.slots.layers import layers_of, weights_of
 from quad.model.slots.network import slot_network, slotted_as
 from quad.model.slots.skips import split_skips
 from quad.model.slots.table import corrected_table
-from quad.quantize.correct.layer_choice import four_bit_paths, within_correction
+from quad.quantize.correct.layer_choice import four_bit_paths, within_budget
 from quad.quantize.correct.mixed_precision import eight_bit_sites
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import keeps_16_bits, with_eight_bit
@@ -77,7 +77,8 @@ def corrected_paths(network: nn.Module, narrow: frozenset[str], corrected: str) 
     draw = np.random.default_rng(0)
     costs, _ = layer_costs({UNET: network}, {(UNET, path): draw.random() for path in sorted(narrow)}, CORRECTION_RANK)
     costs = [replace(cost, damage=cost.damage * cost.correction_bytes) for cost in costs]
-    mended = within_correction(costs, correction_budget(costs)).corrected
+    least = sum(cost.four_bytes for cost in costs)
+    mended = within_budget(costs, least + correction_budget(costs), correction_budget(costs)).corrected
     return {"none": frozenset[str](), "all": narrow}.get(corrected, frozenset(path for _, path in mended))
 
 

@@ -47,8 +47,8 @@ class FourBitBytes:
 
     Args:
         least: component -> bytes with each layer that may have 4 bits at 4.
-        room: bytes that 8 bits take beyond that for the layers that keep them.
-        correction: bytes of the correction.
+        room: bytes beyond that, of 8 bits for the layers that keep them and of corrections.
+        correction: the most that corrections take of it.
     """
 
     least: Mapping[str, float]
@@ -58,7 +58,7 @@ class FourBitBytes:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(self.least.values()) + self.room + self.correction
+        return sum(self.least.values()) + self.room
 
 
 def four_bit_bytes(parts: Mapping[str, nn.Module], rank: int) -> FourBitBytes:

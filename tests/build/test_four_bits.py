@@ -40,6 +40,7 @@ def built(model_dir: Path, adapter_files: dict[str, Path], tmp_path_factory: pyt
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(tiny_decoder, "STEPS", 5)
         monkeypatch.setattr(choose_layers, "CORRECTED", 0.5)
+        monkeypatch.setattr(choose_layers, "correction_share", lambda layer, rank: 0.9)  # by the rule so small layers get 8 bits
         return build(replace(request, tiny_decoder=True))
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from quad.build.eight_bit_sites import MixedPrecision
 from quad.build.embeddings import checked_words
-from quad.build.four_bits.choose_layers import FourBitLayers, choose_layers
+from quad.build.four_bits.choose_layers import choose_layers
 from quad.build.olss_tables import solve_tasks
 from quad.build.request import BuildRequest
 from quad.build.resume import stages as resumable
@@ -43,6 +43,7 @@ from quad.model.base.text.clip_skip import with_clip_skip
 from quad.model.base.text.prompt_chunks import with_prompt_chunks
 from quad.model.slots.network import slot_networks, slotted_as
 from quad.model.slots.table import corrected_table
+from quad.quantize.correct.layer_choice import FourBitLayers
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.latent_preview import fit_preview

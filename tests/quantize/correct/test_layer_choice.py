@@ -15,17 +15,17 @@ from quad.model.base.modules import share_copy
 from quad.model.slots.layers import layers_of
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget, within_correction
+from quad.quantize.correct.layer_choice import FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
 from tests.quantize.conftest import Tiny
 from tests.small_model import base as base
 
 
 def _cost(path: str, damage: float, weights: int, correction: int = 0) -> LayerCost:
-    return LayerCost(key=("unet", path), damage=damage, weights=weights, correction_bytes=correction)
+    return LayerCost(key=("unet", path), damage=damage, weights=weights, correction_bytes=correction, correction_share=0.5)
 
 
 def _narrow(costs: list[LayerCost], budget: int) -> set[str]:
-    return {path for _, path in within_budget(costs, budget)}
+    return {path for _, path in within_budget(costs, budget).narrow}
 
 
 def test_without_room_every_layer_has_4_bits() -> None:
@@ -42,21 +42,30 @@ def test_a_layer_that_does_not_fit_makes_way_for_a_smaller_one() -> None:
     assert _narrow([_cost("large", 100.0, 1000), _cost("small", 0.1, 10)], 500 + 10) == {"large"}
 
 
-@pytest.mark.parametrize(("budget", "corrected"), [(4, set()), (9, {"a"}), (10, {"b"}), (14, {"b"}), (15, {"a", "b"}), (99, {"a", "b"})])
-def test_corrections_go_where_the_most_damage_is_for_their_bytes(budget: int, corrected: set[str]) -> None:
+@pytest.mark.parametrize(("budget", "corrected"), [(4, set()), (9, {"a"}), (10, {"b"}), (14, {"b"}), (15, {"a", "b"}), (50, {"a", "b"})])
+def test_corrections_go_where_they_take_back_most_for_their_bytes(budget: int, corrected: set[str]) -> None:
     """And a layer that has none takes no part."""
-    costs = [_cost("a", 1.0, 100, correction=5), _cost("b", 4.0, 100, correction=10), _cost("text", 9.0, 100)]
-    mended = within_correction(costs, budget)
-    assert {path for _, path in mended.corrected} == corrected
-    assert not mended.widened
+    costs = [_cost("a", 1.0, 100, correction=5), _cost("b", 4.0, 200, correction=10), _cost("text", 1e-3, 100)]
+    chosen = within_budget(costs, 200 + budget, correction_bytes=budget)
+    assert {path for _, path in chosen.corrected} == corrected
+    assert chosen.narrow == {cost.key for cost in costs}
 
 
-def test_a_layer_that_8_bits_cost_less_than_its_correction_gets_those() -> None:
-    costs = [_cost("small", 1.0, 20, correction=30), _cost("large", 1.0, 100, correction=30)]
-    mended = within_correction(costs, 40)
-    assert (mended.widened, mended.corrected) == ({("unet", "small")}, {("unet", "large")})
-    assert within_correction(costs, 10).widened == mended.widened
-    assert not within_correction(costs, 9).widened
+def test_8_bits_take_the_place_of_a_correction_where_there_is_room() -> None:
+    costs = [_cost("a", 1.0, 100, correction=5)]
+    assert within_budget(costs, 50 + 5, 100) == FourBitLayers(narrow=frozenset({("unet", "a")}), corrected=frozenset({("unet", "a")}))
+    assert within_budget(costs, 50 + 50, 100) == FourBitLayers()
+
+
+def test_no_more_than_their_part_goes_to_corrections() -> None:
+    costs = [_cost("a", 1.0, 1000, correction=5), _cost("b", 1.0, 1000, correction=5)]
+    assert len(within_budget(costs, 1000 + 400, 5).corrected) == 1
+
+
+def test_a_layer_that_8_bits_cost_less_than_its_correction_is_never_corrected() -> None:
+    costs = [_cost("small", 1.0, 20, correction=30)]
+    assert within_budget(costs, 10 + 9, 100).narrow == {("unet", "small")}
+    assert not within_budget(costs, 10 + 10, 100).narrow
 
 
 Outputs = Callable[[], list[torch.Tensor]]

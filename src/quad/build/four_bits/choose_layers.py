@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from torch import nn
 
@@ -19,30 +18,17 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import Layer, layers_of, tables_of
-from quad.quantize.correct.layer_choice import LayerCost, four_bit_paths, weight_damages, within_budget, within_correction
+from quad.quantize.correct.layer_choice import FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
 from quad.quantize.encodings.rules import weight_bits
 from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.observers import Feed
 
 SEED = 40_000  # other noise than calibration, sensitivity, rounding and alignment draw
-CORRECTED = 0.1  # of the bytes that corrections of all layers would take, spent where rounding does most damage (ADR 68)
+CORRECTED = 0.4  # of the bytes that corrections of all layers would take; no more than these go to corrections (ADR 68)
 SHARE = 0.05  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
 CALLS = 3  # of each network, with each adapter and without: the first, the last, and one between
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FourBitLayers:
-    """Layers by component and path.
-
-    Args:
-        narrow: those whose weights get 4 bits.
-        corrected: those of them whose error is mended in a slot.
-    """
-
-    narrow: frozenset[Key] = frozenset()
-    corrected: frozenset[Key] = frozenset()
 
 
 def choose_layers(
@@ -68,12 +54,10 @@ def choose_layers(
         of_paths = weight_damages(networks[component], paths, mine, signed=target.signed_four_bits) if paths else {}
         damages |= {(component, path): damage for path, damage in of_paths.items()}
     costs, fixed = layer_costs(networks, damages, request.resolved_correction_rank)
-    correction = correction_budget(costs)
-    narrow = within_budget(costs, _budget(request, costs, fixed + correction) - fixed - correction)
-    mended = within_correction([cost for cost in costs if cost.key in narrow], correction)
-    narrow -= mended.widened
-    _log.info("4 bits: %d of %d layers, the others keep 8; %d are corrected", len(narrow), len(costs), len(mended.corrected))
-    return FourBitLayers(narrow=narrow, corrected=mended.corrected)
+    chosen = within_budget(costs, _budget(request, costs, fixed) - fixed, correction_budget(costs))
+    counts = len(chosen.narrow), len(costs), len(chosen.corrected)
+    _log.info("4 bits: %d of %d layers, the others keep 8; %d are corrected", *counts)
+    return chosen
 
 
 def layer_costs(networks: Mapping[str, nn.Module], damages: Mapping[Key, float], rank: int) -> tuple[list[LayerCost], int]:
@@ -91,8 +75,8 @@ def layer_costs(networks: Mapping[str, nn.Module], damages: Mapping[Key, float],
         for path, layer in layers.items():
             key, weights = (component, path), layer.weight.numel()
             if key in damages:
-                mend = correction_bytes(layer, rank) if component == UNET else 0
-                costs.append(LayerCost(key=key, damage=damages[key], weights=weights, correction_bytes=mend))
+                mend, back = (correction_bytes(layer, rank), correction_share(layer, rank)) if component == UNET else (0, 0.0)
+                costs.append(LayerCost(key=key, damage=damages[key], weights=weights, correction_bytes=mend, correction_share=back))
             else:
                 fixed += weights * weight_bits(component, path) // 8
     return costs, fixed
@@ -103,6 +87,11 @@ def correction_bytes(layer: Layer, rank: int) -> int:
     outputs, inputs = len(layer.weight), math.prod(layer.weight.shape[1:])
     used = min(rank, outputs, inputs)
     return used * (outputs + inputs + 4)
+
+
+def correction_share(layer: Layer, rank: int) -> float:
+    """The share of a layer's damage that a correction takes back: by the reference model, the root of its part of the rank."""
+    return math.sqrt(min(1.0, rank / min(len(layer.weight), math.prod(layer.weight.shape[1:]))))
 
 
 def _calls(
@@ -130,8 +119,8 @@ def correction_budget(costs: Sequence[LayerCost]) -> int:
 
 
 def default_room(costs: Sequence[LayerCost]) -> int:
-    """The bytes that 8 bits may take beyond 4 where nobody says how many."""
-    return int(SHARE * sum(cost.weights for cost in costs) / 2)
+    """The bytes that 8 bits and corrections may take beyond 4 where nobody says how many."""
+    return int(SHARE * sum(cost.weights for cost in costs) / 2) + correction_budget(costs)
 
 
 def _budget(request: BuildRequest, costs: Sequence[LayerCost], fixed: int) -> int:

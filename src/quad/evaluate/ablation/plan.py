@@ -104,7 +104,7 @@ def _four_bit_rows() -> tuple[AblationRow, ...]:
         AblationRow(
             name="w4a16-nearest", group="four-bits", build={**precision, "correction_rank": 0, "rounding": "nearest"}, baseline="w4a16"
         ),
-        AblationRow(name="w4a16-rank-8", group="four-bits", build={**precision, "correction_rank": 8}, baseline="w4a16"),
+        AblationRow(name="w4a16-rank-32", group="four-bits", build={**precision, "correction_rank": 32}, baseline="w4a16"),
         AblationRow(name="w4-mixed-80", group="four-bits", build={"precision": "w4:mixed:80"}, baseline="mixed-80"),
     )
 

@@ -43,12 +43,14 @@ class LayerCost:
         damage: of `weight_damages`.
         weights: how many it has.
         correction_bytes: of what mends it at 4 bits; 0 where nothing does.
+        correction_share: of its damage that this is expected to take back.
     """
 
     key: Key
     damage: float
     weights: int
     correction_bytes: int
+    correction_share: float = 0.0
 
     @property
     def four_bytes(self) -> int:
@@ -70,37 +72,70 @@ def four_bit_paths(component: str, network: nn.Module) -> frozenset[str]:
     return frozenset(path for path, layer in layers if _takes_eight(component, path) and _is_plain(layer))
 
 
-def within_budget(costs: Sequence[LayerCost], budget_bytes: int) -> frozenset[Key]:
-    """Layers that stay at 4 bits where all together may take so many bytes: those whose damage is least for what 8 bits would cost."""
-    spare, narrow = budget_bytes - sum(cost.four_bytes for cost in costs), {cost.key for cost in costs}
-    for cost in sorted(costs, key=lambda cost: (-cost.damage / max(cost.spared_bytes, _LEAST), cost.key)):
-        if cost.spared_bytes <= spare:
-            narrow.discard(cost.key)
-            spare -= cost.spared_bytes
-    return frozenset(narrow)
+@dataclass(frozen=True, kw_only=True)
+class FourBitLayers:
+    """Layers by component and path.
+
+    Args:
+        narrow: those whose weights get 4 bits.
+        corrected: those of them whose error is mended in a slot.
+    """
+
+    narrow: frozenset[Key] = frozenset()
+    corrected: frozenset[Key] = frozenset()
+
+
+def within_budget(costs: Sequence[LayerCost], budget_bytes: int, correction_bytes: int = 0) -> FourBitLayers:
+    """The layers that stay at 4 bits, and those that are corrected, where all together may take so many bytes.
+
+    A byte goes where it takes back most damage: to a correction, which takes back a share of its layer's, or to 8 bits, which take back
+    all, and in place of a correction what that has left.
+
+    Args:
+        budget_bytes: of all these layers.
+        correction_bytes: that corrections may take of it.
+    """
+    spare, narrow, corrected = budget_bytes - sum(cost.four_bytes for cost in costs), {cost.key for cost in costs}, set[Key]()
+    for step in sorted((step for cost in costs for step in _steps(cost)), key=lambda step: (-step.worth, step.cost.key, step.widens)):
+        key = step.cost.key
+        if step.taken > spare or (step.replaces and key not in corrected) or (not step.widens and step.taken > correction_bytes):
+            continue
+        spare -= step.taken
+        if step.widens:
+            narrow.discard(key)
+            corrected.discard(key)
+        else:
+            corrected.add(key)
+        correction_bytes -= 0 if step.widens else step.taken
+    return FourBitLayers(narrow=frozenset(narrow), corrected=frozenset(corrected))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mended:
-    """Layers of 4 bits that get more bytes: those that are corrected, and those that 8 bits cost no more than their correction."""
-
-    corrected: frozenset[Key]
-    widened: frozenset[Key]
-
-
-def within_correction(costs: Sequence[LayerCost], budget_bytes: int) -> Mended:
-    """The layers to mend where that may take so many bytes: those whose damage is most for what mends it.
+class _Step:
+    """More bytes for a layer.
 
     Args:
-        costs: of layers of 4 bits.
+        worth: damage that it takes back for each of them.
+        widens: to 8 bits; else a correction.
+        replaces: a correction, which its bytes are counted beside.
     """
-    corrected, widened, spare = set[Key](), set[Key](), budget_bytes
-    ways = [(min(cost.correction_bytes, cost.spared_bytes), cost) for cost in costs if cost.correction_bytes]
-    for taken, cost in sorted(ways, key=lambda way: (-way[1].damage / max(way[0], _LEAST), way[1].key)):
-        if taken <= spare:
-            (corrected if cost.correction_bytes < cost.spared_bytes else widened).add(cost.key)
-            spare -= taken
-    return Mended(corrected=frozenset(corrected), widened=frozenset(widened))
+
+    cost: LayerCost
+    taken: int
+    worth: float
+    widens: bool
+    replaces: bool = False
+
+
+def _steps(cost: LayerCost) -> list[_Step]:
+    """To 8 bits at once, or to a correction first where that is worth more."""
+    whole = _Step(cost=cost, taken=cost.spared_bytes, worth=cost.damage / max(cost.spared_bytes, _LEAST), widens=True)
+    taken, back = cost.correction_bytes, cost.correction_share * cost.damage
+    if not 0 < taken < cost.spared_bytes or back / taken <= whole.worth:
+        return [whole]
+    rest = cost.spared_bytes - taken
+    later = _Step(cost=cost, taken=rest, worth=(cost.damage - back) / rest, widens=True, replaces=True)
+    return [_Step(cost=cost, taken=taken, worth=back / taken, widens=False), later]
 
 
 def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[ComponentCall], *, signed: bool = False) -> dict[str, float]:
