@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from quad.compile.artifact import save_graph
+from quad.compile.late_weights import delay_weights
 from quad.compile.passes.edit import constant
 from quad.compile.targets import is_eight_bit_site
 from quad.core.encoding import Encoding
@@ -27,17 +28,16 @@ def limit_of(profile: Mapping[str, Encoding]) -> float:
 
 def as_written(model: ir.Model, path: Path) -> ort.InferenceSession:
     """A Q/DQ graph, saved at `path` and computed as it is written."""
-    save_graph(model, path)
+    copy = model.clone()
+    delay_weights(copy.graph)
+    save_graph(copy, path)
     options = session_options(AS_WRITTEN, 1)
     in_written_order(options)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def in_written_order(options: ort.SessionOptions) -> None:
-    """Compute the operators in the order of the file: each weight is dequantized just before its layer.
-
-    In the engine's own order all are first, and the float32 numbers of every layer are in memory at once.
-    """
+    """Compute the operators in the order of the file as far as the engine has them in it: no activation is held for long."""
     options.execution_order = ort.ExecutionOrder.PRIORITY_BASED
 
 

@@ -17,6 +17,7 @@ import onnxruntime as ort
 
 from quad.compile.agreement import in_written_order
 from quad.compile.artifact import save_graph
+from quad.compile.late_weights import delay_weights
 from quad.compile.passes import RemoveSites
 from quad.compile.passes.integers.remove_sites import is_site
 from quad.compile.placement.constants import encoding_constants, integer_constant, stored_encoding
@@ -75,6 +76,7 @@ def _with_extremes(model: ir.Model, profile: Mapping[str, Encoding]) -> tuple[ir
     copy = RemoveSites()(model.clone()).model
     edges = float_edges(copy.graph)
     _round_weights(copy.graph, profile)
+    delay_weights(copy.graph)
     for value in edges:
         extremes = [ir.node(kind, [value], attributes={"keepdims": 0}) for kind in ("ReduceMin", "ReduceMax")]
         for node in extremes:

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from quad.compile.agreement import AGREE_DB, as_written, encoding_of
+from quad.compile.artifact import save_graph
 from quad.compile.first_divergence import first_under
 from quad.compile.placement.integer_graph import IntegerGraph
 from quad.compile.qnn.chips import Soc
@@ -110,6 +111,7 @@ def _compare(model: ir.Model, edges: Sequence[tuple[str, str, Encoding]], soc: S
     copy.graph.outputs.extend([values[name] for name in names if name not in present])
     with scratch_directory() as scratch:
         reference = as_written(copy, scratch / "reference.onnx")
-        candidate = htp_session(scratch / "reference.onnx", options=compiler_options(soc))
+        save_graph(copy, scratch / "candidate.onnx")
+        candidate = htp_session(scratch / "candidate.onnx", options=compiler_options(soc))
         expected, outputs = (session.run(names, dict(feed)) for session in (reference, candidate))
     return [array_sqnr_db(e.dequantize(a), e.dequantize(b)) for (_, _, e), a, b in zip(edges, expected, outputs, strict=True)]
