@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
+from quad.core.encoding import Encoding
 from quad.core.slots import UNET
 from quad.lora.fit.integers import balanced_inputs
 from quad.model.base.modules import share_copy
 from quad.model.slots.layers import layers_of
 from quad.model.slots.network import SlottedNetwork
+from quad.quantize.correct import layer_choice
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.correct.layer_choice import FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
+from quad.quantize.correct.layer_choice import EFFECT_COUNTS, FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
 from tests.quantize.conftest import Tiny
 from tests.small_model import base as base
 
@@ -68,7 +70,7 @@ def test_a_layer_that_8_bits_cost_less_than_its_correction_is_never_corrected() 
     assert not within_budget(costs, 10 + 10, 100).narrow
 
 
-Outputs = Callable[[], list[torch.Tensor]]
+Outputs = Callable[[], list[tuple[torch.Tensor, float]]]
 
 
 def _true_damages(network: SlottedNetwork, paths: list[str], outputs: Outputs) -> list[float]:
@@ -81,7 +83,9 @@ def _true_damages(network: SlottedNetwork, paths: list[str], outputs: Outputs) -
             values = weight.detach().numpy()
             encoding = four_bit_encoding(values)
             layers[path].weight = torch.nn.Parameter(torch.from_numpy(encoding.dequantize(encoding.quantize(values))), requires_grad=False)
-            true.append(sum(float((y - x).square().sum() / x.square().sum()) for x, y in zip(exact, outputs(), strict=True)))
+            true.append(
+                sum(counts * float((y - x).square().sum() / x.square().sum()) for (x, counts), (y, _) in zip(exact, outputs(), strict=True))
+            )
             layers[path].weight = weight
     return true
 
@@ -94,9 +98,9 @@ def test_gradients_say_what_rounding_one_layer_does(tiny: Tiny, source: str) -> 
     slots = balanced_inputs(adapter, tiny.table)
     bound = {name: torch.from_numpy(array) for name, array in slots.items()}
 
-    def outputs() -> list[torch.Tensor]:
+    def outputs() -> list[tuple[torch.Tensor, float]]:
         base = network(*inputs)
-        return [base] if adapter is None else [with_it := network(*inputs, slots=bound), with_it - base]
+        return [(base, 1.0)] if adapter is None else [(with_it := network(*inputs, slots=bound), 1.0), (with_it - base, EFFECT_COUNTS)]
 
     arrays = {name: tensor.numpy() for name, tensor in zip(UNET_INPUTS, inputs, strict=True)}
     paths = sorted(four_bit_paths(UNET, network))[::3]
@@ -105,6 +109,22 @@ def test_gradients_say_what_rounding_one_layer_does(tiny: Tiny, source: str) -> 
     assert len(told) > 5
     assert np.corrcoef(told.argsort().argsort(), true.argsort().argsort())[0, 1] > 0.7
     assert 0.4 < told.sum() / true.sum() < 2.5
+
+
+def test_one_layer_s_gradient_is_held_at_a_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, error, held = share_copy(tiny.network), layer_choice._error, list[int]()
+    weights = [layer.weight for layer in layers_of(network).values()]
+
+    def watched(weight: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+        held.append(sum(other.grad is not None for other in weights))
+        return error(weight, encoding)
+
+    monkeypatch.setattr(layer_choice, "_error", watched)
+    paths, arrays = sorted(four_bit_paths(UNET, network)), [tensor[:1].numpy() for tensor in tiny.inputs]
+    call = ComponentCall(source=BASE_SOURCE, inputs=dict(zip(UNET_INPUTS, arrays, strict=True)), slots={})
+    weight_damages(network, paths, [call])
+    assert held.count(1) == len(held) >= len(paths)
+    assert not any(weight.requires_grad or weight.grad is not None for weight in weights)
 
 
 def test_first_and_last_layers_and_the_time_embedding_are_not_asked(tiny: Tiny) -> None:

@@ -9,7 +9,7 @@ hundredth of the output: the gradient of `u^T (y - y_0)` says what rounding does
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +30,7 @@ from quad.quantize.observe.network_call import NetworkCall
 _BYTE = 8
 _DRAWS = 2  # of u, on each call
 _LEAST = 1e-3  # bytes: a layer that 8 bits cost nothing goes first
+EFFECT_COUNTS = 8.0  # an effect's damage counts that often beside its output's (ADR 68)
 _FAINT = 1e-3  # of an output's energy: an effect below that counts as this much
 _IN_SIGHT = "vae_decoder"  # keeps 8 bits: its error stands in every picture as it is, and nothing mends it
 
@@ -147,7 +148,7 @@ def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[Com
         signed: as of `four_bit_encoding`.
 
     Returns:
-        Path -> mean over calls of `|y' - y|^2 / |y|^2`, of an adapter's call that of its effect beside it.
+        Path -> mean over calls of `|y' - y|^2 / |y|^2`, of an adapter's call that of its effect beside it, eight times.
     """
     layers = layers_of(network)
     generator, damages = torch.Generator().manual_seed(0), np.zeros(len(paths))
@@ -160,6 +161,15 @@ def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[Com
     return dict(zip(paths, (damages / max(len(calls), 1)).tolist(), strict=True))
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Answer:
+    """One output of a call, its energy, and how often its damage counts."""
+
+    output: Tensor
+    power: float
+    counts: float = 1.0
+
+
 @dataclass(frozen=True)
 class _Outputs:
     """One call of the network."""
@@ -167,37 +177,52 @@ class _Outputs:
     call: NetworkCall
     has_adapter: bool
 
-    def __call__(self) -> list[tuple[Tensor, float]]:
-        """The output, and of an adapter's call its effect, each with its energy."""
+    def __call__(self) -> list[_Answer]:
+        """The output, and of an adapter's call its effect."""
         output = self.call.bound()
         power = float(output.detach().square().sum().clamp(min=1e-30))
         if not (self.call.slots and self.has_adapter):
-            return [(output, power)]
+            return [_Answer(output=output, power=power)]
         effect = output - self.call.plain()
-        return [(output, power), (effect, max(float(effect.detach().square().sum()), _FAINT * power))]
+        energy = max(float(effect.detach().square().sum()), _FAINT * power)
+        return [_Answer(output=output, power=power), _Answer(output=effect, power=energy, counts=EFFECT_COUNTS)]
 
 
 def _squares(
     outputs: _Outputs, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator
 ) -> NDArray[np.float64]:
-    """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, of all that one call gives."""
-    needed, totals = [weight.requires_grad for weight in weights], np.zeros(len(weights))
+    """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, of all that one call gives.
+
+    A gradient becomes its product with the error as soon as it is whole, so that one layer's is held and not the network's.
+    """
+    needed, totals, products = [weight.requires_grad for weight in weights], np.zeros(len(weights)), np.zeros(len(weights))
+
+    def reduces_to(number: int) -> Callable[[Tensor], None]:
+        def reduce(weight: Tensor) -> None:
+            assert weight.grad is not None
+            products[number] = float((weight.grad * _error(weight, encodings[number])).sum())
+            weight.grad = None
+
+        return reduce
+
+    hooks = []
     try:
-        for weight in weights:
+        for number, weight in enumerate(weights):
             weight.requires_grad_(True)
+            hooks.append(weight.register_post_accumulate_grad_hook(reduces_to(number)))
         with torch.enable_grad():
             answers = outputs()
         for draw in range(_DRAWS):
-            for number, (output, power) in enumerate(answers):
-                signs = torch.randint(0, 2, output.shape, generator=generator).float().to(output.device) * 2 - 1
+            for number, answer in enumerate(answers):
+                signs = torch.randint(0, 2, answer.output.shape, generator=generator).float().to(answer.output.device) * 2 - 1
                 is_last = draw + 1 == _DRAWS and number + 1 == len(answers)
-                gradients = torch.autograd.grad(output, weights, signs, retain_graph=not is_last, allow_unused=True)
-                changes = [
-                    0.0 if g is None else float((g * _error(w, e)).sum()) for g, w, e in zip(gradients, weights, encodings, strict=True)
-                ]
-                totals += np.square(changes) / (power * _DRAWS)
+                products[:] = 0.0  # of a weight that this output does not hang on
+                torch.autograd.backward(answer.output, signs, retain_graph=not is_last, inputs=list(weights))
+                totals += answer.counts * np.square(products) / (answer.power * _DRAWS)
         return totals
     finally:
+        for hook in hooks:
+            hook.remove()
         for weight, before in zip(weights, needed, strict=True):
             weight.requires_grad_(before)
 
