@@ -118,12 +118,11 @@ def test_probes_read_hidden_states_made_with_the_adapter(world: World) -> None:
 def test_the_simulated_text_encoder_carries_the_adapter(world: World) -> None:
     table, profile = integer_slots(world.table, 16), world.profile
     for adapter in world.adapters[1:]:
-        true = world.text("a house", balanced_inputs(adapter, table))
         slots = dequantize_adapter(quantize_adapter(adapter, table, profile), table, profile)
         with simulated(world.networks[TEXT_ENCODER], profile, TEXT_ENCODER):
-            found = world.text("a house", slots)
-        effect = true - world.text("a house", {})
-        assert 0 < np.square(found - true).mean() < 1e-3 * np.square(effect).mean()
+            effect = world.text("a house", slots) - world.text("a house", {})
+        true = world.text("a house", balanced_inputs(adapter, table)) - world.text("a house", {})
+        assert 0 < np.square(effect - true).mean() < 1e-3 * np.square(true).mean()
 
 
 def test_an_adapter_of_the_text_encoder_alone_is_scored(world: World) -> None:
