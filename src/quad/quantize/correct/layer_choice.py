@@ -9,8 +9,10 @@ hundredth of the output: the gradient of `u^T (y - y_0)` says what rounding does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -156,46 +158,44 @@ def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[Com
         weights = [layers[path].weight for path in paths]
         encodings = [four_bit_encoding(weight.detach().cpu().numpy(), signed=signed) for weight in weights]
         for call in calls:
-            outputs = _Outputs(NetworkCall.of(network, call), has_adapter=call.source != BASE_SOURCE)
-            damages += _squares(outputs, weights, encodings, generator)
+            has_effect = bool(call.slots) and call.source != BASE_SOURCE
+            damages += _squares(NetworkCall.of(network, call), weights, encodings, generator, has_effect=has_effect)
     return dict(zip(paths, (damages / max(len(calls), 1)).tolist(), strict=True))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answer:
-    """One output of a call, its energy, and how often its damage counts."""
-
-    output: Tensor
-    power: float
-    counts: float = 1.0
-
-
-@dataclass(frozen=True)
-class _Outputs:
-    """One call of the network."""
-
-    call: NetworkCall
-    has_adapter: bool
-
-    def __call__(self) -> list[_Answer]:
-        """The output, and of an adapter's call its effect."""
-        output = self.call.bound()
-        power = float(output.detach().square().sum().clamp(min=1e-30))
-        if not (self.call.slots and self.has_adapter):
-            return [_Answer(output=output, power=power)]
-        effect = output - self.call.plain()
-        energy = max(float(effect.detach().square().sum()), _FAINT * power)
-        return [_Answer(output=output, power=power), _Answer(output=effect, power=energy, counts=EFFECT_COUNTS)]
-
-
 def _squares(
-    outputs: _Outputs, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator
+    call: NetworkCall, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator, *, has_effect: bool
 ) -> NDArray[np.float64]:
-    """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, of all that one call gives.
+    """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, and of an adapter's call the same of its effect.
 
-    A gradient becomes its product with the error as soon as it is whole, so that one layer's is held and not the network's.
+    The effect's product is that of the output less that of the output without the adapter, each from a backward pass of its own.
     """
-    needed, totals, products = [weight.requires_grad for weight in weights], np.zeros(len(weights)), np.zeros(len(weights))
+    totals = np.zeros(len(weights))
+    with _products_with_errors(weights, encodings) as products_of, torch.enable_grad():
+        output, plain = call.bound(), call.plain() if has_effect else None
+        power = _energy(output)
+        effect_power = 0.0 if plain is None else max(_energy(output - plain), _FAINT * power)
+        for draw in range(_DRAWS):
+            signs = torch.randint(0, 2, output.shape, generator=generator).float().to(output.device) * 2 - 1
+            is_last = draw + 1 == _DRAWS
+            products = products_of(output, signs, retain=not is_last)
+            totals += np.square(products) / (power * _DRAWS)
+            if plain is not None:
+                of_effect = products - products_of(plain, signs, retain=not is_last)
+                totals += EFFECT_COUNTS * np.square(of_effect) / (effect_power * _DRAWS)
+    return totals
+
+
+class _ProductsOf(Protocol):
+    def __call__(self, output: Tensor, signs: Tensor, *, retain: bool) -> NDArray[np.float64]:
+        """`<G_u, W4 - W>` of each weight, u the signs."""
+        ...
+
+
+@contextmanager
+def _products_with_errors(weights: Sequence[Tensor], encodings: Sequence[Encoding]) -> Iterator[_ProductsOf]:
+    """A gradient becomes a product as soon as it is whole, so that one weight's is held and not the network's."""
+    needed, products = [weight.requires_grad for weight in weights], np.zeros(len(weights))
 
     def reduces_to(number: int) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
@@ -205,26 +205,23 @@ def _squares(
 
         return reduce
 
-    hooks = []
+    def products_of(output: Tensor, signs: Tensor, *, retain: bool) -> NDArray[np.float64]:
+        products[:] = 0.0  # of a weight that this output does not hang on
+        torch.autograd.backward(output, signs, retain_graph=retain, inputs=list(weights))
+        return products.copy()
+
+    hooks = [weight.requires_grad_(True).register_post_accumulate_grad_hook(reduces_to(number)) for number, weight in enumerate(weights)]
     try:
-        for number, weight in enumerate(weights):
-            weight.requires_grad_(True)
-            hooks.append(weight.register_post_accumulate_grad_hook(reduces_to(number)))
-        with torch.enable_grad():
-            answers = outputs()
-        for draw in range(_DRAWS):
-            for number, answer in enumerate(answers):
-                signs = torch.randint(0, 2, answer.output.shape, generator=generator).float().to(answer.output.device) * 2 - 1
-                is_last = draw + 1 == _DRAWS and number + 1 == len(answers)
-                products[:] = 0.0  # of a weight that this output does not hang on
-                torch.autograd.backward(answer.output, signs, retain_graph=not is_last, inputs=list(weights))
-                totals += answer.counts * np.square(products) / (answer.power * _DRAWS)
-        return totals
+        yield products_of
     finally:
         for hook in hooks:
             hook.remove()
         for weight, before in zip(weights, needed, strict=True):
             weight.requires_grad_(before)
+
+
+def _energy(output: Tensor) -> float:
+    return float(output.detach().square().sum().clamp(min=1e-30))
 
 
 def _error(weight: Tensor, encoding: Encoding) -> Tensor:
