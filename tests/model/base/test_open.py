@@ -225,6 +225,39 @@ def test_counters_beside_other_weights_are_passed_over_with_a_note(folder: str, 
     assert open_model(broken).notes == (note,)
 
 
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_floats_of_8_bits_are_the_numbers_that_they_say(dtype: torch.dtype, broken: Path) -> None:
+    weights = broken / "unet" / "diffusion_pytorch_model.safetensors"
+    rounded = {name: value.to(dtype) for name, value in load_file(weights).items()}
+    save_file(rounded, weights, {"format": "pt"})
+    base = open_model(broken)
+    opened = base.unet.state_dict()
+    assert all(torch.equal(opened[name], value.float()) for name, value in rounded.items())
+    assert [note.partition(" tensors")[0] for note in base.notes] == [f"unet: {len(rounded)} of {len(rounded)}"]
+
+
+PIPELINE = {
+    "unet": ["diffusers", "UNet2DConditionModel"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
+
+
+@pytest.mark.parametrize(("folder", "field"), [("text_encoder", "architectures"), ("vae", "_class_name"), ("unet", "_class_name")])
+def test_a_config_without_a_class_has_the_pipeline_s(folder: str, field: str, broken: Path) -> None:
+    before = open_model(broken)
+    config = json.loads((broken / folder / "config.json").read_text())
+    del config[field]
+    (broken / folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError, match="no class at all"):
+        open_model(broken)
+    index = {"_class_name": "StableDiffusionPipeline", **PIPELINE, "vae": ["diffusers", type(before.vae).__name__]}
+    (broken / "model_index.json").write_text(json.dumps(index))
+    after = open_model(broken)
+    for network, same in ((before.unet, after.unet), (before.vae, after.vae), (before.text_encoder, after.text_encoder)):
+        assert type(same) is type(network)
+
+
 def _nan(file: Path) -> None:
     tensors = load_file(file)
     save_file({key: value * torch.nan for key, value in tensors.items()}, file, {"format": "pt"})

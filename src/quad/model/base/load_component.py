@@ -22,8 +22,8 @@ from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.stable_file import StableFile
 from quad.lora.quote import listed
-from quad.model.base.stored_weights import StoredWeight, stored_weights
-from quad.model.base.weight_files import find_weights, read_config
+from quad.model.base.stored_weights import EIGHT_BITS, StoredWeight, stored_weights
+from quad.model.base.weight_files import INDEX_FILE, find_weights, read_config
 
 DIFFUSION_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 # What no model of the families that open here has nearly reached.
@@ -98,8 +98,7 @@ def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Store
         UnsupportedError: a class quad does not know, or weights that are no floats.
     """
     config = read_config(folder / "config.json")
-    kind = config.get("_class_name") or config.get("architectures") or "no class at all"
-    kind = kind[0] if isinstance(kind, list) else kind
+    kind = _class_name(folder, config)
     if not isinstance(kind, str) or kind not in classes:
         raise UnsupportedError(mismatch(f"{folder}", " or ".join(classes), kind, "choose a Stable-Diffusion-like model"))
     _require_plausible(folder / "config.json", config)
@@ -107,6 +106,15 @@ def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Store
     module = empty_module(folder / "config.json", classes[kind], config)
     stored = {name: weight for file in files for name, weight in stored_weights(file).items()}
     return fitted(module, stored, files, folder.name)
+
+
+def _class_name(folder: Path, config: Mapping[str, Any]) -> Any:
+    """The class that a config states; where it states none, the one in the pipeline's `model_index.json`, which diffusers goes by."""
+    kind = config.get("_class_name") or config.get("architectures")
+    if not kind and (folder.parent / INDEX_FILE).is_file():
+        stated = read_config(folder.parent / INDEX_FILE).get(folder.name)
+        kind = stated[-1:] if isinstance(stated, list) else None
+    return (kind[0] if isinstance(kind, list) and kind else kind) or "no class at all"
 
 
 def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequence[StableFile], part: str) -> StoredComponent:
@@ -130,8 +138,15 @@ def fitted(module: nn.Module, stored: Mapping[str, StoredWeight], files: Sequenc
     _refuse(files, "no", sorted(owners.keys() - filled))
     for name, weight in weights.items():
         weight.require(owners[name].shape)
-    note = f"{part}: its config has no place for {len(surplus)} stored tensors, passed over: {listed(surplus)}"
-    return StoredComponent(module=module, weights=weights, files=files, notes=(note,) if surplus else ())
+    notes = []
+    if surplus:
+        notes.append(f"{part}: its config has no place for {len(surplus)} stored tensors, passed over: {listed(surplus)}")
+    if rounded := sum(weight.dtype in EIGHT_BITS for weight in weights.values()):
+        notes.append(
+            f"{part}: {rounded} of {len(weights)} tensors are stored as 8-bit floats; the bundle is compared with these, "
+            "not with the model that they were rounded from"
+        )
+    return StoredComponent(module=module, weights=weights, files=files, notes=tuple(notes))
 
 
 def _refuse(files: Sequence[StableFile], word: str, keys: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +22,11 @@ _TYPES = {
     "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
     "C64": torch.complex64, "BOOL": torch.bool,
 }  # fmt: skip
+# Types that no network computes in -> the nearest one that holds their numbers.
+_HELD = {torch.float64: torch.float32, torch.float8_e4m3fn: torch.float16, torch.float8_e5m2: torch.float16}
+EIGHT_BITS = ("F8_E4M3", "F8_E5M2")
+# Names under which scales of 8-bit floats lie beside them.
+_SCALES = re.compile(r"(^|\.)(scaled_fp8|scale_weight|weight_scale(_inv)?|comfy_quant)$")
 _TRANSPOSED = "T"  # in place of an index
 
 
@@ -82,11 +88,11 @@ class StoredWeight:
         """Refuse what cannot be a weight of this shape.
 
         Raises:
-            InputError: another shape. UnsupportedError: no floats of 16 bits or more.
+            InputError: another shape. UnsupportedError: no floats.
         """
         dtype = _TYPES.get(self.dtype)
-        if dtype is None or not dtype.is_floating_point or dtype.itemsize == 1:
-            expected, stored_type = "weights of 16 or 32 bit floats", f"{self.key} of {dtype or self.dtype}"
+        if dtype is None or not dtype.is_floating_point:
+            expected, stored_type = "weights that are floats", f"{self.key} of {dtype or self.dtype}"
             raise UnsupportedError(mismatch(f"{self.file.path}", expected, stored_type, "choose a model that is not quantized"))
         if self.shape != tuple(shape):
             shapes = f"{self.key} of shape {self.shape}, not {tuple(shape)}"
@@ -102,14 +108,14 @@ class StoredWeight:
         return value.to(torch.float32).contiguous()
 
     def read_as_stored(self) -> Tensor:
-        """Its numbers in the precision of the file, float32 at most.
+        """Its numbers in the precision of the file: float32 at most, and float16, which holds them exactly, for floats of 8 bits.
 
         Raises:
             InputError: as `read`.
         """
         stored = torch.from_numpy(self.file.read(self.start, self.size)).view(_TYPES[self.dtype]).reshape(self.stored_shape)
         value = self._taken(stored)
-        value = (value.to(torch.float32) if value.dtype == torch.float64 else value).contiguous()
+        value = value.to(_HELD.get(value.dtype, value.dtype)).contiguous()
         # Of the extremes alone: over the tensor, `isfinite` would make others of its size.
         if value.numel() and not bool(torch.stack(value.aminmax()).isfinite().all()):
             raise InputError(
@@ -123,8 +129,10 @@ def stored_weights(file: StableFile) -> Mapping[str, StoredWeight]:
 
     Raises:
         InputError: it is no whole safetensors file, or was changed since it was found.
+        UnsupportedError: 8-bit floats that mean something only times scales beside them.
     """
     header = open_header(file)
+    _refuse_scales(file, {key: entry.dtype for key, entry in header.entries.items()})
     return {
         key: StoredWeight(
             file=file,
@@ -136,6 +144,13 @@ def stored_weights(file: StableFile) -> Mapping[str, StoredWeight]:
         )
         for key, entry in header.entries.items()
     }
+
+
+def _refuse_scales(file: StableFile, types: Mapping[str, str]) -> None:
+    scale = next((key for key in types if _SCALES.search(key)), None)
+    if scale is not None and any(dtype in EIGHT_BITS for dtype in types.values()):
+        remedy = "choose the model in 16-bit floats, or one whose 8-bit floats have no scales"
+        raise UnsupportedError(mismatch(f"{file.path}", "weights as they are", f"8-bit floats with scales of their own: {scale}", remedy))
 
 
 def tensors_digest(networks: Mapping[str, nn.Module]) -> str:

@@ -14,6 +14,7 @@ from quad.core.storage.pickles import PICKLE_REASON, is_pickled
 from quad.core.storage.stable_file import StableFile
 
 LARGEST_CONFIG = 64 * 2**20
+INDEX_FILE = "model_index.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:
