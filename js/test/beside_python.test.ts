@@ -13,7 +13,7 @@ import { Tokenizer } from "../src/conditioning/tokenizer.js";
 import { ConformanceVectors, samplerVector, type Vectors } from "../src/conformance/vectors.js";
 import { samplerDistance } from "../src/conformance/verify.js";
 import { QuadError } from "../src/core/errors.js";
-import { TOKENIZER_FILE } from "../src/core/manifest.js";
+import { TOKENIZER_FILE, textSpec } from "../src/core/manifest.js";
 import { noiseSchedule, type TaskSpec } from "../src/core/task.js";
 import type { Float, Tensor } from "../src/core/tensor.js";
 import { Generator } from "../src/noise/generator.js";
@@ -45,8 +45,8 @@ describe.skipIf(reference === undefined || bundlePath === undefined)("beside Pyt
   });
 
   test("so they do with CLIP's own tokenizer, in two chunks", () => {
-    const spec = { length: 77, pad_id: 49407, hidden: 8, first_vector_id: 49408, chunks: 2, pooled: undefined };
-    compareTexts(new Tokenizer(clipTokenizer(), spec), reference!.clip);
+    const spec = { length: 77, pad_id: 49407, hidden: 8, first_vector_id: 49408, chunks: 2 };
+    compareTexts(new Tokenizer(clipTokenizer(), textSpec(spec, "$")), reference!.clip);
   });
 
   test("adapters, alone and mixed, become the same integers", async () => {
@@ -99,6 +99,16 @@ describe.skipIf(reference === undefined || bundlePath === undefined)("beside Pyt
       expect(holed.mask.data, `${number} mask`).toEqual(stored("holed_mask").data);
       expect(toPicture(stored("made") as Float, undefined).data, `${number} picture`).toEqual(stored("picture").data);
       expect(toPicture(stored("made") as Float, filled.paste).data, `${number} pasted`).toEqual(stored("pasted").data);
+    }
+  });
+
+  test("a model that is told sizes hears the same ones", async () => {
+    const pipe = await QuadPipeline.open(bundlePath!, { memory: "minimal", threads: 1 });
+    for (const [index, call] of reference!.sized.entries()) {
+      const expected = referencePictures().get(`sized/${index}`)!;
+      const { data } = (await pipe.run("the car", call)).images[0] as Float;
+      const away = data.reduce((most, value, i) => Math.max(most, Math.abs(value - Number(expected.data[i]))), 0);
+      expect(away, JSON.stringify(call)).toBeLessThan(1e-3);
     }
   });
 

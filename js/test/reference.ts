@@ -25,6 +25,7 @@ export interface Reference {
     readonly error?: string;
   }[];
   readonly samplers: readonly unknown[];
+  readonly sized: readonly Record<string, unknown>[];
   readonly refusals: readonly { readonly call: Record<string, unknown>; readonly error: string | null; readonly kind?: string }[];
 }
 

@@ -33,7 +33,7 @@ from quad.core.manifest import (
     seal,
 )
 from quad.core.padding import trim
-from quad.core.ports import PORTS_FILE
+from quad.core.ports import PORTS_FILE, Sinusoid
 from quad.core.profile import Profile
 from quad.runtime import Request, Scheduler, SchedulerOptions
 from tests.runtime.held_pipeline import Clock, HeldPipeline
@@ -60,11 +60,19 @@ COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 WORDS = ("[PAD]", "[UNK]", "remove", "the", "car", "make", "it", "night")
 
 
-def _text_encoder(path: Path, rng: np.random.Generator) -> None:
-    table = {"table": rng.standard_normal((len(WORDS), HIDDEN)).astype(np.float32)}
-    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"])]
+def _text_encoder(path: Path, rng: np.random.Generator, pooled_rows: int = 0) -> None:
+    """A row of a table for each token; the prompt as a whole is its first rows, doubled."""
+    constants: dict[str, NDArray[Any]] = {"table": rng.standard_normal((len(WORDS), HIDDEN)).astype(np.float32)}
+    nodes = [helper.make_node("Gather", ["table", "input_ids"], ["rows" if pooled_rows else "last_hidden_state"])]
+    if pooled_rows:
+        constants |= {"first": np.array([0]), "last": np.array([pooled_rows]), "axis": np.array([1])}
+        nodes += [
+            helper.make_node("Slice", ["rows", "first", "last", "axis"], ["some"]),
+            helper.make_node("Add", ["some", "some"], ["whole"]),
+            helper.make_node("Concat", ["rows", "whole"], ["last_hidden_state"], axis=1),
+        ]
     inputs = [value("input_ids", [1, LENGTH], TensorProto.INT64)]
-    save_graph(path, "text_encoder", nodes, inputs, value("last_hidden_state", [1, LENGTH, HIDDEN]), table)
+    save_graph(path, "text_encoder", nodes, inputs, value("last_hidden_state", [1, LENGTH + pooled_rows, HIDDEN]), constants)
 
 
 def _vae(root: Path, rng: np.random.Generator) -> None:
@@ -207,6 +215,21 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def normalised_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same bundle with normalised slots; not to be written to."""
     return make_normalised(tiny_bundle, tmp_path_factory.mktemp("normalised") / "phone")
+
+
+@pytest.fixture(scope="session")
+def sized_bundle(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle of a model that hears the prompt as a whole and the picture's sizes, as SDXL; not to be written to."""
+    root = Path(shutil.copytree(tiny_bundle, tmp_path_factory.mktemp("sized") / "phone"))
+    text = TextSpec(
+        length=LENGTH, pad_id=0, hidden=HIDDEN, pooled=HIDDEN + 1, sizes=Sinusoid(channels=HIDDEN // 2 * 2 - 2), zeros_for_empty=True
+    )
+    for name in ("unet", "text_encoder"):
+        shutil.rmtree(root / name)
+    save_unet(root / "unet/model.onnx", rows=text.rows)
+    _text_encoder(root / "text_encoder/model.onnx", np.random.default_rng(0), text.pooled_rows)
+    write_manifest(root, text=text)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -184,6 +184,9 @@ def refusals(pipe: QuadPipeline) -> list[dict[str, Any]]:
         {"prompt_syntax": "other"},
         {"task": "transform"},
         {"mask_grow": 1.5},
+        {"original_size": [3]},
+        {"crops_coords_top_left": [0, -1]},
+        {"target_size": [512, 512]},
     ]
     answers = []
     for call in calls:
@@ -193,6 +196,20 @@ def refusals(pipe: QuadPipeline) -> list[dict[str, Any]]:
         except QuadError as error:
             answers.append({"call": call, "error": str(error).replace(": --image, or image=", ": image="), "kind": type(error).__name__})
     return answers
+
+
+def sized(pipe: QuadPipeline) -> tuple[list[dict[str, Any]], dict[str, NDArray[Any]]]:
+    """Calls that say sizes to a model that is told them, guided and not, and the latents of each; none of another model."""
+    if pipe.bundle.manifest.text.sizes is msgspec.UNSET:
+        return [], {}
+    common = {"task": "text-to-image", "seed": 3, "output_type": "latent"}
+    calls: list[dict[str, Any]] = [
+        {**common, "guidance_scale": 1.0},
+        {**common, "guidance_scale": 3.0},
+        {**common, "guidance_scale": 3.0, "negative_prompt": "night", "original_size": [40, 30], "crops_coords_top_left": [4, 0]},
+        {**common, "guidance_scale": 3.0, "target_size": [9, 8], "negative_original_size": [7, 7], "negative_target_size": [640, 480]},
+    ]
+    return calls, {f"sized/{number}": np.asarray(pipe("the car", **call).images[0]) for number, call in enumerate(calls)}
 
 
 def write_repositories(pipe: QuadPipeline, out: Path) -> None:
@@ -225,7 +242,8 @@ def write_reference(bundle: Path, out: Path) -> None:
     tokenizer = json.loads(pipe.bundle.read("tokenizer/tokenizer.json"))
     words = sorted(tokenizer["model"]["vocab"])
     runs, states = sampler_runs()
-    tensors = pictures(pipe) | states
+    calls, latents = sized(pipe)
+    tensors = pictures(pipe) | states | latents
     save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out / "reference.safetensors")
     seeds = [*range(40), 2**32 - 1, 2**32, 2**53 + 1, 2**64, 2**128 - 1, 2**160 + 3]
     reference = {
@@ -235,6 +253,7 @@ def write_reference(bundle: Path, out: Path) -> None:
         "mixes": mixes(pipe),
         "samplers": runs,
         "refusals": refusals(pipe),
+        "sized": calls,
     }
     write_repositories(pipe, out)
     first = pipe.adapters[0]

@@ -23,18 +23,17 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("slots", ["tiny_bundle", "normalised_bundle"])
-def test_node_computes_what_python_does(slots: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    given: Path = request.getfixturevalue(slots)
-    bundle, reference = Path(shutil.copytree(given, tmp_path / "phone")), tmp_path / "reference"
+@pytest.mark.parametrize("given", ["tiny_bundle", "normalised_bundle", "sized_bundle"])
+def test_node_computes_what_python_does(given: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    bundle, reference = Path(shutil.copytree(request.getfixturevalue(given), tmp_path / "phone")), tmp_path / "reference"
     reference.mkdir()
     pipe = QuadPipeline.from_pretrained(bundle, engine="ort", threads=1)
     for name, content in record_vectors(pipe).files().items():
         (bundle / name).write_bytes(content)
-    write_manifest(bundle, parents=dict(pipe.bundle.manifest.parents))
+    write_manifest(bundle, parents=dict(pipe.bundle.manifest.parents), text=pipe.bundle.manifest.text)
     write_reference(bundle, reference)
     environment = {**os.environ, "QUAD_TEST_BUNDLE": str(bundle), "QUAD_TEST_REFERENCE": str(reference)}
-    in_browser = ["test/chromium.test.ts", "test/device_backend.test.ts"] if slots == "tiny_bundle" and shutil.which("chromium") else []
+    in_browser = ["test/chromium.test.ts", "test/device_backend.test.ts"] if given == "tiny_bundle" and shutil.which("chromium") else []
     command = ["node", RUNNER, "run", *TESTS, *in_browser]
     done = subprocess.run(command, cwd=PACKAGE, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

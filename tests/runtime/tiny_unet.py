@@ -94,8 +94,12 @@ def _steps(slotted: bool) -> list[Step]:
     ]
 
 
-def save_unet(path: Path, rank: int = RANK, normalised: bool = False) -> None:
-    """The graph: int8 weights, int16 slots, one 16-bit activation site; rank 0 leaves the slots out."""
+def save_unet(path: Path, rank: int = RANK, normalised: bool = False, rows: int = LENGTH) -> None:
+    """The graph: int8 weights, int16 slots, one 16-bit activation site; rank 0 leaves the slots out.
+
+    Args:
+        rows: of the features, each with a weight of its own where there are more than tokens.
+    """
     slots = normalised_slots(rank) if normalised else tiny_slots(rank)
     constants: dict[str, NDArray[Any]] = unet_weights() | {
         "axis": np.array([1]),
@@ -116,10 +120,15 @@ def save_unet(path: Path, rank: int = RANK, normalised: bool = False) -> None:
         nodes += _scaled(slots)
     else:
         nodes += [helper.make_node("DequantizeLinear", [name, "ls", "lz"], [f"{name}_f"]) for name in shapes]
-    nodes += [helper.make_node(op, given, [out], **attributes) for op, given, out, attributes in _steps(bool(rank))]
+    steps = _steps(bool(rank))
+    if rows != LENGTH:
+        constants["row_weights"] = np.linspace(0.5, 2, rows, dtype=np.float32)[None, :, None]
+        nodes.append(helper.make_node("Mul", ["encoder_hidden_states", "row_weights"], ["weighted"]))
+        steps = [(op, ["weighted" if name == "encoder_hidden_states" else name for name in given], *rest) for op, given, *rest in steps]
+    nodes += [helper.make_node(op, given, [out], **attributes) for op, given, out, attributes in steps]
     if not rank:
         del constants["ls"], constants["lz"]
-    inputs = [value("sample", [1, 9, SIDE, SIDE]), value("timestep", [1]), value("encoder_hidden_states", [1, LENGTH, HIDDEN])]
+    inputs = [value("sample", [1, 9, SIDE, SIDE]), value("timestep", [1]), value("encoder_hidden_states", [1, rows, HIDDEN])]
     kinds = {name: TensorProto.FLOAT if name in slots.scale_inputs() else TensorProto.INT16 for name in shapes}
     inputs += [value(name, list(shape), kinds[name]) for name, shape in shapes.items()]
     save_graph(path, "unet", nodes, inputs, value("out_sample", [1, 4, SIDE, SIDE]), constants)

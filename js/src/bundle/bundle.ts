@@ -2,7 +2,7 @@
 
 import { DecodeError, type Decoder, decodeJson } from "../core/decode.js";
 import { type Profile, profileDecoder } from "../core/encoding.js";
-import { CompatibilityError, InputError, mismatch, throwIfAborted, UnsupportedError, VerificationError } from "../core/errors.js";
+import { CompatibilityError, InputError, mismatch, throwIfAborted, VerificationError } from "../core/errors.js";
 import {
   BASE_CORRECTION_FILE,
   BUNDLE_FILE,
@@ -196,12 +196,6 @@ function checkListed(where: string, manifest: BundleManifest): void {
 
 /** Numbers that must go together for a picture to come of them. */
 function checkNumbers(where: string, manifest: BundleManifest): void {
-  if (manifest.text.pooled !== undefined) {
-    const way = "run it with quad in Python";
-    throw new UnsupportedError(
-      mismatch(where, "a model that reads the prompt's hidden states alone", "one that reads sizes too (SDXL)", way),
-    );
-  }
   const { schedule, latent } = manifest;
   const betas = schedule.trained_betas;
   if (!(schedule.steps >= 2 && schedule.steps <= MOST_STEPS) || (betas !== undefined && betas.length !== schedule.steps)) {

@@ -1,7 +1,7 @@
 /** One planned run of the denoising loop: what the U-Net reads at every step, and where the loop begins; as its namesake in Python. */
 
 import { InputError, mismatch, VerificationError } from "../core/errors.js";
-import { type Beside, type LatentSpec, latentGrid } from "../core/manifest.js";
+import { type Beside, type LatentSpec, latentGrid, type TextSpec } from "../core/manifest.js";
 import type { PictureSize } from "../core/picture_size.js";
 import type { TaskSpec } from "../core/task.js";
 import { type Float, isFinite32, joinChannels, sameShape, type Tensor, zeros } from "../core/tensor.js";
@@ -11,6 +11,7 @@ import { Generator, type Seed } from "../noise/generator.js";
 import { addNoise, type Network, type Start } from "../samplers/run.js";
 import { type Condition, makeCondition, type Pictures } from "./condition.js";
 import { guidedNetwork, isBatched, isGuided, type Side } from "./guidance.js";
+import { checkSizes, type SizeConditions, sizeNumbers, withSizes } from "./size_conditions.js";
 
 /** The graphs that a run is planned with, each with its adapter bound. */
 export interface Encoders {
@@ -31,7 +32,10 @@ export interface RunInputs {
   readonly negativePrompt: string;
   readonly noise: Float;
   readonly size: PictureSize;
+  /** What the model is told of the picture's size, if it is told any. */
+  readonly sizes: SizeConditions;
   readonly latent: LatentSpec;
+  readonly text: TextSpec;
   /** Timesteps of the model's noise schedule, which a guidance's interval is a part of. */
   readonly trainingSteps: number;
 }
@@ -47,8 +51,7 @@ export interface DenoisingRun {
 export async function planRun(encoders: Encoders, inputs: RunInputs): Promise<DenoisingRun> {
   const { spec, latent } = inputs;
   const condition = makeCondition(inputs.task, spec, inputs.pictures, inputs.size, latent.factor);
-  const prompts = isGuided(spec) ? [inputs.prompt, inputs.negativePrompt] : [inputs.prompt];
-  const texts = [...(await encoders.texts(prompts))].reverse();
+  const texts = await textsOf(encoders.texts, inputs);
   const unetInputs = await encoders.unetInputs();
   const names = besideOf(unetInputs, latent);
   const needsLatent = condition.image !== undefined && names.some((name) => name !== "mask");
@@ -56,6 +59,20 @@ export async function planRun(encoders: Encoders, inputs: RunInputs): Promise<De
   const sides = sidesOf(names, latent, condition, encoded, texts, spec);
   const network = guidedNetwork(encoders.unet, isBatched(unetInputs), sides, spec, inputs.trainingSteps);
   return { condition, network, start: await startOf(inputs, condition, encoders.picture) };
+}
+
+/** Features of the prompt, in a guided run behind those of the negative one, `(1, rows, D)` each. */
+async function textsOf(encode: Encoders["texts"], inputs: RunInputs): Promise<readonly Float[]> {
+  const { text, sizes, size, prompt, negativePrompt } = inputs;
+  checkSizes(text, sizes);
+  const told = (features: Float, negative: boolean): Float => withSizes(text, features, sizeNumbers(sizes, size, negative));
+  if (!isGuided(inputs.spec)) return [told((await encode([prompt]))[0]!, false)];
+  if (text.zeros_for_empty === true && !negativePrompt) {
+    const positive = (await encode([prompt]))[0]!;
+    return [told(zeros(positive.shape), true), told(positive, false)];
+  }
+  const [positive, negative] = await encode([prompt, negativePrompt]);
+  return [told(negative!, true), told(positive!, false)];
 }
 
 /** The generator of a run and its first noise `(1, c, h, w)`; `latents` takes the noise's place. */

@@ -1,5 +1,6 @@
 /** Hidden states of a prompt, with the weights of its tokens; as `quad.runtime.conditioning.text_features`. */
 
+import { contextLength, type TextSpec } from "../core/manifest.js";
 import { type Float, type Tensor, zeros } from "../core/tensor.js";
 import type { Runnable } from "../engine/graph.js";
 import type { Chunk, PromptTokens } from "./prompt_chunks.js";
@@ -7,19 +8,45 @@ import type { Chunk, PromptTokens } from "./prompt_chunks.js";
 /** A mean below this share of the RMS is rounding. */
 const LEAST_MEAN = 1e-5;
 
-/** The hidden states of a prompt's chunks one after another, `(1, context, D)`; rows of zeros fill up what a shorter prompt leaves. */
-export async function textFeatures(encoder: Runnable, prompt: PromptTokens, context: number, signal?: AbortSignal): Promise<Float> {
+/**
+ * The hidden states of a prompt's chunks one after another, rows of zeros for what a shorter prompt leaves, and behind them those of the
+ * first chunk's numbers as a whole: `(1, rows, D)`.
+ */
+export async function textFeatures(encoder: Runnable, prompt: PromptTokens, text: TextSpec, signal?: AbortSignal): Promise<Float> {
   const hidden: Float[] = [];
-  for (const chunk of prompt.chunks) hidden.push(emphasised(await encoder.run(inputsOf(encoder, chunk), signal), chunk.weights));
-  const width = hidden[0]!.shape[2]!;
-  const rows = hidden.reduce((sum, part) => sum + part.shape[1]!, 0);
-  const all = zeros([1, Math.max(rows, context), width]);
+  let whole: Float | undefined;
+  for (const chunk of prompt.chunks) {
+    const output = await encoder.run(inputsOf(encoder, chunk), signal);
+    hidden.push(emphasised(rowsOf(output, 0, text.length), chunk.weights));
+    whole ??= rowsOf(output, text.length, output.shape[1]!);
+  }
+  const missing = Math.max(contextLength(text) - hidden.length * text.length, 0);
+  return joinRows([...hidden, zeros([1, missing, text.hidden]), ...(text.pooled === undefined ? [] : [whole!])]);
+}
+
+/** Numbers as rows of a width `(1, rows, width)`, the last filled up with zeros. */
+export function filledRows(numbers: Float32Array, width: number): Float {
+  const rows = zeros([1, Math.ceil(numbers.length / width), width]);
+  rows.data.set(numbers);
+  return rows;
+}
+
+/** Rows `(1, L, D)` one after another. */
+export function joinRows(parts: readonly Float[]): Float {
+  const rows = parts.reduce((sum, part) => sum + part.shape[1]!, 0);
+  const all = zeros([1, rows, parts[0]!.shape[2]!]);
   let place = 0;
-  for (const part of hidden) {
+  for (const part of parts) {
     all.data.set(part.data, place);
     place += part.data.length;
   }
   return all;
+}
+
+/** Rows from one on, to another that is no longer among them, of `(1, L, D)`. */
+function rowsOf(all: Float, start: number, end: number): Float {
+  const width = all.shape[2]!;
+  return { data: all.data.subarray(start * width, end * width), shape: [1, end - start, width] };
 }
 
 /** The inputs of the graph for a chunk: vectors too where it takes them. */

@@ -1,9 +1,24 @@
 /** `bundle.json` and `adapter.json`: what ships, how to run it, and the digests of everything; as `quad.core.manifest`. */
 
 import { adapterName, type MergedAdapter, mergedAdapter } from "./adapter_manifest.js";
-import { type Decoder, type Field, integer, listOf, mapOf, maybe, number, oneOf, optional, required, struct, text } from "./decode.js";
+import {
+  boolean,
+  type Decoder,
+  type Field,
+  integer,
+  listOf,
+  mapOf,
+  maybe,
+  number,
+  oneOf,
+  optional,
+  required,
+  struct,
+  text,
+} from "./decode.js";
 import { type PictureSize, pictureSize, pixels, sizeText } from "./picture_size.js";
 import { type SamplerSettings, samplerSettings } from "./sampling.js";
+import { type Sinusoid, sinusoid } from "./sinusoid.js";
 import { type NoiseSchedule, noiseSchedule, type TaskSpec, taskSpec } from "./task.js";
 
 export const FORMAT_VERSION = 1;
@@ -56,7 +71,10 @@ export interface LatentPreview {
   readonly bias: readonly number[];
 }
 
-/** The text encoder's input, and its output's width. `pooled`: numbers of the prompt as a whole behind its hidden states, SDXL's alone. */
+/**
+ * The text encoder's input, and its output's width. `pooled`: numbers of the prompt as a whole, in rows behind its hidden states; `sizes`:
+ * the embedding of numbers that say the picture's size; `zeros_for_empty`: an empty negative prompt is rows of zeros.
+ */
 export interface TextSpec {
   readonly length: number;
   readonly pad_id: number;
@@ -64,6 +82,8 @@ export interface TextSpec {
   readonly first_vector_id: number | undefined;
   readonly chunks: number | undefined;
   readonly pooled: number | undefined;
+  readonly sizes: Sinusoid | undefined;
+  readonly zeros_for_empty: boolean | undefined;
 }
 
 /** `bundle.json`. */
@@ -108,13 +128,15 @@ const latentSpec = struct<LatentSpec>({
   beside: maybe(listOf(oneOf("condition", "raw-condition", "mask"))),
 });
 
-const textSpec = struct<TextSpec>({
+export const textSpec: Decoder<TextSpec> = struct<TextSpec>({
   length: required(integer(1, 2 ** 16)),
   pad_id: required(integer(0, 2 ** 31)),
   hidden: required(integer(1, 2 ** 20)),
   first_vector_id: maybe(integer(1, 2 ** 31)),
   chunks: maybe(integer(2, 64)),
   pooled: maybe(integer(1, 2 ** 20)),
+  sizes: maybe(sinusoid),
+  zeros_for_empty: maybe(boolean),
 });
 
 export const bundleManifest: Decoder<BundleManifest> = struct<BundleManifest>({

@@ -3,6 +3,7 @@
 import type { IntervalInput } from "../conditioning/guidance.js";
 import type { Picture } from "../conditioning/picture.js";
 import type { PromptSyntax } from "../conditioning/prompt_syntax.js";
+import { SIZE_NAMES, type SizeConditions } from "../conditioning/size_conditions.js";
 import { mismatch, UsageError } from "../core/errors.js";
 import type { Float } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
@@ -11,7 +12,7 @@ import type { RgbaPicture } from "./output.js";
 import type { OutputType, PictureOutput, StepTensors } from "./stages.js";
 
 /** The options of a call to a pipeline `P`; what each means is told in the package's README. */
-export interface CallOptions<P = unknown> {
+export interface CallOptions<P = unknown> extends SizeConditions {
   readonly task?: string | undefined;
   readonly image?: Picture | undefined;
   readonly mask_image?: Picture | undefined;
@@ -48,6 +49,7 @@ export interface PipelineOutput extends Omit<PictureOutput, "image"> {
 }
 
 const NAMES: Readonly<Record<keyof CallOptions, true>> = {
+  ...(Object.fromEntries(SIZE_NAMES.map((name) => [name, true])) as Record<keyof SizeConditions, true>),
   task: true,
   image: true,
   mask_image: true,

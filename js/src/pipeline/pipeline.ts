@@ -8,6 +8,7 @@ import type { BundleSource } from "../bundle/source.js";
 import { DEFAULT_GROW_PX } from "../conditioning/condition.js";
 import { besideOf } from "../conditioning/denoising.js";
 import { parseEmbeddings, WordVectors } from "../conditioning/embeddings.js";
+import { statedSizes } from "../conditioning/size_conditions.js";
 import { TextMemo } from "../conditioning/text_memo.js";
 import { Tokenizer } from "../conditioning/tokenizer.js";
 import type { AdapterManifest } from "../core/adapter_manifest.js";
@@ -161,6 +162,7 @@ export class QuadPipeline extends AdapterMethods {
       strength: options.strength,
       width: options.width,
       height: options.height,
+      sizes: statedSizes(options),
       prompt_syntax: options.prompt_syntax ?? "a1111",
     };
     return expand(common, { prompt, negative_prompt, num_images_per_prompt, seed, generator, latents });

@@ -4,6 +4,7 @@ import { adapterWeights, type Weight } from "../adapters/block_weights.js";
 import { type IntervalInput, parseInterval } from "../conditioning/guidance.js";
 import type { Picture } from "../conditioning/picture.js";
 import { type PromptSyntax, SYNTAXES } from "../conditioning/prompt_syntax.js";
+import type { SizeConditions } from "../conditioning/size_conditions.js";
 import { mismatch, UsageError } from "../core/errors.js";
 import { type PictureSize, sizeText } from "../core/picture_size.js";
 import type { SamplerSpec } from "../core/sampling.js";
@@ -41,6 +42,7 @@ export interface Request {
   readonly latents: Float | undefined;
   readonly width: number | undefined;
   readonly height: number | undefined;
+  readonly sizes: SizeConditions;
   readonly prompt_syntax: PromptSyntax;
 }
 

@@ -11,7 +11,7 @@ import { textFeatures } from "../conditioning/text_features.js";
 import type { TextMemo } from "../conditioning/text_memo.js";
 import type { Tokenizer } from "../conditioning/tokenizer.js";
 import { BackendError, mismatch, throwIfAborted } from "../core/errors.js";
-import { type BundleManifest, contextLength, pictureSizes } from "../core/manifest.js";
+import { type BundleManifest, pictureSizes } from "../core/manifest.js";
 import { graphName, type PictureSize, sameSize } from "../core/picture_size.js";
 import { TEXT_ENCODER, UNET } from "../core/slots.js";
 import type { TaskSpec } from "../core/task.js";
@@ -103,13 +103,13 @@ export class Stages {
 
   /** Hidden states of a prompt's tokens, with the adapters that the text encoder is bound to. */
   hidden(tokens: PromptTokens, signal?: AbortSignal): Promise<Float> {
-    return textFeatures(this.#graphs.get(TEXT_ENCODER)!, tokens, contextLength(this.#manifest.text), signal);
+    return textFeatures(this.#graphs.get(TEXT_ENCODER)!, tokens, this.#manifest.text, signal);
   }
 
   /** Everything before the first step. */
   async prepare(request: Request, resolved: Resolved, mix: AdapterMix, memo: TextMemo, signal?: AbortSignal): Promise<Prepared> {
     const { spec, size } = resolved;
-    const { latent, schedule } = this.#manifest;
+    const { latent, schedule, text } = this.#manifest;
     const clocks = new Clocks();
     const textNotes = guidanceNotes(spec, request.negative_prompt);
     const { rng, noise } = drawNoise(request.seed, request.latents, latent, size, request.generator);
@@ -126,9 +126,9 @@ export class Stages {
       picture: (image: Float) => clocks.time("vae_encoder", () => this.graph("vae_encoder", size).run(new Map([["image", image]]), signal)),
     };
     const pictures = { image: request.image, mask: request.mask_image, maskGrowPx: request.mask_grow };
-    const { prompt, negative_prompt: negativePrompt } = request;
+    const { prompt, negative_prompt: negativePrompt, sizes } = request;
     const trainingSteps = schedule.steps;
-    const inputs = { task: resolved.task, spec, pictures, prompt, negativePrompt, noise, size, latent, trainingSteps };
+    const inputs = { task: resolved.task, spec, pictures, prompt, negativePrompt, noise, size, sizes, latent, text, trainingSteps };
     return clocks.time("total", async () => {
       const denoising = await planRun(encoders, inputs);
       const sampling = planSampling(spec.sampler, schedule, rng, denoising.start);

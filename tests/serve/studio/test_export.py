@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from quad.core.errors import InputError, UnsupportedError
-from quad.core.manifest import TextSpec
 from quad.serve.studio.export import export_page
 from quad.serve.studio.files import DEVICE, PAGE
 from tests.runtime.conftest import HIDDEN, LENGTH, htp_bundle, write_manifest  # noqa: F401
@@ -90,10 +89,6 @@ def test_what_no_browser_runs_is_refused(tiny_bundle: Path, htp_bundle: Path, de
         export_page(htp_bundle, tmp_path / "site", device=device)
     with pytest.raises(UnsupportedError, match=r"expected the runtime for pages, found none in this install; run make js"):
         export_page(tiny_bundle, tmp_path / "site", device=tmp_path / "none")
-    sdxl = Path(shutil.copytree(tiny_bundle, tmp_path / "sdxl"))
-    write_manifest(sdxl, text=TextSpec(length=LENGTH, pad_id=0, hidden=HIDDEN, pooled=HIDDEN))
-    with pytest.raises(UnsupportedError, match="one that reads sizes too"):
-        export_page(sdxl, tmp_path / "site", device=device)
     assert not (tmp_path / "site").exists()
 
 

@@ -79,9 +79,6 @@ def _require_browser(bundle: Bundle) -> None:
     if "ort" not in manifest.engines:
         expected = "a bundle that ONNX Runtime runs"
         raise UnsupportedError(mismatch("--export", expected, f"one for {manifest.target}", "build it again with --target cpu"))
-    if manifest.text.pooled is not msgspec.UNSET:
-        expected = "a model that reads the prompt's hidden states alone"
-        raise UnsupportedError(mismatch("--export", expected, "one that reads sizes too (SDXL)", "use quad studio without --export"))
 
 
 def _with_start(page: Mapping[str, bytes]) -> dict[str, bytes]:
