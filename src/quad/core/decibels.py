@@ -6,11 +6,13 @@
 | e, e~ | effect: the output with the adapter less that with the zero adapter, float and quantized |
 | SQNR | `10 log10(|y|^2 / |y~ - y|^2)` |
 | effect SQNR, gain | `10 log10(|e|^2 / |e~ - e|^2)`, `<e~, e> / <e, e>` (1 is right) |
+| t_r, c_r | `<e, e>` and `<e~, e>` of one of n independent runs |
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,3 +80,21 @@ class EffectEnergy:
     def sqnr_db(self, cap_db: float = CAP_DB) -> float:
         """SQNR of the effect, dB."""
         return sqnr_db(self.true, self.error, cap_db)
+
+
+def gain_error(runs: Sequence[EffectEnergy]) -> float | None:
+    """Standard error of the gain of all runs together, `sqrt(n / (n - 1) sum (c_r - gain t_r)^2) / sum t_r`.
+
+    Args:
+        runs: of each independent run, the sums over its calls; calls of one run are alike.
+
+    Returns:
+        None of fewer than two runs.
+
+    Source: Cochran 1977, Sampling Techniques, section 6.4 (the ratio of two totals).
+    """
+    n, total = len(runs), sum(runs, EffectEnergy())
+    if n < 2 or total.true == 0.0:
+        return None
+    scatter = sum((run.cross - total.gain * run.true) ** 2 for run in runs)
+    return math.sqrt(n / (n - 1) * scatter) / total.true

@@ -33,7 +33,7 @@ from quad.runtime.pipeline import QuadPipeline
 
 ZERO_PICTURES = 8  # samples a task whose pictures are made again with the zero adapter
 EFFECT_LEAD = "At the U-Net's output, over single calls along full-precision runs. Below 1 the adapter is weaker than it was trained to be."
-SHARES = {"run": 0.8, "effect": 0.1, "score": 0.1}
+SHARES = {"run": 0.7, "effect": 0.2, "score": 0.1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _evaluate_bundle(request: EvaluationRequest, progress: Progress) -> Evaluati
     side = BundleSide(ZERO_PICTURES, request.shortcuts)
     runs = run_tasks(reference, pipe, request.n, lambda step, share: progress(f"run {step}", share * SHARES["run"]), side)
     progress("adapter effect", SHARES["run"])
-    effects = shared(lambda: bundle_effects(pipe, reference, request.model, adapters), json_codec(dict[str, Effect | None]))
+    effects = shared(lambda: bundle_effects(pipe, reference, request.model, adapters, request.n), json_codec(dict[str, Effect | None]))
     before = SHARES["run"] + SHARES["effect"]
     evaluation = evaluate_all(
         runs, reference, pipe.engine, effects, lambda step, share: progress(f"score {step}", before + share * SHARES["score"])

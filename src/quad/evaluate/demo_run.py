@@ -39,7 +39,7 @@ from quad.runtime.pipeline import QuadPipeline
 from quad.zoo.calibration import calibration_samples
 
 FP16_BYTES = 2
-EFFECT_RUNS = 2  # held-out samples a task whose U-Net calls are compared
+EFFECT_RUNS = 4  # held-out samples a task whose U-Net calls are compared
 PRECISION = "w8a16"  # what every target runs, and what the page's bars are of
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quad.evaluate.figures.effect import Effect, effect_of, picture_effect
+from quad.evaluate.figures.effect import Effect, calls_in_turns, effect_of, picture_effect
+from quad.quantize.observe.probes import Probe
 
 RNG = np.random.default_rng(0)
 TRUE = [RNG.standard_normal((2, 4, 8, 8)).astype(np.float32), RNG.standard_normal((1, 4, 8, 8)).astype(np.float32)]
@@ -22,7 +24,7 @@ def _effect(found: list[np.ndarray]) -> Effect:
 
 
 def test_an_equal_effect_has_gain_one_and_loses_nothing() -> None:
-    assert _effect(TRUE) == Effect(1.0, math.inf)
+    assert _effect(TRUE) == Effect(1.0, math.inf, gain_error=0.0)
 
 
 @given(st.floats(0.0, 4.0))
@@ -39,6 +41,41 @@ def test_what_stands_upright_on_the_true_effect_does_not_change_the_gain() -> No
     effect = _effect([TRUE[0] + 0.1 * noise, TRUE[1]])
     assert effect.gain == pytest.approx(1.0, abs=1e-6)
     assert effect.sqnr_db < 25
+
+
+def test_calls_of_one_run_are_no_evidence_of_their_own() -> None:
+    """A run's calls are alike, so the same calls again make the gain no more certain; more runs do."""
+    weak, strong = [one * np.float32(0.9) for one in TRUE], [one * np.float32(1.1) for one in TRUE]
+    two = effect_of(TRUE * 2, [*weak, *strong], [0, 0, 1, 1])
+    twice = effect_of(TRUE * 4, [*weak, *weak, *strong, *strong], [0] * 4 + [1] * 4)
+    four = effect_of(TRUE * 4, [*weak, *strong] * 2, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert two is not None
+    assert twice is not None
+    assert four is not None
+    assert two.gain_error == pytest.approx(0.1, abs=1e-6)
+    assert twice.gain_error == pytest.approx(two.gain_error)
+    assert four.gain_error == pytest.approx(0.1 / math.sqrt(3))
+    one = effect_of(TRUE, weak, [0, 0])
+    assert one is not None
+    assert one.gain_error is None
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 8])
+def test_runs_show_all_their_timesteps_alike(steps: int) -> None:
+    runs = 4 * steps
+    probes = [_probe(run, step) for run in range(runs) for step in range(steps)]
+    taken = calls_in_turns(probes, 2)
+    of_run = Counter(probe.run for probe in taken)
+    assert of_run.keys() == set(range(runs))
+    assert max(of_run.values()) <= 2
+    of_step = Counter(probe.sigma_t for probe in taken)
+    assert len(of_step) == steps
+    assert max(of_step.values()) - min(of_step.values()) <= 1
+    assert taken == sorted(taken, key=lambda probe: (probe.run, probe.sigma_t))
+
+
+def _probe(run: int, step: int) -> Probe:
+    return Probe(source="a", task="t", run=run, inputs={}, sigma_t=float(step))
 
 
 def test_of_nothing_there_is_no_share() -> None:

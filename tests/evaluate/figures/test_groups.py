@@ -32,6 +32,6 @@ def test_an_effect_is_that_in_its_own_groups_graph(tmp_path: Path, monkeypatch: 
         true.append(TrueEffect(probe, full - zero))
     monkeypatch.setattr(effect, "held_out_probes", lambda *_: [])
     monkeypatch.setattr(effect, "true_effects", lambda *_: true)
-    measured = bundle_effects(pipe, SimpleNamespace(device="cpu"), tmp_path, {})  # type: ignore[arg-type]
+    measured = bundle_effects(pipe, SimpleNamespace(device="cpu"), tmp_path, {}, 1)  # type: ignore[arg-type]
     assert measured.keys() == set(store.names)
     assert all(each is not None and each.sqnr_db > 150.0 for each in measured.values())

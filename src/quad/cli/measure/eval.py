@@ -99,6 +99,6 @@ def eval(
 def _lines(evaluated: EvaluationResult, output: Path | None) -> list[str]:
     lines = []
     for task, entry in evaluated.evaluation.tasks.items():
-        gain = "" if entry.effect_gain is None else f", adapter effect gain {entry.effect_gain:.3f}"
+        gain = "" if entry.effect_gain is None else f", adapter effect gain {entry.shown_gain}"
         lines.append(f"{task:<14} {entry.psnr:5.1f} dB, SSIM {entry.ssim:.3f}{gain}, n = {entry.n}")
     return lines if output is None else [*lines, str(output / "report.html")]

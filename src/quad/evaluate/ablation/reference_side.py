@@ -13,7 +13,7 @@ from quad.core.device import CPU
 from quad.core.digests import digest
 from quad.core.manifest import TaskSpec
 from quad.core.storage.files import write_bytes
-from quad.evaluate.figures.effect import PROBE_RUNS, TrueEffect, held_out_probes, true_effects
+from quad.evaluate.figures.effect import TrueEffect, calls_in_turns, held_out_probes, true_effects
 from quad.evaluate.figures.identity import adapter_identities, model_identity
 from quad.evaluate.figures.paired import PictureFeatures, extract
 from quad.evaluate.figures.quality import held_out, picture_requests
@@ -76,7 +76,7 @@ class ReferenceSide:
         for task, spec in tasks.items():
             key = digest({"spec": spec, "task": task})
             if key not in self._effects:
-                probes = held_out_probes(self._model, self._adapters, {task: spec}, PROBE_RUNS, self._reference.device)
-                self._effects[key] = true_effects(self._reference, probes)
+                probes = held_out_probes(self._model, self._adapters, {task: spec}, self.n, self._reference.device)
+                self._effects[key] = true_effects(self._reference, calls_in_turns(probes))
             effects += self._effects[key]
         return effects

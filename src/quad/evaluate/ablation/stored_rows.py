@@ -15,6 +15,7 @@ from quad.evaluate.ablation.plan import AblationRow
 from quad.evaluate.ablation.reference_side import ReferenceSide
 from quad.evaluate.ablation.request import AblationRequest
 from quad.evaluate.ablation.results import StoredRow, StoredRows
+from quad.evaluate.figures.effect import CALLS_OF_RUN
 from quad.evaluate.figures.identity import adapter_identities
 from quad.evaluate.figures.runs import Pictures
 from quad.quantize.processes.dealt import Codec
@@ -60,4 +61,4 @@ def row_key(request: AblationRequest, reference: ReferenceSide, row: AblationRow
         "target": request.target,
         **({"later": adapter_identities(request.later), "strengths": STRENGTHS} if row.later else {}),
     }
-    return digest({"model": reference.digest, "adapters": reference.adapter_digests, "n": request.n, "row": options})
+    return digest({"model": reference.digest, "adapters": reference.adapter_digests, "n": request.n, "calls": CALLS_OF_RUN, "row": options})

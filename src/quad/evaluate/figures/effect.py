@@ -4,7 +4,8 @@
     gain         <e_q, e_fp> / <e_fp, e_fp>            1 is right, below 1 the adapter is weak
     SQNR         10 log10( |e_fp|^2 / |e_q - e_fp|^2 )
 
-A whole-output figure hides a weak adapter, because most of the output is the base's.
+A whole-output figure hides a weak adapter, because most of the output is the base's. Gains of single runs differ far more than those of
+calls along one run, so many runs are asked, and few calls of each.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.component_call import split_batch
-from quad.core.decibels import EffectEnergy
+from quad.core.decibels import EffectEnergy, gain_error
 from quad.core.device import CPU
 from quad.core.float_type import F32
 from quad.core.manifest import TaskSpec
@@ -43,17 +44,24 @@ from quad.runtime.engines.float_types import denoiser_engine
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
-PROBE_RUNS = 4  # held-out samples a task whose U-Net calls are compared
+CALLS_OF_RUN = 2  # of each held-out run, other timesteps in turns
 TOGETHER = 16  # of these calls in one batch of full precision
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Effect:
-    """How an adapter's effect came through: its gain, and its SQNR in dB (infinite where nothing was lost)."""
+    """How an adapter's effect came through.
+
+    Args:
+        gain: 1 is right.
+        sqnr_db: infinite where nothing was lost.
+        gain_error: standard error of the gain over the runs that it was measured on; None of fewer than two.
+    """
 
     gain: float
     sqnr_db: float
+    gain_error: float | None = None
 
     @property
     def capped_db(self) -> float:
@@ -61,17 +69,21 @@ class Effect:
         return min(self.sqnr_db, PSNR_CAP_DB)
 
 
-def effect_of(true: Sequence[Array], quantized: Sequence[Array]) -> Effect | None:
+def effect_of(true: Sequence[Array], quantized: Sequence[Array], runs: Sequence[int] = ()) -> Effect | None:
     """Gain and SQNR of some effects, pooled over all of them.
 
     Args:
         true, quantized: pairs of one shape each: `e_fp` and `e_q`.
+        runs: the run that each pair is of; none where the pairs are independent of each other.
 
     Returns:
         None where the true effect is zero: of nothing there is no share.
     """
-    pooled = sum((EffectEnergy.of(e, e_hat) for e, e_hat in zip(true, quantized, strict=True)), EffectEnergy())
-    return None if pooled.true == 0.0 else Effect(pooled.gain, pooled.sqnr_db(math.inf))
+    of_run: dict[int, EffectEnergy] = {}
+    for run, e, e_hat in zip(runs or range(len(true)), true, quantized, strict=True):
+        of_run[run] = of_run.get(run, EffectEnergy()) + EffectEnergy.of(e, e_hat)
+    pooled = sum(of_run.values(), EffectEnergy())
+    return None if pooled.true == 0.0 else Effect(pooled.gain, pooled.sqnr_db(math.inf), gain_error(list(of_run.values())))
 
 
 @dataclass(frozen=True)
@@ -82,9 +94,7 @@ class TrueEffect:
     effect: Array
 
 
-def held_out_probes(
-    model: Path, adapters: Mapping[str, Path], tasks: Mapping[str, TaskSpec], runs: int = PROBE_RUNS, device: str = CPU
-) -> list[Probe]:
+def held_out_probes(model: Path, adapters: Mapping[str, Path], tasks: Mapping[str, TaskSpec], runs: int, device: str = CPU) -> list[Probe]:
     """The U-Net's inputs along float runs of `runs` held-out samples of every task that has an adapter.
 
     Args:
@@ -105,6 +115,19 @@ def held_out_probes(
     networks = component_networks(base, slotted.unet, slotted.text_encoder)
     probes = record_probes(base, networks, slotted.table, loaded, samples, ProbeOptions(per_adapter=None))
     return [probe for group in probes.values() for probe in group]
+
+
+def calls_in_turns(probes: Sequence[Probe], most: int = CALLS_OF_RUN) -> list[Probe]:
+    """Of each run so many calls at most, evenly spread, of the next run those that come after them: all runs show all timesteps alike.
+
+    Args:
+        probes: whole runs, each in order.
+    """
+    runs: dict[tuple[str, str, int], list[Probe]] = {}
+    for probe in probes:
+        runs.setdefault((probe.source, probe.task, probe.run), []).append(probe)
+    strides = (-(-len(calls) // most) for calls in runs.values())
+    return [probe for (key, calls), stride in zip(runs.items(), strides, strict=True) for probe in calls[key[2] % stride :: stride]]
 
 
 def true_effects(reference: Reference, probes: Sequence[Probe]) -> list[TrueEffect]:
@@ -140,17 +163,18 @@ def network_effects(session: Session, store: AdapterStore, true: Sequence[TrueEf
         session: the bundle's U-Net; its slot inputs are bound anew.
         store: the bundle's adapters; probes of others are left out.
     """
-    pairs: dict[str, tuple[list[Array], list[Array]]] = {}
+    pairs: dict[str, tuple[list[Array], list[Array], list[int]]] = {}
     for true_effect in true:
         if true_effect.probe.source not in store.names:
             continue
         full, zero = (
             unet_output(session, store.mix(names, [1.0] * len(names))[0], true_effect.probe) for names in ([true_effect.probe.source], [])
         )
-        fp, q = pairs.setdefault(true_effect.probe.task, ([], []))
+        fp, q, runs = pairs.setdefault(true_effect.probe.task, ([], [], []))
         fp.append(true_effect.effect)
         q.append(full - zero)
-    return {task: effect_of(fp, q) for task, (fp, q) in pairs.items()}
+        runs.append(true_effect.probe.run)
+    return {task: effect_of(fp, q, runs) for task, (fp, q, runs) in pairs.items()}
 
 
 def unet_output(session: Session, buffers: Mapping[str, Array], probe: Probe) -> Array:
@@ -177,10 +201,11 @@ def open_graph(bundle: Bundle, engine: str, component: str, float_type: str = F3
 
 
 def bundle_effects(
-    pipe: QuadPipeline, reference: Reference, model: Path, adapters: Mapping[str, Path], runs: int = PROBE_RUNS
+    pipe: QuadPipeline, reference: Reference, model: Path, adapters: Mapping[str, Path], runs: int
 ) -> dict[str, Effect | None]:
-    """Task -> its adapter's effect at the U-Net's output, measured from nothing but a bundle and its model."""
-    true, store = true_effects(reference, held_out_probes(model, adapters, pipe.tasks, runs, reference.device)), AdapterStore(pipe.bundle)
+    """Task -> its adapter's effect at the U-Net's output along so many held-out runs of each, from nothing but a bundle and its model."""
+    probes = calls_in_turns(held_out_probes(model, adapters, pipe.tasks, runs, reference.device))
+    true, store = true_effects(reference, probes), AdapterStore(pipe.bundle)
     groups = {name: store.group_of({name: 1.0}) for name in store.names}
     parts: dict[tuple[int, int], list[TrueEffect]] = {}  # each adapter in its own group's graph; tasks in two halves
     tasks = sorted({each.probe.task for each in true})

@@ -67,9 +67,14 @@ class PictureEffect(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EffectFigures(msgspec.Struct, frozen=True, kw_only=True):
-    """An adapter's effect at the U-Net's output and in pictures; None where the task has no adapter, or it was not measured."""
+    """An adapter's effect at the U-Net's output and in pictures; None where the task has no adapter, or it was not measured.
+
+    Args:
+        effect_gain_error: standard error of the gain over the runs that it was measured on.
+    """
 
     effect_gain: float | None
+    effect_gain_error: float | None
     effect_sqnr_db: float | None
     effect_pictures: PictureEffect | None
 
@@ -79,8 +84,15 @@ class TaskEvaluation(PairedTask, frozen=True, kw_only=True):
 
     scores: TaskScores
     effect_gain: float | None
+    effect_gain_error: float | None
     effect_sqnr_db: float | None
     effect_pictures: PictureEffect | None
+
+    @property
+    def shown_gain(self) -> str:
+        """The gain with its standard error, where there is one."""
+        error = "" if self.effect_gain_error is None else f" ± {self.effect_gain_error:.3f}"
+        return f"{self.effect_gain:.3f}{error}"
 
 
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):

@@ -254,8 +254,8 @@ def effect_figures(run: TaskRun, effect: Effect | None) -> EffectFigures:
         m = len(run.zero.fp)
         visible = picture_effect(run.fp[:m], run.zero.fp, run.quantized[:m], run.zero.quantized)
         pictures = None if visible is None else PictureEffect(n=m, gain=visible.gain, sqnr_db=visible.capped_db)
-    gain, sqnr_db = (None, None) if effect is None else (effect.gain, effect.capped_db)
-    return EffectFigures(effect_gain=gain, effect_sqnr_db=sqnr_db, effect_pictures=pictures)
+    gain, error, sqnr_db = (None, None, None) if effect is None else (effect.gain, effect.gain_error, effect.capped_db)
+    return EffectFigures(effect_gain=gain, effect_gain_error=error, effect_sqnr_db=sqnr_db, effect_pictures=pictures)
 
 
 def evaluate_all(

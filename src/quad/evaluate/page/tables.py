@@ -123,11 +123,11 @@ def effect_table(tasks: Mapping[str, TaskEvaluation]) -> Table:
             continue
         pictures = entry.effect_pictures
         visible = (f"{pictures.gain:.3f}", f"{pictures.sqnr_db:.1f} dB") if pictures else ("", "")
-        cells = plain(f"{entry.effect_gain:.3f}", f"{entry.effect_sqnr_db:.1f} dB", *visible)
+        cells = plain(entry.shown_gain, f"{entry.effect_sqnr_db:.1f} dB", *visible)
         rows.append(Row(name=task, cells=cells, note=f"pictures: n = {pictures.n}" if pictures else ""))
     lead = (
         "Effect = output with the adapter minus output with the zero adapter, same inputs. Gain is the share of the true effect that came "
-        "through, SQNR how cleanly; on single U-Net calls, and on whole pictures."
+        "through, with its standard error over runs, SQNR how cleanly; on single U-Net calls, and on whole pictures."
     )
     columns = ("gain", "SQNR", "gain, pictures", "SQNR, pictures")
     return Table(title="Is the adapter as strong?", lead=lead, columns=columns, rows=rows)
