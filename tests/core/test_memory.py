@@ -8,9 +8,10 @@ from contextlib import suppress
 
 import pytest
 
-from quad.core.memory import freed_memory_reused, release_memory
+from quad.core.memory import freed_memory_reused, large_blocks_apart, release_memory
 
 BYTES = 60_000_000
+LARGE = 20_000_000
 
 
 def _is_glibc() -> bool:
@@ -36,3 +37,24 @@ def test_freed_memory_is_reused_until_it_is_released() -> None:
         assert _pages_cleared() > pages // 2
     assert _pages_cleared() > pages // 2
     assert _pages_cleared() > pages // 2
+
+
+def _pages_of_a_large_block() -> int:
+    """Cleared by the system for a second tensor of 20 MB, behind a first one that came, was followed by another, and went."""
+    first, pin = bytearray(b"x" * LARGE), bytearray(100_000)
+    del first
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    second = b"x" * LARGE
+    assert len(second) == LARGE
+    assert len(pin)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+
+@pytest.mark.skipif(not _is_glibc(), reason="another allocator")
+def test_a_large_block_goes_back_at_once_where_blocks_are_apart() -> None:
+    pages = LARGE // os.sysconf("SC_PAGE_SIZE")
+    with large_blocks_apart():
+        assert _pages_of_a_large_block() > pages // 2
+    with freed_memory_reused(), large_blocks_apart():  # what a build asked for goes before
+        _pages_of_a_large_block()
+        assert _pages_of_a_large_block() < pages // 10

@@ -8,11 +8,14 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event
 
 # glibc's malloc.h: what `mallopt` takes.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 _KEPT = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
 _USUAL = {_MMAP_MAX: 2**16, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26, _ARENA_MAX: 0}  # where glibc's own adaptation ends
+_APART = {_MMAP_THRESHOLD: 2**24, _TRIM_THRESHOLD: 2**26}  # the latter as usual: a threshold that is set ends the adaptation
+_reuses = Event()  # set inside `freed_memory_reused`
 
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -53,11 +56,30 @@ def freed_memory_reused() -> Iterator[None]:
     Tensors of some megabytes come and go with every layer, and the system clears each page that it hands out: a fifth of a guided call.
     """
     _tell_allocator(_KEPT)
+    _reuses.set()
+    try:
+        yield
+    finally:
+        _reuses.clear()
+        _tell_allocator(_USUAL)
+        release_memory()
+
+
+@contextmanager
+def large_blocks_apart() -> Iterator[None]:
+    """While the block runs, memory of 16 MB and more goes back to the system as soon as it is freed (glibc).
+
+    glibc keeps what lies below a block in use: tensors that come and go leave holes behind, and the next ones lie above them. A block of
+    `freed_memory_reused` around it goes before.
+    """
+    if _reuses.is_set():
+        yield
+        return
+    _tell_allocator(_APART)
     try:
         yield
     finally:
         _tell_allocator(_USUAL)
-        release_memory()
 
 
 def _tell_allocator(options: dict[int, int]) -> None:
