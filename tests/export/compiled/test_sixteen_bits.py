@@ -13,6 +13,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from quad.compile.passes.integers.slice_weights import SliceWeights
 from quad.compile.placement.qdq import place_qdq
 from quad.compile.targets import load_target
 from quad.core.decibels import array_sqnr_db
@@ -96,3 +97,16 @@ def test_a_merged_graph_holds_the_exact_sum_to_half_a_step(bits: int | None, com
             session.bind(compiled.bound)
         outputs.append(session.run(compiled.tiny.inputs))
     assert array_sqnr_db(*outputs) >= LEAST_DB[bits]
+
+
+def test_an_update_is_merged_into_a_sliced_weight_as_into_the_whole(compiled: Compiled) -> None:
+    scales = {name: compiled.bound[name] for name in compiled.table.scale_inputs()}
+    updates = slot_updates({"removal": Buffers(compiled.bound, scales=scales)}, {"removal": 1.0}, compiled.table, compiled.profile)
+    sliced = SliceWeights(200)(compiled.model.clone())
+    assert sliced.modified
+    of_slices = merge_graph(sliced.model, compiled.table, updates, None)
+    of_whole = merge_graph(compiled.model.clone(), compiled.table, updates, None)
+    assert of_slices.keys() == of_whole.keys()
+    for path, layer in of_whole.items():
+        np.testing.assert_array_equal(of_slices[path].weight.array, layer.weight.array)
+        np.testing.assert_array_equal(of_slices[path].weight.scale, layer.weight.scale)

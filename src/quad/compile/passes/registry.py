@@ -22,6 +22,7 @@ from quad.compile.passes.integers.fold_scales import FoldScales
 from quad.compile.passes.integers.integer_conv import IntegerConv
 from quad.compile.passes.integers.integer_matmul import IntegerMatMul
 from quad.compile.passes.integers.integer_products import IntegerProducts
+from quad.compile.passes.integers.slice_weights import SliceWeights
 from quad.compile.passes.integers.split_concat import SplitConcat
 from quad.compile.passes.integers.widen_weights import WidenWeights
 from quad.compile.passes.layout.linear_to_conv import LinearToConv
@@ -99,6 +100,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "narrow_ids": NamedPass(NarrowIds),
         "plain_arithmetic": NamedPass(PlainArithmetic),
         "slice_attention": NamedPass(SliceAttention, placed=True),
+        "slice_weights": NamedPass(SliceWeights, placed=True),
         "slot_gemm": NamedPass(SlotGemm, placed=True),
         "split_concat": NamedPass(SplitConcat, placed=True),
         "split_halves": NamedPass(SplitHalves, placed=True),

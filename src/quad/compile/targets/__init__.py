@@ -54,6 +54,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         products: a product of two computed values of 8 bits, attention's, has an integer kernel too where the right one of them is signed
             with the zero point 0.
         passes: rewrites of its graphs by name, in order, see `quad.compile.passes.PASSES`.
+        float_passes: those behind them in graphs without 8-bit activations, whose weights become floats as they run.
         backend: what makes its files, see `quad.compile.backend.BACKENDS`.
         vendor: who makes the chip, in the words of an error.
         options: options of a build that no target but this one, or its like, reads.
@@ -77,6 +78,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     integer: tuple[str, ...] = ()
     products: bool = False
     passes: tuple[str, ...] = ()
+    float_passes: tuple[str, ...] = ()
     backend: str = "onnx"
     vendor: str = ""
     options: tuple[str, ...] = ()
@@ -122,7 +124,7 @@ class Target(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         components = profile.encodings.values()
         if any(is_eight_bit_site(*item) for encodings in components for item in encodings.items()):
             return self
-        return replace(self, integer=(), products=False)
+        return replace(self, integer=(), products=False, passes=(*self.passes, *self.float_passes), float_passes=())
 
 
 def is_eight_bit_site(name: str, encoding: Encoding) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from quad.compile.passes import clean
 from quad.compile.passes.edit import Writer, constant, is_op, remove_unread, replace, static_shape
 from quad.compile.passes.integers.dequantized import Dequantized, dequantized, write_dequantized
+from quad.compile.passes.integers.slice_weights import join_slices
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.slots import Slot, SlotTable
 from quad.export.bake.branch import branch_of, is_kernel, weight_of
@@ -65,6 +66,7 @@ def merge_graph(model: ir.Model, slots: SlotTable, updates: Mapping[str, Real], 
     """
     inputs = {str(value.name): value for value in model.graph.inputs}
     merged_weights = {}
+    join_slices(model.graph)
     for slot in slots.slots:
         if slot.b_name not in inputs:
             raise UnsupportedError(mismatch(f"slot {slot.path}", "an input of the graph", "none", "build the bundle again"))
