@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -203,13 +204,17 @@ def test_bad_options_are_refused_before_anything_is_loaded(change: dict[str, Any
     assert "\n" not in str(refused.value)
 
 
-def test_few_calls_of_the_last_run_are_enough_to_measure() -> None:
+@pytest.mark.parametrize(("runs", "steps", "most"), [(1, 9, 4), (2, 9, 4), (3, 8, 4), (6, 8, 8), (6, 1, 4), (2, 1, 4), (1, 2, 4)])
+def test_few_calls_of_many_runs_are_enough_to_measure(runs: int, steps: int, most: int) -> None:
     probes = [
         Probe(source="ink", task="task", run=run, inputs={"timestep": np.array([step], np.float32)}, sigma_t=0.5)
-        for run in (0, 1)
-        for step in range(9)
+        for run in range(runs)
+        for step in range(steps)
     ]
-    found = measured_on(probes)
-    assert [probe.timestep for probe in found] == [0, 3, 5, 8]
-    assert {probe.run for probe in found} == {1}
-    assert measured_on(probes[:2]) == probes[:2]
+    measured = measured_on(probes, most)
+    assert len(measured) <= most
+    assert [id(probe) for probe in measured] == [id(probe) for probe in probes if any(probe is other for other in measured)]
+    of_run = Counter(probe.run for probe in measured)
+    assert len(of_run) == min(runs, most)
+    assert max(of_run.values()) - min(of_run.values()) <= 1
+    assert {0, steps - 1} <= {probe.timestep for probe in measured}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from quad.admit.aligned import Admission, AlignedAdapter, rescale
 from quad.admit.request import AdaptRequest
 from quad.admit.slots import Fitted, with_gains
-from quad.align.with_base import BaseNetworks, calls_in, measure_fidelity, samples_for
+from quad.align.with_base import BaseNetworks, calls_in, measure_fidelity, measured_probes, samples_for
 from quad.build.align_adapters import quality_of
 from quad.build.calls.call_recorder import spread
 from quad.core.device import CPU
@@ -57,7 +57,8 @@ class OpenedBase:
             module.to(open_device(self.device))
         task, spec = _measured_task(admission, self.model)
         networks = BaseNetworks.of(bundle, self.model, {task: spec}, with_gains(adapter, bundle.profile))
-        probes = networks.probes(samples_for(request, task, spec))
+        probes, steps = networks.probes(samples_for(request, task, spec)), request.distill_steps or 0
+        measured = measured_probes(probes, is_trained=steps > 0)
 
         # The forms to choose from: rescaled, and trained where training was asked for and took place.
         forms, alignment = [rescale(bundle, fitted).buffers], None
@@ -65,14 +66,13 @@ class OpenedBase:
         if not bundle.profile.has_float_slots and not networks.is_exact:
             notes.append("not trained: the rounded weights of this bundle cannot be read out of its graph")
         elif not bundle.profile.has_float_slots:
-            options = DistillOptions(steps=request.distill_steps or 0)
-            distilled = networks.align(fitted.adapter, probes, options)
+            distilled = networks.align(fitted.adapter, probes if steps else measured, DistillOptions(steps=steps))
             alignment = distilled.alignment
             if alignment.steps:
                 forms.append(whole_buffers(distilled.integers, bundle_zeros(bundle)))
 
         # The nearest to float on calls that nothing was trained on.
-        teacher_calls = networks.held_out(probes)
+        teacher_calls = networks.teacher_calls(measured)
         fidelities = measure_fidelity(bundle, admission.load_unet(), teacher_calls, forms)
         best = max(range(len(forms)), key=lambda index: fidelities[index].output_db)
         if UNET in fitted.components:

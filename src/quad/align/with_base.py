@@ -23,7 +23,7 @@ from quad.admit.request import AdaptRequest
 from quad.build.admission_data import Corrections
 from quad.build.align_adapters import RUNS, SEED
 from quad.build.calls.call_recorder import spread
-from quad.build.calls.float_teacher import MEASURED_CALLS
+from quad.build.calls.float_teacher import MEASURED_CALLS, measured_on
 from quad.compile.placement.stored_weights import stored_weights
 from quad.core.component_call import UNET_INPUTS, Inputs, split_batch
 from quad.core.correction import steps_of_byte
@@ -116,10 +116,15 @@ class BaseNetworks:
         """See `distill`; the teacher has the adapter at its own ranks."""
         return distill(self.pair, fitted, probes, options)
 
-    def held_out(self, probes: Sequence[Probe]) -> list[TeacherCall]:
-        """Teacher calls that nothing was trained on, as far as there are."""
-        calls = spread(split_runs(probes)[1], 2 * MEASURED_CALLS)
-        return call_teacher(self.pair.teacher, slot_inputs(self.adapter, self.table), calls)
+    def teacher_calls(self, probes: Sequence[Probe]) -> list[TeacherCall]:
+        """These calls with the float network's answers, with the adapter and without."""
+        return call_teacher(self.pair.teacher, slot_inputs(self.adapter, self.table), probes)
+
+
+def measured_probes(probes: Sequence[Probe], *, is_trained: bool) -> list[Probe]:
+    """A few calls that nothing was trained on, as far as there are: of all runs, or of those that training holds out."""
+    most = 2 * MEASURED_CALLS
+    return spread(split_runs(probes)[1], most) if is_trained else measured_on(probes, most)
 
 
 def open_base(bundle: Bundle, directory: Path, vae: Path | None = None) -> Base:

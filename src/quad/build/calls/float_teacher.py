@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import cycle
 from typing import final
 
+import numpy as np
 from torch import nn
 
 from quad.build.admission_data import layers_now
-from quad.build.calls.call_recorder import spread
 from quad.build.open_and_slot import SlottedModel
 from quad.build.resume import stages as resumable
 from quad.core.component_call import BASE_SOURCE
@@ -23,7 +24,7 @@ from quad.quantize.observe.probes_file import RECORDED
 from quad.quantize.processes.dealt import dealt
 from quad.quantize.profile.divergence import MIN_VALUES
 
-MEASURED_CALLS = 4  # of each adapter's last run, where nothing is trained
+MEASURED_CALLS = 4  # of each adapter, where nothing is trained
 
 
 def share_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -31,9 +32,13 @@ def share_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     return {name: share_copy(network) for name, network in networks.items()}
 
 
-def measured_on(probes: Sequence[Probe]) -> list[Probe]:
-    """Of an adapter's last run, `MEASURED_CALLS` at most."""
-    return spread([probe for probe in probes if probe.run == probes[-1].run], MEASURED_CALLS)
+def measured_on(probes: Sequence[Probe], most: int = MEASURED_CALLS) -> list[Probe]:
+    """So many of an adapter's calls at most, from the first steps to the last, its runs in turns: calls of one run are alike."""
+    runs: dict[int, list[int]] = {}
+    for place, probe in enumerate(probes):
+        runs.setdefault(probe.run, []).append(place)
+    turns = zip(np.linspace(0.0, 1.0, most), cycle(runs.values()))
+    return [probes[place] for place in sorted({places[round(share * (len(places) - 1))] for share, places in turns})]
 
 
 @final

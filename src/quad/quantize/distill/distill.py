@@ -56,7 +56,8 @@ class TeacherStudent:
 class Alignment:
     """The gain of each step of the alignment on held-out calls: runs that no weight was trained on, by which the best weights were kept.
 
-    An adapter of a single run has nothing to hold out: it is measured on the calls that it learned from.
+    Where nothing is trained, these are all calls. An adapter of a single run has nothing to hold out: it is measured on the calls that it
+    learned from.
 
     Args:
         before: the balanced adapter in the profile's encodings.
@@ -113,8 +114,8 @@ def distill(
     original, start = slot_inputs(adapter, pair.table), rescaled_inputs(adapter, pair.table, pair.profile)
     integers = quantize_inputs(adapter.name, start, pair.table, pair.profile)
     # 2. the teacher's outputs, and the student's without an adapter
-    training, held_out = split_runs(probes)
-    calls = call_teacher(pair.teacher, original, [*held_out, *training] if options.steps else held_out)
+    training, held_out = split_runs(probes) if options.steps else ([], list(probes))
+    calls = call_teacher(pair.teacher, original, [*held_out, *training])
     with simulated(pair.student, pair.profile, UNET):
         with_bases = list(zip(calls, batched_forward(pair.student, [call.inputs for call in calls], {}), strict=True))
         # Too few runs to hold one out: then all calls are checked on that are learned from.
