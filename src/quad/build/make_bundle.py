@@ -44,14 +44,19 @@ from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
+from quad.core.storage.reading import files_below
 from quad.quantize.observe.side_by_side import lanes
 from quad.quantize.processes.dealt import Codec, Packed
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.conformance import record_vectors
+from quad.runtime.engines.graph import BALANCED, KEEP_ALL
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
-_PIPELINES, _TWICE_BYTES = 2, 1_000_000_000  # that record pictures side by side, where a U-Net's files have no more bytes
+_PIPELINES, _TWICE_BYTES = (
+    2,
+    1_000_000_000,
+)  # that record pictures side by side, with all graphs in memory, where a U-Net's files have no more bytes
 META = "meta"  # where torch holds shapes without numbers
 _log = logging.getLogger(__name__)
 
@@ -219,14 +224,15 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
         return smoke
 
     def vectors(stage: Path) -> Mapping[str, bytes]:
+        fits_twice = _fits_twice(parts, stage)
         opened = partial(
-            QuadPipeline.from_pretrained, stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False, memory="balanced",
-            float_type=F32,
+            QuadPipeline.from_pretrained, stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False,
+            memory=KEEP_ALL if fits_twice else BALANCED, float_type=F32,
         )  # fmt: skip
         pipe = opened()
         if parts.reuse:
             check_shallow(pipe)
-        more = min(lanes(), len(parts.tasks), _PIPELINES) - 1 if _fits_twice(pipe.bundle.manifest) else 0
+        more = min(lanes(), len(parts.tasks), _PIPELINES) - 1 if fits_twice else 0
         return record_vectors(pipe, model.samples, [opened() for _ in range(more)]).files()
 
     manifest = write_bundle(parts, request.output, check, vectors)
@@ -240,6 +246,6 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
     )
 
 
-def _fits_twice(manifest: BundleManifest) -> bool:
-    """Whether a second pipeline is worth its memory; where a chip is required there are no pictures, and each pipeline is an emulator."""
-    return not manifest.requires and sum(manifest.files[name].size_bytes for name in manifest.components[UNET].files) <= _TWICE_BYTES
+def _fits_twice(parts: BundleParts, stage: Path) -> bool:
+    """Whether whole pipelines, two of them, are worth their memory; where a chip is required each is an emulator, and makes no picture."""
+    return not parts.requires and sum(path.stat().st_size for path in files_below(stage / UNET)) <= _TWICE_BYTES

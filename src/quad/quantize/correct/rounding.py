@@ -34,6 +34,7 @@ from quad.core.encoding import Encoding
 
 DAMPING = 0.01  # of the mean energy of a column: inputs that calibration has not seen are not zero
 _WIDTH = 64  # columns that are rounded between two matrix products
+_TOGETHER = 2**21  # numbers of runs that are rounded side by side: each step is one call for all of them
 Ends = tuple[NDArray[np.float32], NDArray[np.float32]]  # smallest and largest steps from zero, of each output or of all
 
 
@@ -48,44 +49,67 @@ def compensated_integers(weight: NDArray[np.float32], encoding: Encoding, grams:
     flat, scale = weight.reshape(len(weight), -1), np.asarray(encoding.scale, np.float32).reshape(-1, 1)
     zero = np.asarray(encoding.zero_point, np.float32)
     integers, first = np.empty(flat.shape, encoding.dtype), 0
-    for gram in grams:
-        run = slice(first, first + len(gram))
-        columns = torch.from_numpy(np.ascontiguousarray((flat[:, run] / scale).T))
-        integers[:, run] = _rounded(columns, gram, (encoding.qmin - zero, encoding.qmax - zero)).numpy().T + zero[:, None]
-        first = run.stop
+    together = max(1, _TOGETHER // max(1, len(weight) * max(map(len, grams), default=1)))
+    for some in (grams[start : start + together] for start in range(0, len(grams), together)):
+        columns = [flat[:, end - len(gram) : end] for gram, end in zip(some, first + np.cumsum([len(gram) for gram in some]), strict=True)]
+        rounded = _rounded([(part / scale).T for part in columns], some, (encoding.qmin - zero, encoding.qmax - zero))
+        for run in rounded:
+            integers[:, first : first + len(run)] = (run + zero if zero.any() else run).T
+            first += len(run)
     return integers.reshape(weight.shape)
 
 
-def _rounded(columns: Tensor, gram: Tensor, ends: Ends) -> Tensor:
-    """Integers of some columns `(k, out)`, given in steps, by the Gram matrix `(k, k)` of their inputs."""
-    gram = gram.cpu()
-    order = torch.argsort(gram.diagonal(), stable=True)
-    damped = gram[order[:, None], order].float()
-    mean = float(damped.diagonal().double().mean())
-    damped.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
-    factor, failed = torch.linalg.cholesky_ex(damped)
+def _rounded(columns: Sequence[NDArray[np.float32]], grams: Sequence[Tensor], ends: Ends) -> list[NDArray[np.float32]]:
+    """Integers of some runs of columns `(k, out)`, given in steps, by the Gram matrices `(k, k)` of their inputs.
+
+    Shorter runs are filled up in front, with columns of zeros that say nothing to the others and are rounded last.
+    """
+    longest = max(map(len, grams))
+    factors = torch.zeros(len(grams), longest, longest)
+    values = torch.zeros(len(grams), longest, columns[0].shape[1])
+    orders = []
+    for factor, value, part, gram in zip(factors, values, columns, grams, strict=True):
+        gram, front = gram.cpu(), longest - len(gram)
+        order = torch.argsort(gram.diagonal(), stable=True)
+        factor[front:, front:] = _factor(gram.index_select(0, order).index_select(1, order).float())
+        torch.index_select(torch.from_numpy(np.ascontiguousarray(part)), 0, order, out=value[front:])
+        orders.append(order)
+    integers, left = torch.empty_like(values), torch.zeros_like(values)
+    for last in range(longest, 0, -_WIDTH):
+        block = slice(max(last - _WIDTH, 0), last)
+        targets = torch.stack([v[block] + f[last:, block].T @ rest[last:] for v, f, rest in zip(values, factors, left, strict=True)])
+        _round_block(targets.numpy(), factors[:, block, block].numpy(), (values[:, block].numpy(), left[:, block].numpy()), ends)
+        integers[:, block] = targets
+    return [run[longest - len(order) :][torch.argsort(order)].numpy() for run, order in zip(integers, orders, strict=True)]
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """Cholesky's factor, each column over its diagonal."""
+    mean = float(gram.diagonal().double().mean())
+    gram.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
+    factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:  # inputs that are all but one
-        factor = torch.linalg.cholesky(damped.double()).float()
+        factor = torch.linalg.cholesky(gram.double()).float()
     factor /= factor.diagonal().clone()
-    ordered = columns[order]
-    integers, left = torch.zeros_like(ordered), torch.zeros_like(ordered)
-    for last in range(len(ordered), 0, -_WIDTH):
-        first = max(last - _WIDTH, 0)
-        targets = ordered[first:last] + factor[last:, first:last].T @ left[last:]
-        block = slice(first, last)
-        integers[block] = _round_block(targets, factor[block, block], ordered[block], left[block], ends)
-    return integers[torch.argsort(order)]
+    return factor
 
 
-def _round_block(targets: Tensor, factor: Tensor, ordered: Tensor, left: Tensor, ends: Ends) -> Tensor:
-    """Integers of the columns of one block, the last one first; what is left of each goes into `left`.
+def _round_block(
+    wanted: NDArray[np.float32], factor: NDArray[np.float32], values: tuple[NDArray[np.float32], NDArray[np.float32]], ends: Ends
+) -> None:
+    """Round the columns `(runs, k, out)` of one block where they lie, the last one first.
 
     NumPy on the same memory: it takes a third of torch's time for so small steps.
+
+    Args:
+        factor: of the block's columns, `(runs, k, k)`.
+        values: the columns before, in steps, and the memory for what is left of each.
     """
-    wanted, coupling, values, rest = targets.numpy(), factor.numpy(), ordered.numpy(), left.numpy()
-    integers = np.empty_like(wanted)
-    for j in range(len(wanted) - 1, -1, -1):
-        np.rint(wanted[j] + coupling[j + 1 :, j] @ rest[j + 1 :], out=integers[j])
-        np.clip(integers[j], *ends, out=integers[j])
-        np.subtract(values[j], integers[j], out=rest[j])
-    return torch.from_numpy(integers)
+    (before, rest), coupling = values, np.ascontiguousarray(factor.swapaxes(1, 2))
+    for j in range(wanted.shape[1] - 1, -1, -1):
+        column = wanted[:, j]
+        column += (coupling[:, j, None, j + 1 :] @ rest[:, j + 1 :])[:, 0]
+        np.rint(column, out=column)
+        np.maximum(column, ends[0], out=column)
+        np.minimum(column, ends[1], out=column)
+        np.subtract(before[:, j], column, out=rest[:, j])

@@ -16,7 +16,7 @@ from quad.quantize.observe.side_by_side import side_by_side
 TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
 SlotArrays = Mapping[str, NDArray[np.float32]]
 
-_VALUES = 2**14  # of latents that run as one: beyond that a batch costs memory and saves no time
+_VALUES = 2**12  # of latents that run as one: beyond that a batch costs memory, saves no time, and leaves other cores nothing to do
 # On an accelerator. At 64x64 latents Stable Diffusion's scores of attention, written out three times, take 100 kB a value of the latent.
 _BYTES_A_VALUE, _MOST = 2**17, 32
 

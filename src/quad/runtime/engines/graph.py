@@ -39,9 +39,9 @@ from quad.runtime.engines.onnx_inputs import graph_inputs
 _LOG = logging.getLogger(__name__)
 
 # Memory plan -> the components that stay.
-KEEP_ALL = "keep-all"
+KEEP_ALL, BALANCED = "keep-all", "balanced"
 _IN_PLACE_OF = {SHALLOW_UNET: UNET, TINY_DECODER: "vae_decoder"}  # loaded when they are first asked for, and kept as these are
-PLANS: Mapping[str, tuple[str, ...]] = {KEEP_ALL: COMPONENTS, "balanced": (UNET,), "minimal": ()}
+PLANS: Mapping[str, tuple[str, ...]] = {KEEP_ALL: COMPONENTS, BALANCED: (UNET,), "minimal": ()}
 _BINDINGS = count(1)
 Place = tuple[str, PictureSize | None, int]  # component, further size, and group of adapters counted from 0
 LEAN = "minimal"  # the plan whose graphs are loaded for memory rather than time
