@@ -56,10 +56,10 @@ def test_weight_0_is_the_base_and_the_effect_follows_the_weight(built: BuildResu
         pipe.set_adapters(name, 0.0)
         np.testing.assert_array_equal(latent(pipe), base)
         effects = []
-        for weight in (0.01, -0.01):  # so small that the network is straight
+        for weight in (0.03, -0.03):  # so small that the network is nearly straight, above what integers make of the faintest adapter
             pipe.set_adapters(name, weight)
             effects.append(latent(pipe) - base)
-        assert relative_error(-effects[1], effects[0]) < 0.7
+        assert relative_error(-effects[1], effects[0]) < 0.5
         pipe.set_adapters(name, 6.0)
         assert np.isfinite(latent(pipe)).all()
     pipe.set_adapters(list(ADAPTERS), [1.0, -0.5, 0.0])

@@ -87,7 +87,8 @@ def test_wherever_it_is_killed_the_bundle_is_the_same(step: int, request_: Build
         kills += 1
         assert not request.output.exists()
     assert kills > len(moments) // 6
-    assert PIECES - set(result.resumed) <= {"graph.vae_encoder", "graph.vae_decoder"}  # the last kill may have come before them
+    late = {"graph.text_encoder", "graph.vae_encoder", "graph.vae_decoder"}
+    assert PIECES - set(result.resumed) <= late  # the last kill may have come before them
     assert (request.output / BUNDLE_FILE).read_bytes() == (request_.output / BUNDLE_FILE).read_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["phone"]
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from quad.build.build import STAGES
-from quad.build.choose_profile import _feeds
+from quad.build.calls.calibration_runs import CalibrationRuns
+from quad.build.fixed_threads import fixed_threads
 from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
 from quad.core.picture_size import PictureSize
 from quad.core.progress import StageClock, silent
-from quad.quantize.observe.calibrate import CalibrationOptions, calibrate
+from quad.quantize.observe.calibrate import calibrate
 from quad.quantize.observe.observers import observe
 from tests.build.samples import SAMPLES
 
@@ -45,7 +47,7 @@ def test_every_size_has_its_graphs_and_calls(model: SlottedModel) -> None:
 def test_ranges_hold_every_size(model: SlottedModel) -> None:
     assert model.calibration_sizes == model.base.sizes == SIZES
     model = replace(model, calibration_sizes=SMALL)
-    pooled = observe(model.networks, _feeds(model, CalibrationOptions()))
+    pooled = observe(model.networks, CalibrationRuns(model).every)
     apart = [calibrate(model.base.at(size), model.networks, model.table, (), model.samples) for size in SMALL]
     compared = 0
     for component, sites in pooled.sites.items():
@@ -57,3 +59,21 @@ def test_ranges_hold_every_size(model: SlottedModel) -> None:
                 assert seen.histogram.high == max(histogram.high for histogram in alone)
                 compared += 1
     assert compared > 50
+
+
+def test_inputs_counted_beside_other_runs_are_those_counted_alone(model: SlottedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quad.quantize.observe.side_by_side.default_threads", lambda: 3)
+    monkeypatch.setattr("quad.build.calls.calibration_runs.few_places", lambda samples: [0, 2, 3])
+    runs = CalibrationRuns(replace(model, calibration_sizes=SMALL, samples=SAMPLES[:1] * 4))
+    with fixed_threads(), runs.counting() as feeds:
+        observe(model.networks, feeds)
+    with monkeypatch.context() as patch:
+        patch.setattr("quad.build.calls.calibration_runs.gather_grams", lambda *_: pytest.fail("the runs are made once"))
+        beside = runs.take_grams()
+    with fixed_threads():
+        again = runs.take_grams()
+    assert len(beside) > 50
+    assert beside.keys() == again.keys()
+    for key, gram in again.items():
+        assert all(map(torch.equal, gram.grams, beside[key].grams))
+        assert torch.equal(gram.mean, beside[key].mean)

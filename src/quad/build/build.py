@@ -1,6 +1,6 @@
 """The whole way from a model directory to a bundle directory, straight.
 
-open -> lora -> slot -> solve -> equalize -> decoder -> narrow -> calibrate -> score -> unify -> round -> align -> export -> place
+open -> lora -> slot -> solve -> equalize -> decoder -> narrow -> calibrate -> score -> round -> unify -> align -> export -> place
 -> compile -> emulate -> write
 (decoder, narrow, compile and emulate where they are asked for; with a smoke run before the bundle gets its name)
 """
@@ -38,7 +38,7 @@ from quad.quantize.processes.dealt import shared
 __all__ = ["STAGES", "BuildRequest", "BuildResult", "build"]
 
 STAGES = (
-    "open", "lora", "slot", "solve", "equalize", "decoder", "narrow", "calibrate", "score", "unify", "round",
+    "open", "lora", "slot", "solve", "equalize", "decoder", "narrow", "calibrate", "score", "round", "unify",
     "align", "export", "place", "compile", "emulate", "write",
 )  # fmt: skip
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import msgspec
 from torch import nn
 
+from quad.build.calls.calibration_runs import CalibrationRuns
 from quad.build.calls.call_recorder import CallRecorder, fitted_calls, spread
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.four_bits.narrow_weights import NarrowWeights
@@ -27,11 +30,12 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.integers import integer_slots
 from quad.model.slots.layers import weights_of
 from quad.quantize.correct.bias import apply_biases, corrected_biases
+from quad.quantize.correct.simulate import of_weights
 from quad.quantize.encodings.rules import MIXED_COMPONENT, RULES, Rule, signed_rules, with_fine_tables, with_headroom, with_wider_mid
-from quad.quantize.observe.calibrate import CalibrationOptions, calibration_feeds
+from quad.quantize.observe.calibrate import CalibrationOptions
 from quad.quantize.observe.observers import Feed, Statistics, observe
 from quad.quantize.observe.probes import Probes
-from quad.quantize.profile.grouped_ranges import LossMeter, RangeChooser, grouped_profile, measured_grouping, of_sources
+from quad.quantize.profile.grouped_ranges import GroupedProfile, LossMeter, RangeChooser, grouped_profile, measured_grouping, of_sources
 from quad.quantize.profile.groups import Group, Grouping
 from quad.quantize.profile.pooled_profile import UnifyOptions, byte_weights, unify
 from quad.quantize.profile.sensitivity import Sensitivity, score_adapters
@@ -62,7 +66,7 @@ def choose_profile(
     request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, clock: StageClock, *, given: NarrowWeights,
     needs_calls: bool,
 ) -> ProfileStage:  # fmt: skip
-    """The stages calibrate, score, unify and round; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
+    """The stages calibrate, score, round and unify; with `--precision float` an empty profile, with `dynamic-w8` one of weights.
 
     Rounded weights and corrected biases are written into the networks of `model`; those of `teacher` stay as they are, or are let go where
     nothing is trained.
@@ -78,34 +82,36 @@ def choose_profile(
         return _float_profile(request, model, {**parents, "slots": model.table.digest}, clock, needs_calls=needs_calls)
     target = load_target(request.target)
     slots = integer_slots(model.table, request.lora_bits, target.int16_largest)
-    with clock("calibrate"):
-        statistics, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
+    recorder = CallRecorder.of(model.adapters, model.table) if needs_calls else None
+    runs = _runs(model, recorder)
+    with clock("calibrate"), runs.counting() if request.rounding == COMPENSATED else nullcontext(runs.every) as feeds:
+        statistics = _observed(model, feeds, recorder, clock.within("calibrate"))
     with clock("score"):
         options = _options(request, {**parents, "slots": slots.digest}, given)
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
         options = _with_rules(options, rules, request, slots)
         pooled = _pooled(model, statistics, slots, options)
-        scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
-        sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
         if not request.distill_steps:  # training asks the float networks again
             teacher.let_go()
+    with clock("round"):
+        if request.rounding == COMPENSATED:
+            grams = partial(runs.take_grams, clock.within("round"))
+            round_weights(model, pooled, grams, correct_biases=request.quality.bias_correction)
+        if request.quality.bias_correction:  # of the other layers: a weight that lies on its lattice has no error
+            _correct_biases(model.networks, statistics, pooled)
+        options = replace(options, given=_of_weights(pooled))  # what is rounded tells no range
+    with clock("score"):
+        scoring = _Scoring(model=model, teacher=teacher, slots=slots, progress=clock.within("score"))
+        sensitivity = model.cache.value("sensitivity", lambda: scoring.sensitivity(pooled, statistics, options), Sensitivity)
     with clock("unify"):
         chooser = RangeChooser(
             pooled=pooled, statistics=statistics, table=slots, sensitivity=sensitivity, options=options, anchor=request.anchor
         )
-        grouping = _grouping(request, model, teacher, chooser)
-        if len(grouping.groups) > 1:
-            chooser, grouping = _with_sites_of(grouping.largest, request, model, teacher, chooser, grouping)
-        grouped = grouped_profile(chooser, grouping)
+        grouped = _grouped(request, model, teacher, chooser)
         profile, widened = grouped.profile, len(grouped.first.widened)
         _log.info("profile: %s, anchor %s, %d sites widened, %d groups", profile.mode, profile.anchor, widened, profile.group_count)
         if model.mixed_precision.gains:
             profile = msgspec.structs.replace(profile, gains={MIXED_COMPONENT: dict(model.mixed_precision.gains)})
-    with clock("round"):
-        if request.rounding == COMPENSATED:
-            round_weights(model, profile, correct_biases=request.quality.bias_correction, progress=clock.within("round"))
-        if request.quality.bias_correction:  # of the other layers: a weight that lies on its lattice has no error
-            _correct_biases(model.networks, statistics, profile)
     chosen = ProfileChoice(
         choice=grouped.choices[0],
         sensitivity=sensitivity,
@@ -114,7 +120,7 @@ def choose_profile(
         groups=None if request.profile_limits is None else GroupReport.of(grouped, request.profile_limits),
     )
     report = ProfileReport.of(profile, chosen)
-    calls = fitted_calls(calls, model.adapters, slots, profile)
+    calls = fitted_calls(_calls(recorder), model.adapters, slots, profile)
     return ProfileStage(profile=profile, slots=slots, report=report, calls=calls, group_of=grouped.group_of)
 
 
@@ -136,10 +142,11 @@ def _float_profile(
     request: BuildRequest, model: SlottedModel, parents: Mapping[str, str], clock: StageClock, *, needs_calls: bool
 ) -> ProfileStage:
     """The profile of activations that stay floats: empty, or of weights of 8 bits, which are rounded."""
-    calls: tuple[ComponentCall, ...] = ()
-    if needs_calls:
+    recorder = CallRecorder.of(model.adapters, model.table) if needs_calls else None
+    runs = _runs(model, recorder)
+    if recorder is not None:
         with clock("calibrate"):
-            _, calls = _calibrate(model, clock.within("calibrate"), needs_calls)
+            _observed(model, runs.every, recorder, clock.within("calibrate"))
     encodings: dict[str, dict[str, Encoding]] = {}
     if request.resolved_precision == DYNAMIC:
         weights = {name: weights_of(network) for name, network in model.networks.items()}
@@ -147,8 +154,17 @@ def _float_profile(
     profile = Profile(encodings=encodings, mode=FLOAT, parents=dict(parents))
     if encodings and request.rounding == COMPENSATED:
         with clock("round"):
-            round_weights(model, profile, correct_biases=request.quality.bias_correction, progress=clock.within("round"))
-    return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile), calls=calls)
+            grams = partial(runs.take_grams, clock.within("round"))
+            round_weights(model, profile, grams, correct_biases=request.quality.bias_correction)
+    return ProfileStage(profile=profile, slots=model.table, report=ProfileReport.of(profile), calls=_calls(recorder))
+
+
+def _grouped(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, chooser: RangeChooser) -> GroupedProfile:
+    """The profile of all groups of adapters."""
+    grouping = _grouping(request, model, teacher, chooser)
+    if len(grouping.groups) > 1:
+        chooser, grouping = _with_sites_of(grouping.largest, request, model, teacher, chooser, grouping)
+    return grouped_profile(chooser, grouping)
 
 
 def _grouping(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, chooser: RangeChooser) -> Grouping:
@@ -202,26 +218,27 @@ def _pooled(model: SlottedModel, statistics: Statistics, slots: SlotTable, optio
     return unify(statistics, weights, slots, model.adapters, options)
 
 
-def _calibrate(model: SlottedModel, progress: Progress, needs_calls: bool) -> tuple[Statistics, tuple[ComponentCall, ...]]:
-    """Statistics of every Site, and with `needs_calls` the calls they were taken from."""
-    total = len(model.samples) * len(model.measured_at_each)
+def _runs(model: SlottedModel, recorder: CallRecorder | None) -> CalibrationRuns:
+    return CalibrationRuns(model, CalibrationOptions(call_hook=None if recorder is None else recorder.hook))
+
+
+def _calls(recorder: CallRecorder | None) -> tuple[ComponentCall, ...]:
+    return () if recorder is None else tuple(recorder.calls())
+
+
+def _observed(model: SlottedModel, feeds: Sequence[Feed], recorder: CallRecorder | None, progress: Progress) -> Statistics:
+    """Statistics of every Site; every call must be recorded, where calls are: then nothing is taken from an earlier run."""
     float_type = model.statistics_type
-    if needs_calls:  # every call must be recorded: nothing is taken from an earlier run
-        recorder = CallRecorder.of(model.adapters, model.table)
-        options = CalibrationOptions(call_hook=recorder.hook)
-        feeds = recorder.follow(with_progress(_feeds(model, options), total, "calibrate", progress))
-        statistics = observe(model.networks, feeds, together=False, float_type=float_type)
-        return statistics, tuple(recorder.calls())
-    feeds = _feeds(model, CalibrationOptions())
+    told = with_progress(feeds, len(feeds), "calibrate", progress)
+    if recorder is not None:
+        return observe(model.networks, recorder.follow(told), together=False, float_type=float_type)
     sources = (*(adapter.name for adapter in model.adapters), BASE_SOURCE)
-    feeds = with_progress(feeds, total, "calibrate", progress)
-    return resumable.observed(model.cache, model.networks, feeds, sources, float_type), ()
+    return resumable.observed(model.cache, model.networks, told, sources, float_type)
 
 
-def _feeds(model: SlottedModel, options: CalibrationOptions) -> Iterator[Feed]:
-    """All samples at each size that ranges are measured on: one range holds them all."""
-    for base in model.measured_at_each:
-        yield from calibration_feeds(base, model.networks, model.table, model.adapters, model.samples, options)
+def _of_weights(profile: Profile) -> dict[str, dict[str, Encoding]]:
+    """The encodings of weights, of every component."""
+    return {component: dict(of_weights(profile, component).component(component)) for component in profile.encodings}
 
 
 @dataclass(frozen=True, kw_only=True)

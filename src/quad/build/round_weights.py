@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -16,24 +16,16 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from quad.build.calls.call_recorder import CallRecorder, spread
 from quad.build.open_and_slot import SlottedModel
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
-from quad.core.progress import Progress, silent, with_progress
 from quad.core.tensor_names import Role, bias_name, paths_with, weight_name
-from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import Layer, apply_integers, layers_of, weight_array
 from quad.quantize.correct.rounding import compensated_integers
 from quad.quantize.correct.simulate import mark_lattice
-from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
-from quad.quantize.observe.input_grams import InputGram, Key, gathering
-from quad.quantize.observe.short_floats import computing_in, weights_in
+from quad.quantize.observe.input_grams import Grams, InputGram, Key
 from quad.quantize.observe.side_by_side import side_by_side
 
-RUNS = 8  # pictures that are made to see inputs by
-SEED = 30_000  # other noise than calibration, sensitivity and alignment draw
-_BITS = 8  # of weights that are compensated: at 16 there is nothing to gain
 _PIECE = "rounded"
 _log = logging.getLogger(__name__)
 
@@ -46,14 +38,15 @@ class RoundedLayer:
     shift: NDArray[np.float32]
 
 
-def round_weights(model: SlottedModel, profile: Profile, *, correct_biases: bool, progress: Progress = silent) -> None:
+def round_weights(model: SlottedModel, profile: Profile, grams: Callable[[], Grams], *, correct_biases: bool) -> None:
     """Write compensated weights, and their biases, into the networks of `model`; others that share theirs do not see it.
 
     Args:
+        grams: of the inputs of all layers with a weight of 8 bits that samples reach; asked for unless an earlier run has rounded.
         correct_biases: the mean error of each layer is taken out of its bias.
     """
     piece = model.cache.read(_PIECE)
-    rounded = _of_arrays(piece[1]) if piece is not None else _rounded(model, profile, progress)
+    rounded = _of_arrays(piece[1]) if piece is not None else _rounded(model, profile, grams())
     if piece is None:
         model.cache.write(_PIECE, None, _arrays(rounded))
     layers = {component: layers_of(network) for component, network in model.networks.items()}
@@ -66,14 +59,8 @@ def round_weights(model: SlottedModel, profile: Profile, *, correct_biases: bool
     _log.info("weights of %d layers rounded with compensation", len(rounded))
 
 
-def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[Key, RoundedLayer]:
+def _rounded(model: SlottedModel, profile: Profile, grams: Grams) -> dict[Key, RoundedLayer]:
     """Every layer with a weight of 8 bits that the samples reach."""
-
-    def compensated(component: str, path: str) -> bool:
-        encoding = profile.component(component).get(weight_name(path))
-        return encoding is not None and encoding.bits == _BITS and encoding.symmetric
-
-    grams = gather_grams(model, compensated, "round", progress)
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     sharing: dict[int, list[Key]] = {}  # layers by the matrix that they share
     for key, gram in grams.items():
@@ -84,35 +71,6 @@ def _rounded(model: SlottedModel, profile: Profile, progress: Progress) -> dict[
     )
     rounded = {key: result for keys, group in zip(sharing.values(), results, strict=True) for key, result in zip(keys, group, strict=True)}
     return {key: rounded[key] for key in grams}
-
-
-def gather_grams(
-    model: SlottedModel, chosen: Callable[[str, str], bool], stage: str, progress: Progress, recorder: CallRecorder | None = None
-) -> dict[Key, InputGram]:
-    """The inputs of layers while a few samples run, by component and path; of those that the samples reach.
-
-    Args:
-        chosen: says of a component and the path of a layer in it whether its inputs are counted.
-        stage: whose progress is shown.
-        recorder: records the calls of these runs.
-    """
-    samples = few_samples(model)
-    options = CalibrationOptions(seed=SEED)
-    if recorder is not None:
-        options = replace(options, call_hook=recorder.hook)
-    feeds = calibration_feeds(model.measured, model.networks, model.table, named_adapters(model), samples, options)
-    if recorder is not None:
-        feeds = recorder.follow(feeds)
-    float_type = model.statistics_type
-    with (
-        torch.no_grad(),
-        computing_in(float_type),
-        weights_in(float_type, model.networks.values()),
-        gathering(model.networks, chosen) as grams,
-    ):
-        for feed in with_progress(feeds, len(samples), stage, progress):
-            feed.run()
-    return grams
 
 
 def _encoding(profile: Profile, key: Key) -> Encoding:
@@ -132,20 +90,6 @@ def _round(layers: Sequence[tuple[Layer, Encoding]], gram: InputGram) -> list[Ro
         error = (encoding.dequantize(part) - weight).reshape(len(weight), -1).astype(np.float64)
         rounded.append(RoundedLayer(part, (error @ mean).astype(np.float32)))
     return rounded
-
-
-def few_samples(model: SlottedModel) -> list[CalibrationSample]:
-    """One sample of each task and adapter, `RUNS` at most."""
-    first: dict[tuple[str, str | None], CalibrationSample] = {}
-    for sample in model.samples:
-        first.setdefault((sample.task, sample.adapter), sample)
-    return spread(list(first.values()), RUNS)
-
-
-def named_adapters(model: SlottedModel) -> list[FloatAdapter]:
-    """The adapters that the few samples run with."""
-    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in few_samples(model)}
-    return [adapter for adapter in model.adapters if adapter.name in names]
 
 
 def _arrays(rounded: Mapping[Key, RoundedLayer]) -> dict[str, NDArray[Any]]:

@@ -25,6 +25,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.device import device_of, moved
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.engines.engine import Session, open_engine
@@ -77,20 +78,18 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
         specs: by name of the graph, which is the `component` of its calls.
         table: of all components.
     """
-    references = []
-    for name, spec in specs.items():
-        inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}
+
+    def reference(asked: tuple[str, GraphSpec, FloatAdapter | None]) -> ComponentCall:
+        name, spec, adapter = asked
         network, device = networks[spec.component], device_of(networks[spec.component])
-        for adapter in (None, *adapters) if spec.slots else (None,):
-            slots = (
-                {key: torch.from_numpy(values).to(device) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
-            )
-            with torch.no_grad():
-                output = network(*moved(tuple(spec.inputs.values()), device), **({} if slots is None else {"slots": slots}))
-            references.append(
-                ComponentCall(component=name, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.cpu().numpy())
-            )
-    return tuple(references)
+        slots = {key: torch.from_numpy(values).to(device) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
+        with torch.no_grad():
+            output = network(*moved(tuple(spec.inputs.values()), device), **({} if slots is None else {"slots": slots}))
+        inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}
+        return ComponentCall(component=name, source=adapter.name if adapter else BASE_SOURCE, inputs=inputs, expected=output.cpu().numpy())
+
+    every = [(name, spec, adapter) for name, spec in specs.items() for adapter in ((None, *adapters) if spec.slots else (None,))]
+    return tuple(side_by_side(reference, every))
 
 
 def smoke_cases(references: Sequence[ComponentCall], packed: Mapping[str, Mapping[str, NDArray[np.generic]]], slots: SlotTable
@@ -125,7 +124,7 @@ def of_groups(references: Sequence[ComponentCall], group_of: Mapping[str, int], 
 
 def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
               adapters: Sequence[PackedAdapter] = ()) -> SmokeResult:  # fmt: skip
-    """Run every case; adapters are padded to the slots one by one, as on a device. One graph is in memory at a time, each is loaded once.
+    """Run every case; adapters are padded to the slots one by one, as on a device. Each graph is loaded once, for as long as it runs.
 
     Args:
         cases: with the float network's outputs, those of one component side by side.
@@ -135,27 +134,41 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
     """
     runner = open_engine(engine, (), precision)
-    limit = LIMITS.get(precision, QUANTIZED_LIMIT)
+    short, limit = in_bf16(runner), LIMITS.get(precision, QUANTIZED_LIMIT)
 
-    def run(graph: str, calls: Sequence[ComponentCall]) -> tuple[dict[str, float], dict[str, Golden]]:
+    def run(calls: Sequence[ComponentCall]) -> _Tried:
+        graph = calls[0].component
         session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), files.zeros(slots.of(component_of(graph)))
         errors = {case.source: _error(session, case, zeros, limit) for case in calls}
         own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
-        return errors, _goldens(files.probes, session, own, zeros) if own else {}
+        goldens = _goldens(files.probes, session, own, zeros) if own else {}
+        if short is None or component_of(graph) != UNET:
+            return _Tried(graph=graph, errors=errors, goldens=goldens)
+        del session
+        session = short.load(files.graphs[graph], ENGINE_THREADS)
+        in_short = [_error(session, case, zeros, float("inf")) for case in calls]
+        return _Tried(graph=graph, errors=errors, goldens=goldens, in_short=in_short)
 
-    errors: dict[str, dict[str, float]] = {}
-    goldens: dict[str, Golden] = {}
-    short = in_bf16(runner)
-    in_f32, in_short = [0.0], [0.0]
-    for graph, calls in ((graph, list(calls)) for graph, calls in groupby(cases, lambda case: case.component)):
-        errors[graph], adapter_goldens = run(graph, calls)
-        goldens |= adapter_goldens
-        if short is not None and component_of(graph) == UNET:
-            zeros = files.zeros(slots.of(UNET))
-            session = short.load(files.graphs[graph], ENGINE_THREADS)
-            in_f32 += errors[graph].values()
-            in_short += [_error(session, case, zeros, float("inf")) for case in calls]
-    return SmokeResult(errors, goldens, _proof(engine, max(in_f32), max(in_short)))
+    by_graph = [list(calls) for _, calls in groupby(cases, lambda case: case.component)]
+    # Other engines take many cores, or a compiler's memory, for one graph.
+    tried = side_by_side(run, by_graph) if engine == "ort" else [run(calls) for calls in by_graph]
+    in_short = [error for one in tried for error in one.in_short]
+    in_f32 = [error for one in tried if one.in_short for error in one.errors.values()]
+    return SmokeResult(
+        {one.graph: one.errors for one in tried},
+        {name: output for one in tried for name, output in one.goldens.items()},
+        _proof(engine, max(in_f32, default=0.0), max(in_short, default=0.0)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tried:
+    """One graph: errors by case, golden outputs by adapter, errors in bf16 where that was tried."""
+
+    graph: str
+    errors: dict[str, float]
+    goldens: dict[str, Golden]
+    in_short: Sequence[float] = ()
 
 
 def _proof(engine: str, in_f32: float, in_short: float) -> Bf16Proof | None:

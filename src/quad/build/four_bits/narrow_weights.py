@@ -6,7 +6,7 @@ So what comes after it, ranges, sensitivity, alignment, sees the network that wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,26 +16,29 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from quad.build.calls.calibration_runs import few_places, gather_grams
 from quad.build.calls.call_recorder import CallRecorder
 from quad.build.four_bits.choose_layers import CALLS
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
-from quad.build.round_weights import gather_grams, named_adapters
 from quad.compile.targets import load_target
 from quad.core.component_call import BASE_SOURCE, of_component
 from quad.core.correction import BYTE_END, steps_of_byte
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
-from quad.core.progress import Progress, silent
+from quad.core.progress import Progress, silent, with_progress
 from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import weight_name
+from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import apply_integers, layers_of, weight_array
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
+from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import InputGram, Key, weigh_effects
 from quad.quantize.observe.side_by_side import side_by_side
 
 EFFECTS = 0.3  # energy of what adapters change in a layer's inputs, beside the inputs' own (ADR 59)
+SEED = 30_000  # other noise than calibration, sensitivity and alignment draw
 _PIECE = "narrowed"
 _log = logging.getLogger(__name__)
 
@@ -108,8 +111,13 @@ class _NarrowLayer:
 
 
 def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[Key, _NarrowLayer]:
-    chosen, recorder = model.four_bit_layers, CallRecorder.of(named_adapters(model), model.table)
-    grams = gather_grams(model, lambda component, path: (component, path) in chosen, "narrow", progress, recorder)
+    chosen, samples = model.four_bit_layers, [model.samples[place] for place in few_places(model.samples)]
+    adapters = _named_adapters(model, samples)
+    recorder = CallRecorder.of(adapters, model.table)
+    options = CalibrationOptions(seed=SEED, call_hook=recorder.hook)
+    feeds = recorder.follow(calibration_feeds(model.measured, model.networks, model.table, adapters, samples, options))
+    feeds = with_progress(feeds, len(samples), "narrow", progress)
+    grams = gather_grams(model, lambda component, path: (component, path) in chosen, feeds)
     calls = [call for call in of_component(recorder.calls(CALLS), UNET) if call.slots and call.source != BASE_SOURCE]
     of_unet = {path: gram for (component, path), gram in grams.items() if component == UNET}
     weigh_effects(model.networks[UNET], of_unet, calls, EFFECTS)
@@ -126,6 +134,12 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
         return _NarrowLayer(result, _shift(weight, result, gram))
 
     return dict(zip(grams, side_by_side(narrow, grams), strict=True))
+
+
+def _named_adapters(model: SlottedModel, samples: Sequence[CalibrationSample]) -> list[FloatAdapter]:
+    """The adapters that these samples run with."""
+    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in samples}
+    return [adapter for adapter in model.adapters if adapter.name in names]
 
 
 def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:

@@ -112,6 +112,11 @@ class BuildCache:
         self._there = frozenset(entry_names(folder) if folder is not None else ())
         self.resumed: list[str] = []
 
+    @property
+    def goes_on(self) -> bool:
+        """Whether an earlier run has left anything."""
+        return bool(self._there)
+
     def read(self, name: str) -> tuple[Any, Arrays] | None:
         """A piece that an earlier run has left: its value and arrays; None where there is nothing whole of this build."""
         return shared(lambda: self._read(name), PACKED)

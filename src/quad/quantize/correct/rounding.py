@@ -87,6 +87,7 @@ def _factor(gram: Tensor) -> Tensor:
     """Cholesky's factor, each column over its diagonal."""
     mean = float(gram.diagonal().double().mean())
     gram.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(gram)
     if failed:  # inputs that are all but one
         factor = torch.linalg.cholesky(gram.double()).float()

@@ -108,8 +108,13 @@ def longest_run(layers: list[Layer], budget: int = GRAM_BYTES) -> int:
     return longest
 
 
+Grams = dict[Key, InputGram]  # of layers with one and the same input, one and the same
+
+
 @contextmanager
-def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bool]) -> Iterator[dict[Key, InputGram]]:
+def gathering(
+    networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bool], counted: Callable[[], bool] = lambda: True
+) -> Iterator[Grams]:
     """Count the inputs of layers in every call that the networks answer while the block runs, one call after the other.
 
     Linears that are given one and the same tensor, as q, k and v of an attention are, have one `InputGram`.
@@ -117,6 +122,7 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
     Args:
         networks: component name -> float network with Sites.
         chosen: says of a component and the path of a layer in it whether its inputs are counted.
+        counted: says of the call that is made in this thread whether it counts; of those that do there is one at a time.
 
     Yields:
         Component and path -> what was counted, of layers that a call has reached; complete when the block ends.
@@ -128,7 +134,7 @@ def gathering(networks: Mapping[str, nn.Module], chosen: Callable[[str, str], bo
         if chosen(component, path) and (isinstance(layer, nn.Linear) or (layer.groups == 1 and not isinstance(layer.padding, str)))
     }
     with Behind() as behind:
-        counter = _Counter(longest_run(list(layers.values())), behind)
+        counter = _Counter(longest_run(list(layers.values())), behind, counted)
         hooks = [layer.register_forward_pre_hook(counter.hook(key, layer)) for key, layer in layers.items()]
         try:
             yield counter.grams
@@ -182,17 +188,18 @@ class _Counter:
 
     Args:
         behind: does the sums while the network goes on.
+        counted: as of `gathering`.
     """
 
-    def __init__(self, longest: int, behind: Behind) -> None:
-        self._longest, self._behind = longest, behind
-        self.grams: dict[Key, InputGram] = {}
+    def __init__(self, longest: int, behind: Behind, counted: Callable[[], bool]) -> None:
+        self._longest, self._behind, self._is_counted = longest, behind, counted
+        self.grams: Grams = {}
         self._sharing: set[Key] = set()  # layers whose inputs another one counts
         self._last: tuple[Tensor, InputGram] | None = None  # what a Linear was given last
 
     def hook(self, key: Key, layer: Layer) -> Callable[[nn.Module, Any], None]:
         """For the forward calls of a layer."""
-        return lambda module, arguments: self._count(key, layer, arguments[0])
+        return lambda module, arguments: self._count(key, layer, arguments[0]) if self._is_counted() else None
 
     def _count(self, key: Key, layer: Layer, inputs: Tensor) -> None:
         counted = self._last[1] if self._last is not None and self._last[0] is inputs and isinstance(layer, nn.Linear) else None

@@ -80,13 +80,21 @@ def record_probes(
     for run in plan:
         planned[run[2] or BASE_SOURCE].append(run)
     prober = _Prober(base=base, networks=networks, table=table, slots=slots, options=options or ProbeOptions())
-    probes = together(lambda source: prober.along(source, planned[source]), list(planned), RECORDED)
-    return {source: calls for source, calls in zip(planned, probes, strict=True) if calls}
+    probes: dict[str, list[Probe]] = {source: [] for source in planned}
+    begun = dict.fromkeys(planned, 0)  # runs of each source
+    while asked := [
+        (source, number) for source, runs in planned.items() for number in prober.following(probes[source], begun[source], len(runs))
+    ]:
+        recorded = together(lambda one: prober.along(*one, planned[one[0]][one[1]]), asked, RECORDED)
+        for (source, number), calls in zip(asked, recorded, strict=True):
+            probes[source] += calls
+            begun[source] = number + 1
+    return {source: calls for source, calls in probes.items() if calls}
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Prober:
-    """Records the probes of one source after the other, or of several at once."""
+    """Records the probes of one run after the other, or of several at once."""
 
     base: Base
     networks: Mapping[str, nn.Module]
@@ -94,8 +102,21 @@ class _Prober:
     slots: BalancedSlots
     options: ProbeOptions
 
-    def along(self, source: str, plan: Sequence[PlannedRun]) -> list[Probe]:
-        """The probes of one source's runs, in their order."""
+    def following(self, probes: Sequence[Probe], begun: int, planned: int) -> range:
+        """Numbers of a source's runs to make next, of so many; none where its probes are enough.
+
+        Args:
+            probes: of the runs that were begun.
+        """
+        most = planned if self.options.per_adapter is None else min(planned, self.options.per_adapter)
+        if begun < most:
+            return range(begun, most)
+        per_picture = self.base.latent.channels * math.prod(self.base.latent.grid(self.base.picture_size))
+        enough = per_picture * sum(len(probe.inputs["sample"]) for probe in probes) >= self.options.min_values
+        return range(begun, begun if enough else min(begun + 1, planned))
+
+    def along(self, source: str, run: int, planned: PlannedRun) -> list[Probe]:
+        """The probes of one run of a source."""
         base, options, recorder = self.base, self.options, _Recorder()
         sessions: dict[str, Any] = dict(torch_sessions(base, self.networks, self.table))
         runner = TaskRunner(
@@ -104,18 +125,12 @@ class _Prober:
             tokenizer=Tokenizer(base.tokenizer, base.text),
             options=CalibrationOptions(options.seed, options.negative_prompt),
         )
-        probes: list[Probe] = []
-        per_picture = base.latent.channels * math.prod(base.latent.grid(base.picture_size))
-        for run, (sample, spec, name) in enumerate(plan):
-            values = per_picture * sum(len(probe.inputs["sample"]) for probe in probes)
-            if options.per_adapter is not None and run >= options.per_adapter and values >= options.min_values:
-                break
-            runner.denoise(sample, spec, self.slots.get(name or "", {}), run)
-            probes += [
-                Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
-                for inputs, output in recorder.take()
-            ]
-        return probes
+        sample, spec, name = planned
+        runner.denoise(sample, spec, self.slots.get(name or "", {}), run)
+        return [
+            Probe(source=source, task=sample.task, run=run, inputs=inputs, sigma_t=noise_level(base.schedule, inputs), expected=output)
+            for inputs, output in recorder.calls
+        ]
 
 
 def interleave_tasks(plan: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -150,13 +165,8 @@ class _Recorder:
     """Keeps a copy of the U-Net's inputs and output of every call."""
 
     def __init__(self) -> None:
-        self._calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
+        self.calls: list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]] = []
 
     def record(self, component: str, inputs: Mapping[str, NDArray[Any]], output: NDArray[Any]) -> None:
         """A `CallHook`."""
-        self._calls.append(({name: np.array(values, np.float32) for name, values in inputs.items()}, np.array(output, np.float32)))
-
-    def take(self) -> list[tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]]:
-        """Inputs and output of the calls since the last time."""
-        calls, self._calls = self._calls, []
-        return calls
+        self.calls.append(({name: np.array(values, np.float32) for name, values in inputs.items()}, np.array(output, np.float32)))

@@ -18,7 +18,8 @@ from quad.model.slots.held_weight import HeldWeight
 from quad.model.slots.layers import Layer, layers_of
 from quad.quantize.processes.dealt import from_each, json_codec
 
-BESIDE_BYTES = 2_000_000_000  # of bf16 weights that are held beside the float16 ones that they are made from
+# Of bf16 weights that are held beside the float16 ones that they are made from: as much as inputs' Gram matrices have at the same time.
+BESIDE_BYTES = 1_000_000_000
 LARGE = 100_000_000  # weights of the denoiser: smaller ones are heard as fast in float32
 
 
