@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from quad.core.component_call import BASE_SOURCE, UNET_INPUTS, ComponentCall
-from quad.core.encoding import Encoding
 from quad.core.slots import UNET
 from quad.lora.fit.integers import balanced_inputs
 from quad.model.base.modules import share_copy
@@ -17,7 +17,15 @@ from quad.model.slots.layers import layers_of
 from quad.model.slots.network import SlottedNetwork
 from quad.quantize.correct import layer_choice
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.correct.layer_choice import EFFECT_COUNTS, FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
+from quad.quantize.correct.layer_choice import (
+    EFFECT_COUNTS,
+    FourBitLayers,
+    LayerCost,
+    four_bit_paths,
+    weight_damages,
+    within_budget,
+)
+from quad.quantize.correct.rounding_errors import rounding_errors
 from tests.quantize.conftest import Tiny
 from tests.small_model import base as base
 
@@ -112,19 +120,46 @@ def test_gradients_say_what_rounding_one_layer_does(tiny: Tiny, source: str) -> 
 
 
 def test_one_layer_s_gradient_is_held_at_a_time(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    network, error, held = share_copy(tiny.network), layer_choice._error, list[int]()
+    network, product, held = share_copy(tiny.network), layer_choice._product, list[int]()
     weights = [layer.weight for layer in layers_of(network).values()]
 
-    def watched(weight: torch.Tensor, encoding: Encoding) -> torch.Tensor:
+    def watched(gradient: torch.Tensor, error: torch.Tensor) -> float:
         held.append(sum(other.grad is not None for other in weights))
-        return error(weight, encoding)
+        return product(gradient, error)
 
-    monkeypatch.setattr(layer_choice, "_error", watched)
+    monkeypatch.setattr(layer_choice, "_product", watched)
     paths, arrays = sorted(four_bit_paths(UNET, network)), [tensor[:1].numpy() for tensor in tiny.inputs]
     call = ComponentCall(source=BASE_SOURCE, inputs=dict(zip(UNET_INPUTS, arrays, strict=True)), slots={})
     weight_damages(network, paths, [call])
     assert held.count(1) == len(held) >= len(paths)
     assert not any(weight.requires_grad or weight.grad is not None for weight in weights)
+
+
+def test_the_choice_is_the_same_where_errors_are_held_and_where_they_are_not(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, arrays = share_copy(tiny.network), [tensor[:1].numpy() for tensor in tiny.inputs]
+    paths = sorted(four_bit_paths(UNET, network))
+    call = ComponentCall(source=BASE_SOURCE, inputs=dict(zip(UNET_INPUTS, arrays, strict=True)), slots={})
+    sizes = {path: layer.weight.numel() for path, layer in layers_of(network).items()}
+
+    def of(held_bytes: int) -> tuple[list[float], list[FourBitLayers]]:
+        monkeypatch.setattr(layer_choice, "rounding_errors", partial(rounding_errors, held_bytes=held_bytes))
+        damages = weight_damages(network, paths, [call])
+        costs = [_cost(path, damage, sizes[path]) for path, damage in damages.items()]
+        least = sum(cost.four_bytes for cost in costs)
+        return list(damages.values()), [within_budget(costs, least + least * share // 100) for share in (2, 5, 10, 20)]
+
+    (anew, expected), (held, chosen) = of(0), of(2**31)
+    np.testing.assert_allclose(held, anew, rtol=0.02, atol=1e-4 * max(anew))
+    assert chosen == expected
+
+
+def test_no_more_errors_are_held_than_there_is_room_for() -> None:
+    weights = [torch.linspace(-1.0, 1.0, 12).reshape(3, 4) * scale for scale in (1.0, 2.0, 3.0)]
+    encodings = [four_bit_encoding(weight.numpy()) for weight in weights]
+    errors = rounding_errors(weights, encodings, held_bytes=2 * 12 * 2)
+    assert [error().dtype for error in errors] == [torch.bfloat16, torch.bfloat16, torch.float32]
+    assert errors[0]() is errors[0]()
+    assert errors[2]() is not errors[2]()
 
 
 def test_first_and_last_layers_and_the_time_embedding_are_not_asked(tiny: Tiny) -> None:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quad.core.component_call import BASE_SOURCE, ComponentCall
-from quad.core.encoding import Encoding
 from quad.core.tensor_names import weight_name
 from quad.model.slots.layers import Layer, layers_of, widened
 from quad.quantize.correct.four_bits import four_bit_encoding
-from quad.quantize.encodings.fake_quantize import fake_quantize
+from quad.quantize.correct.rounding_errors import ErrorOf, rounding_errors
 from quad.quantize.encodings.rules import rule_for
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.network_call import NetworkCall
@@ -157,21 +156,22 @@ def weight_damages(network: nn.Module, paths: Sequence[str], calls: Sequence[Com
     with widened(layers[path] for path in paths):
         weights = [layers[path].weight for path in paths]
         encodings = [four_bit_encoding(weight.detach().cpu().numpy(), signed=signed) for weight in weights]
+        errors = rounding_errors(weights, encodings)
         for call in calls:
             has_effect = bool(call.slots) and call.source != BASE_SOURCE
-            damages += _squares(NetworkCall.of(network, call), weights, encodings, generator, has_effect=has_effect)
+            damages += _squares(NetworkCall.of(network, call), weights, errors, generator, has_effect=has_effect)
     return dict(zip(paths, (damages / max(len(calls), 1)).tolist(), strict=True))
 
 
 def _squares(
-    call: NetworkCall, weights: Sequence[Tensor], encodings: Sequence[Encoding], generator: torch.Generator, *, has_effect: bool
+    call: NetworkCall, weights: Sequence[Tensor], errors: Sequence[ErrorOf], generator: torch.Generator, *, has_effect: bool
 ) -> NDArray[np.float64]:
     """`E_u <G_u, W4 - W>^2 / |y|^2` of each weight, and of an adapter's call the same of its effect.
 
     The effect's product is that of the output less that of the output without the adapter, each from a backward pass of its own.
     """
     totals = np.zeros(len(weights))
-    with _products_with_errors(weights, encodings) as products_of, torch.enable_grad():
+    with _products_with_errors(weights, errors) as products_of, torch.enable_grad():
         output, plain = call.bound(), call.plain() if has_effect else None
         power = _energy(output)
         effect_power = 0.0 if plain is None else max(_energy(output - plain), _FAINT * power)
@@ -193,14 +193,14 @@ class _ProductsOf(Protocol):
 
 
 @contextmanager
-def _products_with_errors(weights: Sequence[Tensor], encodings: Sequence[Encoding]) -> Iterator[_ProductsOf]:
+def _products_with_errors(weights: Sequence[Tensor], errors: Sequence[ErrorOf]) -> Iterator[_ProductsOf]:
     """A gradient becomes a product as soon as it is whole, so that one weight's is held and not the network's."""
     needed, products = [weight.requires_grad for weight in weights], np.zeros(len(weights))
 
     def reduces_to(number: int) -> Callable[[Tensor], None]:
         def reduce(weight: Tensor) -> None:
             assert weight.grad is not None
-            products[number] = float((weight.grad * _error(weight, encodings[number])).sum())
+            products[number] = _product(weight.grad, errors[number]())
             weight.grad = None
 
         return reduce
@@ -224,8 +224,8 @@ def _energy(output: Tensor) -> float:
     return float(output.detach().square().sum().clamp(min=1e-30))
 
 
-def _error(weight: Tensor, encoding: Encoding) -> Tensor:
-    return fake_quantize(weight.detach(), encoding) - weight.detach()
+def _product(gradient: Tensor, error: Tensor) -> float:
+    return float(torch.dot(gradient.flatten(), error.float().flatten()))
 
 
 def _takes_eight(component: str, path: str) -> bool:
