@@ -1,11 +1,11 @@
 """A reference model on Qualcomm's emulated HTP against full precision, with the bars it is held to.
 
     quad build toyland --target qnn-htp -o out/htp
-    python -m benchmarks.htp out/htp [--model toyland-xl] [--n 16] [--pictures 16] [--json FILE]
+    python -m benchmarks.htp out/htp [--model toyland-xl] [--n 16] [--pictures 16] [--tasks removal,...|all] [--json FILE]
 
 - U-Net: one call of each held-out run, at a sampler step that goes round from first to last, every adapter; SQNR pooled over the calls,
   and the gain and SQNR of the adapter's effect: the same calls with the zero adapter, taken away.
-- Pictures: whole ones of the task of fewest steps, all four components on the emulated HTP, PSNR against full precision.
+- Pictures: whole ones of the task of fewest steps, or of `--tasks`, all four components on the emulated HTP, PSNR against full precision.
 """
 
 from __future__ import annotations
@@ -102,22 +102,24 @@ def _options() -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("bundle", type=Path, help="a reference model built for qnn-htp")
     parser.add_argument("--model", choices=MODELS, default=NAME, help="which one it is")
-    parser.add_argument("--n", type=int, default=16, help="held-out samples")
-    parser.add_argument("--pictures", type=int, default=16, help="whole pictures; 0 for none")
+    parser.add_argument("--n", type=int, default=16, help="held-out samples; 0 for no calls of the U-Net alone")
+    parser.add_argument("--pictures", type=int, default=16, help="whole pictures of each task; 0 for none")
+    parser.add_argument("--tasks", help="whose pictures, by commas, or all; by default of the one of fewest steps")
     return parser.parse_args()
 
 
 def main() -> None:
     """Measure a bundle on the emulated HTP."""
     options, console = _options(), Console(stderr=True)
-    model, task = reference_dir(options.model), PICTURE_TASKS[options.model]
+    model = reference_dir(options.model)
     pipe, reference = QuadPipeline.from_pretrained(options.bundle, engine="qnn"), Reference(model, find_adapters(model))
+    tasks = tuple(pipe.tasks) if options.tasks == "all" else (options.tasks or PICTURE_TASKS[options.model]).split(",")
     result = {
         "machine": machine("qnn", default_threads()),
         "requires": pipe.bundle.manifest.requires,
         "precision": pipe.bundle.manifest.precision,
-        "unet": unet_figures(pipe, reference, model, options.n, console),
-        "pictures": {task: picture_psnr(pipe, reference, task, options.pictures)} if options.pictures else {},
+        "unet": unet_figures(pipe, reference, model, options.n, console) if options.n else {},
+        "pictures": {task: picture_psnr(pipe, reference, task, options.pictures) for task in tasks} if options.pictures else {},
     }
     console.print(table(result))
     write_report(options.json, result)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from contextlib import suppress
 
 import pytest
 
-from quad.core.memory import freed_memory_reused, large_blocks_apart, release_memory
+from quad.core import memory
+from quad.core.memory import freed_memory_reused, large_blocks_apart, release_memory, unused_bytes
 
 BYTES = 60_000_000
 LARGE = 20_000_000
@@ -37,6 +39,22 @@ def test_freed_memory_is_reused_until_it_is_released() -> None:
         assert _pages_cleared() > pages // 2
     assert _pages_cleared() > pages // 2
     assert _pages_cleared() > pages // 2
+
+
+@pytest.mark.skipif(not _is_glibc(), reason="another allocator")
+def test_what_lies_unused_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_LOOK_S", 0.01)
+    monkeypatch.setattr(memory, "MOST_UNUSED_BYTES", unused_bytes() + BYTES)
+    with freed_memory_reused():
+        blocks, pins = [], []
+        for _ in range(40):
+            blocks.append(bytearray(b"x" * LARGE))
+            pins.append(bytearray(100_000))  # above each: the allocator alone gives nothing of it back
+        held = unused_bytes()
+        blocks.clear()
+        while unused_bytes() > held + BYTES:
+            time.sleep(0.01)
+    assert len(pins) == 40
 
 
 def _pages_of_a_large_block() -> int:
