@@ -53,10 +53,9 @@ from quad.runtime.engines.graph import BALANCED, KEEP_ALL
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.pipeline import QuadPipeline
 
-_PIPELINES, _TWICE_BYTES = (
-    2,
-    1_000_000_000,
-)  # that record pictures side by side, with all graphs in memory, where a U-Net's files have no more bytes
+# Pipelines that record pictures side by side, with all graphs in memory, where a U-Net's files have no more bytes: at 860 million, Stable
+# Diffusion 1.5's, two of them took a build's peak.
+_PIPELINES, _TWICE_BYTES = 2, 300_000_000
 META = "meta"  # where torch holds shapes without numbers
 _log = logging.getLogger(__name__)
 
