@@ -134,13 +134,13 @@ def test_lean_keeps_integers_in_a_small_graph(tiny_bundle: Path, monkeypatch: py
     given: list[Any] = []
 
     class Recorder:
-        def __init__(self, _file: Path, options: Any, left_out: Any = ()) -> None:
-            given.append((options.enable_cpu_mem_arena, tuple(left_out)))
+        def __init__(self, _file: Path, options: Any, left_out: Any = (), lean: bool = False) -> None:
+            given.append((options.enable_cpu_mem_arena, tuple(left_out), lean))
 
     monkeypatch.setattr(ort_engine, "OrtSession", Recorder)
     for precision, lean in (("w8a16", False), ("w8a16", True), ("mixed:50", True)):
         OrtEngine(precision).load(tiny_bundle / "unet/model.onnx", 1, lean)
-    assert given == [(True, ()), (False, ort_engine.LEFT_OUT), (False, ())]
+    assert given == [(True, (), False), (False, ort_engine.LEFT_OUT, True), (False, (), True)]
 
 
 def test_a_plan_of_another_name(tiny_bundle: Path) -> None:
