@@ -18,7 +18,7 @@ from quad.core.families import FAMILIES, SUPPORTED, ConfigRule, Family, Layout, 
 from quad.core.manifest import Beside
 from quad.core.slots import UNET
 from quad.model.base.toyland_file import WORLD_FILE
-from quad.model.base.weight_files import INDEX_FILE, read_config
+from quad.model.base.weight_files import INDEX_FILE, read_config, read_index
 
 CHOOSE = "choose such a model"
 # Stable Diffusion's first configs say 32 and mean this; diffusers' pipelines mend it below 0.9.
@@ -137,21 +137,20 @@ def denoiser_inputs(family: Family, folder: Path, config: Mapping[str, Any], lat
 
 def pipeline_class(directory: Path) -> str:
     """diffusers' class for the directory, whose name says what the class mends in the scheduler; the plain one where none is named."""
-    named = read_config(directory / INDEX_FILE).get("_class_name") if (directory / INDEX_FILE).is_file() else None
+    named = read_index(directory).get("_class_name")
     return named if isinstance(named, str) else FAMILIES[0].pipelines[0]
 
 
 def index_scheduler(directory: Path) -> str | None:
     """The scheduler's class in `model_index.json`, which goes before the one in the scheduler's own config; None where none is named."""
-    entry = read_config(directory / INDEX_FILE).get("scheduler") if (directory / INDEX_FILE).is_file() else None
+    entry = read_index(directory).get("scheduler")
     named = entry[1] if isinstance(entry, list) and len(entry) == 2 else None
     return named if isinstance(named, str) else None
 
 
 def zeros_for_empty(directory: Path, family: Family) -> bool:
     """Whether an empty negative prompt is zeros, as `model_index.json` says or the family has it."""
-    index = read_config(directory / INDEX_FILE) if (directory / INDEX_FILE).is_file() else {}
-    return family.zeros_for_empty and bool(index.get("force_zeros_for_empty_prompt", True))
+    return family.zeros_for_empty and bool(read_index(directory).get("force_zeros_for_empty_prompt", True))
 
 
 def trained_grid(unet: Any) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ from quad.core.slots import TEXT_ENCODER
 from quad.core.storage.stable_file import StableFile
 from quad.lora.quote import listed
 from quad.model.base.stored_weights import EIGHT_BITS, StoredWeight, stored_weights
-from quad.model.base.weight_files import INDEX_FILE, find_weights, read_config
+from quad.model.base.weight_files import find_weights, read_config, read_index
 
 DIFFUSION_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 # What no model of the families that open here has nearly reached.
@@ -111,8 +111,8 @@ def find_component(folder: Path, classes: Mapping[str, Any], stem: str) -> Store
 def _class_name(folder: Path, config: Mapping[str, Any]) -> Any:
     """The class that a config states; where it states none, the one in the pipeline's `model_index.json`, which diffusers goes by."""
     kind = config.get("_class_name") or config.get("architectures")
-    if not kind and (folder.parent / INDEX_FILE).is_file():
-        stated = read_config(folder.parent / INDEX_FILE).get(folder.name)
+    if not kind:
+        stated = read_index(folder.parent).get(folder.name)
         kind = stated[-1:] if isinstance(stated, list) else None
     return (kind[0] if isinstance(kind, list) and kind else kind) or "no class at all"
 

@@ -36,6 +36,15 @@ def read_config(path: Path) -> dict[str, Any]:
     return config
 
 
+def read_index(directory: Path) -> dict[str, Any]:
+    """A pipeline's `model_index.json`; empty where the directory has none.
+
+    Raises:
+        InputError: as `read_config`.
+    """
+    return read_config(directory / INDEX_FILE) if (directory / INDEX_FILE).is_file() else {}
+
+
 def open_header(file: StableFile) -> Header:
     """The header of a weight file.
 
