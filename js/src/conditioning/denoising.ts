@@ -4,7 +4,7 @@ import { InputError, mismatch, VerificationError } from "../core/errors.js";
 import { type Beside, type LatentSpec, latentGrid, type TextSpec } from "../core/manifest.js";
 import type { PictureSize } from "../core/picture_size.js";
 import type { TaskSpec } from "../core/task.js";
-import { type Float, isFinite32, joinChannels, sameShape, type Tensor, zeros } from "../core/tensor.js";
+import { concatenate, type Float, isFinite32, sameShape, type Tensor, zeros } from "../core/tensor.js";
 import { shapeText } from "../core/text.js";
 import type { Shape } from "../engine/engine.js";
 import { Generator, type Seed } from "../noise/generator.js";
@@ -135,7 +135,7 @@ function besideLatent(names: readonly Beside[], latent: LatentSpec, encoded: Flo
   if (!names.length) return undefined;
   const empty = zeros([1, latent.channels, ...mask.shape.slice(2)]);
   const parts = { mask, condition: encoded ?? empty, "raw-condition": encoded === undefined ? empty : raw(encoded, latent) };
-  return joinChannels(names.map((name) => parts[name]));
+  return concatenate(names.map((name) => parts[name]));
 }
 
 /** A model latent as the VAE gives it: `z / scale + shift`. */

@@ -7,7 +7,7 @@
 
 import { mismatch, UsageError } from "../core/errors.js";
 import type { TaskSpec } from "../core/task.js";
-import { type Float, joinChannels, type Tensor } from "../core/tensor.js";
+import { concatenate, type Float, type Tensor } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
 import type { Shape } from "../engine/engine.js";
 import type { Network } from "../samplers/run.js";
@@ -59,7 +59,7 @@ export function guidedNetwork(unet: Call, batched: boolean, guided: readonly Sid
   return async (x, t) => {
     const sides = countsAt(spec, t, trainingSteps) ? guided : guided.slice(-1);
     const timestep = { data: Float32Array.of(t), shape: [1] };
-    const samples = sides.map(({ beside }) => (beside === undefined ? x : joinChannels([x, beside])));
+    const samples = sides.map(({ beside }) => (beside === undefined ? x : concatenate([x, beside])));
     const call = (sample: Float, text: Float): Promise<Float> =>
       unet(new Map(Object.entries({ sample, timestep, encoder_hidden_states: text })));
     if (batched && sides.length > 1) {

@@ -7,9 +7,9 @@ import { mismatch, UsageError } from "../core/errors.js";
 import type { TextSpec } from "../core/manifest.js";
 import type { PictureSize } from "../core/picture_size.js";
 import { waves } from "../core/sinusoid.js";
-import type { Float } from "../core/tensor.js";
+import { concatenate, type Float } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
-import { filledRows, joinRows } from "./text_features.js";
+import { filledRows } from "./text_features.js";
 
 /** Two whole numbers, rows first. */
 export type Pair = readonly [number, number];
@@ -50,5 +50,5 @@ export function sizeNumbers(sizes: SizeConditions, size: PictureSize, negative: 
 
 /** Features of a prompt `(1, rows, D)` and, where the model is told sizes, the rows of their embedding behind them. */
 export function withSizes(text: TextSpec, features: Float, numbers: readonly number[]): Float {
-  return text.sizes === undefined ? features : joinRows([features, filledRows(waves(text.sizes, numbers), text.hidden)]);
+  return text.sizes === undefined ? features : concatenate([features, filledRows(waves(text.sizes, numbers), text.hidden)]);
 }

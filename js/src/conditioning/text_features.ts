@@ -1,7 +1,7 @@
 /** Hidden states of a prompt, with the weights of its tokens; as `quad.runtime.conditioning.text_features`. */
 
 import { contextLength, type TextSpec } from "../core/manifest.js";
-import { type Float, type Tensor, zeros } from "../core/tensor.js";
+import { concatenate, type Float, type Tensor, zeros } from "../core/tensor.js";
 import type { Runnable } from "../engine/graph.js";
 import type { Chunk, PromptTokens } from "./prompt_chunks.js";
 
@@ -21,7 +21,7 @@ export async function textFeatures(encoder: Runnable, prompt: PromptTokens, text
     whole ??= rowsOf(output, text.length, output.shape[1]!);
   }
   const missing = Math.max(contextLength(text) - hidden.length * text.length, 0);
-  return joinRows([...hidden, zeros([1, missing, text.hidden]), ...(text.pooled === undefined ? [] : [whole!])]);
+  return concatenate([...hidden, zeros([1, missing, text.hidden]), ...(text.pooled === undefined ? [] : [whole!])]);
 }
 
 /** Numbers as rows of a width `(1, rows, width)`, the last filled up with zeros. */
@@ -29,18 +29,6 @@ export function filledRows(numbers: Float32Array, width: number): Float {
   const rows = zeros([1, Math.ceil(numbers.length / width), width]);
   rows.data.set(numbers);
   return rows;
-}
-
-/** Rows `(1, L, D)` one after another. */
-export function joinRows(parts: readonly Float[]): Float {
-  const rows = parts.reduce((sum, part) => sum + part.shape[1]!, 0);
-  const all = zeros([1, rows, parts[0]!.shape[2]!]);
-  let place = 0;
-  for (const part of parts) {
-    all.data.set(part.data, place);
-    place += part.data.length;
-  }
-  return all;
 }
 
 /** Rows from one on, to another that is no longer among them, of `(1, L, D)`. */

@@ -33,11 +33,11 @@ export function isFinite32(values: ArrayLike<number>): boolean {
   return true;
 }
 
-/** Tensors `(1, c, h, w)` side by side along their channels. */
-export function joinChannels(parts: readonly Float[]): Float {
+/** Tensors `(1, n, ...)` one after another along their second axis: channels, or rows. */
+export function concatenate(parts: readonly Float[]): Float {
   const [first] = parts;
-  const channels = parts.reduce((sum, part) => sum + part.shape[1]!, 0);
-  const joined = zeros([first!.shape[0]!, channels, ...first!.shape.slice(2)]);
+  const size = parts.reduce((sum, part) => sum + part.shape[1]!, 0);
+  const joined = zeros([first!.shape[0]!, size, ...first!.shape.slice(2)]);
   let place = 0;
   for (const part of parts) {
     joined.data.set(part.data, place);
