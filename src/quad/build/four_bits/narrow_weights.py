@@ -77,10 +77,13 @@ def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progres
     narrowed = _of_arrays(piece[1]) if piece is not None else _narrowed(request, model, progress)
     if piece is None:
         model.cache.write(_PIECE, None, _arrays(narrowed))
+    del piece
     layers, slots = {component: layers_of(network) for component, network in model.networks.items()}, model.table.by_path()
     corrections: dict[str, torch.Tensor] = model.networks[UNET].correction  # type: ignore[assignment]
     encodings: dict[str, dict[str, Encoding]] = {component: {} for component in model.networks}
-    for (component, path), layer in narrowed.items():
+    of_slots, count = dict[str, Correction](), len(narrowed)
+    for component, path in list(narrowed):
+        layer = narrowed.pop((component, path))  # its integers go with it: those of all would lie beside the weights of two networks
         target = layers[component][path]
         encodings[component][weight_name(path)] = layer.weight.encoding
         apply_integers(target, layer.weight.integers, layer.weight.encoding)
@@ -89,10 +92,9 @@ def narrow_weights(request: BuildRequest, model: SlottedModel, progress: Progres
             target.bias = nn.Parameter(target.bias - torch.from_numpy(layer.shift).to(target.bias.device), requires_grad=False)
         if layer.weight.correction is not None:
             corrections.update(_as_bound(layer.weight.correction, slots[path], target.weight.device))
-    _log.info("weights of %d layers at 4 bits", len(narrowed))
-    return NarrowWeights(
-        encodings, {path: layer.weight.correction for (_, path), layer in narrowed.items() if layer.weight.correction is not None}
-    )
+            of_slots[path] = layer.weight.correction
+    _log.info("weights of %d layers at 4 bits", count)
+    return NarrowWeights(encodings, of_slots)
 
 
 def without_correction(networks: Mapping[str, nn.Module]) -> None:
@@ -119,21 +121,21 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
     feeds = with_progress(feeds, len(samples), "narrow", progress)
     grams = gather_grams(model, lambda component, path: (component, path) in chosen, feeds)
     calls = [call for call in of_component(recorder.calls(CALLS), UNET) if call.slots and call.source != BASE_SOURCE]
-    of_unet = {path: gram for (component, path), gram in grams.items() if component == UNET}
-    weigh_effects(model.networks[UNET], of_unet, calls, EFFECTS)
+    weigh_effects(model.networks[UNET], {path: gram for (component, path), gram in grams.items() if component == UNET}, calls, EFFECTS)
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     slots, signed = model.table.of(UNET).by_path(), load_target(request.target).signed_four_bits
 
     def narrow(key: Key) -> _NarrowLayer:
         component, path = key
-        weight, gram = weight_array(layers[component][path]), grams[key]
+        weight, gram = weight_array(layers[component][path]), grams.pop(key)  # the last layer that has these inputs frees their matrix
         slot = slots.get(path) if component == UNET else None
         rank = 0 if slot is None or slot.correction is msgspec.UNSET else slot.correction
         used = gram.grams if request.rounding == COMPENSATED else None
         result = four_bit_weight(weight, used, rank=rank, metric=gram.grams, signed=signed)
         return _NarrowLayer(result, _shift(weight, result, gram))
 
-    return dict(zip(grams, side_by_side(narrow, grams), strict=True))
+    keys = list(grams)
+    return dict(zip(keys, side_by_side(narrow, keys), strict=True))
 
 
 def _named_adapters(model: SlottedModel, samples: Sequence[CalibrationSample]) -> list[FloatAdapter]:
@@ -143,9 +145,12 @@ def _named_adapters(model: SlottedModel, samples: Sequence[CalibrationSample]) -
 
 
 def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:
-    error = (result.values - weight).reshape(len(weight), -1)
-    shift: NDArray[np.float32] = (error @ gram.mean.numpy()).astype(np.float32)
-    return shift
+    error = (result.encoding.dequantize(result.integers) - weight).reshape(len(weight), -1)
+    mean = gram.mean.numpy()
+    shift = error.astype(np.float64) @ mean
+    if (correction := result.correction) is not None:
+        shift += correction.b @ (correction.scales.astype(np.float64) / BYTE_END**2 * (correction.a @ mean))
+    return np.asarray(shift, np.float32)
 
 
 def _as_slot(correction: Correction, slot: Slot) -> tuple[NDArray[np.int8], NDArray[np.int8]]:
