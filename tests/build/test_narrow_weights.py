@@ -6,13 +6,15 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterable
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from quad.build.build import STAGES
+from quad.build.build import STAGES, build
+from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.four_bits import choose_layers, narrow_weights
 from quad.build.open_and_slot import SlottedModel, open_and_slot
 from quad.build.request import BuildRequest
@@ -101,3 +103,15 @@ def test_a_layers_integers_leave_memory_with_it(request_: BuildRequest, monkeypa
     assert len(integers) == len(model.four_bit_layers)
     assert all(reference() is None for reference in integers)
     assert narrowed.corrections
+
+
+def test_without_training_no_float_weight_outlives_its_integers(request_: BuildRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def looked_at(request: BuildRequest, model: SlottedModel, teacher: FloatTeacher, *_: Any, **__: Any) -> None:
+        narrow = {path for component, path in model.four_bit_layers if component == "unet"}
+        assert narrow
+        assert {path for path, (weight, _) in teacher.layers.items() if weight() is None} == narrow
+        raise InterruptedError
+
+    monkeypatch.setattr("quad.build.build.choose_profile", looked_at)
+    with pytest.raises(InterruptedError):
+        build(replace(request_, distill_steps=0))

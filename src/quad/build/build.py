@@ -86,6 +86,8 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     narrowed = NarrowWeights()
     if model.four_bit_layers:
         with clock("narrow"):
+            if not request.distill_steps:
+                teacher.let_go()  # so each float weight leaves memory when its integers come
             narrowed = narrow_weights(request, model, clock.within("narrow"))
     profile = choose_profile(request, model, teacher, clock, given=narrowed, needs_calls=backend.needs_calls)
     with clock("align"):
