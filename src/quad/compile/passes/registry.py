@@ -19,6 +19,7 @@ from quad.compile.passes.attention.split_halves import SplitHalves
 from quad.compile.passes.attention.split_heads import SplitHeads
 from quad.compile.passes.integers.fold_qdq import FoldQdq
 from quad.compile.passes.integers.fold_scales import FoldScales
+from quad.compile.passes.integers.four_bit_matmul import FourBitMatMul
 from quad.compile.passes.integers.integer_conv import IntegerConv
 from quad.compile.passes.integers.integer_matmul import IntegerMatMul
 from quad.compile.passes.integers.integer_products import IntegerProducts
@@ -87,6 +88,7 @@ PASSES: Mapping[str, NamedPass] = MappingProxyType(
         "fold_qdq": NamedPass(FoldQdq, placed=True),
         "fold_scales": NamedPass(FoldScales, placed=True),
         "fold_slot_scales": NamedPass(FoldSlotScales, placed=True),
+        "four_bit_matmul": NamedPass(FourBitMatMul, placed=True),
         "fuse_gelu": NamedPass(FuseGelu),
         "fuse_slots": NamedPass(FuseSlots, placed=True),
         "host_timestep": NamedPass(HostTimestep),

@@ -1,6 +1,6 @@
 """The integers of weights, read back out of a placed graph: what was rounded with compensation, only the graph knows.
 
-1. a constant under the weight's own name     as placement stored it, its axes as `quad.permutation` says
+1. a constant under the weight's own name     as placement stored it, its axes as `quad.permutation` says; packed, as `quad.nibbles`
 2. constants that were cut from it            as `quad.part` says
 3. constants beside the weight's scale        a convolution as a product of integers, `(kernel x in, out)`, or as two; see `integer_conv`
 """
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from quad.compile.passes import weight_permutation
 from quad.compile.passes.edit import constant, is_op
 from quad.compile.passes.integers.dequantized import PART
+from quad.compile.passes.integers.four_bit_matmul import unpacked
 from quad.compile.passes.integers.integer_matmul import KERNEL
 from quad.compile.passes.layout.fold_transpose import as_parameter
 
@@ -38,7 +39,7 @@ def stored_weights(model: ir.Model, shapes: Mapping[str, Shape]) -> dict[str, ND
 
     def stored_weight(name: str, shape: Shape) -> NDArray[Any] | None:
         if name in constants:
-            return _in_parameter_axes(constants[name], constant(constants[name]))
+            return _in_parameter_axes(constants[name], unpacked(constants[name]))
         return _joined(parts[name]) if name in parts else _beside_scale(constants, name, shape)
 
     stored = {name: _whole_bytes(stored_weight(name, shape)) for name, shape in shapes.items()}
@@ -71,7 +72,7 @@ def _parts(constants: Mapping[str, ir.Value]) -> dict[str, dict[int, tuple[int, 
 
 
 def _joined(parts: Mapping[int, tuple[int, ir.Value]]) -> NDArray[Any] | None:
-    arrays = [constant(parts[index][1]) for index in sorted(parts)]
+    arrays = [unpacked(parts[index][1]) for index in sorted(parts)]
     if sorted(parts) != list(range(len(parts))) or any(array is None for array in arrays):
         return None
     axis, first = parts[0]
