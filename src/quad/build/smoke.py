@@ -25,6 +25,7 @@ from quad.core.slots import UNET, SlotTable
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.lora.read import FloatAdapter
 from quad.model.device import device_of, moved
+from quad.model.slots.slot_tensors import slot_tensors
 from quad.quantize.observe.side_by_side import side_by_side
 from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
@@ -82,7 +83,7 @@ def float_references(networks: Mapping[str, nn.Module], specs: Mapping[str, Grap
     def reference(asked: tuple[str, GraphSpec, FloatAdapter | None]) -> ComponentCall:
         name, spec, adapter = asked
         network, device = networks[spec.component], device_of(networks[spec.component])
-        slots = {key: torch.from_numpy(values).to(device) for key, values in slot_inputs(adapter, table).items()} if spec.slots else None
+        slots = slot_tensors(slot_inputs(adapter, table), table.of(spec.component), device) if spec.slots else None
         with torch.no_grad():
             output = network(*moved(tuple(spec.inputs.values()), device), **({} if slots is None else {"slots": slots}))
         inputs = {key: tensor.numpy() for key, tensor in spec.inputs.items()}

@@ -64,7 +64,7 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
     for slot in slots.slots:
         if slot.a_name in tensors:
             a, b = tensors[slot.a_name], tensors[slot.b_name]
-            used = np.flatnonzero(a.any(axis=tuple(range(1, a.ndim))) | b.any(axis=(0, *range(2, b.ndim))))
+            used = _used(a, b)
             used = used[used < slot.adapter_rank]
             if used.size:
                 rank = int(used[-1]) + 1
@@ -72,6 +72,31 @@ def trim(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDA
                 if slots.normalised:
                     trimmed[slot.scale_name] = np.ascontiguousarray(scales[slot.path][:rank])
     return trimmed
+
+
+def at_own_ranks(tensors: Mapping[str, NDArray[Any]], slots: SlotTable) -> dict[str, NDArray[Any]]:
+    """The slots' inputs, of each slot without the tail of rank channels that are zero, down to rank 0: `B A` stays what it is.
+
+    Args:
+        tensors: graph input name -> array of any rank; others are passed over, and where one is missing all stay as they are.
+    """
+    if not tensors.keys() >= slots.input_shapes().keys():
+        return dict(tensors)
+    own: dict[str, NDArray[Any]] = {}
+    for slot in slots.slots:
+        a, b = tensors[slot.a_name], tensors[slot.b_name]
+        rank = int(_used(a, b).max(initial=-1)) + 1
+        own |= {slot.a_name: a[:rank], slot.b_name: b[:, :rank]}
+    for name, members in slots.scale_inputs().items():
+        ends = np.cumsum([len(tensors[slot.a_name]) for slot in members])[:-1]
+        parts = np.split(tensors[name], ends)
+        own[name] = np.concatenate([part[: len(own[slot.a_name])] for slot, part in zip(members, parts, strict=True)])
+    return own
+
+
+def _used(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.intp]:
+    """Numbers of the rank channels where one of the two is not zero."""
+    return np.flatnonzero(a.any(axis=tuple(range(1, a.ndim))) | b.any(axis=(0, *range(2, b.ndim))))
 
 
 def own_shapes(slot: Slot, rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

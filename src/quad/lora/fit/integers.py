@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quad.core.encoding import Encoding
 from quad.core.errors import CompatibilityError, InputError, mismatch
+from quad.core.padding import at_own_ranks
 from quad.core.profile import Profile
 from quad.core.slots import SlotTable
 from quad.lora.adapter import FloatAdapter
@@ -72,7 +73,7 @@ def balanced_inputs(adapter: FloatAdapter | None, table: SlotTable) -> dict[str,
 
 @final
 class BalancedSlots(Mapping[str, dict[str, NDArray[np.float32]]]):
-    """Adapter name -> `balanced_inputs`, made when asked for.
+    """Adapter name -> `balanced_inputs` at its own ranks, made when asked for.
 
     Ten adapters of rank 4 to 128 take 0.4 GB as they are, and ten times that side by side in slots of rank 128.
     """
@@ -84,7 +85,8 @@ class BalancedSlots(Mapping[str, dict[str, NDArray[np.float32]]]):
             require_finite(adapter)
 
     def __getitem__(self, name: str) -> dict[str, NDArray[np.float32]]:
-        return balanced_inputs(self._adapters[name], self._table)
+        own = at_own_ranks(balanced_inputs(self._adapters[name], self._table), self._table)
+        return {name: values.copy() for name, values in own.items()}  # not views of what is padded
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._adapters)

@@ -97,6 +97,9 @@ class SlottedLinear(SitedLinear):
         down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
         if down is None or up is None:
             return y
+        if not len(down):  # the adapter has nothing here: what its A gives is zero
+            self.mid_site(x.new_zeros(1, 1))
+            return y
         mid = self.mid_site(functional.linear(x, down))
         scale = self.feed.tensors.get(self.slot.scale_name)
         return y + functional.linear(mid if scale is None else mid * scale, up)
@@ -115,6 +118,9 @@ class SlottedConv2d(SitedConv2d):
         y = convolution(self, x)
         down, up = self.feed.tensors.get(self.slot.a_name), self.feed.tensors.get(self.slot.b_name)
         if down is None or up is None:
+            return y
+        if not len(down):
+            self.mid_site(x.new_zeros(1, 1, 1, 1))
             return y
         mid = self.mid_site(self._conv_forward(x, down, None))
         scale = self.feed.tensors.get(self.slot.scale_name)

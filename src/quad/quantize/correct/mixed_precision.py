@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
 from quad.model.device import device_of, moved
+from quad.model.slots.slot_tensors import slot_tensors
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
@@ -85,7 +86,7 @@ def rank_sites(
     signs = dict(zip(chosen, _signs(network, chosen, slots, each), strict=True))
 
     def damages(source: str) -> dict[str, float]:
-        return _damages(network, moved(chosen[source].tensors(), device), _tensors(slots, source, device), encodings, signs[source])
+        return _damages(network, moved(chosen[source].tensors(), device), _tensors(network, slots, source), encodings, signs[source])
 
     damage: dict[str, float] = {}
     for of_source in dealt(damages, chosen, json_codec(dict[str, float])):
@@ -110,8 +111,8 @@ def _one_each(probes: Mapping[str, Sequence[Probe]]) -> dict[str, Probe]:
     return {source: calls[int((k + 0.5) * share * len(calls))] for k, (source, calls) in enumerate(probes.items())}
 
 
-def _tensors(slots: SlotValues, source: str, device: torch.device) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(array).to(device) for name, array in slots.get(source, {}).items()}
+def _tensors(network: nn.Module, slots: SlotValues, source: str) -> dict[str, Tensor]:
+    return slot_tensors(slots.get(source, {}), network.table, device_of(network))  # type: ignore[arg-type]
 
 
 def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: int) -> list[list[Tensor]]:
@@ -122,7 +123,7 @@ def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, d
         if probe.expected is None:
             with torch.no_grad():
                 device = device_of(network)
-                shape = network(*moved(probe.tensors(), device), _tensors(slots, source, device)).shape
+                shape = network(*moved(probe.tensors(), device), _tensors(network, slots, source)).shape
         else:
             shape = torch.Size(probe.expected.shape)
         signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(draws)])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from quad.core.device import batch_that_fits, in_fitting_batches
 from quad.model.device import HERE, OutOfMemory, device_of, free_bytes, moved
+from quad.model.slots.slot_tensors import slot_tensors
 from quad.quantize.observe.side_by_side import side_by_side
 
 TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
@@ -24,7 +25,8 @@ _BYTES_A_VALUE, _MOST = 2**17, 32
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call, on the CPU; no gradients."""
     device = device_of(network)
-    tensors = {name: torch.tensor(values, device=device) for name, values in slots.items()}
+    table = getattr(network, "table", None)
+    tensors = {} if table is None else slot_tensors(slots, table, device)
     return batched(lambda *batch: network(*moved(batch, device), tensors).cpu(), inputs, device)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from quad.core.component_call import ComponentCall
 from quad.model.device import device_of, moved
+from quad.model.slots.slot_tensors import slot_tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class NetworkCall:
         return NetworkCall(
             network=network,
             inputs=moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device),
-            slots={name: torch.from_numpy(array).to(device) for name, array in call.slots.items()},
+            slots=slot_tensors(call.slots, network.table, device) if call.slots else {},  # type: ignore[arg-type]
         )
 
     def bound(self) -> Tensor:

@@ -15,6 +15,7 @@ from quad.core.extra_graphs import TINY_DECODER
 from quad.core.slots import TEXT_ENCODER, UNET, SlotTable
 from quad.model.base.open import Base
 from quad.model.device import device_of, moved
+from quad.model.slots.slot_tensors import slot_tensors
 from quad.runtime.engines.engine import Session
 
 Shapes = Mapping[str, tuple[int | None, ...]]
@@ -50,7 +51,7 @@ class TorchSession:
         slots = self._table.input_shapes() if self._table else {}
         if unknown := [name for name in inputs if name not in slots]:
             raise BackendError(mismatch("torch session", "slot inputs of the table", unknown[0], "use slot_inputs() of this table"))
-        self._slots = {name: torch.from_numpy(np.asarray(values, np.float32)).to(self._device) for name, values in inputs.items()}
+        self._slots = {} if self._table is None else slot_tensors(inputs, self._table, self._device)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The network's output for these and the bound inputs.
