@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 import torch
 
+from quad.build.fixed_threads import fixed_threads
 from quad.core.encoding import Encoding, encode_range
 from quad.core.errors import InputError
 from quad.lora.fit.integers import balanced_inputs
+from quad.quantize.correct import mixed_precision
 from quad.quantize.correct.mixed_precision import SiteDamage, eight_bit_sites, rank_sites
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import with_eight_bit
 from quad.quantize.observe.probes import Probe
+from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 
 
@@ -75,18 +78,36 @@ def test_operands_of_an_integer_product_go_together_with_the_damage_of_both(
 
 
 def test_damage_is_what_that_site_alone_does(tiny: Any, ranking: Any, encodings: Any, probes: Any, slots: Any) -> None:
-    """Rounded and run, against what gradients say; the first source is asked at its first call, the second at its second."""
+    """Rounded and run, against what gradients say; the first source is asked at its first call, the second at its second one's last row."""
     name = "mid_block.resnets.0.conv1.in"
     quantizer, found = FakeQuantizer(encodings[name]), []
     for k, (source, calls) in enumerate(probes.items()):
         tensors = {key: torch.from_numpy(values) for key, values in slots.get(source, {}).items()}
-        true = tiny.network(*calls[k].tensors(), tensors)
+        inputs = calls[k].row(k).tensors()
+        true = tiny.network(*inputs, tensors)
         tiny.network.sites[name].transform = quantizer
-        rounded = tiny.network(*calls[k].tensors(), tensors)
+        rounded = tiny.network(*inputs, tensors)
         tiny.network.sites[name].transform = None
         found.append(float((rounded - true).square().sum() / true.square().sum()))
     (ranked,) = rank_sites(tiny.network, {name: encodings[name]}, probes, slots, draws=400)
     assert ranked.damage == pytest.approx(np.mean(found), rel=4 * np.sqrt(2 / 400))
+
+
+def test_draws_are_shared_and_every_source_has_one(
+    tiny: Any, encodings: Any, probes: Any, slots: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(mixed_precision, "_damages", lambda *given: asked.append(len(given[-1])) or {})
+    for draws in (1, 2, 5):
+        rank_sites(tiny.network, encodings, probes, slots, draws)
+    assert asked == [1, 1, 1, 1, 3, 2]
+
+
+def test_sources_ranked_side_by_side_give_the_same_bits(tiny: Any, encodings: Any, probes: Any, slots: Any) -> None:
+    with fixed_threads():
+        with one_lane():
+            alone = rank_sites(tiny.network, encodings, probes, slots)
+        assert rank_sites(tiny.network, encodings, probes, slots) == alone
 
 
 def test_sites_of_one_tensor_are_one(ranking: Any) -> None:

@@ -18,7 +18,9 @@ times the time for the same 262 sites of 328 but three, on a network of Stable D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast, final
 
 import numpy as np
@@ -34,10 +36,11 @@ from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
 from quad.quantize.observe.probes import Probe
-from quad.quantize.processes.dealt import dealt, json_codec
+from quad.quantize.processes.dealt import json_codec, together
 
 DRAWS = 24  # of u, over all sources: each damage is known to sqrt(2 / 24) of itself, and damages of one network span five decades
 _SEED = 0
+_TAPS: ContextVar[dict[int, _Tap]] = ContextVar("quad_taps")  # of the call that is made in this thread, by the tensor's identity
 SlotValues = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
@@ -69,8 +72,8 @@ def rank_sites(
     Args:
         network: float slotted network.
         encodings: site -> its 8-bit encoding.
-        probes: source -> calls of full-precision runs; one of each is used, the sources taking turns along their runs: it is the number of
-            calls that costs, and a profile is shared by all sources and all steps.
+        probes: source -> calls of full-precision runs; one row of one call of each is used, the sources taking turns along their runs and
+            at the sides of guidance: a profile is shared by all of them.
         slots: source -> float slot inputs of its adapter; a source without any is the base.
         draws: random directions, over all sources; each gets one at least.
         products: the target multiplies attention's operands as integers: the two of a product are one, with the damage of both.
@@ -81,15 +84,16 @@ def rank_sites(
     chosen = _one_each({source: calls for source, calls in probes.items() if calls})
     if not chosen:
         raise InputError(mismatch("site ranking", "at least one probe", "none", "give calibration samples"))
-    each = -(-draws // len(chosen))
     device = device_of(network)
-    signs = dict(zip(chosen, _signs(network, chosen, slots, each), strict=True))
+    signs = dict(zip(chosen, _signs(network, chosen, slots, _shares(draws, len(chosen))), strict=True))
 
     def damages(source: str) -> dict[str, float]:
         return _damages(network, moved(chosen[source].tensors(), device), _tensors(network, slots, source), encodings, signs[source])
 
     damage: dict[str, float] = {}
-    for of_source in dealt(damages, chosen, json_codec(dict[str, float])):
+    with transforming(network, lambda name: partial(_tapped, encodings[name], name) if name in encodings else None):
+        every = together(damages, list(chosen), json_codec(dict[str, float]))
+    for of_source in every:
         for name, change in of_source.items():
             damage[name] = damage.get(name, 0.0) + change / len(chosen)
     units = {name: product_of(name) if products else name for name in encodings}
@@ -106,27 +110,33 @@ def eight_bit_sites(ranked: Sequence[str], percent: float) -> tuple[str, ...]:
 
 
 def _one_each(probes: Mapping[str, Sequence[Probe]]) -> dict[str, Probe]:
-    """One call of each source, the first source's from the beginning of its run, the last one's from the end."""
+    """One row of one call of each source: the first source's from the beginning of its run, the last one's from the end, the two sides of
+    guidance in turns. It is the number of rows that costs, and what is held of one of them is a build's peak in memory."""
     share = 1.0 / len(probes) if probes else 0.0
-    return {source: calls[int((k + 0.5) * share * len(calls))] for k, (source, calls) in enumerate(probes.items())}
+    return {source: calls[int((k + 0.5) * share * len(calls))].row(k) for k, (source, calls) in enumerate(probes.items())}
+
+
+def _shares(draws: int, sources: int) -> list[int]:
+    """Of so many draws those of each source, one at least, as equal as can be."""
+    return [max(1, draws // sources + (k < draws % sources)) for k in range(sources)]
 
 
 def _tensors(network: nn.Module, slots: SlotValues, source: str) -> dict[str, Tensor]:
     return slot_tensors(slots.get(source, {}), network.table, device_of(network))  # type: ignore[arg-type]
 
 
-def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: int) -> list[list[Tensor]]:
+def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: Sequence[int]) -> list[list[Tensor]]:
     """`u` of every draw, of each source in turn: drawn before the work is dealt, so that it does not matter who does it."""
     generator = torch.Generator().manual_seed(_SEED)
     signs = []
-    for source, probe in chosen.items():
+    for (source, probe), count in zip(chosen.items(), draws, strict=True):
         if probe.expected is None:
             with torch.no_grad():
                 device = device_of(network)
                 shape = network(*moved(probe.tensors(), device), _tensors(network, slots, source)).shape
         else:
             shape = torch.Size(probe.expected.shape)
-        signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(draws)])
+        signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(count)])
     return signs
 
 
@@ -135,16 +145,13 @@ def _damages(
 ) -> dict[str, float]:
     """Site -> `E_u (u^T J e)^2 / |y|^2` for one call; the sites of one tensor have one."""
     taps: dict[int, _Tap] = {}
-
-    def tapped(name: str, x: Tensor) -> Tensor:
-        # The tap holds its tensor, so that no later one can take its identity.
-        tap = taps.setdefault(id(x), _Tap(x, FakeQuantizer(encodings[name])))
-        tap.names.append(name)
-        return cast(Tensor, _Tapped.apply(x, tap))  # type: ignore[no-untyped-call]
-
     leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs)  # every site then lies on a path that gradients take
-    with torch.enable_grad(), transforming(network, lambda name: (lambda x: tapped(name, x)) if name in encodings else None):
-        output: Tensor = network(*leaves, slots)
+    token = _TAPS.set(taps)
+    try:
+        with torch.enable_grad():
+            output: Tensor = network(*leaves, slots)
+    finally:
+        _TAPS.reset(token)
     damages = {name: 0.0 for tap in taps.values() for name in tap.names}
     power = float(output.detach().square().sum().clamp(min=1e-30))
     for draw, u in enumerate(signs):
@@ -153,6 +160,13 @@ def _damages(
             change = tap.take() ** 2 / (power * len(signs))
             damages.update({name: damages[name] + change for name in tap.names})
     return damages
+
+
+def _tapped(encoding: Encoding, name: str, x: Tensor) -> Tensor:
+    """The tensor that a site reads in this thread's call, with its tap, which holds it: no later one can take its identity."""
+    tap = _TAPS.get().setdefault(id(x), _Tap(x, FakeQuantizer(encoding)))
+    tap.names.append(name)
+    return cast(Tensor, _Tapped.apply(x, tap))  # type: ignore[no-untyped-call]
 
 
 @final

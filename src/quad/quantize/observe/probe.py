@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -34,6 +34,17 @@ class Probe(ComponentCall):
     @property
     def timestep(self) -> float:
         return float(self.inputs["timestep"][0])
+
+    def row(self, number: int) -> Probe:
+        """One picture's part of the call with its answers, counted on from the first where there are fewer."""
+        first = number % len(self.inputs["sample"])
+        rows = slice(first, first + 1)
+        return replace(
+            self,
+            inputs={name: values if name == "timestep" else values[rows] for name, values in self.inputs.items()},
+            expected=None if self.expected is None else self.expected[rows],
+            without=None if self.without is None else self.without[rows],
+        )
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
         """`sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`, as the slotted network takes them.
