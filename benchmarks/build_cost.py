@@ -6,6 +6,7 @@
 The model has Stable Diffusion 1.5's layout and random weights: `--width 320 --size 256` and all ten adapters are the true size, an hour or
 more a side on two cores. Smaller ones spend a larger share on what does not grow with it, tracing and loading. Each side is `quad build`
 in a process of its own, by the code of its checkout; turns go there and back (A B, B A). Without `--against` this side builds alone.
+What the last bundles keep is measured on calls common to all sides (`benchmarks.rig.common_calls`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+from benchmarks.rig.common_calls import common_calls, common_db
 from benchmarks.rig.figures import Figure
 from benchmarks.rig.report import command_line, print_figures, write_report
 from benchmarks.rig.world import RANKS, WIDTH, write_adapters, write_pipeline
@@ -41,7 +43,7 @@ class Built:
         seconds, cpu: by the clock; of the processor, user and system.
         stages: seconds by stage.
         stage_cpu, stage_peaks: seconds of the processor; bytes held at most up to the stage's end; empty where the checkout does not say.
-        output_db: SQNR of the U-Net's output by adapter, aligned.
+        output_db: SQNR of the U-Net's output by adapter, aligned, on the build's own calls.
     """
 
     seconds: float
@@ -63,14 +65,18 @@ def main() -> int:
         for name in trees if turn % 2 == 0 else reversed(trees):
             print(f"build_cost: turn {turn + 1} of {options.turns}, {name}", file=sys.stderr, flush=True)
             sides[name].append(_build(trees[name], model, adapters, options))
-    figures = _figures(sides, options)
+    calls = common_calls(model, adapters, options.size)
+    common = {name: common_db(_bundle(options, tree), calls) for name, tree in trees.items()}
+    figures = _figures(sides, common, options)
     for name, builds in sides.items():
         print(
             f"{name:6} {', '.join(f'{built.seconds:.0f} s ({built.cpu:.0f} of CPU, {built.peak_bytes / GB:.2f} GB)' for built in builds)}"
         )
         print("       " + ", ".join(_stage(builds[-1], stage) for stage, seconds in builds[-1].stages.items() if seconds >= 1.0))
+        print("       on common calls " + ", ".join(f"{adapter} {db:.2f} dB" for adapter, db in common[name].items()))
     print_figures(figures)
-    write_report(options.json, {"sides": {name: [asdict(built) for built in builds] for name, builds in sides.items()}}, figures)
+    built = {name: [asdict(built) for built in builds] for name, builds in sides.items()}
+    write_report(options.json, {"sides": built, "common_db": common}, figures)
     return 0
 
 
@@ -99,9 +105,14 @@ def _world(cache: Path, width: int, names: tuple[str, ...]) -> tuple[Path, dict[
     return folder / "model", {name: every[name] for name in names}
 
 
+def _bundle(options: argparse.Namespace, tree: Path) -> Path:
+    folder: Path = (options.cache / ("bundle" if tree == HERE else "bundle-other")).resolve()
+    return folder
+
+
 def _build(tree: Path, model: Path, adapters: dict[str, Path], options: argparse.Namespace) -> Built:
     named = [word for name, path in adapters.items() for word in ("--adapter", f"{name}={path.resolve()}")]
-    words = ["build", str(model.resolve()), *named, "-o", str((options.cache / "bundle").resolve()), "--size", str(options.size),
+    words = ["build", str(model.resolve()), *named, "-o", str(_bundle(options, tree)), "--size", str(options.size),
              "--precision", options.precision, "--distill-steps", "0", "--json"]  # fmt: skip
     if options.statistics and tree == HERE:
         words += ["--statistics", options.statistics]
@@ -128,18 +139,18 @@ def _stage(built: Built, stage: str) -> str:
     return f"{line} ({built.stage_cpu[stage]:.0f}, {built.stage_peaks[stage] / GB:.2f} GB)" if stage in built.stage_cpu else line
 
 
-def _figures(sides: dict[str, list[Built]], options: argparse.Namespace) -> list[Figure]:
+def _figures(sides: dict[str, list[Built]], common: dict[str, dict[str, float]], options: argparse.Namespace) -> list[Figure]:
     def ratio(field: str) -> float:
         this, other = (median(getattr(built, field) for built in sides[name]) for name in ("this", "other"))
         return float(this / other)
 
     figures = []
     if "other" in sides:
-        lost = mean(sides["other"][-1].output_db[name] - db for name, db in sides["this"][-1].output_db.items())
+        lost = mean(common["other"][name] - db for name, db in common["this"].items())
         figures = [
             Figure(name="build, by the clock, over the other's", value=ratio("seconds"), bar=BAR, unit="x"),
             Figure(name="CPU time, over the other's", value=ratio("cpu"), bar=BAR, unit="x"),
-            Figure(name="SQNR of the adapters' output that is lost, mean", value=lost, bar=LOSS_DB, unit="dB"),
+            Figure(name="SQNR of the adapters' output that is lost, mean, on common calls", value=lost, bar=LOSS_DB, unit="dB"),
         ]
     if options.width == WIDTH:
         figures.append(Figure(name="peak memory", value=max(built.peak_bytes for built in sides["this"]) / GB, bar=PEAK_GB, unit="GB"))
