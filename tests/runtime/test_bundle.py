@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from quad.core.encoding import Encoding
 from quad.core.errors import InputError, VerificationError
 from quad.core.manifest import FileEntry
 from quad.runtime import QuadPipeline, open_bundle
@@ -19,6 +21,18 @@ def test_opens_and_knows_its_files(tiny_bundle: Path) -> None:
     assert bundle.manifest.name == "phone"
     assert bundle.graph("unet") == tiny_bundle / "unet/model.onnx"
     assert all(file.is_file() for name in bundle.manifest.adapters for file in bundle.adapter_files(name))
+
+
+def test_who_runs_it_holds_no_encodings_of_weights(tiny_bundle: Path) -> None:
+    """And its adapters are packed for the whole profile all the same."""
+    bundle = open_bundle(tiny_bundle)
+    weight = Encoding(bits=8, signed=True, symmetric=True, scale=(0.5,), zero_point=(0,))
+    encodings = {**bundle.profile.encodings, "unet": {**bundle.profile.component("unet"), "conv_in.weight": weight}}
+    whole = replace(bundle, profile=msgspec.structs.replace(bundle.profile, encodings=encodings))
+    running = whole.without_weights()
+    assert running.profile == bundle.profile
+    assert running.digests == whole.digests != bundle.digests
+    assert QuadPipeline.from_pretrained(tiny_bundle, threads=1).bundle.digests == bundle.digests
 
 
 def test_any_flipped_byte_is_refused(bundle_copy: Path) -> None:

@@ -124,12 +124,17 @@ def _tell_allocator(options: dict[int, int]) -> None:
             mallopt(option, value)
 
 
-def memory_block(size: int) -> mmap.mmap:
-    """Memory that goes back to the system whole, in large pages where there are such: three are had sooner than 1600."""
+def memory_block(size: int, *, large_pages: bool = True) -> mmap.mmap:
+    """Memory of zeros that goes back to the system whole.
+
+    Args:
+        size: bytes.
+        large_pages: where there are such: three are had sooner than 1600. Without them a page that nobody writes to takes no memory.
+    """
     if not hasattr(mmap, "MAP_PRIVATE"):
         return mmap.mmap(-1, size)
     block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with suppress(OSError):  # a kernel without them
-            block.madvise(mmap.MADV_HUGEPAGE)
+            block.madvise(mmap.MADV_HUGEPAGE if large_pages else mmap.MADV_NOHUGEPAGE)
     return block

@@ -40,7 +40,7 @@ from quad.core.storage.files import inside
 from quad.core.storage.reading import reading_from
 from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
-from quad.core.tensor_names import CONSTANT_ROLES, role_of
+from quad.core.tensor_names import CONSTANT_ROLES, Role, role_of
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 SIZED = ("unet", "vae_encoder", "vae_decoder")  # the graphs that hang on the size of the pictures
@@ -78,6 +78,17 @@ class Bundle:
         """The same bundle as it is for one group of adapters, counted from 0; to be called on a bundle as it was opened."""
         own = replace(self, profile=self.profile.of_group(group), group=group)
         vars(own)["digests"] = self.digests  # adapters are packed for the profile of all groups
+        return own
+
+    def without_weights(self) -> Bundle:
+        """The same for who runs its graphs, which have the encodings of weights themselves: by channel, most of a profile."""
+        profile = self.profile
+        encodings = {
+            component: {name: encoding for name, encoding in of_tensors.items() if role_of(name) is not Role.WEIGHT}
+            for component, of_tensors in profile.encodings.items()
+        }
+        own = replace(self, profile=msgspec.structs.replace(profile, encodings=encodings))
+        vars(own)["digests"] = self.digests
         return own
 
     @property

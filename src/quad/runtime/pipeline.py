@@ -107,7 +107,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
 
         def open_pipeline() -> QuadPipeline:
-            bundle = open_bundle(path, verify)
+            bundle = open_bundle(path, verify).without_weights()
             opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
             denoiser = denoiser_engine(opened, float_type, bundle.manifest)
             graphs = open_graphs(bundle, opened, threads or default_threads(), memory, denoiser.engine)

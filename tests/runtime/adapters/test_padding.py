@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from quad.core.memory import memory_block
 from quad.core.padding import own_shapes, trim
 from quad.core.slots import Slot, SlotTable
+from quad.runtime.adapters import buffers
 from quad.runtime.adapters.buffers import pad, zero_buffers
 
 SLOTS = SlotTable(
@@ -53,6 +56,23 @@ def test_padding_brings_back_what_was_cut_and_a_file_holds_own_ranks_alone(ranks
         for name in (slot.a_name, slot.b_name):
             np.testing.assert_array_equal(back[name], whole[name], strict=True)
     assert list(back) == list(SLOTS.input_shapes())
+
+
+@pytest.mark.parametrize("rank", [1, 5])
+def test_large_pages_are_for_blocks_that_are_mostly_numbers(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of small pages those that stay zero take no memory."""
+    asked = list[bool]()
+
+    def block(size: int, *, large_pages: bool) -> Any:
+        asked.append(large_pages)
+        return memory_block(size, large_pages=large_pages)
+
+    monkeypatch.setattr(buffers, "memory_block", block)
+    whole = padded([rank, rank, 1])
+    back = pad(trim(whole, SLOTS), ZEROS)
+    assert asked == [rank > 3]
+    for name, array in whole.items():
+        np.testing.assert_array_equal(back[name], array)
 
 
 def test_cutting_twice_is_cutting_once_and_needs_no_padding_before() -> None:

@@ -244,19 +244,22 @@ def beside_correction(arrays: Mapping[str, NDArray[Any]], zeros: ZeroBuffers, sl
 
 
 def _grown(tensors: Mapping[str, NDArray[Any]], shapes: Mapping[str, tuple[int, ...]], zeros: ZeroBuffers) -> dict[str, NDArray[Any]]:
-    """Copies of these shapes, side by side in one block, with the base's correction behind them."""
+    """Copies of these shapes, side by side in one block, with the base's correction behind them; what is zero in them is not written."""
     places: dict[str, int] = {}
     end = 0
     for name, shape in shapes.items():
         places[name] = end
         end += -(-math.prod(shape) * tensors[name].itemsize // _ALIGNED_BYTES) * _ALIGNED_BYTES
-    block = memory_block(end)
-    is_corrected = zeros.slots.corrected
+    numbers = sum(tensors[name].nbytes for name in shapes)
+    block = memory_block(end, large_pages=2 * numbers > end)
+    mended = {part: slot for slot in zeros.slots.slots if slot.correction is not msgspec.UNSET for part in (slot.a_name, slot.b_name)}
     grown: dict[str, NDArray[Any]] = {}
     for name, shape in shapes.items():
         tensor = tensors[name]
         grown[name] = whole = np.ndarray(shape, tensor.dtype, block, places[name])
-        if is_corrected:
-            whole[...] = zeros[name]
+        if (slot := mended.get(name)) is not None:
+            behind = slice(slot.adapter_rank, None)
+            channels = behind if name == slot.a_name else (slice(None), behind)
+            whole[channels] = zeros[name][channels]
         whole[tuple(map(slice, tensor.shape))] = tensor
     return grown
