@@ -70,9 +70,14 @@ def test_debug_shows_the_traceback_before_the_line() -> None:
     assert debug.stderr.endswith(plain.stderr)
 
 
-def test_help_is_shown_for_the_bare_command_and_names_every_verb() -> None:
-    done = RUNNER.invoke(app, [])
-    assert all(verb in done.output for verb in ("build", "run", "inspect"))
+@pytest.mark.parametrize(("words", "verbs"), [([], ("build", "run", "inspect")), (["publish"], ("init", "add", "revoke"))])
+def test_a_group_alone_shows_its_help_that_names_every_verb(words: list[str], verbs: tuple[str, ...]) -> None:
+    done = RUNNER.invoke(app, words)
+    assert all(verb in done.stdout for verb in verbs)
+    assert (done.exit_code, done.stderr) == (2, "")
+
+
+def test_help_of_a_verb_is_no_mistake() -> None:
     assert RUNNER.invoke(app, ["run", "--help"]).exit_code == 0
 
 

@@ -114,6 +114,14 @@ def test_a_negative_prompt_without_guidance_is_told(pipe: QuadPipeline, picture:
     assert says not in pipe(task="sketch", image=picture, guidance_scale=1.0).notes
 
 
+def test_a_note_says_which_prompt_it_is_about(pipe: QuadPipeline, picture: np.ndarray) -> None:
+    given: dict[str, Any] = {"task": "sketch", "image": picture, "guidance_scale": 3.0}
+    line = "prompt: this model does not know 'dragon'; it reads them as unknown words"
+    assert pipe("dragon", **given).notes == (line,)
+    assert pipe("car", **given, negative_prompt="dragon").notes == (f"negative {line}",)
+    assert set(pipe("the dragon", **given, negative_prompt="dragon").notes) == {line, f"negative {line}"}
+
+
 @pytest.mark.parametrize("scale", [1.0, 0.5, 0.0, -2.0])
 def test_at_one_and_below_there_is_no_guidance(scale: float, pipe: QuadPipeline, picture: np.ndarray) -> None:
     """As in diffusers, where 0 is how guidance is switched off."""

@@ -124,11 +124,13 @@ def test_what_is_active_is_what_the_latest_picture_had(sized_bundle: Path, pictu
 
 def test_sizes_and_latents_that_there_are_not(sized_bundle: Path) -> None:
     pipe = QuadPipeline.from_pretrained(sized_bundle, threads=1, memory="minimal")
-    says = "width, height: expected one of the bundle's sizes, 16x16, 32x16, found 32x32; build for it: quad build MODEL --size 32x32"
+    says = "width, height: expected one of the bundle's sizes, 16x16, 32x16, found 32x32; choose one, or build for another"
     with pytest.raises(UsageError, match=says):
         pipe("", width=32, height=32)
     with pytest.raises(InputError, match=r"latents: expected finite float32 \(1, 4, 4, 8\)"):
         pipe("", width=32, latents=np.zeros((1, 4, 4, 4), np.float32))
+    with pytest.raises(InputError, match=r"latents: expected finite float32 \(1, 4, 4, 8\), found NaN or Inf"):
+        pipe("", width=32, latents=np.full((1, 4, 4, 8), np.nan, np.float32))
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,8 @@ function chooseSize(sizes: Offer["sizes"], width: number | undefined, height: nu
   if (chosen !== undefined) return chosen;
   const asked = sizeText({ width: width ?? sizes[0].width, height: height ?? sizes[0].height });
   const expected = `one of the bundle's sizes, ${sizes.map(sizeText).join(", ")}`;
-  throw new UsageError(mismatch("width, height", expected, asked, `build for it: quad build MODEL --size ${asked}`));
+  const hint = "choose one, or build for another: quad build --size, multiples of 64";
+  throw new UsageError(mismatch("width, height", expected, asked, hint));
 }
 
 /** The task's sampler with another number of steps; an OLSS table is solved for its own, so that `OLSS_STAND_IN` takes its place. */

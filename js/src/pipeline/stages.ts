@@ -215,7 +215,8 @@ export class Stages {
       const hidden: Float[] = [];
       for (const prompt of prompts) {
         const tokens = this.tokens(prompt, request.prompt_syntax);
-        notes.push(...tokens.notes);
+        const negative = prompt === request.prompt ? "" : "negative ";
+        notes.push(...tokens.notes.map((line) => negative + line));
         hidden.push(await this.hidden(tokens, signal));
       }
       return hidden;

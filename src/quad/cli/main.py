@@ -41,9 +41,9 @@ DEBUG = "--debug"
 
 
 def _usage_line(error: TyperException) -> str:
-    """A mistake in the call, with where to read how it is done; the bare `quad` shows its help."""
+    """A mistake in the call, with where to read how it is done; nothing where the help itself was shown."""
     message, context = error.format_message(), getattr(error, "ctx", None)
-    if "\n" in message or context is None:
+    if not message or "\n" in message or context is None:
         return message
     return f"{context.command_path}: {message.rstrip('.')}; see {context.command_path} --help"
 

@@ -62,6 +62,15 @@ _ARGUMENTS: Mapping[str, str] = {
     **dict.fromkeys(("callback", "callback_steps", "callback_on_step_end_tensor_inputs"), _CALLBACK),
     "return_dict": "leave it out and take .images",
     "padding_mask_crop": "leave it out: what lies outside of the mask stays",
+    # Words of the command line.
+    "mask": "say mask_image=",
+    "steps": "say num_inference_steps=",
+    "guidance": "say guidance_scale=",
+    "image_guidance": "say image_guidance_scale=",
+    "size": "say width= and height=",
+    "num_images": "say num_images_per_prompt=",
+    "output": "leave it out and save .images[0]",
+    **dict.fromkeys(("adapter", "adapters", "adapter_names", "adapter_weights"), "pipe.set_adapters(names, weights)"),
 }
 # Argument of `from_pretrained` -> what to do.
 _OPENING: Mapping[str, str] = {
@@ -74,7 +83,7 @@ _OPENING: Mapping[str, str] = {
 }
 # Argument of a call of `QuadClient` that the pipeline takes -> what to do.
 _CLIENT: Mapping[str, str] = {
-    "num_images_per_prompt": "a call makes one picture: call again with the next seed",
+    **dict.fromkeys(("num_images_per_prompt", "num_images"), "a call makes one picture: call again with the next seed"),
     "generator": "say seed=",
     "latents": "say seed=: the noise is drawn on the server",
     "output_type": "take .images[0], a PIL picture",

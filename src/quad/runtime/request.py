@@ -164,8 +164,8 @@ def choose_size(sizes: Sequence[PictureSize], width: int | None, height: int | N
         if width in (None, size.width) and height in (None, size.height):
             return size
     asked = PictureSize(sizes[0].width if width is None else width, sizes[0].height if height is None else height)
-    expected, hint = f"one of the bundle's sizes, {', '.join(map(str, sizes))}", f"build for it: quad build MODEL --size {asked}"
-    raise UsageError(mismatch("width, height", expected, asked, hint))
+    expected = f"one of the bundle's sizes, {', '.join(map(str, sizes))}"
+    raise UsageError(mismatch("width, height", expected, asked, "choose one, or build for another: quad build --size, multiples of 64"))
 
 
 def with_steps(sampler: SamplerSpec, steps: int | None, schedule: NoiseSchedule) -> SamplerSpec:

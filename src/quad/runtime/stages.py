@@ -28,7 +28,6 @@ from quad.runtime.conditioning.denoising import DenoisingRun, Encoders, RunInput
 from quad.runtime.conditioning.embeddings import TextEmbeddings
 from quad.runtime.conditioning.guidance import Guidance, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
-from quad.runtime.conditioning.prompt_syntax import PromptSyntax
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.text_memo import TextMemo
 from quad.runtime.conditioning.tokenizer import Tokenizer
@@ -155,7 +154,7 @@ class Stages:
                 training_steps=self.manifest.schedule.steps,
                 sizes=request.sizes,
             )
-            encoders = self._encoders(resolved, mix, clocks, text_notes, request.prompt_syntax)
+            encoders = self._encoders(request, resolved, mix, clocks, text_notes)
             if texts is not None:
                 encoders = replace(encoders, texts=partial(texts.encode, mix, encoders.texts))
             denoising = plan_run(encoders, model, inputs)
@@ -243,7 +242,7 @@ class Stages:
             picture = to_picture(image, paste)
             return [picture] if output_type == "pil" else np.asarray(picture, np.float32)[None] / np.float32(255)
 
-    def _encoders(self, resolved: Resolved, mix: AdapterMix, clocks: Clocks, notes: list[str], syntax: PromptSyntax) -> Encoders:
+    def _encoders(self, request: Request, resolved: Resolved, mix: AdapterMix, clocks: Clocks, notes: list[str]) -> Encoders:
         """The graphs with this adapter, on the clock; what the tokenizer notes is added to `notes`."""
 
         def texts(prompts: Sequence[str]) -> list[Float]:
@@ -251,8 +250,9 @@ class Stages:
             with clocks.time("text_encoder"), encoder.loaded():
                 encoder.bind(mix)
                 for prompt in prompts:
-                    tokens = read_prompt(self.tokenizer, prompt, syntax, self.embeddings.words)
-                    notes.extend(tokens.notes)
+                    tokens = read_prompt(self.tokenizer, prompt, request.prompt_syntax, self.embeddings.words)
+                    negative = "" if prompt == request.prompt else "negative "
+                    notes.extend(negative + line for line in tokens.notes)
                     hidden.append(text_features(encoder, tokens, self.tokenizer.text))
             return hidden
 

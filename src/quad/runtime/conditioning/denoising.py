@@ -169,7 +169,8 @@ def draw_noise(
     if latents is None:
         return rng, noise
     if latents.shape != shape or not np.isfinite(latents).all():
-        raise InputError(mismatch("latents", f"finite float32 {shape}", f"shape {latents.shape}", "draw them anew"))
+        got = f"shape {latents.shape}" if latents.shape != shape else "NaN or Inf"
+        raise InputError(mismatch("latents", f"finite float32 {shape}", got, "draw them anew"))
     return rng, np.asarray(latents, np.float32)
 
 
