@@ -206,6 +206,7 @@ def test_notes_go_to_stderr(tiny_bundle: Path, tmp_path: Path, picture: NDArray[
         (["--task", "transform"], 2, "expected a picture"),
         (["--task", "transform", "--image", "nowhere.png"], 1, "nowhere.png"),
         (["--task", "text-to-image", "--adapter", "ghost"], 2, "'ghost'"),
+        (["--task", "text-to-image", "--adapter", "ghost.safetensors"], 2, "pack it first: quad adapt BUNDLE NAME=FILE -o NAME.qpack"),
         (["--task", "text-to-image", "--engine", "abacus"], 2, "'abacus'"),
         (["--task", "text-to-image", "--size", "32x16"], 2, "expected one of the bundle's sizes, 16x16, found 32x16"),
         (["--task", "text-to-image", "--size", "16,32"], 2, "--size: expected one size for one picture, found '16,32'"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -234,6 +234,26 @@ def test_configs_that_do_not_fit_are_refused(
     save(tmp_path / "adapter_model.safetensors", {"base_model.model." + k.removeprefix("unet."): v for k, v in q_pair().items()})
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     refused(error, text, tmp_path, unet)
+
+
+@pytest.mark.parametrize(
+    ("kind", "roles"),
+    [
+        ("ADALORA", ("lora_A", "lora_B", "lora_E")),
+        ("HRA", ("hra_u",)),
+        ("C3A", ("c3a_kernel",)),
+        ("DELORA", ("delora_A", "delora_B", "delora_lambda")),
+        ("LN_TUNING", ("weight", "bias")),
+        ("LORA_TO_COME", ("lora_A.weight", "lora_B.weight", "alpha")),  # nothing in it needs the config but its kind
+    ],
+)
+@pytest.mark.parametrize("whole", [True, False], ids=["directory", "file"])
+def test_another_kind_of_peft_is_refused_by_its_name(
+    kind: str, roles: Sequence[str], whole: bool, unet: UNet2DConditionModel, tmp_path: Path
+) -> None:
+    file = save(tmp_path / "adapter_model.safetensors", {f"base_model.model.{Q}.{role}": torch.ones(4, 4) for role in roles})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": kind, "r": 4}))
+    refused(UnsupportedError, f"expected LoRA, LoHa or LoKr, found '{kind}' (peft_type)", tmp_path if whole else file, unet)
 
 
 def test_peft_keys_without_their_config_are_refused(unet: UNet2DConditionModel, tmp_path: Path) -> None:

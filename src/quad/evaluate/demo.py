@@ -46,6 +46,8 @@ def main(
         bar = progress.add_task("demo", total=sum(SHARES.values()))
 
         def show(stage: str, step: str, share: float) -> None:
+            if not console.is_terminal and progress.tasks[bar].description != step:
+                console.print(step)  # a log has no bar
             before = sum(size for name, size in SHARES.items() if list(SHARES).index(name) < list(SHARES).index(stage))
             progress.update(bar, description=step, completed=before + share * SHARES[stage])
 

@@ -101,6 +101,7 @@ class _Part:
 def _open_part(file: WeightsFile, hashed: bool) -> _Part:
     stable = StableFile.of(file.path)
     refuse_other_kinds(read_lora_header(stable).entries)  # by name, before a type that only they have
+    beside = None if file.config is None or file.path.name != PEFT_NAME else _config_file(file.config)  # also what it alone names
     tensors, metadata = read_tensors(stable)
     parents = {f"{file.component}weights": stable.sha256()} if hashed else {}
     configs: dict[Component, AdapterConfig] = {}
@@ -109,7 +110,7 @@ def _open_part(file: WeightsFile, hashed: bool) -> _Part:
     elif _needs_config(file.path, tensors):
         if file.config is None:
             raise _unknown_alpha(file.path)
-        configs = dict.fromkeys(_COMPONENTS, _config_file(file.config))
+        configs = dict.fromkeys(_COMPONENTS, beside or _config_file(file.config))
         parents[f"{file.component}config"] = file_digest(file.config)
     return _Part(
         tensors=tensors,

@@ -14,18 +14,6 @@ DIFFUSERS_NAME, PEFT_NAME, PEFT_CONFIG = "pytorch_lora_weights.safetensors", "ad
 
 # A transformer that denoises stands where the U-Net stands.
 MODEL_DIRECTORIES = ((UNET, UNET), ("transformer", UNET), (TEXT_ENCODER, TEXT_ENCODER), (TEXT_ENCODER_2, TEXT_ENCODER_2))
-_OTHER_FORMATS = (
-    (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
-    (b"\x80\x02", PICKLE_REASON),
-    (b"\x80\x03", PICKLE_REASON),
-    (b"\x80\x04", PICKLE_REASON),
-    (b"\x80\x05", PICKLE_REASON),
-    (b"GGUF", "a GGUF file"),
-    (b"version https://git-lfs", "a git-lfs pointer in place of the file"),
-    (b"<", "a web page in place of the file"),
-    (b"{", "a JSON file"),
-    (b"\x1f\x8b", "a gzip archive"),
-)
 
 
 @dataclass(frozen=True)
@@ -40,18 +28,6 @@ class WeightsFile:
     path: Path
     config: Path | None = None
     component: str = ""
-
-
-def first_bytes(path: Path) -> str:
-    """The format of a file that is no safetensors file, by its first bytes; "" where they do not tell."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(32)
-    except OSError:
-        return ""
-    # A safetensors file begins with the length of its header, whose low bytes can be anything.
-    length = start[3:8] == bytes(5)
-    return next((name for magic, name in _OTHER_FORMATS if start.startswith(magic) and not (length and len(magic) < 4)), "")
 
 
 def refuse_pickle(path: Path) -> None:

@@ -19,7 +19,6 @@ from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.storage.header import Header, Malformed
 from quad.core.storage.stable_file import StableFile
 from quad.lora.checkpoints import refuse_checkpoint
-from quad.lora.locate import first_bytes
 from quad.lora.quote import quoted
 
 # safetensors' name of a type -> how NumPy holds its bits.
@@ -134,8 +133,7 @@ def read_lora_header(file: StableFile) -> Header:
     try:
         header = file.header()
     except Malformed as error:
-        cause = first_bytes(file.path) or f"{error}"[:200]
-        raise InputError(mismatch(f"{file.path}", "a whole safetensors file", cause, "fetch or save it again")) from error
+        raise InputError(mismatch(f"{file.path}", "a whole safetensors file", f"{error}"[:200], "fetch or save it again")) from error
     refuse_checkpoint(file.path, header.entries)
     return header
 

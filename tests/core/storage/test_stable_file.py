@@ -80,3 +80,22 @@ def test_every_type_of_the_format_counts_its_bits(kind: str) -> None:
     assert (found.entries["a"].dtype, found.start) == (kind, 8 + len(header))
     with pytest.raises(Malformed):
         read_header(lambda start, size: data[start : start + size], len(data) - 1)
+
+
+@pytest.mark.parametrize("length", [0, 4000])
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\n", "a git-lfs pointer in place of the file"),
+        (b"<!DOCTYPE html>", "a web page in place of the file"),
+        (b'{"error": "no"}', "a JSON file"),
+        (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+        (b"PK\x03\x04\x00\x00\x08\x08", "a zip archive, as torch.save writes one"),
+        (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickled file"),
+        (b"\x1f\x8b\x08\x00\x12\x34\x56\x67", "a gzip archive"),
+    ],
+)
+def test_what_lies_in_the_file_s_place_is_named(start: bytes, says: str, length: int) -> None:
+    data = memoryview(start + bytes(length))
+    with pytest.raises(Malformed, match=says):
+        read_header(lambda first, size: data[first : first + size], len(data))

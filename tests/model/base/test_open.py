@@ -172,6 +172,8 @@ def test_missing_pickled_and_truncated_weights(folder: str, file: str, broken: P
     content = weights.read_bytes()
     weights.write_bytes(content[: len(content) // 2])
     refused(InputError, f"{weights}: expected a whole safetensors file, found", broken)
+    weights.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n")
+    refused(InputError, f"{weights}: expected a whole safetensors file, found a git-lfs pointer in place of the file", broken)
     weights.unlink()
     refused(InputError, f"{broken / folder}: expected {file}.safetensors, found no weights; fetch the model whole", broken)
     (broken / folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import msgspec
 
+from quad.core.storage.pickles import PICKLE_REASON
+
 LENGTH_BYTES = 8  # of the header's own length
 LONGEST_HEADER = 100_000_000  # as the format allows
 # The format's types, and bits of one number.
@@ -19,6 +21,16 @@ BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F6_E2M3": 6, "F6_E3M2": 6, "F4": 4,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8, "C64": 64,
 }  # fmt: skip
+# What may lie in a safetensors file's place, by its first bytes.
+_OTHER_FORMATS = (
+    (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
+    *((b"\x80" + bytes([protocol]), PICKLE_REASON) for protocol in range(2, 6)),
+    (b"GGUF", "a GGUF file"),
+    (b"version https://git-lfs", "a git-lfs pointer in place of the file"),
+    (b"<", "a web page in place of the file"),
+    (b"{", "a JSON file"),
+    (b"\x1f\x8b", "a gzip archive"),
+)
 _METADATA, _MOST_AXES = "__metadata__", 8
 
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
@@ -49,6 +61,12 @@ class Header:
     start: int
 
 
+def _other_format(first: bytes) -> str | None:
+    """What a file is that begins so; the low bytes of a header's length can be anything, so short signs count where the high ones are set."""
+    likely_length = first[3:8] == bytes(5)
+    return next((name for sign, name in _OTHER_FORMATS if first.startswith(sign) and not (likely_length and len(sign) < 4)), None)
+
+
 def read_header(read: Callable[[int, int], memoryview], size: int, longest: int = LONGEST_HEADER, bits: Mapping[str, int] = BITS) -> Header:
     """The header of a file.
 
@@ -61,12 +79,11 @@ def read_header(read: Callable[[int, int], memoryview], size: int, longest: int 
     Raises:
         Malformed: it is none, or does not describe each byte of the data once.
     """
-    if size <= LENGTH_BYTES:
-        raise Malformed(f"{size} bytes")
-    length = int.from_bytes(read(0, LENGTH_BYTES), "little")
+    first = bytes(read(0, min(size, 32))) if size else b""
+    length = int.from_bytes(first[:LENGTH_BYTES], "little")
     start = LENGTH_BYTES + length
-    if length > longest or start > size:
-        raise Malformed(f"a header of {length} bytes in a file of {size}")
+    if size <= LENGTH_BYTES or length > longest or start > size:
+        raise Malformed(_other_format(first) or (f"a header of {length} bytes in a file of {size}" if size > LENGTH_BYTES else f"{size} bytes"))
     text = read(LENGTH_BYTES, length)
     if bytes(text[:1]) != b"{":
         raise Malformed("no header")

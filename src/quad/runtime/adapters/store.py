@@ -106,6 +106,8 @@ class AdapterStore:
         if manifest is None:
             names = ", ".join(self.names) or "none loaded"
             way = "choose one of these; a pack is loaded by load_lora_weights or --adapter FILE.qpack, or installed by quad install"
+            if name.endswith(".safetensors"):
+                way = "pack it first: quad adapt BUNDLE NAME=FILE -o NAME.qpack, then --adapter NAME.qpack"
             raise UsageError(mismatch("adapter", f"one of {names}", repr(name), way))
         return manifest
 
