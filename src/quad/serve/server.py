@@ -53,7 +53,7 @@ def make_server(service: Service, credentials: Credentials | None, on_stop: Call
         loop="quad.serve.connections.event_loop:ServerLoop",
         ws="none",
         lifespan="on",
-        log_level="warning",
+        log_level="error",  # its warnings are a line for each call of a stranger
         access_log=False,
         proxy_headers=False,
         server_header=False,

@@ -92,6 +92,24 @@ def test_a_body_that_goes_wrong_after_its_call_was_answered_is_no_fault(serve: S
     assert not caplog.records
 
 
+@pytest.mark.parametrize("then", [b"no chunk\r\n\r\n", b"3\r\nabc\r\nno chunk\r\n\r\n"])
+def test_a_body_that_goes_wrong_before_its_call_was_answered_has_one_answer_and_is_no_fault(
+    then: bytes, serve: Serve, caplog: pytest.LogCaptureFixture
+) -> None:
+    served = serve()
+    head = b"POST /v1/requests HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for _ in range(5):
+        with caplog.at_level(logging.WARNING), socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(30)
+            one.connect(served.address)
+            one.sendall(head + then)
+            answer = b"".join(iter(lambda one=one: one.recv(65536), b""))  # type: ignore[misc]
+        assert answer.startswith(b"HTTP/1.1 400")
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert b"expected HTTP/1.1" in answer
+    assert [record.getMessage() for record in caplog.records] == ["a connection was closed: what it sent is no HTTP/1.1"]
+
+
 def test_a_server_that_stops_waits_for_no_reader_and_says_nothing(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     served = serve()
     where = _picture(served)

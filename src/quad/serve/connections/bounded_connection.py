@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 import sys
@@ -15,9 +16,11 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from quad.core.errors import InputError, mismatch
 from quad.serve.api import JSON, error_body
 from quad.serve.connections.places import Places
+from quad.serve.connections.rare_warning import RareWarning
 from quad.serve.guard import Credentials
 from quad.serve.limits import Limits
 
+_LOG = logging.getLogger(__name__)
 _PEER = struct.Struct("3i")  # pid, uid, gid
 
 
@@ -27,6 +30,7 @@ class BoundedProtocol(H11Protocol):
     limits: Limits
     places: Places
     credentials: Credentials | None
+    refused: RareWarning
     _deadline: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
 
@@ -79,10 +83,13 @@ class BoundedProtocol(H11Protocol):
             self._expect_head()
 
     def send_400_response(self, msg: str) -> None:
+        self.refused("a connection was closed: what it sent is no HTTP/1.1")
+        if self.cycle is not None:
+            self.cycle.disconnected = True  # a call whose body goes wrong has this answer, and no other one
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # the call has its answer
             self.transport.close()
             return
-        body = error_body(InputError(mismatch("call", "HTTP/1.1", msg, "see /openapi.json")))
+        body = error_body(InputError(mismatch("call", "HTTP/1.1", msg.rstrip("."), "see /openapi.json")))
         self.transport.write(
             self.conn.send(h11.Response(status_code=400, headers=[("content-type", JSON), ("connection", "close")])) or b""
         )
@@ -113,4 +120,5 @@ def peer_of(connection: socket.socket) -> int | None:
 
 def bounded(limits: Limits, places: Places, credentials: Credentials | None) -> type[BoundedProtocol]:
     """The protocol of one server, as uvicorn takes it."""
-    return type("BoundedProtocol", (BoundedProtocol,), {"limits": limits, "places": places, "credentials": credentials})
+    values = {"limits": limits, "places": places, "credentials": credentials, "refused": RareWarning(_LOG)}
+    return type("BoundedProtocol", (BoundedProtocol,), values)
