@@ -55,9 +55,10 @@ def test_a_pack_that_is_none_or_another_bundles_is_refused_and_leaves_nothing(se
         client.load_lora_weights(pack, "ink")
     assert told.value.exit_code == 3
     pack.write_bytes(b"nothing")
-    with pytest.raises(QuadError, match="safetensors") as told:
+    with pytest.raises(QuadError, match=r"^pack 'ink': expected a safetensors file, found something else \(7 bytes\)") as told:
         client.load_lora_weights(pack, "ink")
     assert told.value.exit_code == 3
+    assert str(tmp_path) not in str(told.value)
     assert not list(uploads.iterdir())
 
 

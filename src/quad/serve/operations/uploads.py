@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
-from quad.core.errors import BusyError, UnsupportedError, UsageError, mismatch
+from quad.core.errors import BusyError, RefusedError, UnsupportedError, UsageError, mismatch
 from quad.core.manifest import AdapterName
 from quad.core.storage.files import writing_to
 from quad.core.storage.header import Malformed
@@ -147,10 +147,13 @@ def _register(service: Service, path: Path, name: str) -> None:
         HttpError: 409, it names such a task. RefusedError: it is no whole pack, or made for another bundle.
     """
     other_tasks = {task for task, spec in service.pipe.tasks.items() if spec.adapter != name}
-    if shared := sorted(other_tasks & pack_manifest(str(path), open_header(path).metadata).tasks.keys()):
-        conflict = f"{shared[0]!r}, which is there already"
-        raise HttpError(409, UsageError(mismatch("pack", "tasks of its own", conflict, "pack it without that task")))
-    service.scheduler.register(path, name, mapped=True)
+    try:
+        if shared := sorted(other_tasks & pack_manifest(str(path), open_header(path).metadata).tasks.keys()):
+            conflict = f"{shared[0]!r}, which is there already"
+            raise HttpError(409, UsageError(mismatch("pack", "tasks of its own", conflict, "pack it without that task")))
+        service.scheduler.register(path, name, mapped=True)
+    except RefusedError as error:  # where it lies here is no word for who sent it
+        raise type(error)(str(error).replace(str(path), f"pack {name!r}")) from error
 
 
 def require_uploads(service: Service) -> Path:
