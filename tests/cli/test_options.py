@@ -80,7 +80,7 @@ def test_a_name_alone_weighs_one() -> None:
     assert weighted_names("--adapter", ["ink"]) == {"ink": 1.0}
 
 
-@pytest.mark.parametrize("value", ["ink:heavy", "ink:nan", "ink:inf", ":1", "ink=0.8"])
+@pytest.mark.parametrize("value", ["ink:heavy", "ink:nan", "ink:inf", "ink:", "ink.qpack:", ":1", "ink=0.8"])
 def test_a_weight_that_is_no_number_is_refused(value: str) -> None:
     with pytest.raises(UsageError):
         weighted_names("--adapter", [value])

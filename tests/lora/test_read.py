@@ -185,7 +185,8 @@ def test_pickled_files_are_refused_by_name(suffix: str, unet: UNet2DConditionMod
 
 
 def test_missing_and_truncated_files(unet: UNet2DConditionModel, lora_file: LoraFile, tmp_path: Path) -> None:
-    refused(InputError, "no such file", tmp_path / "none.safetensors", unet)
+    refused(InputError, "no such file; check the path", tmp_path / "none.safetensors", unet)
+    refused(InputError, "no such file; fetch it and give the file, or give its hub id", Path("https://place.test/ink.safetensors"), unet)
     (tmp_path / "empty").mkdir()
     refused(InputError, "expected pytorch_lora_weights.safetensors or adapter_model.safetensors, found neither", tmp_path / "empty", unet)
     content = lora_file().read_bytes()

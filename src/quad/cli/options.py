@@ -148,9 +148,9 @@ def weighted_names(option: str, values: Sequence[str]) -> dict[str, float]:
     pairs = []
     for value in values:
         pack = is_pack(value)
-        name, _, weight = _pack_and_weight(value) if pack else value.partition(":")
+        name, colon, weight = _pack_and_weight(value) if pack else value.partition(":")
         try:
-            number = float(weight or 1)
+            number = float(weight) if colon else 1.0
         except ValueError:
             number = math.nan
         if not math.isfinite(number) or ("=" in name and not pack):

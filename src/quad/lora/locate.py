@@ -55,7 +55,9 @@ def weights_files(path: Path) -> list[WeightsFile]:
 def _lone_file(path: Path) -> WeightsFile:
     refuse_pickle(path)
     if not path.is_file():
-        raise InputError(mismatch(f"{path}", "a LoRA file", "no such file", "check the path"))
+        is_address = path.parts[:1] in (("http:",), ("https:",))
+        remedy = "fetch it and give the file, or give its hub id, owner/name" if is_address else "check the path"
+        raise InputError(mismatch(f"{path}", "a LoRA file", "no such file", remedy))
     return WeightsFile(path, _config_beside(path))
 
 

@@ -90,6 +90,7 @@ def test_every_type_of_the_format_counts_its_bits(kind: str) -> None:
         (b"<!DOCTYPE html>", "a web page in place of the file"),
         (b'{"error": "no"}', "a JSON file"),
         (b"GGUF\x03\x00\x00\x00", "a GGUF file"),
+        (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
         (b"PK\x03\x04\x00\x00\x08\x08", "a zip archive, as torch.save writes one"),
         (b"\x80\x02\x8a\x0al\xfc\x9cF", "a pickled file"),
         (b"\x1f\x8b\x08\x00\x12\x34\x56\x67", "a gzip archive"),

@@ -84,6 +84,7 @@ def test_what_cannot_be_had_is_one_line(cache: Path, model_dir: Path) -> None:
         "no/such/place",
         "no/such/place: expected a diffusers directory, a checkpoint (.safetensors) or a hub id, found none; check the path",
     )
+    _refused(f"https://hub.test/{REPO}", "or a hub id, found an address; give the hub id alone, owner/name")
     snapshot = _store(cache, model_dir)
     (snapshot / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     _refused(REPO, "found neither, and the hub is not to be reached")

@@ -26,6 +26,7 @@ _OTHER_FORMATS = (
     (b"PK\x03\x04", "a zip archive, as torch.save writes one: a pickle, which can run code when it is opened"),
     *((b"\x80" + bytes([protocol]), PICKLE_REASON) for protocol in range(2, 6)),
     (b"GGUF", "a GGUF file"),
+    (b"\x89PNG", "a PNG picture"),
     (b"version https://git-lfs", "a git-lfs pointer in place of the file"),
     (b"<", "a web page in place of the file"),
     (b"{", "a JSON file"),

@@ -52,7 +52,8 @@ def resolve_model(text: str) -> Path:
     if is_directory or is_file:
         return path
     if hub_id is None or ".." in text:  # no branch has that in its name, and a path in the cache could
-        raise InputError(mismatch(text, _EXPECTED, "none", "check the path"))
+        actual, remedy = ("an address", "give the hub id alone, owner/name") if "://" in text else ("none", "check the path")
+        raise InputError(mismatch(text, _EXPECTED, actual, remedy))
     repo, revision = hub_id["repo"], hub_id["revision"]
     try:
         return _cached(repo, revision) or _fetched(repo, revision)
