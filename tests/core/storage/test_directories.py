@@ -14,6 +14,7 @@ from quad.core.errors import BackendError, InputError
 from quad.core.storage import directories
 from quad.core.storage.directories import new_directory
 from quad.core.storage.exchange import exchange
+from quad.core.storage.files import writing_to
 from tests.conftest import Spy
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -52,6 +53,15 @@ def test_two_names_are_exchanged_in_one_step(tmp_path: Path) -> None:
     assert [(tmp_path / name / MARKER).read_text() for name in ("a", "b")] == ["b", "a"]
     with pytest.raises(FileNotFoundError):
         exchange(tmp_path / "a", tmp_path / "nowhere")
+
+
+def test_a_file_that_cannot_be_written_is_named_where_it_was_to_lie(tmp_path: Path) -> None:
+    final = old_bundle(tmp_path / "phone")
+    with pytest.raises(BackendError, match="cannot write") as told, new_directory(final, MARKER) as stage, writing_to(stage / "unet.onnx"):
+        raise FULL
+    assert str(told.value).startswith(f"{final / 'unet.onnx'}: cannot write (disk full)")
+    assert (final / MARKER).read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["phone"]
 
 
 @pytest.mark.usefixtures("swap")

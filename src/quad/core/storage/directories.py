@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from quad.core.errors import InputError, QuadError
+from quad.core.errors import BackendError, InputError, QuadError
 from quad.core.storage.exchange import exchange
 from quad.core.storage.files import disk_error, real_path, sync_directory, writing_to
 from quad.core.storage.parts import new_directory_part, old_name, sweep, try_lock
@@ -61,6 +61,10 @@ def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path
         sync_directory(final.parent)
     except OSError as error:
         raise disk_error(final, error) from error
+    except BackendError as error:
+        if str(stage) not in str(error):
+            raise
+        raise BackendError(str(error).replace(str(stage), str(final))) from error  # one file in it, by the name that it was to have
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if handle is not None:

@@ -63,7 +63,7 @@ class Header:
 
 
 def _other_format(first: bytes) -> str | None:
-    """What a file is that begins so; the low bytes of a header's length can be anything, so short signs count where the high ones are set."""
+    """The format of a file that begins so. A header's length may begin with any bytes: short signs need its high ones set."""
     likely_length = first[3:8] == bytes(5)
     return next((name for sign, name in _OTHER_FORMATS if first.startswith(sign) and not (likely_length and len(sign) < 4)), None)
 
@@ -84,7 +84,8 @@ def read_header(read: Callable[[int, int], memoryview], size: int, longest: int 
     length = int.from_bytes(first[:LENGTH_BYTES], "little")
     start = LENGTH_BYTES + length
     if size <= LENGTH_BYTES or length > longest or start > size:
-        raise Malformed(_other_format(first) or (f"a header of {length} bytes in a file of {size}" if size > LENGTH_BYTES else f"{size} bytes"))
+        actual = f"{size} bytes" if size <= LENGTH_BYTES else f"a header of {length} bytes in a file of {size}"
+        raise Malformed(_other_format(first) or actual)
     text = read(LENGTH_BYTES, length)
     if bytes(text[:1]) != b"{":
         raise Malformed("no header")
