@@ -152,7 +152,8 @@ async function outputOf(network: Network, xt: Array64, timestep: number, shape: 
     throw new BackendError(mismatch(where, `shape ${shapeText(shape)}`, shapeText(output.shape), "rebuild the bundle"));
   }
   if (!isFinite32(output.data)) {
-    throw new BackendError(mismatch(where, "finite numbers", "NaN or infinity", "check the profile with quad eval"));
+    const way = "use guidance_scale and adapter weights nearer to 1, or check the profile with quad eval";
+    throw new BackendError(mismatch(where, "finite numbers", "NaN or infinity", way));
   }
   return Float64Array.from(output.data);
 }

@@ -114,6 +114,12 @@ def test_lists_of_shards_that_lead_nowhere(listed: dict[str, str], says: str, fo
     _refused(folder, says)
 
 
+@pytest.mark.parametrize("name", [f"{DIFFUSION_STEM}-00001-of-00002.safetensors", f"{DIFFUSION_STEM}.fp16-00001-of-00002.safetensors"])
+def test_shards_without_their_list(name: str, folder: Path) -> None:
+    _weights(folder).rename(folder / name)
+    _refused(folder, f"expected {DIFFUSION_STEM}.safetensors.index.json, found {name} without it; fetch the model whole")
+
+
 def test_weights_that_are_written_to_while_they_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = load_component_module.empty_module
 

@@ -41,7 +41,10 @@ def test_unknown_prediction_is_refused():
     ("answer", "text"),
     [
         (np.zeros((1, 3)), r"network output at timestep 7: expected shape \(1, 2\), found \(1, 3\); "),
-        (np.array([[0.0, np.nan]]), r"network output at timestep 7: expected finite numbers, found NaN or infinity; "),
+        (
+            np.array([[0.0, np.nan]]),
+            r"network output at timestep 7: expected finite numbers, found NaN or infinity; use guidance_scale",
+        ),
     ],
 )
 def test_nonsense_from_the_network_is_one_line(answer, text):

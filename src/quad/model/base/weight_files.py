@@ -101,6 +101,8 @@ def find_weights(folder: Path, stem: str) -> list[StableFile]:
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if is_pickled(file):
             raise InputError(mismatch(f"{file}", expected, PICKLE_REASON, "save the model with safe_serialization=True"))
+        if file.match(f"{stem}*-of-*.safetensors"):
+            raise InputError(mismatch(f"{folder}", f"{expected}.index.json", f"{file.name} without it", "fetch the model whole"))
     raise InputError(mismatch(f"{folder}", expected, "no weights", "fetch the model whole"))
 
 

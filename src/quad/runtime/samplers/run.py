@@ -141,7 +141,8 @@ def network_output(model: Model, x: Array, timestep: float, dtype: np.dtype[Any]
     if output.shape != x.shape:
         raise BackendError(mismatch(where, f"shape {x.shape}", output.shape, "rebuild the bundle"))
     if not np.isfinite(output).all():
-        raise BackendError(mismatch(where, "finite numbers", "NaN or infinity", "check the profile with quad eval"))
+        way = "use guidance_scale and adapter weights nearer to 1, or check the profile with quad eval"
+        raise BackendError(mismatch(where, "finite numbers", "NaN or infinity", way))
     return output
 
 
