@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,11 @@ def test_no_two_public_classes_share_a_name() -> None:
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places.setdefault(node.name, []).append(f"{file.relative_to(ROOT)}:{node.lineno}")
     assert {name: shared for name, shared in places.items() if len(shared) > 1} == {}
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """pytest's own list of folders that it does not enter has `build` and `dist`."""
+    tests, patterns = ROOT / "tests", pytestconfig.getini("norecursedirs")
+    folders = {path.parent.relative_to(tests) for path in tests.rglob("test_*.py")}
+    assert Path("build") in folders
+    assert not [folder for folder in folders if any(fnmatch(part, pattern) for part in folder.parts for pattern in patterns)]
