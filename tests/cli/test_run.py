@@ -22,6 +22,7 @@ from quad.core.manifest import LatentPreview
 from quad.core.storage import files
 from quad.core.storage.pack import write_pack
 from quad.runtime import QuadPipeline, batch, open_bundle
+from quad.runtime.engines.ort import OrtEngine
 from quad.runtime.stages import PipelineOutput, Prepared
 
 RUNNER = CliRunner()
@@ -109,6 +110,12 @@ def test_wishes_reach_the_pipeline(tiny_bundle: Path, tmp_path: Path, picture: N
     done = RUNNER.invoke(app, ["run", str(tiny_bundle), "-o", str(out), *given, "--image-guidance", "2"])
     assert done.exit_code == 2
     assert "image_guidance_scale: expected a task with picture guidance, found transform, which has none" in done.stderr
+
+
+def test_threads_reach_the_engine(tiny_bundle: Path, tmp_path: Path, spy: Any) -> None:
+    asked = spy(OrtEngine, "load", lambda _engine, _file, threads, _lean=False: threads)
+    _run(tiny_bundle, tmp_path / "a.png", "--task", "text-to-image", "--engine", "ort", "--threads", "1")
+    assert set(asked) == {1}
 
 
 def test_any_sampler_can_be_named(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from quad.cli.shared_options import (
     Reuse,
     Sign,
     StoreDir,
+    Threads,
     TinyDecoder,
     png_options,
 )  # fmt: skip
@@ -138,6 +139,7 @@ def run(
     embedding: Embeddings = None,
     engine: EngineName = "auto",
     float_type: FloatType = "auto",
+    threads: Threads = None,
     memory: MemoryPlan = "minimal",
     store: StoreDir = None,
     parameters: Parameters = True,
@@ -158,7 +160,8 @@ def run(
     weights, embeddings = weighted_names("--adapter", adapter or []), words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
-        pipe = _open(bundle, engine=engine, memory=memory, store=store or store_beside(bundle), float_type=float_type)
+        how = {"engine": engine, "float_type": float_type, "threads": threads, "memory": memory}
+        pipe = _open(bundle, **how, store=store or store_beside(bundle))
         for word, path in embeddings:
             _note_unread(pipe.load_textual_inversion(path, word), path, (prompt, negative_prompt))
         if weights:
