@@ -16,6 +16,7 @@ from quad.quantize.correct import mixed_precision
 from quad.quantize.correct.mixed_precision import SiteDamage, eight_bit_sites, rank_sites
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import with_eight_bit
+from quad.quantize.observe import side_by_side
 from quad.quantize.observe.probes import Probe
 from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
@@ -108,6 +109,20 @@ def test_sources_ranked_side_by_side_give_the_same_bits(tiny: Any, encodings: An
         with one_lane():
             alone = rank_sites(tiny.network, encodings, probes, slots)
         assert rank_sites(tiny.network, encodings, probes, slots) == alone
+
+
+@pytest.mark.parametrize(("large", "lanes"), [(1, 1), (10**9, 2)])
+def test_calls_of_a_large_network_are_held_one_at_a_time(
+    tiny: Any, encodings: Any, probes: Any, slots: Any, monkeypatch: pytest.MonkeyPatch, large: int, lanes: int
+) -> None:
+    seen: list[int] = []
+    monkeypatch.setattr(side_by_side, "default_threads", lambda: 2)
+    monkeypatch.setattr(mixed_precision, "LARGE", large)
+    monkeypatch.setattr(mixed_precision, "_damages", lambda *_: seen.append(side_by_side.lanes()) or {})
+    with fixed_threads():
+        monkeypatch.setattr(mixed_precision, "together", lambda compute, pieces, _: list(map(compute, pieces)))
+        rank_sites(tiny.network, encodings, probes, slots)
+    assert set(seen) == {lanes}
 
 
 def test_sites_of_one_tensor_are_one(ranking: Any) -> None:

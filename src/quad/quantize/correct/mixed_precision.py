@@ -18,6 +18,7 @@ times the time for the same 262 sites of 328 but three, on a network of Stable D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,8 @@ from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
 from quad.quantize.observe.probes import Probe
+from quad.quantize.observe.short_floats import LARGE
+from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.processes.dealt import json_codec, together
 
 DRAWS = 24  # of u, over all sources: each damage is known to sqrt(2 / 24) of itself, and damages of one network span five decades
@@ -91,7 +94,7 @@ def rank_sites(
         return _damages(network, moved(chosen[source].tensors(), device), _tensors(network, slots, source), encodings, signs[source])
 
     damage: dict[str, float] = {}
-    with transforming(network, lambda name: partial(_tapped, encodings[name], name) if name in encodings else None):
+    with transforming(network, lambda name: partial(_tapped, encodings[name], name) if name in encodings else None), _lanes_for(network):
         every = together(damages, list(chosen), json_codec(dict[str, float]))
     for of_source in every:
         for name, change in of_source.items():
@@ -102,6 +105,11 @@ def rank_sites(
         sums[unit] = sums.get(unit, 0.0) + damage.get(name, float("inf"))
     ranked = [SiteDamage(name, sums[unit], turn_of(name, products=products)) for name, unit in units.items()]
     return tuple(sorted(ranked, key=lambda site: (site.turn, site.damage, units[site.name], site.name)))
+
+
+def _lanes_for(network: nn.Module) -> AbstractContextManager[object]:
+    """One call at a time of a large network: what it holds for the way back is gigabytes, and the most that a build holds at once."""
+    return one_lane() if sum(parameter.numel() for parameter in network.parameters()) >= LARGE else nullcontext()
 
 
 def eight_bit_sites(ranked: Sequence[str], percent: float) -> tuple[str, ...]:
