@@ -148,8 +148,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Make a picture, or several, from a bundle, without torch."""
-    outputs = _outputs(output, num_images)
-    png = png_options(parameters=parameters, mark=mark, sign=sign)
+    outputs, png = _outputs(output, num_images), png_options(parameters=parameters, mark=mark, sign=sign)
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
@@ -160,8 +159,7 @@ def run(
     weights, embeddings = weighted_names("--adapter", adapter or []), words_of_files("--embedding", embedding or [])
 
     def generate() -> PipelineOutput:
-        how = {"engine": engine, "float_type": float_type, "threads": threads, "memory": memory}
-        pipe = _open(bundle, **how, store=store or store_beside(bundle))
+        pipe = _open(bundle, engine=engine, float_type=float_type, threads=threads, memory=memory, store=store or store_beside(bundle))
         for word, path in embeddings:
             _note_unread(pipe.load_textual_inversion(path, word), path, (prompt, negative_prompt))
         if weights:
