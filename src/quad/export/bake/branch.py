@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from quad.compile.passes.edit import constant, is_op
 from quad.compile.passes.integers.dequantized import dequantized
-from quad.compile.passes.integers.integer_matmul import DOMAIN, KERNEL
+from quad.compile.passes.integers.integer_matmul import KERNEL
+from quad.compile.passes.integers.remove_sites import CONTRIBUTED
 from quad.core.errors import UnsupportedError, mismatch
 
 _MOVES = ("Reshape", "Transpose", "Squeeze", "Unsqueeze")
@@ -54,7 +55,7 @@ def branch_of(up: ir.Value) -> Branch:
 
 def is_kernel(node: ir.Node) -> bool:
     """ONNX Runtime's integer matmul, as `integer_matmul` writes it."""
-    return node.domain == DOMAIN and node.op_type == KERNEL
+    return node.domain == CONTRIBUTED and node.op_type == KERNEL
 
 
 def _join(up: ir.Value) -> tuple[ir.Node, ir.Value]:

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, axis_of, is_op, replace, sole_reader, static_shape
-from quad.compile.passes.integers.integer_matmul import DOMAIN, KERNEL
+from quad.compile.passes.integers.integer_matmul import KERNEL
+from quad.compile.passes.integers.remove_sites import CONTRIBUTED
 
 MOST_SCORES = 2**20  # of one slice: 4 MB. Stable Diffusion 1.5 has 2^27 at 512 pixels
 _HEADS, _QUERIES, _RANK = 1, 2, 4
@@ -109,7 +110,7 @@ def _to_product(softmax: ir.Node) -> list[ir.Node] | None:
 
 
 def _is_product(node: ir.Node) -> bool:
-    return is_op(node, "MatMul") or (node.domain == DOMAIN and node.op_type == KERNEL)
+    return is_op(node, "MatMul") or (node.domain == CONTRIBUTED and node.op_type == KERNEL)
 
 
 def _part(size: int, scores: int, most: int) -> int:

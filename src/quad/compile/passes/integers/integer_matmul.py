@@ -16,7 +16,7 @@ from quad.compile.passes.integers.linear_layer import LinearLayer
 from quad.compile.passes.integers.remove_sites import CONTRIBUTED
 from quad.compile.passes.integers.widen_weights import as_bytes
 
-DOMAIN, KERNEL = CONTRIBUTED, "MatMulIntegerToFloat"
+KERNEL = "MatMulIntegerToFloat"
 
 
 class IntegerMatMul(ir.passes.InPlacePass):
@@ -25,7 +25,7 @@ class IntegerMatMul(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         rewritten = [_rewrite(node) for node in list(model.graph) if is_op(node, "MatMul", "Gemm")]
         if any(rewritten):
-            model.opset_imports[DOMAIN] = 1
+            model.opset_imports[CONTRIBUTED] = 1
         return ir.passes.PassResult(model, any(rewritten))
 
 
@@ -41,7 +41,7 @@ def _rewrite(node: ir.Node) -> bool:
     if integers.dtype != ir.DataType.INT8:
         integers, zero = _widened(writer, integers, weight)
     kernel = writer.node(KERNEL, [x.integers, integers, x.scale, weight.scale, x.zero, zero, layer.bias], static_shape(output) or ())
-    kernel.domain = DOMAIN
+    kernel.domain = CONTRIBUTED
     kernel.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     replace(output, kernel.outputs[0])
     return True

@@ -13,7 +13,8 @@ import onnx_ir as ir
 
 from quad.compile.passes.edit import Writer, constant, is_op, producer, replace, static_shape
 from quad.compile.passes.integers.dequantized import Dequantized, dequantized
-from quad.compile.passes.integers.integer_matmul import DOMAIN, KERNEL
+from quad.compile.passes.integers.integer_matmul import KERNEL
+from quad.compile.passes.integers.remove_sites import CONTRIBUTED
 
 LEAST_KEYS = 2048  # with 1,024 and fewer, float products are faster on two threads (docs/adr/0042)
 _MIDDLE = np.array(128, np.uint8)
@@ -34,7 +35,7 @@ class IntegerProducts(ir.passes.InPlacePass):
         products = [node for node in list(model.graph) if is_op(node, "MatMul") and _keys(node) >= self._least_keys]
         rewritten = [_rewrite(node) for node in products]
         if any(rewritten):
-            model.opset_imports[DOMAIN] = 1
+            model.opset_imports[CONTRIBUTED] = 1
         return ir.passes.PassResult(model, any(rewritten))
 
 
@@ -53,7 +54,7 @@ def _rewrite(node: ir.Node) -> bool:
         turned.outputs[0].type = ir.TensorType(ir.DataType.INT8)
         integers = turned.outputs[0]
     kernel = writer.node(KERNEL, [unsigned.integers, integers, left.scale, right.scale, unsigned.zero], static_shape(output) or ())
-    kernel.domain = DOMAIN
+    kernel.domain = CONTRIBUTED
     kernel.outputs[0].type = ir.TensorType(ir.DataType.FLOAT)
     replace(output, kernel.outputs[0])
     return True
