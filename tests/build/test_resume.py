@@ -114,7 +114,7 @@ def pickle(file: Path) -> None:
 @pytest.mark.parametrize("damage", [cut, bend, pickle])
 def test_damaged_pieces_are_made_anew(damage: Callable[[Path], None], request_: BuildRequest, left: BuildRequest) -> None:
     for name in ("statistics.base", "aligned.removal", "rules"):
-        damage(cache_dir(left) / f"{name}.kept")
+        damage(cache_dir(left) / f"{name}.piece")
     damage(cache_dir(left) / "unet" / "model.onnx")
     result = build(left)
     assert PIECES - set(result.resumed) == {"statistics.base", "aligned.removal", "rules"}

@@ -47,7 +47,7 @@ def test_a_wrong_token_is_refused_in_the_log_without_either_token(serve: Serve, 
 
 
 def test_the_id_of_a_request_is_not_logged_its_number_is(serve: Serve, log: pytest.LogCaptureFixture) -> None:
-    served = serve(limits=Limits(max_kept=1))
+    served = serve(limits=Limits(max_finished=1))
     keys = [served.ask(prompt=PROMPT) for _ in range(2)]
     served.tickets[0].end("done", an_output())
     served.call("DELETE", f"/v1/requests/{keys[1]}")

@@ -13,7 +13,7 @@ from quad.serve.pictures import held_bytes
 from quad.serve.registry import RequestRecord, overdue, surplus
 from tests.serve.fake import FakeTicket, an_output
 
-LIMITS = Limits(lease_s=10, time_limit_s=100, kept_s=50)
+LIMITS = Limits(lease_s=10, time_limit_s=100, finished_s=50)
 TIMES = st.floats(0, 1000, allow_nan=False)
 
 
@@ -44,13 +44,13 @@ def test_no_listener_makes_a_request_run_for_longer(started: float, now: float, 
 @given(ended=TIMES, asked=TIMES, now=TIMES)
 def test_a_finished_one_is_kept_from_its_end_and_from_the_last_question(ended: float, asked: float, now: float) -> None:
     found = overdue(_entry(ended_at=ended, asked_at=asked), LIMITS, now)
-    assert (found == "old") == (now - max(ended, asked) > LIMITS.kept_s)
+    assert (found == "old") == (now - max(ended, asked) > LIMITS.finished_s)
 
 
 @given(st.lists(st.tuples(TIMES, st.integers(1, 8)), max_size=12), st.integers(1, 6), st.integers(0, 1000))
 def test_what_is_kept_is_within_bounds_and_the_newest(made: list[tuple[float, int]], most: int, most_bytes: int) -> None:
     ended = [_ended(number, at, side) for number, (at, side) in enumerate(made)]
-    limits = Limits(max_kept=most, max_kept_bytes=most_bytes)
+    limits = Limits(max_finished=most, max_finished_bytes=most_bytes)
     gone = surplus(ended, limits)
     kept = [entry for entry in ended if entry not in gone]
     assert len(kept) <= most

@@ -125,7 +125,7 @@ def test_a_request_that_runs_too_long_is_told_why_it_ended(serve: Serve) -> None
 
 
 def test_finished_pictures_are_kept_no_longer_than_allowed(serve: Serve) -> None:
-    served = serve(limits=Limits(max_kept=1))
+    served = serve(limits=Limits(max_finished=1))
     older, newest = (f"/v1/requests/{served.ask()}/image?wait=30" for _ in range(2))
     for ticket, where in zip(served.tickets, (older, newest), strict=True):
         ticket.end("done", an_output())

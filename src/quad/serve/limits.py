@@ -30,7 +30,7 @@ class Limits:
         max_steps: of one request.
         time_limit_s: from its first step to its end.
         lease_s: how long an unfinished request lives when nobody asks after it.
-        max_kept, max_kept_bytes, kept_s: finished requests that wait to be fetched: how many, how large, how long.
+        max_finished, max_finished_bytes, finished_s: finished requests that wait to be fetched: how many, how large, how long.
         max_streams: open event streams and waits for a picture.
         max_fetches: finished pictures that are being sent; more wait.
         max_connections: open connections of callers.
@@ -51,9 +51,9 @@ class Limits:
     max_steps: int = 150
     time_limit_s: float = 600.0
     lease_s: float = 30.0
-    max_kept: int = 32
-    max_kept_bytes: int = 256 * MIB
-    kept_s: float = 300.0
+    max_finished: int = 32
+    max_finished_bytes: int = 256 * MIB
+    finished_s: float = 300.0
     max_streams: int = 64
     max_fetches: int = 8
     max_connections: int = 256

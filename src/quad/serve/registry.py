@@ -36,7 +36,7 @@ _OVERDUE: dict[Overdue, str] = {"lease": "nobody asks after it", "time": "it run
 def overdue(record: RequestRecord, limits: Limits, now: float) -> Overdue | None:
     """Why to give a request up: nobody asks after it, it runs too long, or it was long ago."""
     if record.ended_at is not None:
-        return "old" if now - max(record.ended_at, record.asked_at) > limits.kept_s and not record.listeners else None
+        return "old" if now - max(record.ended_at, record.asked_at) > limits.finished_s and not record.listeners else None
     if record.started_at is not None and now - record.started_at > limits.time_limit_s:
         return "time"
     if not record.listeners and now - record.asked_at > limits.lease_s:
@@ -47,13 +47,13 @@ def overdue(record: RequestRecord, limits: Limits, now: float) -> Overdue | None
 def surplus(ended: list[RequestRecord], limits: Limits) -> list[RequestRecord]:
     """Finished requests that go, the longest ago first, so that the rest is within bounds; the last one stays, however large it is."""
     oldest_first = sorted(ended, key=lambda record: record.ended_at or 0.0)
-    kept_bytes, count = sum(held_bytes(record.picture) for record in oldest_first), len(oldest_first)
+    finished_bytes, count = sum(held_bytes(record.picture) for record in oldest_first), len(oldest_first)
     surplus_records = []
     for record in oldest_first[:-1]:
-        if count <= limits.max_kept and kept_bytes <= limits.max_kept_bytes:
+        if count <= limits.max_finished and finished_bytes <= limits.max_finished_bytes:
             break
         surplus_records.append(record)
-        kept_bytes, count = kept_bytes - held_bytes(record.picture), count - 1
+        finished_bytes, count = finished_bytes - held_bytes(record.picture), count - 1
     return surplus_records
 
 

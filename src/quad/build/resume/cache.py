@@ -36,9 +36,9 @@ from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rg
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
-_SUFFIX, _VALUE = ".kept", "value"
+_SUFFIX, _VALUE = ".piece", "value"
 # Their numbers go into every piece; one of another version may round otherwise.
-_MADE_WITH = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
+_LIBRARIES = ("numpy", "scipy", "torch", "diffusers", "transformers", "onnx-ir", "onnxscript", "onnxruntime")
 # Of a request: where things lie and what they are called, not what comes of them; models, adapters and samples count by content.
 _PLACES = frozenset({"model", "adapters", "output", "samples", "name", "dump_passes", "encodings", "vae", "prediction"})
 
@@ -82,8 +82,8 @@ def identity_of(request: BuildRequest, base: Base, adapters: Sequence[FloatAdapt
     read = [msgspec.to_builtins(part) for part in (base.schedule, base.latent, base.text)]
     configs = {file.parent.name: file_digest(file) for file in sorted(base.directory.glob("*/config.json"))}
     files = [base.digest, configs, list(base.sizes), base.tokenizer, read, [[adapter.name, adapter.digest] for adapter in adapters]]
-    made_with = [__version__, *map(version, _MADE_WITH)]
-    return digest([made_with, options, files, msgspec.to_builtins(base.tasks), [_fingerprint(sample) for sample in samples]])
+    versions = [__version__, *map(version, _LIBRARIES)]
+    return digest([versions, options, files, msgspec.to_builtins(base.tasks), [_fingerprint(sample) for sample in samples]])
 
 
 def _fingerprint(sample: CalibrationSample) -> list[Any]:

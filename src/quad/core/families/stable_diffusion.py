@@ -97,7 +97,7 @@ SD2 = replace(
     SD1,
     name="Stable Diffusion 2.x",
     signs=Signs(name="Stable Diffusion 2.x", metadata=r"stable-diffusion-v2|sd-?v?2", text_width=1024),
-    denoiser=replace(SD1.denoiser, told_by={"cross_attention_dim": 1024}),
+    denoiser=replace(SD1.denoiser, config_marks={"cross_attention_dim": 1024}),
     one_file=OneFile(
         # Trained on the last layer but one of OpenCLIP's 24.
         texts=(OneFileText(prefix="cond_stage_model.model.", spelling="open-clip", layers=23, pad="!"),),

@@ -30,7 +30,7 @@ SDXL = Family(
     denoiser=Denoiser(
         folder="unet",
         classes={"UNet2DConditionModel": "quad.model.base.text_time_unet:TextTimeUNet"},
-        told_by={"addition_embed_type": "text_time"},
+        config_marks={"addition_embed_type": "text_time"},
         rules=(
             # 1280 of the prompt and 256 for each number: the refiner is told five, one of them a score.
             ConfigRule(

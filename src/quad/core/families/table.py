@@ -65,7 +65,7 @@ class Denoiser:
     Args:
         folder: in a model directory.
         classes: class name in its config -> `module:Class` that is called as a U-Net is.
-        told_by: fields of its config that tell the family from others with the same folder.
+        config_marks: fields of its config that tell the family from others with the same folder.
         rules: what its config may say.
         layouts: of its input, those without a picture first.
         variance: it may have learned the variance too, and then gives twice as many channels.
@@ -75,7 +75,7 @@ class Denoiser:
 
     folder: str
     classes: Mapping[str, str]
-    told_by: Mapping[str, Any] = field(default_factory=dict)
+    config_marks: Mapping[str, Any] = field(default_factory=dict)
     rules: tuple[ConfigRule, ...] = ()
     layouts: tuple[Layout, ...]
     variance: bool = False

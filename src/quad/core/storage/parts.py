@@ -33,7 +33,7 @@ def new_file_part(path: Path, mode: int) -> tuple[Path, int]:
     while True:
         part = _part_of(path)
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NOFOLLOW | _CLOEXEC | getattr(os, "O_BINARY", 0), mode)
-        if _is_kept(part, handle):
+        if _is_locked_in_place(part, handle):
             return part, handle
         os.close(handle)
 
@@ -52,7 +52,7 @@ def new_directory_part(path: Path) -> tuple[Path, int | None]:
         except OSError:
             part.rmdir()
             raise
-        if _is_kept(part, handle):
+        if _is_locked_in_place(part, handle):
             return part, handle
         os.close(handle)
 
@@ -92,7 +92,7 @@ def _part_of(path: Path) -> Path:
     return path.with_name(f".{path.name[:_NAME_LETTERS]}.{secrets.token_hex(8)}.{PART}")
 
 
-def _is_kept(part: Path, handle: int) -> bool:
+def _is_locked_in_place(part: Path, handle: int) -> bool:
     """Lock a new part; False where somebody who sweeps was faster."""
     if try_lock(handle) is False:
         return False

@@ -43,8 +43,8 @@ def family_of(directory: Path) -> Family:
     """The family of a model directory, by the folder of its denoiser and that one's config."""
     present = [family for family in FAMILIES if (directory / family.denoiser.folder).is_dir()] or list(FAMILIES[:1])
     config = _denoiser_config(directory / present[0].denoiser.folder)
-    fitting = [family for family in present if _says(config, family.denoiser.told_by)]
-    return max(fitting or present, key=lambda family: len(family.denoiser.told_by))
+    fitting = [family for family in present if _says(config, family.denoiser.config_marks)]
+    return max(fitting or present, key=lambda family: len(family.denoiser.config_marks))
 
 
 def _denoiser_config(folder: Path) -> Mapping[str, Any]:

@@ -20,7 +20,7 @@ from quad.runtime.conditioning.condition import Condition, Pictures, make_condit
 from quad.runtime.conditioning.deep_reuse import DeepReuse
 from quad.runtime.conditioning.guidance import Guidance, Network, PictureGuidance, guided_network, is_guided
 from quad.runtime.conditioning.prompt_chunks import read_prompt
-from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions, require_told, with_sizes
+from quad.runtime.conditioning.size_conditions import DEFAULT_SIZES, SizeConditions, require_size_conditions, with_sizes
 from quad.runtime.conditioning.text_features import text_features
 from quad.runtime.conditioning.tokenizer import Tokenizer
 from quad.runtime.engines.engine import Runnable
@@ -138,7 +138,7 @@ def _texts(encoders: Encoders, model: Model, inputs: RunInputs, guided: bool) ->
         UsageError: sizes are said to a model that is told none.
     """
     text, size, sizes = model.text, model.picture_size, inputs.sizes.checked()
-    require_told(text, sizes)
+    require_size_conditions(text, sizes)
     if not guided:
         return with_sizes(text, encoders.texts([inputs.prompt])[0], sizes.numbers(size)), None
     if text.zeros_for_empty is True and not inputs.negative_prompt:

@@ -88,11 +88,11 @@ def _pair(name: str, value: Any) -> Pair:
     return int(pair[0]), int(pair[1])
 
 
-def require_told(text: TextSpec, sizes: SizeConditions) -> None:
-    """Refuse sizes where nobody reads them.
+def require_size_conditions(text: TextSpec, sizes: SizeConditions) -> None:
+    """Refuse sizes other than the default for a model without size conditions.
 
     Raises:
-        UsageError: sizes are said to a model that is told none.
+        UsageError: names the arguments.
     """
     if text.sizes is msgspec.UNSET and not sizes.is_default:
         names = "original_size, crops_coords_top_left, target_size"

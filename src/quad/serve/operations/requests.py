@@ -13,7 +13,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.runtime.conditioning.size_conditions import require_told
+from quad.runtime.conditioning.size_conditions import require_size_conditions
 from quad.runtime.queue.ticket import Ticket
 from quad.runtime.request import Request
 from quad.serve.api import NewRequest, RequestState
@@ -131,7 +131,7 @@ def _submit(service: Service, request: Request, body: NewRequest) -> Ticket:
     steps, most = service.pipe.switch.resolve(request).spec.sampler.steps, service.limits.max_steps
     if steps > most:
         raise UsageError(mismatch("num_inference_steps", f"at most {most} on this server", steps, "choose fewer"))
-    require_told(service.pipe.bundle.manifest.text, request.sizes)
+    require_size_conditions(service.pipe.bundle.manifest.text, request.sizes)
     return service.scheduler.submit(request, priority=body.priority, deadline_s=body.deadline_s, client=body.client, previews=body.previews)
 
 
