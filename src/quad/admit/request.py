@@ -17,7 +17,7 @@ from quad.core.device import CPU
 from quad.core.errors import UsageError, mismatch
 from quad.core.manifest import AdapterManifest
 from quad.core.sampling import AdapterDefaults
-from quad.core.storage.files import real_path, require_file
+from quad.core.storage.files import real_path, require_file, require_writable
 from quad.core.storage.reading import is_directory
 from quad.lora.file import defaults_of
 from quad.lora.low_rank import MIN_ENERGY, RankLimits
@@ -79,7 +79,7 @@ class AdaptRequest:
 
         Raises:
             UsageError: a name that cannot be a file's or means something else, or a number or option that does not fit.
-            InputError: something else than a file is where the pack goes. BackendError: the system does not let anybody look there.
+            InputError: something else than a file is where the pack goes. BackendError: nothing can be written there.
         """
         if not _NAME.fullmatch(self.name) or self.name == BASE_SOURCE:
             expected = f"a name of letters, digits, dot, dash and underscore, other than {BASE_SOURCE}"
@@ -103,6 +103,7 @@ class AdaptRequest:
         for option, value in learning:
             if value is not None and self.base is None:
                 raise UsageError(mismatch(option, "a model to learn from", "none", "give it: --base MODEL"))
+        require_writable(self.output)
         check_defaults("NAME=PATH", self.defaults)
         RankLimits(None, self.min_energy).check()
         if (self.distill_steps or 0) < 0:

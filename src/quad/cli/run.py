@@ -30,10 +30,10 @@ from quad.cli.shared_options import (
 from quad.cli.show import Json, note, progress_bar, result
 from quad.cli.size_options import Crop, OriginalSize, TargetSize, size_conditions
 from quad.core.errors import UsageError, mismatch
-from quad.core.manifest import BUNDLE_FILE
+from quad.core.manifest import BUNDLE_FILE, MOST_STEPS
 from quad.core.memory import peak_ram_bytes
 from quad.core.picture_size import parse_sizes
-from quad.core.storage.files import require_file, write_bytes
+from quad.core.storage.files import require_file, require_writable, write_bytes
 from quad.core.storage.install_pointers import store_beside
 from quad.core.storage.reading import is_directory
 from quad.core.storage.replaced import unless_replaced
@@ -148,7 +148,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Make a picture, or several, from a bundle, without torch."""
-    outputs, png = _outputs(output, num_images), png_options(parameters=parameters, mark=mark, sign=sign)
+    outputs, png = _outputs(output, num_images, preview_every), png_options(parameters=parameters, mark=mark, sign=sign)
     words = {
         "prompt": prompt, "task": task, "image": image, "mask_image": mask, "num_inference_steps": steps, "sampler": sampler,
         "strength": strength, "guidance_scale": guidance, "image_guidance_scale": image_guidance,
@@ -234,20 +234,26 @@ class _Previews:
             note(str(error))
             self.every = None
         else:
-            path = self.outputs[self.picture]
-            _write_png(path.with_name(f"{path.stem}.preview-{index + 1:02d}.png"), preview)
+            _write_png(_preview_of(self.outputs[self.picture], index + 1), preview)
 
 
-def _outputs(output: Path, count: int) -> list[Path]:
+def _outputs(output: Path, count: int, preview_every: int | None) -> list[Path]:
     """OUT.png alone; OUT-1.png and so on of several.
 
     Raises:
-        UsageError: one of them cannot be written.
+        UsageError: one of them is no name of a picture. InputError: something else than a file has its name.
+        BackendError: nothing can be written there.
     """
     outputs = [output if count == 1 else output.with_name(f"{output.stem}-{number + 1}{output.suffix}") for number in range(count)]
     for path in outputs:
         _check_output(path)
+    require_writable(outputs[-1] if preview_every is None else _preview_of(outputs[-1], MOST_STEPS))
     return outputs
+
+
+def _preview_of(output: Path, step: int) -> Path:
+    """The place of a picture on its way, beside what it becomes."""
+    return output.with_name(f"{output.stem}.preview-{step:02d}.png")
 
 
 def _size(text: str | None) -> dict[str, int | None]:

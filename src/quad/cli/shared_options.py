@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quad.core.errors import UsageError, mismatch
+from quad.core.storage.files import require_file, require_writable
 from quad.core.storage.reading import file_status
 
 if TYPE_CHECKING:
@@ -97,16 +98,25 @@ StoreDir = Annotated[
 ]
 
 
-def check_report_dir(output: Path | None) -> None:
+def check_report_dir(output: Path | None, *files: str) -> None:
     """Refuse before the work is done, not after it.
 
+    Args:
+        files: names of what is written into it in the end.
+
     Raises:
-        UsageError: the place, or what it would lie in, is a file. BackendError: nothing can be there.
+        UsageError: the place, or what it would lie in, is a file. InputError: something else than a file has one of the names.
+        BackendError: nothing can be there.
     """
-    places = () if output is None else (output.absolute(), *output.absolute().parents)
+    if output is None:
+        return
+    places = (output.absolute(), *output.absolute().parents)
     status, nearest = next(((status, place) for place in places if (status := file_status(place)) is not None), (None, None))
     if status is not None and not stat.S_ISDIR(status.st_mode):
         raise UsageError(mismatch("-o", "a directory to write", f"a file {nearest}", "choose another name"))
+    for name in files:
+        require_file(output / name)
+        require_writable(output / name)
 
 
 def local_adapters(adapters: Mapping[str, Path]) -> dict[str, Path]:

@@ -28,7 +28,7 @@ from quad.core.errors import BackendError, lack_of, mismatch
 from quad.core.picture_size import graph_name
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
-from quad.core.storage.directories import new_directory
+from quad.core.storage.directories import new_directory, require_replaceable
 from quad.core.storage.files import write_bytes, writing_to
 from quad.core.storage.reading import files_below
 from quad.export.bundle_graph import graph_sizes, read_graph, require_onnx, require_slots
@@ -51,6 +51,7 @@ def export_ort_adapters(bundle: Path, output: Path, progress: Progress = silent)
         CompatibilityError: the bundle has no slots. UnsupportedError: its graphs are a chip's binaries.
         InputError: the place holds something else. BackendError: the disk is full.
     """
+    require_replaceable(output, EXPORT_FILE)
     opened = open_bundle(bundle)
     require_onnx(opened, "take a bundle for cpu")
     require_slots(opened)

@@ -33,7 +33,7 @@ from quad.core.errors import InputError, UnsupportedError, mismatch
 from quad.core.padding import slot_scales
 from quad.core.progress import Progress, silent
 from quad.core.slots import SlotTable
-from quad.core.storage.directories import new_directory
+from quad.core.storage.directories import new_directory, require_replaceable
 from quad.core.storage.files import real_path, write_bytes, writing_to
 from quad.export.bundle_graph import require_slots
 from quad.export.ort_adapters import EXPORT_FILE
@@ -57,6 +57,7 @@ def export_qairt(bundle: Path, output: Path, encodings: Path | None = None, prog
         UnsupportedError: the bundle is of another target.
         InputError: the directory is not there, or of another build. BackendError: the disk is full.
     """
+    require_replaceable(output, EXPORT_FILE)
     opened = open_bundle(bundle)
     if opened.manifest.target != "qnn-htp":
         raise UnsupportedError(

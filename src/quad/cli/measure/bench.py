@@ -34,7 +34,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure a bundle here: milliseconds, switch time, ROM, peak memory."""
-    check_report_dir(out)
+    check_report_dir(out, "bench.json", "bench.html")
     from quad.evaluate.bench.bench import BenchOptions
     from quad.evaluate.bench.page import write_bench
     from quad.evaluate.bench.process import measure

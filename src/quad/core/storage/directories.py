@@ -12,20 +12,31 @@ from pathlib import Path
 
 from quad.core.errors import BackendError, InputError, QuadError
 from quad.core.storage.exchange import exchange
-from quad.core.storage.files import disk_error, real_path, sync_directory, writing_to
+from quad.core.storage.files import disk_error, real_path, require_writable, sync_directory, writing_to
 from quad.core.storage.parts import new_directory_part, old_name, sweep, try_lock
 
 
 def require_replaceable(final: Path, marker: str, option: str = "-o") -> None:
-    """Refuse a place that holds something else than what would be written: it must not be there, be empty, or hold a file `marker`.
+    """Refuse, before the work for it is done, a place that `new_directory` would refuse after it.
 
     Args:
         option: what named the place, for the message.
 
     Raises:
         InputError: `final` exists and is something else.
-        BackendError: nothing can be there: a link in a circle, or the system does not say.
+        BackendError: nothing can be there: a link in a circle, a disk that is not written to, or the system does not say.
     """
+    _require_ours(final, marker, option)
+    require_writable(_led_to(final))
+
+
+def _led_to(final: Path) -> Path:
+    """The place itself, or where it leads if it is a link."""
+    return real_path(final) if final.is_symlink() else final
+
+
+def _require_ours(final: Path, marker: str, option: str) -> None:
+    """Refuse a place that holds something else than what would be written: it must not be there, be empty, or hold a file `marker`."""
     with writing_to(final):
         try:
             final.stat()
@@ -48,8 +59,8 @@ def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path
         InputError: `final` exists and is something else.
         BackendError: the disk is full or the place cannot be written to.
     """
-    require_replaceable(final, marker, option)
-    final = real_path(final) if final.is_symlink() else final
+    _require_ours(final, marker, option)
+    final = _led_to(final)
     with writing_to(final):
         final.parent.mkdir(parents=True, exist_ok=True)
         sweep(final)
@@ -94,10 +105,10 @@ def _take_place(stage: Path, final: Path, marker: str, option: str) -> None:
         _replace_in_two_steps(stage, final)
         return
     try:
-        require_replaceable(stage, marker, option)
+        _require_ours(stage, marker, option)
     except QuadError:  # something else came to the name while this was written
         exchange(stage, final)
-        require_replaceable(final, marker, option)
+        _require_ours(final, marker, option)
         raise
 
 

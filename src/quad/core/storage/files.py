@@ -18,7 +18,9 @@ from quad.core.storage.parts import new_file_part, sweep, try_lock
 TEMPORARY = "set TMPDIR to another place"
 _NOTHING, _ELSEWHERE = "nothing was written", "choose another place"
 # What more space does not mend; an error without a number, or of the device, may come of a full disk.
-_NOT_FOR_SPACE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
+_NOT_FOR_SPACE = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 _LONGEST_NAME = 255  # bytes, of one part of a path
 
 
@@ -140,6 +142,21 @@ def require_file(path: Path) -> os.stat_result | None:
         kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
         raise InputError(mismatch(str(path), "a new name or a file to replace", kind, "it is left as it is; choose another name"))
     return status
+
+
+def require_writable(place: Path) -> None:
+    """Refuse, before the work for it is done, a name that nothing can get: a file is made in its nearest directory, and goes again.
+
+    Raises:
+        BackendError: the system does not let it be made.
+    """
+    with writing_to(place):
+        with suppress(FileNotFoundError):
+            place.lstat()  # no name of it is too long, nor a file where a directory has to be
+        folder = next(parent for parent in place.absolute().parents if os.path.lexists(parent))
+        part, handle = new_file_part(folder / place.name, 0o600)
+        os.close(handle)
+        part.unlink()
 
 
 def _state(path: Path, before: os.stat_result | None) -> str:

@@ -17,7 +17,7 @@ import msgspec
 from quad.core.errors import UnsupportedError, mismatch
 from quad.core.manifest import BUNDLE_FILE
 from quad.core.progress import Progress, silent
-from quad.core.storage.directories import new_directory
+from quad.core.storage.directories import new_directory, require_replaceable
 from quad.core.storage.reading import reading_from
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.serve.studio.files import CONFIG_FILE, DEVICE, DevicePlace, StudioConfig, page_files
@@ -51,6 +51,7 @@ def export_page(bundle: str | Path, folder: Path, progress: Progress = silent, d
         UnsupportedError: the bundle is none that runs in a browser, or this install has no runtime for pages.
         InputError, VerificationError: there is no bundle, or it was changed; the folder holds something else.
     """
+    require_replaceable(folder, CONFIG_FILE, "--export")
     progress("check", 0.0)
     opened = open_bundle(bundle)
     _require_browser(opened)
