@@ -170,6 +170,12 @@ def test_a_product_that_overflows_is_refused(unet: UNet2DConditionModel, tmp_pat
 @pytest.mark.parametrize(
     ("config", "text"),
     [
+        ({"r": None}, "r: expected a whole number from 1 on, found null"),
+        ({"lora_alpha": None}, "lora_alpha: expected a number, found null"),
+        ({"rank_pattern": None}, "rank_pattern: expected an object of patterns and numbers, found null"),
+        ({"alpha_pattern": False}, "alpha_pattern: expected an object of patterns and numbers, found False"),
+        ({"alpha_pattern": {"to_q": float("nan")}}, "alpha_pattern: expected a number, found nan"),
+        ({"peft_type": None}, "expected LoRA, LoHa or LoKr"),
         ({"r": "4"}, "r: expected a whole number from 1 on, found '4'"),
         ({"r": True}, "r: expected a whole number from 1 on, found True"),
         ({"r": 0}, "r: expected a whole number from 1 on, found 0"),
@@ -182,7 +188,7 @@ def test_a_product_that_overflows_is_refused(unet: UNet2DConditionModel, tmp_pat
         ({"lora_alpha": {}}, "lora_alpha: expected a number"),
         ({"use_rslora": "yes"}, "use_rslora: expected true or false, found 'yes'"),
         ({"use_dora": 1}, "use_dora: expected true or false, found 1"),
-        ({"rank_pattern": ["to_q"]}, "rank_pattern: expected an object of patterns and numbers, found list"),
+        ({"rank_pattern": ["to_q"]}, "rank_pattern: expected an object of patterns and numbers, found ['to_q']"),
         ({"rank_pattern": {"to_q": "8"}}, "rank_pattern: expected a whole number"),
         ({"alpha_pattern": {"to_q": None}}, "alpha_pattern: expected a number"),
         ({"rank_pattern": {"(": 8}}, "rank_pattern: expected patterns that are a module's path, found '('"),

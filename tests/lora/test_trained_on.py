@@ -83,6 +83,8 @@ DYLORA = '{"algo": "dylora", "block_size": "8", "preset": "full"}'
         ("lycoris.kohya", "[1", 0),
         ("lycoris.kohya", "[]", 0),
         ("lycoris.kohya", '{"algo": "dylora", "block_size": "many"}', 0),
+        ("lycoris.kohya", '{"algo": "dylora", "block_size": Infinity}', 0),
+        ("lycoris.kohya", "[" * 100000, 0),
     ],
 )
 def test_a_file_of_dylora_names_the_weight_that_was_trained(module: str, arguments: str, block: int, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The scale rule of an adapter's config, read as carefully as any file from outside must be. Source: PEFT `LoraConfig`."""
+"""The scale rule of an adapter's config, read as carefully as any file from outside must be. Source: PEFT `LoraConfig`.
+
+A number or a table of them that is null is refused: what is left out has PEFT's default, and null none, with it PEFT itself fails.
+"""
 
 from __future__ import annotations
 
@@ -49,10 +52,14 @@ def _compiled(where: str, pattern: str) -> re.Pattern[str]:
         raise InputError(mismatch(where, "patterns that are a module's path", f"{pattern[:60]!r} ({error})", AGAIN)) from error
 
 
+def _quoted(value: object) -> str:
+    return "null" if value is None else f"{value!r}"[:60]
+
+
 def _number(where: str, value: object, integer: bool) -> float:
     kinds: tuple[type, ...] = (int,) if integer else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not (1 if integer else -_LARGEST) <= value <= _LARGEST:  # type: ignore[operator]
-        raise InputError(mismatch(where, "a whole number from 1 on" if integer else "a number", f"{value!r}"[:60], AGAIN))
+        raise InputError(mismatch(where, "a whole number from 1 on" if integer else "a number", _quoted(value), AGAIN))
     return float(cast("float", value))
 
 
@@ -68,13 +75,12 @@ class _Setting:
 
 
 def _setting(where: str, config: Mapping[str, Any], plain: str, patterns: str, integer: bool) -> _Setting:
-    exceptions = config.get(patterns) or {}
+    exceptions = config.get(patterns, {})
     if not isinstance(exceptions, dict):
-        raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", type(exceptions).__name__, AGAIN))
+        raise InputError(mismatch(f"{where}, {patterns}", "an object of patterns and numbers", _quoted(exceptions), AGAIN))
     if sum(map(_is_expression, exceptions)) > _MOST_EXPRESSIONS:
         raise InputError(mismatch(f"{where}, {patterns}", f"at most {_MOST_EXPRESSIONS} expressions", "more", "write the paths out"))
-    value = config.get(plain)
-    default = float(_DEFAULT) if value is None else _number(f"{where}, {plain}", value, integer)
+    default = _number(f"{where}, {plain}", config.get(plain, _DEFAULT), integer)
     compiled = (
         (_compiled(f"{where}, {patterns}", pattern), _number(f"{where}, {patterns}", number, integer))
         for pattern, number in exceptions.items()
@@ -175,11 +181,11 @@ def read_config(path: Path, config: Mapping[str, Any], peft_types: Mapping[str, 
         UnsupportedError: it is another kind of adapter than those read, or its base is not the base.
     """
     where = f"{path}"
-    kind = str(config.get("peft_type") or "LORA").rpartition(".")[2].upper()
+    kind = str(config.get("peft_type", "LORA")).rpartition(".")[2].upper()
     _require_plain(where, config, kind, peft_types)
     for option in ("use_rslora", "use_dora"):
         if not isinstance(config.get(option) or False, bool):
-            raise InputError(mismatch(f"{where}, {option}", "true or false", f"{config[option]!r}"[:60], AGAIN))
+            raise InputError(mismatch(f"{where}, {option}", "true or false", _quoted(config[option]), AGAIN))
     rank = _setting(where, config, "r", "rank_pattern", integer=True)
     alpha = _setting(where, config, "lora_alpha" if kind == "LORA" else "alpha", "alpha_pattern", integer=False)
     rule = ScaleRule(rank, alpha, bool(config.get("use_rslora")))

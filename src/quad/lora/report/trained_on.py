@@ -101,5 +101,5 @@ def _dylora_block(metadata: Mapping[str, str]) -> int:
     try:
         arguments = json.loads(metadata.get("ss_network_args", ""))
         return int(arguments.get("block_size", 4)) if arguments["algo"].lower() == "dylora" else 0
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         return 0  # a header is anybody's words: what is no such record says nothing
