@@ -5,10 +5,12 @@ import { MessageChannel } from "node:worker_threads";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { openBundle } from "../src/bundle/bundle.js";
 import { sha256 } from "../src/bundle/digest.js";
+import { HttpSource } from "../src/bundle/http_source.js";
 import { DirectorySource, MemorySource } from "../src/bundle/source.js";
-import { InputError, StoppedError, UsageError, VerificationError } from "../src/core/errors.js";
+import { InputError, QuadError, StoppedError, UsageError, VerificationError } from "../src/core/errors.js";
 import { readsPicture } from "../src/core/task.js";
 import { type CallOptions, QuadPipeline, type RgbaPicture, verify, WorkerPipeline } from "../src/index.js";
+import { NAMES as CALL_OPTIONS } from "../src/pipeline/call_options.js";
 import { serve } from "../src/worker/host.js";
 import type { Port } from "../src/worker/messages.js";
 import { bundlePath, packPath } from "./reference.js";
@@ -53,6 +55,58 @@ describe.skipIf(bundlePath === undefined)("a bundle", () => {
   async function picture(task: string, from = pipe): Promise<RgbaPicture> {
     return (await from.run("the car", options(task))).images[0] as RgbaPicture;
   }
+
+  test("refuses by its name whatever an argument cannot be", async () => {
+    const anything = [
+      null,
+      "x",
+      "",
+      1.5,
+      -1,
+      true,
+      1e30,
+      Number.NaN,
+      [],
+      ["x"],
+      [null],
+      {},
+      { a: 1 },
+      new Uint8Array(3),
+      10n,
+      "a\0b",
+      "\ud800",
+    ];
+    const refusedOrDone = async (name: string, value: unknown, call: () => unknown): Promise<void> => {
+      try {
+        await call();
+      } catch (error) {
+        expect(error, `${name} = ${String(value)}`).toBeInstanceOf(QuadError);
+      }
+    };
+    const given = { ...options(tasks[0]!), num_inference_steps: 1 };
+    const names = Object.keys(CALL_OPTIONS);
+    for (const value of anything as never[]) {
+      for (const name of names) await refusedOrDone(name, value, () => pipe.run("a", { ...given, [name]: value }));
+      await refusedOrDone("prompt", value, () => pipe.run(value, given));
+      await refusedOrDone("options", value, () => pipe.run("a", value));
+      await refusedOrDone("place", value, () => QuadPipeline.open(value, { threads: 1 }));
+      await refusedOrDone("options", value, () => QuadPipeline.open("/nowhere", value));
+      for (const method of [
+        "set_adapters",
+        "load_lora_weights",
+        "unload",
+        "delete_adapters",
+        "adapter_manifest",
+        "graph",
+        "preview",
+      ] as const) {
+        await refusedOrDone(method, value, () => (pipe[method] as (value: unknown) => unknown)(value));
+      }
+      await refusedOrDone("weights", value, () => pipe.set_adapters([...pipe.adapters].slice(0, 1), value));
+    }
+    expect(() => new HttpSource("http://[")).toThrow("bundle: expected an address, found 'http://['; check it");
+    await pipe.disable_lora();
+  });
 
   test("computes its conformance vectors", async () => {
     const failed = (await verify(pipe)).filter((check) => !check.passes);

@@ -122,7 +122,7 @@ export class AdapterStore {
   #entry(name: string): Entry {
     const entry = this.#entries.get(name);
     if (entry === undefined) {
-      const way = name.endsWith(".safetensors")
+      const way = String(name).endsWith(".safetensors")
         ? "pack it first: quad adapt BUNDLE NAME=FILE -o NAME.qpack, then load_lora_weights"
         : "choose one of these; a pack is loaded by load_lora_weights";
       throw new UsageError(mismatch("adapter", `one of ${this.names.join(", ") || "none loaded"}`, quoted(name), way));

@@ -2,7 +2,7 @@
 
 import { DecodeError, type Decoder, decodeJson } from "../core/decode.js";
 import { type Profile, profileDecoder } from "../core/encoding.js";
-import { CompatibilityError, InputError, mismatch, throwIfAborted, VerificationError } from "../core/errors.js";
+import { CompatibilityError, InputError, mismatch, throwIfAborted, UsageError, VerificationError } from "../core/errors.js";
 import {
   BASE_CORRECTION_FILE,
   BUNDLE_FILE,
@@ -75,6 +75,9 @@ export class Bundle {
 
 /** Open a bundle and check that it is what its manifest says. Raises an `InputError` where there is none, a `VerificationError` otherwise. */
 export async function openBundle(source: BundleSource, options: OpenOptions = {}): Promise<Bundle> {
+  if (typeof source?.read !== "function") {
+    throw new UsageError(mismatch("bundle", "an address, a directory or a BundleSource", quoted(source), "give one"));
+  }
   const manifest = await readManifest(source, options);
   const where = `${source.name}/${BUNDLE_FILE}`;
   checkListed(where, manifest);

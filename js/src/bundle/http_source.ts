@@ -6,7 +6,8 @@
  * latest answer stands, so that a page opens offline what it has opened before.
  */
 
-import { BackendError, mismatch, reasonOf, throwIfAborted } from "../core/errors.js";
+import { BackendError, InputError, mismatch, reasonOf, throwIfAborted } from "../core/errors.js";
+import { quoted } from "../core/text.js";
 import { type ByteCache, defaultCache } from "./cache.js";
 import type { BundleSource, ReadOptions } from "./source.js";
 
@@ -34,8 +35,11 @@ export class HttpSource implements BundleSource {
   readonly #rangeBytes: number;
 
   constructor(address: string | URL, options: HttpOptions = {}) {
-    const base = new URL(String(address), globalThis.location?.href);
-    this.name = base.href.replace(/\/+$/, "");
+    const place = String(address);
+    if (!URL.canParse(place, globalThis.location?.href)) {
+      throw new InputError(mismatch("bundle", "an address", quoted(place), "check it"));
+    }
+    this.name = new URL(place, globalThis.location?.href).href.replace(/\/+$/, "");
     this.#cache = options.cache ?? defaultCache();
     this.#fetch = options.fetch ?? ((request, init) => globalThis.fetch(request, init));
     this.#headers = options.headers ?? {};

@@ -69,6 +69,13 @@ export function mismatch(where: string, expected: unknown, found: unknown, nextS
   return `${where}: expected ${expected}, found ${found}; ${nextStep}`;
 }
 
+/** Refuse options that are no object. Raises a `UsageError`. */
+export function requireObject(where: string, options: unknown): void {
+  if (typeof options !== "object" || options === null) {
+    throw new UsageError(mismatch(where, "an object of options", options === null ? "null" : typeof options, "give one, or leave it out"));
+  }
+}
+
 /** The message of whatever was thrown. */
 export function reasonOf(error: unknown): string {
   const text = error instanceof Error ? error.message : String(error);

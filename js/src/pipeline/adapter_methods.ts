@@ -62,10 +62,7 @@ export abstract class AdapterMethods {
    * Raises a `UsageError` for an unknown name or a wrong weight, a `CompatibilityError` where their ranks together exceed a slot's.
    */
   async set_adapters(adapter_names: string | readonly string[], weights?: WeightInput | readonly WeightInput[] | null): Promise<void> {
-    const names = typeof adapter_names === "string" ? [adapter_names] : adapter_names;
-    if (!Array.isArray(names)) {
-      throw new UsageError(mismatch("set_adapters", "names of adapters", quoted(adapter_names), "give weights beside them"));
-    }
+    const names = listOf("set_adapters", adapter_names, "give weights beside them");
     const chosen = adapterWeights(names, weights);
     await this.turns.take(() => this.bind(chosen));
     this.chosen = chosen;
@@ -90,6 +87,9 @@ export abstract class AdapterMethods {
 
   async #adapterFile(source: AdapterSource, name: string): Promise<AdapterFile> {
     if (typeof source === "string" || source instanceof URL) return readPack(String(source), await wholeFile(source));
+    if (typeof source !== "object" || source === null) {
+      throw new UsageError(mismatch("load_lora_weights", "a pack, or its place", quoted(source), "give one"));
+    }
     if ("manifest" in source) return readFiles(name, source);
     if (!("repository" in source)) return readPack(name, await wholeFile(source));
     const { where, content, terms } = await fetchSigned(source, this.store.parents);
@@ -113,7 +113,7 @@ export abstract class AdapterMethods {
 
   /** Unregister some adapters. */
   async delete_adapters(adapter_names: string | readonly string[]): Promise<void> {
-    const names = typeof adapter_names === "string" ? [adapter_names] : adapter_names;
+    const names = listOf("delete_adapters", adapter_names, "give one, or a list");
     for (const name of names) this.adapter_manifest(name);
     for (const name of names) await this.unload(name);
   }
@@ -129,4 +129,10 @@ export abstract class AdapterMethods {
     for (const graph of this.graphs.values()) await graph.bind(mix);
     this.active = mix.weights;
   }
+}
+
+function listOf(where: string, names: string | readonly string[], nextStep: string): readonly string[] {
+  const listed = typeof names === "string" ? [names] : names;
+  if (Array.isArray(listed)) return listed;
+  throw new UsageError(mismatch(where, "names of adapters", quoted(names), nextStep));
 }

@@ -3,7 +3,7 @@
 import { InputError, mismatch, UsageError } from "../core/errors.js";
 import type { Float } from "../core/tensor.js";
 import { quoted, shapeText } from "../core/text.js";
-import { checkedSeed, type Generator, type Seed } from "../noise/generator.js";
+import { checkedSeed, Generator, type Seed } from "../noise/generator.js";
 import { type Request, wholeNumber } from "./request.js";
 
 const MOST_PICTURES = 10_000;
@@ -43,6 +43,10 @@ export function expand(
   if (listed !== undefined && listed.length !== count) {
     throw new UsageError(mismatch("generator", `one, or ${count} as there are pictures`, listed.length, "give one for each"));
   }
+  for (const each of listed ?? (generator === undefined ? [] : [generator])) {
+    if (!(each instanceof Generator))
+      throw new UsageError(mismatch("generator", "a Generator", quoted(each), "give new Generator(seed), or seed"));
+  }
   const latents = latentsOf(words.latents, count);
   return Array.from({ length: count }, (_, index) => ({
     ...common,
@@ -69,6 +73,9 @@ function textsOf(name: string, given: string | readonly string[]): readonly stri
 function latentsOf(given: Float | undefined, count: number): readonly Float[] | undefined {
   if (given === undefined) return undefined;
   const { data, shape } = given;
+  if (typeof data?.slice !== "function" || !Array.isArray(shape)) {
+    throw new InputError(mismatch("latents", "{ data: Float32Array, shape }", quoted(given), "give those of a callback"));
+  }
   if (shape.length !== 4 || shape[0] !== count) {
     const expected = `an array of floats (${count}, c, h, w)`;
     throw new InputError(mismatch("latents", expected, shapeText(shape), "draw as many as there are pictures"));

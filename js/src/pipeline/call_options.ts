@@ -4,7 +4,7 @@ import type { IntervalInput } from "../conditioning/guidance.js";
 import type { Picture } from "../conditioning/picture.js";
 import type { PromptSyntax } from "../conditioning/prompt_syntax.js";
 import { SIZE_NAMES, type SizeConditions } from "../conditioning/size_conditions.js";
-import { mismatch, UsageError } from "../core/errors.js";
+import { mismatch, requireObject, UsageError } from "../core/errors.js";
 import type { Float } from "../core/tensor.js";
 import { quoted } from "../core/text.js";
 import type { Generator, Seed } from "../noise/generator.js";
@@ -48,7 +48,8 @@ export interface PipelineOutput extends Omit<PictureOutput, "image"> {
   readonly seeds: readonly Seed[];
 }
 
-const NAMES: Readonly<Record<keyof CallOptions, true>> = {
+/** Every name of an option. */
+export const NAMES: Readonly<Record<keyof CallOptions, true>> = {
   ...(Object.fromEntries(SIZE_NAMES.map((name) => [name, true])) as Record<keyof SizeConditions, true>),
   task: true,
   image: true,
@@ -75,10 +76,22 @@ const NAMES: Readonly<Record<keyof CallOptions, true>> = {
   on_progress: true,
 };
 
-/** Refuse a name that is none, and a type of output that there is not. Raises a `UsageError`. */
+const FUNCTIONS = ["callback_on_step_end", "on_progress"] as const;
+
+/** Refuse a name that is none, a value that is null or cannot be called, and a type of output that there is not. Raises a `UsageError`. */
 export function checkOptions(options: CallOptions<never>): void {
+  requireObject("run", options);
   const odd = Object.keys(options).find((name) => !Object.hasOwn(NAMES, name));
   if (odd !== undefined) throw new UsageError(mismatch("run", "options by Python's names", quoted(odd), "see the README"));
+  for (const [name, value] of Object.entries(options)) {
+    if (value === null) throw new UsageError(mismatch(name, "a value", "null", "leave it out"));
+  }
+  for (const name of FUNCTIONS) {
+    const value = options[name];
+    if (value !== undefined && typeof value !== "function") {
+      throw new UsageError(mismatch(name, "a function", quoted(value), "give one, or leave it out"));
+    }
+  }
   const output = options.output_type ?? "rgba";
   if (!["rgba", "np", "latent"].includes(output)) {
     throw new UsageError(mismatch("output_type", "one of rgba, np, latent", quoted(output), "choose one of these"));

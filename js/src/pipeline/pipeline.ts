@@ -12,7 +12,7 @@ import { statedSizes } from "../conditioning/size_conditions.js";
 import { TextMemo } from "../conditioning/text_memo.js";
 import { Tokenizer } from "../conditioning/tokenizer.js";
 import type { AdapterManifest } from "../core/adapter_manifest.js";
-import { mismatch, UsageError } from "../core/errors.js";
+import { mismatch, requireObject, UsageError } from "../core/errors.js";
 import { type BundleManifest, EMBEDDINGS_FILE, pictureSizes, TOKENIZER_FILE } from "../core/manifest.js";
 import { UNET } from "../core/slots.js";
 import type { TaskSpec } from "../core/task.js";
@@ -69,6 +69,7 @@ export class QuadPipeline extends AdapterMethods {
    * Raises an `InputError` where there is no bundle, a `VerificationError` where it was changed, a `BackendError` where it cannot be run.
    */
   static async open(place: string | URL | BundleSource, options: PipelineOptions = {}): Promise<QuadPipeline> {
+    requireObject("open", options);
     const bundle = await openBundle(sourceOf(place, options), options);
     const { manifest } = bundle;
     const tokenizer = new Tokenizer(await bundle.read(TOKENIZER_FILE, options), manifest.text);

@@ -35,6 +35,7 @@ from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.profile.anchor import AUTO, UNIFIED, check_request
 from quad.quantize.profile.groups import DEFAULT_LOSS, GroupLimits
 from quad.runtime.adapter_defaults import check_defaults
+from quad.runtime.arguments import thread_count
 
 COMPENSATED, NEAREST = "compensated", "nearest"
 ROUNDINGS = (COMPENSATED, NEAREST)
@@ -254,8 +255,7 @@ class BuildRequest:
         self._check_places()
         check_options(load_target(self.target), self.backend_options)
         self.backend.check()
-        if self.threads < 1:
-            raise UsageError(mismatch("--threads", "1 or more", self.threads, "choose a larger one"))
+        thread_count("--threads", self.threads, "leave it out for 1")
         self._check_text()
         self._check_reuse()
         if self.lora_bits not in (8, 16):

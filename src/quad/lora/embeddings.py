@@ -100,8 +100,8 @@ def read_embeddings(path: Path) -> dict[str, Vectors]:
         UnsupportedError: the vectors are of another model's text encoder.
     """
     refuse_pickle(path)
-    file = path / EMBEDDINGS_NAME if path.is_dir() else path
     try:
+        file = path / EMBEDDINGS_NAME if path.is_dir() else path
         if not file.is_file():
             raise InputError(mismatch(f"{path}", "a textual-inversion file", "no such file", "check the path"))
         tensors, _ = read_tensors(StableFile.of(file))

@@ -108,6 +108,8 @@ class AdapterSwitch:
         Raises:
             UsageError: an unknown task or adapter, a size that there is no graph for, or a number out of its range.
         """
+        if not isinstance(request, Request):
+            raise UsageError(mismatch("request", "a Request", repr(request), "make one: Request(prompt=...)"))
         manifest = self._bundle.manifest
         presets = Presets(self.store.defaults(), manifest.samplers or {}, merged_defaults(manifest))
         size = choose_size(manifest.picture_sizes, request.width, request.height)

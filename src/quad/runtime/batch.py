@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import InputError, UsageError, mismatch
-from quad.runtime.request import Request, whole_number
+from quad.runtime.arguments import one_of, whole_number
+from quad.runtime.request import Request
 from quad.runtime.stages import OutputType, PipelineOutput
 
 MOST_PICTURES = 10_000
@@ -73,9 +74,9 @@ def check_output(output_type: str) -> None:
     Raises:
         UsageError: names the way.
     """
-    if output_type not in get_args(OutputType):
-        way = "take np and torch.from_numpy(pictures).permute(0, 3, 1, 2)" if output_type == "pt" else "choose one of these"
-        raise UsageError(mismatch("output_type", "one of pil, np, latent", repr(output_type), way))
+    is_torch = isinstance(output_type, str) and output_type == "pt"
+    way = "take np and torch.from_numpy(pictures).permute(0, 3, 1, 2)" if is_torch else "choose one of these"
+    one_of("output_type", output_type, get_args(OutputType), way)
 
 
 def joined(outputs: Sequence[PipelineOutput], notes: Sequence[str]) -> PipelineOutput:

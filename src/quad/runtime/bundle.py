@@ -41,6 +41,7 @@ from quad.core.storage.reading import reading_from
 from quad.core.storage.replaced import identity_of, unless_replaced
 from quad.core.storage.stable_file import Identity
 from quad.core.tensor_names import CONSTANT_ROLES, Role, role_of
+from quad.runtime.arguments import flag, path_of
 
 COMPONENTS = ("unet", "text_encoder", "vae_encoder", "vae_decoder")
 SIZED = ("unet", "vae_encoder", "vae_decoder")  # the graphs that hang on the size of the pictures
@@ -189,8 +190,10 @@ def open_bundle(path: str | Path, verify: bool = True) -> Bundle:
         VerificationError: unknown format version, a changed or missing file, or a name that leaves the directory.
         BackendError: the system does not let it be read.
     """
-    with reading_from(path):
-        return unless_replaced(Path(path) / BUNDLE_FILE, lambda: _open(Path(path), verify))
+    root = path_of("path", path)
+    flag("verify", verify)
+    with reading_from(root):
+        return unless_replaced(root / BUNDLE_FILE, lambda: _open(root, verify))
 
 
 def _open(root: Path, verify: bool) -> Bundle:

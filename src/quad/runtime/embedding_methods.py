@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from quad.runtime.arguments import path_of, text, texts
 from quad.runtime.conditioning.embeddings import TextEmbeddings
 
 
@@ -31,7 +32,7 @@ class EmbeddingMethods:
             InputError: no such file, or no embedding in it. CompatibilityError: vectors of another model.
             UnsupportedError: the bundle's text encoder takes none. UsageError: one word for a file of several.
         """
-        return self.embeddings.load(Path(path), token)
+        return self.embeddings.load(path_of("path", path), None if token is None else text("token", token))
 
     def unload_textual_inversion(self, tokens: str | Sequence[str] | None = None) -> None:
         """Take words away, all by default.
@@ -39,7 +40,7 @@ class EmbeddingMethods:
         Raises:
             UsageError: an unknown word.
         """
-        self.embeddings.remove([tokens] if isinstance(tokens, str) else tokens)
+        self.embeddings.remove(None if tokens is None else texts("tokens", tokens))
 
     @property
     def textual_inversions(self) -> tuple[str, ...]:

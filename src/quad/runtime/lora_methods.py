@@ -15,6 +15,7 @@ from quad.core.storage.tensor_file import open_header
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.block_weights import Weight
 from quad.runtime.adapters.store import StoreMetrics
+from quad.runtime.arguments import path_of, texts
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -96,7 +97,8 @@ class LoraMethods:
             InputError: there is nothing, or a LoRA that was not packed for this bundle.
             CompatibilityError: packed for another bundle. VerificationError: changed, or no adapter.
         """
-        place = Path(path) if weight_name is None else Path(path) / weight_name
+        given = path_of("path", path)
+        place = given if weight_name is None else given / path_of("weight_name", weight_name)
         _require_packed(place, str(path))
         return self.switch.load(place, adapter_name)
 
@@ -118,7 +120,7 @@ class LoraMethods:
         Raises:
             UsageError: an unknown name.
         """
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        names = texts("adapter_names", adapter_names)
         for name in names:
             self.adapter_manifest(name)
         for name in names:

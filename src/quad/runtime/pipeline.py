@@ -17,6 +17,7 @@ from quad.core.manifest import BUNDLE_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, Tas
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
+from quad.runtime.arguments import flag, path_of, text, thread_count
 from quad.runtime.batch import BatchWords, check_output, expand, joined
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
@@ -103,21 +104,23 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             CompatibilityError: bf16 is asked for, and the engine or the processor has none.
         """
         refuse_arguments(unknown, "from_pretrained")
-        if threads is not None and threads < 1:
-            raise UsageError(mismatch("threads", "1 or more", threads, "leave it out for all cores"))
+        root, place = path_of("path", path), None if store is None else path_of("store", store)
+        for word, value in (("engine", engine), ("memory", memory), ("float_type", float_type)):
+            text(word, value)
+        n_threads = default_threads() if threads is None else thread_count("threads", threads)
 
         def open_pipeline() -> QuadPipeline:
-            bundle = open_bundle(path, verify).without_weights()
+            bundle = open_bundle(root, verify).without_weights()
             opened = open_engine(engine, bundle.manifest.engines, bundle.manifest.precision)
             denoiser = denoiser_engine(opened, float_type, bundle.manifest)
-            graphs = open_graphs(bundle, opened, threads or default_threads(), memory, denoiser.engine)
+            graphs = open_graphs(bundle, opened, n_threads, memory, denoiser.engine)
             return cls(
                 bundle, graphs, engine=opened.name, memory=memory, float_type=denoiser.float_type, adapter_budget_bytes=adapter_budget_bytes
             )
 
-        pipe = unless_replaced(Path(path) / BUNDLE_FILE, open_pipeline)
-        if store is not None:
-            installed = InstalledAdapters(Path(store), partial(pipe.switch.register, verify=False, mapped=True), pipe.switch.unregister)
+        pipe = unless_replaced(root / BUNDLE_FILE, open_pipeline)
+        if place is not None:
+            installed = InstalledAdapters(place, partial(pipe.switch.register, verify=False, mapped=True), pipe.switch.unregister)
             installed.open()
             pipe.notes = installed.notes
         return pipe
@@ -172,7 +175,6 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             UsageError: unknown task, an input it needs is missing, or a number is out of its range.
             InputError: a picture is no picture, the mask is empty.
         """
-        check_output(output_type)
         common = Request(
             task=task, adapters=self.switch.chosen, image=image, mask_image=mask_image, mask_grow=mask_grow, seed=seed, latents=latents,
             num_inference_steps=num_inference_steps, sampler=sampler, guidance_scale=guidance_scale, strength=strength,
@@ -191,6 +193,9 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         Raises:
             QuadError: as a call, when the picture is asked for that it is about.
         """
+        check_output(output_type)
+        if callback_on_step_end is not None and not callable(callback_on_step_end):
+            raise UsageError(mismatch("callback_on_step_end", "something to call", repr(callback_on_step_end), "give a function"))
         texts = TextMemo()
         for request in requests:
             yield self.finish(self.prepare(request, texts), callback_on_step_end, output_type)
@@ -248,7 +253,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
         Raises:
             UsageError: the bundle is of an older build, or was built without a picture, or without that decoder.
         """
-        return self.stages.tiny_picture(latents) if tiny_decoder else bundle_preview(self.bundle.manifest, latents)
+        return self.stages.tiny_picture(latents) if flag("tiny_decoder", tiny_decoder) else bundle_preview(self.bundle.manifest, latents)
 
     def __getattr__(self, name: str) -> Any:
         """Words of diffusers that are not here, told with the way that is.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from quad.runtime.adapter_defaults import (
     with_defaults,
 )
 from quad.runtime.adapters.block_weights import Weight, adapter_weights
+from quad.runtime.arguments import flag, number, one_of, whole_number
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
@@ -114,8 +114,7 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
         # No half of a character, as bytes become that are no text of the terminal's encoding: no tokenizer takes one.
         if any("\ud800" <= letter <= "\udfff" for letter in text):
             raise UsageError(mismatch(name, "text in UTF-8", repr(text), "write it again"))
-    if request.prompt_syntax not in SYNTAXES:
-        raise UsageError(mismatch("prompt_syntax", f"one of {', '.join(SYNTAXES)}", repr(request.prompt_syntax), "choose one of these"))
+    one_of("prompt_syntax", request.prompt_syntax, SYNTAXES)
     whole_number("mask_grow", request.mask_grow)
     task = choose_task(request.task, list(request.adapters or ()), tasks)
     own, notes = tasks[task], list[str]()
@@ -132,9 +131,7 @@ def resolve(request: Request, tasks: Mapping[str, TaskSpec], schedule: NoiseSche
     spec = with_overrides(task, sampled, request, schedule)
     if spec.sampler.kind != sampled.sampler.kind:
         notes.append(f"sampler olss has a table for {sampled.sampler.steps} steps alone: {sampler_text(spec.sampler)} took its place")
-    if not isinstance(request.tiny_decoder, bool):
-        raise UsageError(mismatch("tiny_decoder", "True or False", repr(request.tiny_decoder), "give one of these"))
-    told, tiny = (*notes, *wishes, *trigger_notes(weights, presets, request.prompt)), request.tiny_decoder
+    told, tiny = (*notes, *wishes, *trigger_notes(weights, presets, request.prompt)), flag("tiny_decoder", request.tiny_decoder)
     return Resolved(task=task, spec=spec, weights=weights, notes=told, reuse=_reuse(request.reuse), tiny_decoder=tiny)
 
 
@@ -146,9 +143,7 @@ def choose_task(name: str | None, active: Sequence[str], tasks: Mapping[str, Tas
     """
     if name is None:
         name = next((task for adapter in active for task, spec in tasks.items() if spec.adapter == adapter), TEXT_TO_IMAGE)
-    if not isinstance(name, str) or name not in tasks:
-        raise UsageError(mismatch("task", f"one of {', '.join(sorted(tasks))}", repr(name), "choose one of these"))
-    return name
+    return one_of("task", name, sorted(tasks))
 
 
 def choose_size(sizes: Sequence[PictureSize], width: int | None, height: int | None) -> PictureSize:
@@ -195,7 +190,7 @@ def with_overrides(task: str, spec: TaskSpec, request: Request, schedule: NoiseS
             raise UsageError(
                 mismatch("strength", f"a task that begins at a picture, which {task} does not", strength, "name one, or leave it out")
             )
-        changes["strength"] = share = _number(strength)
+        changes["strength"] = share = number(strength)
         if not 0.0 < share <= 1.0:
             raise UsageError(mismatch("strength", "more than 0, at most 1", strength, "choose one in that range"))
     if request.guidance_scale is not None:
@@ -218,29 +213,9 @@ def _reuse(value: Any) -> int:
     return every
 
 
-def whole_number(name: str, value: Any) -> int:
-    """A whole number of Python or NumPy, as one of Python, which does not overflow.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise UsageError(mismatch(name, "a whole number", repr(value), "give one")) from None
-
-
 def _guidance(name: str, value: Any) -> float:
-    number = _number(value)
-    if not math.isfinite(number):
+    scale = number(value)
+    if not math.isfinite(scale):
         raise UsageError(mismatch(name, "a finite number", value, "choose another"))
-    check_guidance(name, number)
-    return number
-
-
-def _number(value: Any) -> float:
-    """As float() reads it; NaN where it is no number."""
-    try:
-        return math.nan if isinstance(value, str | bytes) else float(value)
-    except (TypeError, ValueError, OverflowError):
-        return math.nan
+    check_guidance(name, scale)
+    return scale

@@ -179,7 +179,7 @@ def test_what_a_graph_is_bound_to_is_not_taken_away_and_is_freed_when_it_is_boun
 
 
 def test_a_budget_below_zero_is_none(tiny_bundle: Path) -> None:
-    with pytest.raises(UsageError, match="adapter budget: expected 0 bytes or more, found -1"):
+    with pytest.raises(UsageError, match="adapter budget: expected a whole number, 0 or more, found -1"):
         AdapterStore(open_bundle(tiny_bundle), -1)
 
 

@@ -21,6 +21,7 @@ from quad.runtime.adapters.buffers import Buffers, ZeroBuffers, padded_bytes
 from quad.runtime.adapters.cache import BufferCache
 from quad.runtime.adapters.file import AdapterFile, bundle_zeros, check_parents, open_adapter, open_shipped
 from quad.runtime.adapters.weighted_sum import mix_adapters, strength_notes
+from quad.runtime.arguments import path_of, text, whole_number
 from quad.runtime.bundle import Bundle
 
 _LOG = logging.getLogger(__name__)
@@ -68,8 +69,8 @@ class AdapterStore:
             UsageError: the budget is below zero.
             CompatibilityError: one was packed for another bundle.
         """
-        if budget_bytes is not None and budget_bytes < 0:
-            raise UsageError(mismatch("adapter budget", "0 bytes or more", budget_bytes, "leave it out for no bound"))
+        if budget_bytes is not None:
+            whole_number("adapter budget", budget_bytes, 0, "give bytes, or leave it out for no bound")
         self._bundle = bundle
         self._zeros = bundle_zeros(bundle)
         self._manifests: dict[str, AdapterManifest] = {}
@@ -102,7 +103,7 @@ class AdapterStore:
         Raises:
             UsageError: no adapter has that name; the message lists those there are.
         """
-        manifest = self._manifests.get(name)
+        manifest = self._manifests.get(text("adapter", name))
         if manifest is None:
             names = ", ".join(self.names) or "none loaded"
             way = "choose one of these; a pack is loaded by load_lora_weights or --adapter FILE.qpack, or installed by quad install"
@@ -127,10 +128,11 @@ class AdapterStore:
             CompatibilityError: it was packed for another bundle.
             VerificationError: it was changed, or is no adapter.
         """
-        file = open_adapter(Path(path), mapped)
+        stated = None if name is None else text("adapter_name", name)
+        file = open_adapter(path_of("path", path), mapped)
         check_parents(file.manifest, self._bundle)
         file.check(self._zeros, verify)
-        name = name or file.manifest.name
+        name = stated or file.manifest.name
         self._register(name, file)
         return name
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 
 from quad.core.errors import BackendError, UsageError, lack_of, mismatch
+from quad.runtime.arguments import number, whole_number
 from quad.runtime.engines.engine import first_line
 from quad.runtime.queue.ordering import misses
 from quad.runtime.queue.ticket import State, Ticket
@@ -24,10 +25,9 @@ def check_terms(priority: int, deadline_s: float | None) -> None:
     Raises:
         UsageError: one is none.
     """
-    if not isinstance(priority, int):
-        raise UsageError(mismatch("priority", "a whole number", repr(priority), "leave it out for 0"))
-    if deadline_s is not None and not (math.isfinite(deadline_s) and deadline_s > 0):
-        raise UsageError(mismatch("deadline_s", "seconds from now, more than 0", deadline_s, "leave it out for none"))
+    whole_number("priority", priority, instead="leave it out for 0")
+    if deadline_s is not None and not 0 < number(deadline_s) < math.inf:
+        raise UsageError(mismatch("deadline_s", "seconds from now, more than 0", repr(deadline_s), "leave it out for none"))
 
 
 def as_exception(number: int, error: BaseException) -> Exception:

@@ -21,6 +21,7 @@ from typing import Any
 
 from quad.core.errors import BusyError, QuadError, mismatch
 from quad.core.slots import UNET
+from quad.runtime.arguments import flag, whole_number
 from quad.runtime.engines.graph import PLANS
 from quad.runtime.pipeline import QuadPipeline
 from quad.runtime.preview import bundle_preview
@@ -48,6 +49,15 @@ class SchedulerOptions:
     max_queue: int = 64
     most_overtaken: int = 8
     clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be compared with, before a thread would.
+
+        Raises:
+            UsageError: a number is none.
+        """
+        whole_number("max_queue", self.max_queue)
+        whole_number("most_overtaken", self.most_overtaken)
 
 
 class Scheduler:
@@ -87,6 +97,7 @@ class Scheduler:
             UsageError: an unknown task or adapter, a number out of its range. BusyError: the queue is full, or the scheduler closed.
         """
         check_terms(priority, deadline_s)
+        flag("previews", previews)
         resolved = self._pipe.switch.resolve(request)
         self._expire()
         with self._changed:
