@@ -16,6 +16,7 @@ from safetensors.numpy import save
 from torch import nn
 
 from quad.build.admission_data import Corrections, admission_files, chosen_calls, few_probes
+from quad.build.bundle_trial import BundleTrial
 from quad.build.calls.call_recorder import corrected_calls
 from quad.build.calls.float_teacher import FloatTeacher
 from quad.build.choose_profile import ProfileStage
@@ -36,7 +37,6 @@ from quad.compile.graph_specs import sinusoid_of
 from quad.compile.passes import Observer
 from quad.compile.targets import load_target
 from quad.core.errors import BackendError
-from quad.core.float_type import F32
 from quad.core.manifest import BASE_CORRECTION_FILE, PROBES_FILE, BundleManifest
 from quad.core.memory import release_memory
 from quad.core.picture_size import graph_name
@@ -44,18 +44,10 @@ from quad.core.precision import FLOATS
 from quad.core.progress import StageClock
 from quad.core.slots import UNET
 from quad.core.storage.files import scratch_directory
-from quad.core.storage.reading import files_below
-from quad.quantize.observe.side_by_side import lanes
 from quad.quantize.processes.dealt import Codec, Packed
 from quad.runtime.adapters.packed import PackedAdapter
 from quad.runtime.conformance import record_vectors
-from quad.runtime.engines.graph import BALANCED, KEEP_ALL
-from quad.runtime.fixed_threads import ENGINE_THREADS
-from quad.runtime.pipeline import QuadPipeline
 
-# Pipelines that record pictures side by side, with all graphs in memory, where a U-Net's files have no more bytes: at 860 million, Stable
-# Diffusion 1.5's, two of them took a build's peak.
-_PIPELINES, _TWICE_BYTES = 2, 300_000_000
 META = "meta"  # where torch holds shapes without numbers
 _log = logging.getLogger(__name__)
 
@@ -212,10 +204,12 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
     references = of_groups(model.references, groups, parts.profile.group_count)
     cases = smoke_cases(references, {adapter.name: adapter.tensors for adapter in parts.adapters}, parts.slots)
 
+    trial = BundleTrial(parts)
+
     def check(stage: Path, graphs: Mapping[str, Path]) -> SmokeResult:
         try:
             files = SmokeFiles(graphs=graphs, probes=stage / PROBES_FILE, profile=parts.profile, correction=stages.correction)
-            smoke = run_smoke(files, parts.engines[0], request.resolved_precision, cases, parts.slots, parts.adapters)
+            smoke = run_smoke(files, trial.engine(graphs), request.resolved_precision, cases, parts.slots, parts.adapters)
         except BackendError:
             clear_cache(request)  # graphs that answer wrongly are not to be taken up again
             raise
@@ -223,16 +217,12 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
         return smoke
 
     def vectors(stage: Path) -> Mapping[str, bytes]:
-        fits_twice = _fits_twice(parts, stage)
-        opened = partial(
-            QuadPipeline.from_pretrained, stage, engine=parts.engines[0], threads=ENGINE_THREADS, verify=False,
-            memory=KEEP_ALL if fits_twice else BALANCED, float_type=F32,
-        )  # fmt: skip
-        pipe = opened()
+        pipe, *beside = trial.pipelines(stage)
         if parts.reuse:
             check_shallow(pipe)
-        more = min(lanes(), len(parts.tasks), _PIPELINES) - 1 if fits_twice else 0
-        return record_vectors(pipe, model.samples, [opened() for _ in range(more)]).files()
+        files = record_vectors(pipe, model.samples, beside).files()
+        trial.close()
+        return files
 
     manifest = write_bundle(parts, request.output, check, vectors)
     _log.info("bundle %s: %s, %d adapters", parts.name, parts.target, len(parts.adapters))
@@ -243,8 +233,3 @@ def _write(request: BuildRequest, parts: BundleParts, stages: BuildStages) -> Wr
         emulation=emulation_json(parts.artifacts),
         notes=(*binary_notes(manifest), *shallow_notes(manifest)),
     )
-
-
-def _fits_twice(parts: BundleParts, stage: Path) -> bool:
-    """Whether whole pipelines, two of them, are worth their memory; where a chip is required each is an emulator, and makes no picture."""
-    return not parts.requires and sum(path.stat().st_size for path in files_below(stage / UNET)) <= _TWICE_BYTES

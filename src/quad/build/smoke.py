@@ -4,7 +4,7 @@ are taken while the U-Net is there."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
@@ -29,8 +29,9 @@ from quad.model.slots.slot_tensors import slot_tensors
 from quad.quantize.observe.side_by_side import side_by_side
 from quad.runtime.adapters.buffers import ZeroBuffers, pad, zero_buffers
 from quad.runtime.adapters.packed import PackedAdapter
-from quad.runtime.engines.engine import Session, open_engine
+from quad.runtime.engines.engine import Session
 from quad.runtime.engines.float_types import in_bf16
+from quad.runtime.engines.memo import MemoEngine
 from quad.runtime.fixed_threads import ENGINE_THREADS
 from quad.runtime.golden_outputs import calls_of, golden
 
@@ -123,9 +124,9 @@ def of_groups(references: Sequence[ComponentCall], group_of: Mapping[str, int], 
     return tuple(call for graph in calls.values() for call in graph)
 
 
-def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
+def run_smoke(files: SmokeFiles, engine: MemoEngine, precision: str, cases: Sequence[ComponentCall], slots: SlotTable,
               adapters: Sequence[PackedAdapter] = ()) -> SmokeResult:  # fmt: skip
-    """Run every case; adapters are padded to the slots one by one, as on a device. Each graph is loaded once, for as long as it runs.
+    """Run every case; adapters are padded to the slots one by one, as on a device. Each graph is loaded once.
 
     Args:
         cases: with the float network's outputs, those of one component side by side.
@@ -134,37 +135,64 @@ def run_smoke(files: SmokeFiles, engine: str, precision: str, cases: Sequence[Co
     Raises:
         BackendError: a graph does not load, gives another shape or NaN, or is far from the float network.
     """
-    runner = open_engine(engine, (), precision)
-    short, limit = in_bf16(runner), LIMITS.get(precision, QUANTIZED_LIMIT)
+    short, limit = in_bf16(engine), LIMITS.get(precision, QUANTIZED_LIMIT)
 
-    def run(calls: Sequence[ComponentCall]) -> _Tried:
-        graph = calls[0].component
-        session, zeros = runner.load(files.graphs[graph], ENGINE_THREADS), files.zeros(slots.of(component_of(graph)))
-        errors = {case.source: _error(session, case, zeros, limit) for case in calls}
-        own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
-        goldens = _goldens(files.probes, session, own, zeros) if own else {}
+    def run(trial: _Trial) -> _Tried:
+        graph = trial.graph
+        session, zeros = engine.load(files.graphs[graph], ENGINE_THREADS), files.zeros(slots.of(component_of(graph)))
+        errors = {case.source: _error(session, case, zeros, limit) for case in trial.cases}
+        goldens = _goldens(files.probes, session, trial.adapters, zeros)
         if short is None or component_of(graph) != UNET:
             return _Tried(graph=graph, errors=errors, goldens=goldens)
         del session
         session = short.load(files.graphs[graph], ENGINE_THREADS)
-        in_short = [_error(session, case, zeros, float("inf")) for case in calls]
+        in_short = [_error(session, case, zeros, float("inf")) for case in trial.cases]
         return _Tried(graph=graph, errors=errors, goldens=goldens, in_short=in_short)
 
-    by_graph = [list(calls) for _, calls in groupby(cases, lambda case: case.component)]
+    trials = _trials(cases, adapters, lambda graph: engine.keeps(files.graphs[graph]))
     # Other engines take many cores, or a compiler's memory, for one graph.
-    tried = side_by_side(run, by_graph) if engine == "ort" else [run(calls) for calls in by_graph]
+    tried = side_by_side(run, trials) if engine.name == "ort" else [run(trial) for trial in trials]
+    errors: dict[str, dict[str, float]] = {case.component: {} for case in cases}
+    for one in tried:
+        errors[one.graph] |= one.errors
     in_short = [error for one in tried for error in one.in_short]
     in_f32 = [error for one in tried if one.in_short for error in one.errors.values()]
     return SmokeResult(
-        {one.graph: one.errors for one in tried},
+        errors,
         {name: output for one in tried for name, output in one.goldens.items()},
-        _proof(engine, max(in_f32, default=0.0), max(in_short, default=0.0)),
+        _proof(engine.name, max(in_f32, default=0.0), max(in_short, default=0.0)),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Trial:
+    """Cases of one graph that run one after the other, and adapters whose golden outputs are taken on it."""
+
+    graph: str
+    cases: Sequence[ComponentCall]
+    adapters: Sequence[PackedAdapter]
+
+
+def _trials(cases: Sequence[ComponentCall], adapters: Sequence[PackedAdapter], kept: Callable[[str], bool]) -> list[_Trial]:
+    """All of a graph at once; of one that stays in memory each source by itself. The first of every graph, which loads it, come first."""
+    turns: list[tuple[int, _Trial]] = []
+    for graph, calls in groupby(cases, lambda case: case.component):
+        of_graph = list(calls)
+        own = [adapter for adapter in adapters if graph_name(UNET, None, adapter.group) == graph]
+        names = dict.fromkeys([*(case.source for case in of_graph), *(adapter.name for adapter in own)])
+        for turn, sources in enumerate([{name} for name in names] if kept(graph) else [{*names}]):
+            trial = _Trial(
+                graph=graph,
+                cases=[case for case in of_graph if case.source in sources],
+                adapters=[adapter for adapter in own if adapter.name in sources],
+            )
+            turns.append((turn, trial))
+    return [trial for _, trial in sorted(turns, key=lambda turn: turn[0] > 0)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Tried:
-    """One graph: errors by case, golden outputs by adapter, errors in bf16 where that was tried."""
+    """One graph's errors by case, golden outputs by adapter, errors in bf16 where that was tried."""
 
     graph: str
     errors: dict[str, float]
@@ -198,7 +226,7 @@ def _error(session: Session, case: ComponentCall, zeros: ZeroBuffers, limit: flo
 
 def _goldens(probes: Path, session: Session, adapters: Sequence[PackedAdapter], zeros: ZeroBuffers) -> dict[str, Golden]:
     """The golden output of every adapter on the first stored probe; none where nothing is stored."""
-    if not probes.is_file():
+    if not adapters or not probes.is_file():
         return {}
     call, goldens = calls_of(probes)[0], {}
     for adapter in adapters:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
@@ -41,6 +42,7 @@ from quad.core.storage.directories import new_directory
 from quad.core.storage.files import write_bytes
 from quad.core.storage.reading import files_below
 from quad.model.base.open import Base
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.runtime.adapters.packed import PackedAdapter, adapter_manifest
 
 # A bundle's directory and its graph files by name of the graph -> what running them showed.
@@ -91,33 +93,36 @@ def write_bundle(parts: BundleParts, final: Path, check: Check | None = None, ve
     """
     with new_directory(final, BUNDLE_FILE) as stage:
         components = _write_graphs(stage, parts)
-        write_bytes(stage / SLOTS_FILE, canonical_json(parts.slots))
-        write_bytes(stage / PROFILE_FILE, canonical_json(parts.profile))
-        write_bytes(stage / TOKENIZER_FILE, parts.base.tokenizer.encode())
+        shipped = {SLOTS_FILE: canonical_json(parts.slots), PROFILE_FILE: canonical_json(parts.profile),
+                   TOKENIZER_FILE: parts.base.tokenizer.encode(), **parts.stored}  # fmt: skip
+        files = _hashed(stage) | {name: _written(stage / name, content) for name, content in shipped.items()}
         parents = {"base": parts.base.digest, "slots": parts.slots.digest, "profile": parts.profile.digest,
-                   "graph": graph_digest(stage, components["unet"])}  # fmt: skip
-        for name, content in parts.stored.items():
-            write_bytes(stage / name, content)
-        if BASE_CORRECTION_FILE in parts.stored:
-            parents["correction"] = file_digest(stage / BASE_CORRECTION_FILE)
+                   "graph": graph_digest(components["unet"], lambda name: files[name].sha256)}  # fmt: skip
+        if BASE_CORRECTION_FILE in files:
+            parents["correction"] = files[BASE_CORRECTION_FILE].sha256
         smoke = check(stage, _graph_files(stage, components)) if check is not None else SmokeResult()
-        for adapter in parts.adapters:
-            _write_adapter(stage / "adapters" / adapter.name, adapter, parts, parents, smoke.goldens.get(adapter.name, msgspec.UNSET))
-        manifest = _manifest(stage, parts, components, parents, smoke.bf16)
+        for entries in side_by_side(lambda adapter: _write_adapter(stage, adapter, parts, parents, smoke.goldens), parts.adapters):
+            files |= entries
+        manifest = _manifest(parts, components, files, parents, smoke.bf16)
         write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
         if vectors is not None:
-            manifest = _with_files(stage, manifest, vectors(stage))
+            added = {name: _written(stage / name, content) for name, content in vectors(stage).items()}
+            manifest = seal(msgspec.structs.replace(manifest, files=manifest.files | added))
+            write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
     return manifest
 
 
-def _with_files(stage: Path, manifest: BundleManifest, files: Mapping[str, bytes]) -> BundleManifest:
-    """Write more files and the manifest that names them."""
-    for name, content in files.items():
-        write_bytes(stage / name, content)
-    entries = {name: FileEntry(file_digest(stage / name), len(content)) for name, content in files.items()}
-    manifest = seal(msgspec.structs.replace(manifest, files=manifest.files | entries))
-    write_bytes(stage / BUNDLE_FILE, canonical_json(manifest))
-    return manifest
+def _written(path: Path, content: bytes) -> FileEntry:
+    """Write a file and list it, by what was written."""
+    write_bytes(path, content)
+    return FileEntry(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def _hashed(stage: Path) -> dict[str, FileEntry]:
+    """The files that a compiler has left, each read once."""
+    paths = files_below(stage)
+    digests = side_by_side(file_digest, paths)
+    return {path.relative_to(stage).as_posix(): FileEntry(sha256, path.stat().st_size) for path, sha256 in zip(paths, digests, strict=True)}
 
 
 def _write_graphs(stage: Path, parts: BundleParts) -> dict[str, Component]:
@@ -147,20 +152,22 @@ def _graph_files(stage: Path, components: Mapping[str, Component]) -> dict[str, 
 
 
 def _write_adapter(
-    folder: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str], golden: Golden | msgspec.UnsetType
-) -> None:
-    data = save(dict(adapter.tensors))
-    write_bytes(folder / "adapter.safetensors", data)
+    stage: Path, adapter: PackedAdapter, parts: BundleParts, parents: Mapping[str, str], goldens: Mapping[str, Golden]
+) -> dict[str, FileEntry]:
+    """Its files, and what the bundle lists of them."""
+    folder = f"adapters/{adapter.name}"
+    tensors, described = f"{folder}/adapter.safetensors", f"{folder}/adapter.json"
+    entry = _written(stage / tensors, save(dict(adapter.tensors)))
     tasks = {name: spec for name, spec in parts.tasks.items() if spec.adapter == adapter.name}
     draft = adapter_manifest(adapter, parts.slots, parts.profile, parents, tasks)
-    manifest = msgspec.structs.replace(draft, size_bytes=len(data), sha256=file_digest(folder / "adapter.safetensors"), golden=golden)
-    write_bytes(folder / "adapter.json", canonical_json(manifest))
+    golden = goldens.get(adapter.name, msgspec.UNSET)
+    manifest = msgspec.structs.replace(draft, size_bytes=entry.size_bytes, sha256=entry.sha256, golden=golden)
+    return {tensors: entry, described: _written(stage / described, canonical_json(manifest))}
 
 
 def _manifest(
-    stage: Path, parts: BundleParts, components: dict[str, Component], parents: dict[str, str], bf16: Bf16Proof | None
+    parts: BundleParts, components: dict[str, Component], files: Mapping[str, FileEntry], parents: dict[str, str], bf16: Bf16Proof | None
 ) -> BundleManifest:
-    files = {path.relative_to(stage).as_posix(): FileEntry(file_digest(path), path.stat().st_size) for path in files_below(stage)}
     sizes = parts.base.sizes
     return seal(
         BundleManifest(
@@ -171,7 +178,7 @@ def _manifest(
             size=sizes[0].width,
             sizes=msgspec.UNSET if len(sizes) == 1 and sizes[0].is_square else sizes,
             components=components,
-            files=files,
+            files=dict(sorted(files.items())),
             adapters=tuple(adapter.name for adapter in parts.adapters),
             tasks=dict(parts.tasks),
             schedule=parts.base.schedule,

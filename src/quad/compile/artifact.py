@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -12,7 +12,7 @@ from typing import Protocol
 import msgspec
 import onnx_ir as ir
 
-from quad.core.digests import digest, file_digest
+from quad.core.digests import digest
 from quad.core.manifest import Component
 
 MODEL_FILE = "model.onnx"
@@ -129,8 +129,6 @@ def split_bytes(graph: ir.Graph) -> int:
     return max((size.const_value.nbytes for size in sizes if size is not None and size.const_value is not None), default=0)
 
 
-def graph_digest(root: Path, component: Component) -> str:
-    """Identity of a graph: its compiler's where it has one, else the digest over its files' digests."""
-    if component.identity is not msgspec.UNSET:
-        return component.identity
-    return digest([file_digest(root / name) for name in component.files])
+def graph_digest(component: Component, sha256_of: Callable[[str], str]) -> str:
+    """Identity of a graph: its compiler's where it has one, else the digest over its files' digests, which `sha256_of` gives by name."""
+    return digest([sha256_of(name) for name in component.files]) if component.identity is msgspec.UNSET else component.identity

@@ -21,6 +21,7 @@ from quad.model.device import device_of, moved
 from quad.runtime.conditioning.denoising import layouts
 from quad.runtime.conditioning.size_conditions import SizeConditions, with_sizes
 from quad.runtime.conditioning.tokenizer import Tokenizer
+from quad.runtime.conformance.drawn import decoder_latent, encoder_image
 
 _SEED = 0
 _WORDS = "a photo of a house with a garden, sunny day"
@@ -95,13 +96,12 @@ def _slots(table: SlotTable) -> dict[str, Tensor]:
 
 
 def vae_specs(base: Base) -> dict[str, GraphSpec]:
-    """Inputs of the two graphs that never have slots, by component."""
-    grid = base.latent.grid(base.picture_size)
+    """Inputs of the two graphs that never have slots, by component; a bundle's conformance vectors have the same."""
+    latent = decoder_latent((1, base.latent.channels, *base.latent.grid(base.picture_size)))
+    image = torch.from_numpy(encoder_image(*base.picture_size.grid))
     return {
-        "vae_encoder": GraphSpec(
-            component="vae_encoder", inputs={"image": _noise(1, 3, *base.picture_size.grid).clamp(-1, 1)}, output="latent"
-        ),
-        "vae_decoder": GraphSpec(component="vae_decoder", inputs={"latent": _noise(1, base.latent.channels, *grid)}, output="image"),
+        "vae_encoder": GraphSpec(component="vae_encoder", inputs={"image": image}, output="latent"),
+        "vae_decoder": GraphSpec(component="vae_decoder", inputs={"latent": torch.from_numpy(latent)}, output="image"),
     }
 
 

@@ -202,12 +202,13 @@ def _write(merge: _Merge, components: dict[str, Component], changed: Mapping[str
     profile: Profile = merged_profile(merge.bundle.profile.of_group(merge.group), merge.bundle.slots, changed)
     write_bytes(stage / SLOTS_FILE, canonical_json(_NO_SLOTS))
     write_bytes(stage / PROFILE_FILE, canonical_json(profile))
+    files = entries(stage)
     parents = {
         **before.parents,
         "bundle": before.sha256,
         "slots": _NO_SLOTS.digest,
         "profile": profile.digest,
-        "graph": graph_digest(stage, components[UNET]),
+        "graph": graph_digest(components[UNET], lambda name: files[name].sha256),
     }
     shown = "+".join(name if weight == 1 else f"{name}:{weight:g}" for name, weight in merge.weights.items())
     manifest = seal(
@@ -215,7 +216,7 @@ def _write(merge: _Merge, components: dict[str, Component], changed: Mapping[str
             before,
             name=f"{before.name}+{shown}",
             components=components,
-            files=entries(stage),
+            files=files,
             adapters=(),
             tasks=merge.tasks.tasks,
             parents=parents,

@@ -6,11 +6,12 @@ Tolerances were measured between the engines, numbers of threads and memory plan
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -27,6 +28,7 @@ from quad.runtime.calibration_sample import CalibrationSample
 from quad.runtime.conditioning.mask import read_mask
 from quad.runtime.conditioning.picture import open_picture, to_rgb
 from quad.runtime.conformance import answer
+from quad.runtime.conformance.drawn import decoder_latent, disc, drawn_picture, encoder_image
 from quad.runtime.conformance.vectors import (
     CallVector,
     ConformanceVectors,
@@ -53,6 +55,8 @@ SIDE = 2  # of a sampler's small latent
 STEPS = 4
 PICTURE_STEPS = 2  # a call of a large U-Net takes seconds
 _OUTPUT_SEED = 10_000
+Draft = TypeVar("Draft")
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -78,15 +82,14 @@ class _Recording:
     def picture_tolerance(self) -> float:
         return PICTURE_TOLERANCE_8_BITS if self.eight_bits else PICTURE_TOLERANCE
 
-    def call(self, graph: str, inputs: Mapping[str, NDArray[Any]], adapter: str | None = None) -> CallVector:
-        """One call of a graph; inputs of equal calls are stored once."""
+    def draft(self, graph: str, inputs: Mapping[str, NDArray[Any]], adapter: str | None = None) -> CallVector:
+        """One call of a graph without its answer; inputs of equal calls are stored once."""
         names = {name: f"calls/{component_of(graph)}/{name}" for name in inputs}
         self.tensors.update({names[name]: array for name, array in inputs.items()})
-        draft = CallVector(
+        return CallVector(
             graph=graph, adapter=adapter or msgspec.UNSET, inputs=names, values=(),
             tolerance=CALL_TOLERANCE_8_BITS if component_of(graph) == UNET and self.eight_bits else CALL_TOLERANCE,
         )  # fmt: skip
-        return msgspec.structs.replace(draft, values=rounded(answer.call_means(self.pipe, draft, self.so_far)))
 
 
 def record_vectors(
@@ -96,16 +99,16 @@ def record_vectors(
 
     Args:
         samples: whose prompts and pictures are used, of each task the first; a task without one gets a drawn picture.
-        beside: further pipelines over the same bundle, which make some of the pictures at the same time.
+        beside: further pipelines over the same bundle, which answer some of the calls and make some of the pictures at the same time.
     """
-    recording = _Recording(pipe)
+    recording, pipes = _Recording(pipe), (pipe, *beside)
     vectors = Vectors(
         noise=tuple(_noise(pipe)),
         texts=tuple(_texts(pipe, samples)),
-        calls=tuple(_calls(recording)),
+        calls=tuple(_calls(recording, pipes)),
         samplers=tuple(_samplers(recording)),
         # A bundle that requires a chip runs in its emulator where it is built: seconds a call, so no whole pictures.
-        pictures=() if pipe.bundle.manifest.requires else tuple(_pictures(recording, samples, beside)),
+        pictures=() if pipe.bundle.manifest.requires else tuple(_pictures(recording, samples, pipes)),
     )
     return replace(recording.so_far, vectors=vectors)
 
@@ -127,17 +130,23 @@ def _texts(pipe: QuadPipeline, samples: Sequence[CalibrationSample]) -> Iterable
         yield msgspec.structs.replace(draft, ids=ids, weights=weights, values=values)
 
 
-def _calls(recording: _Recording) -> Iterable[CallVector]:
+def _calls(recording: _Recording, pipes: Sequence[QuadPipeline]) -> list[CallVector]:
+    drafts = list(_call_drafts(recording))
+    means = _dealt(pipes, drafts, lambda pipe, draft: rounded(answer.call_means(pipe, draft, recording.so_far)))
+    return [msgspec.structs.replace(draft, values=values) for draft, values in zip(drafts, means, strict=True)]
+
+
+def _call_drafts(recording: _Recording) -> Iterable[CallVector]:
     pipe = recording.pipe
     image, latent = pipe.graph("vae_encoder").inputs["image"], _latent_shape(pipe)
-    yield recording.call("vae_encoder", {"image": _drawn(image[2] or 1, image[3] or 1).transpose(2, 0, 1)[None] / np.float32(127.5) - 1})
-    yield recording.call("vae_decoder", {"latent": np.random.default_rng(0).standard_normal(latent).astype(np.float32)})
+    yield recording.draft("vae_encoder", {"image": encoder_image(image[2] or 1, image[3] or 1)})
+    yield recording.draft("vae_decoder", {"latent": decoder_latent(latent)})
     if TINY_DECODER in pipe.bundle.manifest.components:
-        yield recording.call(TINY_DECODER, {"latent": np.random.default_rng(0).standard_normal(latent).astype(np.float32)})
+        yield recording.draft(TINY_DECODER, {"latent": decoder_latent(latent)})
     unet = _unet_inputs(pipe)
-    yield recording.call(UNET, unet)
+    yield recording.draft(UNET, unet)
     for adapter in pipe.bundle.manifest.adapters:
-        yield recording.call(graph_name(UNET, None, pipe.switch.store.group_of({adapter: 1.0})), unet, adapter)
+        yield recording.draft(graph_name(UNET, None, pipe.switch.store.group_of({adapter: 1.0})), unet, adapter)
 
 
 def _unet_inputs(pipe: QuadPipeline) -> dict[str, NDArray[Any]]:
@@ -169,17 +178,27 @@ def _samplers(recording: _Recording) -> Iterable[SamplerVector]:
         yield msgspec.structs.replace(draft, timesteps=timesteps)
 
 
-def _pictures(recording: _Recording, samples: Sequence[CalibrationSample], beside: Sequence[QuadPipeline] = ()) -> Iterable[PictureVector]:
+def _pictures(recording: _Recording, samples: Sequence[CalibrationSample], pipes: Sequence[QuadPipeline]) -> Iterable[PictureVector]:
     drafts = [_picture_draft(recording, task, samples) for task in recording.pipe.bundle.manifest.tasks]
-    pipes = (recording.pipe, *beside)
+    pictures = _dealt(pipes, drafts, lambda pipe, draft: _recorded_picture(pipe, draft, recording.so_far))
+    return [picture for picture in pictures if picture is not None]
 
-    def record(lane: int) -> list[PictureVector | None]:
-        return [_recorded_picture(pipes[lane], draft, recording.so_far) for draft in drafts[lane :: len(pipes)]]
+
+def _dealt(pipes: Sequence[QuadPipeline], drafts: Sequence[Draft], record: Callable[[QuadPipeline, Draft], Answer]) -> list[Answer]:
+    """The record of each draft, in order; every pipeline takes the next one when it is free."""
+    free = SimpleQueue[QuadPipeline]()
+    for pipe in pipes:
+        free.put(pipe)
+
+    def with_free_pipe(draft: Draft) -> Answer:
+        pipe = free.get()
+        try:
+            return record(pipe, draft)
+        finally:
+            free.put(pipe)
 
     with ThreadPoolExecutor(len(pipes), "quad-vectors") as pool:
-        lanes = list(pool.map(record, range(len(pipes))))
-    pictures = (lanes[number % len(pipes)][number // len(pipes)] for number in range(len(drafts)))
-    return [picture for picture in pictures if picture is not None]
+        return list(pool.map(with_free_pipe, drafts))
 
 
 def _picture_draft(recording: _Recording, task: str, samples: Sequence[CalibrationSample]) -> PictureVector:
@@ -212,30 +231,17 @@ def _stored_pictures(
     size = recording.pipe.bundle.manifest.picture_size
     image, mask = f"pictures/{task}/image", f"pictures/{task}/mask"
     given = None if sample.image is None else to_rgb(open_picture(sample.image))[0]
-    pixels = _drawn(*size.grid) if given is None else np.asarray(Image.fromarray(given).resize((size.width, size.height)))
+    pixels = drawn_picture(*size.grid) if given is None else np.asarray(Image.fromarray(given).resize((size.width, size.height)))
     recording.tensors[image] = pixels.astype(np.uint8)
     if spec.mask != "input":
         return image, msgspec.UNSET
-    hole = _disc(*size.grid)
+    hole = disc(*size.grid)
     if given is not None and sample.mask is not None:
         rows, columns = given.shape[:2]
         whole = Image.fromarray(read_mask(sample.mask, columns, rows)[0])
         hole = np.asarray(whole.resize((size.width, size.height), Image.Resampling.NEAREST))
     recording.tensors[mask] = np.where(hole, np.uint8(255), np.uint8(0))
     return image, mask
-
-
-def _drawn(rows: int, columns: int) -> NDArray[np.uint8]:
-    """A picture `(rows, columns, 3)`: red grows to the right, green downwards, and a blue disc in the middle."""
-    y, x = np.mgrid[0:rows, 0:columns]
-    channels = (255 * x // max(columns - 1, 1), 255 * y // max(rows - 1, 1), 255 * _disc(rows, columns))
-    return np.stack(channels, axis=-1).astype(np.uint8)
-
-
-def _disc(rows: int, columns: int) -> NDArray[np.bool_]:
-    """The middle quarter of a plane."""
-    y, x = np.mgrid[0:rows, 0:columns]
-    return np.asarray(np.hypot(y / rows - 0.5, x / columns - 0.5) < 0.25)
 
 
 def _latent_shape(pipe: QuadPipeline) -> tuple[int, ...]:

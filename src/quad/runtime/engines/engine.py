@@ -181,6 +181,10 @@ class BoundSession(abc.ABC):
         self._where = f"graph {graph}"
         self._shapes = dict(shapes)
         self._dtypes = {name: np.dtype(dtype) for name, dtype in dtypes.items()}
+        self._unbind()
+
+    def _unbind(self) -> None:
+        """Nothing is bound, and no inputs are laid out."""
         # What is bound. Engines hold addresses only: the memory is kept alive here.
         self._bound = PreparedInputs(owner=weakref.ref(self), arrays={}, values={})
         self._racks: weakref.WeakKeyDictionary[PreparedInputs, Rack] = weakref.WeakKeyDictionary()

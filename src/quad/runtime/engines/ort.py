@@ -30,6 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,12 @@ class OrtSession(BoundSession):
         dtypes = {node.name: _ELEMENT_TYPES[node.type] for node in nodes if node.type in _ELEMENT_TYPES}
         super().__init__(model_file.parent.name, shapes, dtypes)
         self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def twin(self) -> OrtSession:
+        """See `quad.runtime.engines.memo.Shareable`: the library runs one graph for several threads at once."""
+        twin = copy(self)
+        twin._unbind()
+        return twin
 
     @property
     def threads(self) -> int:
