@@ -26,7 +26,10 @@ from quad.core.encoding import Encoding, encode_range
 from quad.quantize.correct.rounding import DAMPING, compensated_integers
 
 BITS = 4
-_TRIES, _STEP, _POWER = 24, 0.03, 2.4  # of ranges: each 3 % smaller than the first, by the error to this power
+_POWER = np.float32(2.4)  # of the error, which the range of a channel is chosen by
+# Ranges that are tried, as shares of the whole: some from all of it to a third, then those beside the best of them.
+_SPREAD, _NEAR = tuple(-0.09 * tried for tried in range(8)), (-0.06, -0.03, 0.03, 0.06)
+_TOGETHER = 2**15  # weights that are rounded at once
 _ASKED = 2048  # weights of a row, evenly spread
 _TURNS, _BEYOND = 6, 8  # of the subspace iteration, and directions beside those that are asked for
 
@@ -77,12 +80,13 @@ def four_bit_encoding(weight: NDArray[np.float32], *, signed: bool = False) -> E
     rows = weight.reshape(len(weight), -1)
     low, high = np.minimum(rows.min(axis=1), 0.0), np.maximum(rows.max(axis=1), 0.0)
     asked = np.ascontiguousarray(rows[:, np.linspace(0, rows.shape[1] - 1, min(rows.shape[1], _ASKED)).astype(np.int64)])
-    least, share = np.full(len(rows), np.inf), np.ones(len(rows))
-    for attempt in range(_TRIES):
-        tried = 1.0 - _STEP * attempt
-        error = _rounding_error(asked, _encoding(low * tried, high * tried, signed))
-        better = error < least
-        least[better], share[better] = error[better], tried
+    shares, costs = np.empty((0, len(rows))), np.empty((0, len(rows)), np.float32)
+    for tried in _SPREAD, _NEAR:
+        best = shares[costs.argmin(axis=0), np.arange(len(rows))] if len(shares) else 1.0
+        more = np.minimum(best + np.array(tried)[:, None] * np.ones(len(rows)), 1.0)
+        shares = np.concatenate([shares, more])
+        costs = np.concatenate([costs, _rounding_costs(asked, [_encoding(low * share, high * share, signed) for share in more])])
+    share = shares[costs.argmin(axis=0), np.arange(len(rows))]
     return _encoding(low * share, high * share, signed)
 
 
@@ -90,17 +94,27 @@ def _encoding(low: NDArray[np.floating], high: NDArray[np.floating], signed: boo
     return encode_range(low, high, bits=BITS, signed=signed, symmetric=signed, axis=0)
 
 
-def _rounding_error(rows: NDArray[np.float32], encoding: Encoding) -> NDArray[np.float32]:
-    """The cost of each row rounded to the nearest."""
-    scale, zero = np.asarray(encoding.scale, np.float32)[:, None], np.asarray(encoding.zero_point, np.float32)[:, None]
-    error = rows / scale
-    np.rint(error, out=error)
-    np.clip(error, encoding.qmin - zero, encoding.qmax - zero, out=error)
-    error *= scale
-    error -= rows
-    np.abs(error, out=error)
-    cost: NDArray[np.float32] = np.power(error, np.float32(_POWER), out=error).sum(axis=1)
-    return cost
+def _rounding_costs(rows: NDArray[np.float32], encodings: Sequence[Encoding]) -> NDArray[np.float32]:
+    """The cost of each row rounded to the nearest, by each encoding; some rows at a time, which stay in the processor's cache."""
+    costs, together = np.empty((len(encodings), len(rows)), np.float32), max(1, _TOGETHER // max(1, rows.shape[1]))
+    whole, rounded = np.empty((2, together, rows.shape[1]), np.float32)
+    with np.errstate(divide="ignore"):  # nothing, to any power, is nothing
+        for cost, encoding in zip(costs, encodings, strict=True):
+            scale, zero = np.asarray(encoding.scale, np.float32)[:, None], np.asarray(encoding.zero_point, np.float32)[:, None]
+            steps, low, high = 1.0 / scale, encoding.qmin - zero, encoding.qmax - zero
+            for some in (slice(first, first + together) for first in range(0, len(rows), together)):
+                exact, error = (memory[: len(rows[some])] for memory in (whole, rounded))
+                np.multiply(rows[some], steps[some], out=exact)
+                np.rint(exact, out=error)
+                np.maximum(error, low[some], out=error)  # np.clip takes three times as long
+                np.minimum(error, high[some], out=error)
+                error -= exact
+                np.abs(error, out=error)
+                np.log2(error, out=error)
+                error *= _POWER
+                cost[some] = np.exp2(error, out=error).sum(axis=1)
+            cost *= scale[:, 0] ** _POWER
+    return costs
 
 
 def four_bit_weight(
@@ -117,15 +131,21 @@ def four_bit_weight(
     """
     encoding = four_bit_encoding(weight, signed=signed)
     integers = encoding.quantize(weight) if grams is None else compensated_integers(weight, encoding, grams)
-    error = (weight - encoding.dequantize(integers)).reshape(len(weight), -1).astype(np.float64)
-    return FourBitWeight(integers=integers, encoding=encoding, correction=weighted_correction(error, metric, rank) if rank else None)
+    correction = None
+    if rank:
+        error = (weight - encoding.dequantize(integers)).reshape(len(weight), -1)
+        correction = weighted_correction(error, metric, rank)
+    return FourBitWeight(integers=integers, encoding=encoding, correction=correction)
 
 
-def weighted_correction(error: NDArray[np.float64], grams: Sequence[Tensor], rank: int) -> Correction:
-    """The best product of that rank for an error `(out, inputs)` on inputs of these Gram matrices, in bytes."""
-    matrix, metrics = torch.from_numpy(np.ascontiguousarray(error)), [_damped(gram) for gram in grams]
+def weighted_correction(error: NDArray[np.floating], grams: Sequence[Tensor], rank: int) -> Correction:
+    """The best product of that rank for an error `(out, inputs)` on inputs of these Gram matrices, in bytes.
+
+    In float32, which finds what float64 finds of `|E X|^2` to four digits in a fifth of the time.
+    """
+    matrix, metrics = torch.from_numpy(np.ascontiguousarray(error, np.float32)), [_damped(gram) for gram in grams]
     outputs, rank = len(matrix), min(rank, *matrix.shape)
-    start = torch.randn(outputs, min(rank + _BEYOND, outputs), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start = torch.randn(outputs, min(rank + _BEYOND, outputs), generator=torch.Generator().manual_seed(0))
     basis = torch.linalg.qr(start).Q
     for _ in range(_TURNS):
         basis = torch.linalg.qr(_times(matrix, metrics, basis)).Q
@@ -135,9 +155,10 @@ def weighted_correction(error: NDArray[np.float64], grams: Sequence[Tensor], ran
 
 
 def _damped(gram: Tensor) -> Tensor:
-    wide = gram.cpu().double()
-    mean = float(wide.diagonal().mean())
-    return wide + torch.eye(len(wide), dtype=wide.dtype) * (DAMPING * mean if mean > 0.0 else 1.0)
+    damped = gram.detach().float().cpu().clone()
+    mean = float(damped.diagonal().mean())
+    damped.diagonal().add_(DAMPING * mean if mean > 0.0 else 1.0)
+    return damped
 
 
 def _times(matrix: Tensor, metrics: Sequence[Tensor], basis: Tensor) -> Tensor:
@@ -146,7 +167,7 @@ def _times(matrix: Tensor, metrics: Sequence[Tensor], basis: Tensor) -> Tensor:
     return torch.stack([part @ (metric @ (part.T @ basis)) for part, metric in zip(parts, metrics, strict=True)]).sum(dim=0)
 
 
-def _in_bytes(a: NDArray[np.float64], b: NDArray[np.float64]) -> Correction:
+def _in_bytes(a: NDArray[np.float32], b: NDArray[np.float32]) -> Correction:
     """Rows of A and columns of B stretched to the end of a byte."""
     size_a, size_b = np.abs(a).max(axis=1, initial=0.0), np.abs(b).max(axis=0, initial=0.0)
     alive = (size_a > 0.0) & (size_b > 0.0)
