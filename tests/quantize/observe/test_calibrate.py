@@ -60,7 +60,7 @@ def test_all_four_components_simulate(base: Base, tiny: Any, samples: list[Calib
 def test_it_is_repeatable_and_depends_on_the_seed(base: Base, tiny: Any, samples: list[CalibrationSample]) -> None:
     networks = component_networks(base, tiny.network)
     low = [
-        calibrate(base, networks, tiny.table, tiny.adapters, samples, CalibrationOptions(seed)).density("unet", "conv_in.in").low
+        calibrate(base, networks, tiny.table, tiny.adapters, samples, CalibrationOptions(seed=seed)).density("unet", "conv_in.in").low
         for seed in (0, 0, 1)
     ]
     assert low[0] == low[1] != low[2]

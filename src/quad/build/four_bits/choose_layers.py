@@ -4,30 +4,32 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
+import torch
 from torch import nn
 
-from quad.build.calls.call_recorder import CallRecorder
+from quad.build.calls.recorded_runs import RecordedRuns, one_of_each
 from quad.build.olss_tables import with_teachers
 from quad.build.request import BuildRequest
 from quad.compile.targets import load_target
-from quad.core.component_call import ComponentCall, of_component
 from quad.core.errors import UsageError, mismatch
 from quad.core.slots import UNET, SlotTable
 from quad.lora.read import FloatAdapter
 from quad.model.base.open import Base
 from quad.model.slots.layers import Layer, layers_of, tables_of
-from quad.quantize.correct.layer_choice import FourBitLayers, LayerCost, four_bit_paths, weight_damages, within_budget
+from quad.quantize.correct.layer_choice import FourBitLayers, LayerCost, four_bit_paths, within_budget
+from quad.quantize.correct.weight_damages import weight_damages
 from quad.quantize.encodings.rules import weight_bits
-from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
+from quad.quantize.observe.calibrate import CalibrationSample
 from quad.quantize.observe.input_grams import Key
 from quad.quantize.observe.observers import Feed
+from quad.quantize.observe.short_floats import computing_in, weights_in
+from quad.quantize.observe.side_by_side import side_by_side
 
 SEED = 40_000  # other noise than calibration, sensitivity, rounding and alignment draw
 CORRECTED = 0.4  # of the bytes that corrections of all layers would take; no more than these go to corrections (ADR 68)
 SHARE = 0.05  # of the weights that may have 4 bits, kept at 8 where nobody says how many bytes there are (ADR 59)
-CALLS = 3  # of each network, with each adapter and without: the first, the last, and one between
 _log = logging.getLogger(__name__)
 
 
@@ -47,12 +49,13 @@ def choose_layers(
     Raises:
         UsageError: the budget is smaller than what 4 bits take.
     """
-    calls, damages = _calls(with_teachers(base), networks, table, adapters, samples), dict[Key, float]()
-    target = load_target(request.target)
+    float_type, target, damages = request.statistics, load_target(request.target), dict[Key, float]()
+    runs = _recorded(with_teachers(base), networks, table, adapters, samples, float_type)
     for component in (UNET,) if target.integers_only else networks:
-        paths, mine = sorted(four_bit_paths(component, networks[component])), of_component(calls, component)
-        of_paths = weight_damages(networks[component], paths, mine, signed=target.signed_four_bits) if paths else {}
-        damages |= {(component, path): damage for path, damage in of_paths.items()}
+        if paths := sorted(four_bit_paths(component, networks[component])):
+            calls = runs.calls(component)
+            of_paths = weight_damages(networks[component], paths, calls, signed=target.signed_four_bits, float_type=float_type)
+            damages |= {(component, path): damage for path, damage in of_paths.items()}
     costs, fixed = layer_costs(networks, damages, request.resolved_correction_rank)
     chosen = within_budget(costs, _budget(request, costs, fixed) - fixed, correction_budget(costs))
     counts = len(chosen.narrow), len(costs), len(chosen.corrected)
@@ -94,23 +97,25 @@ def correction_share(layer: Layer, rank: int) -> float:
     return math.sqrt(min(1.0, rank / min(len(layer.weight), math.prod(layer.weight.shape[1:]))))
 
 
-def _calls(
-    base: Base, networks: Mapping[str, nn.Module], table: SlotTable, adapters: Sequence[FloatAdapter], samples: Sequence[CalibrationSample]
-) -> list[ComponentCall]:
-    """Calls of each network along one run of each adapter, and of the base."""
-    recorder = CallRecorder.of(adapters, table)
-    options = CalibrationOptions(seed=SEED, call_hook=recorder.hook)
-    for feed in recorder.follow(_one_of_each(calibration_feeds(base, networks, table, adapters, samples, options))):
-        feed.run()
-    return recorder.calls(CALLS)
+def _recorded(
+    base: Base,
+    networks: Mapping[str, nn.Module],
+    table: SlotTable,
+    adapters: Sequence[FloatAdapter],
+    samples: Sequence[CalibrationSample],
+    float_type: str,
+) -> RecordedRuns:
+    """One run of each adapter and of the base, as far as it is needed, computed in that type."""
+    chosen = one_of_each(base, samples)
+    runs = RecordedRuns(base=base, networks=networks, table=table, adapters=adapters, samples=chosen, seed=SEED)
 
+    def make(feed: Feed) -> None:
+        with torch.no_grad(), computing_in(float_type):
+            feed.run()
 
-def _one_of_each(feeds: Iterable[Feed]) -> Iterator[Feed]:
-    seen = set()
-    for feed in feeds:
-        if feed.source not in seen:
-            seen.add(feed.source)
-            yield feed
+    with weights_in(float_type, networks.values()):
+        side_by_side(make, runs.feeds(whole=False))
+    return runs
 
 
 def correction_budget(costs: Sequence[LayerCost]) -> int:

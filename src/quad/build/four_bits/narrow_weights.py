@@ -6,7 +6,7 @@ So what comes after it, ranges, sensitivity, alignment, sees the network that wi
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,23 +17,19 @@ from numpy.typing import NDArray
 from torch import nn
 
 from quad.build.calls.calibration_runs import few_places, gather_grams
-from quad.build.calls.call_recorder import CallRecorder
-from quad.build.four_bits.choose_layers import CALLS
+from quad.build.calls.recorded_runs import RecordedRuns
 from quad.build.open_and_slot import SlottedModel
 from quad.build.request import COMPENSATED, BuildRequest
 from quad.compile.targets import load_target
-from quad.core.component_call import BASE_SOURCE, of_component
 from quad.core.correction import BYTE_END, steps_of_byte
 from quad.core.encoding import Encoding
 from quad.core.profile import Profile
 from quad.core.progress import Progress, silent, with_progress
 from quad.core.slots import UNET, Slot, SlotTable
 from quad.core.tensor_names import weight_name
-from quad.lora.read import FloatAdapter
 from quad.model.slots.layers import apply_integers, layers_of, weight_array
 from quad.quantize.correct.four_bits import Correction, FourBitWeight, four_bit_weight
 from quad.quantize.correct.simulate import mark_lattice
-from quad.quantize.observe.calibrate import CalibrationOptions, CalibrationSample, calibration_feeds
 from quad.quantize.observe.input_grams import InputGram, Key, weigh_effects
 from quad.quantize.observe.side_by_side import side_by_side
 
@@ -114,13 +110,12 @@ class _NarrowLayer:
 
 def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) -> dict[Key, _NarrowLayer]:
     chosen, samples = model.four_bit_layers, [model.samples[place] for place in few_places(model.samples)]
-    adapters = _named_adapters(model, samples)
-    recorder = CallRecorder.of(adapters, model.table)
-    options = CalibrationOptions(seed=SEED, call_hook=recorder.hook)
-    feeds = recorder.follow(calibration_feeds(model.measured, model.networks, model.table, adapters, samples, options))
-    feeds = with_progress(feeds, len(samples), "narrow", progress)
+    runs = RecordedRuns(
+        base=model.measured, networks=model.networks, table=model.table, adapters=model.adapters, samples=samples, seed=SEED
+    )
+    feeds = with_progress(runs.feeds(), len(samples), "narrow", progress)
     grams = gather_grams(model, lambda component, path: (component, path) in chosen, feeds)
-    calls = [call for call in of_component(recorder.calls(CALLS), UNET) if call.slots and call.source != BASE_SOURCE]
+    calls = [call for call in runs.calls(UNET) if call.slots]
     weigh_effects(model.networks[UNET], {path: gram for (component, path), gram in grams.items() if component == UNET}, calls, EFFECTS)
     layers = {component: layers_of(network) for component, network in model.networks.items()}
     slots, signed = model.table.of(UNET).by_path(), load_target(request.target).signed_four_bits
@@ -138,16 +133,10 @@ def _narrowed(request: BuildRequest, model: SlottedModel, progress: Progress) ->
     return dict(zip(keys, side_by_side(narrow, keys), strict=True))
 
 
-def _named_adapters(model: SlottedModel, samples: Sequence[CalibrationSample]) -> list[FloatAdapter]:
-    """The adapters that these samples run with."""
-    names = {sample.adapter or model.base.tasks[sample.task].adapter for sample in samples}
-    return [adapter for adapter in model.adapters if adapter.name in names]
-
-
 def _shift(weight: NDArray[np.float32], result: FourBitWeight, gram: InputGram) -> NDArray[np.float32]:
     error = (result.encoding.dequantize(result.integers) - weight).reshape(len(weight), -1)
     mean = gram.mean.numpy()
-    shift = error.astype(np.float64) @ mean
+    shift = (error @ mean.astype(np.float32)).astype(np.float64)
     if (correction := result.correction) is not None:
         shift += correction.b @ (correction.scales.astype(np.float64) / BYTE_END**2 * (correction.a @ mean))
     return np.asarray(shift, np.float32)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -46,19 +45,6 @@ def apply_integers(layer: Layer, integers: NDArray[np.integer], encoding: Encodi
         return
     own = integers if integers.flags.writeable else integers.copy()  # torch shares the memory, and wants to be able to write to it
     HeldWeight.of_integers(torch.from_numpy(own).to(layer.weight.device), encoding).put(layer)
-
-
-@contextmanager
-def widened(layers: Iterable[Layer]) -> Iterator[None]:
-    """Inside the block these layers hold their weights in float32, for who wants the gradients of them."""
-    before = [(layer, held) for layer in layers if (held := HeldWeight.of(layer)).is_compact]
-    try:
-        for layer, held in before:
-            HeldWeight(nn.Parameter(held.numbers(), requires_grad=False)).put(layer)
-        yield
-    finally:
-        for layer, held in before:
-            held.put(layer)
 
 
 def input_sites(path: str, layer: Layer) -> tuple[str, ...]:

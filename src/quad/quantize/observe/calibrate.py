@@ -38,17 +38,19 @@ from quad.runtime.samplers import run_sampler
 PlannedRun = tuple[CalibrationSample, TaskSpec, str | None]  # a sample, its task, and the adapter that it runs with
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CalibrationOptions:
     """How samples are run; sample k draws its noise from `seed + k`.
 
     Args:
         call_hook: called after every call of every component, None for no hook.
+        decodes: a run goes on from its latent to a picture, and through the encoder where its task reads no picture.
     """
 
     seed: int = 0
     negative_prompt: str = ""
     call_hook: CallHook | None = None
+    decodes: bool = True
 
 
 def component_networks(base: Base, unet: SlottedNetwork, text: SlottedText | None = None) -> dict[str, nn.Module]:
@@ -105,7 +107,8 @@ def calibration_feeds(
         if options.call_hook is not None:
             sessions = {name: RecordingSession(session, name, options.call_hook) for name, session in sessions.items()}
         runner = TaskRunner(base=base, sessions=sessions, tokenizer=tokenizer, options=options)
-        runner.run(sample, spec, slots.get(name or "", {}), index)
+        work = runner.run if options.decodes else runner.denoise
+        work(sample, spec, slots.get(name or "", {}), index)
 
     for index, (_, _, name) in enumerate(plan):
         yield Feed(name or BASE_SOURCE, partial(run, index))

@@ -56,9 +56,7 @@ class InputGram:
         runs = inputs.split(self._channels, dim=-1 if isinstance(self._layer, nn.Linear) else 1)
         for gram, total, run in zip(self._lower, self._sums, runs, strict=True):
             seen = _columns(self._layer, run)  # run by run: what was copied is still in the processor's cache when it is multiplied
-            for first in range(0, len(gram), _BLOCK):
-                rows = slice(first, first + _BLOCK)
-                gram[rows, : rows.stop].addmm_(seen[rows], seen[: rows.stop].T)
+            _add_products(gram, seen)
             total += seen.sum(dim=1)
         self._count += seen.shape[1]
 
@@ -74,7 +72,7 @@ class InputGram:
             seen = _columns(self._layer, run)
             size = float(seen.square().sum())
             if size > 0.0:
-                gram.addmm_(seen, seen.T, alpha=energy / size).tril_()
+                _add_products(gram, seen, energy / size)
 
     @property
     def energies(self) -> list[float]:
@@ -158,28 +156,35 @@ def weigh_effects(network: nn.Module, grams: Mapping[str, InputGram], calls: Seq
     energies = {path: [share / max(len(calls), 1) * energy for energy in grams[path].energies] for path in owners.values()}
     every = layers_of(network)
     layers = {path: every[path] for path in energies}
-    for call in calls:
-        again = NetworkCall.of(network, call)
-        plain, bound = _inputs_of(layers, again.plain), _inputs_of(layers, again.bound)
-        for path, x in bound.items():
-            grams[path].weigh(x - plain.pop(path), energies[path])
+    with Behind() as behind:
+
+        def weigh(path: str, x: Tensor) -> None:
+            if (before := plain.pop(path, None)) is not None:
+                behind.give(partial(_weigh, grams[path], x, before, energies[path]))
+
+        for call in calls:
+            again, plain = NetworkCall.of(network, call), dict[str, Tensor]()
+            _with_inputs(layers, again.plain, plain.__setitem__)
+            _with_inputs(layers, again.bound, weigh)
 
 
-def _inputs_of(layers: Mapping[str, Layer], call: Callable[[], Tensor]) -> dict[str, Tensor]:
-    """The input of each layer in one call."""
-    layer_inputs: dict[str, Tensor] = {}
+def _weigh(gram: InputGram, x: Tensor, before: Tensor, energies: Sequence[float]) -> None:
+    gram.weigh(x - before, energies)
 
-    def record(path: str) -> Callable[[nn.Module, Any], None]:
-        return lambda module, arguments: layer_inputs.__setitem__(path, arguments[0])
 
-    hooks = [layer.register_forward_pre_hook(record(path)) for path, layer in layers.items()]
+def _with_inputs(layers: Mapping[str, Layer], call: Callable[[], Tensor], take: Callable[[str, Tensor], None]) -> None:
+    """One call; each layer's path and input are handed over as it is reached."""
+
+    def taking(path: str) -> Callable[[nn.Module, Any], None]:
+        return lambda module, arguments: take(path, arguments[0])
+
+    hooks = [layer.register_forward_pre_hook(taking(path)) for path, layer in layers.items()]
     try:
         with torch.no_grad():
             call()
     finally:
         for hook in hooks:
             hook.remove()
-    return layer_inputs
 
 
 @final
@@ -214,6 +219,13 @@ class _Counter:
         if key not in self._sharing:
             self._behind.give(partial(self.grams[key].add, inputs))
         self._last = (inputs, self.grams[key]) if isinstance(layer, nn.Linear) else None
+
+
+def _add_products(gram: Tensor, seen: Tensor, factor: float = 1.0) -> None:
+    """Add the products of columns `(inputs, calls)` to the lower triangle, and to the rest of its blocks."""
+    for first in range(0, len(gram), _BLOCK):
+        rows = slice(first, first + _BLOCK)
+        gram[rows, : rows.stop].addmm_(seen[rows], seen[: rows.stop].T, alpha=factor)
 
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:

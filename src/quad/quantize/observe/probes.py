@@ -123,7 +123,7 @@ class _Prober:
             base=base,
             sessions={**sessions, UNET: RecordingSession(sessions[UNET], UNET, recorder.record)},
             tokenizer=Tokenizer(base.tokenizer, base.text),
-            options=CalibrationOptions(options.seed, options.negative_prompt),
+            options=CalibrationOptions(seed=options.seed, negative_prompt=options.negative_prompt),
         )
         sample, spec, name = planned
         runner.denoise(sample, spec, self.slots.get(name or "", {}), run)
