@@ -17,6 +17,7 @@ from quad.core.picture_size import PictureSize
 from quad.core.slots import SlotTable
 from quad.model.base.open import Base
 from quad.quantize.observe.calibrate import CalibrationSample
+from quad.quantize.observe.side_by_side import side_by_side
 from quad.quantize.observe.torch_session import torch_sessions
 from quad.runtime.conditioning.picture import PictureSource, open_picture, to_rgb
 
@@ -32,10 +33,13 @@ def fit_preview(
     pictures = [sample.image for sample in samples if sample.image is not None][:PICTURES]
     if not pictures:
         return None
-    latents = [sessions["vae_encoder"].run({"image": model_picture(picture, base.picture_size)}) for picture in pictures]
-    decoded = [sessions["vae_decoder"].run({"latent": latent}) for latent in latents]
-    z = np.concatenate([_pixels(latent) for latent in latents])
-    colours = np.concatenate([_pixels(_pooled(image, base.latent.factor)) for image in decoded])
+
+    def there_and_back(picture: PictureSource) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        latent = sessions["vae_encoder"].run({"image": model_picture(picture, base.picture_size)})
+        decoded = sessions["vae_decoder"].run({"latent": latent})
+        return _pixels(latent), _pixels(_pooled(decoded, base.latent.factor))
+
+    z, colours = map(np.concatenate, zip(*side_by_side(there_and_back, pictures), strict=True))
     solved, *_ = np.linalg.lstsq(np.column_stack([z, np.ones(len(z))]), colours, rcond=None)
     red, green, blue = (tuple(float(f"{value:.{DIGITS}g}") for value in column) for column in solved.T)
     return LatentPreview((red[:-1], green[:-1], blue[:-1]), (red[-1], green[-1], blue[-1]))
