@@ -30,7 +30,7 @@ def test_calls_of_before_equalization_are_recorded_once_and_their_answers_hold(
     request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="mixed:80")
     model = open_and_slot(request, StageClock(STAGES, silent))
     assert model.mixed_precision.gains
-    teacher = FloatTeacher.of(model)
+    teacher = FloatTeacher.of(model, trains=False)
     assert list(teacher.probes) == [adapter.name for adapter in model.adapters]
     for adapter in model.adapters:
         calls = teacher.probes[adapter.name]
@@ -42,7 +42,11 @@ def test_calls_of_before_equalization_are_recorded_once_and_their_answers_hold(
 def test_what_is_let_go_leaves_memory_and_its_answers_stay(model_dir: Path, adapter_files: dict[str, Path], tmp_path: Path) -> None:
     request = BuildRequest(model_dir, adapter_files, tmp_path / "phone", samples=SAMPLES, precision="w8a16")
     model = open_and_slot(request, StageClock(STAGES, silent))
-    teacher = FloatTeacher.of(model)
+    teacher = FloatTeacher.of(model, trains=False)
+    trainer = FloatTeacher.of(model, trains=True)
+    trainer.let_go()
+    assert trainer.networks  # training asks them again
+    del trainer
     adapter = model.adapters[0]
     asked = call_teacher(teacher.networks["unet"], slot_inputs(adapter, model.table), measured_on(teacher.probes[adapter.name]))
     teacher.let_go()

@@ -23,6 +23,7 @@ from quad.model.slots.layers import layers_of, weight_array
 from quad.quantize.correct.four_bits import four_bit_weight
 from quad.quantize.observe.input_grams import Grams
 from tests.build.samples import SAMPLES
+from tests.four_bits import values_of
 
 
 def _one_by_one(compute: Callable[[Any], Any], pieces: Iterable[Any]) -> list[Any]:
@@ -78,8 +79,8 @@ def test_the_last_reader_of_inputs_frees_their_matrix(request_: BuildRequest, mo
         weight, rank = weight_array(layers[path]), slots[path].correction if path in slots else 0
         alone, layer = four_bit_weight(weight, gram.grams, rank=rank or 0, metric=gram.grams), narrowed[component, path]
         np.testing.assert_array_equal(layer.weight.integers, alone.integers)
-        np.testing.assert_array_equal(layer.weight.values, alone.values)
-        shift = (alone.values - weight).reshape(len(weight), -1) @ gram.mean.numpy()
+        np.testing.assert_array_equal(values_of(layer.weight), values_of(alone))
+        shift = (values_of(alone) - weight).reshape(len(weight), -1) @ gram.mean.numpy()
         np.testing.assert_allclose(layer.shift, shift, rtol=1e-4, atol=1e-7)
     assert any(layer.weight.correction is not None for layer in narrowed.values())
 

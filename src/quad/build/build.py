@@ -82,12 +82,11 @@ def _build(request: BuildRequest, backend: Backend, clock: StageClock, start: fl
     if request.tiny_decoder:
         with clock("decoder"):
             model = with_tiny_decoder(model, clock.within("decoder"))
-    teacher = FloatTeacher.of(model)  # before biases are corrected
+    teacher = FloatTeacher.of(model, trains=bool(request.distill_steps))  # before biases are corrected
     narrowed = NarrowWeights()
     if model.four_bit_layers:
         with clock("narrow"):
-            if not request.distill_steps:
-                teacher.let_go()  # so each float weight leaves memory when its integers come
+            teacher.let_go()  # so each float weight leaves memory when its integers come
             narrowed = narrow_weights(request, model, clock.within("narrow"))
     profile = choose_profile(request, model, teacher, clock, given=narrowed, needs_calls=backend.needs_calls)
     with clock("align"):

@@ -91,8 +91,7 @@ def choose_profile(
         rules = model.cache.value("rules", lambda: model.mixed_precision.rules(statistics, options), tuple[Rule, ...])
         options = _with_rules(options, rules, request, slots)
         pooled = _pooled(model, statistics, slots, options)
-        if not request.distill_steps:  # training asks the float networks again
-            teacher.let_go()
+        teacher.let_go()
     with clock("round"):
         if request.rounding == COMPENSATED:
             grams = partial(runs.take_grams, clock.within("round"))

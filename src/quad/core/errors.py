@@ -18,6 +18,7 @@ move a terminal's cursor, is spelled out, and what is too long loses its middle.
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 _NO_MEMORY = ("bad_alloc", "bad allocation", "failed to allocate memory")  # as libraries in C++ say it
 _LONGEST, _HEAD, _TAIL = 1200, 800, 350
@@ -76,7 +77,13 @@ class StoppedError(QuadError):
 
 
 class BackendError(QuadError):
-    """An engine, a toolchain or the operating system failed."""
+    """An engine, a toolchain or the operating system failed.
+
+    Args:
+        place: where on the disk that was, if it was one.
+    """
+
+    place: Path | None = None
 
 
 def lack_of(where: str, error: BaseException) -> BackendError | None:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from quad.quantize.correct.four_bits import four_bit_encoding, four_bit_weight, weighted_correction
 from quad.quantize.correct.rounding import DAMPING
+from tests.four_bits import product_of, values_of
 
 Matrix = NDArray[np.float64]
 
@@ -59,7 +60,7 @@ def test_no_product_of_that_rank_is_nearer(inputs: Matrix, weight: NDArray[np.fl
     root = np.linalg.cholesky(metric)
     values = np.linalg.svd(error @ root, compute_uv=False)
     least, all_of_it = float(np.square(values[rank:]).sum()), float(np.square(values).sum())
-    product = weighted_correction(error, [torch.from_numpy(gram)], rank).product
+    product = product_of(weighted_correction(error, [torch.from_numpy(gram)], rank))
     left = float(np.square((error - product) @ root).sum())
     assert left <= least + 1e-3 * all_of_it  # bytes and a few turns take the rest
 
@@ -67,7 +68,7 @@ def test_no_product_of_that_rank_is_nearer(inputs: Matrix, weight: NDArray[np.fl
 def test_a_correction_takes_back_and_more_rank_takes_back_more(inputs: Matrix, weight: NDArray[np.float32]) -> None:
     gram = [torch.from_numpy(inputs @ inputs.T)]
     for grams in (None, gram):
-        errors = [_error(weight, four_bit_weight(weight, grams, rank=rank, metric=gram).values, inputs) for rank in (0, 2, 8, 16)]
+        errors = [_error(weight, values_of(four_bit_weight(weight, grams, rank=rank, metric=gram)), inputs) for rank in (0, 2, 8, 16)]
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < 0.3 * errors[0]
 
@@ -75,7 +76,7 @@ def test_a_correction_takes_back_and_more_rank_takes_back_more(inputs: Matrix, w
 def test_compensated_rounding_and_correction_together_are_nearest(inputs: Matrix, weight: NDArray[np.float32]) -> None:
     gram = [torch.from_numpy(inputs @ inputs.T)]
     nearest, compensated = (four_bit_weight(weight, grams, rank=4, metric=gram) for grams in (None, gram))
-    assert _error(weight, compensated.values, inputs) < _error(weight, nearest.values, inputs)
+    assert _error(weight, values_of(compensated), inputs) < _error(weight, values_of(nearest), inputs)
 
 
 def test_runs_of_inputs_and_kernels(weight: NDArray[np.float32], inputs: Matrix) -> None:
@@ -83,7 +84,7 @@ def test_runs_of_inputs_and_kernels(weight: NDArray[np.float32], inputs: Matrix)
     halves = [torch.from_numpy(part @ part.T) for part in np.split(inputs, 2)]
     convolution = weight.reshape(32, 6, 2, 2)
     result = four_bit_weight(convolution, halves, rank=3, metric=halves)
-    assert result.integers.shape == result.values.shape == convolution.shape
+    assert result.integers.shape == values_of(result).shape == convolution.shape
     assert result.correction is not None
     assert result.correction.a.shape == (3, 24)
     assert result.correction.b.shape == (32, 3)
@@ -91,5 +92,5 @@ def test_runs_of_inputs_and_kernels(weight: NDArray[np.float32], inputs: Matrix)
 
 def test_no_error_needs_no_correction() -> None:
     correction = weighted_correction(np.zeros((8, 6)), [torch.eye(6)], 2)
-    np.testing.assert_array_equal(correction.product, np.zeros((8, 6)))
+    np.testing.assert_array_equal(product_of(correction), np.zeros((8, 6)))
     assert np.isfinite(correction.scales).all()

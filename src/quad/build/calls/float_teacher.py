@@ -48,17 +48,18 @@ class FloatTeacher:
     Args:
         model: whose networks they are, or were.
         networks: of `share_networks`; empty once they were let go.
+        trains: adapters are trained against them in the end.
     """
 
-    def __init__(self, model: SlottedModel, networks: Mapping[str, nn.Module]) -> None:
-        self._model = model
+    def __init__(self, model: SlottedModel, networks: Mapping[str, nn.Module], trains: bool) -> None:
+        self._model, self._trains = model, trains
         self.networks = networks
         self.layers = layers_now(networks[UNET])
 
     @staticmethod
-    def of(model: SlottedModel) -> FloatTeacher:
+    def of(model: SlottedModel, trains: bool) -> FloatTeacher:
         """The networks as they are now."""
-        return FloatTeacher(model, share_networks(model.networks))
+        return FloatTeacher(model, share_networks(model.networks), trains)
 
     @cached_property
     def probes(self) -> Probes:
@@ -84,7 +85,12 @@ class FloatTeacher:
         return resumable.probes(self._model.cache, "probes.measured", self._measure)
 
     def let_go(self) -> None:
-        """Ask for all that is measured later, then hold no weight: rounding makes others, and a network has room in memory once."""
+        """Ask for all that is measured later, then hold no weight: rounding makes others, and a network has room in memory once.
+
+        Training asks the float networks again, so with it they stay.
+        """
+        if self._trains:
+            return
         if self._model.adapters:
             _ = self.probes, self.measured
         self.networks = {}

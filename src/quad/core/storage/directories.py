@@ -73,9 +73,10 @@ def new_directory(final: Path, marker: str, option: str = "-o") -> Iterator[Path
     except OSError as error:
         raise disk_error(final, error) from error
     except BackendError as error:
-        if str(stage) not in str(error):
+        cause = error.__cause__
+        if error.place is None or not error.place.is_relative_to(stage) or not isinstance(cause, OSError):
             raise
-        raise BackendError(str(error).replace(str(stage), str(final))) from error  # one file in it, by the name that it was to have
+        raise disk_error(final / error.place.relative_to(stage), cause) from cause  # by the name that it was to have
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if handle is not None:

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from quad.core.padding import at_own_ranks
 from quad.core.slots import SlotTable
-from quad.model.device import HERE
+from quad.model.device import HERE, device_of
 
 
 def slot_tensors(slots: Mapping[str, NDArray[Any]], table: SlotTable, device: torch.device = HERE) -> dict[str, Tensor]:
@@ -29,3 +29,9 @@ def slot_tensors(slots: Mapping[str, NDArray[Any]], table: SlotTable, device: to
     """
     own = at_own_ranks(slots, table)
     return {name: torch.tensor(np.asarray(values, np.float32), device=device) for name, values in own.items()}
+
+
+def network_slots(slots: Mapping[str, NDArray[Any]], network: nn.Module) -> dict[str, Tensor]:
+    """`slot_tensors` for one network, on its device; none where it has no slots."""
+    table: SlotTable | None = getattr(network, "table", None)
+    return {} if table is None else slot_tensors(slots, table, device_of(network))

@@ -48,13 +48,6 @@ class Correction:
     b: NDArray[np.int8]
     scales: NDArray[np.float32]
 
-    @property
-    def product(self) -> NDArray[np.float64]:
-        """`(out, inputs)`."""
-        columns = self.b.astype(np.float64) * (self.scales.astype(np.float64) / BYTE_END**2)
-        product: NDArray[np.float64] = columns @ self.a.astype(np.float64)
-        return product
-
 
 @dataclass(frozen=True, kw_only=True)
 class FourBitWeight:
@@ -63,12 +56,6 @@ class FourBitWeight:
     integers: NDArray[np.integer]
     encoding: Encoding
     correction: Correction | None
-
-    @property
-    def values(self) -> NDArray[np.float64]:
-        """The weight that a layer with its correction computes with."""
-        weight = self.encoding.dequantize(self.integers).astype(np.float64)
-        return weight if self.correction is None else weight + self.correction.product.reshape(weight.shape)
 
 
 def four_bit_encoding(weight: NDArray[np.float32], *, signed: bool = False) -> Encoding:

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
 from quad.model.device import device_of, moved
-from quad.model.slots.slot_tensors import slot_tensors
+from quad.model.slots.slot_tensors import network_slots
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
@@ -91,7 +91,9 @@ def rank_sites(
     signs = dict(zip(chosen, _signs(network, chosen, slots, _shares(draws, len(chosen))), strict=True))
 
     def damages(source: str) -> dict[str, float]:
-        return _damages(network, moved(chosen[source].tensors(), device), _tensors(network, slots, source), encodings, signs[source])
+        return _damages(
+            network, moved(chosen[source].tensors(), device), network_slots(slots.get(source, {}), network), encodings, signs[source]
+        )
 
     damage: dict[str, float] = {}
     with transforming(network, lambda name: partial(_tapped, encodings[name], name) if name in encodings else None), _lanes_for(network):
@@ -129,10 +131,6 @@ def _shares(draws: int, sources: int) -> list[int]:
     return [max(1, draws // sources + (k < draws % sources)) for k in range(sources)]
 
 
-def _tensors(network: nn.Module, slots: SlotValues, source: str) -> dict[str, Tensor]:
-    return slot_tensors(slots.get(source, {}), network.table, device_of(network))  # type: ignore[arg-type]
-
-
 def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, draws: Sequence[int]) -> list[list[Tensor]]:
     """`u` of every draw, of each source in turn: drawn before the work is dealt, so that it does not matter who does it."""
     generator = torch.Generator().manual_seed(_SEED)
@@ -141,7 +139,7 @@ def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, d
         if probe.expected is None:
             with torch.no_grad():
                 device = device_of(network)
-                shape = network(*moved(probe.tensors(), device), _tensors(network, slots, source)).shape
+                shape = network(*moved(probe.tensors(), device), network_slots(slots.get(source, {}), network)).shape
         else:
             shape = torch.Size(probe.expected.shape)
         signs.append([torch.randint(0, 2, shape, generator=generator).float() * 2 - 1 for _ in range(count)])

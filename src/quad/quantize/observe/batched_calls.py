@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from quad.core.device import batch_that_fits, in_fitting_batches
 from quad.model.device import HERE, OutOfMemory, device_of, free_bytes, moved
-from quad.model.slots.slot_tensors import slot_tensors
+from quad.model.slots.slot_tensors import network_slots
 from quad.quantize.observe.side_by_side import side_by_side
 
 TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
@@ -25,8 +25,7 @@ _BYTES_A_VALUE, _MOST = 2**17, 32
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call, on the CPU; no gradients."""
     device = device_of(network)
-    table = getattr(network, "table", None)
-    tensors = {} if table is None else slot_tensors(slots, table, device)
+    tensors = network_slots(slots, network)
     return batched(lambda *batch: network(*moved(batch, device), tensors).cpu(), inputs, device)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from quad.core.component_call import ComponentCall
 from quad.model.device import device_of, moved
-from quad.model.slots.slot_tensors import slot_tensors
+from quad.model.slots.slot_tensors import network_slots
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class NetworkCall:
         return NetworkCall(
             network=network,
             inputs=moved(tuple(torch.from_numpy(array) for array in call.inputs.values()), device),
-            slots=slot_tensors(call.slots, network.table, device) if call.slots else {},  # type: ignore[arg-type]
+            slots=network_slots(call.slots, network),
         )
 
     def bound(self) -> Tensor:
