@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -115,3 +118,23 @@ def test_verbose_anywhere_in_the_call_shows_the_log_on_stderr(words: list[str], 
     assert (done.exit_code, done.stdout, last) == (1, "", "quad: x")
     assert [line.rpartition(" ")[2] for line in logged] == shown
     assert not logging.getLogger("quad").handlers
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
+def test_ctrl_c_while_modules_are_read_is_no_traceback(tmp_path: Path) -> None:
+    """It comes when the command line's own module is asked for."""
+    hook = """
+        import os, signal, sys
+        def strike(event, arguments):
+            if event == "import" and arguments[0] == "quad.cli.main":
+                os.kill(os.getpid(), signal.SIGINT)
+        sys.addaudithook(strike)
+    """
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(hook))
+    path = os.pathsep.join((str(tmp_path), str(Path(quad.__file__).parents[1])))
+    command = [sys.executable, "-m", "quad", "--version"]
+    ended = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # pytest itself may run with it ignored
+    )  # fmt: skip
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")

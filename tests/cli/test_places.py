@@ -39,9 +39,13 @@ def test_a_place_is_tried_before_the_work(tmp_path: Path, call: list[str]) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["gone"]
 
 
-def test_a_report_is_not_made_where_its_file_cannot_be(tmp_path: Path) -> None:
+@pytest.mark.parametrize("call", [["eval", "no bundle", "--against", "no model"], ["ablate", "no model"]])
+def test_a_report_is_not_made_where_its_files_cannot_be(tmp_path: Path, call: list[str]) -> None:
+    (tmp_path / "pictures").write_bytes(b"")
+    done = CliRunner().invoke(app, [*call, "-o", str(tmp_path)])
+    assert "cannot write (Not a directory); nothing was written, choose another place" in done.stderr
     (tmp_path / "report.html").mkdir()
-    done = CliRunner().invoke(app, ["eval", "no bundle", "--against", "no model", "-o", str(tmp_path)])
+    done = CliRunner().invoke(app, [*call, "-o", str(tmp_path)])
     assert "report.html: expected a new name or a file to replace, found a directory" in done.stderr
 
 

@@ -102,7 +102,7 @@ def check_report_dir(output: Path | None, *files: str) -> None:
     """Refuse before the work is done, not after it.
 
     Args:
-        files: names of what is written into it in the end.
+        files: what is written into it in the end; one name for all files of a folder.
 
     Raises:
         UsageError: the place, or what it would lie in, is a file. InputError: something else than a file has one of the names.

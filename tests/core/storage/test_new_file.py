@@ -12,7 +12,7 @@ from typing import BinaryIO
 import pytest
 
 from quad.core.errors import BackendError, InputError
-from quad.core.storage.files import new_file, sync_directory, write_bytes
+from quad.core.storage.files import new_file, require_writable, sync_directory, write_bytes
 
 
 def _device(path: Path) -> None:
@@ -138,3 +138,15 @@ def test_a_directory_that_cannot_be_synced_does_not_say_that_nothing_was_written
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(BackendError, match="what was changed there may be lost if the power fails"):
         sync_directory(tmp_path)
+
+
+def test_a_full_disk_is_found_before_the_work_and_nothing_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_writable(tmp_path / "new" / "x")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(BackendError, match=r"/new/x: cannot write \(disk full\); nothing was written, free some space"):
+        require_writable(tmp_path / "new" / "x")
+    assert not list(tmp_path.iterdir())

@@ -60,7 +60,7 @@ def ablate(
 ) -> None:
     """Build and measure one bundle for each choice."""
     adapters, later_files = named_paths("--adapter", adapter or []), named_paths("--later", later or [])
-    check_report_dir(output, "ablate.json", "report.html")
+    check_report_dir(output, "rows.json", "cross.json", "cross_hard.json", "ablate.json", "report.html", "pictures/row.png")
     names = [name.strip() for value in rows or [] for name in value.split(",") if name.strip()]
     with stage_bar() as progress, redirect_stdout(sys.stderr), _own_place(output) as place:
         check_build("quad ablate")

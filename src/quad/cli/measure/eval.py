@@ -70,7 +70,7 @@ def eval(
 ) -> None:
     """Compare a bundle with its full-precision model, picture by picture."""
     adapters = named_paths("--adapter", adapter or [])
-    check_report_dir(output, "eval.json", "report.html")
+    check_report_dir(output, "eval.json", "report.html", "pictures/task.png")
     with stage_bar() as progress, redirect_stdout(sys.stderr):
         check_build("quad eval")
         from quad.evaluate.compare import EvaluationRequest, evaluate_bundle, write_result

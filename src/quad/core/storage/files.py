@@ -147,18 +147,22 @@ def require_file(path: Path) -> os.stat_result | None:
 
 
 def require_writable(place: Path) -> None:
-    """Refuse, before the work for it is done, a name that nothing can get: a file is made in its nearest directory, and goes again.
+    """Refuse, before the work for it is done, a name that nothing can get: a byte is written in its nearest directory, and goes again.
 
     Raises:
-        BackendError: the system does not let it be made.
+        BackendError: the system does not let it be written, or the disk is full.
     """
     with writing_to(place):
         with suppress(FileNotFoundError):
             place.lstat()  # no name of it is too long, nor a file where a directory has to be
         folder = next(parent for parent in place.absolute().parents if os.path.lexists(parent))
         part, handle = new_file_part(folder / place.name, 0o600)
-        os.close(handle)
-        part.unlink()
+        try:
+            os.write(handle, b"\0")
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+            part.unlink()
 
 
 def _state(path: Path, before: os.stat_result | None) -> str:
