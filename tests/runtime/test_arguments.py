@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,8 @@ import pytest
 from quad.core.errors import QuadError, UsageError
 from quad.runtime import AdapterStore, QuadPipeline, Request, Scheduler, SchedulerOptions, open_bundle
 from quad.runtime.arguments import path_of, whole_number
+from tests.arguments import try_all
 
-ANYTHING: tuple[Any, ...] = (
-    None, "x", "", b"x", 1.5, -1, 0, True, 10**30, float("nan"), [], ["x"], [None], {}, {"a": 1}, object(), np.array([1, 2]), "a\0b",
-    "\ud800", "x" * 300, np.float32(2), set(),
-)  # fmt: skip
 # Words of a call beside the one that is tried: none of it may take long.
 CALL: dict[str, Any] = {"prompt": "a", "task": "text-to-image", "num_inference_steps": 1}
 # A method of the pipeline -> what it needs beside the argument that is tried.
@@ -39,53 +35,33 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def _arguments(function: Callable[..., Any]) -> Iterator[str]:
-    """Names that can be given, but for `self`, and what nobody but the runtime itself makes."""
-    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    own = ("self", "cls", "pipe", "bundle", "clock", "options", "texts", "requests")
-    return (name for name, each in inspect.signature(function).parameters.items() if each.kind not in kinds and name not in own)
-
-
-def _try_all(function: Callable[..., Any], beside: dict[str, Any]) -> None:
-    for name in _arguments(function):
-        for value in ANYTHING:
-            try:
-                answer = function(**{**beside, name: value})
-                if inspect.isgenerator(answer):
-                    list(answer)
-            except QuadError:
-                continue
-            except Exception as error:
-                pytest.fail(f"{function.__qualname__}({name}={value!r}): {type(error).__name__}: {error}")
-
-
 def test_a_pipeline_is_opened_or_refused(tiny_bundle: Path) -> None:
-    _try_all(QuadPipeline.from_pretrained, {"path": tiny_bundle, "threads": 1})
-    _try_all(open_bundle, {"path": tiny_bundle})
+    try_all(QuadPipeline.from_pretrained, {"path": tiny_bundle, "threads": 1})
+    try_all(open_bundle, {"path": tiny_bundle})
     with pytest.raises(UsageError, match="threads: expected a whole number, 1 or more, found 'x'; leave it out for all cores"):
         QuadPipeline.from_pretrained(tiny_bundle, threads="x")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_does_or_refuses(method: str, tiny_bundle: Path) -> None:
-    _try_all(getattr(QuadPipeline.from_pretrained(tiny_bundle, threads=1), method), METHODS[method])
+    try_all(getattr(QuadPipeline.from_pretrained(tiny_bundle, threads=1), method), METHODS[method])
 
 
 def test_a_queue_takes_or_refuses(tiny_bundle: Path) -> None:
     pipe = QuadPipeline.from_pretrained(tiny_bundle, threads=1)
     with Scheduler(pipe) as scheduler:
-        _try_all(scheduler.register, {"path": "/nowhere"})
-        _try_all(scheduler.cancel_client, {})
+        try_all(scheduler.register, {"path": "/nowhere"})
+        try_all(scheduler.cancel_client, {})
 
         def submit_and_wait(**words: Any) -> None:
             with suppress(QuadError):
                 scheduler.submit(**words).result(60)
 
         submit_and_wait.__signature__ = inspect.signature(scheduler.submit)  # type: ignore[attr-defined]
-        _try_all(submit_and_wait, {"request": Request(**CALL)})
-    _try_all(SchedulerOptions, {})
+        try_all(submit_and_wait, {"request": Request(**CALL)})
+    try_all(SchedulerOptions, {})
     with closing(AdapterStore(open_bundle(tiny_bundle))):
-        _try_all(lambda budget_bytes: AdapterStore(open_bundle(tiny_bundle), budget_bytes).close(), {})
+        try_all(lambda budget_bytes: AdapterStore(open_bundle(tiny_bundle), budget_bytes).close(), {})
 
 
 def test_numbers_and_paths_of_other_libraries_are_taken(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import subprocess
@@ -20,6 +21,7 @@ from quad import QuadPipeline
 from quad.core.errors import BackendError, QuadError, StoppedError, UsageError
 from quad.serve import QuadClient
 from quad.serve.api import NewRequest, encoded
+from tests.arguments import try_all
 from tests.serve.conftest import Serve, same
 
 DRAW = np.random.default_rng(5)
@@ -233,3 +235,27 @@ def test_the_client_needs_no_engine_and_no_web_framework() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     loaded = {name.partition(".")[0] for name in json.loads(done.stdout)}
     assert not loaded & {"starlette", "uvicorn", "anyio", "h11", "onnxruntime", "torch"}
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "__call__": {"prompt": "a", "task": "text-to-image", "num_inference_steps": 1},
+    "set_adapters": {"adapter_names": ["sketch"]},
+    "load_lora_weights": {"path": "/nowhere", "adapter_name": "x"},
+    "admit": {"path": "/nowhere", "adapter_name": "x"},
+    "unload": {},
+    "preload": {},
+    "install": {},
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_whatever_an_argument_is_given_the_client_does_or_refuses(method: str, serve: Serve) -> None:
+    try_all(getattr(serve(real=True).client(), method), METHODS[method])
+
+
+def test_a_client_is_made_or_refused(serve: Serve) -> None:
+    def use(**words: Any) -> None:
+        QuadClient(**words).health  # noqa: B018 - it is asked for
+
+    use.__signature__ = inspect.signature(QuadClient)  # type: ignore[attr-defined]
+    try_all(use, {"address": serve().address})

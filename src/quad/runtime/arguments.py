@@ -97,6 +97,16 @@ def flag(name: str, value: Any) -> bool:
     return value
 
 
+def check_callback(name: str, value: Any) -> None:
+    """Refuse what cannot be called, and is not None.
+
+    Raises:
+        UsageError: it is such a thing.
+    """
+    if value is not None and not callable(value):
+        raise UsageError(mismatch(name, "a function", repr(value), "give one, or leave it out"))
+
+
 def path_of(name: str, value: Any) -> Path:
     """A path of the file system.
 

@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL.Image import Image
 
-from quad.core.errors import UsageError, mismatch
 from quad.core.float_type import AUTO, F32
 from quad.core.manifest import BUNDLE_FILE, EMBEDDINGS_FILE, TOKENIZER_FILE, TaskSpec
 from quad.core.storage.replaced import unless_replaced
 from quad.runtime.adapter_switch import AdapterSwitch
 from quad.runtime.adapters.follow_store import InstalledAdapters
-from quad.runtime.arguments import flag, path_of, text, thread_count
+from quad.runtime.arguments import check_callback, flag, path_of, text, thread_count
 from quad.runtime.batch import BatchWords, check_output, expand, joined
 from quad.runtime.bundle import Bundle, open_bundle
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
@@ -194,8 +193,7 @@ class QuadPipeline(LoraMethods, EmbeddingMethods):
             QuadError: as a call, when the picture is asked for that it is about.
         """
         check_output(output_type)
-        if callback_on_step_end is not None and not callable(callback_on_step_end):
-            raise UsageError(mismatch("callback_on_step_end", "something to call", repr(callback_on_step_end), "give a function"))
+        check_callback("callback_on_step_end", callback_on_step_end)
         texts = TextMemo()
         for request in requests:
             yield self.finish(self.prepare(request, texts), callback_on_step_end, output_type)

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, replace
 from http.client import HTTPResponse
 from pathlib import Path
+from threading import TIMEOUT_MAX
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -14,7 +15,9 @@ import msgspec
 
 from quad.core.errors import BackendError, BusyError, InputError, QuadError, UsageError, mismatch
 from quad.core.manifest import TaskSpec
+from quad.core.storage.reading import is_file
 from quad.runtime.adapters.block_weights import adapter_weights
+from quad.runtime.arguments import check_callback, number, path_of, text, texts
 from quad.runtime.conditioning.condition import DEFAULT_GROW_PX
 from quad.runtime.conditioning.guidance import parse_interval
 from quad.runtime.conditioning.picture import PictureSource
@@ -53,8 +56,15 @@ class QuadClient:
         token: what the server's token file holds; on TCP alone.
         timeout_s: the longest silence of the server.
         name: of this app, told to the server with each request.
+
+        Raises:
+            UsageError: one of them is of another type.
         """
-        self._http = HttpClient(str(address), token.strip() if token else None, timeout_s)
+        place = address if isinstance(address, str) and "://" in address else str(path_of("address", address))
+        seconds = number(timeout_s)
+        if not 0.0 < seconds <= TIMEOUT_MAX:
+            raise UsageError(mismatch("timeout_s", "seconds, more than 0", repr(timeout_s), "leave it out for 60"))
+        self._http = HttpClient(place, None if token is None else text("token", token).strip(), seconds)
         self._name = name
         self._chosen: dict[str, float] | None = None
         self._last: tuple[str, ...] = ()
@@ -79,7 +89,7 @@ class QuadClient:
 
     def set_adapters(self, adapter_names: str | Sequence[str], weights: float | Sequence[float] | None = None) -> None:
         """Use these from now on. Raises: UsageError, an unknown name or a wrong weight; ranks that do not fit are told by the next call."""
-        chosen = adapter_weights([adapter_names] if isinstance(adapter_names, str) else list(adapter_names), weights)
+        chosen = adapter_weights(texts("adapter_names", adapter_names), weights)
         available = self.adapters
         for name in chosen:
             if name not in available:
@@ -114,28 +124,29 @@ class QuadClient:
         return verdict
 
     def _upload(self, path: str | Path, adapter_name: str, options: AdmissionOptions | None = None) -> Uploaded:
-        if not Path(path).is_file():
+        place = path_of("path", path)
+        if not is_file(place):
             raise InputError(mismatch(str(path), "a pack file", "none", "check the path"))
         patient = replace(self._http, timeout_s=self._http.timeout_s + LONGEST_ADMISSION_S)
-        where = f"/v1/adapters/{quote(adapter_name, safe='')}"
+        where = _adapter(adapter_name)
         if query := {} if options is None else msgspec.to_builtins(options):
             where += f"?{urlencode(query)}"
-        with Path(path).open("rb") as file, patient.answer("PUT", where, file, PACK) as answer, patient.reporting():
+        with place.open("rb") as file, patient.answer("PUT", where, file, PACK) as answer, patient.reporting():
             return msgspec.json.decode(answer.read(), type=Uploaded)
 
     def unload(self, adapter_name: str) -> None:
         """Take back a pack that was sent."""
-        self._http.fetch("DELETE", f"/v1/adapters/{quote(adapter_name, safe='')}")
+        self._http.fetch("DELETE", _adapter(adapter_name))
         if self._chosen is not None and adapter_name in self._chosen:
             self._chosen = {}
 
     def preload(self, name: str) -> None:
         """A hint: this adapter will be used soon."""
-        self._http.json("POST", f"/v1/adapters/{quote(name, safe='')}/preload", Named)
+        self._http.json("POST", f"{_adapter(name)}/preload", Named)
 
     def install(self, name: str) -> None:
         """Take up at once what `quad install` put into the server's store."""
-        self._http.json("POST", f"/v1/adapters/{quote(name, safe='')}/install", Named)
+        self._http.json("POST", f"{_adapter(name)}/install", Named)
 
     def __call__(  # noqa: PLR0913 - the names and the number are the pipeline's
         self,
@@ -170,6 +181,7 @@ class QuadClient:
         Raises:
             QuadError: as the pipeline. BackendError: no server there. BusyError: no room now. StoppedError: it was stopped.
         """
+        check_callback("callback_on_step_end", callback_on_step_end)
         refuse_arguments({name: value for name, value in others.items() if name not in SIZE_NAMES}, CLIENT_CALL)
         sizes = asdict(stated_sizes({name: value for name, value in others.items() if name in SIZE_NAMES}).checked())
         request = NewRequest(
@@ -223,6 +235,11 @@ class QuadClient:
     def _forget(self, where: str) -> None:
         with suppress(QuadError):  # it forgets by itself too, only later
             self._http.fetch("DELETE", where)
+
+
+def _adapter(name: str) -> str:
+    """Where a server has an adapter; half a character, which no name has, is spelled out."""
+    return f"/v1/adapters/{quote(text('adapter', name), safe='', errors='backslashreplace')}"
 
 
 def _events(http: HttpClient, stream: HTTPResponse) -> Iterator[Step | RequestState]:
