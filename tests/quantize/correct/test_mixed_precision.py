@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import spearmanr
 
 from quad.build.fixed_threads import fixed_threads
 from quad.core.encoding import Encoding, encode_range
@@ -149,3 +150,34 @@ def test_shares() -> None:
     assert eight_bit_sites(names, 0) == ()
     assert eight_bit_sites(names, 34) == ("a", "b", "c")
     assert eight_bit_sites(names, 100) == names
+
+
+def test_gradients_of_all_readers_of_a_tensor_are_one(encodings: Any) -> None:
+    """Two that cancel do no damage; two alike do four times that of one."""
+    (encoding, *_), x = encodings.values(), torch.linspace(-1.0, 1.0, 7, requires_grad=True)
+
+    def damage(signs: tuple[float, ...]) -> float:
+        taps = mixed_precision._Taps()
+        token = mixed_precision._TAPS.set(taps)
+        try:
+            output = sum(sign * mixed_precision._tapped(encoding, str(reader), x) for reader, sign in enumerate(signs))
+        finally:
+            mixed_precision._TAPS.reset(token)
+        torch.autograd.backward(output, torch.ones_like(x))
+        (tap,) = taps
+        return tap.take()
+
+    assert damage((1.0, -1.0)) == 0.0
+    assert damage((1.0, 1.0)) == pytest.approx(4 * damage((1.0,)), rel=1e-5)
+    assert damage((1.0,)) > 0.0
+
+
+def test_a_tensor_that_has_left_memory_shares_its_tap_with_none(encodings: Any) -> None:
+    (encoding, *_), taps = encodings.values(), mixed_precision._Taps()
+    assert len({id(taps.of(torch.ones(3), encoding)) for _ in range(20)}) == 20
+
+
+def test_a_single_draw_ranks_as_many_do(tiny: Any, encodings: Any, probes: Any, slots: Any) -> None:
+    """One of each source, against 50."""
+    one, many = ({site.name: site.damage for site in rank_sites(tiny.network, encodings, probes, slots, draws)} for draws in (2, 100))
+    assert spearmanr([one[name] for name in encodings], [many[name] for name in encodings]).statistic > 0.98

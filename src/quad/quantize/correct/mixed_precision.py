@@ -4,12 +4,15 @@ Source: docs/method.md section 5, step 7.
 Everything else stays in float, so that the floor of rounded weights does not hide small damage. Sites that read one and the same tensor
 (q, k and v of a self-attention) are one to an integer kernel: they are measured together and go together.
 
-    |y_site - y|^2 ~ |J e|^2 = E_u (u^T J e)^2        J = dy/dx at the site, u random signs
+    |y_site - y|^2 ~ |J e|^2 ~ E_u sum_i (u^T J)_i^2 e_i^2        J = dy/dx at the site, u random signs
 
 | symbol | here |
 |---|---|
 | e | rounding error of the tensor that the site reads, `Q(x) - x` |
 | u^T J | its gradient when u is sent back from the output |
+
+Rounding errors of two elements have nothing to do with each other, so what their products add to `(u^T J e)^2` is 0 on average. Without
+them a single u tells as much as four do with them (ADR 76).
 
 One backward pass measures all sites at once, where rounding one site after the other would cost a call each: on the reference model 7
 times the time for the same 262 sites of 328 but three, on a network of Stable Diffusion's size a day (ADR 12).
@@ -17,12 +20,13 @@ times the time for the same 262 sites of 328 but three, on a network of Stable D
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast, final
+from weakref import ref
 
 import numpy as np
 import torch
@@ -41,9 +45,9 @@ from quad.quantize.observe.short_floats import LARGE
 from quad.quantize.observe.side_by_side import one_lane
 from quad.quantize.processes.dealt import json_codec, together
 
-DRAWS = 24  # of u, over all sources: each damage is known to sqrt(2 / 24) of itself, and damages of one network span five decades
+DRAWS = 12  # of u, over all sources (ADR 76); damages of one network span five decades
 _SEED = 0
-_TAPS: ContextVar[dict[int, _Tap]] = ContextVar("quad_taps")  # of the call that is made in this thread, by the tensor's identity
+_TAPS: ContextVar[_Taps] = ContextVar("quad_taps")  # of the call that is made in this thread
 SlotValues = Mapping[str, Mapping[str, NDArray[np.float32]]]
 
 
@@ -149,8 +153,8 @@ def _signs(network: nn.Module, chosen: Mapping[str, Probe], slots: SlotValues, d
 def _damages(
     network: nn.Module, inputs: tuple[Tensor, ...], slots: Mapping[str, Tensor], encodings: Mapping[str, Encoding], signs: Sequence[Tensor]
 ) -> dict[str, float]:
-    """Site -> `E_u (u^T J e)^2 / |y|^2` for one call; the sites of one tensor have one."""
-    taps: dict[int, _Tap] = {}
+    """Site -> `E_u sum_i (u^T J)_i^2 e_i^2 / |y|^2` for one call; the sites of one tensor have one."""
+    taps = _Taps()
     leaves = tuple(tensor.clone().requires_grad_() for tensor in inputs)  # every site then lies on a path that gradients take
     token = _TAPS.set(taps)
     try:
@@ -158,39 +162,78 @@ def _damages(
             output: Tensor = network(*leaves, slots)
     finally:
         _TAPS.reset(token)
-    damages = {name: 0.0 for tap in taps.values() for name in tap.names}
+    damages = {name: 0.0 for tap in taps for name in tap.names}
     power = float(output.detach().square().sum().clamp(min=1e-30))
     for draw, u in enumerate(signs):
         torch.autograd.backward(output, u.to(output.device), retain_graph=draw + 1 < len(signs), inputs=leaves)
-        for tap in taps.values():
-            change = tap.take() ** 2 / (power * len(signs))
+        for tap in taps:
+            change = tap.take() / (power * len(signs))
             damages.update({name: damages[name] + change for name in tap.names})
     return damages
 
 
 def _tapped(encoding: Encoding, name: str, x: Tensor) -> Tensor:
-    """The tensor that a site reads in this thread's call, with its tap, which holds it: no later one can take its identity."""
-    tap = _TAPS.get().setdefault(id(x), _Tap(x, FakeQuantizer(encoding)))
+    """The tensor that a site reads in this thread's call, tapped."""
+    tap = _TAPS.get().of(x, encoding)
     tap.names.append(name)
     return cast(Tensor, _Tapped.apply(x, tap))  # type: ignore[no-untyped-call]
 
 
 @final
 class _Tap:
-    """One tensor that sites read: sums `u^T J e` over its readers while a gradient passes."""
+    """The rounding error of one tensor that sites read, and the sum of `(u^T J)_i^2 e_i^2` once the gradients of all its readers passed.
 
-    def __init__(self, x: Tensor, quantizer: Callable[[Tensor], Tensor]) -> None:
+    The error is held in bf16, and the tensor itself is not: where its readers have no need of it, it leaves memory.
+    """
+
+    def __init__(self, x: Tensor, encoding: Encoding) -> None:
         self.names: list[str] = []
-        self._x, self._quantizer, self._sum = x, quantizer, 0.0
+        detached = x.detach()
+        self._error, self._owner = (FakeQuantizer(encoding)(detached) - detached).bfloat16(), ref(x)
+        self._gradient: Tensor | None = None
+        self._readers, self._sum = 0, 0.0
+
+    def is_of(self, x: Tensor) -> bool:
+        """Whether it is this tensor's."""
+        return self._owner() is x
 
     def add(self, gradient: Tensor) -> None:
-        x = self._x.detach()
-        self._sum += float(((self._quantizer(x) - x) * gradient).sum())
+        """The gradient of one reader, as of `names`; the last one's makes the sum whole."""
+        self._gradient = gradient if self._gradient is None else self._gradient + gradient
+        self._readers += 1
+        if self._readers == len(self.names):
+            self._close()
 
     def take(self) -> float:
         """The sum since the last time."""
+        self._close()  # of readers that the output does not hang on there is no gradient
         total, self._sum = self._sum, 0.0
         return total
+
+    def _close(self) -> None:
+        if self._gradient is not None:
+            self._sum += float((self._error * self._gradient).square().sum())
+        self._gradient, self._readers = None, 0
+
+
+@final
+class _Taps:
+    """Those of one call."""
+
+    def __init__(self) -> None:
+        self._every: list[_Tap] = []
+        self._latest: dict[int, _Tap] = {}  # by the tensor's identity, which a later one may have again
+
+    def __iter__(self) -> Iterator[_Tap]:
+        return iter(self._every)
+
+    def of(self, x: Tensor, encoding: Encoding) -> _Tap:
+        """The tensor's own, new where it has none."""
+        tap = self._latest.get(id(x))
+        if tap is None or not tap.is_of(x):
+            tap = self._latest[id(x)] = _Tap(x, encoding)
+            self._every.append(tap)
+        return tap
 
 
 class _Tapped(torch.autograd.Function):
