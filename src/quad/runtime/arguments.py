@@ -7,10 +7,11 @@ import operator
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from quad.core.errors import UsageError, mismatch
 
+Kind = TypeVar("Kind")
 MOST_THREADS = 4096  # more than any machine has cores, and what every engine's own numbers hold
 
 
@@ -71,9 +72,7 @@ def text(name: str, value: Any) -> str:
     Raises:
         UsageError: it is something else.
     """
-    if not isinstance(value, str):
-        raise UsageError(mismatch(name, "a string", repr(value), "give one"))
-    return value
+    return _instance(name, value, str, "a string", "give one")
 
 
 def texts(name: str, value: Any) -> list[str]:
@@ -92,8 +91,12 @@ def flag(name: str, value: Any) -> bool:
     Raises:
         UsageError: it is something else.
     """
-    if not isinstance(value, bool):
-        raise UsageError(mismatch(name, "True or False", repr(value), "give one of these"))
+    return _instance(name, value, bool, "True or False", "give one of these")
+
+
+def _instance(name: str, value: Any, kind: type[Kind], expected: str, instead: str) -> Kind:
+    if not isinstance(value, kind):
+        raise UsageError(mismatch(name, expected, repr(value), instead))
     return value
 
 

@@ -54,9 +54,9 @@ def disk_error(where: Path | str, error: OSError, state: str = _NOTHING, instead
     """
     reason = "disk full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else (error.strerror or str(error))
     next_step = instead if error.errno in _NOT_FOR_SPACE else f"free some space or {instead}"
-    told = BackendError(f"{where}: cannot write ({reason}); {state}, {next_step}")
-    told.place = Path(where)
-    return told
+    failure = BackendError(f"{where}: cannot write ({reason}); {state}, {next_step}")
+    failure.place = Path(where)
+    return failure
 
 
 @contextmanager

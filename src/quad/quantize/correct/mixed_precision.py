@@ -25,7 +25,7 @@ from contextlib import AbstractContextManager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast, final
+from typing import final
 from weakref import ref
 
 import numpy as np
@@ -37,6 +37,7 @@ from quad.core.encoding import Encoding
 from quad.core.errors import InputError, mismatch
 from quad.model.device import device_of, moved
 from quad.model.slots.slot_tensors import network_slots
+from quad.quantize.correct.gradient_tap import tap_gradient
 from quad.quantize.encodings.fake_quantize import FakeQuantizer
 from quad.quantize.encodings.rules import product_of, turn_of
 from quad.quantize.observe.observers import transforming
@@ -176,7 +177,7 @@ def _tapped(encoding: Encoding, name: str, x: Tensor) -> Tensor:
     """The tensor that a site reads in this thread's call, tapped."""
     tap = _TAPS.get().of(x, encoding)
     tap.names.append(name)
-    return cast(Tensor, _Tapped.apply(x, tap))  # type: ignore[no-untyped-call]
+    return tap_gradient(x, tap.add)
 
 
 @final
@@ -234,17 +235,3 @@ class _Taps:
             tap = self._latest[id(x)] = _Tap(x, encoding)
             self._every.append(tap)
         return tap
-
-
-class _Tapped(torch.autograd.Function):
-    """The identity; adds the gradient that comes back to a tap."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, tap: _Tap) -> Tensor:
-        ctx.tap = tap
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.tap.add(grads[0])
-        return grads[0], None

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial
-from typing import Any, cast, final
+from typing import cast, final
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch.nn import functional
 from quad.core.component_call import BASE_SOURCE, ComponentCall
 from quad.core.float_type import F32
 from quad.model.slots.layers import Layer, layers_of
+from quad.quantize.correct.gradient_tap import tap_gradient
 from quad.quantize.correct.rounding_errors import ErrorOf, rounding_errors
 from quad.quantize.observe.network_call import NetworkCall
 from quad.quantize.observe.short_floats import computing_in
@@ -107,21 +108,7 @@ class _Taps:
             product = (gradient * held.pop()).movedim(channels, 0).flatten(1).sum(dim=1)
             self.products[number] = self.products[number] + product
 
-        return cast(Tensor, _Tapped.apply(output, self.anchor.to(output.device), take))  # type: ignore[no-untyped-call]
-
-
-class _Tapped(torch.autograd.Function):
-    """The identity; hands the gradient that comes back to a function."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, anchor: Tensor, take: Callable[[Tensor], None]) -> Tensor:
-        ctx.take = take
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        ctx.take(grads[0])
-        return grads[0], grads[0].new_zeros(()), None
+        return tap_gradient(output, take, self.anchor.to(output.device))
 
 
 _TAPS: ContextVar[_Taps | None] = ContextVar("quad_damage_taps", default=None)  # of the pass that is made in this thread

@@ -142,9 +142,9 @@ def _digests(arrays: Arrays) -> dict[str, bytes]:
 
 
 def _digest(array: NDArray[Any]) -> bytes:
-    told = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
-    told.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    return told.digest()
+    hasher = hashlib.sha256(f"{array.dtype.str} {array.shape}\n".encode())
+    hasher.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return hasher.digest()
 
 
 def _file_id(path: Path) -> FileId:
