@@ -48,6 +48,7 @@ class Role(StrEnum):
     ROUNDING = "rounding"
 
 
+LAYER_INPUTS = (Role.INPUT, Role.SKIP_INPUT)
 ATTENTION_ROLES = (Role.QUERY, Role.KEY, Role.VALUE, Role.PROBABILITY)
 CONSTANT_ROLES = (Role.WEIGHT, Role.LORA_A, Role.LORA_B, Role.LORA_SCALES)  # encoded, but no activations
 _ROLES = {role.value: role for role in Role}

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from quad.quantize.encodings import histogram as histograms
 from quad.quantize.encodings.histogram import Histogram, pool
 
 CHUNKS = st.lists(hnp.arrays(np.float32, st.integers(1, 40), elements=st.floats(-1e6, 1e6, width=32)), min_size=1, max_size=6)
@@ -71,3 +72,23 @@ def test_values_that_are_not_finite_are_refused(bad: float) -> None:
 def test_nothing_cannot_be_pooled() -> None:
     with pytest.raises(ValueError, match="no values"):
         pool([Histogram()])
+
+
+@pytest.mark.parametrize("channels", [1, 64, 77, 320])
+def test_a_large_array_is_estimated_within_and_counted_far_out(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histograms, "_STRIDES", ((2**16, 13),))
+    random = np.random.default_rng(channels)
+    values = random.normal(size=(70_000 // channels + 1, channels)).astype(np.float32) * np.linspace(0.5, 1.5, channels, dtype=np.float32)
+    values[-1, -1], values[0, 0] = 30.0, -25.0  # a few far out, as attention has them
+    estimated, whole = Histogram(), Histogram()
+    estimated.add(values)
+    monkeypatch.setattr(histograms, "_STRIDES", ())
+    whole.add(values)
+    assert estimated.fields[:4] == whole.fields[:4]  # bins, and where values end
+    assert estimated.total == estimated.counts.sum() == pytest.approx(whole.total, rel=0.01)
+    centers = (np.arange(whole.bins) + whole.origin + 0.5) * 2.0**whole.exponent
+    far = np.abs(centers) > 0.75 * 30.0 + 2.0**whole.exponent
+    np.testing.assert_array_equal(estimated.counts[far], whole.counts[far])
+    assert whole.counts[far].sum() == 2
+    for one, other in ((estimated, whole), (whole, estimated)):
+        assert np.cumsum(one.counts) / one.total == pytest.approx(np.cumsum(other.counts) / other.total, abs=0.02)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from quad.core.errors import InputError
+from quad.core.tensor_names import Role, role_of
 from quad.model.slots.attention import add_sites
 from quad.quantize.observe import side_by_side
 from quad.quantize.observe.observers import Feed, observe
@@ -31,6 +32,14 @@ def test_extremes_counts_and_means_are_exact() -> None:
     assert found.histogram.total == found.histogram.counts.sum() == everything.numel()
     np.testing.assert_allclose(found.channel_mean(), everything.mean(dim=(0, 2, 3)).numpy(), atol=1e-5)
     assert statistics.sites["net"]["3.in"]["one"].channel_mean().shape == (64,)
+
+
+def test_channels_have_means_where_a_bias_is_corrected(tiny: Any) -> None:
+    statistics = observe({"unet": tiny.network}, [Feed("x", partial(tiny.network, *tiny.inputs, tiny.slots(tiny.adapters[0])))])
+    sites = {name: by_source["x"] for name, by_source in statistics.sites["unet"].items()}
+    assert {role_of(name) for name in sites} > {Role.INPUT, Role.PROBABILITY, Role.LORA_MID}
+    for name, site in sites.items():
+        assert (len(site.channel_mean()) > 0) == (role_of(name) in (Role.INPUT, Role.SKIP_INPUT))
 
 
 def test_sources_are_kept_apart_and_weigh_the_same() -> None:

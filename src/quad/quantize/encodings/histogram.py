@@ -16,6 +16,10 @@ from numpy.typing import NDArray
 
 BINS = 2048
 _TOGETHER = 2**16  # values that are counted at once: what they become on the way stays in the processor's cache
+# Of arrays of so many values one in so many is counted, for as many: primes, which no number of channels or tokens is a multiple of.
+_STRIDES = ((2**22, 61), (2**19, 13))
+_ROW = 2**12  # values, of which those far out are looked for where one of them is
+_FAR = 0.75  # of the largest magnitude: from there on all values are counted
 _FINEST = -60  # widths below 2**-60 are far under the smallest scale, 1e-8
 
 
@@ -46,7 +50,9 @@ class Histogram:
         return histogram
 
     def add(self, values: NDArray[np.floating]) -> None:
-        """Count `values` (any shape).
+        """Count `values` (any shape); of a large array some of those in the middle, and all that are far out.
+
+        A range is chosen by where values end and by how many are far out, and millions of one call say no more of the rest than thousands.
 
         Raises:
             ValueError: a value is NaN or infinite.
@@ -54,11 +60,25 @@ class Histogram:
         if values.size == 0:
             return
         flat = values.reshape(-1)
-        low, high = float(flat.min()), float(flat.max())
+        stride = next((stride for least, stride in _STRIDES if flat.size >= least), 1)
+        rows = _Rows.of(flat)
+        low, high = float(rows.lows.min()), float(rows.highs.max())
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError("values hold NaN or Inf")
         self._grow(min(low, self.low), max(high, self.high))
-        width = 2.0**self.exponent
+        counts = self._binned(flat) if stride == 1 else self._estimated(rows, stride)
+        self.counts += counts
+        self.total += int(counts.sum())
+
+    def _estimated(self, rows: _Rows, stride: int) -> NDArray[np.int64]:
+        """How many values each bin has, by one in `stride` of them; of those far out, all."""
+        far = _FAR * max(abs(self.low), abs(self.high))
+        few = rows.flat[self.total % stride :: stride]
+        return stride * self._binned(few[np.abs(few) <= far]) + self._binned(rows.beyond(far))
+
+    def _binned(self, flat: NDArray[np.floating]) -> NDArray[np.int64]:
+        """How many of these values each bin has."""
+        counts, width = np.zeros(self.bins, dtype=np.int64), 2.0**self.exponent
         for first in range(0, flat.size, _TOGETHER):
             # Exact in the values' own type, since a width is a power of two and a bin's number is small; where a width is over 1, the
             # smallest values become zero.
@@ -66,8 +86,8 @@ class Histogram:
             index = (part if self.exponent <= 0 else part.astype(np.float64)) / width
             np.floor(index, out=index)
             index -= self.origin
-            self.counts += np.bincount(index.astype(np.int64), minlength=self.bins)
-        self.total += flat.size
+            counts += np.bincount(index.astype(np.int64), minlength=self.bins)
+        return counts
 
     def merge(self, other: Histogram) -> None:
         """Count what another one of as many bins has counted."""
@@ -94,6 +114,29 @@ class Histogram:
         filled = np.flatnonzero(self.counts)
         target = ((filled + self.origin) >> (exponent - self.exponent)) - origin
         return np.bincount(target, weights=self.counts[filled], minlength=self.bins).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Values in rows, the last one shorter, with the smallest and the largest of each."""
+
+    flat: NDArray[np.floating]
+    lows: NDArray[np.floating]
+    highs: NDArray[np.floating]
+
+    @staticmethod
+    def of(flat: NDArray[np.floating]) -> _Rows:
+        whole = flat.size // _ROW * _ROW
+        parts = [flat[first : min(first + _TOGETHER, whole)].reshape(-1, _ROW) for first in range(0, whole, _TOGETHER)]
+        parts += [flat[whole:].reshape(1, -1)] if whole < flat.size else []
+        extremes = [(part.min(axis=1), part.max(axis=1)) for part in parts]
+        return _Rows(flat, *map(np.concatenate, zip(*extremes, strict=True)))
+
+    def beyond(self, far: float) -> NDArray[np.floating]:
+        """The values whose magnitude is larger than that."""
+        numbers = np.flatnonzero((self.lows < -far) | (self.highs > far))
+        parts = (self.flat[number * _ROW : (number + 1) * _ROW] for number in numbers)
+        return np.concatenate([self.flat[:0], *(part[np.abs(part) > far] for part in parts)])
 
 
 def _bin(value: float, exponent: int) -> int:

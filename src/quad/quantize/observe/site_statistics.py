@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quad.core.errors import InputError, mismatch
+from quad.core.tensor_names import LAYER_INPUTS, role_of
 from quad.quantize.encodings.histogram import Density, Histogram, pool
 
 
@@ -31,13 +32,18 @@ class SiteStatistics:
         self.channel_sum = channel_sum
         self.per_channel = per_channel
 
-    def add(self, values: NDArray[np.float32]) -> None:
+    def add(self, values: NDArray[np.float32], *, with_means: bool = True) -> None:
         """Count values `(B, C, H, W)` or `(..., C)`.
+
+        Args:
+            with_means: of the channels too.
 
         Raises:
             ValueError: a value is NaN or infinite.
         """
         self.histogram.add(values)
+        if not with_means:
+            return
         channel = 1 if values.ndim == 4 else values.ndim - 1
         sums = values.sum(axis=tuple(a for a in range(values.ndim) if a != channel), dtype=np.float64)
         self.channel_sum = sums if self.channel_sum is None else self.channel_sum + sums
@@ -62,13 +68,14 @@ class Statistics:
     sites: dict[str, dict[str, dict[str, SiteStatistics]]] = field(default_factory=dict)
 
     def record(self, component: str, name: str, source: str, values: NDArray[np.float32]) -> None:
-        """Add the values that one call brought to a site.
+        """Add the values that one call brought to a site; channels have means at the inputs of layers, whose biases are corrected by them.
 
         Raises:
             InputError: a value is NaN or infinite.
         """
         try:
-            self.sites.setdefault(component, {}).setdefault(name, {}).setdefault(source, SiteStatistics()).add(values)
+            of_site = self.sites.setdefault(component, {}).setdefault(name, {}).setdefault(source, SiteStatistics())
+            of_site.add(values, with_means=role_of(name) in LAYER_INPUTS)
         except ValueError as error:
             where = f"calibration of {component} with {source!r}, {name}"
             raise InputError(mismatch(where, "finite values", "NaN or Inf", "check the weights of model and adapter")) from error
