@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from quad.build.admission_data import Corrections
 from quad.build.build import STAGES
@@ -18,8 +19,9 @@ from quad.core.progress import StageClock, silent
 from quad.lora.fit.integers import balanced_inputs
 from quad.lora.fit.slot_inputs import slot_inputs
 from quad.model.slots.layers import apply_weight, layers_of, weights_of
-from quad.quantize.distill.teacher_calls import call_teacher, fingerprint
+from quad.quantize.distill.teacher_calls import call_teacher
 from quad.quantize.observe.batched_calls import batched_forward
+from quad.quantize.observe.probe import one_side_each
 from tests.build.samples import SAMPLES
 
 
@@ -48,10 +50,13 @@ def test_what_is_let_go_leaves_memory_and_its_answers_stay(model_dir: Path, adap
     assert trainer.networks  # training asks them again
     del trainer
     adapter = model.adapters[0]
-    asked = call_teacher(teacher.networks["unet"], slot_inputs(adapter, model.table), measured_on(teacher.probes[adapter.name]))
+    measured = one_side_each(measured_on(teacher.probes[adapter.name]))
+    asked = call_teacher(teacher.networks["unet"], slot_inputs(adapter, model.table), measured)
     teacher.let_go()
     recorded = call_teacher(None, {}, teacher.measured[adapter.name])
-    assert [fingerprint([call]) for call in recorded] == [fingerprint([call]) for call in asked]
+    assert all(torch.equal(one.target, other.target) for one, other in zip(recorded, asked, strict=True))
+    # All adapters ask one base, in batches together: those add in another order than a call alone.
+    assert max(relative_error(one.without.numpy(), other.without.numpy()) for one, other in zip(recorded, asked, strict=True)) < 1e-4
     path, layer = next(iter(layers_of(model.networks["unet"]).items()))
     weight, _ = teacher.layers[path]
     assert weight() is layer.weight

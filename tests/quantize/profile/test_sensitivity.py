@@ -18,7 +18,9 @@ from quad.model.slots.layers import weights_of
 from quad.quantize.encodings.ranges import RangeOptions
 from quad.quantize.encodings.rules import Rule
 from quad.quantize.observe.calibrate import CalibrationSample, component_networks
+from quad.quantize.observe.probe import one_side_each
 from quad.quantize.observe.probes import Probe, ProbeOptions, record_probes
+from quad.quantize.profile.divergence import MIN_VALUES
 from quad.quantize.profile.pooled_profile import UnifyOptions, unify
 from quad.quantize.profile.sensitivity import bootstrap_means, float_outputs, score_adapters
 from quad.quantize.profile.shared_ranges import own_profile, own_profiles
@@ -62,6 +64,33 @@ def test_fewer_bits_make_every_adapter_more_sensitive(tiny: Any, probes: dict[st
         assert low <= score.qss <= high
         assert score.sqnr_db > coarse.scores[name].sqnr_db
         assert len(score.calls) == len(probes[name])
+
+
+def guided(one: Probe, other: Probe) -> Probe:
+    """Both as the sides of one call."""
+    inputs = {name: values if name == "timestep" else np.concatenate([values, other.inputs[name]]) for name, values in one.inputs.items()}
+    assert one.expected is not None
+    assert other.expected is not None
+    return replace(one, inputs=inputs, expected=np.concatenate([one.expected, other.expected]))
+
+
+def test_one_side_of_a_call_is_scored_where_it_fills_a_histogram(tiny: Any, probes: dict[str, list[Probe]]) -> None:
+    profiles, adapter = owned(tiny, UnifyOptions()), tiny.adapters[0]
+    calls = [guided(one, other) for one, other in zip(probes[adapter.name][::2], probes[adapter.name][1::2], strict=False)]
+    enough = calls * (1 + MIN_VALUES // sum(np.size(call.expected[:1]) for call in calls if call.expected is not None))
+    sides = one_side_each(enough)
+    assert [len(side.inputs["sample"]) for side in sides] == [1] * len(enough)
+    for number, (side, call) in enumerate(zip(sides, enough, strict=True)):
+        assert np.array_equal(side.inputs["sample"][0], call.inputs["sample"][number % 2])
+    again = one_side_each(sides)
+    assert all(np.array_equal(one.inputs["sample"], other.inputs["sample"]) for one, other in zip(again, sides, strict=True))
+    scored, by_sides = (
+        score_adapters(tiny.network, tiny.table, [adapter], profiles, {adapter.name: asked}).scores[adapter.name]
+        for asked in (enough, sides)
+    )
+    assert scored == by_sides
+    few = score_adapters(tiny.network, tiny.table, [adapter], profiles, {adapter.name: calls[:1]}).scores[adapter.name]
+    assert few.qss_hist is None  # one call's two sides are all there is, and both count
 
 
 def test_without_encodings_nothing_is_lost(tiny: Any, probes: dict[str, list[Probe]]) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from itertools import cycle
+from itertools import chain, cycle, islice
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from quad.build.admission_data import layers_now
@@ -19,12 +20,13 @@ from quad.core.slots import UNET
 from quad.model.base.modules import share_copy
 from quad.quantize.observe.batched_calls import batched_forward
 from quad.quantize.observe.calibrate import with_adapter
+from quad.quantize.observe.probe import one_side_each
 from quad.quantize.observe.probes import Probe, ProbeOptions, Probes, record_probes
-from quad.quantize.observe.probes_file import RECORDED
-from quad.quantize.processes.dealt import dealt
+from quad.quantize.processes.dealt import ARRAYS, dealt
 from quad.quantize.profile.divergence import MIN_VALUES
 
 MEASURED_CALLS = 4  # of each adapter, where nothing is trained
+_AT_ONCE = 8  # pictures that the base is asked for, on all cores of one process
 
 
 def share_networks(networks: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
@@ -81,7 +83,7 @@ class FloatTeacher:
 
     @cached_property
     def measured(self) -> Probes:
-        """The calls that an adapter is measured on where nothing is trained, with answers with it and with the zero adapter."""
+        """The calls that an adapter is measured on where nothing is trained, one side each; with answers, its own and the base's."""
         return resumable.probes(self._model.cache, "probes.measured", self._measure)
 
     def let_go(self) -> None:
@@ -96,10 +98,13 @@ class FloatTeacher:
         self.networks = {}
 
     def _measure(self) -> Probes:
-        def with_base(source: str) -> list[Probe]:
-            probes = measured_on(self.probes[source])
+        def base_answers(probes: Sequence[Probe]) -> dict[str, NDArray[np.float32]]:
             outputs = batched_forward(self.networks[UNET], [probe.tensors() for probe in probes], {})
-            return [replace(probe, without=output.numpy()) for probe, output in zip(probes, outputs, strict=True)]
+            return {str(number): output.numpy() for number, output in enumerate(outputs)}
 
-        sources = list(self.probes)
-        return dict(zip(sources, dealt(with_base, sources, RECORDED), strict=True))
+        measured = {source: one_side_each(measured_on(probes)) for source, probes in self.probes.items()}
+        asked = [probe for probes in measured.values() for probe in probes]  # one base answers for all adapters
+        pieces = [asked[first : first + _AT_ONCE] for first in range(0, len(asked), _AT_ONCE)]
+        answers = chain.from_iterable([part[str(number)] for number in range(len(part))] for part in dealt(base_answers, pieces, ARRAYS))
+        answered = map(lambda probe, answer: replace(probe, without=answer), asked, answers)
+        return {source: list(islice(answered, len(probes))) for source, probes in measured.items()}

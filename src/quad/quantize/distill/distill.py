@@ -29,7 +29,7 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity, fingerprint
 from quad.quantize.distill.training import Progress, silent, train
-from quad.quantize.observe.batched_calls import SlotArrays, batched_forward
+from quad.quantize.observe.batched_calls import SlotArrays, batched_forms, batched_forward
 from quad.quantize.observe.probes import Probe
 
 _HELD_OUT = 4  # one run in four is held out, one at least
@@ -116,15 +116,19 @@ def distill(
     # 2. the teacher's outputs, and the student's without an adapter
     training, held_out = split_runs(probes) if options.steps else ([], list(probes))
     calls = call_teacher(pair.teacher, original, [*held_out, *training])
+    inputs = [call.inputs for call in calls]
+    forms: list[SlotArrays] = [dequantize_adapter(integers, pair.table, pair.profile)]
+    if not pair.table.normalised:  # a normalised adapter fits as it is: there is nothing to rescale
+        forms.append(_plain(adapter, pair))
     with simulated(pair.student, pair.profile, UNET):
-        with_bases = list(zip(calls, batched_forward(pair.student, [call.inputs for call in calls], {}), strict=True))
+        bases, *answers = batched_forms(pair.student, [(inputs, {}), *((inputs[: len(held_out)], form) for form in forms)])
+        with_bases = list(zip(calls, bases, strict=True))
         # Too few runs to hold one out: then all calls are checked on that are learned from.
         training_set = TrainingSet(
             with_bases[len(held_out) :] or with_bases, with_bases[: len(held_out)], examples if options.lambda_ else ()
         )
-        after = _measured(pair, training_set.held_out, dequantize_adapter(integers, pair.table, pair.profile))
-        # A normalised adapter fits as it is: there is nothing to rescale.
-        before = after if pair.table.normalised else _measured(pair, training_set.held_out, _plain(adapter, pair))
+        after, *plain = (fidelity(calls[: len(held_out)], outputs, bases[: len(held_out)]) for outputs in answers)
+        before = plain[0] if plain else after
         if options.steps == 0 or not _trainable(pair, adapter):
             return Distilled(integers, Alignment(before=before, after_rescale=after))
         # 3. train

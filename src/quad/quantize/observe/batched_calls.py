@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,16 +19,34 @@ from quad.quantize.observe.side_by_side import side_by_side
 TensorInputs = tuple[Tensor, Tensor, Tensor]  # `sample (B, C, h, w)`, `timestep (B,)`, `encoder_hidden_states (B, L, D)`
 SlotArrays = Mapping[str, NDArray[np.float32]]
 
-_VALUES = 2**12  # of latents that run as one: beyond that a batch costs memory, saves no time, and leaves other cores nothing to do
+# Of latents that run as one, four pictures of 256 pixels: weights are widened once for all of them. More cost memory and save little.
+_VALUES = 2**14
 # On an accelerator. At 64x64 latents Stable Diffusion's scores of attention, written out three times, take 100 kB a value of the latent.
 _BYTES_A_VALUE, _MOST = 2**17, 32
 
 
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call, on the CPU; no gradients."""
+    return batched_forms(network, [(inputs, slots)])[0]
+
+
+def batched_forms(network: nn.Module, asked: Sequence[tuple[Sequence[TensorInputs], SlotArrays]]) -> list[list[Tensor]]:
+    """`batched_forward` of calls with one adapter, of the same or others with another: all of them on all cores."""
     device = device_of(network)
-    tensors = network_slots(slots, network)
-    return batched(lambda *batch: network(*moved(batch, device), tensors).cpu(), inputs, device)
+
+    def answer(tensors: Mapping[str, Tensor], *batch: Tensor) -> Tensor:
+        output: Tensor = network(*moved(batch, device), tensors)
+        return output.cpu()
+
+    work = [(partial(answer, network_slots(slots, network)), inputs) for inputs, slots in asked]
+    parts = 1 if len(work) > 1 else 2  # one form leaves other cores something to do
+    if device != HERE:
+        return [_in_fitting(compute, inputs, device, parts) for compute, inputs in work]
+    pieces = [(number, compute, batch) for number, (compute, inputs) in enumerate(work) for batch in _batches(inputs, parts)]
+    answers: list[list[Tensor]] = [[] for _ in work]
+    for (number, _, _), outputs in zip(pieces, side_by_side(lambda piece: _outputs(piece[1], piece[2]), pieces), strict=True):
+        answers[number] += outputs
+    return answers
 
 
 def batched(compute: Callable[..., Tensor], inputs: Sequence[TensorInputs], device: torch.device = HERE) -> list[Tensor]:
@@ -36,19 +56,36 @@ def batched(compute: Callable[..., Tensor], inputs: Sequence[TensorInputs], devi
         compute: takes sample, timestep and text of several calls, see `TensorInputs`.
         device: where it computes. On an accelerator a batch has as many calls as its free memory holds.
     """
-
-    def outputs(batch: Sequence[TensorInputs]) -> list[Tensor]:
-        with torch.no_grad():
-            return list(compute(*concatenate(batch)).split([len(sample) for sample, _, _ in batch]))
-
-    values = max((sample.numel() for sample, _, _ in inputs), default=1)
-    together = max(1, _VALUES // values)
     if device != HERE:
-        free = free_bytes(device)
-        together = together if free is None else batch_that_fits(free, _BYTES_A_VALUE * values, _MOST)
-        return list(in_fitting_batches(outputs, inputs, together, OutOfMemory))
-    batches = [inputs[first : first + together] for first in range(0, len(inputs), together)]
-    return [output for batch in side_by_side(outputs, batches) for output in batch]
+        return _in_fitting(compute, inputs, device, 2)
+    return [output for batch in side_by_side(partial(_outputs, compute), _batches(inputs, 2)) for output in batch]
+
+
+def _in_fitting(compute: Callable[..., Tensor], inputs: Sequence[TensorInputs], device: torch.device, parts: int) -> list[Tensor]:
+    free = free_bytes(device)
+    together = _together(inputs, parts) if free is None else batch_that_fits(free, _BYTES_A_VALUE * _values(inputs), _MOST)
+    return list(in_fitting_batches(partial(_outputs, compute), inputs, together, OutOfMemory))
+
+
+def _outputs(compute: Callable[..., Tensor], batch: Sequence[TensorInputs]) -> list[Tensor]:
+    with torch.no_grad():
+        return list(compute(*concatenate(batch)).split([len(sample) for sample, _, _ in batch]))
+
+
+def _values(inputs: Sequence[TensorInputs]) -> int:
+    """Of the largest call's latents."""
+    return max((sample.numel() for sample, _, _ in inputs), default=1)
+
+
+def _together(inputs: Sequence[TensorInputs], parts: int) -> int:
+    """Calls in a batch, of as few batches as may be, but of so many parts at least; how many cores there are changes none of it."""
+    count = max(math.ceil(len(inputs) / max(1, _VALUES // _values(inputs))), min(parts, len(inputs)), 1)
+    return max(1, math.ceil(len(inputs) / count))
+
+
+def _batches(inputs: Sequence[TensorInputs], parts: int) -> list[Sequence[TensorInputs]]:
+    together = _together(inputs, parts)
+    return [inputs[first : first + together] for first in range(0, len(inputs), together)]
 
 
 def concatenate(inputs: Sequence[TensorInputs]) -> TensorInputs:

@@ -54,3 +54,11 @@ class Probe(ComponentCall):
         """
         sample, timestep, text = (torch.tensor(self.inputs[name]) for name in UNET_INPUTS)
         return sample, timestep.expand(len(sample)), text
+
+
+def one_side_each(calls: Sequence[Probe]) -> list[Probe]:
+    """One picture's part of every call, the two sides of guidance in turns: they begin at one latent, and err much alike.
+
+    Source: docs/adr/0077-one-side-of-a-guided-call.md.
+    """
+    return [call.row(number) for number, call in enumerate(calls)]
