@@ -72,13 +72,14 @@ def _own_error(form: Form) -> float:
     return float(outputs * largest_b**2 * np.square(form.a).sum() + inputs * largest_a**2 * np.square(form.b).sum())
 
 
-def _error(form: Form, scales: _Scales) -> float:
-    """`|B^ A^ - B A|^2`, computed on the integers.
+def _error(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> float:
+    """`|B^ A^ - B A|^2` of a pair as it is written: an encoding rounds in float32, where some values lie on another side of a half.
 
     Never as a matrix `(out, in)`: the difference is `[B^ - B | B] [A^; A^ - A]`, whose square is that of two small Gram matrices.
     """
-    a, b = scales.a(form.a), scales.b(form.b)
-    right, left = np.concatenate([a, a - form.a]), np.concatenate([b - form.b, form.b], axis=1)
+    form, written = form_of(pair), form_of(LowRank(*(e.dequantize(e.quantize(x)) for e, x in ((encoding_a, pair.a), (encoding_b, pair.b)))))
+    right = np.concatenate([written.a, written.a - form.a])
+    left = np.concatenate([written.b - form.b, form.b], axis=1)
     return float(((left.T @ left) * (right @ right.T)).sum())
 
 
@@ -115,17 +116,17 @@ def rescale_pair(pair: LowRank, encoding_a: Encoding, encoding_b: Encoding) -> L
         pair: in its balanced form, which the range of `A x` was observed with; no row of A becomes much longer than its longest, and the
             margin of B's range for weights over 1 (`margins.SLOT_B`) is used only by a pair that does not fit without.
     """
-    scales, best = _scales(encoding_a, encoding_b), form_of(pair)
-    if not best.alive.any():
+    scales, form = _scales(encoding_a, encoding_b), form_of(pair)
+    if not form.alive.any():
         return pair
-    form, rotated, longest = best, rotate(best), float(np.linalg.norm(best.a, axis=1).max()) * _MID_GROWTH
+    rotated, longest, best = rotate(form), float(np.linalg.norm(form.a, axis=1).max()) * _MID_GROWTH, pair
     for margin in (SLOT_B[encoding_b.bits], NO_MARGIN):
         narrow = _scales(encoding_a, encoding_b, margin)
-        candidates = [form, _fitted(form, narrow, longest), _fitted(rotated, narrow, longest)]
-        best = min(candidates, key=lambda candidate: (not scales.hold(candidate), _error(candidate, scales)))
-        if scales.hold(best):
+        candidates = [pair, *(pair_of(_fitted(start, narrow, longest), pair) for start in (form, rotated))]
+        best = min(candidates, key=lambda one: (not scales.hold(form_of(one)), _error(one, encoding_a, encoding_b)))
+        if scales.hold(form_of(best)):
             break
-    return pair if best is form else pair_of(best, pair)
+    return best
 
 
 def _scales(encoding_a: Encoding, encoding_b: Encoding, margin: Margin = NO_MARGIN) -> _Scales:

@@ -29,7 +29,7 @@ from quad.quantize.distill.options import DistillOptions
 from quad.quantize.distill.student import Student
 from quad.quantize.distill.teacher_calls import Fidelity, TeacherCall, call_teacher, fidelity, fingerprint
 from quad.quantize.distill.training import Progress, silent, train
-from quad.quantize.observe.batched_calls import SlotArrays, batched_forms, batched_forward
+from quad.quantize.observe.batched_calls import SlotArrays, batched_forms
 from quad.quantize.observe.probes import Probe
 
 _HELD_OUT = 4  # one run in four is held out, one at least
@@ -168,7 +168,7 @@ def _trainable(pair: TeacherStudent, adapter: FloatAdapter) -> list[Slot]:
 
 def _measured(pair: TeacherStudent, with_bases: Sequence[tuple[TeacherCall, Tensor]], slots: SlotArrays) -> Fidelity:
     calls, bases = [call for call, _ in with_bases], [base for _, base in with_bases]
-    return fidelity(calls, batched_forward(pair.student, [call.inputs for call in calls], slots), bases)
+    return fidelity(calls, batched_forms(pair.student, [([call.inputs for call in calls], slots)])[0], bases)
 
 
 def _plain(adapter: FloatAdapter, pair: TeacherStudent) -> SlotArrays:

@@ -1,7 +1,8 @@
 """A histogram that grows with its data, of fixed size, whose sums are exact.
 
 Bins are `2**exponent` wide and begin at whole multiples of their width. A wider range doubles the width by adding neighbours, so that no
-count is ever shared out or guessed, and histograms of different sources come to one width and add without loss.
+count is ever shared out, and histograms of different sources come to one width and add without loss. What a large array adds is estimated
+from a sample of it. Source: docs/adr/0077-one-side-in-batches.md.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 BINS = 2048
 _TOGETHER = 2**16  # values that are counted at once: what they become on the way stays in the processor's cache
-# Of arrays of so many values one in so many is counted, for as many: primes, which no number of channels or tokens is a multiple of.
+# Of arrays of so many values one in so many is counted, for as many: primes, of which channels and tokens are seldom a multiple.
 _STRIDES = ((2**22, 61), (2**19, 13))
 _ROW = 2**12  # values, of which those far out are looked for where one of them is
 _FAR = 0.75  # of the largest magnitude: from there on all values are counted

@@ -27,11 +27,16 @@ _BYTES_A_VALUE, _MOST = 2**17, 32
 
 def batched_forward(network: nn.Module, inputs: Sequence[TensorInputs], slots: SlotArrays) -> list[Tensor]:
     """The network's output `(B, c, h, w)` for every call, on the CPU; no gradients."""
-    return batched_forms(network, [(inputs, slots)])[0]
+    return batched_forms(network, [(inputs, slots)], parts=2)[0]
 
 
-def batched_forms(network: nn.Module, asked: Sequence[tuple[Sequence[TensorInputs], SlotArrays]]) -> list[list[Tensor]]:
-    """`batched_forward` of calls with one adapter, of the same or others with another: all of them on all cores."""
+def batched_forms(network: nn.Module, asked: Sequence[tuple[Sequence[TensorInputs], SlotArrays]], parts: int = 1) -> list[list[Tensor]]:
+    """`batched_forward` of several forms of an adapter, or of the base beside it, all of them on all cores.
+
+    Args:
+        asked: calls, and the slot inputs that they are made with, of each form.
+        parts: batches of each form at least: one form alone leaves other cores something to do in two. The bits of an answer hang on it.
+    """
     device = device_of(network)
 
     def answer(tensors: Mapping[str, Tensor], *batch: Tensor) -> Tensor:
@@ -39,7 +44,6 @@ def batched_forms(network: nn.Module, asked: Sequence[tuple[Sequence[TensorInput
         return output.cpu()
 
     work = [(partial(answer, network_slots(slots, network)), inputs) for inputs, slots in asked]
-    parts = 1 if len(work) > 1 else 2  # one form leaves other cores something to do
     if device != HERE:
         return [_in_fitting(compute, inputs, device, parts) for compute, inputs in work]
     pieces = [(number, compute, batch) for number, (compute, inputs) in enumerate(work) for batch in _batches(inputs, parts)]

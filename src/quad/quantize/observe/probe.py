@@ -59,6 +59,6 @@ class Probe(ComponentCall):
 def one_side_each(calls: Sequence[Probe]) -> list[Probe]:
     """One picture's part of every call, the two sides of guidance in turns: they begin at one latent, and err much alike.
 
-    Source: docs/adr/0077-one-side-of-a-guided-call.md.
+    Source: docs/adr/0077-one-side-in-batches.md.
     """
     return [call.row(number) for number, call in enumerate(calls)]
