@@ -51,16 +51,6 @@ def test_of_a_large_picture_some_places_and_the_same_each_time(monkeypatch: pyte
     assert abs(energy / all_energy - 1) < 0.3
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_pictures_of_one_call_share_the_places(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_grams, "POSITIONS", 40)
-    layer, picture = nn.Conv2d(3, 4, 3, padding=1), torch.randn(1, 3, 16, 16)
-    one, several = InputGram(layer, 1000), InputGram(layer, 1000)
-    one.add(picture)
-    several.add(picture.expand(rows, -1, -1, -1))
-    assert several.energies[0] == pytest.approx(one.energies[0], rel=0.5)  # as many places, not as many of each
-
-
 def test_runs_are_diagonal_blocks_of_whole_channels() -> None:
     layer, x = nn.Conv2d(10, 4, 3), torch.randn(1, 10, 6, 6)
     whole, cut = InputGram(layer, 1000), InputGram(layer, 30)

@@ -29,7 +29,7 @@ GRAM_BYTES = 1_000_000_000
 LONGEST = 1152  # inputs: 128 channels of a 3x3 convolution
 Key = tuple[str, str]  # component, and path of a layer in it
 _BLOCK = 64  # rows of a matrix that are added to at once, each up to its diagonal: the rest is its mirror image
-POSITIONS = 256  # of each call's pictures together, spread at random: neighbours say much the same, and so do both sides of guidance
+POSITIONS = 256  # of each picture, spread at random: neighbours say much the same
 _SHRINK = 0.9  # how much shorter runs are tried than those that took too many bytes
 
 
@@ -230,19 +230,18 @@ def _add_products(gram: Tensor, seen: Tensor, factor: float = 1.0) -> None:
 
 def _columns(layer: Layer, x: Tensor) -> Tensor:
     """`(inputs, calls)`: what each output that is looked at was made of."""
-    most = max(1, POSITIONS // len(x))
     if isinstance(layer, nn.Linear):
         tokens = x.reshape(len(x), -1, x.shape[-1])
-        return tokens[:, torch.from_numpy(_positions(tokens.shape[1], most)).to(x.device)].reshape(-1, x.shape[-1]).T
+        return tokens[:, torch.from_numpy(_positions(tokens.shape[1])).to(x.device)].reshape(-1, x.shape[-1]).T
     (down, right), (rows, columns) = layer.stride, layer.kernel_size
     above, before = (int(pad) for pad in layer.padding)
     padded = functional.pad(x, (before, before, above, above))
     reach = [(kernel - 1) * dilation + 1 for kernel, dilation in zip((rows, columns), layer.dilation, strict=True)]
     height, width = (padded.shape[2] - reach[0]) // down + 1, (padded.shape[3] - reach[1]) // right + 1
-    if height * width <= most:
+    if height * width <= POSITIONS:
         whole: Tensor = functional.unfold(x, (rows, columns), layer.dilation, (above, before), layer.stride)
         return whole.transpose(0, 1).flatten(1)
-    tops, lefts = np.divmod(_positions(height * width, most), width)
+    tops, lefts = np.divmod(_positions(height * width), width)
     taps = np.add.outer(np.arange(rows) * layer.dilation[0] * padded.shape[3], np.arange(columns) * layer.dilation[1]).ravel()
     places = torch.from_numpy(np.add.outer(taps, tops * down * padded.shape[3] + lefts * right)).to(x.device)
     patches: Tensor = padded.flatten(2).index_select(2, places.flatten()).reshape(*x.shape[:2], *places.shape)
@@ -255,6 +254,6 @@ def _wide(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def _positions(count: int, most: int) -> np.ndarray:
+def _positions(count: int) -> np.ndarray:
     """Places in a picture that are looked at, all of a small one; the same ones at every call."""
-    return np.arange(count) if count <= most else np.sort(np.random.default_rng(count).choice(count, most, replace=False))
+    return np.arange(count) if count <= POSITIONS else np.sort(np.random.default_rng(count).choice(count, POSITIONS, replace=False))
